@@ -1,0 +1,99 @@
+"""What a row is asked: the shared prefix, the row's own messages and how to answer them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from spoolama.backends.base import LoadSpec, Message
+from spoolama.job.openai_lines import read_body
+from spoolama.job.prompt import PromptTemplate
+from spoolama.job.sidecar import LOAD_TIME_OPTIONS, Sidecar
+
+__all__ = ["Ask", "Asker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One row's question. Rows of one conversation share `prefix`; between it and `own` stand earlier rows."""
+
+    prefix: tuple[Message, ...]
+    """System message and few-shot turns: the part that the server's prefix cache serves."""
+    own: tuple[Message, ...]
+    """The row's own messages; the last one is the user's."""
+    num_predict: int
+    """Upper bound of the answer, in tokens."""
+    sampling: Mapping[str, Any]
+    """`temperature`, `seed`, ... by Ollama's names; only what is set."""
+    format: Mapping[str, Any] | Literal["json"] | None
+    """JSON Schema (or "json") that constrains the answer."""
+    think: bool | str | None
+    """Whether a thinking model thinks; None: no."""
+
+
+class Asker:
+    """Turns fields into questions, by the sidecar of a job.
+
+    Args:
+        sidecar: The job's sidecar; for OpenAI lines it gives defaults.
+        openai: Whether the fields are OpenAI batch lines.
+    """
+
+    def __init__(self, sidecar: Sidecar, *, openai: bool) -> None:
+        self._sidecar = sidecar
+        self._openai = openai
+        options = sidecar.options.model_dump(exclude_none=True)
+        self._num_ctx: int = options.pop("num_ctx")
+        self._num_predict: int = options.pop("num_predict")
+        self._load_options = {key: options.pop(key) for key in LOAD_TIME_OPTIONS if key in options}
+        self._sampling = options
+        prefix: list[Message] = []
+        if sidecar.system:
+            prefix.append(Message("system", sidecar.system))
+        for example in sidecar.examples:
+            prefix += [Message("user", example.user), Message("assistant", example.assistant)]
+        self._prefix = tuple(prefix)
+        self._template = PromptTemplate(sidecar.prompt or "") if not openai else None
+
+    @property
+    def prefix(self) -> tuple[Message, ...]:
+        """The prefix that all rows of a sidecar job share; for OpenAI lines the sidecar's own, used by none."""
+        return self._prefix
+
+    def ask(self, fields: Mapping[str, Any]) -> Ask:
+        """The question of one row.
+
+        Args:
+            fields: The row's fields; for OpenAI lines the whole line.
+
+        Raises:
+            RowError: `template_undefined`, `template_error`, `empty_prompt`, `unsupported_request`.
+        """
+        if self._template is None:
+            return self._ask_line(fields)
+        return Ask(
+            prefix=self._prefix,
+            own=(Message("user", self._template.render(fields)),),
+            num_predict=self._num_predict,
+            sampling=self._sampling,
+            format=self._sidecar.format,
+            think=self._sidecar.think,
+        )
+
+    def _ask_line(self, line: Mapping[str, Any]) -> Ask:
+        request = read_body(line)
+        messages = tuple(Message(role, content) for role, content in request.messages)
+        own = messages[-1:]
+        return Ask(
+            prefix=messages[:-1],
+            own=own,
+            num_predict=self._num_predict if request.num_predict is None else request.num_predict,
+            sampling={**self._sampling, **request.sampling},
+            format=request.format if request.has_format else self._sidecar.format,
+            think=self._sidecar.think if request.think is None else request.think,
+        )
+
+    def load_spec(self, model: str, slots: int) -> LoadSpec:
+        """What to load: `model` is the row's own or the sidecar's, `slots` what the service runs at once."""
+        return LoadSpec(model=model, num_ctx=self._num_ctx, load_options=dict(self._load_options), slots=slots)

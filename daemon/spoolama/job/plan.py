@@ -1,0 +1,87 @@
+"""The plan: everything besides input, sidecar and ledger that decides what a row is asked.
+
+Plans are numbered.
+What is learned while a job runs becomes a new version, written to the ledger before it is used and in force from
+its `from_segment` on, so that every prompt can be rebuilt from what is on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from spoolama.job.sidecar import Sidecar
+
+__all__ = ["Plan", "first_plan"]
+
+_SAFE_TOKENS_PER_BYTE = 1.0
+"""No tokenizer of a text model makes more tokens than there are bytes; what the server counts lowers it."""
+
+_OVERHEAD_TOKENS = 16
+"""Tokens that a chat template puts around one message, generously; `<start_of_turn>model\\n` is 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One numbered version of the rules by which conversations are built and trimmed."""
+
+    version: int
+    """1 for the first, counted up."""
+    from_segment: int
+    """0-based segment from which on this version is in force."""
+    segment_rows: int
+    """Rows of one conversation; 1: each row alone; 0: all rows of the job."""
+    strategy: str
+    """What a trim keeps: `reset` or `window`."""
+    high: float
+    """A trim is due when the prompt would pass this share of the room."""
+    low: float
+    """`window`: the latest rows that fit this share of the room are kept."""
+    keep: int | None
+    """`window`: at most this many rows are kept; None: no such bound."""
+    tokens_per_byte: float
+    """Upper bound used for the length of a text nobody has counted yet."""
+    overhead_tokens: int
+    """Tokens of the chat template around one message, upper bound."""
+
+    def next_version(self, *, from_segment: int, **changes: Any) -> Plan:
+        """The same plan with changes, one version on, in force from `from_segment`."""
+        return replace(self, version=self.version + 1, from_segment=from_segment, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that `to_json` gave.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        names = {f.name for f in fields(cls)}
+        if set(data) != names:
+            raise ValueError(f"not a plan: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}")
+        return cls(**data)
+
+
+def first_plan(sidecar: Sidecar) -> Plan:
+    """The plan that a job starts with: the sidecar's wishes, and safe bounds where nothing is measured yet."""
+    if sidecar.mode == "isolated":
+        rows = 1
+    elif sidecar.segment == "all":
+        rows = 0
+    else:
+        rows = sidecar.segment
+    return Plan(
+        version=1,
+        from_segment=0,
+        segment_rows=rows,
+        strategy=sidecar.trim.strategy,
+        high=sidecar.trim.high,
+        low=sidecar.trim.low,
+        keep=sidecar.trim.keep,
+        tokens_per_byte=_SAFE_TOKENS_PER_BYTE,
+        overhead_tokens=_OVERHEAD_TOKENS,
+    )

@@ -1,0 +1,124 @@
+"""The sidecar: what a user asks of a job, checked.
+
+Loading from YAML, with file, line, column and key in every error, is in `job/sidecar_file.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["LOAD_TIME_OPTIONS", "Example", "Expect", "Options", "Sidecar", "Trim"]
+
+LOAD_TIME_OPTIONS = ("num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
+"""Options besides `num_ctx` that fix a loaded model: a change of one of them is a reload."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Example(_Model):
+    """A few-shot turn, part of the shared prefix."""
+
+    user: str = Field(description="What a user would say.")
+    assistant: str = Field(description="The answer wanted.")
+
+
+class Expect(_Model):
+    """What the upload must turn out to be; a truncated upload is then always caught."""
+
+    rows: int | None = Field(None, ge=0, description="Number of records.")
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-fA-F]{64}$", description="sha256 of the data file as uploaded."
+    )
+
+
+class Options(_Model):
+    """Options of the model. Load-time ones are frozen for the job."""
+
+    num_ctx: int = Field(4096, ge=128, le=10_000_000, description="Context window of a slot, in tokens.")
+    num_predict: int = Field(256, ge=1, description="Upper bound of an answer, in tokens.")
+    temperature: float = Field(0.0, ge=0, description="0: the likeliest token each time.")
+    seed: int = Field(7, description="Seed of the sampler.")
+    top_k: int | None = Field(None, ge=0, description="Sample from the k likeliest tokens.")
+    top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest mass p.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest.")
+    repeat_penalty: float | None = Field(None, description="Above 1: repetition costs.")
+    repeat_last_n: int | None = Field(None, ge=-1, description="How far back repetition is seen.")
+    presence_penalty: float | None = Field(None, description="As OpenAI's.")
+    frequency_penalty: float | None = Field(None, description="As OpenAI's.")
+    stop: list[str] | None = Field(None, description="Strings that end an answer.")
+    num_batch: int | None = Field(None, ge=1, description="Load-time: tokens evaluated at once.")
+    num_gpu: int | None = Field(None, ge=-1, description="Load-time: layers on the GPU.")
+    main_gpu: int | None = Field(None, ge=0, description="Load-time: which GPU.")
+    use_mmap: bool | None = Field(None, description="Load-time: map the weights from disk.")
+    num_thread: int | None = Field(None, ge=1, description="Load-time: CPU threads.")
+
+    @model_validator(mode="after")
+    def _room_for_the_prompt(self) -> Options:
+        if self.num_predict >= self.num_ctx:
+            raise ValueError(
+                f"num_predict {self.num_predict} leaves no room for a prompt in num_ctx {self.num_ctx}"
+            )
+        return self
+
+
+class Trim(_Model):
+    """How a conversation is kept inside its window."""
+
+    strategy: Literal["reset", "window"] = Field(
+        "reset",
+        description="reset: start again from the shared prefix. window: keep the latest rows.",
+    )
+    high: float = Field(0.75, gt=0, le=1, description="Trim when the prompt would pass this share of the room.")
+    low: float = Field(
+        0.375, ge=0, lt=1, description="window: keep as many of the latest rows as fit this share of the room."
+    )
+    keep: int | None = Field(None, ge=1, description="window: keep at most this many rows at a trim.")
+
+    @model_validator(mode="after")
+    def _marks_in_order(self) -> Trim:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        return self
+
+
+class Sidecar(_Model):
+    """What a user asks of a job."""
+
+    model: str = Field(min_length=1, description="The model's name, as the server knows it.")
+    system: str = Field("", description="The system message: the instruction all rows share.")
+    prompt: str | None = Field(
+        None, description="Jinja2 template over the row's fields. OpenAI batch lines bring their own messages."
+    )
+    examples: tuple[Example, ...] = Field((), description="Few-shot turns, part of the shared prefix.")
+    mode: Literal["conversation", "isolated"] = Field(
+        "conversation", description="conversation: rows see earlier rows. isolated: each row alone."
+    )
+    id: str | None = Field(None, description="The column that names a row; default: its number from 1.")
+    options: Options = Field(default_factory=Options, description="Options of the model.")
+    format: dict[str, Any] | Literal["json"] | None = Field(
+        None, description="JSON Schema that constrains the answer and is checked again, or `json`."
+    )
+    think: bool | Literal["low", "medium", "high", "max"] | None = Field(
+        None, description="Thinking models: default off."
+    )
+    trim: Trim = Field(default_factory=Trim, description="How a conversation is kept inside its window.")
+    segment: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        200, description="Rows of one conversation before a new one starts from the shared prefix, or `all`."
+    )
+    lanes: int | None = Field(None, ge=1, le=256, description="Requests at once; default: the service's setting.")
+    gold: str | None = Field(None, description="A column of known answers: agreement is reported.")
+    answer_key: str | None = Field(
+        None, description="With `format`: the answer's key that is compared with `gold`; default: the only key."
+    )
+    retries: int = Field(3, ge=0, le=20, description="Tries of a row after the first.")
+    timeout: float | None = Field(None, gt=0, description="Seconds for one answer; default: learned.")
+    max_failed: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="End the job early past this number (2, 50) or share (0.01) of failed rows."
+    )
+    expect: Expect | None = Field(None, description="What the upload must turn out to be.")
+    output: tuple[Literal["jsonl", "csv"], ...] = Field(("jsonl", "csv"), description="Forms of the results.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
