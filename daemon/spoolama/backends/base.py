@@ -1,0 +1,155 @@
+"""The one interface to a model server, and what crosses it.
+
+A backend turns a `ChatRequest` into a `Reply` or raises one of the `BackendError`s of `spoolama.errors`.
+It decides by status and structure; by text only where the server gives nothing else.
+It never retries: what an error means is the engine's business (`engine/failures.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+__all__ = ["Backend", "ChatRequest", "LoadSpec", "LoadedModel", "Message", "Reply", "ServerInfo"]
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant` (OpenAI lines may bring others)."""
+    content: str
+    """Its text."""
+
+    def wire(self) -> dict[str, str]:
+        """The message as every chat API spells it."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What fixes a loaded model; frozen for the job, since a change of it is a reload."""
+
+    model: str
+    """The model's name as the sidecar has it."""
+    num_ctx: int
+    """Context window of one slot, in tokens."""
+    load_options: Mapping[str, Any] = field(default_factory=dict)
+    """Other load-time options (`num_batch`, `num_gpu`, `num_thread`, ...)."""
+    slots: int = 1
+    """How many requests the server should work on at once, where that is ours to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """Who answers."""
+
+    kind: str
+    """`ollama`, `embedded` or `openai`."""
+    version: str | None
+    """The server's version, where it tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready, as the server describes it."""
+
+    name: str
+    digest: str | None
+    """What identifies the weights: Ollama's digest, a GGUF's sha256, or null."""
+    num_ctx: int | None
+    """The window of one slot as the server reports it; null where it does not."""
+    slots: int | None
+    """Requests it works on at once, where that is known."""
+    server: ServerInfo
+    size_bytes: int | None = None
+    """Memory the server says the model takes."""
+    vram_bytes: int | None = None
+    """The part of it on the GPU."""
+    can_think: bool = False
+    """Whether the model has a thinking mode."""
+    load_s: float | None = None
+    """Seconds the load took."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One prompt to be answered. The load options stand in `load`, so that a reload cannot slip in."""
+
+    load: LoadSpec
+    messages: tuple[Message, ...]
+    num_predict: int
+    """Upper bound of the answer in tokens; always sent, at least 1."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """`temperature`, `seed`, `top_p`, ... by Ollama's names."""
+    format: Mapping[str, Any] | Literal["json"] | None = None
+    """JSON Schema (or "json") that constrains the answer."""
+    think: bool | str | None = None
+    """None: false where the model can think. Otherwise as the sidecar says."""
+    timeout_s: float = 600.0
+    """Bound on the whole request; past it the request is cancelled and `Stalled` is raised."""
+    slot: int | None = None
+    """The lane's number: a backend that can pin a conversation to a slot uses it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A generation that ended, with the server's own counts. None means: the server did not say."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    """`length`: the answer was cut at `num_predict` or at the window."""
+    prompt_tokens: int | None
+    """All prompt tokens, cached ones included."""
+    cached_tokens: int | None
+    """Prompt tokens served from the prefix cache, where the server counts them."""
+    completion_tokens: int | None
+    load_s: float | None = None
+    """Seconds until the model was ready: over 1 on a warm model means it was loaded again."""
+    prompt_s: float | None = None
+    """Seconds evaluating the prompt."""
+    eval_s: float | None = None
+    """Seconds generating."""
+    total_s: float | None = None
+    """Seconds by the server's own clock, waiting for a slot included."""
+    thinking: str | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The server's body as it came, for OpenAI batch output; without secrets by nature."""
+
+
+class Backend(Protocol):
+    """A model server. All methods may raise a `BackendError`."""
+
+    kind: str
+
+    async def probe(self) -> ServerInfo:
+        """A cheap sign of life; no model is touched."""
+        ...
+
+    async def load(self, spec: LoadSpec) -> LoadedModel:
+        """Load the model, or see that it is loaded just so, and verify it as the server reports it.
+
+        Raises:
+            RequestRefused: the model is not there, or is not local, or cannot be loaded like this.
+        """
+        ...
+
+    async def chat(self, request: ChatRequest) -> Reply:
+        """One prompt, one answer."""
+        ...
+
+    async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
+        """The prompt's exact length without evaluating it; None where the server cannot tell."""
+        ...
+
+    async def release(self) -> None:
+        """Give back the memory of every model that this backend loaded; a no-op where others share it."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections and child processes."""
+        ...

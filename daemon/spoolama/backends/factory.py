@@ -1,0 +1,49 @@
+"""From settings to a backend: the one place that knows every kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, assert_never
+
+from spoolama.backends.base import Backend
+from spoolama.clock import Clock
+
+__all__ = ["BackendSettings", "make_backend"]
+
+
+@dataclass(frozen=True)
+class BackendSettings:
+    """Which model server answers, and how to reach it."""
+
+    kind: Literal["ollama", "embedded", "openai"] = "ollama"
+    """`ollama`: its own API. `openai`: vLLM, llama-server, SGLang. `embedded`: llama.cpp in a child process."""
+    url: str = "http://127.0.0.1:11434"
+    """Address of the server; `embedded` needs none."""
+    api_key: str | None = None
+    """Sent as a bearer token by `openai`; the others have none."""
+    shared: bool = False
+    """Others use the same models on that server: they are never released from here."""
+    threads: int | None = None
+    """CPU threads of `embedded`; None: one for each core."""
+    cache_dir: Path | None = None
+    """Where `embedded` keeps models put together from packages; None: the user's cache directory."""
+
+
+def make_backend(settings: BackendSettings, clock: Clock) -> Backend:
+    """The backend that the settings ask for; nothing is connected or started yet."""
+    match settings.kind:
+        case "ollama":
+            from spoolama.backends.ollama import OllamaBackend
+
+            return OllamaBackend(settings.url, clock=clock, shared=settings.shared)
+        case "openai":
+            from spoolama.backends.openai import OpenAIBackend
+
+            return OpenAIBackend(settings.url, api_key=settings.api_key, clock=clock)
+        case "embedded":
+            from spoolama.backends.embedded import EmbeddedBackend
+
+            return EmbeddedBackend(clock=clock, threads=settings.threads, cache_dir=settings.cache_dir)
+        case _:
+            assert_never(settings.kind)

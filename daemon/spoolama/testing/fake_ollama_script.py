@@ -1,0 +1,229 @@
+"""What a fake Ollama is told to do: models, speed, answers, faults; and what it saw."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["GEMMA3", "SMOLLM2", "Answer", "Asked", "Call", "Fault", "FakeModel", "FaultKind", "Latency", "Script"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an answer may depend on."""
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    options: Mapping[str, Any]
+    """Sampling options only: without the load-time ones and without `num_predict`."""
+    format: Any = None
+    think: Any = None
+
+    @property
+    def row(self) -> str:
+        """The last message's text: the row."""
+        return str(self.messages[-1].get("content", "")) if self.messages else ""
+
+
+Answer = Callable[[Asked], str]
+"""The text of an answer; a pure function makes a run repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class FakeModel:
+    """A model that the server has."""
+
+    name: str
+    digest: str = ""
+    """sha256 in hex; empty: that of the name."""
+    family: str = "llama"
+    parameter_size: str = "134.52M"
+    quantization_level: str = "Q4_1"
+    size_bytes: int = 98_362_745
+    vram_bytes: int = 0
+    """What `/api/ps` says is on the GPU."""
+    context_length: int = 8192
+    """The window it was trained for; a larger `num_ctx` is cut to it."""
+    window: int | None = None
+    """Sliding attention window in tokens; None: plain attention."""
+    capabilities: tuple[str, ...] = ("completion",)
+    remote_host: str | None = None
+    """A stub of a model that really runs elsewhere."""
+    template: Literal["chatml", "gemma"] = "chatml"
+    load_s: float = 2.0
+    """What a load reports as `load_duration`."""
+
+    @property
+    def full_digest(self) -> str:
+        """The digest that the server shows."""
+        return self.digest or hashlib.sha256(self.name.encode()).hexdigest()
+
+
+SMOLLM2 = FakeModel(
+    "smollm2:135m", digest="fd5f44c0b5aff6453726119fc560d73a8a995a55b4a49804bc24b1969ecf1794"
+)
+"""Plain attention."""
+GEMMA3 = FakeModel(
+    "gemma3:270m",
+    digest="d6a5bd949d28767632efc33a95bdfd7b7f73d4b11cc21d9f6f0af20c49c65c92",
+    family="gemma3",
+    parameter_size="268.10M",
+    quantization_level="Q4_K_M",
+    size_bytes=253_113_575,
+    context_length=32768,
+    window=512,
+    template="gemma",
+)
+"""Sliding-window attention: a prefix that lies far back is lost unless a request ended there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long things take. Token times are always reported; they are only waited for as `pace` says."""
+
+    request_s: float = 0.0
+    """Waited for on every answer, while it holds its slot."""
+    prompt_token_s: float = 0.0005
+    """Reported for each evaluated prompt token."""
+    answer_token_s: float = 0.005
+    """Reported for each answered token."""
+    pace: float = 0.0
+    """Share of the reported token and load times that is really waited for."""
+    load_s: float = 0.0
+    """Waited for on every load, beside the paced part."""
+    jitter: float = 0.0
+    """Waits vary by up to this share, up and down, by a generator seeded with `seed`."""
+    seed: int = 7
+
+
+FaultKind = Literal[
+    "http",  # status and body as given
+    "reset",  # the connection is reset before any byte
+    "reset_body",  # ... after the headers and half of the body
+    "cut_body",  # the connection is closed in order, but half of the body is missing
+    "garbage",  # bytes that are not HTTP
+    "not_json",  # HTTP 200 with a body that is no JSON
+    "hang",  # never a byte
+    "drip",  # a byte now and then
+    "not_done",  # HTTP 200, `done` false, no counters
+    "no_reason",  # HTTP 200, `done` true without a `done_reason`
+    "empty",  # an empty answer
+    "text",  # the answer is `body`
+    "silent_cut",  # HTTP 200 on a prompt cut to half the window
+    "runner_killed",  # the model's process dies: 500, and the model has to be loaded again
+    "out_of_memory",  # the same for want of memory
+    "busy",  # 503
+    "cloud",  # 403
+    "missing",  # 404
+    "remote",  # an answer that says it came from elsewhere
+]
+
+
+@dataclass(slots=True)
+class Fault:
+    """One thing that goes wrong. All given conditions must hold; without any it always strikes."""
+
+    kind: FaultKind
+    calls: Sequence[int] = ()
+    """Numbers of chat calls, from 1."""
+    every: int = 0
+    """Every so many chat calls."""
+    contains: str = ""
+    """Text of the last message."""
+    when: Callable[[Call], bool] | None = None
+    """Any other condition."""
+    times: int | None = None
+    """Strikes at most so often."""
+    status: int = 500
+    """`http`: the status."""
+    body: str = ""
+    """`http`: the `error` text, or a whole body if it starts with `{`; `text`: the answer."""
+    delay_s: float = 0.0
+    """Wait before it strikes, holding the slot; `drip`: between two bytes."""
+    struck: int = 0
+    """How often it struck."""
+
+    def strikes(self, call: Call) -> bool:
+        """Whether this call is hit; counts if so."""
+        if self.times is not None and self.struck >= self.times:
+            return False
+        if self.calls and call.number not in self.calls:
+            return False
+        if self.every and call.number % self.every:
+            return False
+        if self.contains and self.contains not in call.row:
+            return False
+        if self.when is not None and not self.when(call):
+            return False
+        self.struck += 1
+        return True
+
+
+@dataclass(slots=True)
+class Call:
+    """One chat or generate call, as it was received and how it ended."""
+
+    number: int
+    """From 1, in the order in which requests were complete; each path counts for itself."""
+    at: float
+    """Seconds since the epoch."""
+    path: str
+    raw: bytes
+    """The body as it came."""
+    body: Mapping[str, Any]
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    outcome: str | None = None
+    """`ok`, the status, the kind of fault, or `cancelled`; None: still at it."""
+    answer: str | None = None
+    cached_tokens: int | None = None
+    """What the fake really took from its prefix cache, whether it reports it or not."""
+    slot: int | None = None
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages asked."""
+        found = self.body.get("messages")
+        return found if isinstance(found, list) else []
+
+    @property
+    def row(self) -> str:
+        """The last message's text: the row."""
+        messages = self.messages
+        return str(messages[-1].get("content", "")) if messages else ""
+
+    @property
+    def sha256(self) -> str:
+        """Of the messages, spelled in one way."""
+        text = json.dumps(self.messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(slots=True)
+class Script:
+    """What a fake Ollama is and does."""
+
+    models: Sequence[FakeModel] = (SMOLLM2, GEMMA3)
+    any_model: bool = False
+    """Every name is there, as a copy of the first model."""
+    version: str = "0.33.3"
+    """From 0.33.3 on it reports cached tokens; 0.30.0 counts only evaluated prompt tokens."""
+    slots: int = 1
+    """OLLAMA_NUM_PARALLEL."""
+    max_queue: int = 512
+    """OLLAMA_MAX_QUEUE: calls that may wait while a model is loaded."""
+    latency: Latency = field(default_factory=Latency)
+    answer: Answer | None = None
+    """None: a label, or a valid instance of the format, chosen by a hash of what was asked."""
+    labels: Sequence[str] = ("positive", "negative", "neutral")
+    faults: list[Fault] = field(default_factory=list)
+    bytes_per_token: int = 4
+    """A message counts one token for so many bytes of UTF-8, rounded up ..."""
+    tokens_per_message: int = 4
+    """... and so many for its frame; the opened answer one less."""
+    num_ctx_limit: int | None = None
+    """The largest window that gets loaded, as after a step-down for want of memory."""
+    cloud_disabled: bool = True
