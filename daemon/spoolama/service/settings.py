@@ -1,0 +1,255 @@
+"""The service's settings: one annotated YAML file, each key overridable by the environment.
+
+A key `a: {b: …}` is overridden by `SPOOLAMA_A__B`. `config/spoolama.yaml` lists every key with its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from spoolama.errors import ConfigError, Problem
+from spoolama.yaml_errors import Parsed, parse_yaml, problems_of, suggestion
+
+__all__ = ["PREFIX", "BackendSection", "KeepSection", "LogSection", "Settings", "load_settings", "variables"]
+
+PREFIX = "SPOOLAMA_"
+_OTHER_VARIABLES = {"SPOOLAMA_CONFIG"}
+_FOR_TESTS = "SPOOLAMA_TEST_"
+
+
+def _as_path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_as_path)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Days = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class BackendSection(_Section):
+    """Who answers."""
+
+    kind: Literal["ollama", "embedded", "openai"] = Field("ollama", description="The kind of model server.")
+    url: str | None = Field(
+        None,
+        pattern="^https?://[^/\\s]+",
+        description="The server's address. Default for ollama: http://127.0.0.1:11434. openai needs one.",
+    )
+    api_key_file: FilePath | None = Field(
+        None,
+        description="File whose first line is the bearer token (LoadCredential= can provide it).",
+    )
+    shared: bool = Field(
+        False, description="Others use this server's models too: never release them when the queue is empty."
+    )
+    threads: int | None = Field(None, ge=1, description="embedded: CPU threads. Default: all cores.")
+    cache_dir: FilePath | None = Field(
+        None, description="embedded: where model packages are unpacked. Default: the user's cache directory."
+    )
+
+
+class LogSection(_Section):
+    """What is logged."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Lowest level that is logged. Row content appears at debug only."
+    )
+
+
+class KeepSection(_Section):
+    """How long results stay. By default for ever."""
+
+    done_days: Days | None = Field(None, description="Remove jobs from done/ so many days after publishing.")
+    failed_days: Days | None = Field(None, description="The same for failed/.")
+
+
+class Settings(_Section):
+    """Everything an administrator can set. Every default is what the service does without a file."""
+
+    spool: FilePath = Field(
+        Path("/var/spool/spoolama"), description="The spool directory, all of it on one file system."
+    )
+    backend: BackendSection = Field(default_factory=BackendSection, description="Who answers.")
+    lanes: int = Field(
+        1, ge=1, le=256, description="Requests at once; must match the server's OLLAMA_NUM_PARALLEL."
+    )
+    quiet_s: Seconds = Field(
+        2.0, description="Seconds a dropped file must be unchanged before it is taken (by ctime)."
+    )
+    rescan_s: float = Field(
+        10.0, gt=0, le=3600, description="Seconds between two scans of incoming/ when no event asks for one."
+    )
+    openai_wait_s: Seconds = Field(
+        30.0, description="Seconds an OpenAI batch file waits for a sidecar that may still come."
+    )
+    lonely_after_s: Seconds = Field(
+        600.0, description="Seconds after which data without a sidecar, or the reverse, is warned about."
+    )
+    max_bytes: int = Field(
+        10_000_000_000, ge=1, description="Largest data file, in bytes as uploaded; larger ones are rejected."
+    )
+    min_free_bytes: int = Field(
+        500_000_000,
+        ge=0,
+        description="Bytes to leave free on the spool's disk; with less, nothing is taken.",
+    )
+    default_sidecar: FilePath | None = Field(
+        None, description="Sidecar for data files that bring none. Default: such files wait for theirs."
+    )
+    max_cell_bytes: int = Field(
+        1_000_000, ge=1000, description="Longest field of a CSV row or line of a JSONL file, in bytes."
+    )
+    final_newline: Literal["require", "accept"] = Field(
+        "require",
+        description="Whether data must end with a line end; without one it may be truncated.",
+    )
+    release_after_s: Seconds = Field(
+        300.0, description="Seconds of empty queue after which the models loaded here are released."
+    )
+    drain_s: Seconds = Field(
+        60.0, description="Seconds that rows in flight get at stop; keep it below the unit's TimeoutStopSec."
+    )
+    log: LogSection = Field(default_factory=LogSection, description="What is logged.")
+    keep: KeepSection = Field(default_factory=KeepSection, description="How long results stay.")
+
+    @model_validator(mode="after")
+    def _address_known(self) -> Settings:
+        if self.backend.kind == "openai" and self.backend.url is None:
+            raise ValueError("backend.kind openai needs backend.url, such as http://127.0.0.1:8000/v1")
+        return self
+
+
+def variables() -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    """Each environment variable: its name, the key it overrides, and the field."""
+    yield from _variables(Settings, ())
+
+
+def _variables(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+    for name, info in model.model_fields.items():
+        path = (*above, name)
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _variables(annotation, path)
+        else:
+            yield PREFIX + "__".join(path).upper(), path, info
+
+
+def load_settings(path: Path | None, env: Mapping[str, str]) -> Settings:
+    """Read the configuration: defaults, then the file, then the environment.
+
+    Args:
+        path: The YAML file; None for the defaults alone. Relative paths in it are relative to its directory.
+        env: The environment. Unknown names that begin with SPOOLAMA_ are errors, as unknown keys are.
+
+    Raises:
+        ConfigError: with every problem found, each on its own line with file, line and key.
+    """
+    name = str(path) if path else "settings"
+    parsed = _read(path, name)
+    values = parsed.value if parsed.value is not None else {}
+    problems = list(parsed.problems)
+    if not isinstance(values, dict):
+        raise _config_error([Problem(name, 1, 1, "", "must be a mapping of keys", "write `lanes: 1`")])
+    problems += _overlay(values, env)
+    settings: Settings | None = None
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        problems += problems_of(error, file=name, parsed=parsed, model=Settings)
+    if problems or settings is None:
+        raise _config_error(problems)
+    return _anchored(settings, path, env)
+
+
+def _read(path: Path | None, name: str) -> Parsed:
+    if path is None:
+        return Parsed(None)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: no such file; `spoolama init` makes one") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
+    parsed = parse_yaml(text, name)
+    if parsed.problems and parsed.value is None:
+        raise _config_error(list(parsed.problems))
+    return parsed
+
+
+def _config_error(problems: list[Problem]) -> ConfigError:
+    return ConfigError("\n".join(str(p) for p in problems))
+
+
+def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
+    """Put the environment's settings over the file's; return what is wrong with them."""
+    known = {variable: (path, info) for variable, path, info in variables()}
+    problems = []
+    for variable in sorted(env):
+        if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES or variable.startswith(_FOR_TESTS):
+            continue
+        if variable not in known:
+            hint = suggestion(variable, known)
+            problems.append(Problem("environment", None, None, variable, "unknown setting", hint))
+            continue
+        path, info = known[variable]
+        text: str | None = env[variable]
+        if text == "" and _may_be_absent(info.annotation):
+            text = None
+        try:
+            value = TypeAdapter(info.rebuild_annotation()).validate_python(text, strict=False)
+        except ValidationError as error:
+            message = str(error.errors()[0]["msg"]).lower().replace("input should be", "must be")
+            problems.append(Problem("environment", None, None, variable, f"{message}, not {text!r}"))
+            continue
+        here = values
+        for part in path[:-1]:
+            if not isinstance(here.get(part), dict):
+                here[part] = {}
+            here = here[part]
+        here[path[-1]] = value
+    return problems
+
+
+def _may_be_absent(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, UnionType) and type(None) in get_args(annotation)
+
+
+def _anchored(settings: Settings, path: Path | None, env: Mapping[str, str]) -> Settings:
+    """Make paths absolute: the file's from its directory, the environment's from the working directory."""
+    file_base = path.absolute().parent if path else Path.cwd()
+
+    def anchor(value: Path | None, variable: str) -> Path | None:
+        return value and (Path.cwd() if variable in env else file_base) / value
+
+    backend = settings.backend.model_copy(
+        update={
+            "api_key_file": anchor(settings.backend.api_key_file, "SPOOLAMA_BACKEND__API_KEY_FILE"),
+            "cache_dir": anchor(settings.backend.cache_dir, "SPOOLAMA_BACKEND__CACHE_DIR"),
+        }
+    )
+    return settings.model_copy(
+        update={
+            "spool": anchor(settings.spool, "SPOOLAMA_SPOOL"),
+            "default_sidecar": anchor(settings.default_sidecar, "SPOOLAMA_DEFAULT_SIDECAR"),
+            "backend": backend,
+        }
+    )
