@@ -1,13 +1,48 @@
-"""A fake Ollama over real loopback HTTP, in process or as a process (`python -m spoolama.testing.fake_ollama`)."""
+"""A fake Ollama over real loopback HTTP, in process or as a process (`python -m spoolama.testing.fake_ollama`).
+
+It follows replies recorded from a real one (status, keys, texts) and counts tokens, cached tokens and loads by the
+rules in `fake_ollama_engine`. What it does is a `Script`, which may be changed while it runs::
+
+    async with FakeOllama(Script(slots=4, faults=[Fault("reset", calls=[3])])) as server:
+        backend = OllamaBackend(server.url, clock=SystemClock())
+
+It needs `h11`, which httpx brings along.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from pathlib import Path
 from types import TracebackType
 
-from spoolama.testing.fake_ollama_script import Call, Script
+from spoolama.testing.fake_ollama_http import HttpServer
+from spoolama.testing.fake_ollama_log import CallLog
+from spoolama.testing.fake_ollama_routes import Routes
+from spoolama.testing.fake_ollama_script import (
+    GEMMA3,
+    SMOLLM2,
+    Answer,
+    Asked,
+    Call,
+    FakeModel,
+    Fault,
+    Latency,
+    Script,
+)
 
-__all__ = ["FakeOllama"]
+__all__ = [
+    "GEMMA3",
+    "SMOLLM2",
+    "Answer",
+    "Asked",
+    "Call",
+    "FakeModel",
+    "FakeOllama",
+    "Fault",
+    "Latency",
+    "Script",
+]
 
 
 class FakeOllama:
@@ -16,23 +51,84 @@ class FakeOllama:
     Args:
         script: What it does; the default answers every chat at once with one of three labels.
         port: 0 for a free one.
-        call_log: Where each call is appended as JSON lines, the line before the answer.
+        call_log: Where each call is appended as JSON lines, before it is answered (`CallLog`).
+        keep: How many calls `calls` keeps; None: all.
     """
 
-    def __init__(self, script: Script | None = None, *, port: int = 0, call_log: Path | None = None) -> None:
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        port: int = 0,
+        call_log: Path | None = None,
+        keep: int | None = None,
+    ) -> None:
         self.script = script or Script()
-        self.calls: list[Call] = []
+        self._kept: deque[Call] = deque(maxlen=keep)
+        self._log = CallLog(call_log) if call_log is not None else None
+        self._arrived = asyncio.Event()
+        self._total = 0
+        self._routes = Routes(self.script, received=self._received, ended=self._ended)
+        self._server = HttpServer(self._routes.handle, port=port)
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:PORT`."""
-        raise NotImplementedError
+        """`http://127.0.0.1:PORT`, once started."""
+        return self._server.url
+
+    @property
+    def calls(self) -> list[Call]:
+        """Every chat and generate call in the order received, broken ones included."""
+        return list(self._kept)
+
+    @property
+    def chats(self) -> list[Call]:
+        """Those of `/api/chat` that had messages."""
+        return [call for call in self._kept if call.path == "/api/chat" and call.messages]
+
+    @property
+    def loads(self) -> list[tuple[str, int]]:
+        """Name and window of every load, in order."""
+        return list(self._routes.engine.loads)
+
+    @property
+    def loaded(self) -> list[str]:
+        """Names of the models in memory now."""
+        return list(self._routes.engine.runners)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that hold a slot now."""
+        return self._routes.generator.in_flight
+
+    @property
+    def peak_in_flight(self) -> int:
+        """The most calls that ever held a slot at once."""
+        return self._routes.generator.peak_in_flight
+
+    def kill_runners(self) -> None:
+        """Every model's process dies: calls in flight get status 500, and the next ones load again."""
+        for runner in list(self._routes.engine.runners.values()):
+            self._routes.engine.kill(runner)
+
+    def evict(self, name: str) -> None:
+        """Somebody else unloads a model."""
+        self._routes.engine.unload(name)
+
+    async def wait_for_calls(self, count: int) -> None:
+        """Until so many chat and generate calls were received since the start."""
+        while self._total < count:
+            self._arrived.clear()
+            await self._arrived.wait()
 
     async def start(self) -> None:
-        """Listen."""
+        """Listen; after `stop` on the same port again."""
+        await self._server.start()
 
     async def stop(self) -> None:
-        """Stop listening and drop every connection: the server is away. `start` brings it back on its port."""
+        """Stop listening and break every connection: the server is away. What was loaded is gone."""
+        await self._server.stop()
+        self.kill_runners()
 
     async def __aenter__(self) -> FakeOllama:
         await self.start()
@@ -42,3 +138,22 @@ class FakeOllama:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def _received(self, call: Call) -> None:
+        self._kept.append(call)
+        self._total += 1
+        if self._log is not None:
+            self._log.received(call)
+        self._arrived.set()
+
+    def _ended(self, call: Call) -> None:
+        if self._log is not None:
+            self._log.ended(call)
+
+
+if __name__ == "__main__":
+    from spoolama.testing.fake_ollama_main import main
+
+    main()

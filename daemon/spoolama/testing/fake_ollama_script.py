@@ -8,7 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["GEMMA3", "SMOLLM2", "Answer", "Asked", "Call", "Fault", "FakeModel", "FaultKind", "Latency", "Script"]
+__all__ = [
+    "GEMMA3",
+    "SMOLLM2",
+    "Answer",
+    "Asked",
+    "Call",
+    "FakeModel",
+    "Fault",
+    "FaultKind",
+    "Latency",
+    "Script",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +73,7 @@ class FakeModel:
         return self.digest or hashlib.sha256(self.name.encode()).hexdigest()
 
 
-SMOLLM2 = FakeModel(
-    "smollm2:135m", digest="fd5f44c0b5aff6453726119fc560d73a8a995a55b4a49804bc24b1969ecf1794"
-)
+SMOLLM2 = FakeModel("smollm2:135m", digest="fd5f44c0b5aff6453726119fc560d73a8a995a55b4a49804bc24b1969ecf1794")
 """Plain attention."""
 GEMMA3 = FakeModel(
     "gemma3:270m",

@@ -1,0 +1,137 @@
+"""HTTP as every backend speaks it: one bound on the whole request, and errors told apart by what was reached.
+
+A connection that cannot be made, or that breaks, is `ServerAway`: nobody knows whether the server worked on it.
+A reply that was begun in order and is not what HTTP or JSON promise is `UnexpectedReply`.
+Past its bound a request is cancelled and its connection closed, which frees the server's slot: `Stalled`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from spoolama.errors import ServerAway, Stalled, UnexpectedReply
+
+__all__ = ["HttpCaller", "HttpReply", "excerpt"]
+
+MAX_BODY_BYTES = 64 * 1024 * 1024
+"""No answer is this long; past it the reply is given up, so that a mad server cannot fill our memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReply:
+    """A complete HTTP reply."""
+
+    status: int
+    payload: Any
+    """The body as JSON; None where it is none."""
+    text: str
+    """The body as text."""
+    location: str | None = None
+    """Where a redirect leads."""
+
+
+class HttpCaller:
+    """An HTTP client for one server.
+
+    It knows no proxies or netrc from the environment (what a row says goes where the settings say, nowhere
+    else) and sends no `Origin` (Ollama answers 403 to one that it does not know).
+
+    Args:
+        url: The server's address, with a path where one stands in front of its API.
+        transport: For tests; None: the network.
+        connect_timeout_s: Bound on making a connection.
+        headers: Sent with every request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        connect_timeout_s: float = 5.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._client = httpx.AsyncClient(
+            base_url=self.url,
+            transport=transport,
+            trust_env=False,
+            follow_redirects=False,
+            # One bound for all of it stands in `call`; the lanes bound how many connections there are.
+            timeout=httpx.Timeout(None, connect=connect_timeout_s),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            headers={"User-Agent": "spoolama", "Accept": "application/json", **(headers or {})},
+        )
+
+    async def get(self, path: str, *, timeout_s: float) -> HttpReply:
+        """GET a path under the server's address."""
+        return await self._call(self._client.build_request("GET", path), timeout_s)
+
+    async def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> HttpReply:
+        """POST a JSON body."""
+        request = self._client.build_request(
+            "POST", path, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        )
+        return await self._call(request, timeout_s)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _call(self, request: httpx.Request, timeout_s: float) -> HttpReply:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._exchange(request)
+        except TimeoutError:
+            raise Stalled(f"no answer within {timeout_s:g} s") from None
+
+    async def _exchange(self, request: httpx.Request) -> HttpReply:
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.ConnectTimeout as error:
+            raise ServerAway(f"{self.url}: no connection in time") from error
+        except httpx.TransportError as error:
+            raise ServerAway(f"{self.url}: {_reason(error)}") from error
+        body = bytearray()
+        try:
+            async for block in response.aiter_bytes():
+                body += block
+                if len(body) > MAX_BODY_BYTES:
+                    raise UnexpectedReply(
+                        f"a reply of more than {MAX_BODY_BYTES // 2**20} MiB", status=response.status_code
+                    )
+        except httpx.RemoteProtocolError as error:
+            # Closed in order, but before the length that the server itself had announced.
+            raise UnexpectedReply(
+                f"the reply ends after {len(body)} bytes: {_reason(error)}", status=response.status_code
+            ) from error
+        except httpx.DecodingError as error:
+            raise UnexpectedReply(
+                f"the reply cannot be unpacked: {_reason(error)}", status=response.status_code
+            ) from error
+        except httpx.TransportError as error:
+            raise ServerAway(f"{self.url}: {_reason(error)}") from error
+        finally:
+            await response.aclose()
+        text = body.decode("utf-8", "replace")
+        try:
+            payload = json.loads(body)
+        except (ValueError, RecursionError):
+            payload = None
+        return HttpReply(response.status_code, payload, text, response.headers.get("location"))
+
+
+def excerpt(text: str, limit: int = 300) -> str:
+    """The start of a text that came from elsewhere, on one line, short enough for a log."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _reason(error: Exception) -> str:
+    return excerpt(str(error)) or type(error).__name__

@@ -1,0 +1,82 @@
+"""What the fake says about its models: `/api/tags`, `/api/show`, `/api/ps`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from spoolama.testing.fake_ollama_engine import Runner
+from spoolama.testing.fake_ollama_script import FakeModel
+
+__all__ = ["details", "ps_entry", "show_body", "tags_entry"]
+
+_TEMPLATES = {
+    "chatml": "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n"
+    "{{ end }}<|im_start|>assistant\n",
+    "gemma": "{{- range .Messages }}<start_of_turn>{{ .Role }}\n{{ .Content }}<end_of_turn>\n"
+    "{{ end }}<start_of_turn>model\n",
+}
+
+
+def details(model: FakeModel) -> dict[str, Any]:
+    """What it is made of."""
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": model.family,
+        "families": [model.family],
+        "parameter_size": model.parameter_size,
+        "quantization_level": model.quantization_level,
+    }
+
+
+def tags_entry(model: FakeModel) -> dict[str, Any]:
+    """A line of the list of models."""
+    return {
+        "name": model.name,
+        "model": model.name,
+        "modified_at": "2026-11-23T12:25:01.465229174Z",
+        "size": model.size_bytes,
+        "digest": model.full_digest,
+        "details": {**details(model), "context_length": model.context_length, "embedding_length": 576},
+        "capabilities": list(model.capabilities),
+    }
+
+
+def show_body(model: FakeModel) -> dict[str, Any]:
+    """All about one model."""
+    remote = {"remote_model": model.name, "remote_host": model.remote_host} if model.remote_host else {}
+    return {
+        "modelfile": f"FROM {model.name}\n",
+        "parameters": 'stop                           "<|im_end|>"',
+        "template": _TEMPLATES[model.template],
+        "details": details(model),
+        "model_info": {
+            "general.architecture": model.family,
+            "general.parameter_count": 134515008,
+            f"{model.family}.context_length": model.context_length,
+            f"{model.family}.embedding_length": 576,
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.tokens": None,
+        },
+        "tensors": [{"name": "output_norm.weight", "type": "F32", "shape": [576]}],
+        "capabilities": list(model.capabilities),
+        "modified_at": "2026-11-23T12:25:01.465229174Z",
+        **remote,
+    }
+
+
+def ps_entry(runner: Runner) -> dict[str, Any]:
+    """A loaded model. Held for ever shows as a date centuries ahead."""
+    model = runner.model
+    until = datetime.now(UTC) + timedelta(days=106_751 if runner.forever else 5 / 1440)
+    return {
+        "name": model.name,
+        "model": model.name,
+        "size": model.size_bytes + runner.num_ctx * len(runner.slots) * 23_040,
+        "digest": model.full_digest,
+        "details": details(model),
+        "expires_at": until.strftime("%Y-%m-%dT%H:%M:%S.%f000Z"),
+        "size_vram": model.vram_bytes,
+        "context_length": runner.num_ctx,
+    }

@@ -1,0 +1,213 @@
+"""The engine of the fake: tokens, prefix cache, slots, loads. Its rules, all deterministic:
+
+- **Tokens.** A message counts one token for every four bytes of UTF-8, rounded up, and four for its frame; the
+  answer that is opened behind the last message counts three. An answer counts its text and one for its end.
+- **Prefix cache.** Each slot holds the last prompt and answer it worked on. What a new prompt shares with it,
+  message by message and inside the first one that differs, is not evaluated; one token always is.
+- **Sliding window** (a model with `window`): a prefix that ends further back than the window is usable only up to
+  a place where an earlier request in this slot ended its prompt; without one everything is evaluated. (A
+  simplification of llama.cpp's checkpoints. A request of just the shared prefix is such a place.)
+- **Choice of slot.** Of the idle ones the one that shares most, if that is over a tenth of the prompt; else the
+  one unused for longest. Waiting calls get slots in the order in which they came.
+- **Loads** happen one at a time, when a model is not loaded or any load-time option differs, and once the calls in
+  flight on the old one have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spoolama.testing.fake_ollama_script import FakeModel, Script
+
+__all__ = ["LOAD_OPTIONS", "Engine", "Prompt", "QueueFull", "Runner", "Segment", "Slot", "segments_of"]
+
+LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
+DEFAULT_NUM_CTX = 4096
+
+Segment = tuple[str, str]
+"""Role and text of one message."""
+
+
+class QueueFull(Exception):
+    """More calls wait for a load than the server lets wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the engine sees it."""
+
+    segments: tuple[Segment, ...]
+    opened: bool
+    """Whether the frame of an answer stands behind it."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """One place where a conversation is worked on."""
+
+    number: int
+    held: tuple[Segment, ...] = ()
+    held_tokens: int = 0
+    checkpoints: list[int] = field(default_factory=list)
+    used: int = 0
+    busy: bool = False
+
+
+class Runner:
+    """A loaded model."""
+
+    def __init__(self, model: FakeModel, key: tuple[Any, ...], num_ctx: int, slots: int) -> None:
+        self.model = model
+        self.key = key
+        self.num_ctx = num_ctx
+        self.slots = [Slot(number) for number in range(slots)]
+        self.gate = asyncio.Semaphore(slots)
+        self.forever = False
+        self.dead = False
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+
+class Engine:
+    """Loads models and works on prompts in slots."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.runners: dict[str, Runner] = {}
+        self.loads: list[tuple[str, int]] = []
+        """Name and window of each load, in order."""
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+        self._uses = 0
+
+    # loads
+
+    async def runner(self, model: FakeModel, options: Mapping[str, Any], shift: bool) -> tuple[Runner, float]:
+        """The model loaded with these options, and how long the load took by the fake's own report."""
+        asked = int(options.get("num_ctx") or DEFAULT_NUM_CTX)
+        num_ctx = min(max(asked, 4), model.context_length, self._script.num_ctx_limit or asked)
+        key = (num_ctx, shift, *(options.get(name) for name in LOAD_OPTIONS[1:]))
+        if (found := self._fitting(model, key)) is not None:
+            return found, 0.001
+        if self._waiting >= self._script.max_queue:
+            raise QueueFull
+        self._waiting += 1
+        try:
+            async with self._lock:
+                if (found := self._fitting(model, key)) is not None:
+                    return found, model.load_s
+                if old := self.runners.get(model.name):
+                    await old.idle.wait()
+                latency = self._script.latency
+                wait = latency.load_s + latency.pace * model.load_s
+                if wait > 0:
+                    await asyncio.sleep(wait)
+                runner = Runner(model, key, num_ctx, self._script.slots)
+                self.runners[model.name] = runner
+                self.loads.append((model.name, num_ctx))
+                return runner, model.load_s
+        finally:
+            self._waiting -= 1
+
+    def _fitting(self, model: FakeModel, key: tuple[Any, ...]) -> Runner | None:
+        found = self.runners.get(model.name)
+        return found if found is not None and found.key == key else None
+
+    def unload(self, name: str) -> None:
+        """Take a model out of memory; calls in flight on it end as they would."""
+        self.runners.pop(name, None)
+
+    def kill(self, runner: Runner) -> None:
+        """The model's process dies, and with it every call that it had."""
+        runner.dead = True
+        if self.runners.get(runner.model.name) is runner:
+            del self.runners[runner.model.name]
+        for task in list(runner.tasks):
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    # tokens
+
+    def tokens(self, text: str) -> int:
+        """Of a text alone."""
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+        return -(-size // self._script.bytes_per_token)
+
+    def segment_tokens(self, segment: Segment) -> int:
+        """Of a message with its frame."""
+        role, text = segment
+        return self.tokens(text) + (self._script.tokens_per_message if role != "raw" else 0)
+
+    def prompt_tokens(self, prompt: Prompt) -> int:
+        """Of a whole prompt."""
+        opened = self._script.tokens_per_message - 1 if prompt.opened else 0
+        return sum(map(self.segment_tokens, prompt.segments)) + opened
+
+    # slots
+
+    def take(self, runner: Runner, prompt: Prompt) -> tuple[Slot, int]:
+        """An idle slot for a prompt, and how many of its tokens the slot can reuse. The gate must have been passed."""
+        idle = [slot for slot in runner.slots if not slot.busy]
+        shared = {slot.number: self._shared(slot, prompt) for slot in idle}
+        total = self.prompt_tokens(prompt)
+        best = max(idle, key=lambda slot: (shared[slot.number], -slot.used))
+        if shared[best.number] <= total * 0.1:
+            best = min(idle, key=lambda slot: slot.used)
+        self._uses += 1
+        best.used = self._uses
+        best.busy = True
+        usable = self._usable(runner.model, best, shared[best.number])
+        return best, min(usable, max(0, total - 1))
+
+    def leave(self, slot: Slot, prompt: Prompt, answer: str, reused: int) -> None:
+        """The slot keeps what it worked on."""
+        total = self.prompt_tokens(prompt)
+        slot.checkpoints = [place for place in slot.checkpoints if place <= reused][-31:]
+        slot.checkpoints.append(total)
+        slot.held = (*prompt.segments, ("assistant", answer)) if answer else prompt.segments
+        slot.held_tokens = total + self.tokens(answer) + 1
+
+    def _shared(self, slot: Slot, prompt: Prompt) -> int:
+        frame = self._script.tokens_per_message - 1
+        total = 0
+        for place, segment in enumerate(prompt.segments):
+            if place >= len(slot.held):
+                return total
+            held = slot.held[place]
+            if held != segment:
+                if held[0] != segment[0]:
+                    return total
+                return total + frame + _common(held[1], segment[1]) // self._script.bytes_per_token
+            total += self.segment_tokens(segment)
+        behind = slot.held[len(prompt.segments) :]
+        if prompt.opened and behind and behind[0][0] == "assistant":
+            total += frame
+        return total
+
+    @staticmethod
+    def _usable(model: FakeModel, slot: Slot, shared: int) -> int:
+        if model.window is None or slot.held_tokens - shared <= model.window:
+            return shared
+        return max((place for place in slot.checkpoints if place <= shared), default=0)
+
+
+def _common(one: str, other: str) -> int:
+    """Length of what two texts begin with alike."""
+    shorter = min(len(one), len(other))
+    low, high = 0, shorter
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def segments_of(messages: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
+    """Messages as the engine sees them."""
+    return tuple((str(m.get("role", "")), str(m.get("content", ""))) for m in messages)

@@ -1,0 +1,91 @@
+"""The fake Ollama as a process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+
+from spoolama.testing.fake_ollama import FakeOllama
+from spoolama.testing.fake_ollama_answers import named_answer
+from spoolama.testing.fake_ollama_script import Fault, Latency, Script
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run until SIGTERM or SIGINT; the first line on stdout is the URL."""
+    parser = argparse.ArgumentParser(
+        prog="python -m spoolama.testing.fake_ollama",
+        description="A fake Ollama. Prints its URL on the first line and serves until it gets SIGTERM.",
+    )
+    parser.add_argument("--port", type=int, default=0, help="0: a free one (the default)")
+    parser.add_argument("--slots", type=int, default=1, help="answers at once, as OLLAMA_NUM_PARALLEL")
+    parser.add_argument("--latency-ms", type=float, default=0.0, help="for every answer")
+    parser.add_argument("--jitter", type=float, default=0.0, help="share by which waits vary")
+    parser.add_argument(
+        "--pace", type=float, default=0.0, help="share of token and load times really waited for"
+    )
+    parser.add_argument("--prompt-token-ms", type=float, default=0.5, help="for each evaluated prompt token")
+    parser.add_argument("--answer-token-ms", type=float, default=5.0, help="for each answered token")
+    parser.add_argument("--load-ms", type=float, default=0.0, help="for every load")
+    parser.add_argument("--seed", type=int, default=7, help="of the jitter")
+    parser.add_argument("--server-version", default="0.33.3", help="decides what is counted")
+    parser.add_argument("--any-model", action="store_true", help="every model name is there")
+    parser.add_argument(
+        "--answer", default="", help="echo, labels:a,b,c or words:N; default: three labels by hash"
+    )
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="JSON",
+        help='the fields of a fault, as {"kind": "reset", "calls": [3], "times": 1}; may be repeated',
+    )
+    parser.add_argument(
+        "--call-log", type=Path, help="append every call as JSON lines, before it is answered"
+    )
+    parser.add_argument("--exit-with-stdin", action="store_true", help="end when stdin is closed")
+    given = parser.parse_args(arguments)
+    try:
+        script = Script(
+            any_model=given.any_model,
+            version=given.server_version,
+            slots=given.slots,
+            latency=Latency(
+                request_s=given.latency_ms / 1000,
+                prompt_token_s=given.prompt_token_ms / 1000,
+                answer_token_s=given.answer_token_ms / 1000,
+                pace=given.pace,
+                load_s=given.load_ms / 1000,
+                jitter=given.jitter,
+                seed=given.seed,
+            ),
+            answer=named_answer(given.answer),
+            faults=[Fault(**json.loads(text)) for text in given.fault],
+        )
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+    asyncio.run(_serve(script, given.port, given.call_log, given.exit_with_stdin))
+
+
+async def _serve(script: Script, port: int, call_log: Path | None, exit_with_stdin: bool) -> None:
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    if exit_with_stdin:
+
+        def look() -> None:
+            if not sys.stdin.buffer.read1(4096):  # type: ignore[attr-defined]
+                loop.remove_reader(sys.stdin.fileno())
+                ended.set()
+
+        loop.add_reader(sys.stdin.fileno(), look)
+    # Memory stays flat however long it runs: the log has the calls.
+    async with FakeOllama(script, port=port, call_log=call_log, keep=1) as server:
+        print(server.url, flush=True)
+        await ended.wait()
