@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Row", "RowFault", "digest_of"]
+__all__ = ["NOTE_KEY", "Row", "RowFault", "digest_of"]
+
+NOTE_KEY = "_spoolama"
+"""The one reserved key of a JSONL row: a line of errors.jsonl says there which row of which job it was.
+
+Whoever drops the line again leaves it there, so that `merge` can bring the answer home; it may be larger than
+a cell, since it holds the bytes of a row that could not be read.
+"""
 
 
 def digest_of(raw: bytes) -> bytes:

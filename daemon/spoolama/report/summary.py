@@ -1,0 +1,187 @@
+"""summary.txt: one screen for a person. Made from metrics.json, so that the two cannot disagree."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spoolama.report.record import Record
+
+__all__ = ["Summary", "balance", "count", "summary_text"]
+
+_WIDTH = 100
+_LABEL = 11
+_MAX_CLASSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is left to say of a published job."""
+
+    total: int
+    ok: int
+    failed: int
+    skipped: int
+    text: str
+    """summary.txt."""
+    metrics: Mapping[str, Any]
+    """metrics.json."""
+
+    @property
+    def balance(self) -> str:
+        """`200 rows in = 198 ok + 2 failed + 0 skipped`."""
+        return balance(self.total, self.ok, self.failed, self.skipped)
+
+
+def count(number: int | None) -> str:
+    """`1 234 567`, or `not counted`."""
+    return "not counted" if number is None else f"{number:,}".replace(",", " ")
+
+
+def balance(total: int, ok: int, failed: int, skipped: int) -> str:
+    """The sentence in which the books balance."""
+    return f"{count(total)} rows in = {count(ok)} ok + {count(failed)} failed + {count(skipped)} skipped"
+
+
+def summary_text(
+    metrics: Mapping[str, Any],
+    *,
+    examples: Mapping[str, Record],
+    answers: str,
+    agreement: Sequence[str],
+    openai: bool,
+) -> str:
+    """The text.
+
+    Args:
+        metrics: metrics.json.
+        examples: A failed row of each class.
+        answers: The spread of the answers, as a sentence.
+        agreement: What there is to say of gold.
+        openai: Whether the input was OpenAI batch requests.
+    """
+    m = metrics
+    books = balance(m["total"], m["completed"], m["failed"], m["skipped"])
+    lines = [str(m["job"] or ""), books, ""]
+    if m["ended_early"]:
+        lines += _entry("Ended early", _early(m["ended_early"]))
+    lines += _entry("Model", _model(m))
+    lines += _entry("Speed", _speed(m))
+    lines += _entry("Tokens", _tokens(m))
+    lines += _entry("Context", _context(m))
+    if m["peak_vram_gb"] is not None:
+        lines += _entry("GPU memory", f"{m['peak_vram_gb']:.1f} GB at most")
+    if m["completed"]:
+        lines += _entry("Answers", answers)
+    for number, sentence in enumerate(agreement):
+        lines += _entry("Agreement" if number == 0 else "", sentence)
+    lines += _failures(m["errors"], examples)
+    lines += ["", *_entry("Next", _next(m, openai=openai))]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _entry(label: str, text: str) -> list[str]:
+    indent = " " * _LABEL
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=f"{label:<{_LABEL}}" if len(label) < _LABEL else f"{label} ",
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    ) or [label]
+
+
+def _early(ended: Mapping[str, Any]) -> str:
+    mend = ended.get("mend")
+    return f"{ended.get('message', '')}{f' {mend}' if mend else ''}"
+
+
+def _model(m: Mapping[str, Any]) -> str:
+    if m["model"] is None:
+        return "never loaded"
+    digest = f" ({m['model_digest'][:19]})" if m["model_digest"] else ""
+    server = f", {m['server']} {m['server_version'] or ''}".rstrip() if m["server"] else ""
+    return f"{m['model']}{digest}{server}"
+
+
+def _speed(m: Mapping[str, Any]) -> str:
+    if m["rows_per_second"] is None:
+        return "not measured"
+    parts = [f"{m['rows_per_second']:.2f} rows/s"]
+    if m["tokens_per_second"] is not None:
+        parts.append(f"{m['tokens_per_second']:.1f} answer tokens/s")
+    parts.append(f"{duration(m['active_s'])} of answering")
+    if m["waited_s"]:
+        parts.append(f"{duration(m['waited_s'])} of it waiting for the server")
+    text = ", ".join(parts)
+    if m["latency_p50_s"] is not None:
+        shown = [f"{m[f'latency_p{p}_s']:.2f} s (p{p})" for p in (50, 90, 99)]
+        text += f"; a row took {', '.join(shown)}"
+    if m["retries"]:
+        text += f"; {count(m['retries'])} retries"
+    return text
+
+
+def duration(seconds: float) -> str:
+    """`42.1 s`, `12 min 3 s`, `9 h 58 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _tokens(m: Mapping[str, Any]) -> str:
+    if m["cache_hit_rate"] is None:
+        cached = "the server does not count cached ones"
+    else:
+        cached = f"{count(m['cached_tokens'])} of them from the cache ({m['cache_hit_rate'] * 100:.1f} %)"
+    return f"{count(m['prompt_tokens'])} in prompts, {cached}; {count(m['completion_tokens'])} in answers"
+
+
+def _context(m: Mapping[str, Any]) -> str:
+    peak = "not counted" if m["context_peak"] is None else f"at most {count(m['context_peak'])}"
+    trims = "" if m["trim_count"] is None else f"; {count(m['trim_count'])} trims"
+    return f"{peak} of {count(m['context_limit'])} tokens{trims}; {count(m['segments'])} segments"
+
+
+def _failures(errors: Mapping[str, int], examples: Mapping[str, Record]) -> list[str]:
+    lines: list[str] = []
+    for number, (code, rows) in enumerate(errors.items()):
+        label = "Failures" if number == 0 else ""
+        if number == _MAX_CLASSES:
+            rest = sum(list(errors.values())[number:])
+            return lines + _entry(
+                label, f"{count(rest)} of {len(errors) - number} more classes: see metrics.json"
+            )
+        example = examples.get(code)
+        shown = "" if example is None else f", e.g. {_example(example)}"
+        lines += _entry(label, textwrap.shorten(f"{count(rows)} × {code}{shown}", 240, placeholder=" …"))
+    return lines
+
+
+def _example(record: Record) -> str:
+    name = "" if record.id is None else f", id {textwrap.shorten(record.id, 40, placeholder='…')}"
+    message = record.error["message"] if record.error else ""
+    return f"row {record.row} (line {record.line}{name}): {message}"
+
+
+def _next(m: Mapping[str, Any], *, openai: bool) -> str:
+    if not m["total"]:
+        return "The data file had no rows."
+    if m["failed"] + m["skipped"] == 0:
+        return "Nothing: every row has its answer."
+    if openai:
+        what = "Mend retry.jsonl where it needs it and drop it again."
+    elif m["failed"] and m["skipped"]:
+        what = (
+            "Mend errors.jsonl where it needs it."
+            " Drop it with errors.yaml, and skipped.jsonl with skipped.yaml."
+        )
+    elif m["failed"]:
+        what = "Mend errors.jsonl where it needs it and drop it again with errors.yaml."
+    else:
+        what = "Drop skipped.jsonl with skipped.yaml to go on."
+    return f"{what} Then `spoolama merge {m['job']} RETRY -o OUT` puts the new answers into their places."
