@@ -1,0 +1,173 @@
+"""The one door to the server: how many requests are in flight, and none while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from spoolama.clock import Clock
+from spoolama.engine.progress import Progress
+from spoolama.engine.store import Stop
+from spoolama.errors import OutOfMemory, ServerAway, ServerBusy, ServerDied, Stalled, UnexpectedReply
+
+__all__ = ["Gate", "Stopping"]
+
+FIRST_DELAY_S = 1.0
+LONGEST_DELAY_S = 30.0
+TRY_BOUND_S = 900.0
+"""A single try may load a model of many gigabytes from a slow disk."""
+
+_PASSING = (ServerAway, ServerBusy, ServerDied, Stalled, UnexpectedReply)
+
+
+class Stopping(Exception):
+    """The service stops; the row is left for the next start."""
+
+
+class Gate:
+    """Lets requests through.
+
+    Args:
+        clock: Time.
+        progress: Shows that and why the job waits.
+        stop: A wish to stop wakes everybody who waits here.
+        limit: Requests in flight at once, at most.
+        rng: For jitter.
+    """
+
+    def __init__(
+        self, clock: Clock, progress: Progress, stop: Stop, *, limit: int, rng: random.Random | None = None
+    ) -> None:
+        self._clock = clock
+        self._progress = progress
+        self._stop = stop
+        self._most = limit
+        self._limit = limit
+        self._good = 0
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        self._changed = asyncio.Condition()
+        self._closed = False
+        self._exclusive = 0
+        self.in_flight = 0
+        self.waited_s = 0.0
+        """Seconds the job stood still because the server did not answer."""
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be in flight at once now."""
+        return self._limit
+
+    @asynccontextmanager
+    async def through(self, *, exclusive: bool = False) -> AsyncIterator[None]:
+        """Hold a place at the server; with `exclusive`, the only one.
+
+        Raises:
+            Stopping: the service stops, no place will come.
+        """
+        async with self._changed:
+            self._exclusive += exclusive
+            try:
+                while not self._free(exclusive):
+                    if self._stop.is_set():
+                        raise Stopping
+                    await self._changed.wait()
+                if self._stop.is_set():
+                    raise Stopping
+            except BaseException:
+                self._exclusive -= exclusive
+                self._changed.notify_all()
+                raise
+            self._count(+1)
+        try:
+            yield
+        finally:
+            # No await between the end of the request and this: a cancelled lane must free its place.
+            self._count(-1)
+            self._exclusive -= exclusive
+            await self._wake()
+
+    def _free(self, exclusive: bool) -> bool:
+        if self._closed:
+            return False
+        if exclusive:
+            return self.in_flight == 0
+        return self._exclusive == 0 and self.in_flight < self._limit
+
+    def _count(self, change: int) -> None:
+        self.in_flight += change
+        self._progress.in_flight = self.in_flight
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wake_on_stop(self) -> None:
+        """To be run as a task: tells everybody who waits here that the service stops."""
+        await self._stop.wait()
+        await self._wake()
+
+    def went_well(self) -> None:
+        """A request was answered; after 20 of them one more may be in flight again."""
+        self._good += 1
+        if self._good >= 20 and self._limit < self._most:
+            self._limit += 1
+            self._good = 0
+
+    def slow_down(self) -> None:
+        """The server had too much to do."""
+        self._limit = max(1, self._limit - 1)
+        self._good = 0
+
+    async def recover(
+        self, reason: str, attempt: Callable[[], Awaitable[object]], *, patience: int = 0
+    ) -> None:
+        """Close the door, try until `attempt` works, open it. Whoever comes second just waits at the door.
+
+        The first try comes after a second, later ones at growing distances up to 30 s, so that there is never
+        more than one a second however many lanes there are.
+
+        Args:
+            reason: In words, for the status.
+            attempt: What must work.
+            patience: After so many deaths of the server in `attempt` its error is raised; 0: never.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        before, began = self._progress.phase, self._clock.monotonic()
+        self._progress.waiting, self._progress.phase = True, f"waiting for the server: {reason}"
+        delay, deaths = FIRST_DELAY_S, 0
+        try:
+            while not self._stop.is_set():
+                await self.pause(delay * self._rng.uniform(1.0, 1.25))
+                if self._stop.is_set():
+                    return
+                try:
+                    with self._progress.pulse.wait(TRY_BOUND_S):
+                        await attempt()
+                    return
+                except _PASSING as error:
+                    deaths += isinstance(error, (ServerDied, OutOfMemory))
+                    if patience and deaths >= patience:
+                        raise
+                    self._progress.phase = f"waiting for the server: {error.message}"
+                delay = min(LONGEST_DELAY_S, delay * 2)
+        finally:
+            self.waited_s += self._clock.monotonic() - began
+            self._closed = False
+            self._progress.waiting, self._progress.phase = False, before
+            await self._wake()
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not past a wish to stop."""
+        with self._progress.pulse.wait(seconds + 5):
+            sleep = asyncio.ensure_future(self._clock.sleep(seconds))
+            stop = asyncio.ensure_future(self._stop.wait())
+            try:
+                await asyncio.wait({sleep, stop}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleep.cancel()
+                stop.cancel()
+                await asyncio.gather(sleep, stop, return_exceptions=True)

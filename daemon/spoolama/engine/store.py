@@ -1,0 +1,96 @@
+"""What the engine asks of whoever keeps the rows. `spool.job_ledger.JobLedger` is the one that lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from spoolama.job.record import Answered, Failed, Ranges, StoredRow
+
+__all__ = ["RowStore", "Stop"]
+
+
+class Stop(Protocol):
+    """A wish to stop: rows in flight finish, no new ones begin."""
+
+    def is_set(self) -> bool:
+        """Whether it was wished."""
+        ...
+
+    async def wait(self) -> None:
+        """Return once it is."""
+        ...
+
+
+class RowStore(Protocol):
+    """Rows, answers, tries and plans of one job. Writes without `await` are kept in order."""
+
+    async def counts(self) -> dict[str, int]:
+        """Rows by state: pending, ok, failed, skipped."""
+        ...
+
+    async def models(self) -> list[str | None]:
+        """The models that pending rows ask for; None is the job's own."""
+        ...
+
+    async def pending_segments(
+        self, after: int, segment_rows: int, model: str | None, limit: int
+    ) -> list[int]:
+        """Numbers of the next segments with rows to answer, beyond `after`."""
+        ...
+
+    async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
+        """Rows to answer between two ordinals, both included, with their earlier tries."""
+        ...
+
+    async def last_turn(self, segment: int) -> StoredRow | None:
+        """The latest row that stands in the segment's conversation."""
+        ...
+
+    async def first_prompt_tokens(self, segment: int) -> int | None:
+        """Prompt tokens of the segment's first conversation row."""
+        ...
+
+    async def turns(self, ranges: Ranges) -> list[StoredRow]:
+        """The answered conversation rows in these ranges."""
+        ...
+
+    async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
+        """(Most tokens beyond the overhead per byte, rows measured), up to a segment."""
+        ...
+
+    async def begin(self, ordinal: int, number: int) -> None:
+        """Mark a try before it is sent."""
+        ...
+
+    def end(self, ordinal: int, number: int, code: str, message: str, *, counted: bool) -> None:
+        """Note how a try failed; the row goes on."""
+        ...
+
+    def answered(self, answer: Answered) -> None:
+        """The row's end: its answer."""
+        ...
+
+    def failed(self, failure: Failed) -> None:
+        """The row's end: its error."""
+        ...
+
+    async def flush(self) -> None:
+        """Return when everything so far is durable."""
+        ...
+
+    async def plans(self) -> list[dict[str, Any]]:
+        """The plan versions so far, oldest first."""
+        ...
+
+    async def add_plan(self, version: int, body: Mapping[str, Any]) -> None:
+        """Write a plan version durably, before it is used."""
+        ...
+
+    async def add(self, key: str, amount: float) -> None:
+        """Add to a noted number."""
+        ...
+
+    async def note(self, **values: Any) -> None:
+        """Note values durably."""
+        ...

@@ -1,0 +1,237 @@
+"""The way of a job: from claimed to published. Every step can be taken again after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+from spoolama.backends.base import Backend
+from spoolama.clock import Clock
+from spoolama.engine.progress import Progress
+from spoolama.engine.runner import JobRunner
+from spoolama.engine.store import Stop
+from spoolama.engine.tally import FIRST_ROWS, check_first_failures
+from spoolama.errors import InputError, JobError, LedgerError, SidecarError
+from spoolama.job.rows import InputKind, Limits, detect
+from spoolama.job.sidecar import Sidecar
+from spoolama.job.sidecar_file import load_sidecar
+from spoolama.report.build import build_outputs
+from spoolama.service.intake import take_in
+from spoolama.service.model import Ended
+from spoolama.spool.claim import JobDir
+from spoolama.spool.content import sha256_of
+from spoolama.spool.job_ledger import JobLedger
+from spoolama.spool.layout import Spool
+from spoolama.spool.ledger import Durable
+from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.publish import publish
+
+__all__ = ["JobExecutor"]
+
+log = structlog.get_logger()
+
+
+class JobExecutor:
+    """Takes claimed jobs to their end.
+
+    Args:
+        spool: Where jobs are published.
+        backend: The model server.
+        clock: Time.
+        lanes: Requests at once, unless the sidecar says otherwise.
+        limits: Bounds of rows.
+        newline_required: Whether data must end with a line end.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        backend: Backend,
+        clock: Clock,
+        *,
+        lanes: int = 1,
+        limits: Limits | None = None,
+        newline_required: bool = True,
+    ) -> None:
+        self._spool = spool
+        self._backend = backend
+        self._clock = clock
+        self._lanes = lanes
+        self._limits = limits or Limits()
+        self._newline_required = newline_required
+
+    async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> Ended:
+        """Take the job from where its ledger stands to its end, or to `stop`."""
+        try:
+            kind = await asyncio.to_thread(detect, job.data, job.data.name)
+            sidecar = await asyncio.to_thread(self._sidecar, job, kind)
+        except JobError as error:
+            return await self.reject(job, error)
+        failure: JobError | None = None
+        ledger: JobLedger | None = None
+        try:
+            ledger = JobLedger(job.ledger, self._clock, on_durable=lambda d: _count(progress, d))
+            finished = await self._answer(job, kind, sidecar, ledger, progress, stop)
+            if not finished:
+                return Ended("left", None, "stopped; the rest is for the next start")
+        except JobError as error:
+            failure = error
+            if isinstance(error, LedgerError):
+                return await self.reject(job, error)
+            assert ledger is not None
+            await ledger.note(ended_early=_told(error))
+            progress.skipped = await ledger.skip_rest()
+        finally:
+            if ledger is not None:
+                await ledger.close()
+        return await self._publish(job, sidecar, progress, failure)
+
+    async def reject(self, job: JobDir, error: JobError) -> Ended:
+        """Publish a job in failed/ that never had a row asked, or whose ledger cannot be used."""
+        await asyncio.to_thread(_fresh_out, job.out)
+        await asyncio.to_thread(_write_error, job, error)
+        path = await asyncio.to_thread(publish, self._spool, job, "failed")
+        return Ended("failed", path, error.message)
+
+    def _sidecar(self, job: JobDir, kind: InputKind) -> Sidecar:
+        openai = kind.format == "openai"
+        if job.sidecar is not None:
+            return load_sidecar(job.sidecar, openai=openai)
+        if openai:
+            return Sidecar(model="")
+        raise InputError(f"{job.data.name} came without a sidecar", mend="Drop it again with its sidecar.")
+
+    async def _answer(
+        self,
+        job: JobDir,
+        kind: InputKind,
+        sidecar: Sidecar,
+        ledger: JobLedger,
+        progress: Progress,
+        stop: Stop,
+    ) -> bool:
+        """Read the rows if that is not done yet, answer those that have no end; False if stopped."""
+        await self._same_files(job, sidecar, ledger)
+        if not await ledger.meta("intake_done", default=False):
+            began = self._clock.monotonic()
+            progress.phase = "reading rows"
+            await take_in(
+                job,
+                kind,
+                sidecar,
+                ledger,
+                progress,
+                limits=self._limits,
+                newline_required=self._newline_required,
+            )
+            await ledger.note(intake_s=self._clock.monotonic() - began)
+        if early := await ledger.meta("ended_early"):
+            # The service ended between the job's end and its publishing.
+            raise JobError(early["message"], mend=early["mend"], code=early["code"])
+        counts = await ledger.counts()
+        progress.total = sum(counts.values())
+        progress.ok, progress.failed, progress.skipped = counts["ok"], counts["failed"], counts["skipped"]
+        progress.failures = await ledger.failures()
+        await ledger.add("runs", 1)
+        if await ledger.meta("started_at") is None:
+            await ledger.note(started_at=self._clock.time())
+        if counts["pending"]:
+            check_first_failures(await ledger.first_failures(FIRST_ROWS))
+            runner = JobRunner(
+                sidecar=sidecar,
+                openai=kind.format == "openai",
+                store=ledger,
+                backend=self._backend,
+                clock=self._clock,
+                progress=progress,
+                lanes=sidecar.lanes or self._lanes,
+                stop=stop,
+            )
+            end = await runner.run()
+            if not end.finished:
+                return False
+        await ledger.flush()
+        return True
+
+    async def _same_files(self, job: JobDir, sidecar: Sidecar, ledger: JobLedger) -> None:
+        """A ledger belongs to the very files it was made from."""
+        data = await asyncio.to_thread(sha256_of, job.data)
+        side = await asyncio.to_thread(sha256_of, job.sidecar) if job.sidecar else None
+        if sidecar.expect and sidecar.expect.sha256 and sidecar.expect.sha256.lower() != data:
+            raise InputError(
+                f"{job.data.name} has sha256 {data}, the sidecar expects {sidecar.expect.sha256.lower()}",
+                mend="If the upload was cut short or the file changed, send it again; else mend expect.sha256.",
+                code="not_as_expected",
+            )
+        known = await ledger.meta("data_sha256")
+        if known is None:
+            await ledger.note(
+                job=job.name,
+                data_name=job.data.name,
+                sidecar_name=job.sidecar.name if job.sidecar else None,
+                data_sha256=data,
+                sidecar_sha256=side,
+                backend=self._backend.kind,
+            )
+        elif (known, await ledger.meta("sidecar_sha256")) != (data, side):
+            raise LedgerError(
+                "the data file or the sidecar in processing/ was changed after the job had begun",
+                mend="Drop the files again; the results so far stay in the ledger beside them.",
+            )
+
+    async def _publish(
+        self, job: JobDir, sidecar: Sidecar, progress: Progress, failure: JobError | None
+    ) -> Ended:
+        progress.phase = "publishing"
+        early = None if failure is None else _told(failure)
+        where: Literal["done", "failed"] = "done" if failure is None else "failed"
+        message = await asyncio.to_thread(_build, job, sidecar, early, self._clock.time())
+        if failure is not None:
+            await asyncio.to_thread(_write_error, job, failure)
+            message = failure.message
+        path = await asyncio.to_thread(publish, self._spool, job, where)
+        return Ended(where, path, message)
+
+
+def _told(error: JobError) -> dict[str, str]:
+    return {"code": error.code, "message": error.message, "mend": error.mend}
+
+
+def _count(progress: Progress, durable: Durable) -> None:
+    progress.durable(ok=durable.ok, failed=durable.failed)
+
+
+def _fresh_out(out: Path) -> None:
+    """Outputs are made anew; an unfinished out/ holds nothing that cannot be made again."""
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir()
+
+
+def _build(job: JobDir, sidecar: Sidecar, early: Mapping[str, Any] | None, now: float) -> str:
+    _fresh_out(job.out)
+    with LedgerReader(job.ledger) as reader:
+        summary = build_outputs(
+            job.out, reader, sidecar, ended_early=dict(early) if early else None, ended_at=now
+        )
+    return summary.sentence
+
+
+def _write_error(job: JobDir, error: JobError) -> None:
+    body: dict[str, Any] = {
+        "job": job.name,
+        "code": error.code,
+        "message": error.message,
+        "mend": error.mend,
+    }
+    if isinstance(error, SidecarError):
+        body["problems"] = [dataclasses.asdict(problem) for problem in error.problems]
+    text = json.dumps(body, indent=2, ensure_ascii=False) + "\n"
+    (job.out / "error.json").write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,120 @@
+"""Reading a job's data into its ledger: once, streamed, each row checked and named."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+from spoolama.engine.progress import Progress
+from spoolama.errors import InputError
+from spoolama.job.row import Row, RowFault
+from spoolama.job.rows import InputKind, Limits, RowReader, read_rows
+from spoolama.job.sidecar import Sidecar
+from spoolama.spool.claim import JobDir
+from spoolama.spool.job_ledger import JobLedger, NewRow
+
+__all__ = ["take_in"]
+
+_BATCH = 1000
+
+
+async def take_in(
+    job: JobDir,
+    kind: InputKind,
+    sidecar: Sidecar,
+    ledger: JobLedger,
+    progress: Progress,
+    *,
+    limits: Limits,
+    newline_required: bool,
+) -> None:
+    """Read every row into the ledger; afterwards it is known how many there are and which cannot be asked.
+
+    Raises:
+        InputError: the file as a whole cannot be used: no rows, cut short, no such column, not as expected.
+    """
+    await ledger.begin_intake()
+    reader = read_rows(job.data, kind, limits=limits)
+    namer = _Namer(sidecar, kind, reader.columns)
+    count = 0
+    rows = iter(reader)
+    while batch := await asyncio.to_thread(_batch, rows, namer):
+        await ledger.take_in(batch)
+        count += len(batch)
+        progress.total = count
+        progress.phase = f"reading rows: {count:,}"
+        progress.pulse.beat()
+    _check_whole(job, sidecar, reader, count, newline_required=newline_required)
+    if kind.format == "openai":
+        await ledger.set_apart()
+    await ledger.note(
+        intake_done=True,
+        input_format=kind.format,
+        columns=reader.columns,
+        id_column="custom_id" if kind.format == "openai" else sidecar.id,
+    )
+
+
+def _batch(rows: Iterator[Row], namer: _Namer) -> list[NewRow]:
+    return [namer.name(row) for row in islice(rows, _BATCH)]
+
+
+class _Namer:
+    """Gives each row its id: from its column, from the format, or its number."""
+
+    def __init__(self, sidecar: Sidecar, kind: InputKind, columns: list[str] | None) -> None:
+        self._openai = kind.format == "openai"
+        self._column = None if self._openai else sidecar.id
+        if columns is not None:
+            for key, column in (("id", sidecar.id), ("gold", sidecar.gold)):
+                if column is not None and column not in columns:
+                    raise InputError(
+                        f"the sidecar's {key} names the column {column!r}, which the data does not have",
+                        mend=_did_you_mean(column, columns),
+                    )
+
+    def name(self, row: Row) -> NewRow:
+        if self._openai:
+            return NewRow(row, row.id, unique=row.id is not None)
+        if self._column is None or row.fields is None:
+            return NewRow(row, str(row.ordinal + 1) if self._column is None else None, unique=False)
+        value = row.fields.get(self._column)
+        if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+            what = (
+                "is missing"
+                if value is None or value == ""
+                else f"is {type(value).__name__}, not text or number"
+            )
+            fault = RowFault("missing_id", f"the id {self._column!r} {what}")
+            return NewRow(replace(row, fault=row.fault or fault), None, unique=False)
+        return NewRow(row, str(value), unique=True)
+
+
+def _did_you_mean(column: str, columns: list[str]) -> str:
+    close = difflib.get_close_matches(column, columns, 1)
+    return f"Did you mean {close[0]!r}?" if close else f"Its columns are: {', '.join(columns)}."
+
+
+def _check_whole(
+    job: JobDir, sidecar: Sidecar, reader: RowReader, count: int, *, newline_required: bool
+) -> None:
+    expected = sidecar.expect.rows if sidecar.expect else None
+    if expected is not None and expected != count:
+        raise InputError(
+            f"{job.data.name} has {count:,} rows, the sidecar expects {expected:,}",
+            mend="If the upload was cut short, send the file again; else mend expect.rows.",
+            code="not_as_expected",
+        )
+    if count == 0:
+        raise InputError(f"{job.data.name} has no rows", mend="Send the file again if it should have some.")
+    known = sidecar.expect is not None and (expected is not None or sidecar.expect.sha256 is not None)
+    if newline_required and not reader.ended_with_newline and not known:
+        raise InputError(
+            f"{job.data.name} does not end with a line end, so it may have been cut short on the way "
+            f"(after row {count:,})",
+            mend="Send it again, or end its last line, or say expect: {rows: …} in the sidecar.",
+            code="perhaps_truncated",
+        )

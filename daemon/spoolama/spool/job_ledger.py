@@ -1,0 +1,363 @@
+"""What the intake and the engine ask of a job's ledger, in its terms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spoolama.clock import Clock
+from spoolama.job.record import Answered, Attempt, Failed, Ranges, StoredRow
+from spoolama.job.row import Row, digest_of
+from spoolama.spool.ledger import Durable, LedgerThread
+
+__all__ = ["JobLedger", "NewRow"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A row as the intake hands it over."""
+
+    row: Row
+    id: str | None
+    """Its name; with `unique`, the only one of this name in the job."""
+    unique: bool
+
+
+_ANSWERED = [field.name for field in dataclasses.fields(Answered)]
+_INSERT_RESULT = f"INSERT INTO results ({', '.join(_ANSWERED)}, at) VALUES (:{', :'.join(_ANSWERED)}, :at)"  # noqa: S608 - names of our own class
+_STORED = """
+SELECT r.ordinal, r.line, r.id, r.fields, r.model, r.alone, r.state,
+       a.answer, a.turn_tokens, a.sight, a.prompt_tokens, a.completion_tokens
+FROM rows r LEFT JOIN results a USING (ordinal)
+"""
+
+
+class JobLedger:
+    """A job's ledger, open for writing.
+
+    Args:
+        path: The SQLite file.
+        clock: For the times noted beside results.
+        on_durable: Called in the event loop with rows that became safe from a power cut.
+    """
+
+    def __init__(self, path: Path, clock: Clock, on_durable: Callable[[Durable], None] | None = None) -> None:
+        self._clock = clock
+        self._thread = LedgerThread(path, on_durable=on_durable)
+
+    async def close(self) -> None:
+        """Make everything durable and close the file."""
+        await self._thread.close()
+
+    async def flush(self) -> None:
+        """Return when everything handed over so far is on disk."""
+        await self._thread.do(lambda _: None, sync=True)
+
+    # --- notes -------------------------------------------------------------------------------------------
+
+    async def meta(self, key: str, default: Any = None) -> Any:
+        """What was noted under this key."""
+
+        def run(db: sqlite3.Connection) -> Any:
+            row = db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+            return default if row is None else json.loads(row[0])
+
+        return await self._thread.do(run)
+
+    async def note(self, **values: Any) -> None:
+        """Note these values (JSON) durably."""
+        pairs = [(key, json.dumps(value)) for key, value in values.items()]
+        await self._thread.do(
+            lambda db: db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", pairs), sync=True
+        )
+
+    async def add(self, key: str, amount: float) -> None:
+        """Add to a number that is noted under this key (0 if absent)."""
+
+        def run(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+            total = amount + (json.loads(row[0]) if row else 0)
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, json.dumps(total)))
+
+        await self._thread.do(run)
+
+    # --- intake ------------------------------------------------------------------------------------------
+
+    async def begin_intake(self) -> None:
+        """Forget a half-read input; nothing was asked of it yet."""
+        await self._thread.do(
+            lambda db: [db.execute(f"DELETE FROM {t}") for t in ("rows", "failures", "attempts", "results")]  # noqa: S608 - constants
+        )
+
+    async def take_in(self, rows: Sequence[NewRow]) -> None:
+        """Store a batch of rows. Unreadable rows and second rows of one name end here, with their error."""
+        now = self._clock.time()
+
+        def run(db: sqlite3.Connection) -> None:
+            for new in rows:
+                _insert(db, new, now)
+
+        await self._thread.do(run)
+
+    async def set_apart(self) -> None:
+        """OpenAI lines: rows of the most common shape share conversations, all others stand alone."""
+
+        def run(db: sqlite3.Connection) -> None:
+            main = db.execute(
+                "SELECT shape FROM rows WHERE shape IS NOT NULL"
+                " GROUP BY shape ORDER BY count(*) DESC, min(ordinal) LIMIT 1"
+            ).fetchone()
+            db.execute("UPDATE rows SET alone = shape IS NOT ?", (main[0] if main else "",))
+
+        await self._thread.do(run)
+
+    # --- what the engine reads ---------------------------------------------------------------------------
+
+    async def counts(self) -> dict[str, int]:
+        """Rows by state."""
+
+        def run(db: sqlite3.Connection) -> dict[str, int]:
+            counts = dict.fromkeys(("pending", "ok", "failed", "skipped"), 0)
+            counts.update(db.execute("SELECT state, count(*) FROM rows GROUP BY state"))
+            return counts
+
+        return await self._thread.do(run)
+
+    async def failures(self) -> dict[str, int]:
+        """Failed rows by class."""
+        return await self._thread.do(
+            lambda db: dict(db.execute("SELECT code, count(*) FROM failures GROUP BY code"))
+        )
+
+    async def first_failures(self, number: int) -> list[tuple[str, str]]:
+        """Class and message of the first rows of the file, if they all failed; else nothing."""
+
+        def run(db: sqlite3.Connection) -> list[tuple[str, str]]:
+            rows = db.execute(
+                "SELECT f.code, f.message FROM rows LEFT JOIN failures f USING (ordinal)"
+                " ORDER BY ordinal LIMIT ?",
+                (number,),
+            ).fetchall()
+            return [] if any(code is None for code, _ in rows) else rows
+
+        return await self._thread.do(run)
+
+    async def models(self) -> list[str | None]:
+        """The models that pending rows ask for, in the order of their first row; None is the job's own."""
+        return await self._thread.do(
+            lambda db: [
+                m
+                for (m,) in db.execute(
+                    "SELECT model FROM rows WHERE state='pending' GROUP BY model ORDER BY min(ordinal)"
+                )
+            ]
+        )
+
+    async def pending_segments(
+        self, after: int, segment_rows: int, model: str | None, limit: int
+    ) -> list[int]:
+        """Numbers of the next segments that have rows to answer, ascending, beyond segment `after`."""
+
+        def run(db: sqlite3.Connection) -> list[int]:
+            found: list[int] = []
+            start = (after + 1) * segment_rows
+            while len(found) < limit:
+                row = db.execute(
+                    "SELECT ordinal FROM rows WHERE state='pending' AND ordinal >= ? AND model IS ?"
+                    " ORDER BY ordinal LIMIT 1",
+                    (start, model),
+                ).fetchone()
+                if row is None:
+                    break
+                found.append(row[0] // segment_rows)
+                start = (found[-1] + 1) * segment_rows
+            return found
+
+        return await self._thread.do(run)
+
+    async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
+        """Rows to answer with ordinals from `first` to `last`, with their earlier tries."""
+
+        def run(db: sqlite3.Connection) -> list[StoredRow]:
+            rows = db.execute(
+                _STORED + " WHERE r.state='pending' AND r.ordinal BETWEEN ? AND ? AND r.model IS ?"
+                " ORDER BY r.ordinal LIMIT ?",
+                (first, last, model, limit),
+            ).fetchall()
+            tries: dict[int, list[Attempt]] = {}
+            if rows:
+                for ordinal, code, counted in db.execute(
+                    "SELECT ordinal, code, counted FROM attempts WHERE ordinal BETWEEN ? AND ?"
+                    " ORDER BY ordinal, number",
+                    (rows[0][0], rows[-1][0]),
+                ):
+                    tries.setdefault(ordinal, []).append(Attempt(code, bool(counted)))
+            return [_stored(row, tuple(tries.get(row[0], ()))) for row in rows]
+
+        return await self._thread.do(run)
+
+    async def last_turn(self, segment: int) -> StoredRow | None:
+        """The latest row of the segment that stands in its conversation; None if there is none."""
+
+        def run(db: sqlite3.Connection) -> StoredRow | None:
+            row = db.execute(
+                _STORED + " WHERE a.segment=? AND NOT a.aside ORDER BY r.ordinal DESC LIMIT 1", (segment,)
+            ).fetchone()
+            return None if row is None else _stored(row, ())
+
+        return await self._thread.do(run)
+
+    async def first_prompt_tokens(self, segment: int) -> int | None:
+        """Prompt tokens of the segment's first row that was asked behind the bare prefix."""
+
+        def run(db: sqlite3.Connection) -> int | None:
+            row = db.execute(
+                "SELECT prompt_tokens FROM results WHERE segment=? AND NOT aside ORDER BY ordinal LIMIT 1",
+                (segment,),
+            ).fetchone()
+            return None if row is None else row[0]
+
+        return await self._thread.do(run)
+
+    async def turns(self, ranges: Ranges) -> list[StoredRow]:
+        """The answered rows in these ranges, in order."""
+
+        def run(db: sqlite3.Connection) -> list[StoredRow]:
+            return [
+                _stored(row, ())
+                for first, last in ranges
+                for row in db.execute(
+                    _STORED + " WHERE r.state='ok' AND NOT a.aside AND r.ordinal BETWEEN ? AND ?"
+                    " ORDER BY r.ordinal",
+                    (first, last),
+                )
+            ]
+
+        return await self._thread.do(run)
+
+    async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
+        """(Most tokens beyond 16 a message per UTF-8 byte, rows measured), over the first segments.
+
+        A row's own text where two counts allow it, else its whole prompt behind the bare prefix.
+        """
+
+        def run(db: sqlite3.Connection) -> tuple[float, int] | None:
+            row = db.execute(
+                "SELECT max(CASE WHEN own_tokens IS NOT NULL THEN (own_tokens - 16.0) / max(own_bytes, 1)"
+                "  ELSE (prompt_tokens - 32.0) / max(own_bytes + ?, 1) END), count(*) FROM results"
+                " WHERE segment <= ? AND prompt_tokens IS NOT NULL"
+                " AND (own_tokens IS NOT NULL OR sight = '[]')",
+                (prefix_bytes, last_segment),
+            ).fetchone()
+            return None if row[0] is None else (row[0], row[1])
+
+        return await self._thread.do(run)
+
+    # --- what the engine writes --------------------------------------------------------------------------
+
+    async def begin(self, ordinal: int, number: int) -> None:
+        """Mark that try `number` of a row is about to be sent. Survives the process, not the power."""
+        at = self._clock.time()
+        await self._thread.do(
+            lambda db: db.execute(
+                "INSERT OR REPLACE INTO attempts (ordinal, number, at) VALUES (?, ?, ?)",
+                (ordinal, number, at),
+            )
+        )
+
+    def end(self, ordinal: int, number: int, code: str, message: str, *, counted: bool) -> None:
+        """Note how a try failed; the row goes on."""
+        self._thread.post(
+            lambda db: db.execute(
+                "UPDATE attempts SET code=?, message=?, counted=? WHERE ordinal=? AND number=?",
+                (code, message, counted, ordinal, number),
+            )
+        )
+
+    def answered(self, answer: Answered) -> None:
+        """The row's end: its answer."""
+        at = self._clock.time()
+
+        def run(db: sqlite3.Connection) -> None:
+            values = {name: getattr(answer, name) for name in _ANSWERED}
+            db.execute(_INSERT_RESULT, {**values, "sight": json.dumps(answer.sight), "at": at})
+            db.execute("UPDATE rows SET state='ok' WHERE ordinal=?", (answer.ordinal,))
+            db.execute("DELETE FROM attempts WHERE ordinal=?", (answer.ordinal,))
+
+        self._thread.post(run, ok=1)
+
+    def failed(self, failure: Failed) -> None:
+        """The row's end: its error."""
+        at = self._clock.time()
+
+        def run(db: sqlite3.Connection) -> None:
+            _fail(db, failure, at)
+            db.execute("UPDATE rows SET state='failed' WHERE ordinal=?", (failure.ordinal,))
+
+        self._thread.post(run, failed=failure.code)
+
+    async def skip_rest(self) -> int:
+        """Rows never tried, since the job ended early."""
+
+        def run(db: sqlite3.Connection) -> int:
+            return db.execute("UPDATE rows SET state='skipped' WHERE state='pending'").rowcount
+
+        return await self._thread.do(run, sync=True)
+
+    async def plans(self) -> list[dict[str, Any]]:
+        """The plan versions so far, oldest first."""
+        return await self._thread.do(
+            lambda db: [json.loads(b) for (b,) in db.execute("SELECT body FROM plan ORDER BY version")]
+        )
+
+    async def add_plan(self, version: int, body: Mapping[str, Any]) -> None:
+        """Write a plan version durably, before it is used."""
+        text = json.dumps(body)
+        await self._thread.do(
+            lambda db: db.execute("INSERT INTO plan VALUES (?, ?)", (version, text)), sync=True
+        )
+
+
+def _insert(db: sqlite3.Connection, new: NewRow, now: float) -> None:
+    row = new.row
+    fault = row.fault
+    readable = row.fields is not None
+    values = [
+        row.ordinal, row.line, new.id, new.id if new.unique and fault is None else None, digest_of(row.raw),
+        json.dumps(row.fields, ensure_ascii=False) if readable else None, None if readable else row.raw,
+        row.model, row.shape, 0, "pending" if fault is None else "failed",
+    ]  # fmt: skip
+    sql = "INSERT OR IGNORE INTO rows VALUES (?,?,?,?,?,?,?,?,?,?,?)"
+    code, message = (fault.code, fault.message) if fault else ("", "")
+    if db.execute(sql, values).rowcount == 0:
+        first = db.execute("SELECT line FROM rows WHERE unique_id=?", (new.id,)).fetchone()[0]
+        code, message = "duplicate_id", f"id {new.id!r} was already used on line {first}"
+        values[3], values[10] = None, "failed"
+        db.execute(sql, values)
+    if code:
+        _fail(db, Failed(row.ordinal, code, message, 0), now)
+
+
+def _fail(db: sqlite3.Connection, failure: Failed, at: float) -> None:
+    db.execute(
+        "INSERT INTO failures VALUES (?,?,?,?,?,?)",
+        (
+            failure.ordinal, failure.code, failure.message,
+            json.dumps(dict(failure.details), ensure_ascii=False), failure.attempts, at,
+        ),
+    )  # fmt: skip
+
+
+def _stored(row: Iterable[Any], attempts: tuple[Attempt, ...]) -> StoredRow:
+    ordinal, line, name, fields, model, alone, state, answer, turn_tokens, sight, prompt, completion = row
+    return StoredRow(
+        ordinal=ordinal, line=line, id=name, fields={} if fields is None else json.loads(fields), model=model,
+        alone=bool(alone), state=state, attempts=attempts, answer=answer, turn_tokens=turn_tokens or 0,
+        sight=tuple((a, b) for a, b in json.loads(sight)) if sight else (), prompt_tokens=prompt,
+        completion_tokens=completion,
+    )  # fmt: skip

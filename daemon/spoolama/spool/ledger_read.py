@@ -1,0 +1,201 @@
+"""Reading a job's ledger: in input order, streamed, without touching it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from spoolama.spool.ledger_schema import open_reader
+
+__all__ = ["LedgerReader", "Outcome", "Totals"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One row and how it ended. Fields of the other ending are None."""
+
+    ordinal: int
+    line: int
+    id: str | None
+    fields: dict[str, Any] | None
+    raw: bytes | None
+    state: str
+    alone: bool
+    model: str | None
+    attempts: int = 0
+    at: float | None = None
+    answer: str | None = None
+    thinking: str | None = None
+    finish: str | None = None
+    segment: int | None = None
+    place: int | None = None
+    sight: list[list[int]] | None = None
+    """Closed ranges of 0-based ordinals the row was answered in sight of."""
+    plan_version: int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    load_s: float | None = None
+    prompt_s: float | None = None
+    eval_s: float | None = None
+    latency_s: float | None = None
+    code: str | None = None
+    message: str | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the answered rows. `*_rows` says of how many rows the server gave the count."""
+
+    prompt_tokens: int | None
+    prompt_rows: int
+    cached_tokens: int | None
+    cached_rows: int
+    completion_tokens: int | None
+    completion_rows: int
+    attempts: int
+    retries: int
+    """Requests beyond each row's first, failed rows included."""
+    reloads: int
+    """Replies that waited over a second for the model, but for the first of all."""
+    prompt_s: float
+    eval_s: float
+    latency_s: float
+    max_prompt_tokens: int | None
+    trims: int
+    """Rows before which earlier rows were dropped from the conversation."""
+
+
+_OUTCOMES = """
+SELECT r.ordinal, r.line, r.id, r.fields, r.raw, r.state, r.alone, r.model,
+       coalesce(a.attempts, f.attempts, 0), coalesce(a.at, f.at),
+       a.answer, a.thinking, a.finish, a.segment, a.place, a.sight, a.plan_version,
+       a.prompt_tokens, a.cached_tokens, a.completion_tokens, a.load_s, a.prompt_s, a.eval_s, a.latency_s,
+       f.code, f.message, f.details
+FROM rows r LEFT JOIN results a USING (ordinal) LEFT JOIN failures f USING (ordinal)
+"""
+
+
+class LedgerReader:
+    """A read-only view of a ledger; use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._db = open_reader(path)
+
+    def __enter__(self) -> LedgerReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def meta(self, key: str, default: Any = None) -> Any:
+        """What was noted under this key."""
+        row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+        return default if row is None else json.loads(row[0])
+
+    def counts(self) -> dict[str, int]:
+        """Rows by state; every state is there."""
+        counts = dict.fromkeys(("pending", "ok", "failed", "skipped"), 0)
+        counts.update(self._db.execute("SELECT state, count(*) FROM rows GROUP BY state"))
+        return counts
+
+    def outcomes(self, states: Collection[str] | None = None) -> Iterator[Outcome]:
+        """Every row in input order, or those in one of these states; flat in memory."""
+        sql = _OUTCOMES
+        if states is not None:
+            sql += f" WHERE r.state IN ({','.join('?' * len(states))})"  # only question marks
+        for row in self._db.execute(sql + " ORDER BY r.ordinal", tuple(states or ())):
+            yield Outcome(
+                ordinal=row[0],
+                line=row[1],
+                id=row[2],
+                fields=None if row[3] is None else json.loads(row[3]),
+                raw=row[4],
+                state=row[5],
+                alone=bool(row[6]),
+                model=row[7],
+                attempts=row[8],
+                at=row[9],
+                answer=row[10],
+                thinking=row[11],
+                finish=row[12],
+                segment=row[13],
+                place=row[14],
+                sight=None if row[15] is None else json.loads(row[15]),
+                plan_version=row[16],
+                prompt_tokens=row[17],
+                cached_tokens=row[18],
+                completion_tokens=row[19],
+                load_s=row[20],
+                prompt_s=row[21],
+                eval_s=row[22],
+                latency_s=row[23],
+                code=row[24],
+                message=row[25],
+                details={} if row[26] is None else json.loads(row[26]),
+            )
+
+    def failures(self) -> dict[str, int]:
+        """Failed rows by class, most first."""
+        return dict(
+            self._db.execute("SELECT code, count(*) FROM failures GROUP BY code ORDER BY count(*) DESC, code")
+        )
+
+    def plans(self) -> list[dict[str, Any]]:
+        """The numbered plan versions, oldest first."""
+        return [json.loads(body) for (body,) in self._db.execute("SELECT body FROM plan ORDER BY version")]
+
+    def totals(self) -> Totals:
+        """Sums over the answered rows, in one pass."""
+        row = self._db.execute(
+            "SELECT sum(prompt_tokens), count(prompt_tokens), sum(cached_tokens), count(cached_tokens),"
+            " sum(completion_tokens), count(completion_tokens), coalesce(sum(attempts), 0), count(*),"
+            " coalesce(sum(load_s > 1.0), 0), coalesce(sum(prompt_s), 0.0), coalesce(sum(eval_s), 0.0),"
+            " coalesce(sum(latency_s), 0.0), max(prompt_tokens), coalesce(sum(trimmed), 0) FROM results"
+        ).fetchone()
+        failed = self._db.execute(
+            "SELECT coalesce(sum(attempts), 0), coalesce(sum(attempts > 0), 0) FROM failures"
+        ).fetchone()
+        first = self._db.execute("SELECT load_s > 1.0 FROM results ORDER BY at LIMIT 1").fetchone()
+        return Totals(
+            prompt_tokens=row[0],
+            prompt_rows=row[1],
+            cached_tokens=row[2],
+            cached_rows=row[3],
+            completion_tokens=row[4],
+            completion_rows=row[5],
+            attempts=row[6] + failed[0],
+            retries=row[6] - row[7] + failed[0] - failed[1],
+            reloads=row[8] - (1 if first and first[0] else 0),
+            prompt_s=row[9],
+            eval_s=row[10],
+            latency_s=row[11],
+            max_prompt_tokens=row[12],
+            trims=row[13],
+        )
+
+    def percentile(
+        self, column: Literal["latency_s", "prompt_tokens", "completion_tokens"], q: float
+    ) -> float | None:
+        """The value that a share `q` of the answered rows do not pass (nearest rank); None if unknown."""
+        assert column in ("latency_s", "prompt_tokens", "completion_tokens")
+        known = self._db.execute(f"SELECT count({column}) FROM results").fetchone()[0]  # noqa: S608 - asserted
+        if not known:
+            return None
+        rank = min(known - 1, max(0, -int(-q * known // 1) - 1))
+        value = self._db.execute(
+            f"SELECT {column} FROM results WHERE {column} IS NOT NULL ORDER BY {column} LIMIT 1 OFFSET ?",  # noqa: S608 - asserted
+            (rank,),
+        ).fetchone()
+        return float(value[0])

@@ -1,0 +1,94 @@
+"""The ledger's tables, and how its file is opened.
+
+One SQLite file a job. `rows` is the input, read once; `results` and `failures` are how rows ended; `attempts`
+has the tries of rows that have not ended yet, and those that failed; `plan` the numbered plan versions;
+`meta` everything else, as JSON by key.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from spoolama.errors import LedgerError
+
+__all__ = ["FORMAT", "open_reader", "open_writer"]
+
+FORMAT = 1
+"""Version of the tables; a ledger of another version is refused."""
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE plan (version INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
+CREATE TABLE rows (
+  ordinal INTEGER PRIMARY KEY,
+  line INTEGER NOT NULL,
+  id TEXT,
+  unique_id TEXT UNIQUE,          -- only where ids must be unique; null for the second of two alike
+  digest BLOB NOT NULL,
+  fields TEXT,                    -- JSON; null if the row could not be read
+  raw BLOB,                       -- the bytes as they came, of rows that could not be read
+  model TEXT,
+  shape TEXT,
+  alone INTEGER NOT NULL DEFAULT 0,
+  state TEXT NOT NULL             -- pending, ok, failed, skipped
+) STRICT;
+CREATE INDEX rows_pending ON rows (ordinal) WHERE state = 'pending';
+CREATE TABLE results (
+  ordinal INTEGER PRIMARY KEY, answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
+  segment INTEGER NOT NULL, place INTEGER NOT NULL, sight TEXT NOT NULL, aside INTEGER NOT NULL,
+  trimmed INTEGER NOT NULL, plan_version INTEGER NOT NULL, turn_tokens INTEGER NOT NULL,
+  own_bytes INTEGER NOT NULL, own_tokens INTEGER,
+  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
+  load_s REAL, prompt_s REAL, eval_s REAL, latency_s REAL NOT NULL,
+  attempts INTEGER NOT NULL, at REAL NOT NULL
+) STRICT;
+CREATE TABLE failures (
+  ordinal INTEGER PRIMARY KEY, code TEXT NOT NULL, message TEXT NOT NULL, details TEXT NOT NULL,
+  attempts INTEGER NOT NULL, at REAL NOT NULL
+) STRICT;
+CREATE TABLE attempts (
+  ordinal INTEGER NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL,
+  code TEXT NOT NULL DEFAULT 'open', message TEXT, counted INTEGER NOT NULL DEFAULT 1,
+  PRIMARY KEY (ordinal, number)
+) STRICT, WITHOUT ROWID;
+"""
+
+
+def open_writer(path: Path) -> sqlite3.Connection:
+    """Open the ledger for writing; create its tables if it is new.
+
+    Raises:
+        LedgerError: it is damaged or of another version.
+    """
+    try:
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={FORMAT}; COMMIT;")
+            version = FORMAT
+    except sqlite3.Error as error:
+        raise LedgerError(f"the ledger cannot be opened: {error}", mend="Drop the files again.") from error
+    _check_version(version)
+    return db
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open the ledger for reading only."""
+    try:
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.Error as error:
+        raise LedgerError(f"the ledger cannot be read: {error}") from error
+    _check_version(version)
+    return db
+
+
+def _check_version(version: int) -> None:
+    if version != FORMAT:
+        raise LedgerError(
+            f"the ledger has format {version}, this version of spoolama writes format {FORMAT}",
+            mend="Finish the job with the version that began it, or drop the files again.",
+        )
