@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spoolama.backends.base import LoadSpec, Message
-from spoolama.job.openai_lines import read_body
+from spoolama.job.openai_lines import read_line
 from spoolama.job.prompt import PromptTemplate
 from spoolama.job.sidecar import LOAD_TIME_OPTIONS, Sidecar
 
@@ -16,7 +16,7 @@ __all__ = ["Ask", "Asker"]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One row's question. Rows of one conversation share `prefix`; between it and `own` stand earlier rows."""
+    """One row's question. Rows of a conversation share `prefix`; earlier rows stand between it and `own`."""
 
     prefix: tuple[Message, ...]
     """System message and few-shot turns: the part that the server's prefix cache serves."""
@@ -58,7 +58,7 @@ class Asker:
 
     @property
     def prefix(self) -> tuple[Message, ...]:
-        """The prefix that all rows of a sidecar job share; for OpenAI lines the sidecar's own, used by none."""
+        """The prefix of every row; OpenAI lines have it only where they bring one user message alone."""
         return self._prefix
 
     def ask(self, fields: Mapping[str, Any]) -> Ask:
@@ -82,11 +82,13 @@ class Asker:
         )
 
     def _ask_line(self, line: Mapping[str, Any]) -> Ask:
-        request = read_body(line)
+        request = read_line(line)
         messages = tuple(Message(role, content) for role, content in request.messages)
-        own = messages[-1:]
+        prefix, own = messages[:-1], messages[-1:]
+        if not prefix:
+            prefix = self._prefix
         return Ask(
-            prefix=messages[:-1],
+            prefix=prefix,
             own=own,
             num_predict=self._num_predict if request.num_predict is None else request.num_predict,
             sampling={**self._sampling, **request.sampling},
@@ -96,4 +98,6 @@ class Asker:
 
     def load_spec(self, model: str, slots: int) -> LoadSpec:
         """What to load: `model` is the row's own or the sidecar's, `slots` what the service runs at once."""
-        return LoadSpec(model=model, num_ctx=self._num_ctx, load_options=dict(self._load_options), slots=slots)
+        return LoadSpec(
+            model=model, num_ctx=self._num_ctx, load_options=dict(self._load_options), slots=slots
+        )

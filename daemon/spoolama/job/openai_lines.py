@@ -1,32 +1,320 @@
-"""OpenAI batch lines."""
+"""OpenAI batch lines: what of a request is asked of the local model, and what is refused.
+
+A line is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`.
+`PARAMETERS` is the one table of the body's keys; the code and the README's table are both made from it.
+Nothing that would change the answer is dropped in silence: it is mapped or the line is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
-__all__ = ["LineRequest", "read_body"]
+import jsonschema
+
+from spoolama.errors import RowError
+from spoolama.job.strict_json import canonical, parse_json
+
+__all__ = ["PARAMETERS", "LineRequest", "Parameter", "parameter_table", "read_line"]
+
+_URL = "/v1/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
 class LineRequest:
-    """An OpenAI batch line, in our words."""
+    """An OpenAI batch line in our own words."""
 
+    custom_id: str
+    """The row's name."""
+    model: str | None
+    """The model the line asks for; None: the sidecar's."""
     messages: tuple[tuple[str, str], ...]
-    """(role, text) of each message."""
+    """Role and text of each message."""
     num_predict: int | None
-    """Upper bound of the answer; None: not given."""
+    """Upper bound of the answer in tokens; None: the sidecar's `num_predict`, or its default."""
     sampling: Mapping[str, Any]
     """By Ollama's names; only what the line sets."""
     format: Mapping[str, Any] | Literal["json"] | None
     """What constrains the answer."""
     has_format: bool
-    """Whether the line says anything about it."""
+    """Whether the line says anything about it; if not, the sidecar's holds."""
     think: bool | str | None
-    """From `reasoning_effort`; None: not given."""
+    """Whether a thinking model thinks; None: the sidecar's."""
+    shape: str | None
+    """Digest of model, system message and parameters if the messages are one user's behind at most one system
+    message; None: the line has a history of its own and stands alone."""
 
 
-def read_body(line: Mapping[str, Any]) -> LineRequest:
-    """What the line asks."""
-    raise NotImplementedError
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A key of the request's body and what becomes of it."""
+
+    name: str
+    treatment: Literal["mapped", "ignored", "refused"]
+    note: str
+    """`mapped`: to what. `ignored`: why it can be. `refused`: why."""
+    convert: Callable[[Any], Any] | None = None
+    """`mapped` to a sampling option: the value's check and translation, raising ValueError."""
+    option: str = ""
+    """... and that option's name."""
+    harmless: tuple[Any, ...] = ()
+    """`refused`: values that ask for nothing and are let through."""
+
+
+def _number(low: float, high: float) -> Callable[[Any], float]:
+    def convert(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"must be a number from {low:g} to {high:g}")
+        return value
+
+    return convert
+
+
+def _whole(low: int, high: int = 2**63 - 1) -> Callable[[Any], int]:
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError("must be a whole number" + (f" from {low}" if low >= 0 else ""))
+        return value
+
+    return convert
+
+
+def _stops(value: Any) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+        raise ValueError("must be text or a list of texts")
+    return stops
+
+
+def _think(value: Any) -> bool | str:
+    levels: dict[Any, bool | str] = {
+        "none": False,
+        "minimal": "low",
+        "low": "low",
+        "medium": "medium",
+        "high": "high",
+    }
+    if not isinstance(value, str) or value not in levels:
+        raise ValueError(f"must be one of {', '.join(levels)}")
+    return levels[value]
+
+
+_ONE = "one answer a row"
+_TEXT = "text only"
+
+PARAMETERS: Mapping[str, Parameter] = {
+    p.name: p
+    for p in (
+        Parameter(
+            "messages", "mapped", "the conversation; `developer` counts as `system`; text parts are joined"
+        ),
+        Parameter("model", "mapped", "the model; a line without one takes the sidecar's"),
+        Parameter(
+            "max_completion_tokens", "mapped", "`num_predict`; without it the sidecar's, else 256", _whole(1)
+        ),
+        Parameter(
+            "max_tokens", "mapped", "`num_predict`, where `max_completion_tokens` is not given", _whole(1)
+        ),
+        Parameter(
+            "temperature",
+            "mapped",
+            "`temperature`; without it the sidecar's, else 0",
+            _number(0, 2),
+            "temperature",
+        ),
+        Parameter("top_p", "mapped", "`top_p`", _number(0, 1), "top_p"),
+        Parameter("seed", "mapped", "`seed`; without it the sidecar's, else 7", _whole(-(2**63)), "seed"),
+        Parameter("stop", "mapped", "`stop`", _stops, "stop"),
+        Parameter("presence_penalty", "mapped", "`presence_penalty`", _number(-2, 2), "presence_penalty"),
+        Parameter("frequency_penalty", "mapped", "`frequency_penalty`", _number(-2, 2), "frequency_penalty"),
+        Parameter(
+            "response_format", "mapped", "`format`: `json_object`, `json_schema` (checked again) or `text`"
+        ),
+        Parameter("reasoning_effort", "mapped", "`think`: `none` is off, `minimal` is `low`", _think),
+        Parameter("user", "ignored", "names a customer of OpenAI's"),
+        Parameter("safety_identifier", "ignored", "names a customer of OpenAI's"),
+        Parameter("metadata", "ignored", "for OpenAI's own records"),
+        Parameter("store", "ignored", "for OpenAI's own records"),
+        Parameter("service_tier", "ignored", "OpenAI's prices"),
+        Parameter("prompt_cache_key", "ignored", "OpenAI's cache; here rows with one prefix share it anyway"),
+        Parameter("prompt_cache_retention", "ignored", "OpenAI's cache"),
+        Parameter("prediction", "ignored", "changes OpenAI's speed, not the answer"),
+        Parameter("stream_options", "ignored", "means nothing without `stream`"),
+        Parameter("parallel_tool_calls", "ignored", "means nothing without `tools`"),
+        Parameter("n", "refused", _ONE, harmless=(1,)),
+        Parameter("stream", "refused", "answers come as files", harmless=(False,)),
+        Parameter("logprobs", "refused", "not passed on", harmless=(False,)),
+        Parameter("top_logprobs", "refused", "not passed on", harmless=(0,)),
+        Parameter(
+            "logit_bias", "refused", "token numbers mean another token in another model", harmless=({},)
+        ),
+        Parameter("tools", "refused", "nobody is there to run them", harmless=([],)),
+        Parameter("tool_choice", "refused", "nobody is there to run them", harmless=("none", "auto")),
+        Parameter("functions", "refused", "nobody is there to run them", harmless=([],)),
+        Parameter("function_call", "refused", "nobody is there to run them", harmless=("none", "auto")),
+        Parameter("web_search_options", "refused", "there is no web search"),
+        Parameter("modalities", "refused", _TEXT, harmless=(["text"],)),
+        Parameter("audio", "refused", _TEXT),
+        Parameter(
+            "verbosity",
+            "refused",
+            "local models have no such setting; say it in the prompt",
+            harmless=("medium",),
+        ),
+    )
+}
+
+
+def read_line(line: Mapping[str, Any]) -> LineRequest:
+    """What the line asks.
+
+    Raises:
+        RowError: `unsupported_request` with the parameter's name, or `empty_prompt`.
+    """
+    custom_id = line.get("custom_id")
+    if not isinstance(custom_id, str) or not custom_id:
+        raise _refused("custom_id", "must be a text that names the row")
+    if line.get("method") != "POST":
+        raise _refused("method", "must be POST")
+    if line.get("url") != _URL:
+        raise _refused("url", f"only {_URL} is answered, not {_shown(line.get('url'))}")
+    body = line.get("body")
+    if not isinstance(body, dict):
+        raise _refused("body", "must be an object")
+    given = {key: value for key, value in body.items() if value is not None}
+    sampling: dict[str, Any] = {}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        parameter = PARAMETERS.get(key)
+        if parameter is None:
+            raise _refused(key, "is no parameter of chat completions that spoolama knows")
+        if parameter.treatment == "refused" and not any(_same(value, ok) for ok in parameter.harmless):
+            raise _refused(key, f"is not supported: {parameter.note}")
+        if parameter.convert is not None:
+            try:
+                values[key] = parameter.convert(value)
+            except ValueError as error:
+                raise _refused(key, str(error)) from None
+            if parameter.option:
+                sampling[parameter.option] = values[key]
+    model = given.get("model")
+    if model is not None and (not isinstance(model, str) or not model):
+        raise _refused("model", "must be the model's name")
+    messages = _messages(given.get("messages"))
+    form = _format(given["response_format"]) if "response_format" in given else None
+    num_predict = values.get("max_completion_tokens", values.get("max_tokens"))
+    think = values.get("reasoning_effort")
+    shape = None
+    if [role for role, _ in messages[:-1]] in ([], ["system"]):
+        same = [model, messages[:-1], num_predict, sampling, "response_format" in given, form, think]
+        shape = hashlib.sha256(canonical(same).encode()).hexdigest()[:16]
+    return LineRequest(
+        custom_id=custom_id,
+        model=model,
+        messages=messages,
+        num_predict=num_predict,
+        sampling=sampling,
+        format=form,
+        has_format="response_format" in given,
+        think=think,
+        shape=shape,
+    )
+
+
+def _messages(value: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, list) or not value:
+        raise _refused("messages", "must be a list of at least one message")
+    messages = tuple(_message(message, f"messages[{place}]") for place, message in enumerate(value))
+    if messages[-1][0] != "user":
+        raise _refused("messages", "must end with a message of the user")
+    if not messages[-1][1].strip():
+        raise RowError("empty_prompt", "the last message is empty")
+    return messages
+
+
+def _message(message: Any, where: str) -> tuple[str, str]:
+    if not isinstance(message, dict):
+        raise _refused(where, "must be an object")
+    role = message.get("role")
+    if role == "developer":
+        role = "system"
+    if role not in ("system", "user", "assistant"):
+        raise _refused(f"{where}.role", f"{_shown(role)} is not supported; use system, user or assistant")
+    for key in ("tool_calls", "function_call", "audio", "refusal"):
+        if message.get(key):
+            raise _refused(f"{where}.{key}", "is not supported: text only")
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_part(part, f"{where}.content[{place}]") for place, part in enumerate(content))
+    if not isinstance(content, str):
+        raise _refused(f"{where}.content", "must be text")
+    return str(role), content
+
+
+def _part(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    text = part.get("text") if isinstance(part, dict) else None
+    if kind != "text":
+        raise _refused(where, f"a part of type {_shown(kind)} is not supported: text only")
+    if not isinstance(text, str):
+        raise _refused(f"{where}.text", "must be text")
+    return text
+
+
+def _format(value: Any) -> Mapping[str, Any] | Literal["json"] | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return "json"
+    if kind != "json_schema":
+        raise _refused("response_format", "its type must be text, json_object or json_schema")
+    wrapper = value.get("json_schema")
+    schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
+    if not isinstance(schema, dict):
+        raise _refused("response_format", "json_schema.schema must be a JSON Schema")
+    if problem := _schema_problem(canonical(schema)):
+        raise _refused("response_format", f"json_schema.schema is no JSON Schema: {problem}")
+    return schema
+
+
+@lru_cache(maxsize=64)
+def _schema_problem(schema: str) -> str | None:
+    """What is wrong with a schema; cached, since the lines of one file bring the same one."""
+    parsed = parse_json(schema)
+    validator = jsonschema.validators.validator_for(parsed, default=jsonschema.Draft202012Validator)
+    try:
+        validator.check_schema(parsed)
+    except jsonschema.SchemaError as error:
+        return f"{error.json_path}: {error.message[:200]}"
+    return None
+
+
+def _refused(parameter: str, why: str) -> RowError:
+    return RowError("unsupported_request", f"{parameter}: {why}", details={"parameter": parameter})
+
+
+def _same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and bool(value == other)
+
+
+def _shown(value: Any) -> str:
+    text = canonical(value)
+    return text if len(text) <= 60 else text[:60] + "…"
+
+
+def parameter_table() -> str:
+    """The table of parameters, in Markdown."""
+    lines = ["| parameter | what becomes of it |", "|---|---|"]
+    for parameter in PARAMETERS.values():
+        what = parameter.note
+        if parameter.treatment != "mapped":
+            what = f"{parameter.treatment}: {what}"
+        if parameter.harmless:
+            what += f" ({', '.join(f'`{canonical(value)}`' for value in parameter.harmless)} is let through)"
+        lines.append(f"| `{parameter.name}` | {what} |")
+    lines.append("| anything else | refused: it might change the answer |")
+    return "\n".join(lines) + "\n"

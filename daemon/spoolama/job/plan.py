@@ -1,8 +1,8 @@
 """The plan: everything besides input, sidecar and ledger that decides what a row is asked.
 
 Plans are numbered.
-What is learned while a job runs becomes a new version, written to the ledger before it is used and in force from
-its `from_segment` on, so that every prompt can be rebuilt from what is on disk.
+What is learned while a job runs becomes a new version, written to the ledger before it is used and in force
+from its `from_segment` on, so that every prompt can be rebuilt from what is on disk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spoolama.job.sidecar import Sidecar
 __all__ = ["Plan", "first_plan"]
 
 _SAFE_TOKENS_PER_BYTE = 1.0
-"""No tokenizer of a text model makes more tokens than there are bytes; what the server counts lowers it."""
+"""A tokenizer hardly ever makes more tokens than there are bytes; what the server counts lowers it."""
 
 _OVERHEAD_TOKENS = 16
 """Tokens that a chat template puts around one message, generously; `<start_of_turn>model\\n` is 3."""
@@ -62,12 +62,14 @@ class Plan:
         """
         names = {f.name for f in fields(cls)}
         if set(data) != names:
-            raise ValueError(f"not a plan: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}")
+            raise ValueError(
+                f"not a plan: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}"
+            )
         return cls(**data)
 
 
 def first_plan(sidecar: Sidecar) -> Plan:
-    """The plan that a job starts with: the sidecar's wishes, and safe bounds where nothing is measured yet."""
+    """The plan that a job starts with: the sidecar's wishes, and safe bounds where nothing is measured."""
     if sidecar.mode == "isolated":
         rows = 1
     elif sidecar.segment == "all":

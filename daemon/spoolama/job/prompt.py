@@ -1,19 +1,151 @@
-"""Prompts."""
+"""The prompt of a row: a Jinja2 template over its fields."""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["PromptTemplate"]
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
+
+from spoolama.errors import RowError
+from spoolama.job.sandbox import FieldUndefinedError, SandboxEnvironment, budget
+
+__all__ = ["PromptTemplate", "TemplateProblem"]
+
+_BUDGET = 1024 * 1024
+"""Characters and loop turns that one row's prompt may cost."""
+
+_ENVIRONMENT = SandboxEnvironment()
+
+
+class TemplateProblem(ValueError):
+    """The template cannot be compiled.
+
+    Args:
+        message: What is wrong, in words.
+        line: 1-based line of the template.
+        hint: What to write instead, where it can be told.
+    """
+
+    def __init__(self, message: str, line: int, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.line = line
+        self.hint = hint
 
 
 class PromptTemplate:
-    """A prompt template over a row's fields."""
+    """A prompt template, compiled once.
+
+    Fields stand under their names and, for names that Jinja2 cannot spell, as `row["first name"]`.
+    Text is taken as it is, null is nothing, and numbers, booleans, lists and objects are spelled as in JSON.
+    A block tag takes its own line away with it; the last newline of the template is not part of the prompt.
+
+    Raises:
+        TemplateProblem: it cannot be compiled.
+    """
 
     def __init__(self, source: str) -> None:
-        self._source = source
+        try:
+            self._tree = _ENVIRONMENT.parse(source)
+            self._template: Template = _ENVIRONMENT.from_string(source)
+        except TemplateSyntaxError as error:
+            raise _problem(error) from None
+        except (RecursionError, MemoryError, OverflowError, ValueError) as error:
+            raise TemplateProblem(f"too complicated: {error}", 1) from None
+        except TemplateError as error:
+            raise TemplateProblem(str(error), 1) from None
+
+    def names(self) -> set[str]:
+        """The fields without which no row can be rendered.
+
+        Not among them: names that are tested (`is defined`), have a default, or are set by the template.
+        """
+        names = {
+            name for name in meta.find_undeclared_variables(self._tree) if name not in _ENVIRONMENT.globals
+        }
+        if "row" in names:
+            names.discard("row")
+            names |= {name for name in map(_of_row, self._tree.find_all(nodes.Getitem)) if name is not None}
+        return names - set(_guarded(self._tree))
 
     def render(self, fields: Mapping[str, Any]) -> str:
-        """The prompt of one row."""
-        raise NotImplementedError
+        """The prompt of one row.
+
+        Raises:
+            RowError: `template_undefined`, `template_error`, `empty_prompt`.
+        """
+        try:
+            with budget(_BUDGET):
+                text = self._template.render({"row": fields, **fields})
+        except FieldUndefinedError as error:
+            raise _undefined(error, fields) from None
+        except RecursionError:
+            raise RowError("template_error", "the template calls itself without end") from None
+        except Exception as error:  # a template may raise whatever its expressions raise
+            what = str(error) or type(error).__name__
+            raise RowError("template_error", f"the template fails on this row: {what[:300]}") from None
+        if not text.strip():
+            raise RowError("empty_prompt", "the template gives an empty prompt for this row")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RowError(
+                "template_error", "the prompt has half of a surrogate pair: it is no text"
+            ) from None
+        return text
+
+
+def _problem(error: TemplateSyntaxError) -> TemplateProblem:
+    message = (error.message or "syntax error").rstrip(".")
+    hint = None
+    if message.startswith("No filter named '"):
+        wanted = message.split("'")[1]
+        close = difflib.get_close_matches(
+            wanted, [name for name in _ENVIRONMENT.filters if name[0] != "_"], n=1
+        )
+        message = f"there is no filter {wanted!r}"
+        hint = f"did you mean {close[0]!r}?" if close else None
+    elif "end of print statement" in message or "unexpected '}'" in message:
+        hint = "a field stands in two braces on each side: {{ name }}; other names as {{ row['first name'] }}"
+    return TemplateProblem(message, error.lineno, hint)
+
+
+def _of_row(node: nodes.Getitem) -> str | None:
+    if isinstance(node.node, nodes.Name) and node.node.name == "row" and isinstance(node.arg, nodes.Const):
+        return node.arg.value if isinstance(node.arg.value, str) else None
+    return None
+
+
+def _guarded(tree: nodes.Template) -> list[str]:
+    """Names that may be missing: tested for being defined, or given a default."""
+    guards: list[nodes.Node | None] = [
+        t.node for t in tree.find_all(nodes.Test) if t.name in ("defined", "undefined")
+    ]
+    guards += [f.node for f in tree.find_all(nodes.Filter) if f.name in ("default", "d")]
+    out: list[str] = []
+    for node in guards:
+        if isinstance(node, nodes.Name):
+            out.append(node.name)
+        elif isinstance(node, nodes.Getitem) and (name := _of_row(node)) is not None:
+            out.append(name)
+    return out
+
+
+def _undefined(error: FieldUndefinedError, fields: Mapping[str, Any]) -> RowError:
+    name = error.name
+    if name is None:
+        return RowError("template_undefined", error.message or "something in the template is undefined")
+    inside = error.of is not None and error.of != fields
+    there: list[str] = [
+        str(key) for key in (error.of if isinstance(error.of, dict) else () if inside else fields)
+    ]
+    close = difflib.get_close_matches(name, there, n=1)
+    message = f"the template uses {name!r}, which " + ("the value it is taken from" if inside else "the row")
+    message += " does not have"
+    if close:
+        message += f"; did you mean {close[0]!r}?"
+    if there:
+        message += f". There are: {', '.join(there[:30])}" + (", …" if len(there) > 30 else "")
+    return RowError("template_undefined", message, details={"field": name})

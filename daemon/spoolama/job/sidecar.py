@@ -16,7 +16,7 @@ LOAD_TIME_OPTIONS = ("num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Example(_Model):
@@ -44,7 +44,9 @@ class Options(_Model):
     seed: int = Field(7, description="Seed of the sampler.")
     top_k: int | None = Field(None, ge=0, description="Sample from the k likeliest tokens.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest mass p.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Drop tokens below this share of the likeliest.")
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Drop tokens below this share of the likeliest."
+    )
     repeat_penalty: float | None = Field(None, description="Above 1: repetition costs.")
     repeat_last_n: int | None = Field(None, ge=-1, description="How far back repetition is seen.")
     presence_penalty: float | None = Field(None, description="As OpenAI's.")
@@ -72,9 +74,14 @@ class Trim(_Model):
         "reset",
         description="reset: start again from the shared prefix. window: keep the latest rows.",
     )
-    high: float = Field(0.75, gt=0, le=1, description="Trim when the prompt would pass this share of the room.")
+    high: float = Field(
+        0.75, gt=0, le=1, description="Trim when the prompt would pass this share of the room."
+    )
     low: float = Field(
-        0.375, ge=0, lt=1, description="window: keep as many of the latest rows as fit this share of the room."
+        0.375,
+        ge=0,
+        lt=1,
+        description="window: keep as many of the latest rows as fit this share of the room.",
     )
     keep: int | None = Field(None, ge=1, description="window: keep at most this many rows at a trim.")
 
@@ -88,10 +95,13 @@ class Trim(_Model):
 class Sidecar(_Model):
     """What a user asks of a job."""
 
-    model: str = Field(min_length=1, description="The model's name, as the server knows it.")
+    model: str = Field(
+        "", description="The model's name, as the server knows it. Only OpenAI batch lines can go without."
+    )
     system: str = Field("", description="The system message: the instruction all rows share.")
     prompt: str | None = Field(
-        None, description="Jinja2 template over the row's fields. OpenAI batch lines bring their own messages."
+        None,
+        description="Jinja2 template over the row's fields. OpenAI batch lines bring their own messages.",
     )
     examples: tuple[Example, ...] = Field((), description="Few-shot turns, part of the shared prefix.")
     mode: Literal["conversation", "isolated"] = Field(
@@ -109,10 +119,13 @@ class Sidecar(_Model):
     segment: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         200, description="Rows of one conversation before a new one starts from the shared prefix, or `all`."
     )
-    lanes: int | None = Field(None, ge=1, le=256, description="Requests at once; default: the service's setting.")
+    lanes: int | None = Field(
+        None, ge=1, le=256, description="Requests at once; default: the service's setting."
+    )
     gold: str | None = Field(None, description="A column of known answers: agreement is reported.")
     answer_key: str | None = Field(
-        None, description="With `format`: the answer's key that is compared with `gold`; default: the only key."
+        None,
+        description="With `format`: the answer's key that is compared with `gold`; default: the only key.",
     )
     retries: int = Field(3, ge=0, le=20, description="Tries of a row after the first.")
     timeout: float | None = Field(None, gt=0, description="Seconds for one answer; default: learned.")
@@ -120,5 +133,7 @@ class Sidecar(_Model):
         None, description="End the job early past this number (2, 50) or share (0.01) of failed rows."
     )
     expect: Expect | None = Field(None, description="What the upload must turn out to be.")
-    output: tuple[Literal["jsonl", "csv"], ...] = Field(("jsonl", "csv"), description="Forms of the results.")
+    output: tuple[Literal["jsonl", "csv"], ...] = Field(
+        ("jsonl", "csv"), min_length=1, description="Forms of the results."
+    )
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")

@@ -1,0 +1,198 @@
+"""Rows of CSV and TSV files.
+
+A record with sound quoting may span lines.
+A record whose quoting is broken is *its first line*: it is faulted, and reading goes on at the next physical
+line, so that a quote that is never closed costs one row and not the file.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+from spoolama.errors import InputError
+from spoolama.job.row import Row, RowFault
+from spoolama.job.rows.limits import Limits
+from spoolama.job.rows.lines import content
+from spoolama.job.rows.reader import RowReader, broken, utf8
+from spoolama.job.rows.stream import BrokenStream
+
+__all__ = ["CsvReader"]
+
+
+class _Unclosed(Exception):
+    """A quoted cell goes on past its bound."""
+
+
+class CsvReader(RowReader):
+    """Rows of a CSV (comma) or TSV (tab) file with a header, quoted as RFC 4180 has it.
+
+    Raises:
+        InputError: there is no usable header.
+    """
+
+    def __init__(self, path: Path, compression: str | None, limits: Limits, *, delimiter: str) -> None:
+        super().__init__(path, compression, limits)
+        self._delimiter = delimiter
+        self._comma = delimiter.encode()
+        self._again: deque[bytes] = deque()  # lines that were looked at and are still to be read
+        self._line = 1  # number of the next physical line
+        # The csv module's own bound is one per process and must not be below ours.
+        csv.field_size_limit(max(csv.field_size_limit(), limits.max_line_bytes + limits.max_quoted_bytes))
+        try:
+            self.columns = self._header()
+        except BrokenStream as error:
+            raise broken(self.name, error, 0) from None
+
+    def _read(self) -> Generator[Row, None, None]:
+        ordinal = 0
+        while (line := self._next()) is not None:
+            number = self._line
+            raw = content(line)
+            if not raw:
+                self._line += 1
+                continue
+            lines, cells = self._record(line)
+            if len(lines) > 1:
+                raw = content(b"".join(lines))
+            fault = cells if isinstance(cells, RowFault) else self._fault(raw, cells)
+            if fault is not None and len(lines) > 1 and self._is_record(lines[1]):
+                # What follows reads well without this line, so a quote was lost here.
+                self._again.extendleft(reversed(lines[1:]))
+                lines, raw = lines[:1], content(lines[0])
+                fault = _unclosed("the line after it is a record of its own")
+            self._line = number + len(lines)
+            columns = self.columns
+            assert columns is not None
+            if fault is None:
+                assert not isinstance(cells, RowFault)
+                yield Row(ordinal, number, dict(zip(columns, cells, strict=True)), raw)
+            else:
+                yield Row(ordinal, number, None, raw[: self._limits.max_line_bytes], fault)
+            ordinal += 1
+
+    def _next(self) -> bytes | None:
+        return self._again.popleft() if self._again else next(self._physical, None)
+
+    def _record(self, first: bytes) -> tuple[list[bytes], list[str] | RowFault]:
+        """The lines of the record that begins with `first`, and its cells or why there are none."""
+        if len(first) > self._limits.max_line_bytes:
+            return [first], RowFault(
+                "line_too_large", f"the line is longer than {self._limits.max_line_bytes} bytes"
+            )
+        if b'"' not in first:
+            text = utf8(content(first))
+            return [first], text if isinstance(text, RowFault) else text.split(self._delimiter)
+        lines: list[bytes] = []
+        try:
+            cells = next(csv.reader(self._feed(first, lines), delimiter=self._delimiter, strict=True))
+        except (_Unclosed, csv.Error) as error:
+            self._again.extendleft(reversed(lines[1:]))
+            if isinstance(error, _Unclosed):
+                return lines[:1], _unclosed(str(error))
+            if len(lines) > 1:
+                return lines[:1], _unclosed("the next quote in the file does not end a cell")
+            # On one line the csv module has two complaints: text behind a closing quote, or the file's end.
+            if "unexpected end" in str(error):
+                return lines, _unclosed("the file ends")
+            return lines, RowFault(
+                "bad_quotes", "text follows a closing quote; inside a quoted cell a quote is written twice"
+            )
+        whole = utf8(content(b"".join(lines)))
+        return lines, whole if isinstance(whole, RowFault) else cells
+
+    def _feed(self, line: bytes | None, lines: list[bytes]) -> Iterator[str]:
+        """Line after line as the csv module asks for more, each noted in `lines`."""
+        limits = self._limits
+        size = 0
+        while line is not None:
+            lines.append(line)
+            size += len(line)
+            if len(lines) > limits.max_quoted_lines:
+                raise _Unclosed(f"none follows in {limits.max_quoted_lines} lines")
+            if len(lines) > 1 and size > limits.max_quoted_bytes:
+                raise _Unclosed(f"none follows in {limits.max_quoted_bytes} bytes")
+            yield line.decode(errors="surrogateescape")
+            line = self._next()
+
+    def _fault(self, raw: bytes, cells: list[str]) -> RowFault | None:
+        """What is wrong with a record that could be taken apart."""
+        columns = self.columns
+        assert columns is not None
+        if len(cells) != len(columns):
+            return RowFault("ragged", f"{len(cells)} cells where the header has {len(columns)} columns")
+        if b"\0" in raw:
+            return RowFault("nul_byte", f"byte {raw.index(0)} of the record is NUL")
+        limit = self._limits.max_cell_bytes
+        if len(raw) > limit:
+            for name, cell in zip(columns, cells, strict=True):
+                if (size := len(cell.encode())) > limit:
+                    return RowFault(
+                        "cell_too_large", f"the cell in column {name} has {size} bytes; the limit is {limit}"
+                    )
+        return None
+
+    def _is_record(self, line: bytes) -> bool:
+        """Whether this line alone is a sound record of several cells."""
+        columns = self.columns
+        assert columns is not None
+        if len(columns) < 2:
+            return False
+        if b'"' not in line:
+            return line.count(self._comma) == len(columns) - 1
+        try:
+            text = line.decode(errors="surrogateescape")
+            return len(next(csv.reader([text], delimiter=self._delimiter, strict=True))) == len(columns)
+        except csv.Error:
+            return False
+
+    def _header(self) -> list[str]:
+        while (line := self._next()) is not None and not content(line):
+            self._line += 1
+        if line is None:
+            raise InputError(
+                f"{self.name} is empty: it has no header line.",
+                mend="The first line must name the columns.",
+                code="empty_file",
+            )
+        lines, cells = self._record(line)
+        where = f"{self.name}, line {self._line}"
+        if isinstance(cells, RowFault):
+            raise InputError(
+                f"{where}: the header cannot be read: {cells.message}.",
+                mend="Mend the first line; the file must be UTF-8.",
+                code="bad_header",
+            )
+        self._line += len(lines)
+        names = [cell.strip() for cell in cells]
+        if not any(names) or "\0" in "".join(names):
+            raise InputError(
+                f"{where}: the header names no column.",
+                mend="The first line must name the columns.",
+                code="bad_header",
+            )
+        if len(names) == 1 and self._delimiter == "," and any(sep in names[0] for sep in ";\t|"):
+            raise InputError(
+                f"{where}: the header has no comma; its columns seem to be separated by something else.",
+                mend="Separate columns by commas, or by tabs in a file that ends in .tsv.",
+                code="bad_header",
+            )
+        names = [name or f"column_{place}" for place, name in enumerate(names, start=1)]
+        places: dict[str, list[int]] = {}
+        for place, name in enumerate(names, start=1):
+            places.setdefault(name, []).append(place)
+        twice = {name: at for name, at in places.items() if len(at) > 1}
+        if twice:
+            what = "; ".join(f"{name!r} in columns {', '.join(map(str, at))}" for name, at in twice.items())
+            raise InputError(
+                f"{where}: the same name stands over several columns: {what}.",
+                mend="Give each column a name of its own.",
+                code="bad_header",
+            )
+        return names
+
+
+def _unclosed(why: str) -> RowFault:
+    return RowFault("unclosed_quote", f"a quote is opened and never closed: {why}; read on at the next line")

@@ -1,0 +1,78 @@
+"""Physical lines of a byte stream, with bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+__all__ = ["Lines", "content"]
+
+
+class Lines:
+    """The lines of a stream with their ends (`\\n`, `\\r\\n`, `\\r`), without a byte order mark.
+
+    A line longer than `max_bytes` comes cut to `max_bytes + 1` bytes without its end;
+    so a line is oversized exactly if it is longer than `max_bytes`.
+
+    Args:
+        chunks: The stream.
+        max_bytes: Bound on a line.
+    """
+
+    def __init__(self, chunks: Iterable[bytes], max_bytes: int) -> None:
+        self._chunks = chunks
+        self._max = max_bytes
+        self.ended_with_newline = True
+        """Whether the last byte was a line end; meaningful after the last line."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        limit = self._max
+        tail = b""
+        head: bytes | None = None  # the beginning of an oversized line whose end is not yet seen
+        for chunk in _without_mark(self._chunks):
+            lines = (tail + chunk).splitlines(keepends=True)
+            # A \r at the very end may be the first half of \r\n: wait for the next chunk.
+            tail = b"" if lines[-1].endswith(b"\n") else lines.pop()
+            for line in lines:
+                if head is not None:
+                    yield head
+                    head = None
+                else:
+                    yield line if len(line) <= limit else line[: limit + 1]
+            if head is None and len(tail) > limit + 1:
+                head = tail[: limit + 1]
+            if head is not None:
+                tail = tail[-1:] if tail.endswith(b"\r") else b""
+            self.ended_with_newline = head is None and not tail
+        if tail.endswith(b"\r"):
+            self.ended_with_newline = True
+        if head is not None:
+            yield head
+        elif tail:
+            yield tail if len(tail) <= limit else tail[: limit + 1]
+
+
+def _without_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The chunks, none of them empty, without a UTF-8 byte order mark at the beginning."""
+    first = b""
+    begun = False
+    for chunk in chunks:
+        if begun:
+            if chunk:
+                yield chunk
+            continue
+        first += chunk
+        if len(first) >= 3:
+            begun = True
+            if rest := first.removeprefix(b"\xef\xbb\xbf"):
+                yield rest
+    if not begun and first:
+        yield first
+
+
+def content(line: bytes) -> bytes:
+    """The line without its end."""
+    if line.endswith(b"\r\n"):
+        return line[:-2]
+    if line.endswith((b"\n", b"\r")):
+        return line[:-1]
+    return line

@@ -1,0 +1,91 @@
+"""What every reader of rows has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from spoolama.errors import InputError
+from spoolama.job.row import Row, RowFault
+from spoolama.job.rows.limits import Limits
+from spoolama.job.rows.lines import Lines
+from spoolama.job.rows.stream import BrokenStream, chunks
+
+__all__ = ["RowReader", "broken", "utf8"]
+
+
+class RowReader(ABC):
+    """The rows of a data file, one after another; memory does not grow with the file.
+
+    An iterator to be used once. Closing it early closes the file.
+    """
+
+    def __init__(self, path: Path, compression: str | None, limits: Limits) -> None:
+        self.name = path.name
+        self.columns: list[str] | None = None
+        """CSV and TSV: the header's names, known before the first row."""
+        self._compressed = compression is not None
+        self._limits = limits
+        self._chunks = chunks(path, compression)
+        self._lines = Lines(self._chunks, limits.max_line_bytes)
+        self._physical = iter(self._lines)
+        self._count = 0
+        self._rows = self._read()
+
+    @property
+    def ended_with_newline(self) -> bool:
+        """Whether the file ended with a line end; a compressed stream that ended properly counts as one.
+
+        Meaningful after the last row.
+        """
+        return self._compressed or self._lines.ended_with_newline
+
+    @abstractmethod
+    def _read(self) -> Generator[Row, None, None]:
+        """The rows; `BrokenStream` may pass through."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Row:
+        try:
+            row = next(self._rows)
+        except BrokenStream as error:
+            raise broken(self.name, error, self._count) from None
+        self._count += 1
+        return row
+
+    def close(self) -> None:
+        """Close the file."""
+        self._rows.close()
+        self._chunks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def broken(name: str, error: BrokenStream, rows: int) -> InputError:
+    """The job's error for a damaged compressed stream."""
+    after = f" after {rows} row{'' if rows == 1 else 's'}" if rows else ""
+    return InputError(
+        f"{name} cannot be decompressed{after}: {error}.",
+        mend="Compress and upload the file again; the upload may have been cut.",
+        code="damaged_stream",
+    )
+
+
+def utf8(raw: bytes) -> str | RowFault:
+    """The text of a record, or why it is none."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        byte = raw[error.start]
+        return RowFault("bad_encoding", f"byte {error.start} of the record (0x{byte:02x}) is not UTF-8")

@@ -1,0 +1,124 @@
+"""The bytes of a data file, decompressed, in pieces of bounded size."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+from spoolama.errors import InputError
+
+__all__ = ["BrokenStream", "chunks", "refuse_foreign"]
+
+_CHUNK = 256 * 1024
+
+_ZSTD_FEED = 1024
+"""Compressed bytes handed to zstd at once: at its highest ratio (128 KiB from 4 bytes) they become 32 MiB."""
+
+_MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
+
+_FOREIGN = (
+    (b"PK\x03\x04", "a ZIP or Excel file", "Export it as CSV (UTF-8) and drop that."),
+    (b"\xd0\xcf\x11\xe0", "an old Excel file", "Export it as CSV (UTF-8) and drop that."),
+    (b"%PDF-", "a PDF", "Export the table as CSV (UTF-8) and drop that."),
+    (b"PAR1", "a Parquet file", "Export it as CSV or JSONL and drop that."),
+    (b"\x1f\x8b", "gzip data", "Give it a name that ends in .gz, for example .csv.gz."),
+    (b"\x28\xb5\x2f\xfd", "zstd data", "Give it a name that ends in .zst, for example .csv.zst."),
+    (b"BZh", "bzip2 data", "Compress it with gzip or zstd instead."),
+    (b"\xfd7zXZ\x00", "xz data", "Compress it with gzip or zstd instead."),
+)
+
+
+class BrokenStream(Exception):
+    """The compressed stream is damaged or stops in the middle."""
+
+
+def chunks(path: Path, compression: str | None) -> Generator[bytes, None, None]:
+    """The file's bytes after decompression; memory stays flat whatever the file is.
+
+    Raises:
+        BrokenStream: the compressed stream is damaged, stops in the middle or is not of that kind.
+    """
+    with path.open("rb") as file:
+        if compression is None:
+            yield from iter(lambda: file.read(_CHUNK), b"")
+            return
+        head = file.read(4)
+        file.seek(0)
+        if not head.startswith(_MAGIC[compression]):
+            raise BrokenStream("it is empty" if not head else f"it is not .{compression} data")
+        yield from _gunzip(file) if compression == "gz" else _unzstd(file)
+
+
+def _gunzip(file: BinaryIO) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=file) as stream:
+        while True:
+            try:
+                piece = stream.read(_CHUNK)
+            except EOFError:
+                raise BrokenStream("it stops in the middle") from None
+            except (OSError, zlib.error) as error:
+                raise BrokenStream(str(error)) from None
+            if not piece:
+                return
+            yield piece
+
+
+def _unzstd(file: BinaryIO) -> Iterator[bytes]:
+    # Not stream_reader: it takes the end of the file for the end of the stream and hides a truncation.
+    ended = True
+    decoder = zstandard.ZstdDecompressor().decompressobj()
+    while data := file.read(_ZSTD_FEED):
+        while data:
+            ended = False
+            try:
+                piece = decoder.decompress(data)
+            except zstandard.ZstdError as error:
+                raise BrokenStream(str(error)) from None
+            for start in range(0, len(piece), _CHUNK):
+                yield piece[start : start + _CHUNK]
+            data = b""
+            if decoder.eof:
+                ended = True
+                data = decoder.unused_data
+                decoder = zstandard.ZstdDecompressor().decompressobj()
+    if not ended:
+        raise BrokenStream("it stops in the middle")
+
+
+def refuse_foreign(head: bytes, name: str) -> None:
+    """Refuse a file that is plainly not UTF-8 text.
+
+    Args:
+        head: The first bytes after decompression.
+        name: The file's name as the person knows it.
+
+    Raises:
+        InputError: it is UTF-16, a spreadsheet, compressed without saying so, ...
+    """
+    for magic, what, mend in _FOREIGN:
+        if head.startswith(magic):
+            raise InputError(f"{name} is {what}, not text.", mend=mend, code="not_text")
+    wide = _wide_encoding(head[:256])
+    if wide:
+        raise InputError(
+            f"{name} is encoded as {wide}; spoolama reads UTF-8.",
+            mend="Save it as UTF-8 (in Excel: “CSV UTF-8”) and drop it again.",
+            code="not_utf8",
+        )
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    if head.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        return "UTF-32"
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    # Without a mark: text in Latin letters then has a NUL in every second byte.
+    half = len(head) // 2
+    if half >= 4 and (head[1::2].count(0) > half * 0.8 or head[0::2].count(0) > half * 0.8):
+        return "UTF-16"
+    return None

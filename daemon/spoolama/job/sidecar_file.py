@@ -1,0 +1,310 @@
+"""From the sidecar's text to a checked `Sidecar`, or to every problem it has at once."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from spoolama.errors import Problem, SidecarError
+from spoolama.job.prompt import PromptTemplate, TemplateProblem
+from spoolama.job.schema_check import schema_problems
+from spoolama.job.sidecar import Example, Expect, Options, Sidecar, Trim
+from spoolama.job.sidecar_words import EXPECTED, NOT_YET, NOT_YET_STRATEGIES
+from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
+
+__all__ = ["load_sidecar", "parse_sidecar", "sidecar_schema"]
+
+_MODELS: dict[str, type[BaseModel]] = {
+    "": Sidecar,
+    "examples[]": Example,
+    "options": Options,
+    "trim": Trim,
+    "expect": Expect,
+}
+
+_SYNONYMS = {
+    "instruction": "system",
+    "instructions": "system",
+    "system_prompt": "system",
+    "template": "prompt",
+    "user": "prompt",
+    "schema": "format",
+    "json_schema": "format",
+    "response_format": "format",
+    "max_tokens": "options.num_predict",
+    "few_shot": "examples",
+    "id_column": "id",
+    "context": "options.num_ctx",
+    "ctx": "options.num_ctx",
+}
+"""What people call these keys elsewhere, where the spelling is too far off to be guessed."""
+
+
+def load_sidecar(path: Path, *, openai: bool = False) -> Sidecar:
+    """Read and check a sidecar; its own name stands in every problem.
+
+    Args:
+        path: The file.
+        openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
+
+    Raises:
+        SidecarError: with every problem found.
+        OSError: the file cannot be read.
+    """
+    return parse_sidecar(path.read_bytes(), path.name, openai=openai)
+
+
+def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False) -> Sidecar:
+    """Check a sidecar's text.
+
+    Args:
+        text: The file's text or bytes.
+        name: Its name as the person knows it.
+        openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
+
+    Raises:
+        SidecarError: and nothing else, whatever the text.
+    """
+    tree = read_yaml(text, name)
+    if not tree.data:
+        raise SidecarError(tree.problems or [Problem(name, None, None, "", "the file is empty")])
+    check = _Check(tree, name, openai=openai)
+    sidecar = check.run()
+    if check.problems or sidecar is None:
+        unique = {(p.line, p.key, p.message): p for p in check.problems}
+        raise SidecarError(sorted(unique.values(), key=lambda p: (p.line or 0, p.column or 0)))
+    return sidecar
+
+
+class _Check:
+    """One pass over one sidecar."""
+
+    def __init__(self, tree: Tree, name: str, *, openai: bool) -> None:
+        self._tree = tree
+        self._name = name
+        self._openai = openai
+        self.problems = list(tree.problems)
+        self._bad = {p.key for p in tree.problems}
+
+    def run(self) -> Sidecar | None:
+        """The sidecar, if nothing is wrong; `problems` otherwise."""
+        data = self._tree.data
+        sidecar: Sidecar | None = None
+        self._later_strategy()
+        try:
+            # By way of JSON: there a list is as good as a tuple, while types stay strict.
+            sidecar = Sidecar.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            for problem in error.errors():
+                self._translate(problem)
+        except (RecursionError, ValueError) as error:
+            self._add((), f"the file cannot be read: {error}")
+        for key in () if self._openai else ("model", "prompt"):
+            if key not in data:
+                words, example = EXPECTED[key]
+                self._add((key,), f"this key is missing: {words}", f"for example {key}: {example}")
+            elif isinstance(data[key], str) and not data[key].strip():
+                self._add((key,), "this is empty", f"for example {key}: {EXPECTED[key][1]}")
+        self._traps(data.get("format"), ("format",))
+        self._format(data.get("format"))
+        self._prompt(data.get("prompt"))
+        if sidecar is not None:
+            self._answer_key(sidecar)
+        return sidecar
+
+    def _add(self, path: KeyPath, message: str, hint: str | None = None) -> None:
+        key = dotted(path)
+        if key in self._bad:
+            return
+        self._bad.add(key)
+        place = self._tree.places.get(path)
+        line, column = (place.line, place.column) if place else (None, None)
+        self.problems.append(Problem(self._name, line, column, key, message, hint))
+
+    def _later_strategy(self) -> None:
+        trim = self._tree.data.get("trim")
+        strategy = trim.get("strategy") if isinstance(trim, dict) else None
+        if isinstance(trim, dict) and isinstance(strategy, str) and strategy in NOT_YET_STRATEGIES:
+            path = ("trim", "strategy")
+            self._add(path, f"{strategy} is not available yet in this version", NOT_YET_STRATEGIES[strategy])
+            self._bad |= {f"trim.{key}" for key in trim if key not in Trim.model_fields}
+            self._bad.add("trim")
+
+    def _translate(self, error: Any) -> None:
+        """One of pydantic's errors as a problem of the key it stands at."""
+        path = self._known(error["loc"])
+        if error["type"] == "extra_forbidden":
+            self._unknown_key(path)
+        elif error["type"] == "missing":
+            whole = (*path, str(error["loc"][-1]))
+            key = dotted(whole)
+            if key not in self._bad:
+                self._bad.add(key)
+                place = self._tree.places.get(path)
+                line, column = (place.line, place.column) if place else (None, None)
+                words = EXPECTED[_general(whole)][0]
+                self.problems.append(Problem(self._name, line, column, key, f"this key is missing: {words}"))
+        elif error["type"] == "value_error":
+            message = str(error["ctx"]["error"])
+            child = next((w for w in message.split() if (*path, w) in self._tree.places), None)
+            self._add(path if child is None else (*path, child), message)
+        else:
+            self._wrong_value(path)
+
+    def _known(self, loc: tuple[int | str, ...]) -> KeyPath:
+        """The longest beginning of pydantic's location that is in the file; behind it are names of types."""
+        path: KeyPath = ()
+        for step in loc:
+            if (*path, step) not in self._tree.places:
+                break
+            path = (*path, step)
+        return path
+
+    def _unknown_key(self, path: KeyPath) -> None:
+        key = dotted(path)
+        if key in NOT_YET:
+            self._add(path, "this key is not available yet in this version", NOT_YET[key])
+            return
+        parent = _general(path[:-1])
+        model = _MODELS[parent]
+        wanted = str(path[-1])
+        lower = wanted.lower().replace("-", "_")
+        close = difflib.get_close_matches(lower, model.model_fields, n=1)
+        hint = None
+        if close:
+            hint = f"did you mean {close[0]}?"
+        elif elsewhere := [p for p, m in _MODELS.items() if p and "[" not in p and lower in m.model_fields]:
+            hint = f"it belongs under {elsewhere[0]}: {elsewhere[0]}: {{{lower}: …}}"
+        elif parent and lower in Sidecar.model_fields:
+            hint = "it belongs to the top of the file, without indentation"
+        elif not parent and lower in _SYNONYMS:
+            hint = f"did you mean {_SYNONYMS[lower]}?"
+        else:
+            hint = f"known here: {', '.join(model.model_fields)}"
+        self._add(path, "unknown key", hint)
+
+    def _wrong_value(self, path: KeyPath) -> None:
+        words, example = EXPECTED.get(_general(path), ("something else", ""))
+        place = self._tree.places.get(path)
+        value = self._value(path)
+        shown = _shown(value)
+        hint = (
+            f"for example {path[-1]}: {example}"
+            if path and isinstance(path[-1], str)
+            else f"for example {example}"
+        )
+        if place is not None and place.style is None and place.source is not None and "text" in words:
+            if value is None:
+                shown = "nothing"
+            elif not isinstance(value, str):
+                shown = f"{place.source}, which YAML reads as {_kind(value)},"
+                hint = f"put it in quotes: {path[-1]}: '{place.source}'"
+        elif isinstance(value, str) and place is not None and place.style is not None and _is_number(value):
+            hint = f"leave the quotes out: {path[-1]}: {value}"
+        elif isinstance(value, str) and _is_number(value) and "number" in words:
+            shown = f"{value}, which YAML reads as a text,"
+            hint = f"write {float(value):f}".rstrip("0").rstrip(".")
+        elif isinstance(value, str) and "list" in words:
+            hint = f"in brackets: {path[-1]}: [{value}]"
+        elif value is None:
+            shown = "nothing"
+        elif isinstance(value, str) and (close := difflib.get_close_matches(value, words.split(), n=1)):
+            hint = f"did you mean {close[0]}?"
+        self._add(path, f"{shown} is not {words}", hint)
+
+    def _value(self, path: KeyPath) -> Any:
+        value: Any = self._tree.data
+        for step in path:
+            value = value[step]
+        return value
+
+    def _traps(self, value: Any, path: KeyPath) -> None:
+        """`yes` in a schema is surely meant as the word: YAML reads it as true."""
+        if isinstance(value, dict | list):
+            for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+                self._traps(item, (*path, step))
+        elif isinstance(value, bool):
+            place = self._tree.places[path]
+            if place.source is not None and place.source.lower() not in ("true", "false"):
+                word = "true" if value else "false"
+                self._add(
+                    path,
+                    f"YAML reads {place.source} as {word}",
+                    f"write '{place.source}' in quotes, or {word}",
+                )
+
+    def _format(self, schema: Any) -> None:
+        if not isinstance(schema, dict) or any(key.startswith("format") for key in self._bad):
+            return
+        for inner, message in schema_problems(schema):
+            path = ("format", *inner)
+            while path not in self._tree.places:
+                path = path[:-1]
+            self._bad.discard(dotted(path))
+            self._add(path, message)
+
+    def _prompt(self, source: Any) -> None:
+        if not isinstance(source, str) or not source.strip() or "prompt" in self._bad:
+            return
+        try:
+            PromptTemplate(source)
+        except TemplateProblem as problem:
+            place = self._tree.places[("prompt",)]
+            block = place.style in ("|", ">")
+            line = place.value_line + problem.line - (0 if block else 1)
+            column = None if block or problem.line > 1 else place.value_column
+            self.problems.append(Problem(self._name, line, column, "prompt", problem.message, problem.hint))
+
+    def _answer_key(self, sidecar: Sidecar) -> None:
+        keys = sidecar.format.get("properties") if isinstance(sidecar.format, dict) else None
+        if not isinstance(keys, dict):
+            return
+        if sidecar.answer_key is not None and sidecar.answer_key not in keys:
+            self._add(
+                ("answer_key",), f"format has no key {sidecar.answer_key!r}", f"one of {', '.join(keys)}"
+            )
+        elif sidecar.gold is not None and sidecar.answer_key is None and len(keys) > 1:
+            hint = f"for example answer_key: {next(iter(keys))}"
+            self._add(("gold",), "the answer has several keys: say in answer_key which one is compared", hint)
+
+
+def _general(path: KeyPath) -> str:
+    """The dotted path with every item of a list alike: `examples[].user`."""
+    out = ""
+    for step in path:
+        out += "[]" if isinstance(step, int) else f".{step}" if out else step
+    return out
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:60] + '…"'
+
+
+def _kind(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else "a number"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return abs(float(text)) < 1e15
+    except ValueError:
+        return False
+
+
+def sidecar_schema() -> dict[str, Any]:
+    """The sidecar as JSON Schema (draft 2020-12), for editors that check and complete YAML."""
+    schema = Sidecar.model_json_schema()
+    schema["title"] = "spoolama sidecar"
+    schema["description"] = (
+        "What a user asks of a job. model and prompt are required, except for OpenAI batch lines."
+    )
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

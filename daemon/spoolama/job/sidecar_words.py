@@ -1,0 +1,88 @@
+"""What the sidecar's keys expect, in words with an example, and which keys are still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["EXPECTED", "NOT_YET", "NOT_YET_STRATEGIES"]
+
+_TEXT = "a text"
+_COLUMN = "the name of a column"
+
+EXPECTED: Mapping[str, tuple[str, str]] = {
+    "model": ("the model's name, as a text", "gemma3:12b"),
+    "system": (_TEXT, "You are a strict recruiter."),
+    "prompt": ("a template, as a text", "'{{ name }}, {{ years }} years'"),
+    "examples": ("a list of turns with user and assistant", "[{user: Great phone!, assistant: positive}]"),
+    "examples[]": ("a turn with user and assistant", "{user: Great phone!, assistant: positive}"),
+    "examples[].user": (_TEXT, "Great phone!"),
+    "examples[].assistant": (_TEXT, "positive"),
+    "mode": ("conversation or isolated", "isolated"),
+    "id": (_COLUMN, "candidate_id"),
+    "options": ("a mapping of the model's options", "{num_ctx: 8192, num_predict: 200}"),
+    "options.num_ctx": ("a whole number of tokens from 128 to 10000000", "8192"),
+    "options.num_predict": ("a whole number of tokens from 1", "200"),
+    "options.temperature": ("a number from 0", "0.7"),
+    "options.seed": ("a whole number", "7"),
+    "options.top_k": ("a whole number from 0", "40"),
+    "options.top_p": ("a number from 0 to 1", "0.9"),
+    "options.min_p": ("a number from 0 to 1", "0.05"),
+    "options.repeat_penalty": ("a number", "1.1"),
+    "options.repeat_last_n": ("a whole number from -1", "64"),
+    "options.presence_penalty": ("a number", "0.5"),
+    "options.frequency_penalty": ("a number", "0.5"),
+    "options.stop": ("a list of texts", "['END']"),
+    "options.stop[]": (_TEXT, "END"),
+    "options.num_batch": ("a whole number from 1", "512"),
+    "options.num_gpu": ("a whole number from -1", "99"),
+    "options.main_gpu": ("a whole number from 0", "0"),
+    "options.use_mmap": ("true or false", "true"),
+    "options.num_thread": ("a whole number from 1", "8"),
+    "format": (
+        "a JSON Schema, or json",
+        "{type: object, properties: {score: {type: integer}}, required: [score]}",
+    ),
+    "think": ("true, false, low, medium, high or max", "false"),
+    "trim": ("a mapping with strategy", "{strategy: window, high: 0.75, low: 0.4}"),
+    "trim.strategy": ("reset or window", "reset"),
+    "trim.high": ("a share above 0 and up to 1", "0.75"),
+    "trim.low": ("a share from 0 and below 1", "0.375"),
+    "trim.keep": ("a whole number of rows from 1", "20"),
+    "segment": ("a whole number of rows from 1, or all", "200"),
+    "lanes": ("a whole number from 1 to 256", "4"),
+    "gold": (_COLUMN, "human_rating"),
+    "answer_key": ("a key of the answer, as a text", "score"),
+    "retries": ("a whole number from 0 to 20", "3"),
+    "timeout": ("a number of seconds above 0", "120"),
+    "max_failed": ("a number of rows from 0, or a share from 0.0 to 1.0", "0.01"),
+    "expect": ("a mapping with rows or sha256", "{rows: 170000}"),
+    "expect.rows": ("a whole number of rows from 0", "170000"),
+    "expect.sha256": ("64 hexadecimal digits in quotes, as sha256sum prints them", "'" + "ab" * 32 + "'"),
+    "output": ("a list of jsonl and csv", "[jsonl, csv]"),
+    "output[]": ("jsonl or csv", "jsonl"),
+    "priority": ("a whole number from -100 to 100", "10"),
+}
+"""Dotted key (`[]` for any item) to what it expects and an example, both as a person would write them."""
+
+NOT_YET: Mapping[str, str] = {
+    "audit": "leave it out; to compare, drop the job a second time with mode: isolated",
+    "long_rows": "leave it out; raise options.num_ctx so that the longest row fits",
+    "vram": "leave it out; lower options.num_ctx or lanes if memory is short",
+    "on_collapse": "leave it out; watch the spread of answers with spoolama analyze",
+    "trim.anchors": "put the fixed turns under examples",
+    "trim.tail": "leave it out, or use strategy: window with keep",
+    "trim.important": "use strategy: window",
+    "trim.budget": "use high and low",
+    "trim.pilot": "leave it out",
+}
+"""Keys of later versions, and what to do until then."""
+
+NOT_YET_STRATEGIES: Mapping[str, str] = {
+    "anchors": "put the fixed turns under examples and use strategy: reset",
+    "important": "use strategy: window",
+    "importance": "use strategy: window",
+    "hybrid": "use strategy: window",
+    "budget": "use strategy: reset or window with high and low",
+    "auto": "use strategy: reset, or mode: isolated to be safe",
+}
+"""Trimming strategies of later versions, and what to use until then."""

@@ -1,0 +1,277 @@
+"""YAML read for people: plain values, and the line and column of every key.
+
+Nothing here knows what a sidecar is.
+Only plain data comes out: no tags, no merge keys, no repeated aliases without bound.
+What YAML itself refuses is said in words that a person who never read its specification understands.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from spoolama.errors import Problem
+
+__all__ = ["Place", "Tree", "dotted", "read_yaml"]
+
+KeyPath = tuple[str | int, ...]
+
+_MAX_BYTES = 1024 * 1024
+_MAX_NODES = 20_000
+_MAX_DEPTH = 50
+
+_BRACES = re.compile(r"^\s*(?:-\s+)?[\w.-]+:\s+\{\{")
+_BRACES_HINT = "YAML takes {{ for a mapping: put the text in quotes, or on the next line behind `|`"
+
+_SCANNER_WORDS = (
+    # what PyYAML says, what we say, hint
+    ("found character '\\t'", "a tab stands where YAML wants spaces", "indent with spaces"),
+    (
+        "mapping values are not allowed here",
+        "a second colon, or a key that is indented differently from the one above",
+        "put a text with a colon in quotes, or on the next line behind `|`",
+    ),
+    ("found undefined alias", "a text that begins with * must stand in quotes", "write '*…'"),
+    ("expected alphabetic or numeric character", "a text that begins with * or & must stand in quotes", None),
+    ("that cannot start any token", "a text cannot begin with this character", "put the text in quotes"),
+    ("found unexpected end of stream", "a quote is opened and never closed", None),
+    ("could not find expected ':'", "a line without a colon where a key is expected", "write `key: value`"),
+    (
+        "expected <block end>",
+        "this line does not fit what stands above it",
+        "check its indentation and quotes",
+    ),
+    ("expected ',' or", "a list or mapping in brackets is not closed, or lacks a comma", None),
+    ("found unknown escape character", "an unknown escape in double quotes", "use single quotes, or \\\\"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a key and its value stand. All numbers 1-based."""
+
+    line: int
+    column: int
+    """Of the key, or of the list's item."""
+    value_line: int
+    value_column: int
+    source: str | None
+    """A scalar's text as written; None for lists and mappings."""
+    style: str | None
+    """None: without quotes; otherwise one of `' " | >`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What a YAML file says, and where."""
+
+    data: dict[str, Any]
+    places: Mapping[KeyPath, Place]
+    problems: list[Problem]
+
+
+def dotted(path: KeyPath) -> str:
+    """`("examples", 0, "user")` as people write it: `examples[0].user`."""
+    out = ""
+    for step in path:
+        out += f"[{step}]" if isinstance(step, int) else f".{step}" if out else step
+    return out
+
+
+def read_yaml(text: str | bytes, name: str) -> Tree:
+    """Read one YAML mapping.
+
+    Args:
+        text: The file.
+        name: Its name as the person knows it, for problems.
+    """
+    decoded = _decoded(text, name)
+    if isinstance(decoded, Problem):
+        return Tree({}, {}, [decoded])
+    loader = None
+    try:
+        loader = yaml.SafeLoader(decoded)
+        node = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        return Tree({}, {}, [_said(error, name, decoded)])
+    except yaml.YAMLError as error:  # characters that YAML forbids
+        return Tree({}, {}, [_forbidden(error, name, decoded)])
+    except RecursionError:
+        return Tree({}, {}, [Problem(name, None, None, "", "nested too deeply")])
+    finally:
+        if loader is not None:
+            loader.dispose()
+    if node is None:
+        return Tree({}, {}, [Problem(name, None, None, "", "the file is empty", "at least model and prompt")])
+    if not isinstance(node, yaml.MappingNode):
+        mark = node.start_mark
+        what = "a list" if isinstance(node, yaml.SequenceNode) else "a text without keys"
+        problem = Problem(
+            name, mark.line + 1, mark.column + 1, "", f"the file is {what}", "write `key: value` lines"
+        )
+        return Tree({}, {}, [problem])
+    builder = _Builder(name, decoded.splitlines())
+    data = builder.value(node, ())
+    builder.problems.sort(key=lambda p: (p.line or 0, p.column or 0))
+    return Tree(data, builder.places, builder.problems)
+
+
+def _decoded(text: str | bytes, name: str) -> str | Problem:
+    if isinstance(text, str):
+        text = text.encode(errors="surrogatepass")
+    if len(text) > _MAX_BYTES:
+        return Problem(name, None, None, "", f"the file has {len(text)} bytes; the limit is {_MAX_BYTES}")
+    if text.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return Problem(name, None, None, "", "the file is UTF-16", "save it as UTF-8")
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = text[: error.start]
+        line = before.count(b"\n") + 1
+        column = len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
+        return Problem(
+            name, line, column, "", f"byte 0x{text[error.start]:02x} is not UTF-8", "save it as UTF-8"
+        )
+
+
+def _said(error: yaml.MarkedYAMLError, name: str, text: str) -> Problem:
+    """PyYAML's complaint in our words."""
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
+    said = error.problem or str(error)
+    lines = text.splitlines()
+    for candidate in (error.problem_mark, error.context_mark):
+        if candidate is not None and candidate.line < len(lines) and _BRACES.match(lines[candidate.line]):
+            at = candidate.line + 1
+            return Problem(
+                name, at, lines[at - 1].index("{{") + 1, "", "a value begins with {{", _BRACES_HINT
+            )
+    if "expected a single document" in (error.context or "") or "another document" in said:
+        return Problem(name, line, column, "", "the file holds several documents", "remove the --- line")
+    for theirs, ours, hint in _SCANNER_WORDS:
+        if theirs in said:
+            return Problem(name, line, column, "", ours, hint)
+    return Problem(name, line, column, "", f"this is not YAML: {said}")
+
+
+def _forbidden(error: yaml.YAMLError, name: str, text: str) -> Problem:
+    position = getattr(error, "position", None)
+    if not isinstance(position, int):
+        return Problem(name, None, None, "", f"this is not YAML: {error}")
+    before = text[:position]
+    line, column = before.count("\n") + 1, position - before.rfind("\n")
+    code = ord(text[position]) if position < len(text) else 0
+    return Problem(name, line, column, "", f"the character U+{code:04X} is not allowed in YAML", "remove it")
+
+
+class _Builder:
+    """Turns PyYAML's node tree into plain values, noting places and problems."""
+
+    def __init__(self, name: str, lines: list[str]) -> None:
+        self._name = name
+        self._lines = lines
+        self._constructor = yaml.constructor.SafeConstructor()
+        self._nodes = 0
+        self.places: dict[KeyPath, Place] = {}
+        self.problems: list[Problem] = []
+
+    def _problem(self, node: yaml.Node, path: KeyPath, message: str, hint: str | None = None) -> None:
+        mark = node.start_mark
+        self.problems.append(Problem(self._name, mark.line + 1, mark.column + 1, dotted(path), message, hint))
+
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        self._nodes += 1
+        if self._nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
+            if self._nodes <= _MAX_NODES or self._nodes == _MAX_NODES + 1:
+                self._problem(node, path[:1], "aliases or nesting make this too large")
+                self._nodes = _MAX_NODES + 1
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            if node.tag != "tag:yaml.org,2002:seq":
+                return self._tagged(node, path)
+            out = []
+            for place, item in enumerate(node.value):
+                self._note((*path, place), item, item)
+                out.append(self.value(item, (*path, place)))
+            return out
+        assert isinstance(node, yaml.ScalarNode)
+        return self._scalar(node, path)
+
+    def _note(self, path: KeyPath, key: yaml.Node, value: yaml.Node) -> None:
+        at, to = key.start_mark, value.start_mark
+        scalar = value if isinstance(value, yaml.ScalarNode) else None
+        self.places[path] = Place(
+            line=at.line + 1,
+            column=at.column + 1,
+            value_line=to.line + 1,
+            value_column=to.column + 1,
+            source=scalar.value if scalar else None,
+            style=scalar.style if scalar else None,
+        )
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any] | None:
+        if node.tag != "tag:yaml.org,2002:map":
+            self._tagged(node, path)
+            return None
+        out: dict[str, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                line = self._lines[key.start_mark.line] if key.start_mark.line < len(self._lines) else ""
+                braces = "{{" in line
+                self._problem(
+                    node,
+                    path,
+                    "a value begins with {{" if braces else "a key must be a text",
+                    _BRACES_HINT if braces else None,
+                )
+                return None
+            name = key.value
+            if name == "<<" and key.tag == "tag:yaml.org,2002:merge":
+                self._problem(key, (*path, name), "merge keys are not supported", "write the keys out")
+                continue
+            here = (*path, name)
+            if name in out:
+                first = self.places[here].line
+                self._problem(key, here, f"this key appears twice; first on line {first}", "keep one of them")
+                continue
+            self._note(here, key, value)
+            out[name] = self.value(value, here)
+        return out
+
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        value: Any
+        if kind in ("str", "timestamp"):  # `2024-05-01` is a text here, as the person wrote it
+            value = node.value
+        elif kind in ("null", "bool", "int", "float"):
+            try:
+                value = self._constructor.construct_object(node)
+            except (ValueError, KeyError, OverflowError, yaml.YAMLError):
+                self._problem(node, path, "this number cannot be read")
+                return None
+            if isinstance(value, float) and not math.isfinite(value):
+                self._problem(node, path, "infinity and NaN are not allowed")
+                return None
+        elif kind == "value":  # a lone `=`
+            value = node.value
+        else:
+            return self._tagged(node, path)
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                self._problem(node, path, "half of a surrogate pair stands alone: it is no character")
+                return None
+        return value
+
+    def _tagged(self, node: yaml.Node, path: KeyPath) -> None:
+        self._problem(
+            node, path, f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not allowed", "remove it"
+        )
