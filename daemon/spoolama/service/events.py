@@ -1,0 +1,131 @@
+"""Everything that the service logs: each event's stable name, level, sentence and journal MESSAGE_ID.
+
+The name is for programs (`SPOOLAMA_EVENT=job.ended`), the sentence for people. `journalctl MESSAGE_ID=…`
+finds one kind of event in every version. A sentence may use the event's fields; a missing one shows as `?`.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["EVENTS", "EventKind", "sentence"]
+
+Level = Literal["debug", "info", "warning", "error", "critical"]
+
+
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """One kind of event."""
+
+    level: Level
+    """How loud it is."""
+    text: str
+    """What happened, in words, with fields in braces."""
+    message_id: str
+    """128 bits in hex, made once and never changed."""
+
+
+EVENTS: Mapping[str, EventKind] = {
+    "service.started": EventKind(
+        "info", "spoolama {version} works on {spool} with {backend}.", "f22968a0ec2541aba2f59bea52f3eb72"
+    ),
+    "service.stopping": EventKind(
+        "info",
+        "Asked to stop ({reason}); rows in flight get {drain_s} s.",
+        "67b7fb0dd5b541299d00a877de4a0b59",
+    ),
+    "service.stopped": EventKind(
+        "info", "Stopped with exit status {status}.", "fb143495856d4814817e1ce31cc6606f"
+    ),
+    "service.reloaded": EventKind(
+        "info", "Settings read again: {changed}.", "265e1acf7a0a442ca04a8701caabd5a3"
+    ),
+    "service.reload_refused": EventKind(
+        "error", "The settings are wrong, the old ones stay: {error}", "87c5258c98fd4b76a567d47df092c20f"
+    ),
+    "service.task_died": EventKind(
+        "critical", "The task {task} died ({error}); the service stops.", "e3688c6936954d129be6eb2409a5cf05"
+    ),
+    "service.silent": EventKind(
+        "error",
+        "No proof of life from {who}; the watchdog gets no pings until there is.",
+        "d51a71b9628741839d8ab9e3d57373df",
+    ),
+    "service.unwatched": EventKind(
+        "warning",
+        "Changes in incoming/ bring no events ({why}); the rescan finds drops.",
+        "4e80e9cfadce4a57a5645a7d6648cc11",
+    ),
+    "service.log_level": EventKind("info", "The log level is {level}.", "2ddc42d18fef4a8cb425d6084d7a763c"),
+    "models.released": EventKind(
+        "info",
+        "The queue has been empty for a while: the models loaded here are released.",
+        "47fbd498c7154d2799acf02049f4a81c",
+    ),
+    "models.release_failed": EventKind(
+        "warning", "The models could not be released: {error}", "ac62e7cc30044057bf7cc9e9e729b48b"
+    ),
+    "spool.recovered": EventKind(
+        "info", "Found in processing/: {action}.", "328948bb6d7241a487dafc701b1cd0ae"
+    ),
+    "spool.disk_full": EventKind(
+        "error", "No room on the spool's disk: {error}", "4ea51004fc3e4798a06c356f4974ec92"
+    ),
+    "drop.held": EventKind("warning", "{name} is not taken: {reason}", "cc9448a0e27947f29698151b2d413570"),
+    "drop.rejected": EventKind(
+        "warning", "{name} was rejected: {reason}", "71e45c12a4f844a0823dc133cc12e421"
+    ),
+    "drop.commanded": EventKind(
+        "info", "{name} was carried out: {what}.", "157deccc5ee14116b4217be392ef38f4"
+    ),
+    "job.claimed": EventKind("info", "{name} became job {job}.", "7acc4c6d7a724cd4b50fa6382a9aeb52"),
+    "job.settling": EventKind(
+        "info",
+        "{job} waits: somebody still has its files open for writing.",
+        "74fe78da567b41a3b896fe252498bf48",
+    ),
+    "job.started": EventKind("info", "{job} begins.", "dde17c38311d4fcdb3564a0c81ed0734"),
+    "job.ended": EventKind("info", "{job} is in {where}/: {message}", "47834122b73449d0bdc8c7c3326f81f5"),
+    "job.failed": EventKind("warning", "{job} is in failed/: {message}", "6ca32ada00da42409e2c52f606fdd1a2"),
+    "job.left": EventKind(
+        "info", "{job} is left for the next start: {message}", "44809291975d4ce1a0f67ede10c0077c"
+    ),
+    "job.crashed": EventKind(
+        "critical",
+        "{job} ran into a defect ({error}); it stays in processing/. Start {starts} of {most}.",
+        "ba96ad97f4a64570a5514211cf0ec1ad",
+    ),
+    "job.set_aside": EventKind(
+        "error",
+        "{job} is put aside: the service died with it {starts} times.",
+        "f8c798bec71e4003b0d47038c2f51cfd",
+    ),
+    "job.removed": EventKind(
+        "info",
+        "{job} in {where}/ is older than {days} days and was removed, as the settings say.",
+        "733889f3a6044539ad612930b7cd03c9",
+    ),
+    "server.away": EventKind(
+        "warning", "The model server is away: {error}", "1384f3c182384218b00d12c3ecf454c3"
+    ),
+    "server.back": EventKind(
+        "info", "The model server is back after {seconds} s.", "068554c48155426480dd7269bf42bc9e"
+    ),
+    "library.message": EventKind("warning", "{logger}: {text}", "5bc687868a18466ca43ea8dc1ea79fad"),
+}
+
+
+class _Lenient(string.Formatter):
+    """Formats what is there; a log line must never be the reason for a crash."""
+
+    def get_value(self, key: int | str, args: Any, kwargs: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        return kwargs.get(str(key), "?")
+
+
+def sentence(event: str, fields: Mapping[str, Any]) -> str:
+    """The event in words; the bare name if the table does not have it."""
+    kind = EVENTS.get(event)
+    return _Lenient().vformat(kind.text, (), fields) if kind else event

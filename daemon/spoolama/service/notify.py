@@ -1,0 +1,139 @@
+"""What the service tells systemd, through the sdnotify package.
+
+sdnotify has three habits that a daemon must know of, seen in its version 0.3.2:
+
+* It encodes latin-1. systemd wants UTF-8 and answers anything else by clearing the unit's status.
+  So it is handed UTF-8 bytes spelled as latin-1 characters, one for one: what leaves the socket is UTF-8.
+* Its socket blocks, and a full queue of the receiver would stop the service. So the socket gets a timeout.
+* Its bare `except:` swallows everything, SystemExit too. In debug mode it raises; OSError is caught here.
+
+Messages: sd_notify(3). RELOADING=1 needs MONOTONIC_USEC from systemd 253 on; older ones ignore it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Protocol
+
+import sdnotify
+
+__all__ = ["Notifier", "SilentNotifier", "SystemdNotifier", "make_notifier", "watchdog_interval"]
+
+_SEND_TIMEOUT_S = 0.2
+_STATUS_LENGTH = 500
+
+
+class Notifier(Protocol):
+    """What the daemon tells whoever supervises it. No call raises, none waits long."""
+
+    def ready(self) -> None:
+        """The service works: after start, and after each reload."""
+        ...
+
+    def status(self, text: str) -> None:
+        """One line for `systemctl status`."""
+        ...
+
+    def watchdog(self) -> None:
+        """Proof of life."""
+        ...
+
+    def reloading(self) -> None:
+        """The configuration is being read again; `ready` follows."""
+        ...
+
+    def stopping(self) -> None:
+        """The service is on its way out."""
+        ...
+
+    def extend(self, seconds: float) -> None:
+        """The stop (or start) takes that much longer from now on."""
+        ...
+
+
+class SystemdNotifier:
+    """Speaks to the socket that $NOTIFY_SOCKET names."""
+
+    def __init__(self) -> None:
+        """Connect.
+
+        Raises:
+            OSError: there is no such socket.
+        """
+        self._notifier = sdnotify.SystemdNotifier(debug=True)
+        self._notifier.socket.settimeout(_SEND_TIMEOUT_S)
+        self.lost = 0
+        """Messages that could not be sent."""
+
+    def ready(self) -> None:
+        self._send("READY=1")
+
+    def status(self, text: str) -> None:
+        self._send(f"STATUS={_one_line(text)}")
+
+    def watchdog(self) -> None:
+        self._send("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={usec}")
+
+    def stopping(self) -> None:
+        self._send("STOPPING=1")
+
+    def extend(self, seconds: float) -> None:
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+
+    def close(self) -> None:
+        """Give the socket back."""
+        self._notifier.socket.close()
+
+    def _send(self, text: str) -> None:
+        try:
+            self._notifier.notify(text.encode("utf-8", "backslashreplace").decode("latin-1"))
+        except OSError:
+            self.lost += 1  # systemd is busy or gone; the next message says the newer truth anyway
+
+
+class SilentNotifier:
+    """For a service that nobody supervises."""
+
+    def ready(self) -> None: ...
+
+    def status(self, text: str) -> None: ...
+
+    def watchdog(self) -> None: ...
+
+    def reloading(self) -> None: ...
+
+    def stopping(self) -> None: ...
+
+    def extend(self, seconds: float) -> None: ...
+
+
+def make_notifier(env: Mapping[str, str]) -> Notifier:
+    """The notifier for this environment. sdnotify itself reads the process's own NOTIFY_SOCKET."""
+    if not env.get("NOTIFY_SOCKET"):
+        return SilentNotifier()
+    try:
+        return SystemdNotifier()
+    except OSError:
+        return SilentNotifier()
+
+
+def watchdog_interval(env: Mapping[str, str]) -> float | None:
+    """Seconds between two pings, half of what systemd allows; None if it wants none from this process.
+
+    sd_watchdog_enabled(3): WATCHDOG_PID, where set, must be this process.
+    """
+    usec, pid = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID")
+    if not usec.isdecimal() or int(usec) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(usec) / 1_000_000 / 2
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _STATUS_LENGTH else f"{line[: _STATUS_LENGTH - 1]}…"
