@@ -125,7 +125,7 @@ def _number(schema: Mapping[str, Any], kind: str, chance: random.Random) -> floa
     low = schema.get("minimum", schema.get("exclusiveMinimum", -1 if kind == "integer" else 0))
     high = schema.get("maximum", schema.get("exclusiveMaximum", low + 101))
     if kind == "number":
-        return round(low + (high - low) * (0.01 + 0.98 * chance.random()), 3)
+        return float(round(low + (high - low) * (0.01 + 0.98 * chance.random()), 3))
     low += "exclusiveMinimum" in schema or not any(key in schema for key in ("minimum", "exclusiveMinimum"))
     return chance.randint(int(low), int(high) - ("exclusiveMaximum" in schema))
 

@@ -12,7 +12,7 @@ from spoolama.testing.fake_ollama_engine import Engine, Runner
 from spoolama.testing.fake_ollama_http import Connection
 from spoolama.testing.fake_ollama_script import Call, Fault, Script
 
-__all__ = ["EARLY", "RUNNER_DIED", "early", "late", "struck_by"]
+__all__ = ["EARLY", "ON_THE_ANSWER", "QUEUE_FULL", "RUNNER_DIED", "early", "late", "struck_by"]
 
 EARLY = {"http", "busy", "cloud", "missing"}
 """Kinds that strike before a slot is taken."""
@@ -20,6 +20,7 @@ EARLY = {"http", "busy", "cloud", "missing"}
 ON_THE_ANSWER = {"empty", "text", "silent_cut"}
 """Kinds that change an answer instead of preventing it."""
 
+QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 RUNNER_DIED = "an error was encountered while running the model: unexpected EOF"
 OUT_OF_MEMORY = (
     "llama-server process has terminated: exit status 1: "
@@ -38,7 +39,7 @@ async def early(fault: Fault, call: Call, connection: Connection) -> None:
         await asyncio.sleep(fault.delay_s)
     match fault.kind:
         case "busy":
-            raise Refused(503, "server busy, please try again.  maximum pending requests exceeded")
+            raise Refused(503, QUEUE_FULL)
         case "cloud":
             raise Refused(403, "ollama cloud is disabled: remote model is unavailable")
         case "missing":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ async def _serve(script: Script, port: int, call_log: Path | None, exit_with_std
     if exit_with_stdin:
 
         def look() -> None:
-            if not sys.stdin.buffer.read1(4096):  # type: ignore[attr-defined]
+            if not os.read(sys.stdin.fileno(), 4096):
                 loop.remove_reader(sys.stdin.fileno())
                 ended.set()
 

@@ -19,7 +19,7 @@ from spoolama.testing.fake_ollama_checks import (
     read_body,
 )
 from spoolama.testing.fake_ollama_engine import Engine, Prompt, QueueFull, segments_of
-from spoolama.testing.fake_ollama_faults import EARLY, early, struck_by
+from spoolama.testing.fake_ollama_faults import EARLY, QUEUE_FULL, early, struck_by
 from spoolama.testing.fake_ollama_http import TEXT, Connection, Incoming
 from spoolama.testing.fake_ollama_script import Call, Fault, Script
 from spoolama.testing.fake_ollama_template import parse_raw, render
@@ -176,7 +176,7 @@ class Routes:
                 call, connection, model, prompt, fault, lambda found: build(call.body, found, self.generator)
             )
         except QueueFull:
-            raise Refused(503, "server busy, please try again.  maximum pending requests exceeded") from None
+            raise Refused(503, QUEUE_FULL) from None
         if done is None:
             return
         if fault is not None:
@@ -204,16 +204,15 @@ class Routes:
                     model, call.body.get("options") or {}, call.body.get("shift", True)
                 )
             except QueueFull:
-                text = "server busy, please try again.  maximum pending requests exceeded"
-                raise Refused(503, text) from None
+                raise Refused(503, QUEUE_FULL) from None
             runner.forever = (keep_alive(call.body) or 0) < 0
             reason = "load"
-        text: dict[str, Any] = (
+        empty: dict[str, Any] = (
             {"response": ""} if generate else {"message": {"role": "assistant", "content": ""}}
         )
         connection.reply(
             200,
-            {"model": call.body["model"], "created_at": now(), **text, "done": True, "done_reason": reason},
+            {"model": call.body["model"], "created_at": now(), **empty, "done": True, "done_reason": reason},
         )
 
 

@@ -1,0 +1,179 @@
+"""llama.cpp without a server to install: xllamacpp in a child process, so that its crash is a server's crash."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.embedded_models import default_cache_dir, find_weights
+from spoolama.backends.embedded_process import EngineProcess
+from spoolama.backends.http import HttpCaller
+from spoolama.backends.llama_server import count_tokens, read_facts
+from spoolama.backends.openai_errors import checked
+from spoolama.backends.openai_wire import chat_body, read_reply
+from spoolama.clock import Clock
+from spoolama.errors import RequestRefused, ServerAway, ServerDied, UnexpectedReply
+
+__all__ = ["EmbeddedBackend"]
+
+LOAD_TIMEOUT_S = 600.0
+DESCRIBE_TIMEOUT_S = 30.0
+DEATH_TIMEOUT_S = 2.0
+"""How long after a broken connection the process may still seem to live."""
+
+_PARAMS = {"num_batch": "n_batch", "num_gpu": "n_gpu_layers", "main_gpu": "main_gpu"}
+"""Load options of a sidecar, by llama.cpp's names; `num_thread` is handled apart."""
+
+
+class EmbeddedBackend:
+    """Holds one model at a time in a child process.
+
+    Args:
+        clock: Measures loads.
+        threads: CPU threads; None: one for each core. A sidecar's `num_thread` goes first.
+        cache_dir: Where models from packages are put together; None: the user's cache directory.
+    """
+
+    kind = "embedded"
+
+    def __init__(self, *, clock: Clock, threads: int | None = None, cache_dir: Path | None = None) -> None:
+        self._clock = clock
+        self._threads = threads
+        self._cache_dir = cache_dir or default_cache_dir()
+        self._lock = asyncio.Lock()
+        self._process: EngineProcess | None = None
+        self._http: HttpCaller | None = None
+        self._loaded: tuple[LoadSpec, LoadedModel] | None = None
+
+    async def probe(self) -> ServerInfo:
+        """Whether the engine is installed; a running one is asked for a sign of life."""
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise RequestRefused(
+                "the embedded engine is not installed",
+                mend="Install it beside spoolama: pip install 'spoolama[embedded]'",
+            )
+        process, http = self._process, self._http
+        if process is not None and http is not None:
+            if not process.alive:
+                raise await process.death()
+            checked(await http.get("/health", timeout_s=DESCRIBE_TIMEOUT_S))
+        return ServerInfo(self.kind, _version())
+
+    async def load(self, spec: LoadSpec) -> LoadedModel:
+        """Have a child hold the model just so; one that died or holds something else is replaced."""
+        async with self._lock:
+            if (
+                self._loaded is not None
+                and self._loaded[0] == spec
+                and self._process is not None
+                and self._process.alive
+            ):
+                return self._loaded[1]
+            await self._stop()
+            await self.probe()
+            began = self._clock.monotonic()
+            weights = await asyncio.to_thread(find_weights, spec.model, self._cache_dir)
+            key = secrets.token_urlsafe(24)
+            given = self._given(spec, weights.path, key)
+            self._process = await EngineProcess.start(given, timeout_s=LOAD_TIMEOUT_S)
+            self._http = HttpCaller(self._process.url, headers={"Authorization": f"Bearer {key}"})
+            facts = read_facts(checked(await self._http.get("/props", timeout_s=DESCRIBE_TIMEOUT_S)))
+            if facts.num_ctx is not None and facts.num_ctx < spec.num_ctx:
+                await self._stop()
+                raise RequestRefused(
+                    f"{spec.model!r} has a window of {facts.num_ctx} tokens, and {spec.num_ctx} were asked for",
+                    mend=f"Set options.num_ctx to {facts.num_ctx} or less.",
+                )
+            model = LoadedModel(
+                name=spec.model,
+                digest=weights.digest,
+                num_ctx=facts.num_ctx,
+                slots=facts.slots,
+                server=ServerInfo(self.kind, _version()),
+                can_think=facts.can_think,
+                load_s=self._clock.monotonic() - began,
+            )
+            self._loaded = (spec, model)
+            return model
+
+    async def chat(self, request: ChatRequest) -> Reply:
+        """One prompt, one answer, by the model that `load` put in place."""
+        process, http = self._running(request.load)
+        slot = None if request.slot is None else request.slot % max(1, request.load.slots)
+        body = chat_body(request, dialect="llamacpp", slot=slot)
+        try:
+            reply = await http.post("/v1/chat/completions", body, timeout_s=request.timeout_s)
+        except (ServerAway, UnexpectedReply) as error:
+            if await process.ended_within(DEATH_TIMEOUT_S):
+                raise await process.death() from error
+            raise
+        return read_reply(checked(reply, model=request.load.model))
+
+    async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
+        """By the model's own template and tokenizer."""
+        process, http = self._running(spec)
+        try:
+            return await count_tokens(http, messages)
+        except ServerAway as error:
+            if await process.ended_within(DEATH_TIMEOUT_S):
+                raise await process.death() from error
+            raise
+
+    async def release(self) -> None:
+        """End the child: all its memory is free again."""
+        async with self._lock:
+            await self._stop()
+
+    async def aclose(self) -> None:
+        """The same: the child never outlives its backend."""
+        await self.release()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs; for readings of its memory."""
+        return self._process.pid if self._process is not None and self._process.alive else None
+
+    def _running(self, spec: LoadSpec) -> tuple[EngineProcess, HttpCaller]:
+        if self._process is None or self._http is None or self._loaded is None:
+            raise ServerDied("the embedded engine is not running; it starts with the next load")
+        if self._loaded[0] != spec:
+            raise ServerDied("the embedded engine holds another model or window; load this one first")
+        return self._process, self._http
+
+    async def _stop(self) -> None:
+        process, http = self._process, self._http
+        self._process = self._http = self._loaded = None
+        if http is not None:
+            await http.aclose()
+        if process is not None:
+            await process.stop()
+
+    def _given(self, spec: LoadSpec, path: Path, key: str) -> dict[str, Any]:
+        options = dict(spec.load_options)
+        threads = options.pop("num_thread", None) or self._threads or os.cpu_count() or 1
+        unknown = sorted(set(options) - set(_PARAMS))
+        if unknown:
+            names = ", ".join(unknown)
+            raise RequestRefused(
+                f"the embedded engine has no load option {names}",
+                mend=f"Take {names} out of `options` in the sidecar.",
+            )
+        return {
+            "path": str(path),
+            "num_ctx": spec.num_ctx,
+            "slots": max(1, spec.slots),
+            "threads": threads,
+            "api_key": key,
+            "params": {_PARAMS[name]: value for name, value in options.items()},
+        }
+
+
+def _version() -> str:
+    return f"xllamacpp {importlib.metadata.version('xllamacpp')}"

@@ -1,0 +1,62 @@
+"""What llama-server offers beside chat completions: its own facts, and counting without evaluating."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spoolama.backends.base import Message
+from spoolama.backends.http import HttpCaller
+from spoolama.backends.openai_errors import checked
+from spoolama.backends.openai_wire import wire_messages
+
+__all__ = ["LlamaServerFacts", "count_tokens", "read_facts"]
+
+COUNT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaServerFacts:
+    """What `/props` tells."""
+
+    version: str | None
+    num_ctx: int | None
+    """Window of one slot."""
+    slots: int | None
+    can_think: bool
+    """Whether the chat template knows a switch for thinking."""
+
+
+def read_facts(props: Mapping[str, Any]) -> LlamaServerFacts:
+    """The body of `/props`; what is not there stays unknown."""
+    settings = props.get("default_generation_settings")
+    window = settings.get("n_ctx") if isinstance(settings, dict) else None
+    version = props.get("build_info")
+    slots = props.get("total_slots")
+    return LlamaServerFacts(
+        version=version if isinstance(version, str) else None,
+        num_ctx=window if isinstance(window, int) else None,
+        slots=slots if isinstance(slots, int) else None,
+        can_think="enable_thinking" in str(props.get("chat_template", "")),
+    )
+
+
+async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | None:
+    """A prompt's length by llama-server's own template and tokenizer."""
+    rendered = checked(
+        await http.post(
+            "/apply-template",
+            {"messages": wire_messages(messages), "chat_template_kwargs": {"enable_thinking": False}},
+            timeout_s=COUNT_TIMEOUT_S,
+        )
+    ).get("prompt")
+    tokens = checked(
+        await http.post(
+            "/tokenize",
+            # As its own chat route does it: the tokenizer adds the begin-of-sequence token where the model wants one.
+            {"content": rendered, "add_special": True, "parse_special": True},
+            timeout_s=COUNT_TIMEOUT_S,
+        )
+    ).get("tokens")
+    return len(tokens) if isinstance(tokens, list) else None

@@ -1,0 +1,164 @@
+"""vLLM, llama-server, SGLang and the like, by OpenAI's chat completions.
+
+Their window is fixed when they are started, so it is read and compared, never set. An Ollama behind such an
+address is refused: its `/v1` knows neither `num_ctx` nor `truncate` and cuts long prompts in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.http import HttpCaller
+from spoolama.backends.llama_server import count_tokens, read_facts
+from spoolama.backends.openai_errors import checked
+from spoolama.backends.openai_wire import Dialect, chat_body, dialect_of, read_reply, wire_messages
+from spoolama.clock import Clock
+from spoolama.errors import BackendError, RequestRefused, UnexpectedReply
+
+__all__ = ["OpenAIBackend"]
+
+PROBE_TIMEOUT_S = 10.0
+DESCRIBE_TIMEOUT_S = 30.0
+
+
+class OpenAIBackend:
+    """A client of one OpenAI-compatible server.
+
+    Args:
+        url: The server's address, with or without `/v1`.
+        api_key: Sent as a bearer token.
+        transport: For tests; None: the network.
+        clock: Measures.
+        connect_timeout_s: Bound on making a connection.
+    """
+
+    kind = "openai"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Clock,
+        connect_timeout_s: float = 5.0,
+    ) -> None:
+        self._root = url.rstrip("/").removesuffix("/v1")
+        self._http = HttpCaller(
+            self._root,
+            transport=transport,
+            connect_timeout_s=connect_timeout_s,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
+        )
+        self._clock = clock
+        self._server = ServerInfo(self.kind, None)
+        self._dialect: Dialect = "unknown"
+
+    async def probe(self) -> ServerInfo:
+        """Ask for the list of models."""
+        await self._models(PROBE_TIMEOUT_S)
+        return self._server
+
+    async def load(self, spec: LoadSpec) -> LoadedModel:
+        """See that the server has the model, with a window that is large enough."""
+        began = self._clock.monotonic()
+        await self._refuse_ollama()
+        if spec.load_options:
+            names = ", ".join(sorted(spec.load_options))
+            raise RequestRefused(
+                f"{names}: fixed when this server was started, not by a request",
+                mend=f"Take {names} out of `options` in the sidecar, and give it to the server when you start it.",
+            )
+        models = await self._models(DESCRIBE_TIMEOUT_S)
+        entry = models.get(spec.model)
+        if entry is None:
+            raise RequestRefused(
+                f"the server has no model {spec.model!r}; it has: {', '.join(sorted(models)) or 'none'}",
+                mend="Set `model` in the sidecar to one of these.",
+            )
+        self._dialect = dialect_of(entry.get("owned_by"))
+        version, window, slots = await self._facts(entry)
+        self._server = ServerInfo(self.kind, version)
+        if window is not None and window < spec.num_ctx:
+            raise RequestRefused(
+                f"the server gives {spec.model!r} a window of {window} tokens, and {spec.num_ctx} were asked for",
+                mend=f"Set options.num_ctx to {window} or less, or start the server with a larger window.",
+            )
+        return LoadedModel(
+            name=spec.model,
+            digest=None,
+            num_ctx=window,
+            slots=slots,
+            server=self._server,
+            load_s=self._clock.monotonic() - began,
+        )
+
+    async def chat(self, request: ChatRequest) -> Reply:
+        """One prompt, one answer."""
+        body = chat_body(request, dialect=self._dialect)
+        reply = await self._http.post("/v1/chat/completions", body, timeout_s=request.timeout_s)
+        return read_reply(checked(reply, model=request.load.model))
+
+    async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
+        """By the server's own tokenizer, where it has a route for it."""
+        if self._dialect == "llamacpp":
+            return await count_tokens(self._http, messages)
+        if self._dialect == "vllm":
+            reply = await self._http.post(
+                "/tokenize",
+                {"model": spec.model, "messages": wire_messages(messages), "add_generation_prompt": True},
+                timeout_s=DESCRIBE_TIMEOUT_S,
+            )
+            return _int(checked(reply).get("count"))
+        return None
+
+    async def release(self) -> None:
+        """Nothing: such a server holds its model as long as it runs."""
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _models(self, timeout_s: float) -> dict[str, Mapping[str, Any]]:
+        payload = checked(await self._http.get("/v1/models", timeout_s=timeout_s))
+        data = payload.get("data")
+        if not isinstance(data, list):
+            raise UnexpectedReply("/v1/models lists no models: is this an OpenAI-compatible server?", status=200)
+        return {str(entry["id"]): entry for entry in data if isinstance(entry, dict) and "id" in entry}
+
+    async def _refuse_ollama(self) -> None:
+        root = await self._http.get("/", timeout_s=PROBE_TIMEOUT_S)
+        found = root.text.strip() == "Ollama is running"
+        if not found:
+            version = await self._http.get("/api/version", timeout_s=PROBE_TIMEOUT_S)
+            found = version.status == 200 and isinstance(version.payload, dict) and "version" in version.payload
+        if found:
+            raise RequestRefused(
+                "this is an Ollama; its OpenAI interface cuts prompts that are too long without saying so",
+                mend=f"Set the backend's kind to ollama and its url to {self._root}.",
+            )
+
+    async def _facts(self, entry: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
+        """Version, window and slots, as far as this kind of server tells them."""
+        if self._dialect == "llamacpp":
+            facts = read_facts(await self._optional("/props"))
+            return facts.version, facts.num_ctx, facts.slots
+        version = (await self._optional("/version")).get("version")
+        return (version if isinstance(version, str) else None), _int(entry.get("max_model_len")), None
+
+    async def _optional(self, path: str) -> Mapping[str, Any]:
+        """A body that may be missing: what it would say then stays unknown."""
+        try:
+            return checked(await self._http.get(path, timeout_s=DESCRIBE_TIMEOUT_S))
+        except BackendError as error:
+            if error.status is None:
+                raise
+            return {}
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,0 +1,83 @@
+"""Refusals of OpenAI-compatible servers, as our error tree.
+
+Their bodies differ: `{"error": {"message", "type", "code"}}` (llama-server, newer vLLM), `{"object": "error",
+"message", "code"}` (older vLLM, SGLang), `{"detail": ...}` (the framework under both).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spoolama.backends.http import HttpReply, excerpt
+from spoolama.backends.refusals import error_object, is_out_of_memory, overflow
+from spoolama.errors import (
+    BackendError,
+    OutOfMemory,
+    RequestRefused,
+    ServerAway,
+    ServerBusy,
+    ServerDied,
+    UnexpectedReply,
+)
+
+__all__ = ["checked", "failure"]
+
+_DIED_IN_500 = ("engine core", "enginecore", "enginedead", "engine process", "engine loop", "scheduler died")
+"""vLLM and SGLang when the process that holds the model is gone while the front still answers."""
+
+
+def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
+    """What a reply that is not an answer means."""
+    message, fields = error_object(reply.payload)
+    message = excerpt(message or reply.text or f"HTTP {reply.status} without a word", 600)
+    status = reply.status
+    if too_long := overflow(message, fields, status=status):
+        return too_long
+    match status:
+        case 401 | 403:
+            return RequestRefused(message, status=status, mend="Set the backend's api_key to one that the server takes.")
+        case 404:
+            name = f" {model}" if model else ""
+            return RequestRefused(
+                message,
+                status=status,
+                mend=f"Does the server have the model{name}, and is the backend's url its address (with or without /v1)?",
+            )
+        case 408 | 425 | 429 | 499 | 503:
+            return ServerBusy(message, status=status)
+        case 502 | 504:
+            return ServerAway(f"HTTP {status} from a proxy: {message}", status=status)
+        case 400 | 405 | 410 | 413 | 415 | 422:
+            return RequestRefused(message, status=status, mend=_mend(message))
+    if 300 <= status < 400:
+        return RequestRefused(
+            f"HTTP {status}: the address leads on to {reply.location or 'another one'}",
+            status=status,
+            mend="Set the backend's url to the address of the server itself.",
+        )
+    if status >= 500 or status == 200:
+        lower = message.lower()
+        if is_out_of_memory(lower):
+            return OutOfMemory(message, status=status)
+        if any(words in lower for words in _DIED_IN_500):
+            return ServerDied(message, status=status)
+    return UnexpectedReply(f"HTTP {status}: {message}", status=status)
+
+
+def checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
+    """The body of a good reply; anything else is raised."""
+    if reply.status != 200:
+        raise failure(reply, model=model)
+    if not isinstance(reply.payload, dict):
+        raise UnexpectedReply(f"HTTP 200, but no JSON object: {excerpt(reply.text)!r}", status=200)
+    if "error" in reply.payload and "choices" not in reply.payload:
+        raise failure(reply, model=model)
+    return reply.payload
+
+
+def _mend(message: str) -> str:
+    lower = message.lower()
+    if any(word in lower for word in ("schema", "grammar", "response_format", "guided")):
+        return "Mend `format` in the sidecar: the server cannot follow this JSON Schema."
+    return "The server does not take a part of the request: see its words and mend `options` in the sidecar."

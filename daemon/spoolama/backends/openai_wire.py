@@ -1,0 +1,133 @@
+"""Chat completions as vLLM, llama-server and SGLang speak them, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from spoolama.backends.base import ChatRequest, Message, Reply
+from spoolama.errors import AnswerUnfinished, RequestRefused, UnexpectedReply
+
+__all__ = ["Dialect", "chat_body", "dialect_of", "read_reply", "wire_messages"]
+
+Dialect = Literal["llamacpp", "vllm", "sglang", "unknown"]
+
+
+def dialect_of(owned_by: Any) -> Dialect:
+    """Which server it is, by what its list of models says."""
+    match owned_by:
+        case "llamacpp":
+            return "llamacpp"
+        case "vllm":
+            return "vllm"
+        case "sglang":
+            return "sglang"
+        case _:
+            return "unknown"
+
+
+def chat_body(request: ChatRequest, *, dialect: Dialect, slot: int | None = None) -> dict[str, Any]:
+    """The body of a request; what this server cannot do is refused instead of left out in silence."""
+    body: dict[str, Any] = {
+        "model": request.load.model,
+        "messages": wire_messages(request.messages),
+        "stream": False,
+        "max_tokens": max(1, request.num_predict),
+        **_sampling(request.sampling, dialect),
+    }
+    if request.format == "json":
+        body["response_format"] = {"type": "json_object"}
+    elif request.format is not None:
+        body["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "strict": True, "schema": request.format},
+        }
+    if isinstance(request.think, str):
+        body["reasoning_effort"] = request.think
+    elif request.think is not None or dialect != "unknown":
+        # A template without a thinking mode ignores it. Servers that we do not know are not sent it unasked.
+        body["chat_template_kwargs"] = {"enable_thinking": bool(request.think)}
+    if dialect == "llamacpp":
+        body["cache_prompt"] = True
+        if slot is not None:
+            body["id_slot"] = slot
+    return body
+
+
+def wire_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Messages as they are sent."""
+    return [message.wire() for message in messages]
+
+
+def _sampling(sampling: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
+    """From Ollama's names to the server's."""
+    found = dict(sampling)
+    if dialect == "llamacpp":
+        return found
+    if "repeat_penalty" in found:
+        found["repetition_penalty"] = found.pop("repeat_penalty")
+    if "repeat_last_n" in found:
+        raise RequestRefused(
+            "this server knows no `repeat_last_n`", mend="Take options.repeat_last_n out of the sidecar."
+        )
+    return found
+
+
+def read_reply(payload: Mapping[str, Any]) -> Reply:
+    """The answer. Counts are taken from `usage`, and times and cached tokens from llama-server's `timings`."""
+    choices = payload.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise UnexpectedReply("the answer has no choices", status=200)
+    choice = choices[0]
+    reason = choice.get("finish_reason")
+    finish: Literal["stop", "length"]
+    if reason == "stop":
+        finish = "stop"
+    elif reason == "length":
+        finish = "length"
+    else:
+        raise AnswerUnfinished(f"the answer ended with finish_reason {reason!r}", status=200)
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise UnexpectedReply("the answer has no message", status=200)
+    thinking = message.get("reasoning_content") or message.get("reasoning")
+    text = message.get("content")
+    if text is None and isinstance(thinking, str):
+        text = ""  # cut while it was still thinking
+    if not isinstance(text, str):
+        raise UnexpectedReply("the answer has no message with text", status=200)
+    usage = _mapping(payload, "usage")
+    timings = _mapping(payload, "timings")
+    cached = _count(_mapping(usage, "prompt_tokens_details"), "cached_tokens")
+    if cached is None:
+        cached = _count(timings, "cache_n")
+    prompt = _count(usage, "prompt_tokens")
+    evaluated, reused = _count(timings, "prompt_n"), _count(timings, "cache_n")
+    if prompt is None and evaluated is not None and reused is not None:
+        prompt = evaluated + reused
+    return Reply(
+        text=text,
+        finish=finish,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        completion_tokens=_count(usage, "completion_tokens"),
+        prompt_s=_seconds(timings, "prompt_ms"),
+        eval_s=_seconds(timings, "predicted_ms"),
+        thinking=thinking if isinstance(thinking, str) else None,
+        raw=payload,
+    )
+
+
+def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = value.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _count(value: Mapping[str, Any], key: str) -> int | None:
+    found = value.get(key)
+    return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
+
+
+def _seconds(value: Mapping[str, Any], key: str) -> float | None:
+    found = value.get(key)
+    return found / 1000 if isinstance(found, int | float) and not isinstance(found, bool) else None
