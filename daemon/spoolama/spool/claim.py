@@ -1,0 +1,207 @@
+"""Claiming: a drop becomes a job in processing/, out of its uploader's reach.
+
+The order is what makes a crash at any point harmless; `states.py` has the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from spoolama.clock import Clock
+from spoolama.errors import ConfigError, DropGone, SpoolError
+from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, write_atomic
+from spoolama.spool.layout import Spool
+from spoolama.spool.names import job_name, readable
+from spoolama.spool.ready import Drop
+from spoolama.spool.states import CLAIM_FILE, DEFAULT_SIDECAR, LEDGER, OUT, Claim, published_at, read_claim
+
+__all__ = ["JobDir", "claim", "random_token", "read_job", "unclaim"]
+
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class JobDir:
+    """A claimed job: its directory in processing/ and what lies in it."""
+
+    path: Path
+    """processing/JOB."""
+    name: str
+    """JOB."""
+    data: Path
+    """The data file, under its own name."""
+    sidecar: Path | None
+    """The sidecar, under its own name; None if the drop brought none and needs none."""
+    dropped_as: str
+    """The data file's name as it lay in incoming."""
+    claimed_at: float
+    """Seconds since the epoch."""
+    arrived: float
+    """When the drop was complete in incoming, seconds since the epoch: first come, first served."""
+    default_sidecar: str | None = None
+    """Where the sidecar was copied from, if it is the administrator's default."""
+
+    @property
+    def ledger(self) -> Path:
+        """The job's ledger; its presence says that the content is known and frozen."""
+        return self.path / LEDGER
+
+    @property
+    def out(self) -> Path:
+        """What will be published; made by `publish.open_out`."""
+        return self.path / OUT
+
+    @property
+    def claim_file(self) -> Path:
+        """What was claimed, and when."""
+        return self.path / CLAIM_FILE
+
+
+def random_token() -> str:
+    """Four random characters."""
+    return "".join(secrets.choice(string.digits + string.ascii_lowercase) for _ in range(4))
+
+
+def claim(
+    spool: Spool,
+    drop: Drop,
+    *,
+    clock: Clock,
+    token: Callable[[], str] = random_token,
+    disk: Disk = DISK,
+) -> JobDir:
+    """Take a drop out of incoming.
+
+    Args:
+        drop: As the scanner found it.
+        token: Gives random characters for the job's name.
+
+    Raises:
+        DropGone: its uploader took it back meanwhile; everything is as before.
+        DiskFull: no room for the claim; everything is as before.
+        ConfigError: the default sidecar cannot be read; everything is as before.
+    """
+    default = None if drop.default_sidecar is None else _read_default(drop.default_sidecar)
+    with in_words(f"claiming {readable(drop.data)}"):
+        now = clock.time()
+        job = _make_directory(spool, drop, now, token, disk)
+        note = Claim(
+            data=drop.data,
+            sidecar=drop.sidecar if default is None else DEFAULT_SIDECAR,
+            default_sidecar=None if default is None else str(drop.default_sidecar),
+            claimed_at=now,
+            arrived=drop.arrived,
+        )
+        try:
+            write_atomic(job / CLAIM_FILE, note.to_bytes(), disk=disk)
+            if default is not None:
+                write_atomic(job / DEFAULT_SIDECAR, default, disk=disk)
+            disk.fsync_dir(spool.processing)
+            _move(spool, job, note, disk)
+        except (OSError, SpoolError, DropGone):
+            undone = True
+            with contextlib.suppress(OSError, SpoolError):
+                undone = unclaim(spool, job, disk=disk)
+            if undone:
+                raise
+            # Its uploader dropped the same name again in this very moment, so the old file could not go back.
+            # It stays a job of its own; without its sidecar, if that was what was missing.
+    return read_job(job)
+
+
+def read_job(path: Path) -> JobDir:
+    """A job directory as its claim says; the sidecar is None where it does not lie there.
+
+    Raises:
+        SpoolError: this is no job's directory, or its claim is damaged.
+    """
+    note = read_claim(path)
+    if note is None:
+        raise SpoolError(f"{path} has no {CLAIM_FILE}, so it is no job's directory.")
+    sidecar = None if note.sidecar is None else path / note.sidecar
+    return JobDir(
+        path=path,
+        name=path.name,
+        data=path / note.data,
+        sidecar=sidecar if sidecar is not None and exists(sidecar) else None,
+        dropped_as=note.data,
+        claimed_at=note.claimed_at,
+        arrived=note.arrived,
+        default_sidecar=note.default_sidecar,
+    )
+
+
+def unclaim(spool: Spool, job: Path, *, disk: Disk = DISK) -> bool:
+    """Undo a claim that could not be completed: put back what moved, remove the directory.
+
+    Returns:
+        True if the drop is as it was before. False if new files lie in incoming under its names;
+        then the job stays, and its claim names a sidecar only if it has one.
+    """
+    note = read_claim(job)
+    if note is not None:
+        try:
+            for name in reversed(_uploads(note)):
+                if exists(job / name):
+                    disk.rename_new(job / name, spool.incoming / name)
+        except FileExistsError:
+            if note.sidecar is not None and not exists(job / note.sidecar):
+                write_atomic(job / CLAIM_FILE, _without_sidecar(note).to_bytes(), disk=disk)
+            return False
+        disk.fsync_dir(spool.incoming)
+        if note.default_sidecar is not None and exists(job / DEFAULT_SIDECAR):
+            disk.unlink(job / DEFAULT_SIDECAR)
+        disk.unlink(job / CLAIM_FILE)
+    for name in os.listdir(job):
+        if is_temp(name):
+            disk.unlink(job / name)
+    disk.rmdir(job)
+    disk.fsync_dir(spool.processing)
+    return True
+
+
+def _move(spool: Spool, job: Path, note: Claim, disk: Disk) -> None:
+    """Data first: a lone sidecar in processing says nothing about what it was for."""
+    name = note.data
+    try:
+        for name in _uploads(note):
+            disk.rename(spool.incoming / name, job / name)
+    except FileNotFoundError as e:
+        raise DropGone(f"{readable(name)} was taken back by its uploader.") from e
+    disk.fsync_dir(job)
+    disk.fsync_dir(spool.incoming)
+
+
+def _make_directory(spool: Spool, drop: Drop, now: float, token: Callable[[], str], disk: Disk) -> Path:
+    for _ in range(_TRIES):
+        job = spool.processing / job_name(drop.data, now, token())
+        if published_at(spool, job.name) is not None:
+            continue
+        try:
+            disk.mkdir(job, 0o700)
+        except FileExistsError:
+            continue
+        return job
+    raise SpoolError(f"No free name for a job of {readable(drop.data)} in {_TRIES} tries.")
+
+
+def _read_default(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise ConfigError(f"The default sidecar {path} cannot be read: {e.strerror}.") from e
+
+
+def _uploads(note: Claim) -> tuple[str, ...]:
+    """What came from incoming: a default sidecar did not."""
+    return note.files if note.default_sidecar is None else (note.data,)
+
+
+def _without_sidecar(note: Claim) -> Claim:
+    return Claim(note.data, None, None, note.claimed_at, note.arrived)

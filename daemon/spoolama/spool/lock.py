@@ -1,0 +1,103 @@
+"""One daemon on a spool: a lock that the kernel takes back when its holder dies, however it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from types import TracebackType
+
+from spoolama.clock import Clock, SystemClock
+from spoolama.errors import SpoolError, SpoolHeld
+from spoolama.spool.durable import write_replace
+from spoolama.spool.layout import Spool
+
+__all__ = ["HOLDER_FILE", "SpoolLock"]
+
+HOLDER_FILE = "daemon.json"
+"""In status/: who holds the lock. It informs; only the lock decides."""
+
+
+class SpoolLock:
+    """An exclusive flock on the spool directory itself, so that there is no lock file to remove or to forget.
+
+    The descriptor is closed on exec. A child that is forked without exec shares the lock and keeps it alive:
+    start children by `spawn` or `subprocess`. Not for spools on NFS before Linux 2.6.12.
+    """
+
+    def __init__(self, spool: Spool, clock: Clock | None = None) -> None:
+        self._spool = spool
+        self._clock = clock or SystemClock()
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Take the spool, or say at once who has it.
+
+        Raises:
+            SpoolHeld: another daemon works on it.
+            SpoolError: there is no such directory.
+        """
+        if self._fd is not None:
+            raise SpoolHeld(f"This process (pid {os.getpid()}) already holds the spool {self._spool.root}.")
+        try:
+            fd = os.open(self._spool.root, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as e:
+            raise SpoolError(
+                f"There is no spool at {self._spool.root} ({e.strerror}). Make one: spoolama init {self._spool.root}"
+            ) from e
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            os.close(fd)
+            raise SpoolHeld(
+                f"{self._holder()} works on the spool {self._spool.root}. "
+                "Stop it first, or give this one another spool."
+            ) from e
+        try:
+            self._sign()
+        except OSError as e:
+            os.close(fd)
+            raise SpoolError(f"{self._spool.status} cannot be written to: {e.strerror}.") from e
+        self._fd = fd
+
+    def _sign(self) -> None:
+        body = {"pid": os.getpid(), "host": platform.node(), "since": self._clock.time()}
+        write_replace(self._spool.status / HOLDER_FILE, json.dumps(body).encode() + b"\n")
+
+    def release(self) -> None:
+        """Give the spool back."""
+        if self._fd is None:
+            return
+        with contextlib.suppress(OSError):
+            (self._spool.status / HOLDER_FILE).unlink()
+        os.close(self._fd)
+        self._fd = None
+
+    def __enter__(self) -> SpoolLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def _holder(self) -> str:
+        """The holder in words. The file may be of an earlier daemon, so its pid must be alive to be believed."""
+        try:
+            body = json.loads((self._spool.status / HOLDER_FILE).read_bytes())
+            pid, host = int(body["pid"]), str(body["host"])
+            since = datetime.fromtimestamp(float(body["since"]), UTC)
+            if host == platform.node():
+                os.kill(pid, 0)
+        except PermissionError:
+            pass  # alive, of another user
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            return "Another daemon (which one is not known)"
+        return f"Another daemon (pid {pid} on {host}, since {since:%Y-%m-%d %H:%M:%S} UTC)"

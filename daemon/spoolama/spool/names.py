@@ -1,0 +1,168 @@
+"""What the names in incoming/ mean: data, sidecars, commands, and what is none of them.
+
+Data: `.csv`, `.tsv`, `.jsonl`, `.ndjson`, each also as `.gz` and `.zst`. The ending may be upper case.
+Sidecars of `a.csv.gz`: `a.yaml`, `a.csv.yaml`, `a.csv.gz.yaml`, and each as `.yml`.
+Commands: `a.cancel`, `a.pause`, `a.resume`, where `a` is a stem, a data file's name or a job's name.
+A name is any bytes but `/` and NUL; those that are no UTF-8 are carried as Python's surrogate escapes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+__all__ = [
+    "DATA_ENDINGS",
+    "DataName",
+    "Pairing",
+    "control_of",
+    "data_name",
+    "ignored",
+    "is_sidecar",
+    "job_name",
+    "pair",
+    "readable",
+    "sidecar_names",
+]
+
+DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+_PACKED = {".gz": "gzip", ".zst": "zstd"}
+_SIDECAR_ENDINGS = (".yaml", ".yml")
+_CONTROLS = ("cancel", "pause", "resume")
+_IGNORED_ENDINGS = (".part", ".filepart", ".tmp", "~")
+# NAME_MAX is 255 bytes; a job's name stays far below, so that tools can put it into names of their own.
+_STEM_BYTES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DataName:
+    """A data file's name, taken apart."""
+
+    name: str
+    """As dropped: `a.csv.gz`."""
+    stem: str
+    """Without the endings: `a`."""
+    ending: str
+    """One of DATA_ENDINGS."""
+    compression: str | None
+    """`gzip`, `zstd` or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Which sidecar belongs to which data file."""
+
+    sidecar: Mapping[str, str | None]
+    """Each data name that is unambiguous: its sidecar, or None if there is none."""
+    ambiguous: Mapping[str, str]
+    """Each name (data and sidecars) that cannot be decided: why, in words."""
+    lonely: Collection[str]
+    """Sidecars that fit no data file."""
+
+
+def ignored(name: str) -> bool:
+    """Whether a name is none of ours: dot files, and what clients call a file while they write it."""
+    return name.startswith(".") or name.lower().endswith(_IGNORED_ENDINGS)
+
+
+def data_name(name: str) -> DataName | None:
+    """Take a data file's name apart; None if it is no data file's."""
+    rest, compression = name, None
+    base, dot = os.path.splitext(rest)
+    if dot.lower() in _PACKED:
+        rest, compression = base, _PACKED[dot.lower()]
+    stem, ending = os.path.splitext(rest)
+    if not stem or ending.lower() not in DATA_ENDINGS:
+        return None
+    return DataName(name, stem, ending.lower(), compression)
+
+
+def is_sidecar(name: str) -> bool:
+    """Whether a name has a sidecar's ending."""
+    return name.lower().endswith(_SIDECAR_ENDINGS)
+
+
+def control_of(name: str) -> tuple[str, str] | None:
+    """`(target, command)` if the name is a command's, else None."""
+    target, _, command = name.rpartition(".")
+    return (target, command.lower()) if target and command.lower() in _CONTROLS else None
+
+
+def sidecar_names(data: DataName) -> tuple[str, ...]:
+    """What a sidecar of this data file may be called, but for the case of its ending."""
+    stems = [data.stem]
+    whole, packed = os.path.splitext(data.name)
+    stems += [whole, data.name] if packed.lower() in _PACKED else [data.name]
+    return tuple(stem + ending for stem in stems for ending in _SIDECAR_ENDINGS)
+
+
+def pair(names: Collection[str]) -> Pairing:
+    """Find each data file's sidecar. One that has two, or shares one, is not decided for the user."""
+    data = {d.name: d for d in map(data_name, names) if d is not None}
+    sidecars: dict[str, list[str]] = {}
+    for name in sorted(names):
+        if is_sidecar(name):
+            stem, ending = os.path.splitext(name)
+            sidecars.setdefault(stem + ending.lower(), []).append(name)
+    fits = {
+        name: [s for candidate in sidecar_names(d) for s in sidecars.get(candidate, ())]
+        for name, d in sorted(data.items())
+    }
+    users: dict[str, list[str]] = {}
+    for name, found in fits.items():
+        for sidecar in found:
+            users.setdefault(sidecar, []).append(name)
+    ambiguous: dict[str, str] = {}
+    for name, found in fits.items():
+        if len(found) > 1:
+            why = f"{readable(name)} has {len(found)} sidecars ({_list(found)}). Keep one."
+            ambiguous.update(dict.fromkeys([name, *found], why))
+    for sidecar, shared in users.items():
+        if len(shared) > 1:
+            why = (
+                f"{readable(sidecar)} fits {len(shared)} data files ({_list(shared)}). "
+                f"Give each its own, as in {readable(shared[0])}.yaml."
+            )
+            for name in [sidecar, *shared]:
+                ambiguous.setdefault(name, why)
+    return Pairing(
+        sidecar={n: (found[0] if found else None) for n, found in fits.items() if n not in ambiguous},
+        ambiguous=ambiguous,
+        lonely=[s for found in sidecars.values() for s in found if s not in users],
+    )
+
+
+def readable(name: str) -> str:
+    """A name as it can stand in a sentence: what cannot be printed is escaped, and it is never a screen long."""
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name
+    )
+    return shown if len(shown) <= 120 else shown[:80] + "…" + shown[-30:]
+
+
+def job_name(dropped: str, now: float, token: str) -> str:
+    """A job's name: the data file's stem made safe, the time of the claim and a few random characters.
+
+    Args:
+        dropped: The data file's name.
+        now: Seconds since the epoch.
+        token: Random characters that make the name unique within a second.
+
+    Returns:
+        A directory name of letters, digits, `.`, `_` and `-`, such as `reviews-20261123T141500Z-k3f9`.
+        Names of one stem sort by time.
+    """
+    taken_apart = data_name(dropped)
+    stem = unicodedata.normalize("NFC", taken_apart.stem if taken_apart else dropped)
+    safe = re.sub(r"[^\w.-]+", "_", stem).strip("._-") or "job"
+    safe = safe.encode("utf-8", "ignore")[:_STEM_BYTES].decode("utf-8", "ignore")
+    return f"{safe}-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%SZ}-{token}"
+
+
+def _list(names: Collection[str]) -> str:
+    shown = [readable(n) for n in sorted(names)]
+    return ", ".join(shown[:5]) + (f" and {len(shown) - 5} more" if len(shown) > 5 else "")

@@ -1,0 +1,81 @@
+"""The status directory: what uploaders, who may have nothing but scp, can read about the service and their drops."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from spoolama.spool.durable import DISK, Disk, write_replace
+from spoolama.spool.layout import Spool
+from spoolama.spool.lock import HOLDER_FILE
+
+__all__ = ["SERVICE_JSON", "SERVICE_TEXT", "StatusBoard", "status_name"]
+
+SERVICE_JSON = "service.json"
+SERVICE_TEXT = "service.txt"
+_TAKEN = {SERVICE_JSON, SERVICE_TEXT, HOLDER_FILE}
+_NAME_MAX = 255
+
+
+def status_name(dropped: str) -> str:
+    """The name of a drop's status file: the data file's whole name and `.json`.
+
+    Two names never share one. A name too long for that, or one of the service's own, gets a few
+    characters of its hash.
+    """
+    plain = dropped + ".json"
+    raw = os.fsencode(plain)
+    if len(raw) <= _NAME_MAX and plain not in _TAKEN:
+        return plain
+    mark = "~" + hashlib.sha256(raw).hexdigest()[:16] + ".json"
+    room = _NAME_MAX - len(mark)
+    # Cut by bytes; a character cut in the middle goes whole.
+    return os.fsdecode(os.fsencode(dropped)[:room].decode("utf-8", "ignore")) + mark
+
+
+class StatusBoard:
+    """Writes the files of status/: atomically replaced, readable by everybody, untouched when nothing changed."""
+
+    def __init__(self, spool: Spool, *, disk: Disk = DISK) -> None:
+        self._dir = spool.status
+        self._disk = disk
+
+    def write(self, name: str, payload: Mapping[str, Any]) -> bool:
+        """Say how a drop fares.
+
+        Args:
+            name: The dropped data file's name (or, for what is held, whatever name lies in incoming).
+            payload: What JSON can hold.
+
+        Returns:
+            Whether anything changed.
+        """
+        return self._put(status_name(name), _json(payload))
+
+    def write_service(self, payload: Mapping[str, Any], text: str) -> bool:
+        """Say how the service fares, for programs and for people."""
+        changed = self._put(SERVICE_JSON, _json(payload))
+        return self._put(SERVICE_TEXT, text.encode("utf-8", "backslashreplace")) or changed
+
+    def forget(self, name: str) -> None:
+        """Take a drop's status away, if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            self._disk.unlink(self._dir / status_name(name))
+
+    def _put(self, name: str, data: bytes) -> bool:
+        path = self._dir / name
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == data:
+                return False
+        write_replace(path, data, disk=self._disk)
+        return True
+
+
+def _json(payload: Mapping[str, Any]) -> bytes:
+    text = json.dumps(payload, ensure_ascii=False, indent=2) + "\n"
+    # A name whose bytes are no UTF-8 holds lone surrogates; written as \udcXX they are valid JSON escapes.
+    return text.encode("utf-8", "backslashreplace")
