@@ -5,6 +5,7 @@ A key `a: {b: …}` is overridden by `SPOOLAMA_A__B`. `config/spoolama.yaml` lis
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -21,7 +22,8 @@ from pydantic import (
 )
 
 from spoolama.errors import ConfigError, Problem
-from spoolama.yaml_errors import Parsed, parse_yaml, problems_of, suggestion
+from spoolama.job.yaml_tree import Tree, read_yaml
+from spoolama.service.settings_words import meant, problems_of
 
 __all__ = ["PREFIX", "BackendSection", "KeepSection", "LogSection", "Settings", "load_settings", "variables"]
 
@@ -97,7 +99,7 @@ class Settings(_Section):
         10.0, gt=0, le=3600, description="Seconds between two scans of incoming/ when no event asks for one."
     )
     openai_wait_s: Seconds = Field(
-        30.0, description="Seconds an OpenAI batch file waits for a sidecar that may still come."
+        10.0, description="Seconds an OpenAI batch file waits for a sidecar that may still come."
     )
     lonely_after_s: Seconds = Field(
         600.0, description="Seconds after which data without a sidecar, or the reverse, is warned about."
@@ -114,7 +116,10 @@ class Settings(_Section):
         None, description="Sidecar for data files that bring none. Default: such files wait for theirs."
     )
     max_cell_bytes: int = Field(
-        1_000_000, ge=1000, description="Longest field of a CSV row or line of a JSONL file, in bytes."
+        32_768,
+        ge=100,
+        le=1_000_000,
+        description="Largest value of a row, in bytes; a larger one is that row's error.",
     )
     final_newline: Literal["require", "accept"] = Field(
         "require",
@@ -162,41 +167,31 @@ def load_settings(path: Path | None, env: Mapping[str, str]) -> Settings:
         ConfigError: with every problem found, each on its own line with file, line and key.
     """
     name = str(path) if path else "settings"
-    parsed = _read(path, name)
-    values = parsed.value if parsed.value is not None else {}
-    problems = list(parsed.problems)
-    if not isinstance(values, dict):
-        raise _config_error([Problem(name, 1, 1, "", "must be a mapping of keys", "write `lanes: 1`")])
-    problems += _overlay(values, env)
+    tree = _read(path, name)
+    values = copy.deepcopy(tree.data)
+    problems = list(tree.problems) + _overlay(values, env)
     settings: Settings | None = None
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        problems += problems_of(error, file=name, parsed=parsed, model=Settings)
+        problems += problems_of(error, file=name, tree=tree, model=Settings)
     if problems or settings is None:
-        raise _config_error(problems)
+        raise ConfigError("\n".join(str(p) for p in problems))
     return _anchored(settings, path, env)
 
 
-def _read(path: Path | None, name: str) -> Parsed:
+def _read(path: Path | None, name: str) -> Tree:
     if path is None:
-        return Parsed(None)
+        return Tree({}, {}, [])
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{name}: no such file; `spoolama init` makes one") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
-    parsed = parse_yaml(text, name)
-    if parsed.problems and parsed.value is None:
-        raise _config_error(list(parsed.problems))
-    return parsed
-
-
-def _config_error(problems: list[Problem]) -> ConfigError:
-    return ConfigError("\n".join(str(p) for p in problems))
+    if not any(line.strip() and not line.lstrip().startswith(b"#") for line in text.splitlines()):
+        return Tree({}, {}, [])  # nothing but comments: all defaults
+    return read_yaml(text, name)
 
 
 def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
@@ -207,7 +202,7 @@ def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
         if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES or variable.startswith(_FOR_TESTS):
             continue
         if variable not in known:
-            hint = suggestion(variable, known)
+            hint = meant(variable, known)
             problems.append(Problem("environment", None, None, variable, "unknown setting", hint))
             continue
         path, info = known[variable]
