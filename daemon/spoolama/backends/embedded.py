@@ -8,6 +8,7 @@ import importlib.util
 import os
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from spoolama.backends.embedded_process import EngineProcess
 from spoolama.backends.http import HttpCaller
 from spoolama.backends.llama_server import count_tokens, read_facts
 from spoolama.backends.openai_errors import checked
+from spoolama.backends.openai_stream import fold
 from spoolama.backends.openai_wire import chat_body, read_reply
 from spoolama.clock import Clock
 from spoolama.errors import RequestRefused, ServerAway, ServerDied, UnexpectedReply
@@ -83,7 +85,10 @@ class EmbeddedBackend:
             key = secrets.token_urlsafe(24)
             given = self._given(spec, weights.path, key)
             self._process = await EngineProcess.start(given, timeout_s=LOAD_TIMEOUT_S)
-            self._http = HttpCaller(self._process.url, headers={"Authorization": f"Bearer {key}"})
+            # It closes a connection after each stream, so a second request on one would race with that.
+            self._http = HttpCaller(
+                self._process.url, headers={"Authorization": f"Bearer {key}"}, reuse=False
+            )
             facts = read_facts(checked(await self._http.get("/props", timeout_s=DESCRIBE_TIMEOUT_S)))
             if facts.num_ctx is not None and facts.num_ctx < spec.num_ctx:
                 await self._stop()
@@ -107,13 +112,18 @@ class EmbeddedBackend:
         """One prompt, one answer, by the model that `load` put in place."""
         process, http = self._running(request.load)
         slot = None if request.slot is None else request.slot % max(1, request.load.slots)
+        # Streamed, because this build of llama-server sees only on a stream that its client has gone away:
+        # otherwise a cancelled request would hold its slot to the end (xllamacpp 2026.10, measured).
         body = chat_body(request, dialect="llamacpp", slot=slot)
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
         try:
             reply = await http.post("/v1/chat/completions", body, timeout_s=request.timeout_s)
         except (ServerAway, UnexpectedReply) as error:
             if await process.ended_within(DEATH_TIMEOUT_S):
                 raise await process.death() from error
             raise
+        if reply.status == 200 and reply.payload is None:
+            reply = replace(reply, payload=fold(reply.text))
         return read_reply(checked(reply, model=request.load.model))
 
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:

@@ -47,6 +47,7 @@ class HttpCaller:
         transport: For tests; None: the network.
         connect_timeout_s: Bound on making a connection.
         headers: Sent with every request.
+        reuse: Whether a connection serves more than one request.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class HttpCaller:
         transport: httpx.AsyncBaseTransport | None = None,
         connect_timeout_s: float = 5.0,
         headers: Mapping[str, str] | None = None,
+        reuse: bool = True,
     ) -> None:
         self.url = url.rstrip("/")
         self._client = httpx.AsyncClient(
@@ -65,7 +67,7 @@ class HttpCaller:
             follow_redirects=False,
             # One bound for all of it stands in `call`; the lanes bound how many connections there are.
             timeout=httpx.Timeout(None, connect=connect_timeout_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None if reuse else 0),
             headers={"User-Agent": "spoolama", "Accept": "application/json", **(headers or {})},
         )
 
