@@ -6,7 +6,6 @@ The order is what makes a crash at any point harmless; `states.py` has the table
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import string
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from spoolama.clock import Clock
 from spoolama.errors import ConfigError, DropGone, SpoolError
-from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, write_atomic
+from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, names_in, write_atomic
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import job_name, readable
 from spoolama.spool.ready import Drop
@@ -158,7 +157,7 @@ def unclaim(spool: Spool, job: Path, *, disk: Disk = DISK) -> bool:
         if note.default_sidecar is not None and exists(job / DEFAULT_SIDECAR):
             disk.unlink(job / DEFAULT_SIDECAR)
         disk.unlink(job / CLAIM_FILE)
-    for name in os.listdir(job):
+    for name in names_in(job):
         if is_temp(name):
             disk.unlink(job / name)
     disk.rmdir(job)

@@ -1,7 +1,7 @@
 """The few system calls that change the spool, and what makes a change last.
 
-A new file lasts through a power cut only after: write, fsync, close, rename to its name, fsync of the directory.
-Without the first fsync the file may come back empty, without the second under its temporary name.
+A new file lasts through a power cut only after: write, fsync, close, rename to its name, fsync of the
+directory. Without the first fsync the file may come back empty, without the second under its temporary name.
 A directory entry that moved lasts after an fsync of both directories.
 
 Every change of the spool goes through a `Disk`, one method for each system call, so that a test can stop
@@ -21,7 +21,17 @@ from pathlib import Path
 
 from spoolama.errors import DiskFailed, DiskFull, SpoolError
 
-__all__ = ["DISK", "Disk", "exists", "in_words", "is_regular", "is_temp", "write_atomic", "write_replace"]
+__all__ = [
+    "DISK",
+    "Disk",
+    "exists",
+    "in_words",
+    "is_regular",
+    "is_temp",
+    "names_in",
+    "write_atomic",
+    "write_replace",
+]
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
@@ -30,7 +40,7 @@ _NO_SUCH_FLAG = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
 class Disk:
-    """The system calls that change the spool. Each method is one of them (`write` repeats it until all is out)."""
+    """The system calls that change the spool. Each method is one of them."""
 
     def mkdir(self, path: Path, mode: int) -> None:
         """Make a directory; FileExistsError if the name is taken. The mode is exact, whatever the umask."""
@@ -44,7 +54,7 @@ class Disk:
         return fd
 
     def write(self, fd: int, data: bytes) -> None:
-        """Write everything, however the kernel cuts it."""
+        """Write everything, however many calls the kernel makes of it."""
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(fd, rest) :]
@@ -82,7 +92,7 @@ class Disk:
         source.rename(target)
 
     def link(self, source: Path, target: Path) -> None:
-        """Give a file a second name; FileExistsError if that name is taken. Links themselves are not followed."""
+        """Give a file a second name; FileExistsError if it is taken. Symbolic links are not followed."""
         os.link(source, target, follow_symlinks=False)
 
     def unlink(self, path: Path) -> None:
@@ -172,7 +182,8 @@ def in_words(doing: str) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
-                f"The spool's disk has no room left ({doing}). Nothing is lost. Make room; it goes on by itself."
+                f"The spool's disk has no room left ({doing}). Nothing is lost. "
+                "Make room; it goes on by itself."
             ) from e
         if e.errno == errno.EIO:
             raise DiskFailed(
@@ -184,10 +195,16 @@ def in_words(doing: str) -> Iterator[None]:
         if e.errno == errno.EXDEV:
             raise SpoolError(
                 f"A rename inside the spool would leave its file system ({doing}). "
-                "incoming, processing, done and failed must lie on one mount. Under systemd list their parent once "
-                "in ReadWritePaths= (or StateDirectory=), not each of them: that makes separate bind mounts."
+                "incoming, processing, done and failed must lie on one mount. Under systemd list their "
+                "parent once in ReadWritePaths= (or StateDirectory=): one by one they become bind mounts, "
+                "each of its own."
             ) from e
         raise
+
+
+def names_in(path: Path) -> list[str]:
+    """The names in a directory, sorted."""
+    return sorted(entry.name for entry in path.iterdir())
 
 
 def is_regular(path: Path) -> bool:

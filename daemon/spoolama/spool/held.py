@@ -1,4 +1,4 @@
-"""What stays in incoming, and what its owner is told about it. Nothing that is held is ever deleted or moved."""
+"""What stays in incoming, and what its owner is told about it. Nothing held is ever deleted or moved."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from spoolama.spool.names import DATA_ENDINGS, control_of, data_name, readable
+from spoolama.spool.names import DATA_ENDINGS, control_of, cut, data_name, readable
 
 __all__ = ["Held", "Note"]
 
@@ -18,8 +18,8 @@ class Held:
     name: str
     """As it lies there."""
     code: str
-    """Stable name of the reason: `arriving`, `no_sidecar`, `no_data`, `ambiguous`, `unsupported`, `not_regular`,
-    `directory`, `hard_linked`, `empty`, `unreadable`, `too_large`, `disk_full`."""
+    """Stable name of the reason: `arriving`, `no_sidecar`, `no_data`, `ambiguous`, `unsupported`,
+    `not_regular`, `directory`, `hard_linked`, `empty`, `unreadable`, `too_large`, `disk_full`."""
     message: str
     """In words: what is the matter and who must do what."""
     since: float
@@ -75,8 +75,8 @@ def unsupported(name: str) -> Note:
 
 def no_data(name: str, *, waiting: bool) -> Note:
     """A sidecar on its own."""
-    shown, stem = readable(name), readable(os.path.splitext(name)[0])
-    known = stem if data_name(os.path.splitext(name)[0]) else f"{stem}.csv or {stem}.jsonl"
+    shown, stem = readable(name), readable(cut(name)[0])
+    known = stem if data_name(cut(name)[0]) else f"{stem}.csv or {stem}.jsonl"
     if waiting:
         return Note("no_data", f"{shown} waits for its data file, such as {known}.", waiting=True)
     return Note("no_data", f"{shown} has no data file. Upload {known}, or take it away.")

@@ -57,11 +57,11 @@ class Spool:
         return self.processing / QUARANTINE
 
     def create(self, *, shared: bool = False) -> None:
-        """Make the directories that are missing; what exists keeps its permissions, but for processing/ (0700).
+        """Make the directories that are missing; what exists keeps its permissions, but for processing/.
 
         Args:
-            shared: incoming/ becomes 3770: its group may upload, and only the owner of a file, and the service
-                as the owner of the directory, may take it away. The administrator sets the group.
+            shared: incoming/ becomes 3770: its group may upload, and only the owner of a file, and the
+                service as the owner of the directory, may take it away. The administrator sets the group.
         """
         with in_words(f"making the spool {self.root}"):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -102,8 +102,8 @@ class Spool:
         incoming = self.incoming.stat()
         if incoming.st_mode & stat.S_ISVTX and os.geteuid() not in (0, incoming.st_uid):
             raise SpoolError(
-                f"{self.incoming} has the sticky bit and another owner, so the service could not take uploads "
-                f"out of it. Run: chown {os.geteuid()} {self.incoming}"
+                f"{self.incoming} has the sticky bit and another owner, so the service could not take "
+                f"uploads out of it. Run: chown {os.geteuid()} {self.incoming}"
             )
         name = PROBE + secrets.token_hex(4)
         try:
@@ -111,8 +111,8 @@ class Spool:
                 self._travel(name, disk)
         except PermissionError as e:
             raise SpoolError(
-                f"The service (uid {os.geteuid()}) may not write in {self.root}: {e.strerror} ({e.filename}). "
-                "incoming, processing, done, failed and status must belong to it."
+                f"The service (uid {os.geteuid()}) may not write in {self.root}: {e.strerror} "
+                f"({e.filename}). incoming, processing, done, failed and status must belong to it."
             ) from e
         finally:
             self._sweep(name)

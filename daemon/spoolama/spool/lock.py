@@ -46,7 +46,8 @@ class SpoolLock:
             fd = os.open(self._spool.root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as e:
             raise SpoolError(
-                f"There is no spool at {self._spool.root} ({e.strerror}). Make one: spoolama init {self._spool.root}"
+                f"There is no spool at {self._spool.root} ({e.strerror}). "
+                f"Make one: spoolama init {self._spool.root}"
             ) from e
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,7 +90,7 @@ class SpoolLock:
         self.release()
 
     def _holder(self) -> str:
-        """The holder in words. The file may be of an earlier daemon, so its pid must be alive to be believed."""
+        """The holder in words. The file may be an earlier daemon's, so its pid must be alive."""
         try:
             body = json.loads((self._spool.status / HOLDER_FILE).read_bytes())
             pid, host = int(body["pid"]), str(body["host"])

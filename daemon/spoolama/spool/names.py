@@ -8,7 +8,6 @@ A name is any bytes but `/` and NUL; those that are no UTF-8 are carried as Pyth
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Collection, Mapping
@@ -20,6 +19,7 @@ __all__ = [
     "DataName",
     "Pairing",
     "control_of",
+    "cut",
     "data_name",
     "ignored",
     "is_sidecar",
@@ -64,6 +64,12 @@ class Pairing:
     """Sidecars that fit no data file."""
 
 
+def cut(name: str) -> tuple[str, str]:
+    """A name without its last ending, and that ending with its dot; `("a", "")` for `a`."""
+    stem, dot, ending = name.rpartition(".")
+    return (stem, dot + ending) if dot else (name, "")
+
+
 def ignored(name: str) -> bool:
     """Whether a name is none of ours: dot files, and what clients call a file while they write it."""
     return name.startswith(".") or name.lower().endswith(_IGNORED_ENDINGS)
@@ -72,10 +78,10 @@ def ignored(name: str) -> bool:
 def data_name(name: str) -> DataName | None:
     """Take a data file's name apart; None if it is no data file's."""
     rest, compression = name, None
-    base, dot = os.path.splitext(rest)
+    base, dot = cut(rest)
     if dot.lower() in _PACKED:
         rest, compression = base, _PACKED[dot.lower()]
-    stem, ending = os.path.splitext(rest)
+    stem, ending = cut(rest)
     if not stem or ending.lower() not in DATA_ENDINGS:
         return None
     return DataName(name, stem, ending.lower(), compression)
@@ -95,7 +101,7 @@ def control_of(name: str) -> tuple[str, str] | None:
 def sidecar_names(data: DataName) -> tuple[str, ...]:
     """What a sidecar of this data file may be called, but for the case of its ending."""
     stems = [data.stem]
-    whole, packed = os.path.splitext(data.name)
+    whole, packed = cut(data.name)
     stems += [whole, data.name] if packed.lower() in _PACKED else [data.name]
     return tuple(stem + ending for stem in stems for ending in _SIDECAR_ENDINGS)
 
@@ -106,7 +112,7 @@ def pair(names: Collection[str]) -> Pairing:
     sidecars: dict[str, list[str]] = {}
     for name in sorted(names):
         if is_sidecar(name):
-            stem, ending = os.path.splitext(name)
+            stem, ending = cut(name)
             sidecars.setdefault(stem + ending.lower(), []).append(name)
     fits = {
         name: [s for candidate in sidecar_names(d) for s in sidecars.get(candidate, ())]
@@ -137,7 +143,7 @@ def pair(names: Collection[str]) -> Pairing:
 
 
 def readable(name: str) -> str:
-    """A name as it can stand in a sentence: what cannot be printed is escaped, and it is never a screen long."""
+    """A name as it can stand in a sentence: what cannot be printed is escaped, and it is short."""
     shown = "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name
     )

@@ -11,12 +11,18 @@ import json
 import os
 import zlib
 from pathlib import Path
+from typing import Protocol
 
 import zstandard
 
 from spoolama.spool.names import data_name
 
 __all__ = ["looks_like_openai"]
+
+
+class _Reads(Protocol):
+    def read(self, size: int = ..., /) -> bytes | None: ...
+
 
 _BOUND = 256 * 1024
 """Bytes of the first line that are looked at, after decompression."""
@@ -37,7 +43,7 @@ def looks_like_openai(path: Path) -> bool:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     line, newline, _ = text.partition(b"\n")
     if not newline and len(head) >= _BOUND:
-        # Longer than we look. Keys come in any order, so a very long `body` may hide `custom_id`; that drop waits.
+        # Longer than we look. Keys come in any order; a long `body` may hide `custom_id`: that drop waits.
         return line.startswith(b"{") and b'"custom_id"' in line and b'"body"' in line
     try:
         value = json.loads(line)
@@ -58,7 +64,7 @@ def _head(path: Path, compression: str | None) -> bytes:
         return _fill(raw)
 
 
-def _fill(stream: io.RawIOBase) -> bytes:
+def _fill(stream: _Reads) -> bytes:
     parts, left = [], _BOUND
     while left > 0 and (part := stream.read(left)):
         parts.append(part)

@@ -1,7 +1,8 @@
 """Publishing: a finished job appears in done/ or failed/ complete, in one rename.
 
-The report writes into the job's `out/`; here the uploads and SHA256SUMS are added, everything is made to last,
-and `out/` becomes `done/JOB`. Uploads always lie under `uploaded/`, so no name of theirs can meet a report's.
+The report writes into the job's `out/`; here the uploads and SHA256SUMS are added, everything is made to
+last, and `out/` becomes `done/JOB`. Uploads always lie under `uploaded/`, so that no name of theirs meets a
+report's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Literal
 from spoolama.errors import SpoolError
 from spoolama.spool.claim import JobDir
 from spoolama.spool.content import sha256_of
-from spoolama.spool.durable import DISK, Disk, exists, in_words, is_regular, write_atomic
+from spoolama.spool.durable import DISK, Disk, exists, in_words, is_regular, names_in, write_atomic
 from spoolama.spool.layout import Spool
 from spoolama.spool.states import CLAIM_FILE, LEDGER, OUT, UPLOADED, Claim, published_at, read_claim
 
@@ -81,14 +82,10 @@ def clean(spool: Spool, job: Path, *, disk: Disk = DISK) -> list[str]:
     disk.fsync_dir(job)
     note = read_claim(job)
     uploads = () if note is None else note.files
-    kept = [
-        n
-        for n in sorted(os.listdir(job))
-        if not _may_go(job / n, published, uploads, claimed=note is not None)
-    ]
+    kept = [n for n in names_in(job) if not _may_go(job / n, published, uploads, claimed=note is not None)]
     if kept:
         return kept
-    for name in sorted(os.listdir(job), key=_last_goes_the_ledger):
+    for name in sorted(names_in(job), key=_last_goes_the_ledger):
         _remove(job / name, disk)
     disk.rmdir(job)
     disk.fsync_dir(job.parent)
@@ -99,7 +96,7 @@ def take_apart(job: Path, *, disk: Disk = DISK) -> None:
     """Undo an unfinished `out/`: the uploads go back beside the ledger, the rest is removed."""
     uploaded = job / OUT / UPLOADED
     if exists(uploaded):
-        for name in sorted(os.listdir(uploaded)):
+        for name in names_in(uploaded):
             if not exists(job / name):
                 disk.rename_new(uploaded / name, job / name)
             elif not os.path.samestat((uploaded / name).lstat(), (job / name).lstat()):
@@ -200,6 +197,6 @@ def _remove(path: Path, disk: Disk) -> None:
     if path.is_symlink() or not path.is_dir():
         disk.unlink(path)
         return
-    for name in sorted(os.listdir(path)):
+    for name in names_in(path):
         _remove(path / name, disk)
     disk.rmdir(path)

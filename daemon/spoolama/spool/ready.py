@@ -1,9 +1,9 @@
 """What lies in incoming, and what of it can be claimed. The directory decides; events only cause a look.
 
-A drop is ready when its data file and its sidecar are there, plain files, readable, with one name each, and quiet:
-unchanged for a while. Quiet is judged by ctime, since clients set mtime to what the file had at home, and by how long
-this scanner itself has seen the file unchanged, for when the clock jumps. Quiet is no proof that an upload is
-complete (no signal of a file system is); it keeps us from taking the file away under the client's hands.
+A drop is ready when its data file and its sidecar are there, plain files, readable, with one name each, and
+quiet: unchanged for a while. Quiet is judged by ctime, since clients set mtime to what the file had at home,
+and by how long this scanner itself has seen the file unchanged, for when the clock jumps. Quiet is no proof
+that an upload is complete (no signal of a file system is); it keeps the file in its client's hands.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Scanner:
         )
 
     def _judge(self, data: str, sidecar: str | None) -> Drop | held.Note:
-        """Whether this drop can be taken, or why not. The order is that in which a person would mend things."""
+        """Whether this drop can be taken, or why not. In the order in which a person would mend things."""
         rules = self._rules
         names = [data] if sidecar is None else [data, sidecar]
         for name in names:
@@ -263,7 +263,7 @@ class Scanner:
         }
 
     def _tell_time(self) -> None:
-        """Read both clocks; if the wall clock was set since the last look, old ctimes say nothing for a while."""
+        """Read both clocks; if the wall clock was set in between, old ctimes say nothing for a while."""
         now, mono = self._clock.time(), self._clock.monotonic()
         if abs((now - self._now) - (mono - self._mono)) > _JUMP_S:
             self._jumped = mono

@@ -1,18 +1,18 @@
 """Recovery: at start, everything in processing/ is brought to a state from which the service goes on.
 
-Nothing is remembered but what lies on the disk. What is not in the table of `states.py` is set aside, never deleted.
+Nothing is remembered but what lies on the disk. What is not in the table of
+`states.py` is set aside, never deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from spoolama.errors import SpoolError
 from spoolama.spool.claim import JobDir, read_job, unclaim
-from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp
+from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, names_in
 from spoolama.spool.layout import PROBE, QUARANTINE, Spool
 from spoolama.spool.names import readable
 from spoolama.spool.publish import clean, take_apart
@@ -32,7 +32,7 @@ class Recovered:
 
 
 def recover(spool: Spool, *, disk: Disk = DISK) -> Recovered:
-    """Bring everything in processing/ to SETTLING, CLAIMED or away. May be stopped at any point and run again.
+    """Bring everything in processing/ to SETTLING, CLAIMED or away. May be killed at any point and run again.
 
     Raises:
         DiskFull: no room to go on; run it again when there is.
@@ -40,7 +40,7 @@ def recover(spool: Spool, *, disk: Disk = DISK) -> Recovered:
     found = Recovered()
     with in_words("recovering what an earlier run left"):
         _sweep(spool, disk)
-        for name in sorted(os.listdir(spool.processing)):
+        for name in names_in(spool.processing):
             if name != QUARANTINE:
                 _recover_one(spool, spool.processing / name, found, disk)
     found.jobs.sort(key=lambda job: (job.arrived, job.claimed_at, job.name))
@@ -89,7 +89,7 @@ def _mend_torn(spool: Spool, job: Path, disk: Disk) -> str:
     except FileNotFoundError:
         if unclaim(spool, job, disk=disk):
             return f"{job.name}: its sidecar was taken back; the data went back to incoming."
-        return f"{job.name}: its sidecar is gone and a new {readable(note.data)} lies in incoming; it has no sidecar."
+        return f"{job.name}: its sidecar is gone, and a new {readable(note.data)} lies in incoming already."
     disk.fsync_dir(job)
     disk.fsync_dir(spool.incoming)
     return f"{job.name}: its claim was torn; {readable(note.sidecar)} followed."
@@ -124,11 +124,11 @@ def _quarantine(spool: Spool, path: Path, why: str, found: Recovered, disk: Disk
 def _sweep(spool: Spool, disk: Disk) -> None:
     """Remove the service's own temporary files: probes of a start that was killed, half-written status."""
     for parent in (spool.incoming, spool.processing, spool.done, spool.failed, spool.status):
-        for name in os.listdir(parent):
+        for name in names_in(parent):
             if name.startswith(PROBE):
                 path = parent / name
                 with contextlib.suppress(OSError):
                     (disk.rmdir if path.is_dir() else disk.unlink)(path)
-    for name in os.listdir(spool.status):
+    for name in names_in(spool.status):
         if is_temp(name) and exists(spool.status / name):
             disk.unlink(spool.status / name)

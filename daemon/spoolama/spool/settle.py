@@ -1,7 +1,7 @@
 """Settling: making sure that nobody can change a claimed file any more.
 
-A claim takes the file's path away, but a client that had it open goes on writing: uploads were seen to grow by
-megabytes after the rename. The kernel knows who has a file open for writing: it grants a read lease only when
+A claim takes the file's path away, but a client that had it open goes on writing: uploads were seen to grow
+by megabytes after the rename. The kernel knows who has a file open for writing: a read lease is granted if
 nobody has (`fcntl(F_SETLEASE)`, fcntl(2)). Renamed into a private directory, lease granted, no second name:
 then the content is frozen. Whether it is complete only the content can say (`content.py`).
 """
@@ -65,15 +65,15 @@ class Lease:
 def ask_lease(fd: int) -> Lease:
     """Ask the kernel whether anybody has this file open for writing.
 
-    Needs a file of our own or CAP_LEASE (which a unit with PrivateUsers=yes does not have even if it was given),
+    Needs a file of our own or CAP_LEASE (useless in a unit with PrivateUsers=yes),
     and a file system with leases (not NFS).
 
     Args:
         fd: Open for reading only.
     """
     try:
-        # Whoever opens the file while we hold the lease makes the kernel send us a signal. The usual one, SIGIO,
-        # would end the process; SIGURG is ignored by default.
+        # Whoever opens the file while we hold the lease makes the kernel send us a signal. The usual one,
+        # SIGIO, would end the process; SIGURG is ignored by default.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as e:

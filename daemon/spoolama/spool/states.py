@@ -26,21 +26,20 @@ Backwards, in recovery and when an uploader takes a file back: OPENED and CLAIMI
 where a new D lies there by now, SETTLING without a sidecar (the claim is rewritten).
 BUILDING becomes CLAIMED or SETTLING (what is in out/uploaded goes back to J, the rest of out is removed).
 
-What an upload is called never decides anything here: data ends in .csv and the like, sidecars in .yaml and .yml,
-so none can be taken for claim.json, ledger.sqlite or out.
+What an upload is called never decides anything here: data ends in .csv and the like, sidecars in .yaml and
+.yml, so none can be taken for claim.json, ledger.sqlite or out.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from spoolama.errors import SpoolError
-from spoolama.spool.durable import exists, is_temp
+from spoolama.spool.durable import exists, is_temp, names_in
 from spoolama.spool.layout import Spool
 
 __all__ = [
@@ -160,7 +159,7 @@ def state_of(spool: Spool, job: Path) -> State:
         claim = read_claim(job)
     except SpoolError:
         return State.UNKNOWN
-    entries = {name for name in os.listdir(job) if not is_temp(name)}
+    entries = {name for name in names_in(job) if not is_temp(name)}
     if claim is None:
         return State.UNKNOWN if entries else State.OPENED
     return _claimed_state(job, claim, entries)

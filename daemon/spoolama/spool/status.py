@@ -1,4 +1,4 @@
-"""The status directory: what uploaders, who may have nothing but scp, can read about the service and their drops."""
+"""The status directory: what uploaders with nothing but scp can read about the service and their drops."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def status_name(dropped: str) -> str:
 
 
 class StatusBoard:
-    """Writes the files of status/: atomically replaced, readable by everybody, untouched when nothing changed."""
+    """Writes the files of status/: replaced atomically, readable by all, untouched if nothing changed."""
 
     def __init__(self, spool: Spool, *, disk: Disk = DISK) -> None:
         self._dir = spool.status

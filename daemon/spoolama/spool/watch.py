@@ -1,8 +1,9 @@
 """Wake-ups: something happened in incoming, so look now instead of at the next rescan.
 
-The watchdog package tells us of events. They are hints only: under load the kernel drops some and the package tells
-nobody (it logs a warning), a directory that is replaced goes unwatched, and network file systems have no events for
-what others write. So the service rescans by the clock anyway, asks `healthy()` each time, and restarts what is not.
+The watchdog package tells us of events. They are hints only: under load the kernel drops some and the
+package tells nobody (it logs a warning), a replaced directory goes unwatched, and network file systems
+have no events for what others write. So the service rescans by the clock anyway, asks `healthy()` each time,
+and restarts what is not.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 from watchdog.events import (
     DirDeletedEvent,
     DirMovedEvent,
-    FileAttribEvent,
     FileClosedEvent,
     FileCreatedEvent,
     FileDeletedEvent,
@@ -32,15 +32,16 @@ __all__ = ["Wakeups"]
 _log = logging.getLogger(__name__)
 _JOIN_S = 5.0
 
-# A finished upload shows as one of: closed after writing; moved within incoming; created (a move from elsewhere,
-# a hard link, and SFTP's plain rename come without a close). A chmod can make an unreadable file readable.
+# A finished upload shows as one of: closed after writing; moved within incoming; created (a move from
+# elsewhere, a hard link, and SFTP's plain rename come without a close).
 # Not asked for: every single write, and files opened or closed for reading, which our own looks cause.
+# Changes of attributes (a chmod that makes a file readable) watchdog gives only with every write: see its
+# `get_event_mask_from_filter`. They are left to the rescan.
 _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent,
     FileMovedEvent,
     FileClosedEvent,
     FileDeletedEvent,
-    FileAttribEvent,
     DirDeletedEvent,
     DirMovedEvent,
 ]
