@@ -1,7 +1,7 @@
 """A conversation: what a lane's next row is asked in sight of.
 
-Values, not objects with a life: each answered row makes the next `Conversation`, and what a resume rebuilds from
-the ledger is equal to it, so that the same prompts are asked byte for byte.
+Values, not objects with a life: each answered row makes the next `Conversation`, and what a resume rebuilds
+from the ledger is equal to it, so that the same prompts are asked byte for byte.
 """
 
 from __future__ import annotations

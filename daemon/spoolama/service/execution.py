@@ -7,7 +7,6 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -19,6 +18,7 @@ from spoolama.engine.runner import JobRunner
 from spoolama.engine.store import Stop
 from spoolama.engine.tally import FIRST_ROWS, check_first_failures
 from spoolama.errors import InputError, JobError, LedgerError, SidecarError
+from spoolama.gpu.readings import GpuProbe, NvmlProbe, VramSampler
 from spoolama.job.rows import InputKind, Limits, detect
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.sidecar_file import load_sidecar
@@ -31,7 +31,7 @@ from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import Durable
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.spool.publish import publish
+from spoolama.spool.publish import open_out, publish
 
 __all__ = ["JobExecutor"]
 
@@ -48,6 +48,7 @@ class JobExecutor:
         lanes: Requests at once, unless the sidecar says otherwise.
         limits: Bounds of rows.
         newline_required: Whether data must end with a line end.
+        gpu: Reads GPU memory.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class JobExecutor:
         lanes: int = 1,
         limits: Limits | None = None,
         newline_required: bool = True,
+        gpu: GpuProbe | None = None,
     ) -> None:
         self._spool = spool
         self._backend = backend
@@ -66,6 +68,7 @@ class JobExecutor:
         self._lanes = lanes
         self._limits = limits or Limits()
         self._newline_required = newline_required
+        self._gpu = gpu or NvmlProbe()
 
     async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> Ended:
         """Take the job from where its ledger stands to its end, or to `stop`."""
@@ -86,7 +89,7 @@ class JobExecutor:
             if isinstance(error, LedgerError):
                 return await self.reject(job, error)
             assert ledger is not None
-            await ledger.note(ended_early=_told(error))
+            await ledger.note(ended_early=_told(error), ended_at=self._clock.time())
             progress.skipped = await ledger.skip_rest()
         finally:
             if ledger is not None:
@@ -95,7 +98,8 @@ class JobExecutor:
 
     async def reject(self, job: JobDir, error: JobError) -> Ended:
         """Publish a job in failed/ that never had a row asked, or whose ledger cannot be used."""
-        await asyncio.to_thread(_fresh_out, job.out)
+        await asyncio.to_thread(open_out, job)
+        await asyncio.to_thread(_keep_ledger, job)
         await asyncio.to_thread(_write_error, job, error)
         path = await asyncio.to_thread(publish, self._spool, job, "failed")
         return Ended("failed", path, error.message)
@@ -154,10 +158,13 @@ class JobExecutor:
                 lanes=sidecar.lanes or self._lanes,
                 stop=stop,
             )
-            end = await runner.run()
+            with VramSampler(self._gpu) as vram:
+                end = await runner.run()
+            peak = max(vram.peak_bytes or 0, await ledger.meta("peak_vram_bytes") or 0) or None
+            await ledger.note(peak_vram_bytes=peak, vram_method=vram.method)
             if not end.finished:
                 return False
-        await ledger.flush()
+        await ledger.note(ended_at=self._clock.time())
         return True
 
     async def _same_files(self, job: JobDir, sidecar: Sidecar, ledger: JobLedger) -> None:
@@ -167,7 +174,7 @@ class JobExecutor:
         if sidecar.expect and sidecar.expect.sha256 and sidecar.expect.sha256.lower() != data:
             raise InputError(
                 f"{job.data.name} has sha256 {data}, the sidecar expects {sidecar.expect.sha256.lower()}",
-                mend="If the upload was cut short or the file changed, send it again; else mend expect.sha256.",
+                mend="If it was cut short or has changed, send it again; else mend expect.sha256.",
                 code="not_as_expected",
             )
         known = await ledger.meta("data_sha256")
@@ -192,7 +199,7 @@ class JobExecutor:
         progress.phase = "publishing"
         early = None if failure is None else _told(failure)
         where: Literal["done", "failed"] = "done" if failure is None else "failed"
-        message = await asyncio.to_thread(_build, job, sidecar, early, self._clock.time())
+        message = await asyncio.to_thread(_build, job, sidecar, early)
         if failure is not None:
             await asyncio.to_thread(_write_error, job, failure)
             message = failure.message
@@ -208,20 +215,16 @@ def _count(progress: Progress, durable: Durable) -> None:
     progress.durable(ok=durable.ok, failed=durable.failed)
 
 
-def _fresh_out(out: Path) -> None:
-    """Outputs are made anew; an unfinished out/ holds nothing that cannot be made again."""
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir()
-
-
-def _build(job: JobDir, sidecar: Sidecar, early: Mapping[str, Any] | None, now: float) -> str:
-    _fresh_out(job.out)
+def _build(job: JobDir, sidecar: Sidecar, early: Mapping[str, Any] | None) -> str:
+    open_out(job)
     with LedgerReader(job.ledger) as reader:
-        summary = build_outputs(
-            job.out, reader, sidecar, ended_early=dict(early) if early else None, ended_at=now
-        )
-    return summary.sentence
+        return build_outputs(job.out, reader, sidecar, ended_early=early).balance
+
+
+def _keep_ledger(job: JobDir) -> None:
+    """A ledger that cannot be used may still hold answers: it is published as it is."""
+    for part in job.path.glob(job.ledger.name + "*"):
+        shutil.copyfile(part, job.out / part.name)
 
 
 def _write_error(job: JobDir, error: JobError) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spoolama.errors import LedgerError
+from spoolama.errors import DiskFailed, DiskFull, LedgerError, SpoolamaError
 from spoolama.spool.ledger_schema import open_writer
 
 __all__ = ["Durable", "LedgerThread"]
@@ -65,7 +65,7 @@ class LedgerThread:
         self._on_durable = on_durable
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[_Op | None] = queue.SimpleQueue()
-        self._broken: BaseException | None = None
+        self._broken: SpoolamaError | None = None
         self._syncs = 0
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._thread = threading.Thread(target=self._work, name=f"ledger {path.parent.name}", daemon=True)
@@ -101,7 +101,7 @@ class LedgerThread:
 
     def _put(self, op: _Op) -> None:
         if self._broken is not None:
-            raise LedgerError(f"the ledger cannot be written: {self._broken}") from self._broken
+            raise self._broken
         self._queue.put(op)
 
     def _soon(self, call: Callable[..., None], *args: Any) -> None:
@@ -179,9 +179,7 @@ class LedgerThread:
 
     def _fail(self, error: BaseException, ops: Sequence[_Op]) -> None:
         """A failed write or sync is final: after EIO a second try may lie (facts of fsync on Linux)."""
-        self._broken = error
-        wrapped = LedgerError(f"the ledger cannot be written: {error}")
-        wrapped.__cause__ = error
+        wrapped = self._broken = _in_words(error)
         for op in ops:
             if op.done is not None:
                 op.done(None, wrapped)
@@ -194,3 +192,12 @@ class LedgerThread:
                 return
             if late.done is not None:
                 late.done(None, wrapped)
+
+
+def _in_words(error: BaseException) -> SpoolamaError:
+    """What a failed write means: the disk's trouble leaves the job for later, anything else is the job's end."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    kinds: dict[int, type[SpoolamaError]] = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_IOERR: DiskFailed}
+    wrapped = kinds.get(code, LedgerError)(f"the ledger cannot be written: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,0 +1,211 @@
+"""The ledger: in order, durable before counted, and whole after any end of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spoolama.clock import SystemClock
+from spoolama.errors import LedgerError
+from spoolama.job.record import Answered, Failed
+from spoolama.job.row import Row, RowFault
+from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.ledger import Durable
+from spoolama.spool.ledger_read import LedgerReader
+
+
+def row(ordinal: int, name: str | None = None, *, fault: RowFault | None = None) -> NewRow:
+    """A row named `name`, or by its number."""
+    fields = None if fault else {"text": f"row {ordinal}"}
+    new = Row(ordinal, ordinal + 2, fields, b"raw \xff", fault=fault)
+    return NewRow(new, name or str(ordinal + 1), unique=name is not None)
+
+
+def answered(ordinal: int, *, segment: int = 0, aside: bool = False, attempts: int = 1) -> Answered:
+    """An answer with plain counts."""
+    return Answered(
+        ordinal=ordinal,
+        answer=f"answer {ordinal}",
+        finish="stop",
+        segment=segment,
+        place=ordinal,
+        sight=((0, ordinal - 1),) if ordinal else (),
+        aside=aside,
+        trimmed=False,
+        plan_version=1,
+        turn_tokens=20,
+        own_bytes=40,
+        own_tokens=12 + ordinal,
+        prompt_tokens=100 + ordinal,
+        cached_tokens=None,
+        completion_tokens=5,
+        load_s=2.0 if ordinal == 0 else 0.0,
+        prompt_s=0.1,
+        eval_s=0.2,
+        latency_s=float(ordinal),
+        attempts=attempts,
+    )
+
+
+async def filled(path: Path, rows: int, **kwargs: object) -> JobLedger:
+    """A ledger with that many rows."""
+    ledger = JobLedger(path, SystemClock(), **kwargs)  # type: ignore[arg-type]
+    await ledger.take_in([row(i) for i in range(rows)])
+    return ledger
+
+
+def test_rows_are_announced_only_once_the_disk_has_them(tmp_path: Path) -> None:
+    """`on_durable` tells exactly the rows that ended, after the commit that reaches the disk."""
+
+    async def main() -> None:
+        seen: list[Durable] = []
+        ledger = await filled(tmp_path / "l", 5, on_durable=seen.append)
+        ledger.answered(answered(0))
+        ledger.answered(answered(1))
+        ledger.failed(Failed(2, "answer_cut", "cut", 4))
+        assert seen == []
+        await ledger.flush()
+        await asyncio.sleep(0)
+        assert seen == [Durable(2, {"answer_cut": 1})]
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
+    """A killed process loses nothing that the ledger's thread has taken, marks of tries included."""
+    program = f"""
+import asyncio, os, signal, sys
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+from pathlib import Path
+from test_spool_ledger import filled, answered
+async def main():
+    ledger = await filled(Path({str(tmp_path / "l")!r}), 10)
+    for i in range(4):
+        await ledger.begin(i, 1)
+        ledger.answered(answered(i))
+    await ledger.begin(4, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with LedgerReader(tmp_path / "l") as reader:
+        assert reader.counts() == {"pending": 6, "ok": 4, "failed": 0, "skipped": 0}
+
+    async def resume() -> None:
+        ledger = JobLedger(tmp_path / "l", SystemClock())
+        first = (await ledger.pending(0, 9, None, 1))[0]
+        assert (first.ordinal, [a.code for a in first.attempts]) == (4, ["open"])
+        await ledger.close()
+
+    asyncio.run(resume())
+
+
+def test_ids_are_unique_and_faults_end_rows_at_once(tmp_path: Path) -> None:
+    """The second row of a name fails and names the first one's line; an unreadable row keeps its bytes."""
+
+    async def main() -> None:
+        ledger = JobLedger(tmp_path / "l", SystemClock())
+        await ledger.take_in(
+            [row(0, "a"), row(1, "b"), row(2, "a"), row(3, fault=RowFault("ragged", "2 of 3"))]
+        )
+        await ledger.close()
+
+    asyncio.run(main())
+    with LedgerReader(tmp_path / "l") as reader:
+        outcomes = list(reader.outcomes())
+        assert reader.failures() == {"duplicate_id": 1, "ragged": 1}
+    assert [o.state for o in outcomes] == ["pending", "pending", "failed", "failed"]
+    assert "line 2" in (outcomes[2].message or "")
+    assert (outcomes[2].id, outcomes[2].fields) == ("a", {"text": "row 2"})
+    assert outcomes[3].raw == b"raw \xff"
+
+
+def test_totals_and_percentiles_are_those_of_the_rows(tmp_path: Path) -> None:
+    """Sums, retries, reloads and nearest-rank percentiles, with None where nothing was counted."""
+
+    async def main() -> None:
+        ledger = await filled(tmp_path / "l", 12)
+        for i in range(10):
+            ledger.answered(answered(i, attempts=1 + (i == 3)))
+        ledger.failed(Failed(10, "stalled", "s", 4))
+        ledger.failed(Failed(11, "template_undefined", "t", 0))
+        await ledger.close()
+
+    asyncio.run(main())
+    with LedgerReader(tmp_path / "l") as reader:
+        totals = reader.totals()
+        assert (totals.prompt_tokens, totals.prompt_rows) == (1045, 10)
+        assert (totals.cached_tokens, totals.cached_rows) == (None, 0)
+        assert (totals.attempts, totals.retries, totals.reloads) == (15, 4, 0)
+        assert [reader.percentile("latency_s", q) for q in (0.0, 0.5, 0.9, 0.99, 1.0)] == [0, 4, 8, 9, 9]
+
+
+def test_segments_with_rows_left_are_found_in_order(tmp_path: Path) -> None:
+    """Only segments that still have rows come, once each, also in one long segment."""
+
+    async def main() -> None:
+        ledger = await filled(tmp_path / "l", 50)
+        for i in [*range(10), *range(20, 30), 41]:
+            ledger.answered(answered(i))
+        assert await ledger.pending_segments(-1, 10, None, 10) == [1, 3, 4]
+        assert await ledger.pending_segments(1, 10, None, 1) == [3]
+        assert await ledger.pending_segments(-1, 1 << 61, None, 10) == [0]
+        assert await ledger.pending_segments(0, 1 << 61, None, 10) == []
+        assert await ledger.pending_segments(-1, 10, "other", 10) == []
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_write_that_fails_is_final_and_loud(tmp_path: Path) -> None:
+    """After an error nothing more is taken: a second try after a failed sync may lie."""
+
+    async def main() -> None:
+        ledger = await filled(tmp_path / "l", 2)
+        ledger.answered(answered(0))
+        ledger.answered(answered(0))  # the same row twice is a defect
+        with pytest.raises(LedgerError):
+            await ledger.flush()
+        with pytest.raises(LedgerError):
+            await ledger.begin(1, 1)
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_ledger_of_another_format_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    """Both are said in words instead of being read wrongly."""
+    (tmp_path / "junk").write_bytes(b"not a database" * 100)
+    db = sqlite3.connect(tmp_path / "old")
+    db.execute("PRAGMA user_version=99")
+    db.execute("CREATE TABLE t (x)")
+    db.close()
+    for name, words in (("junk", "cannot be"), ("old", "format 99")):
+        with pytest.raises(LedgerError, match=words):
+            LedgerReader(tmp_path / name)
+
+
+def test_openai_lines_of_another_shape_stand_alone(tmp_path: Path) -> None:
+    """The most common shape shares conversations; others, and lines with histories, do not."""
+
+    async def main() -> None:
+        ledger = JobLedger(tmp_path / "l", SystemClock())
+        shapes = ["s1", "s2", None, "s1"]
+        await ledger.take_in(
+            [NewRow(Row(i, i + 1, {}, b"", shape=s), None, unique=False) for i, s in enumerate(shapes)]
+        )
+        await ledger.set_apart()
+        rows = await ledger.pending(0, 9, None, 9)
+        assert [r.alone for r in rows] == [False, True, True, False]
+        await ledger.close()
+
+    asyncio.run(main())

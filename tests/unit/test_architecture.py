@@ -1,0 +1,87 @@
+"""The house is as ARCHITECTURE.md draws it."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "daemon" / "spoolama"
+
+
+def room_of(module: str) -> str | None:
+    """`spoolama.spool.claim` is in the room `spool`; top modules (errors, clock, ...) are the `ground`."""
+    parts = module.split(".")
+    if parts[0] != "spoolama" or len(parts) < 2:
+        return None
+    return parts[1] if (PACKAGE / parts[1]).is_dir() else "ground"
+
+
+def imports_of(file: Path) -> set[str]:
+    """The rooms a file imports from, lazily or not."""
+    rooms: set[str | None] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            rooms.add(room_of(node.module))
+        elif isinstance(node, ast.Import):
+            rooms.update(room_of(alias.name) for alias in node.names)
+    return {room for room in rooms if room}
+
+
+def arrows() -> set[tuple[str, str]]:
+    """Room to room, as the code has it; arrows to the ground are left out."""
+    found = set()
+    for file in PACKAGE.rglob("*.py"):
+        here = file.relative_to(PACKAGE).parts[0] if file.parent != PACKAGE else "ground"
+        found |= {(here, there) for there in imports_of(file) if there not in (here, "ground")}
+    return {arrow for arrow in found if arrow[0] != "ground"}
+
+
+def drawn() -> set[tuple[str, str]]:
+    """Room to room, as the picture in ARCHITECTURE.md has it."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    picture = re.search(r"```mermaid\n(.*?)```", text, re.DOTALL)
+    assert picture, "ARCHITECTURE.md has a picture"
+    pairs: set[tuple[str, str]] = set()
+    for left, right in re.findall(r"^\s*(\w+) --> (.+)$", picture[1], re.MULTILINE):
+        pairs |= {(left, there.strip()) for there in right.split("&")}
+    return pairs
+
+
+def test_the_picture_shows_exactly_the_imports_there_are() -> None:
+    """No arrow is missing and none is invented."""
+    assert drawn() == arrows()
+
+
+def test_rooms_do_not_lean_on_each_other_in_circles() -> None:
+    """The rooms can be read from the ground up."""
+    graph: dict[str, set[str]] = {}
+    for here, there in arrows():
+        graph.setdefault(here, set()).add(there)
+    assert list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_the_engine_knows_no_files_and_the_spool_no_models() -> None:
+    """The two walls that the rest leans on."""
+    assert ("engine", "spool") not in arrows()
+    assert ("spool", "backends") not in arrows()
+    assert ("spool", "engine") not in arrows()
+
+
+def test_no_module_is_two_rooms_in_one() -> None:
+    """No module has more than 400 lines."""
+    long = {
+        str(f.relative_to(ROOT)): n
+        for f in PACKAGE.rglob("*.py")
+        if (n := len(f.read_text().splitlines())) > 400
+    }
+    assert long == {}
+
+
+def test_every_room_is_described() -> None:
+    """ARCHITECTURE.md says of each room what it is for."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = {f.name for f in PACKAGE.iterdir() if f.is_dir() and f.name != "__pycache__"}
+    assert {room for room in rooms if f"`{room}/`" not in text} == set()
