@@ -1,4 +1,4 @@
-"""llama.cpp without a server to install: xllamacpp in a child process, so that its crash is a server's crash."""
+"""llama.cpp with nothing to install beside: xllamacpp in a child process, so its crash is a server's crash."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class EmbeddedBackend:
             if facts.num_ctx is not None and facts.num_ctx < spec.num_ctx:
                 await self._stop()
                 raise RequestRefused(
-                    f"{spec.model!r} has a window of {facts.num_ctx} tokens, and {spec.num_ctx} were asked for",
+                    f"{spec.model!r} has a window of {facts.num_ctx} tokens, not {spec.num_ctx}",
                     mend=f"Set options.num_ctx to {facts.num_ctx} or less.",
                 )
             model = LoadedModel(

@@ -88,7 +88,8 @@ class EngineProcess:
                 await asyncio.shield(self._reader)
         code = self._process.returncode or 0
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        said = self._last_words()
+        # Who is killed says nothing about it.
+        said = "" if code == -signal.SIGKILL else self._last_words()
         message = f"the embedded engine ended ({how}){f': {said}' if said else ''}"
         if is_out_of_memory(self._text()):
             return OutOfMemory(message)
@@ -152,7 +153,7 @@ class EngineProcess:
         return self._tail.decode("utf-8", "replace")
 
     def _last_words(self) -> str:
-        """The last lines of its log that are warnings or errors (`0.04.943.352 W srv ...`), else the very last."""
+        """The last errors in its log (`0.04.943.352 E srv ...`), else the end of it, as a crash leaves it."""
         lines = [line for line in self._text().splitlines() if line.strip()]
-        loud = [line for line in lines if line[1:].split(" ")[1:2] in (["E"], ["W"])]
-        return excerpt("; ".join((loud or lines)[-2:]), 400)
+        errors = [line for line in lines if line.split(" ")[1:2] == ["E"]]
+        return excerpt("; ".join((errors or lines)[-2:]), 400)

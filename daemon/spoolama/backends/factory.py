@@ -17,7 +17,7 @@ class BackendSettings:
     """Which model server answers, and how to reach it."""
 
     kind: Literal["ollama", "embedded", "openai"] = "ollama"
-    """`ollama`: its own API. `openai`: vLLM, llama-server, SGLang. `embedded`: llama.cpp in a child process."""
+    """`ollama`: its own API. `openai`: vLLM, llama-server and the like. `embedded`: llama.cpp in a child."""
     url: str = "http://127.0.0.1:11434"
     """Address of the server; `embedded` needs none."""
     api_key: str | None = None

@@ -1,6 +1,6 @@
 """HTTP as every backend speaks it: one bound on the whole request, and errors told apart by what was reached.
 
-A connection that cannot be made, or that breaks, is `ServerAway`: nobody knows whether the server worked on it.
+A connection that cannot be made, or that breaks, is `ServerAway`: whether the server did the work is unknown.
 A reply that was begun in order and is not what HTTP or JSON promise is `UnexpectedReply`.
 Past its bound a request is cancelled and its connection closed, which frees the server's slot: `Stalled`.
 """

@@ -4,7 +4,7 @@ Why each request looks as it does (read in Ollama's source and recorded from a r
 
 - `/api/chat` with `stream: false`: a failure keeps its status, and a reader that goes away holds no slot.
 - `truncate: false`: a prompt that does not fit is refused with its exact length instead of cut in silence.
-- `shift` is never sent: since 0.30 it is a launch flag of the runner, so a value of our own would be a reload.
+- `shift` is never sent: since 0.30 it is a launch flag of the runner, so a value of our own may be a reload.
 - `keep_alive: -1` as a number, on every request: the last one counts, and the text "-1" is refused.
 - `num_ctx` and the other load options on every request exactly alike: a difference is a reload.
 - `num_predict` at least 1: 0 is taken as not given.
@@ -32,7 +32,7 @@ __all__ = ["OllamaBackend"]
 PROBE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 1800.0
-"""Ollama itself gives a load up after five minutes without progress; a large model on a slow disk makes some."""
+"""Ollama gives a load up after five minutes without progress; a large model on a slow disk makes some."""
 RELEASE_TIMEOUT_S = 30.0
 
 
@@ -85,7 +85,7 @@ class OllamaBackend:
     async def load(self, spec: LoadSpec) -> LoadedModel:
         """Load the model with just these options, for good, and verify what the server then holds."""
         model = await self._describe(spec.model)
-        # Before the answer: a load that we gave up waiting for still ends with a model that we have to release.
+        # Before the answer: a load that we no longer wait for still ends with a model that we must release.
         self._loaded.add(spec.model)
         began = self._clock.monotonic()
         payload = self._checked(
@@ -143,7 +143,11 @@ class OllamaBackend:
         )
         return read_reply(payload, counts_whole_prompt=not _counts_evaluated_only(self._server.version))
 
-    async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
+    async def count_tokens(
+        self,
+        spec: LoadSpec,  # noqa: ARG002
+        messages: Sequence[Message],  # noqa: ARG002
+    ) -> int | None:
         """None: Ollama has no route that counts without evaluating."""
         return None
 

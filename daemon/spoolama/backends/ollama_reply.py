@@ -15,7 +15,7 @@ def read_reply(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) 
     """The answer of `/api/chat`.
 
     Success is `done: true` and a `done_reason` of `stop` or `length`. A body without `done: true` is what
-    Ollama sends when its engine stopped in the middle (thirty repeated chunks, an error after the first token).
+    Ollama sends when its engine stopped in the middle (a chunk repeated too often, an error after a token).
 
     Args:
         payload: The body.

@@ -71,7 +71,7 @@ class OpenAIBackend:
             names = ", ".join(sorted(spec.load_options))
             raise RequestRefused(
                 f"{names}: fixed when this server was started, not by a request",
-                mend=f"Take {names} out of `options` in the sidecar, and give it to the server when you start it.",
+                mend=f"Take {names} out of `options` in the sidecar; set it where the server is started.",
             )
         models = await self._models(DESCRIBE_TIMEOUT_S)
         entry = models.get(spec.model)
@@ -85,7 +85,7 @@ class OpenAIBackend:
         self._server = ServerInfo(self.kind, version)
         if window is not None and window < spec.num_ctx:
             raise RequestRefused(
-                f"the server gives {spec.model!r} a window of {window} tokens, and {spec.num_ctx} were asked for",
+                f"the server gives {spec.model!r} a window of {window} tokens, not {spec.num_ctx}",
                 mend=f"Set options.num_ctx to {window} or less, or start the server with a larger window.",
             )
         return LoadedModel(
@@ -127,7 +127,7 @@ class OpenAIBackend:
         payload = checked(await self._http.get("/v1/models", timeout_s=timeout_s))
         data = payload.get("data")
         if not isinstance(data, list):
-            raise UnexpectedReply("/v1/models lists no models: is this an OpenAI-compatible server?", status=200)
+            raise UnexpectedReply("/v1/models is no list: is this an OpenAI-compatible server?", status=200)
         return {str(entry["id"]): entry for entry in data if isinstance(entry, dict) and "id" in entry}
 
     async def _refuse_ollama(self) -> None:
@@ -135,7 +135,9 @@ class OpenAIBackend:
         found = root.text.strip() == "Ollama is running"
         if not found:
             version = await self._http.get("/api/version", timeout_s=PROBE_TIMEOUT_S)
-            found = version.status == 200 and isinstance(version.payload, dict) and "version" in version.payload
+            found = (
+                version.status == 200 and isinstance(version.payload, dict) and "version" in version.payload
+            )
         if found:
             raise RequestRefused(
                 "this is an Ollama; its OpenAI interface cuts prompts that are too long without saying so",

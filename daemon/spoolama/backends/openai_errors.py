@@ -36,13 +36,15 @@ def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
         return too_long
     match status:
         case 401 | 403:
-            return RequestRefused(message, status=status, mend="Set the backend's api_key to one that the server takes.")
+            return RequestRefused(
+                message, status=status, mend="Set the backend's api_key to one that the server takes."
+            )
         case 404:
             name = f" {model}" if model else ""
             return RequestRefused(
                 message,
                 status=status,
-                mend=f"Does the server have the model{name}, and is the backend's url its address (with or without /v1)?",
+                mend=f"Does the server have the model{name}? Is the backend's url its address?",
             )
         case 408 | 425 | 429 | 499 | 503:
             return ServerBusy(message, status=status)

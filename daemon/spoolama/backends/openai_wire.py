@@ -74,7 +74,7 @@ def _sampling(sampling: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
 
 
 def read_reply(payload: Mapping[str, Any]) -> Reply:
-    """The answer. Counts are taken from `usage`, and times and cached tokens from llama-server's `timings`."""
+    """The answer. Counts are taken from `usage`; times, and counts that are missing, from `timings`."""
     choices = payload.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UnexpectedReply("the answer has no choices", status=200)

@@ -25,7 +25,7 @@ _OVERFLOW_FORMS = (
     re.compile(
         r"input length \((?P<prompt>\d+) tokens\) exceeds .*context length \((?P<window>\d+) tokens\)"
     ),
-    # SGLang: "The input (N tokens) is longer than the model's context length (M tokens)"
+    # SGLang says "The input (N tokens) is longer than the model's context length (M tokens)"
     re.compile(
         r"input \((?P<prompt>\d+) tokens\) is longer than .*context length \((?P<window>\d+) tokens\)"
     ),

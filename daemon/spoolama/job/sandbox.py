@@ -38,8 +38,8 @@ _TEXT_METHODS = frozenset(
         r"\w+",
         """
         capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower
-        isnumeric isspace istitle isupper lower lstrip partition removeprefix removesuffix replace rfind rindex
-        rpartition rsplit rstrip split splitlines startswith strip swapcase title upper
+        isnumeric isspace istitle isupper lower lstrip partition removeprefix removesuffix replace rfind
+        rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper
         """,
     )
 )

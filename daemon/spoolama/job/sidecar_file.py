@@ -26,6 +26,8 @@ _MODELS: dict[str, type[BaseModel]] = {
     "expect": Expect,
 }
 
+_REQUIRED = ("model", "prompt")
+
 _SYNONYMS = {
     "instruction": "system",
     "instructions": "system",
@@ -89,6 +91,7 @@ class _Check:
         self._openai = openai
         self.problems = list(tree.problems)
         self._bad = {p.key for p in tree.problems}
+        self._meant: set[str] = set()  # required keys that stand there misspelled
 
     def run(self) -> Sidecar | None:
         """The sidecar, if nothing is wrong; `problems` otherwise."""
@@ -103,11 +106,13 @@ class _Check:
                 self._translate(problem)
         except (RecursionError, ValueError) as error:
             self._add((), f"the file cannot be read: {error}")
-        for key in () if self._openai else ("model", "prompt"):
+        for key in () if self._openai else _REQUIRED:
+            if key in self._meant:
+                continue
             if key not in data:
                 words, example = EXPECTED[key]
                 self._add((key,), f"this key is missing: {words}", f"for example {key}: {example}")
-            elif isinstance(data[key], str) and not data[key].strip():
+            elif data[key] is None or (isinstance(data[key], str) and not data[key].strip()):
                 self._add((key,), "this is empty", f"for example {key}: {EXPECTED[key][1]}")
         self._traps(data.get("format"), ("format",))
         self._format(data.get("format"))
@@ -173,7 +178,10 @@ class _Check:
         model = _MODELS[parent]
         wanted = str(path[-1])
         lower = wanted.lower().replace("-", "_")
-        close = difflib.get_close_matches(lower, model.model_fields, n=1)
+        close = difflib.get_close_matches(lower, model.model_fields, n=3)
+        if not parent and (meant := [c for c in close if c in _REQUIRED and c not in self._tree.data]):
+            close = meant
+            self._meant.add(meant[0])
         hint = None
         if close:
             hint = f"did you mean {close[0]}?"
@@ -183,6 +191,7 @@ class _Check:
             hint = "it belongs to the top of the file, without indentation"
         elif not parent and lower in _SYNONYMS:
             hint = f"did you mean {_SYNONYMS[lower]}?"
+            self._meant.add(_SYNONYMS[lower])
         else:
             hint = f"known here: {', '.join(model.model_fields)}"
         self._add(path, "unknown key", hint)
@@ -238,7 +247,7 @@ class _Check:
                 )
 
     def _format(self, schema: Any) -> None:
-        if not isinstance(schema, dict) or any(key.startswith("format") for key in self._bad):
+        if not isinstance(schema, dict):
             return
         for inner, message in schema_problems(schema):
             path = ("format", *inner)

@@ -25,7 +25,7 @@ _MAX_BYTES = 1024 * 1024
 _MAX_NODES = 20_000
 _MAX_DEPTH = 50
 
-_BRACES = re.compile(r"^\s*(?:-\s+)?[\w.-]+:\s+\{\{")
+_BRACES = re.compile(r"^\s*(?:-\s+)?([\w.-]+):\s+\{\{")
 _BRACES_HINT = "YAML takes {{ for a mapping: put the text in quotes, or on the next line behind `|`"
 
 _SCANNER_WORDS = (
@@ -116,7 +116,10 @@ def read_yaml(text: str | bytes, name: str) -> Tree:
         )
         return Tree({}, {}, [problem])
     builder = _Builder(name, decoded.splitlines())
-    data = builder.value(node, ())
+    try:
+        data = builder.value(node, ())
+    except _TooLarge as error:
+        return Tree({}, {}, [Problem(name, None, None, str(error), "aliases or nesting make this too large")])
     builder.problems.sort(key=lambda p: (p.line or 0, p.column or 0))
     return Tree(data, builder.places, builder.problems)
 
@@ -142,15 +145,18 @@ def _decoded(text: str | bytes, name: str) -> str | Problem:
 def _said(error: yaml.MarkedYAMLError, name: str, text: str) -> Problem:
     """PyYAML's complaint in our words."""
     mark = error.problem_mark or error.context_mark
+    if error.context_mark and "unexpected end of stream" in (error.problem or ""):
+        mark = error.context_mark  # where the quote was opened
     line, column = (mark.line + 1, mark.column + 1) if mark else (None, None)
     said = error.problem or str(error)
     lines = text.splitlines()
     for candidate in (error.problem_mark, error.context_mark):
         if candidate is not None and candidate.line < len(lines) and _BRACES.match(lines[candidate.line]):
             at = candidate.line + 1
-            return Problem(
-                name, at, lines[at - 1].index("{{") + 1, "", "a value begins with {{", _BRACES_HINT
-            )
+            key = _BRACES.match(lines[at - 1])
+            column = lines[at - 1].index("{{") + 1
+            what = "a value begins with {{"
+            return Problem(name, at, column, key.group(1) if key else "", what, _BRACES_HINT)
     if "expected a single document" in (error.context or "") or "another document" in said:
         return Problem(name, line, column, "", "the file holds several documents", "remove the --- line")
     for theirs, ours, hint in _SCANNER_WORDS:
@@ -167,6 +173,10 @@ def _forbidden(error: yaml.YAMLError, name: str, text: str) -> Problem:
     line, column = before.count("\n") + 1, position - before.rfind("\n")
     code = ord(text[position]) if position < len(text) else 0
     return Problem(name, line, column, "", f"the character U+{code:04X} is not allowed in YAML", "remove it")
+
+
+class _TooLarge(Exception):
+    """The tree has more nodes or levels than any real file; the argument is the key."""
 
 
 class _Builder:
@@ -187,10 +197,7 @@ class _Builder:
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self._nodes += 1
         if self._nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
-            if self._nodes <= _MAX_NODES or self._nodes == _MAX_NODES + 1:
-                self._problem(node, path[:1], "aliases or nesting make this too large")
-                self._nodes = _MAX_NODES + 1
-            return None
+            raise _TooLarge(dotted(path[:1]))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -226,7 +233,7 @@ class _Builder:
                 line = self._lines[key.start_mark.line] if key.start_mark.line < len(self._lines) else ""
                 braces = "{{" in line
                 self._problem(
-                    node,
+                    node if braces else key,
                     path,
                     "a value begins with {{" if braces else "a key must be a text",
                     _BRACES_HINT if braces else None,

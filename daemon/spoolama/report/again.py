@@ -82,7 +82,7 @@ _Dumper.add_representer(str, _text)
 
 def sidecar_yaml(sidecar: Sidecar, *, data_name: str) -> str:
     """The sidecar of the lines: the job's own, without what it said of the whole upload (`expect`)."""
-    values = sidecar.model_dump(mode="json", exclude_defaults=True, exclude={"expect"})
+    values = sidecar.model_dump(mode="json", exclude_unset=True, exclude={"expect"})
     body = yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
     return (
         f"# Drop this beside {data_name} to ask these rows again; mend them there first where they need it.\n"

@@ -62,9 +62,7 @@ def build_outputs(
             outputs.add(record, outcome.fields, outcome.raw, outcome.details)
     _check_books(ledger, tally)
     agreement = tally.answers.agreement()
-    metrics = job_metrics(
-        ledger, tally, agreement, limit=sidecar.options.num_ctx, ended_early=ended_early
-    ).to_json()
+    metrics = job_metrics(ledger, tally, agreement, sidecar=sidecar, ended_early=ended_early).to_json()
     text = summary_text(
         metrics,
         examples=tally.examples,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spoolama import __version__
+from spoolama.job.sidecar import Sidecar
 from spoolama.report.agreement import Agreement, Spread
 from spoolama.report.tally import Tally
 from spoolama.spool.ledger_read import LedgerReader, Totals
@@ -43,7 +44,7 @@ def job_metrics(
     tally: Tally,
     agreement: Agreement | None,
     *,
-    limit: int,
+    sidecar: Sidecar,
     ended_early: Mapping[str, Any] | None,
 ) -> Metrics:
     """The metrics of a job that has ended.
@@ -52,22 +53,24 @@ def job_metrics(
         ledger: The job's ledger.
         tally: What was counted of the same rows.
         agreement: How the answers agree with gold, where the sidecar names it.
-        limit: The context window that was asked for, in tokens.
+        sidecar: What was asked.
         ended_early: Why the job ended before its last row; None: it did not.
     """
     metrics = Metrics()
     totals = ledger.totals()
-    _identity(metrics, ledger, ended_early)
+    _identity(metrics, ledger, sidecar, ended_early)
     _rows(metrics, tally, totals)
     _tokens(metrics, tally, totals)
-    _context(metrics, ledger, tally, limit)
+    _context(metrics, ledger, tally, sidecar.options.num_ctx)
     _speed(metrics, ledger, tally, totals)
     _model(metrics, ledger)
     _answers(metrics, tally.answers.spread(), agreement)
     return metrics
 
 
-def _identity(metrics: Metrics, ledger: LedgerReader, ended_early: Mapping[str, Any] | None) -> None:
+def _identity(
+    metrics: Metrics, ledger: LedgerReader, sidecar: Sidecar, ended_early: Mapping[str, Any] | None
+) -> None:
     put = metrics.put
     put("job", ledger.meta("job"), "the job's name, given when its files were claimed")
     put("spoolama", __version__, "the version that wrote these files")
@@ -85,6 +88,8 @@ def _identity(metrics: Metrics, ledger: LedgerReader, ended_early: Mapping[str, 
             f"sha256 of the {what} as uploaded",
             missing=absent,
         )
+    asked = sidecar.model_dump(mode="json", exclude_unset=True)
+    put("sidecar", asked, "the sidecar as it was used; keys that are absent had their defaults")
     put("input_format", ledger.meta("input_format"), "by the data file's name and its first readable line")
     put(
         "ended_early",

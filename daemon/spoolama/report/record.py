@@ -12,7 +12,7 @@ from spoolama.spool.ledger_read import Outcome
 
 __all__ = ["Record", "home_of", "record_of"]
 
-_OPTIONAL = ("gold", "home", "model", "thinking")
+_OPTIONAL = ("gold", "home", "model", "thinking", "by", "fields")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,13 @@ class Record:
     """The model, where the row itself asked for one (OpenAI lines)."""
     thinking: str | None = None
 
+    by: list[Any] | None = None
+    """A merged row: [job, row] that gave the answer; segment, place, seen and plan are told of that job."""
+    fields: dict[str, Any] | None = None
+    """A merged row: the fields it was asked with, where somebody mended them."""
+
     def to_json(self) -> dict[str, Any]:
-        """The line's keys in order; the last four only where there is something to say."""
+        """The line's keys in order; the last ones only where there is something to say."""
         out = {name: getattr(self, name) for name in self.__slots__}
         for name in _OPTIONAL:
             if out[name] is None:
@@ -66,10 +71,6 @@ class Record:
     def from_json(cls, line: Mapping[str, Any]) -> Record:
         """The record of a line that `to_json` gave; keys of a later version are passed over."""
         return cls(**{name: line[name] for name in cls.__slots__ if name in line})
-
-    def at_home(self, row: int, line: int, name: str | None) -> Record:
-        """The same end, told of the row at home that it answers."""
-        return replace(self, row=row, line=line, id=name, home=None)
 
 
 def record_of(outcome: Outcome, *, parse_answer: bool, gold: str | None) -> Record:

@@ -9,7 +9,7 @@ from typing import Any
 
 from spoolama.report.record import Record
 
-__all__ = ["Summary", "balance", "count", "summary_text"]
+__all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text"]
 
 _WIDTH = 100
 _LABEL = 11
@@ -73,6 +73,40 @@ def summary_text(
     lines += _entry("Context", _context(m))
     if m["peak_vram_gb"] is not None:
         lines += _entry("GPU memory", f"{m['peak_vram_gb']:.1f} GB at most")
+    if m["completed"]:
+        lines += _entry("Answers", answers)
+    for number, sentence in enumerate(agreement):
+        lines += _entry("Agreement" if number == 0 else "", sentence)
+    lines += _failures(m["errors"], examples)
+    lines += ["", *_entry("Next", _next(m, openai=openai))]
+    return "\n".join(lines).strip() + "\n"
+
+
+def merged_text(
+    metrics: Mapping[str, Any],
+    *,
+    retry: str,
+    answered_before: int,
+    examples: Mapping[str, Record],
+    answers: str,
+    agreement: Sequence[str],
+    openai: bool,
+) -> str:
+    """summary.txt of a job and a retry of its errors.
+
+    Args:
+        metrics: metrics.json of the merged directory.
+        retry: The retry's name.
+        answered_before: Rows of it that had an answer already.
+        examples, answers, agreement, openai: As for `summary_text`.
+    """
+    m = metrics
+    books = balance(m["total"], m["completed"], m["failed"], m["skipped"])
+    lines = [str(m["job"]), books, ""]
+    brought = f"{count(m['brought_home'])} answers from {retry}"
+    if answered_before:
+        brought += f"; {count(answered_before)} rows of it had an answer already, which stays"
+    lines += _entry("Merged", brought)
     if m["completed"]:
         lines += _entry("Answers", answers)
     for number, sentence in enumerate(agreement):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from spoolama.engine.progress import Progress
-
-if TYPE_CHECKING:
-    from spoolama.spool.claim import JobDir
+from spoolama.errors import JobError
+from spoolama.spool.claim import JobDir
 
 __all__ = ["Ended", "Executor", "StopSignal"]
 
@@ -23,9 +22,12 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self.reason = ""
+        """Why, in a word: `stop`, `pause` or `cancel`."""
 
-    def set(self) -> None:
-        """Ask everybody to come to an end."""
+    def set(self, reason: str = "stop") -> None:
+        """Ask everybody to come to an end; the first reason counts."""
+        self.reason = self.reason or reason
         self._event.set()
 
     def is_set(self) -> bool:
@@ -46,7 +48,7 @@ class Ended:
     path: Path | None
     """The published directory; None if left."""
     message: str
-    """One line for a person: `9 970 of 10 000 rows answered, 30 failed`."""
+    """One line for a person: `9,970 of 10,000 rows answered, 30 failed`."""
 
 
 class Executor(Protocol):
@@ -61,10 +63,14 @@ class Executor(Protocol):
         Args:
             job: The claimed job.
             progress: Kept up to date for whoever shows it; its pulse feeds the watchdog.
-            stop: Set when the service is to stop.
+            stop: Set when the job is to stop.
 
         Raises:
-            JobError: the job cannot go on and could not be published in failed/ either.
+            SpoolamaError: it cannot go on for now, such as DiskFull; the job stays in processing/.
             Exception: anything else is a defect; the job stays and the service restarts.
         """
+        ...
+
+    async def reject(self, job: JobDir, error: JobError) -> Ended:
+        """Publish the job in failed/ for this reason, with everything uploaded and whatever results there are."""
         ...

@@ -44,11 +44,19 @@ class JobLedger:
         path: The SQLite file.
         clock: For the times noted beside results.
         on_durable: Called in the event loop with rows that became safe from a power cut.
+        group_s: Longest time, in seconds, before an answer reaches the disk.
     """
 
-    def __init__(self, path: Path, clock: Clock, on_durable: Callable[[Durable], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        on_durable: Callable[[Durable], None] | None = None,
+        *,
+        group_s: float = 0.1,
+    ) -> None:
         self._clock = clock
-        self._thread = LedgerThread(path, on_durable=on_durable)
+        self._thread = LedgerThread(path, group_s=group_s, on_durable=on_durable)
 
     async def close(self) -> None:
         """Make everything durable and close the file."""

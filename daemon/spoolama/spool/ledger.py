@@ -149,13 +149,13 @@ class LedgerThread:
                     self._fail(error, [op for op, _ in waiting])
                     return
                 due = None
+                if self._on_durable is not None and (ok or failed):
+                    self._soon(self._on_durable, Durable(ok, failed))
+                ok, failed = 0, {}
                 for op, value in waiting:
                     assert op.done is not None
                     op.done(value, None)
                 waiting.clear()
-                if self._on_durable is not None and (ok or failed):
-                    self._soon(self._on_durable, Durable(ok, failed))
-                ok, failed = 0, {}
 
     def _transact(self, ops: Sequence[_Op]) -> list[Any]:
         if not ops:
@@ -195,7 +195,7 @@ class LedgerThread:
 
 
 def _in_words(error: BaseException) -> SpoolamaError:
-    """What a failed write means: the disk's trouble leaves the job for later, anything else is the job's end."""
+    """What a failed write means: the disk's trouble leaves the job for later, all else ends it."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     kinds: dict[int, type[SpoolamaError]] = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_IOERR: DiskFailed}
     wrapped = kinds.get(code, LedgerError)(f"the ledger cannot be written: {error}")

@@ -53,7 +53,7 @@ def named_answer(name: str) -> Answer | None:
             return lambda asked: hashed(asked, labels)
         case "words":
             text = " ".join(f"word{number}" for number in range(int(rest)))
-            return lambda asked: text
+            return lambda _: text
         case _:
             raise ValueError(f"no answer is called {name!r}: use echo, labels:a,b,c or words:N")
 

@@ -1,15 +1,15 @@
 """The engine of the fake: tokens, prefix cache, slots, loads. Its rules, all deterministic:
 
-- **Tokens.** A message counts one token for every four bytes of UTF-8, rounded up, and four for its frame; the
-  answer that is opened behind the last message counts three. An answer counts its text and one for its end.
+- **Tokens.** A message counts one token for every four bytes of UTF-8, rounded up, and four for its frame;
+  the answer opened behind the last message counts three. An answer counts its text and one for its end.
 - **Prefix cache.** Each slot holds the last prompt and answer it worked on. What a new prompt shares with it,
   message by message and inside the first one that differs, is not evaluated; one token always is.
-- **Sliding window** (a model with `window`): a prefix that ends further back than the window is usable only up to
-  a place where an earlier request in this slot ended its prompt; without one everything is evaluated. (A
+- **Sliding window** (a model with `window`): a prefix that ends further back than the window is usable only up
+  to a place where an earlier request in this slot ended its prompt; without one everything is evaluated. (A
   simplification of llama.cpp's checkpoints. A request of just the shared prefix is such a place.)
-- **Choice of slot.** Of the idle ones the one that shares most, if that is over a tenth of the prompt; else the
-  one unused for longest. Waiting calls get slots in the order in which they came.
-- **Loads** happen one at a time, when a model is not loaded or any load-time option differs, and once the calls in
+- **Choice of slot.** Of the idle ones the one that shares most, if that is over a tenth of the prompt; else
+  the one unused for longest. Waiting calls get slots in the order in which they came.
+- **Loads** happen one at a time, when a model is not loaded or any load-time option differs, once the calls in
   flight on the old one have ended.
 """
 
@@ -150,7 +150,7 @@ class Engine:
     # slots
 
     def take(self, runner: Runner, prompt: Prompt) -> tuple[Slot, int]:
-        """An idle slot for a prompt, and how many of its tokens the slot can reuse. The gate must have been passed."""
+        """An idle slot for a prompt, and how many of its tokens that slot reuses. Pass the gate first."""
         idle = [slot for slot in runner.slots if not slot.busy]
         shared = {slot.number: self._shared(slot, prompt) for slot in idle}
         total = self.prompt_tokens(prompt)

@@ -1,4 +1,4 @@
-"""The least HTTP/1.1 server that a fake needs: keep-alive, exact control of the bytes, and it sees who goes away."""
+"""The least HTTP/1.1 server that a fake needs: keep-alive, every byte in hand, and it sees who goes away."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._register.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.gone = True
         self._register.discard(self)
         if self._task is not None:

@@ -16,9 +16,9 @@ __all__ = ["CallLog"]
 class CallLog:
     """JSON lines, each one written by one system call before the answer is sent.
 
-    A call gives `{"event": "call", "path", "number", "at", "model", "row", "sha256", "body"}` as soon as it was
-    received in full, with `body` as it came, and `{"event": "end", "path", "number", "at", "outcome", "slot",
-    "cached_tokens", "answer"}` when it ended.
+    A call gives `{"event": "call", "path", "number", "at", "model", "row", "sha256", "body"}` once it is
+    there in full, with `body` as it came, and `{"event": "end", "path", "number", "at", "outcome",
+    "slot", "cached_tokens", "answer"}` when it ended.
     """
 
     def __init__(self, path: Path) -> None:

@@ -27,7 +27,7 @@ def render(segments: Sequence[Segment], template: Literal["chatml", "gemma"]) ->
 
 
 def parse_raw(text: str, template: Literal["chatml", "gemma"]) -> Prompt:
-    """A raw prompt as messages where it is spelled like the template, so that it shares a prefix with a chat."""
+    """A raw prompt as messages where it is spelled like the template: so it shares a prefix with a chat."""
     form, opened = (
         (_CHATML, "<|im_start|>assistant\n") if template == "chatml" else (_GEMMA, "<start_of_turn>model\n")
     )

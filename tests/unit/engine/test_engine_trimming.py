@@ -56,7 +56,7 @@ def test_a_trim_frees_something_and_keeps_the_latest_turns_whole(
 def test_a_prepared_prompt_keeps_prefix_pairs_and_order_and_stays_in_its_window(
     rules: Plan, tokens: list[int], num_ctx: int, system: str, text: str
 ) -> None:
-    """Prefix first, then whole user/assistant pairs in order, then the row; never over budget unless it says so."""
+    """Prefix, whole pairs in order, then the row; never over budget unless it says so."""
     ask = Ask((Message("system", system),), (Message("user", text),), 32, {}, None, None)
     conversation = Conversation(
         turns_of(tokens), used=sum(tokens) + 50, last_prompt=sum(tokens), prefix_seen=60

@@ -66,13 +66,12 @@ def test_rows_are_announced_only_once_the_disk_has_them(tmp_path: Path) -> None:
 
     async def main() -> None:
         seen: list[Durable] = []
-        ledger = await filled(tmp_path / "l", 5, on_durable=seen.append)
+        ledger = await filled(tmp_path / "l", 5, on_durable=seen.append, group_s=60.0)
         ledger.answered(answered(0))
         ledger.answered(answered(1))
         ledger.failed(Failed(2, "answer_cut", "cut", 4))
         assert seen == []
         await ledger.flush()
-        await asyncio.sleep(0)
         assert seen == [Durable(2, {"answer_cut": 1})]
         await ledger.close()
 

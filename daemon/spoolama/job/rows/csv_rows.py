@@ -58,7 +58,8 @@ class CsvReader(RowReader):
             if len(lines) > 1:
                 raw = content(b"".join(lines))
             fault = cells if isinstance(cells, RowFault) else self._fault(raw, cells)
-            if fault is not None and len(lines) > 1 and self._is_record(lines[1]):
+            odd = fault is not None and fault.code in ("ragged", "cell_too_large")
+            if odd and len(lines) > 1 and self._is_record(lines[1]):
                 # What follows reads well without this line, so a quote was lost here.
                 self._again.extendleft(reversed(lines[1:]))
                 lines, raw = lines[:1], content(lines[0])
