@@ -61,7 +61,7 @@ def job_metrics(
     _identity(metrics, ledger, sidecar, ended_early)
     _rows(metrics, tally, totals)
     _tokens(metrics, tally, totals)
-    _context(metrics, ledger, tally, sidecar.options.num_ctx)
+    _context(metrics, ledger, tally, totals, sidecar.options.num_ctx)
     _speed(metrics, ledger, tally, totals)
     _model(metrics, ledger)
     _answers(metrics, tally.answers.spread(), agreement)
@@ -134,7 +134,7 @@ def _tokens(metrics: Metrics, tally: Tally, totals: Totals) -> None:
     put("cache_hit_rate", rate, f"cached tokens / prompt tokens, {both}", missing=no_count)
 
 
-def _context(metrics: Metrics, ledger: LedgerReader, tally: Tally, limit: int) -> None:
+def _context(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Totals, limit: int) -> None:
     put = metrics.put
     no_count = "the server counted no row's tokens" if tally.by_status["ok"] else "no row was answered"
     tokens = "the server's counts of prompt and answer tokens together"
@@ -147,9 +147,8 @@ def _context(metrics: Metrics, ledger: LedgerReader, tally: Tally, limit: int) -
         put("context_limit", limit, "the sidecar's num_ctx; the server does not report its window")
     put(
         "trim_count",
-        ledger.meta("trim_count"),
-        "trims of a conversation, counted by the engine",
-        missing="not counted",
+        totals.trims,
+        "answered rows before which earlier rows were dropped from the conversation, from the ledger",
     )
     plans = ledger.plans()
     put("plan_versions", len(plans), "numbered versions of the plan in the ledger")
@@ -169,9 +168,13 @@ def _speed(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Totals)
     waited = ledger.meta("waited_s")
     put("waited_s", waited, "seconds of it in which the job waited for the server", missing="not noted")
     put("intake_s", ledger.meta("intake_s"), "seconds of reading the data file", missing="not noted")
-    ended = tally.by_status["ok"] + tally.by_status["failed"]
-    speed = ended / active if active else None
-    put("rows_per_second", speed, "rows with an end (completed and failed) / active_s", missing=unknown)
+    speed = tally.asked / active if active else None
+    put(
+        "rows_per_second",
+        speed,
+        "rows that were asked and ended (completed or failed) / active_s; unreadable rows do not count",
+        missing=unknown,
+    )
     tokens = totals.completion_tokens
     put(
         "tokens_per_second",

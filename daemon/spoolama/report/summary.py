@@ -79,6 +79,8 @@ def summary_text(
         lines += _entry("Agreement" if number == 0 else "", sentence)
     lines += _failures(m["errors"], examples)
     lines += ["", *_entry("Next", _next(m, openai=openai))]
+    if m["failed"] + m["skipped"]:
+        lines.append(f"{' ' * _LABEL}spoolama merge {m['job']} RETRY -o OUT")
     return "\n".join(lines).strip() + "\n"
 
 
@@ -113,6 +115,8 @@ def merged_text(
         lines += _entry("Agreement" if number == 0 else "", sentence)
     lines += _failures(m["errors"], examples)
     lines += ["", *_entry("Next", _next(m, openai=openai))]
+    if m["failed"] + m["skipped"]:
+        lines.append(f"{' ' * _LABEL}spoolama merge {m['job']} RETRY -o OUT")
     return "\n".join(lines).strip() + "\n"
 
 
@@ -218,4 +222,4 @@ def _next(m: Mapping[str, Any], *, openai: bool) -> str:
         what = "Mend errors.jsonl where it needs it and drop it again with errors.yaml."
     else:
         what = "Drop skipped.jsonl with skipped.yaml to go on."
-    return f"{what} Then `spoolama merge {m['job']} RETRY -o OUT` puts the new answers into their places."
+    return f"{what} Then bring the new answers home:"

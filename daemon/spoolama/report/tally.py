@@ -27,6 +27,8 @@ class Tally:
     parsed: bool
     rows: int = 0
     by_status: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_STATUSES, 0))
+    asked: int = 0
+    """Rows with an end of which a request was sent."""
     errors: dict[str, int] = field(default_factory=dict)
     """Failed rows by class."""
     examples: dict[str, Record] = field(default_factory=dict)
@@ -62,6 +64,7 @@ class Tally:
         """The next row."""
         self.rows += 1
         self.by_status[record.status] += 1
+        self.asked += record.status != "skipped" and record.attempts > 0
         if record.error is not None:
             code = record.error["code"]
             self.errors[code] = self.errors.get(code, 0) + 1

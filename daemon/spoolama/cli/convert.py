@@ -1,0 +1,86 @@
+"""`spoolama convert`: for those who move between services."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spoolama.job.rows import detect
+from spoolama.job.sidecar import Sidecar
+from spoolama.job.sidecar_file import load_sidecar
+from spoolama.report.convert import answers_to_csv, job_to_batch, requests_of
+from spoolama.report.openai_batch import is_batch_output
+from spoolama.report.published import json_lines, open_published
+
+__all__ = ["convert"]
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  spoolama convert reviews.csv -o requests.jsonl
+  spoolama convert batch_output.jsonl --rows reviews.csv -o answers.csv
+  spoolama convert done/reviews-20261124T090000Z-k3f9 -o batch_output.jsonl
+""",
+)
+@click.argument("source", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--sidecar", type=_FILE, help="What is asked; default: NAME.yaml beside NAME.csv.")
+@click.option("--rows", type=_FILE, help="The data file that a batch output answers; its columns come along.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write."
+)
+def convert(source: tuple[Path, ...], sidecar: Path | None, rows: Path | None, out: Path) -> None:
+    """Convert a data file with its sidecar to OpenAI batch requests, and batch outputs back to CSV.
+
+    SOURCE is a data file (CSV, TSV, JSONL), or output and error files of a batch, or the directory
+    of a published job.
+    """
+    if out.exists():
+        raise click.ClickException(f"{out} exists already; name another file.")
+    first = source[0]
+    if first.is_dir():
+        _only_one(source)
+        converted = job_to_batch(open_published(first), out)
+    elif _is_output(first):
+        asked = _sidecar(rows, sidecar)
+        converted = answers_to_csv(list(source), out, data=rows, sidecar=asked)
+    else:
+        asked = _sidecar(first, sidecar)
+        if asked is None:
+            raise click.ClickException(f"{first} has no sidecar beside it; name it with --sidecar.")
+        _only_one(source)
+        converted = requests_of(first, asked, out)
+    for problem in converted.problems:
+        click.echo(problem, err=True)
+    click.echo(f"{converted.written} written, {converted.left_out} left out: {out}")
+
+
+def _only_one(source: tuple[Path, ...]) -> None:
+    if len(source) != 1:
+        raise click.ClickException("Name one SOURCE; only outputs of a batch may be several files.")
+
+
+def _is_output(path: Path) -> bool:
+    if not path.name.lower().endswith((".jsonl", ".ndjson")):
+        return False
+    return is_batch_output(next(json_lines(path), None))
+
+
+def _sidecar(data: Path | None, named: Path | None) -> Sidecar | None:
+    if named is not None:
+        return load_sidecar(named)
+    if data is None:
+        return None
+    detect(data, data.name)  # says which kinds of file there are, before a sidecar is missed
+    names, stem = [], data.name
+    while stem:
+        names += [f"{stem}.yaml", f"{stem}.yml"]
+        stem = stem.rpartition(".")[0]
+    for name in names:
+        path = data.with_name(name)
+        if path.exists():
+            return load_sidecar(path)
+    return None

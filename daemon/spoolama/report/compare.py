@@ -1,0 +1,126 @@
+"""Two published jobs over the same data, side by side: what did it cost, and did the answers change?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spoolama.errors import InputError
+from spoolama.report.labels import label_of_record
+from spoolama.report.published import Published, open_published
+from spoolama.report.summary import count, duration
+from spoolama.report.tally import Tally
+
+__all__ = ["Comparison", "Side", "compare_jobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two jobs, in words ready to be shown."""
+
+    job: str
+    mode: str
+    """`conversation` or `isolated`."""
+    ok: int
+    failed: int
+    skipped: int
+    cells: Mapping[str, str]
+    """Name of a line of the table to what this job has there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Both, and what lies between them."""
+
+    left: Side
+    right: Side
+    both: int
+    """Rows that both jobs answered."""
+    different: int
+    """Rows of those whose answers differ (with `format`: in the compared key, or anywhere if none is)."""
+
+    def sentences(self) -> list[str]:
+        """The two sentences below the table."""
+        if not self.both:
+            return ["No row was answered by both jobs."]
+        share = f"{self.different / self.both * 100:.0f} %"
+        rows = f"{count(self.different)} of {count(self.both)} rows ({share})"
+        changed = f"The same rows got a different answer in {rows}."
+        if not self.different:
+            changed = f"All {count(self.both)} rows that both answered got the same answer."
+        return [changed, self._cost()]
+
+    def _cost(self) -> str:
+        left, right = self.left.cells["Rows/s"], self.right.cells["Rows/s"]
+        if "-" in (left, right):
+            return "Their speeds cannot be compared: one of them was not measured."
+        tokens = f"{self.left.cells['Tokens evaluated']} and {self.right.cells['Tokens evaluated']}"
+        if "-" in (self.left.cells["Tokens evaluated"], self.right.cells["Tokens evaluated"]):
+            return f"{_name(self.left)} ran at {left} rows/s, {_name(self.right)} at {right}."
+        return (
+            f"{_name(self.left)} ran at {left} rows/s, {_name(self.right)} at {right};"
+            f" they evaluated {tokens} prompt tokens."
+        )
+
+
+def compare_jobs(left: Path, right: Path) -> Comparison:
+    """Compare two published jobs, row by row.
+
+    Raises:
+        InputError: they are not about the same data.
+    """
+    first, second = open_published(left), open_published(right)
+    shas = {job.metrics["data_sha256"] for job in (first, second)}
+    if len(shas) != 1:
+        raise InputError(
+            f"{first.job} and {second.job} are about different data: they cannot be compared row by row.",
+            mend="Name two jobs whose data files were the same.",
+            code="different_data",
+        )
+    tallies = [Tally(job.sidecar, job.parsed) for job in (first, second)]
+    both = different = 0
+    for pair in zip(first.records(), second.records(), strict=True):
+        labels = []
+        for job, tally, record in zip((first, second), tallies, pair, strict=True):
+            tally.add(record)
+            label = label_of_record(record, parsed=job.parsed, key=job.sidecar.answer_key)
+            labels.append(record.answer if label is None else label)
+        if pair[0].status == pair[1].status == "ok":
+            both += 1
+            different += labels[0] != labels[1]
+    return Comparison(_side(first, tallies[0]), _side(second, tallies[1]), both, different)
+
+
+def _name(side: Side) -> str:
+    return {"conversation": "In conversation it", "isolated": "alone it"}.get(side.mode, side.job)
+
+
+def _side(job: Published, tally: Tally) -> Side:
+    m, by = job.metrics, tally.by_status
+    agreement = tally.answers.agreement()
+    cells = {
+        "Job": job.job,
+        "Rows are answered": "in conversation" if job.sidecar.mode == "conversation" else "alone",
+        "Model": str(m.get("model") or job.sidecar.model),
+        "Rows": f"{count(by['ok'])} ok, {count(by['failed'])} failed, {count(by['skipped'])} skipped",
+        "Rows/s": _number(m.get("rows_per_second"), "{:.2f}"),
+        "Time of answering": "-" if m.get("active_s") is None else duration(m["active_s"]),
+        "Tokens in prompts": _tokens(m.get("prompt_tokens")),
+        "Tokens evaluated": _tokens(m.get("evaluated_tokens")),
+        "From the cache": _number(m.get("cache_hit_rate"), "{:.1%}"),
+        "Longest context": _tokens(m.get("context_peak")),
+        "Answers": tally.answers.spread().sentence(),
+    }
+    if agreement is not None:
+        cells["Agreement"] = "\n".join(agreement.sentences())
+    return Side(job.job, job.sidecar.mode, by["ok"], by["failed"], by["skipped"], cells)
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _tokens(value: int | None) -> str:
+    return "-" if value is None else count(value)

@@ -1,0 +1,117 @@
+"""A published job, read back from its directory: by the commands, long after its ledger is gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from spoolama.errors import InputError
+from spoolama.job.rows import RowReader, detect, read_rows
+from spoolama.job.sidecar import Sidecar
+from spoolama.report.outputs import rows_name
+from spoolama.report.record import Record
+
+__all__ = ["Published", "json_lines", "open_published"]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A directory of `done/` or `failed/`, or one that `merge` made."""
+
+    path: Path
+    metrics: Mapping[str, Any]
+    """metrics.json."""
+    sidecar: Sidecar
+    """What was asked."""
+
+    @property
+    def job(self) -> str:
+        """The job's name, whatever the directory is called now."""
+        return str(self.metrics["job"])
+
+    @property
+    def openai(self) -> bool:
+        """Whether the input was OpenAI batch requests."""
+        return bool(self.metrics["input_format"] == "openai")
+
+    @property
+    def parsed(self) -> bool:
+        """Whether answers are parsed JSON values."""
+        return self.sidecar.format is not None and not self.openai
+
+    def records(self) -> Iterator[Record]:
+        """How each row ended, in input order.
+
+        Raises:
+            InputError: the file is not there or broken.
+        """
+        path = self.path / rows_name(openai=self.openai)
+        if not path.exists():
+            raise InputError(
+                f"{self.path.name} has no {path.name}.",
+                mend="It was asked for CSV only: write `output: [jsonl, csv]` in the sidecar next time.",
+                code="no_results",
+            )
+        for number, line in enumerate(json_lines(path), start=1):
+            record = Record.from_json(line)
+            if record.row != number:
+                raise InputError(
+                    f"{path} line {number} is about row {record.row}.",
+                    mend="Copy the file from done/ again; it must be as it was published.",
+                    code="broken_results",
+                )
+            yield record
+
+    def rows(self) -> RowReader:
+        """The rows of the data file as they came; use it as a context manager."""
+        name = str(self.metrics["data_name"])
+        path = self.path / name
+        if not path.exists():
+            raise InputError(
+                f"{self.path.name} lacks {name}, the data that the job was about.",
+                mend=f"Put {name} back beside its results.",
+                code="no_data",
+            )
+        return read_rows(path, detect(path, name))
+
+
+def open_published(path: Path) -> Published:
+    """Open the directory of a published job.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        metrics = json.loads((path / "metrics.json").read_bytes())
+        sidecar = Sidecar.model_validate_json(json.dumps(metrics["sidecar"]))
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise InputError(
+            f"{path} is not a published job: its metrics.json cannot be read ({type(error).__name__}).",
+            mend="Name a directory of done/ or failed/ that has results.",
+            code="not_published",
+        ) from error
+    return Published(path, metrics, sidecar)
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file; empty lines are passed over.
+
+    Raises:
+        InputError: a line is no JSON object.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path} line {number} is not JSON.", mend="Mend or remove it.") from error
+            if not isinstance(value, dict):
+                raise InputError(f"{path} line {number} is not a JSON object.", mend="Mend or remove it.")
+            yield value

@@ -1,0 +1,132 @@
+"""Published jobs without a service or a model: real readers, ledger and reports, and answers by a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spoolama.errors import RowError
+from spoolama.job.plan import first_plan
+from spoolama.job.record import Answered, Failed
+from spoolama.job.row import Row
+from spoolama.job.rows import detect, read_rows
+from spoolama.job.sidecar import Sidecar
+from spoolama.job.sidecar_file import parse_sidecar
+from spoolama.report.build import build_outputs
+from spoolama.report.summary import Summary
+from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.ledger_read import LedgerReader
+from spoolama.testing.clock import VirtualClock
+
+__all__ = ["Script", "publish_job"]
+
+Script = Callable[[Row], str | RowError | None]
+"""What becomes of a readable row: its answer, its error, or nothing (it is never tried)."""
+
+
+def publish_job(
+    path: Path,
+    *,
+    data_name: str,
+    data: bytes,
+    sidecar: str,
+    answer: Script,
+    counts: bool = True,
+    **meta: Any,
+) -> Summary:
+    """Make `path` what a published job looks like.
+
+    Args:
+        path: The directory to make; its name is the job's.
+        data_name: The data file's name.
+        data: Its bytes.
+        sidecar: YAML; empty for OpenAI requests without one.
+        answer: What becomes of each readable row.
+        counts: Whether the server counted tokens.
+        meta: Notes of the ledger besides the usual ones, or in their place.
+    """
+    path.mkdir(parents=True)
+    (path / data_name).write_bytes(data)
+    openai = detect(path / data_name, data_name).format == "openai"
+    if sidecar:
+        (path / "job.yaml").write_text(sidecar, encoding="utf-8")
+        asked = parse_sidecar(sidecar, "job.yaml", openai=openai)
+    else:
+        asked = Sidecar(model="test")
+    ledger = path.parent / f"{path.name}.sqlite"
+    notes: dict[str, Any] = {"sidecar_name": "job.yaml" if sidecar else None, "data_name": data_name, **meta}
+    ended_early = asyncio.run(_fill(ledger, path / data_name, asked, answer, counts, path.name, notes))
+    with LedgerReader(ledger) as reader:
+        return build_outputs(path, reader, asked, ended_early=ended_early)
+
+
+async def _fill(
+    file: Path, data: Path, sidecar: Sidecar, answer: Script, counts: bool, job: str, notes: dict[str, Any]
+) -> dict[str, str] | None:
+    ledger = JobLedger(file, VirtualClock())
+    kind = detect(data, data.name)
+    ended_early = None
+    await ledger.add_plan(1, first_plan(sidecar).to_json())
+    with read_rows(data, kind) as rows:
+        for row in rows:
+            name = row.id
+            if sidecar.id is not None and row.fields is not None:
+                name = str(row.fields.get(sidecar.id))
+            unique = sidecar.id is not None or kind.format == "openai"
+            await ledger.take_in([NewRow(row, name, unique and name is not None)])
+            if (await ledger.counts())["pending"] == 0:
+                continue  # it could not be read, or its id was used before
+            end = answer(row)
+            if isinstance(end, str):
+                ledger.answered(_answered(row, end, counts))
+            elif end is not None:
+                details = {**end.details, **({"answer": end.answer} if end.answer is not None else {})}
+                ledger.failed(Failed(row.ordinal, end.code, end.message, 1, details))
+            else:
+                ended_early = {"code": "cancelled", "message": "cancelled by NAME.cancel", "mend": ""}
+                await ledger.skip_rest()
+        usual: dict[str, Any] = {
+            "job": job,
+            "data_sha256": "d" * 64,
+            "sidecar_sha256": None,
+            "input_format": kind.format,
+            "columns": rows.columns,
+            "active_s": 10.0,
+            "waited_s": 0.0,
+            "runs": 1,
+            "lanes": 1,
+            "trim_count": 0,
+            "peak_vram_bytes": None,
+        }
+        await ledger.note(**{**usual, **notes})
+    await ledger.flush()
+    await ledger.close()
+    return ended_early
+
+
+def _answered(row: Row, text: str, counts: bool) -> Answered:
+    place = row.ordinal % 10
+    return Answered(
+        ordinal=row.ordinal,
+        answer=text,
+        finish="stop",
+        segment=row.ordinal // 10,
+        place=place,
+        sight=((row.ordinal - place, row.ordinal - 1),) if place else (),
+        aside=False,
+        trimmed=False,
+        plan_version=1,
+        turn_tokens=20,
+        own_bytes=20,
+        own_tokens=None,
+        prompt_tokens=100 + 20 * place if counts else None,
+        cached_tokens=(80 + 20 * place if row.ordinal else 0) if counts else None,
+        completion_tokens=5 if counts else None,
+        load_s=0.0,
+        prompt_s=0.1,
+        eval_s=0.2,
+        latency_s=0.3 + row.ordinal / 100,
+        attempts=1,
+    )
