@@ -1,4 +1,4 @@
-"""llama.cpp with nothing to install beside: xllamacpp in a child process, so its crash is a server's crash."""
+"""llama.cpp with nothing to install beside: xllamacpp in a child process, so a crash is a server's crash."""
 
 from __future__ import annotations
 

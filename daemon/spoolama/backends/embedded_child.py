@@ -1,7 +1,7 @@
 """The embedded engine's own process: one llama-server on a loopback port, for the parent alone.
 
 It reads one JSON line on stdin (what to load), writes one on stdout (`{"url": ...}` or `{"error": ...}`) and
-serves until stdin closes. So it ends with its parent, however that ends; on Linux the kernel sees to it as well.
+serves until stdin closes. So it ends with its parent, however that ends; the kernel sees to it as well.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | N
     tokens = checked(
         await http.post(
             "/tokenize",
-            # As its own chat route does: the tokenizer adds a begin-of-sequence token where the model wants one.
+            # As its own chat route does: a begin-of-sequence token where the model wants one.
             {"content": rendered, "add_special": True, "parse_special": True},
             timeout_s=COUNT_TIMEOUT_S,
         )

@@ -1,7 +1,7 @@
 """A fake Ollama over real loopback HTTP, in process or on its own (`python -m spoolama.testing.fake_ollama`).
 
-It follows replies recorded from a real one (status, keys, texts) and counts tokens, cached tokens and loads by
-the rules in `fake_ollama_engine`. What it does is a `Script`, which may be changed while it runs::
+It follows replies recorded from a real one (status, keys, texts), and counts tokens, cached tokens and loads
+by the rules in `fake_ollama_engine`. What it does is a `Script`, which may be changed while it runs::
 
     async with FakeOllama(Script(slots=4, faults=[Fault("reset", calls=[3])])) as server:
         backend = OllamaBackend(server.url, clock=SystemClock())

@@ -133,8 +133,10 @@ class Generator:
         if total < window:
             return prompt, total
         if body.get("truncate", True) is False:
-            message = f"request ({total} tokens) exceeds the available context size ({window} tokens), "
+            message = (
+                f"request ({total} tokens) exceeds the available context size ({window} tokens), "
                 "try increasing it"
+            )
             raise Refused(
                 400, nested(400, message, "exceed_context_size_error", n_prompt_tokens=total, n_ctx=window)
             )
