@@ -147,5 +147,7 @@ def _undefined(error: FieldUndefinedError, fields: Mapping[str, Any]) -> RowErro
     if close:
         message += f"; did you mean {close[0]!r}?"
     if there:
-        message += f". There are: {', '.join(there[:30])}" + (", …" if len(there) > 30 else "")
+        message += f"{'' if close else '.'} There are: {', '.join(there[:30])}" + (
+            ", …" if len(there) > 30 else ""
+        )
     return RowError("template_undefined", message, details={"field": name})

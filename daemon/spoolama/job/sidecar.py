@@ -115,7 +115,9 @@ class Sidecar(_Model):
     think: bool | Literal["low", "medium", "high", "max"] | None = Field(
         None, description="Thinking models: default off."
     )
-    trim: Trim = Field(default_factory=Trim, description="How a conversation is kept inside its window.")
+    trim: Trim = Field(
+        default_factory=Trim, description="What is dropped when a conversation grows too long."
+    )
     segment: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         200, description="Rows of one conversation before a new one starts from the shared prefix, or `all`."
     )

@@ -1,0 +1,155 @@
+"""OpenAI batch lines: what is mapped, what is refused, and which rows share a conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from spoolama.errors import RowError
+from spoolama.job.openai_lines import PARAMETERS, parameter_table, read_line
+
+USER = {"role": "user", "content": "hi"}
+
+
+def line(messages: list[Any] | None = None, **body: Any) -> dict[str, Any]:
+    return {
+        "custom_id": "r1",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"model": "m", "messages": messages or [USER], **body},
+    }
+
+
+def test_everything_mapped_arrives() -> None:
+    """Each mapped parameter has its place, by Ollama's names; null is as good as absent."""
+    request = read_line(
+        line(
+            [
+                {"role": "developer", "content": "Judge."},
+                {"role": "user", "content": [{"type": "text", "text": "a"}]},
+            ],
+            max_tokens=9,
+            max_completion_tokens=7,
+            temperature=1,
+            top_p=0.5,
+            seed=3,
+            stop="END",
+            presence_penalty=0.1,
+            frequency_penalty=-0.1,
+            reasoning_effort="minimal",
+            response_format={"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
+            user="someone",
+            logprobs=None,
+            n=1,
+            stream=False,
+        )
+    )
+
+    assert request.messages == (("system", "Judge."), ("user", "a"))
+    assert (request.custom_id, request.model, request.num_predict, request.think) == ("r1", "m", 7, "low")
+    assert request.sampling == {
+        "temperature": 1,
+        "top_p": 0.5,
+        "seed": 3,
+        "stop": ["END"],
+        "presence_penalty": 0.1,
+        "frequency_penalty": -0.1,
+    }
+    assert (request.has_format, request.format) == (True, {"type": "object"})
+
+
+def test_what_is_not_said_is_left_to_the_sidecar() -> None:
+    """Absent values are told from given ones."""
+    request = read_line(line())
+
+    assert (request.num_predict, request.sampling, request.has_format, request.think) == (
+        None,
+        {},
+        False,
+        None,
+    )
+    assert read_line(line(response_format={"type": "text"})).has_format
+    assert read_line(line(response_format={"type": "json_object"})).format == "json"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "broken"),
+    [
+        ("custom_id", {**line(), "custom_id": 7}),
+        ("method", {**line(), "method": "GET"}),
+        ("url", {**line(), "url": "/v1/embeddings"}),
+        ("body", {**line(), "body": []}),
+        ("messages", {**line(), "body": {"model": "m"}}),
+        ("messages", line([{"role": "assistant", "content": "x"}])),
+        ("messages[0]", line(["hi"])),
+        ("messages[0].role", line([{"role": "tool", "content": "x"}, USER])),
+        ("messages[0].content", line([{"role": "system", "content": None}, USER])),
+        ("messages[0].tool_calls", line([{"role": "assistant", "content": "", "tool_calls": [{}]}, USER])),
+        ("messages[0].content[1]", line([{"role": "user", "content": [
+            {"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]}])),
+        ("model", line(model=7)),
+        ("tools", line(tools=[{"type": "function"}])),
+        ("tool_choice", line(tool_choice="required")),
+        ("n", line(n=2)),
+        ("n", line(n=True)),
+        ("stream", line(stream=True)),
+        ("logprobs", line(logprobs=True)),
+        ("logit_bias", line(logit_bias={"50256": -100})),
+        ("modalities", line(modalities=["text", "audio"])),
+        ("max_tokens", line(max_tokens=0)),
+        ("temperature", line(temperature=True)),
+        ("temperature", line(temperature=2.5)),
+        ("seed", line(seed=1.5)),
+        ("stop", line(stop=[1])),
+        ("reasoning_effort", line(reasoning_effort="extreme")),
+        ("response_format", line(response_format={"type": "xml"})),
+        ("response_format", line(response_format={"type": "json_schema", "json_schema": {"schema": 3}})),
+        ("brand_new", line(brand_new=1)),
+    ],
+)  # fmt: skip
+def test_what_would_change_the_answer_is_refused_by_name(parameter: str, broken: dict[str, Any]) -> None:
+    """The fault names the parameter, for people and for programs."""
+    with pytest.raises(RowError) as caught:
+        read_line(broken)
+
+    assert caught.value.code == "unsupported_request"
+    assert caught.value.details == {"parameter": parameter}
+    assert caught.value.message.startswith(f"{parameter}: ")
+
+
+def test_an_empty_prompt_is_an_empty_prompt() -> None:
+    """As in a sidecar's job."""
+    with pytest.raises(RowError) as caught:
+        read_line(line([{"role": "user", "content": " \n"}]))
+
+    assert caught.value.code == "empty_prompt"
+
+
+def test_shape_groups_rows_that_may_share_a_conversation() -> None:
+    """Same model, system and parameters: same shape. A history of its own: none."""
+    judge = {"role": "system", "content": "Judge."}
+    base = read_line(line([judge, USER], temperature=0, user="a")).shape
+
+    assert base is not None
+    assert (
+        base == read_line(line([judge, {"role": "user", "content": "other"}], user="b", temperature=0)).shape
+    )
+    different = [
+        line([judge, USER], temperature=0, model="n"),
+        line([judge, USER], temperature=1),
+        line([judge, USER], temperature=0, max_tokens=5),
+        line([{**judge, "content": "Praise."}, USER], temperature=0),
+        line([USER], temperature=0),
+    ]
+    assert len({read_line(one).shape for one in different} | {base}) == len(different) + 1
+    assert read_line(line([judge, USER, {"role": "assistant", "content": "x"}, USER])).shape is None
+    assert read_line(line([USER, judge, USER])).shape is None
+
+
+def test_the_table_for_people_names_every_parameter() -> None:
+    """Code and README are made from one table."""
+    table = parameter_table()
+
+    assert all(f"| `{name}` |" in table for name in PARAMETERS)
+    assert "| `n` | refused: one answer a row (`1` is let through) |" in table

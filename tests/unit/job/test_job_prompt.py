@@ -1,0 +1,155 @@
+"""Prompt templates: what they print, what they refuse, what they may cost."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from spoolama.errors import RowError
+from spoolama.job.prompt import PromptTemplate, TemplateProblem
+
+FIELDS: dict[str, Any] = {
+    "name": "Ann <b>",
+    "years": "3",
+    "first name": "A",
+    "list": ["b", "é"],
+    "number": 1.5,
+    "yes": True,
+    "object": {"x": 1, "y": None},
+    "nothing": None,
+    "items": "a column",
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{{ name }}, {{ years }} years.\n", "Ann <b>, 3 years."),
+        ("a\n\n{{ years }}\n\n", "a\n\n3\n"),
+        ("a\r\n{{ years }}\r\n", "a\n3"),
+        ("{% if years %}\n{{ years }}\n{% endif %}\nend\n", "3\nend"),
+        ("{% for x in list %}\n- {{ x }} {{ loop.index }}/{{ loop.length }}\n{% endfor %}",
+         "- b 1/2\n- é 2/2\n"),
+        ("{{ row['first name'] }}{{ items }}", "Aa column"),
+        ("{{ number }} {{ yes }} {{ list }} {{ object }} [{{ nothing }}]",
+         '1.5 true ["b", "é"] {"x": 1, "y": null} []'),
+        ("{{ missing | default('x') }}{{ 'y' if other is defined else 'z' }}", "xz"),
+        ("{{ name ~ years }} {{ list | join(', ') }} {{ list | map('upper') | list }}",
+         'Ann <b>3 b, é ["B", "É"]'),
+        ("{{ name.split()[0] | upper }} {{ 2 * 3 + 1 }} {{ 'a' * 3 }} {{ '%s!' % years }}", "ANN 7 aaa 3!"),
+        ("{{ object | tojson }} {{ number | round(0) | int }} {{ name | replace('n', 'm') }}",
+         '{"x": 1, "y": null} 2 Amm <b>'),
+    ],
+)  # fmt: skip
+def test_what_a_template_prints(source: str, expected: str) -> None:
+    """Text as it is, null as nothing, the rest as JSON; newlines where they are written."""
+    assert PromptTemplate(source).render(FIELDS) == expected
+
+
+def test_an_undefined_field_is_named_with_what_there_is() -> None:
+    """The message helps to mend the template or the file."""
+    with pytest.raises(RowError) as caught:
+        PromptTemplate("{{ nmae }}").render({"name": "Ann", "years": "3"})
+
+    assert caught.value.code == "template_undefined"
+    assert caught.value.details == {"field": "nmae"}
+    assert caught.value.message == (
+        "the template uses 'nmae', which the row does not have; did you mean 'name'? There are: name, years"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "code"),
+    [
+        ("{{ object.z }}", "template_undefined"),
+        ("{{ row['last name'] }}", "template_undefined"),
+        ("{{ lipsum() }}", "template_undefined"),
+        ("{{ 1 / 0 }}", "template_error"),
+        ("{{ years + 1 }}", "template_error"),
+        ("{{ ''.__class__.__mro__ }}", "template_error"),
+        ("{{ object.update({'a': 1}) }}", "template_error"),
+        ("{{ list | map('upper') }}", "template_error"),
+        ("  \n{# nothing #}\n", "empty_prompt"),
+        ("{{ nothing }}", "empty_prompt"),
+    ],
+)
+def test_a_row_that_cannot_be_rendered(source: str, code: str) -> None:
+    """Each is that row's error; what has a memory address in it or touches Python is refused."""
+    with pytest.raises(RowError) as caught:
+        PromptTemplate(source).render(FIELDS)
+
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10**9 }}",
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ 2 ** 4000 * 2 ** 4000 * 2 ** 4000 }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}" + "x" * 1000 + "{% endfor %}",
+        "{% for i in list * 9999 %}{% for j in list * 9999 %}{% endfor %}{% endfor %}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ '%999999999d' | format(1) }}",
+        "{{ '{:>999999999}'.format(1) }}",
+        "{{ 'x'.center(999999999) }}",
+        "{{ 'x\\n' | indent(999999999) }}",
+        "{{ object | tojson(indent=999999999) }}",
+        "{% set n = namespace(s='aaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}x",
+        "{% set n = namespace(s='aaaaaa') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}x",
+        "{% set s = 'aaaaaaaaaaaaaaaa' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 40,
+        "{% set x = 'a' * 99999 %}{{ x.replace('a', x) }}",
+        "{% set x = 'a' * 99999 %}{{ x | replace('a', x) }}",
+        "{{ range(99999) | list | join('x' * 99999) }}",
+        "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    ],
+)
+def test_no_template_takes_the_service_down(source: str) -> None:
+    """What would take all memory or all time ends as that row's error, soon."""
+    began = time.monotonic()
+
+    with pytest.raises(RowError) as caught:
+        PromptTemplate(source).render(FIELDS)
+
+    assert caught.value.code == "template_error"
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "words", "hint"),
+    [
+        ("a\n{{ name }\nb", 2, "unexpected '}'", "two braces"),
+        ("{{ first name }}", 1, "end of print statement", "row['first name']"),
+        ("\n\n{{ name | uper }}", 3, "no filter 'uper'", "'upper'"),
+        ("{{ list | random }}", 1, "no filter 'random'", None),
+        ("{% if name %}", 1, "end of template", None),
+        ("{% include 'other' %}", 1, "stands alone", None),
+        ("{{ '" + "(" * 2000, 1, "", None),
+        ("{{ " + "(" * 2000 + ")" * 2000 + " }}", 1, "too complicated", None),
+    ],
+)
+def test_a_template_that_cannot_be_compiled(source: str, line: int, words: str, hint: str | None) -> None:
+    """Line, reason, and what to write where that can be told."""
+    with pytest.raises(TemplateProblem) as caught:
+        PromptTemplate(source)
+
+    assert caught.value.line == line
+    assert words in caught.value.message
+    assert (hint is None) == (caught.value.hint is None) or hint is None
+    if hint is not None:
+        assert hint in str(caught.value.hint)
+
+
+def test_names_are_the_fields_that_no_row_can_do_without() -> None:
+    """So that a template can be compared with a header before anything is sent."""
+    source = (
+        "{% set own = a %}{{ own }}{{ b | upper }}{{ c | default('') }}{{ row['d e'] }}"
+        "{% if f is defined %}{{ f }}{% endif %}"
+        "{% for x in g %}{{ x }}{{ loop.index }}{% endfor %}{{ range(2) | list }}"
+    )
+
+    assert PromptTemplate(source).names() == {"a", "b", "d e", "g"}
