@@ -16,11 +16,12 @@ from spoolama.report.columns import Columns, KeyUnion, answer_keys
 from spoolama.report.merge_index import MergeIndex, Second
 from spoolama.report.metrics import Metrics
 from spoolama.report.outputs import OPENAI_COLUMNS, Outputs
-from spoolama.report.published import Published, open_published
+from spoolama.report.published import Published, open_published, pairs
 from spoolama.report.record import Record
 from spoolama.report.summary import Summary, merged_text
 from spoolama.report.tally import Tally
 from spoolama.report.text import json_document
+from spoolama.spool.states import UPLOADED
 
 __all__ = ["merge_jobs"]
 
@@ -83,8 +84,8 @@ def _write(home: Published, retry: Published, out: Path) -> Summary:
             with_sidecar=home.metrics["sidecar_name"] is not None,
         )
         brought = 0
-        with outputs, home.rows() as rows:
-            for row, record in zip(rows, home.records(), strict=True):
+        with outputs:
+            for row, record in pairs(home):
                 again = None if record.status == "ok" else index.second(record.row)
                 if again is None or again.record.status == "skipped":
                     merged, fields = record, record.fields or row.fields
@@ -110,8 +111,9 @@ def _write(home: Published, retry: Published, out: Path) -> Summary:
     (out / "metrics.json").write_bytes(json_document(metrics))
     (out / "summary.txt").write_text(text, encoding="utf-8")
     for name in (home.metrics["data_name"], home.metrics["sidecar_name"]):
-        if name is not None and (home.path / name).exists():
-            shutil.copy2(home.path / name, out / name)
+        if name is not None and (home.path / UPLOADED / name).exists():
+            (out / UPLOADED).mkdir(exist_ok=True)
+            shutil.copy2(home.path / UPLOADED / name, out / UPLOADED / name)
     by = tally.by_status
     return Summary(tally.rows, by["ok"], by["failed"], by["skipped"], text, metrics)
 

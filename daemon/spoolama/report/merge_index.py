@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from spoolama.errors import InputError
 from spoolama.job.row import NOTE_KEY
-from spoolama.report.published import Published, json_lines
+from spoolama.report.published import Published, json_lines, pairs
 from spoolama.report.record import Record
 
 __all__ = ["MergeIndex", "Second"]
@@ -105,22 +105,19 @@ class MergeIndex:
             )
 
     def _read_retry(self) -> None:
-        with self._retry.rows() as rows:
-            for row, record in zip(rows, self._retry.records(), strict=True):
-                at_home = self._row_at_home(record)
-                if at_home is None:
-                    self.answered_before += 1
-                    continue
-                fields = None if row.fields is None else json.dumps(dict(row.fields))
-                try:
-                    self._db.execute(
-                        "INSERT INTO second VALUES (?, ?, ?)",
-                        (at_home, json.dumps(record.to_json()), fields),
-                    )
-                except sqlite3.IntegrityError:
-                    raise self._mismatch(
-                        record, f"row {at_home} of {self._home.job} is answered twice"
-                    ) from None
+        for row, record in pairs(self._retry):
+            at_home = self._row_at_home(record)
+            if at_home is None:
+                self.answered_before += 1
+                continue
+            fields = None if row.fields is None else json.dumps(dict(row.fields))
+            try:
+                self._db.execute(
+                    "INSERT INTO second VALUES (?, ?, ?)",
+                    (at_home, json.dumps(record.to_json()), fields),
+                )
+            except sqlite3.IntegrityError:
+                raise self._mismatch(record, f"row {at_home} of {self._home.job} is answered twice") from None
 
     def _row_at_home(self, record: Record) -> int | None:
         """The row at home; None if it has its answer already."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from spoolama.errors import InputError
+from spoolama.job.row import Row
 from spoolama.job.rows import RowReader, detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.outputs import rows_name
 from spoolama.report.record import Record
+from spoolama.spool.states import UPLOADED
 
-__all__ = ["Published", "json_lines", "open_published"]
+__all__ = ["Published", "json_lines", "open_published", "pairs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +73,31 @@ class Published:
     def rows(self) -> RowReader:
         """The rows of the data file as they came; use it as a context manager."""
         name = str(self.metrics["data_name"])
-        path = self.path / name
+        path = self.path / UPLOADED / name
         if not path.exists():
             raise InputError(
-                f"{self.path.name} lacks {name}, the data that the job was about.",
-                mend=f"Put {name} back beside its results.",
+                f"{self.path.name} lacks {UPLOADED}/{name}, the data that the job was about.",
+                mend=f"Put {name} back there.",
                 code="no_data",
             )
         return read_rows(path, detect(path, name))
+
+
+def pairs(job: Published) -> Iterator[tuple[Row, Record]]:
+    """Each row of the data with how it ended.
+
+    Raises:
+        InputError: the data is not that of the results.
+    """
+    with job.rows() as rows:
+        for row, record in zip_longest(rows, job.records()):
+            if row is None or record is None or (row.line, row.ordinal + 1) != (record.line, record.row):
+                raise InputError(
+                    f"The data in {job.path.name}/{UPLOADED} is not what its results are about.",
+                    mend="Copy the directory from done/ again; it must be as it was published.",
+                    code="broken_results",
+                )
+            yield row, record
 
 
 def open_published(path: Path) -> Published:

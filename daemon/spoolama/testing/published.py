@@ -18,6 +18,7 @@ from spoolama.report.build import build_outputs
 from spoolama.report.summary import Summary
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.states import UPLOADED
 from spoolama.testing.clock import VirtualClock
 
 __all__ = ["Script", "publish_job"]
@@ -47,17 +48,18 @@ def publish_job(
         counts: Whether the server counted tokens.
         meta: Notes of the ledger besides the usual ones, or in their place.
     """
-    path.mkdir(parents=True)
-    (path / data_name).write_bytes(data)
-    openai = detect(path / data_name, data_name).format == "openai"
+    uploaded = path / UPLOADED
+    uploaded.mkdir(parents=True)
+    (uploaded / data_name).write_bytes(data)
+    openai = detect(uploaded / data_name, data_name).format == "openai"
     if sidecar:
-        (path / "job.yaml").write_text(sidecar, encoding="utf-8")
+        (uploaded / "job.yaml").write_text(sidecar, encoding="utf-8")
         asked = parse_sidecar(sidecar, "job.yaml", openai=openai)
     else:
         asked = Sidecar(model="test")
     ledger = path.parent / f"{path.name}.sqlite"
     notes: dict[str, Any] = {"sidecar_name": "job.yaml" if sidecar else None, "data_name": data_name, **meta}
-    ended_early = asyncio.run(_fill(ledger, path / data_name, asked, answer, counts, path.name, notes))
+    ended_early = asyncio.run(_fill(ledger, uploaded / data_name, asked, answer, counts, path.name, notes))
     with LedgerReader(ledger) as reader:
         return build_outputs(path, reader, asked, ended_early=ended_early)
 

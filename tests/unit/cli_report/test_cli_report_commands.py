@@ -1,0 +1,105 @@
+"""The commands on published jobs, as a person calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from spoolama.cli.analyze import analyze
+from spoolama.cli.compare import compare
+from spoolama.cli.convert import convert
+from spoolama.cli.merge import merge
+from spoolama.cli.sample import sample
+from spoolama.errors import RowError
+from spoolama.testing.published import publish_job
+
+SIDECAR = 'model: m\nprompt: "{{ text }}"\nid: id\n'
+DATA = b"id,text\na,one\nb,two\n"
+
+
+def call(command: click.Command, *arguments: str | Path) -> str:
+    result = CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    publish_job(
+        tmp_path / "home",
+        data_name="d.csv",
+        data=DATA,
+        sidecar=SIDECAR,
+        answer=lambda row: RowError("answer_empty", "nothing [at all]") if row.ordinal else "yes",
+    )
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize("command", [analyze, compare, convert, merge, sample], ids=lambda c: c.name)
+def test_help_teaches_with_an_example(command: click.Command) -> None:
+    """Every command's help has an example that begins as one would type it."""
+    assert f"spoolama {command.name} " in call(command, "--help")
+
+
+def test_analyze_shows_and_writes(job: Path, tmp_path: Path) -> None:
+    """Tables on the terminal, the same as CSV; texts with brackets are shown as they are."""
+    output = call(analyze, job, "--csv", tmp_path / "a.csv")
+    assert "2 rows in = 1 ok + 1 failed + 0 skipped" in output
+    assert "answer_empty" in output
+    assert "[at all]" in output
+    assert (tmp_path / "a.csv").read_text().startswith("section,item,value,note\n")
+
+
+def test_merge_prints_books_that_balance(job: Path, tmp_path: Path) -> None:
+    """The whole way: errors dropped again, merged, and the sentence says that all is there."""
+    publish_job(
+        tmp_path / "retry",
+        data_name="errors.jsonl",
+        data=(job / "errors.jsonl").read_bytes(),
+        sidecar=(job / "errors.yaml").read_text(),
+        answer=lambda _: "no",
+    )
+    output = call(merge, job, tmp_path / "retry", "-o", tmp_path / "out")
+    assert "2 rows in = 2 ok + 0 failed + 0 skipped" in output
+    assert call(analyze, tmp_path / "out")
+
+
+def test_compare_prints_one_table_and_two_sentences(job: Path, tmp_path: Path) -> None:
+    """Both jobs stand beside each other."""
+    publish_job(tmp_path / "other", data_name="d.csv", data=DATA, sidecar=SIDECAR, answer=lambda _: "no")
+    output = call(compare, job, tmp_path / "other")
+    assert "home" in output
+    assert "other" in output
+    assert "The same rows got a different answer in 1 of 1 rows" in output
+
+
+def test_sample_then_convert_there_and_back(tmp_path: Path) -> None:
+    """A sample becomes requests; its sidecar is found beside it; answers become a table again."""
+    call(sample, "reviews", "--rows", "3", "-o", tmp_path)
+    requests, answers, table = (tmp_path / name for name in ("r.jsonl", "o.jsonl", "a.csv"))
+    assert "3 written, 0 left out" in call(convert, tmp_path / "reviews.csv", "-o", requests)
+    with answers.open("w") as file:
+        for line in requests.read_text().splitlines():
+            message = {"content": '{"sentiment": "neutral"}'}
+            body = {"choices": [{"message": message, "finish_reason": "stop"}]}
+            name = json.loads(line)["custom_id"]
+            out = {"custom_id": name, "response": {"status_code": 200, "body": body}, "error": None}
+            file.write(json.dumps(out) + "\n")
+    assert "3 written, 0 left out" in call(convert, answers, "--rows", tmp_path / "reviews.csv", "-o", table)
+    assert table.read_text().count("neutral,ok,") == 3
+
+
+def test_nothing_is_overwritten(job: Path, tmp_path: Path) -> None:
+    """A file or directory that exists stays, and the message says to name another."""
+    (tmp_path / "d.jsonl").touch()
+    result = CliRunner().invoke(convert, [str(job), "-o", str(tmp_path / "d.jsonl")])
+    assert result.exit_code == 1
+    assert "exists already" in result.output
+    call(sample, "candidates", "--rows", "1", "-o", tmp_path / "s")
+    again = CliRunner().invoke(sample, ["candidates", "-o", str(tmp_path / "s")])
+    assert again.exit_code == 1
+    assert "exists already" in again.output

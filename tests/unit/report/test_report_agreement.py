@@ -1,0 +1,159 @@
+"""Agreement with known answers, and the spread of answers."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from spoolama.report import statistics
+from spoolama.report.agreement import Agreement, AnswerTally
+
+
+def agreement_of(pairs: Sequence[tuple[Any, Any]], enum: list[str] | None = None) -> Agreement:
+    tally = AnswerTally("gold", enum)
+    for answer, gold in pairs:
+        tally.add(answer, gold)
+    agreement = tally.agreement()
+    assert agreement is not None
+    return agreement
+
+
+def test_wilson_interval() -> None:
+    """The interval of 8 in 10 as tables have it; at the ends it stays inside 0 and 1."""
+    assert statistics.wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)
+    low, high = statistics.wilson(0, 5)
+    assert low == 0.0
+    assert 0 < high < 0.5
+
+
+def test_kappa_by_hand() -> None:
+    """The textbook table 20, 5, 10, 15 has kappa 0.4, and its interval holds it."""
+    cells = {(0, 0): 20, (0, 1): 5, (1, 0): 10, (1, 1): 15}
+    assert statistics.kappa(cells) == pytest.approx(0.4)
+    interval = statistics.kappa_interval(cells)
+    assert interval is not None
+    assert interval == statistics.kappa_interval(cells)
+    assert 0.05 < interval[0] < 0.4 < interval[1] < 0.75
+
+
+def test_spearman_interval_by_hand() -> None:
+    """Fisher's z with Bonett and Wright's error, followed by hand for r = 0.5 over 50 rows."""
+    error = math.sqrt((1 + 0.125) / 47) * 1.959964
+    middle = math.atanh(0.5)
+    expected = (math.tanh(middle - error), math.tanh(middle + error))
+    assert statistics.spearman_interval(0.5, 50) == pytest.approx(expected)
+
+
+def test_spearman_interval_covers() -> None:
+    """Over 200 samples of known correlation about 95 % of the intervals hold it."""
+    rng = random.Random(7)
+    true = 6 / math.pi * math.asin(0.5 / 2)  # Spearman's of a normal pair with Pearson's 0.5
+    held = 0
+    for _ in range(200):
+        left = [rng.gauss(0, 1) for _ in range(60)]
+        right = [0.5 * x + math.sqrt(0.75) * rng.gauss(0, 1) for x in left]
+        value = statistics.spearman(left, right)
+        assert value is not None
+        interval = statistics.spearman_interval(value, 60)
+        assert interval is not None
+        held += interval[0] <= true <= interval[1]
+    assert 180 <= held <= 200
+
+
+def test_labels_against_labels() -> None:
+    """Case and space around do not count; accuracy, kappa and their intervals are there."""
+    agreement = agreement_of([("Yes", "yes "), ("no", "no"), ("no", "yes"), ("no", "no")])
+    assert (agreement.kind, agreement.rows, agreement.accuracy) == ("labels", 4, 0.75)
+    assert agreement.kappa == pytest.approx(0.5)
+    assert "75 % equal to gold" in agreement.sentences()[0]
+
+
+def test_numbers_against_numbers() -> None:
+    """Numbers may come as text; rank correlation and mean absolute error."""
+    agreement = agreement_of([(str(n), n + 0.5) for n in range(12)])
+    assert agreement.kind == "numbers"
+    assert agreement.correlation == pytest.approx(1.0)
+    assert agreement.correlation_interval is None
+    assert agreement.mean_absolute_error == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "enum", "scale"),
+    [
+        (("Positive", "negative", "neutral"), None, "negative < neutral < positive"),
+        (
+            ("positive", "negative", "neutral"),
+            ["positive", "neutral", "negative"],
+            "negative < neutral < positive",
+        ),
+        (("bronze", "gold", "silver"), ["bronze", "silver", "gold"], "the order of the schema's enum"),
+        (("bronze", "gold", "silver"), None, None),
+        (("bronze", "other", "silver"), ["bronze", "silver"], None),
+    ],
+)
+def test_labels_against_numbers(
+    labels: tuple[str, str, str], enum: list[str] | None, scale: str | None
+) -> None:
+    """Labels are ranked only where known words or the enum give an order; else the report says so."""
+    high, low, middle = labels if enum != ["bronze", "silver", "gold"] else (labels[1], labels[0], labels[2])
+    pairs = [(high, 2.0), (low, -2.0), (middle, 0.1)] * 5
+    agreement = agreement_of(pairs, enum)
+    if scale is None:
+        assert (agreement.kind, agreement.correlation) == ("none", None)
+        assert "without a known order" in agreement.sentences()[0]
+    else:
+        assert agreement.correlation == pytest.approx(1.0)
+        assert agreement.scale is not None
+        assert agreement.scale.startswith(scale)
+
+
+def test_one_answer_for_everything_is_said() -> None:
+    """A constant answer has no correlation: no number, but words."""
+    agreement = agreement_of([("positive", n) for n in range(20)])
+    assert agreement.correlation is None
+    assert agreement.sentences() == [
+        'The rank correlation with gold is undefined: every answer was "positive".'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([], "No row has both"),
+        ([("positive", None)], "No row has both"),
+        ([("positive", 1)], "only one row"),
+        ([("positive", 1), ("negative", 1)], "every value in gold is the same"),
+        ([("a", "b"), ("a", "b")], "No answer is one of the words"),
+        ([("a", "a"), ("a", "a")], "Kappa is undefined"),
+        ([(f"text {n}", n) for n in range(1100)], "free text"),
+        ([(f"text {n}", f"word {n}") for n in range(1100)], "free text"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(pairs: list[tuple[Any, Any]], words: str) -> None:
+    """No nonsense number and no exception: a sentence that says why."""
+    assert any(words in sentence for sentence in agreement_of(pairs).sentences())
+
+
+def test_spread() -> None:
+    """Counts with most first, entropy in bits, and words."""
+    tally = AnswerTally()
+    for label in ["a"] * 3 + ["b"]:
+        tally.add(label, None)
+    spread = tally.spread()
+    assert spread.counts == {"a": 3, "b": 1}
+    assert spread.entropy_bits == pytest.approx(0.8113)
+    assert spread.sentence() == "a 3 (75 %), b 1 (25 %)"
+    assert tally.agreement() is None
+
+
+def test_spread_of_free_text_is_not_counted() -> None:
+    """Past 1000 different answers counting stops, so that memory stays flat."""
+    tally = AnswerTally()
+    for n in range(1200):
+        tally.add(f"text {n}", None)
+    assert tally.spread().counts is None
+    assert "over 1000 different answers in 1200 rows" in tally.spread().sentence()

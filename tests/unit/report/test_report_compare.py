@@ -1,0 +1,93 @@
+"""Two jobs side by side, and a look at one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from spoolama.errors import InputError, RowError
+from spoolama.job.row import Row
+from spoolama.report.analysis import analyze_job
+from spoolama.report.compare import compare_jobs
+from spoolama.testing.published import publish_job
+
+SIDECAR = """
+model: m
+prompt: "{{ text }}"
+gold: gold
+mode: MODE
+format: {type: object, properties: {s: {enum: [negative, positive]}}, required: [s]}
+"""
+DATA = b"text,gold\n" + b"".join(b"x,%d\n" % n for n in range(20))
+
+
+def by_gold(row: Row) -> str:
+    assert row.fields is not None
+    return '{"s": "positive"}' if int(row.fields["gold"]) >= 10 else '{"s": "negative"}'
+
+
+def test_the_same_rows_in_conversation_and_alone(tmp_path: Path) -> None:
+    """Agreement, spread and changed answers of both, with a constant answer said in words."""
+    for mode, answer in (("conversation", lambda _: '{"s": "positive"}'), ("isolated", by_gold)):
+        sidecar = SIDECAR.replace("MODE", mode)
+        publish_job(tmp_path / mode, data_name="d.csv", data=DATA, sidecar=sidecar, answer=answer)
+
+    comparison = compare_jobs(tmp_path / "conversation", tmp_path / "isolated")
+
+    left, right = comparison.left.cells, comparison.right.cells
+    assert (comparison.both, comparison.different) == (20, 10)
+    assert comparison.sentences()[0] == "The same rows got a different answer in 10 of 20 rows (50 %)."
+    assert len(comparison.sentences()) == 2
+    assert left["Answers"] == 'every one of the 20 answers is "positive"'
+    assert "undefined" in left["Agreement"]
+    assert "Rank correlation (Spearman) with gold 0.87 (95 % interval" in right["Agreement"]
+    assert (left["Rows are answered"], right["Rows are answered"]) == ("in conversation", "alone")
+    assert left["Tokens evaluated"] == "480"
+
+
+def test_jobs_about_other_data_are_refused(tmp_path: Path) -> None:
+    """Rows can be compared only where they are the same rows."""
+    sidecar = SIDECAR.replace("MODE", "isolated")
+    for name in "ab":
+        publish_job(
+            tmp_path / name,
+            data_name="d.csv",
+            data=DATA,
+            sidecar=sidecar,
+            answer=by_gold,
+            data_sha256=name * 64,
+        )
+    with pytest.raises(InputError, match="different data"):
+        compare_jobs(tmp_path / "a", tmp_path / "b")
+
+
+def test_analysis_names_the_worst_rows(tmp_path: Path) -> None:
+    """Failures by class with the first of each; the slowest and longest rows, the worst first; all as CSV."""
+
+    def answer(row: Row) -> str | RowError:
+        return RowError("context_overflow", "too long") if row.ordinal in (3, 4) else by_gold(row)
+
+    sidecar = SIDECAR.replace("MODE", "conversation")
+    publish_job(tmp_path / "j", data_name="d.csv", data=DATA, sidecar=sidecar, answer=answer)
+
+    analysis = analyze_job(tmp_path / "j", most=3)
+
+    assert analysis.balance == "20 rows in = 18 ok + 2 failed + 0 skipped"
+    assert [(f.code, f.rows, f.example.row) for f in analysis.failures] == [("context_overflow", 2, 4)]
+    assert [record.row for _, record in analysis.extremes["slowest"]] == [20, 19, 18]
+    assert [record.row for _, record in analysis.extremes["longest prompt"]] == [10, 20, 9]
+    assert "most tries" not in analysis.extremes
+    table = list(csv.DictReader(io.StringIO(b"".join(analysis.csv()).decode())))
+    assert {"rows", "answers", "agreement", "failures", "slowest"} <= {row["section"] for row in table}
+    shares = [float(row["note"]) for row in table if row["section"] == "answers"]
+    assert sum(shares) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_directory_that_is_no_job_is_refused(tmp_path: Path) -> None:
+    """The message says what to name instead."""
+    with pytest.raises(InputError, match="not a published job") as caught:
+        analyze_job(tmp_path)
+    assert "done/" in caught.value.mend
