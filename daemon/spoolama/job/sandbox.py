@@ -117,6 +117,7 @@ def _printed(value: Any) -> Any:
     if value is None:
         return ""
     if not isinstance(value, str):
+        _charge_inside(value)
         try:
             value = json.dumps(value, ensure_ascii=False)
         except TypeError:  # its spelling would hold a memory address, and differ from run to run
@@ -125,6 +126,21 @@ def _printed(value: Any) -> Any:
             ) from None
     _current.get().spend(len(value))
     return value
+
+
+def _charge_inside(value: Any) -> None:
+    """Charge for what is inside of lists: a few that hold one another may stand for billions of items."""
+    waiting = [value]
+    spend = _current.get().spend
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, Mapping):
+            item = list(item.values())
+        if isinstance(item, list | tuple):
+            spend(len(item))
+            waiting.extend(item)
+        elif isinstance(item, str):
+            spend(len(item) // 16)
 
 
 def _size(value: Any) -> int:
@@ -199,6 +215,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         @wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
             subject = args[subject_at]
+            _charge_inside([*args[subject_at:], *kwargs.values()])
             for value in (*args[subject_at + 1 :], *kwargs.values()):
                 if (
                     isinstance(value, int)
@@ -209,7 +226,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
             if name == "format":
                 _check_percent(str(subject))
             result = function(*args, **kwargs)
-            _current.get().spend(max(_size(result), _size(subject)) // 16)
+            _current.get().spend(_size(result) // 16)
             return result
 
         return bounded
@@ -247,6 +264,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         if operator == "%":
             if isinstance(left, str):
                 _check_percent(left)
+                _charge_inside(right)
         elif operator == "+":
             _current.get().spend(_size(left) + _size(right))
         elif operator == "*":

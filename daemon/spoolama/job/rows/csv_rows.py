@@ -123,7 +123,8 @@ class CsvReader(RowReader):
         columns = self.columns
         assert columns is not None
         if len(cells) != len(columns):
-            return RowFault("ragged", f"{len(cells)} cells where the header has {len(columns)} columns")
+            cell = "cell" if len(cells) == 1 else "cells"
+            return RowFault("ragged", f"{len(cells)} {cell} where the header has {len(columns)} columns")
         if b"\0" in raw:
             return RowFault("nul_byte", f"byte {raw.index(0)} of the record is NUL")
         limit = self._limits.max_cell_bytes

@@ -19,7 +19,11 @@ _CHUNK = 256 * 1024
 _ZSTD_FEED = 1024
 """Compressed bytes handed to zstd at once: at its highest ratio (128 KiB from 4 bytes) they become 32 MiB."""
 
-_MAGIC = {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}
+_MAGIC = {
+    "gz": (b"\x1f\x8b",),
+    # A frame, or a frame to be skipped, with which pzstd begins (RFC 8878, 3.1).
+    "zst": (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),
+}
 
 _FOREIGN = (
     (b"PK\x03\x04", "a ZIP or Excel file", "Export it as CSV (UTF-8) and drop that."),
