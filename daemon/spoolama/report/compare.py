@@ -42,7 +42,7 @@ class Comparison:
     """Rows of those whose answers differ (with `format`: in the compared key, or anywhere if none is)."""
 
     def sentences(self) -> list[str]:
-        """The two sentences below the table."""
+        """What stands below the table: did answers change, and what did each way cost."""
         if not self.both:
             return ["No row was answered by both jobs."]
         share = f"{self.different / self.both * 100:.0f} %"
@@ -53,16 +53,14 @@ class Comparison:
         return [changed, self._cost()]
 
     def _cost(self) -> str:
-        left, right = self.left.cells["Rows/s"], self.right.cells["Rows/s"]
-        if "-" in (left, right):
-            return "Their speeds cannot be compared: one of them was not measured."
-        tokens = f"{self.left.cells['Tokens evaluated']} and {self.right.cells['Tokens evaluated']}"
-        if "-" in (self.left.cells["Tokens evaluated"], self.right.cells["Tokens evaluated"]):
-            return f"{_name(self.left)} ran at {left} rows/s, {_name(self.right)} at {right}."
-        return (
-            f"{_name(self.left)} ran at {left} rows/s, {_name(self.right)} at {right};"
-            f" they evaluated {tokens} prompt tokens."
-        )
+        parts = []
+        for side in (self.left, self.right):
+            speed, tokens = side.cells["Rows/s"], side.cells["Tokens evaluated"]
+            shown = "speed not measured" if speed == "-" else f"{speed} rows/s"
+            parts.append(
+                f"{_name(side)}: {shown}, {'uncounted' if tokens == '-' else tokens} prompt tokens evaluated"
+            )
+        return f"{'. '.join(parts)}."
 
 
 def compare_jobs(left: Path, right: Path) -> Comparison:
@@ -94,7 +92,7 @@ def compare_jobs(left: Path, right: Path) -> Comparison:
 
 
 def _name(side: Side) -> str:
-    return {"conversation": "In conversation it", "isolated": "alone it"}.get(side.mode, side.job)
+    return {"conversation": "In conversation", "isolated": "Alone"}.get(side.mode, side.job)
 
 
 def _side(job: Published, tally: Tally) -> Side:

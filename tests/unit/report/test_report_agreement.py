@@ -93,6 +93,7 @@ def test_numbers_against_numbers() -> None:
         (("bronze", "gold", "silver"), ["bronze", "silver", "gold"], "the order of the schema's enum"),
         (("bronze", "gold", "silver"), None, None),
         (("bronze", "other", "silver"), ["bronze", "silver"], None),
+        (("positive", "negative", "blue"), None, None),
     ],
 )
 def test_labels_against_numbers(

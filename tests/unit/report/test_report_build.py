@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spoolama.errors import LedgerError, RowError
@@ -252,8 +253,6 @@ def test_a_row_left_open_stops_the_publication(tmp_path: Path) -> None:
     publish_job(
         tmp_path / "j", data_name="d.csv", data=b"id,text\na,b\n", sidecar=SIDECAR, answer=lambda _: None
     )
-    import sqlite3
-
     db = sqlite3.connect(tmp_path / "j.sqlite")
     db.execute("UPDATE rows SET state='pending'")
     db.commit()
@@ -264,6 +263,20 @@ def test_a_row_left_open_stops_the_publication(tmp_path: Path) -> None:
             build_outputs(tmp_path / "j", ledger, asked, ended_early=None)
         ended = {"code": "max_failed", "message": "too many", "mend": ""}
         assert build_outputs(tmp_path / "j", ledger, asked, ended_early=ended).skipped == 1
+
+
+class _Miscounted(LedgerReader):
+    def counts(self) -> dict[str, int]:
+        return {**super().counts(), "failed": 1}
+
+
+def test_books_are_checked_against_the_ledgers_own_count(tmp_path: Path) -> None:
+    """What was written and what the ledger counts must be the same, or nothing is published."""
+    publish_job(
+        tmp_path / "j", data_name="d.csv", data=b"id,text\na,b\n", sidecar=SIDECAR, answer=lambda _: "x"
+    )
+    with _Miscounted(tmp_path / "j.sqlite") as ledger, pytest.raises(LedgerError, match="do not balance"):
+        build_outputs(tmp_path / "j", ledger, Sidecar(model="m", prompt="x"), ended_early=None)
 
 
 def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -277,10 +290,11 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in job.iterdir() if path.is_file()} == before
 
 
-_CELL = st.text(st.characters(exclude_categories=["Cs"]), max_size=20).filter(lambda text: text.strip() != "")
+_CELL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(rows=[("a\rb", "\r"), ("\n", '"'), ("\r\n,", ",")])
 @given(rows=st.lists(st.tuples(_CELL, _CELL), min_size=1, max_size=4))
 def test_cells_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]

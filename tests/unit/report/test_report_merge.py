@@ -106,6 +106,16 @@ def test_a_retry_of_a_retry_finds_the_first_job(home: Path) -> None:
     assert lines_of(home.parent / "out" / "results.jsonl")[1]["answer"] == "at last"
 
 
+def test_retries_may_be_merged_with_each_other_first(home: Path) -> None:
+    """Two retries become one, and that one still knows where its rows come from."""
+    one = retry(home, mend(home), fail_b)
+    two = retry(one, (one / "errors.jsonl").read_bytes(), lambda _: "at last", "two")
+    merge_jobs(one, two, home.parent / "both")
+    summary = merge_jobs(home, home.parent / "both", home.parent / "out")
+    assert summary.balance == "6 rows in = 6 ok + 0 failed + 0 skipped"
+    assert lines_of(home.parent / "out" / "results.jsonl")[1]["by"] == ["two", 1]
+
+
 def test_ids_bring_rows_home_without_the_note(home: Path) -> None:
     """Whoever drops plain rows again is understood by their ids; an answer that was there stays."""
     data = b"id,text\nb,two\na,one\n"
