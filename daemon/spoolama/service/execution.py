@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -89,15 +90,25 @@ class JobExecutor:
             if isinstance(error, LedgerError):
                 return await self.reject(job, error)
             assert ledger is not None
-            await ledger.note(ended_early=_told(error), ended_at=self._clock.time())
-            progress.skipped = await ledger.skip_rest()
+            progress.skipped = await self._end_early(ledger, error)
         finally:
             if ledger is not None:
                 await ledger.close()
-        return await self._publish(job, sidecar, progress, failure)
+        progress.phase = "publishing"
+        return await self._publish(job, sidecar, failure)
 
     async def reject(self, job: JobDir, error: JobError) -> Ended:
-        """Publish a job in failed/ that never had a row asked, or whose ledger cannot be used."""
+        """Publish the job in failed/ for this reason, with everything uploaded and all results there are."""
+        if not isinstance(error, LedgerError) and await asyncio.to_thread(job.ledger.exists):
+            with contextlib.suppress(JobError):  # then what there is goes as it is
+                kind = await asyncio.to_thread(detect, job.data, job.data.name)
+                sidecar = await asyncio.to_thread(self._sidecar, job, kind)
+                ledger = JobLedger(job.ledger, self._clock)
+                try:
+                    await self._end_early(ledger, error)
+                finally:
+                    await ledger.close()
+                return await self._publish(job, sidecar, error)
         await asyncio.to_thread(open_out, job)
         await asyncio.to_thread(_keep_ledger, job)
         await asyncio.to_thread(_write_error, job, error)
@@ -193,10 +204,12 @@ class JobExecutor:
                 mend="Drop the files again; the results so far stay in the ledger beside them.",
             )
 
-    async def _publish(
-        self, job: JobDir, sidecar: Sidecar, progress: Progress, failure: JobError | None
-    ) -> Ended:
-        progress.phase = "publishing"
+    async def _end_early(self, ledger: JobLedger, error: JobError) -> int:
+        """Note why, before the rest of the rows is skipped: a restart in between must not forget it."""
+        await ledger.note(ended_early=_told(error), ended_at=self._clock.time())
+        return await ledger.skip_rest()
+
+    async def _publish(self, job: JobDir, sidecar: Sidecar, failure: JobError | None) -> Ended:
         early = None if failure is None else _told(failure)
         where: Literal["done", "failed"] = "done" if failure is None else "failed"
         message = await asyncio.to_thread(_build, job, sidecar, early)
