@@ -1,6 +1,6 @@
 """Ollama's refusals, as our error tree.
 
-Ollama's error body is `{"error": "text"}`: status and, for the many meanings of 500, the text are all there is.
+Its error body is `{"error": "text"}`: status and, for the many meanings of 500, the text are all there is.
 The statuses and texts were read in its source (v0.24.0 to v0.33) and recorded from a running one.
 """
 

@@ -29,13 +29,13 @@ _OVERFLOW_FORMS = (
     re.compile(
         r"input \((?P<prompt>\d+) tokens\) is longer than .*context length \((?P<window>\d+) tokens\)"
     ),
-    # vLLM, three generations, and SGLang's second form; the sizes stand in either order.
+    # vLLM, three generations, and the second form of SGLang; the sizes stand in either order.
+    re.compile(r"(?P<prompt>\d+) input tokens.*maximum context length of (?P<window>\d+)", re.DOTALL),
     re.compile(
         r"maximum context length (?:is|of) (?P<window>\d+)(?:.*?(?P<prompt>\d+) (?:tokens )?"
         r"(?:in the messages|input tokens|from the input messages))?",
         re.DOTALL,
     ),
-    re.compile(r"(?P<prompt>\d+) input tokens.*maximum context length of (?P<window>\d+)", re.DOTALL),
     # Ollama up to 0.24 and, with context shift off, later ones: no sizes.
     re.compile(r"the input length exceeds the context length"),
     re.compile(r"the prompt is longer than the context length currently available"),

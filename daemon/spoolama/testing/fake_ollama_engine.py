@@ -5,8 +5,8 @@
 - **Prefix cache.** Each slot holds the last prompt and answer it worked on. What a new prompt shares with it,
   message by message and inside the first one that differs, is not evaluated; one token always is.
 - **Sliding window** (a model with `window`): a prefix that ends further back than the window is usable only
-  up to a place where an earlier request in this slot ended its prompt; without one everything is evaluated. (A
-  simplification of llama.cpp's checkpoints. A request of just the shared prefix is such a place.)
+  up to a place where an earlier request in this slot ended its prompt; without one everything is evaluated.
+  (A simplification of llama.cpp's checkpoints. A request of just the shared prefix is such a place.)
 - **Choice of slot.** Of the idle ones the one that shares most, if that is over a tenth of the prompt; else
   the one unused for longest. Waiting calls get slots in the order in which they came.
 - **Loads** happen one at a time, when a model is not loaded or any load-time option differs, once the calls

@@ -1,0 +1,375 @@
+"""One list of behaviours that every backend keeps, run against the fake Ollama and against real models.
+
+What one of them cannot have stands in `CANNOT`, with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
+from spoolama.backends.embedded import EmbeddedBackend
+from spoolama.backends.ollama import OllamaBackend
+from spoolama.clock import SystemClock
+from spoolama.errors import ContextOverflow, RequestRefused, ServerDied, Stalled
+from spoolama.testing.fake_ollama import FakeOllama, Fault, Latency, Script
+
+SYSTEM = Message(
+    "system",
+    "You judge the sentiment of a product review. Answer with one word: positive, negative or neutral. "
+    "Look at what the customer says about the product, not at the mood of the words.",
+)
+FEW = 8
+"""Tokens at the end of what is shared that a server may evaluate again (frames, the answer's end)."""
+
+
+@dataclass
+class Subject:
+    """A backend under the contract, and what the contract may do to its server."""
+
+    backend: Backend
+    spec: LoadSpec
+    kill: Callable[[], None]
+    """Kill the process that holds the model."""
+    holds_memory: Callable[[], bool]
+    """Whether a model is in memory."""
+    loads: Callable[[], Any]
+    """Something that changes with every load."""
+
+    async def ask(self, *texts: str, num_predict: int = 8, slot: int = 0, **more: Any) -> Reply:
+        """The system message, turns of user and assistant, and the answer."""
+        return await self.backend.chat(self.request(*texts, num_predict=num_predict, slot=slot, **more))
+
+    def request(self, *texts: str, num_predict: int = 8, slot: int = 0, **more: Any) -> ChatRequest:
+        turns = tuple(Message("user" if n % 2 == 0 else "assistant", text) for n, text in enumerate(texts))
+        sampling = {"temperature": 0, "seed": 7, **more.pop("sampling", {})}
+        return ChatRequest(self.spec, (SYSTEM, *turns), num_predict, sampling, slot=slot, **more)
+
+    def endless(self, *, slot: int, timeout_s: float = 60.0) -> ChatRequest:
+        """A request that works far longer than any test waits."""
+        return self.request(
+            "Write forever.", num_predict=800, slot=slot, timeout_s=timeout_s, sampling={"ignore_eos": True}
+        )
+
+
+# Behaviours: each takes a subject whose model is loaded.
+
+
+async def repeats_a_prompt_from_its_cache(subject: Subject) -> None:
+    """The same prompt twice has the same length, and the second time nearly all of it is cached."""
+    first = await subject.ask("The battery died after two days.")
+    second = await subject.ask("The battery died after two days.")
+
+    assert first.prompt_tokens is not None
+    assert second.prompt_tokens == first.prompt_tokens
+    assert second.cached_tokens is not None
+    assert first.prompt_tokens - FEW <= second.cached_tokens < first.prompt_tokens
+
+
+async def reuses_the_prefix_of_a_longer_conversation(subject: Subject) -> None:
+    """A turn appended to a conversation reuses all that came before."""
+    first = await subject.ask("Great screen, love it.")
+    second = await subject.ask("Great screen, love it.", first.text, "Broke at once.")
+
+    assert first.prompt_tokens is not None
+    assert second.prompt_tokens is not None
+    assert second.cached_tokens is not None
+    assert second.prompt_tokens > first.prompt_tokens
+    assert second.cached_tokens >= first.prompt_tokens - FEW
+
+
+async def reuses_the_shared_start_of_another_row(subject: Subject) -> None:
+    """Another row behind the same instruction reuses the instruction."""
+    first = await subject.ask("It is blue.")
+    second = await subject.ask("Never again, what a waste of money.")
+
+    assert first.prompt_tokens is not None
+    assert second.cached_tokens is not None
+    assert second.cached_tokens >= first.prompt_tokens // 2
+
+
+async def refuses_what_does_not_fit(subject: Subject) -> None:
+    """An overflow is refused with exact sizes, and nothing is evaluated: the cache is as it was."""
+    loaded = await subject.backend.load(subject.spec)
+    before = await subject.ask("Fine.")
+    with pytest.raises(ContextOverflow) as caught:
+        await subject.ask("word " * 4000)
+    after = await subject.ask("Fine.")
+
+    assert caught.value.num_ctx == loaded.num_ctx
+    assert caught.value.prompt_tokens is not None
+    assert caught.value.prompt_tokens > subject.spec.num_ctx
+    assert before.prompt_tokens is not None
+    assert after.cached_tokens is not None
+    assert after.cached_tokens >= before.prompt_tokens - FEW
+
+
+async def reports_an_answer_that_was_cut(subject: Subject) -> None:
+    """`length` at `num_predict`, with exactly that many tokens."""
+    reply = await subject.ask("Tell me a story.", num_predict=3, sampling={"ignore_eos": True})
+
+    assert reply.finish == "length"
+    assert reply.completion_tokens == 3
+
+
+async def answers_by_a_schema(subject: Subject) -> None:
+    """A constrained answer parses and has what the schema asks."""
+    schema = {
+        "type": "object",
+        "properties": {"sentiment": {"enum": ["positive", "negative"]}, "sure": {"type": "boolean"}},
+        "required": ["sentiment", "sure"],
+        "additionalProperties": False,
+    }
+    reply = await subject.ask("Love it.", num_predict=48, format=schema)
+    answer = json.loads(reply.text)
+
+    assert reply.finish == "stop"
+    assert set(answer) == {"sentiment", "sure"}
+    assert answer["sentiment"] in {"positive", "negative"}
+
+
+async def refuses_a_schema_that_it_cannot_follow(subject: Subject) -> None:
+    """A wrong schema is the job's fault, and is said so."""
+    with pytest.raises(RequestRefused) as caught:
+        await subject.ask("Love it.", format={"type": "nosuchtype"})
+
+    assert "format" in caught.value.mend
+
+
+async def carries_any_text_both_ways(subject: Subject) -> None:
+    """What is not ASCII arrives and comes back as it is."""
+    word = "žluťoučký kůň 日本 🐎"
+    reply = await subject.ask(f"Say {word}.", num_predict=64, format={"enum": [word]})
+
+    assert json.loads(reply.text) == word
+
+
+async def refuses_a_model_that_is_not_there(subject: Subject) -> None:
+    """With what to do about it; the subject's own model can be used afterwards."""
+    with pytest.raises(RequestRefused) as caught:
+        await subject.backend.load(replace(subject.spec, model="nosuch:1b"))
+    await subject.backend.load(subject.spec)
+
+    assert caught.value.mend
+    assert (await subject.ask("Fine.")).finish in {"stop", "length"}
+
+
+async def counts_tokens_without_evaluating(subject: Subject) -> None:
+    """The count before is the count in the reply, for one turn and for several."""
+    for texts in (("Fine — 良い.",), ("Fine.", "neutral", "Not so fine.")):
+        request = subject.request(*texts)
+        counted = await subject.backend.count_tokens(subject.spec, request.messages)
+        reply = await subject.backend.chat(request)
+
+        assert counted == reply.prompt_tokens
+
+
+async def loads_once(subject: Subject) -> None:
+    """The same load again is no load."""
+    before = subject.loads()
+    again = await subject.backend.load(subject.spec)
+
+    assert subject.loads() == before
+    assert again.name == subject.spec.model
+    assert again.digest is not None
+    assert len(again.digest) == 64
+    assert again.num_ctx is not None
+    assert again.num_ctx >= subject.spec.num_ctx
+
+
+async def measures_what_it_does(subject: Subject) -> None:
+    """Counts and times of a reply are there and plausible."""
+    reply = await subject.ask("A row that was never asked before.")
+
+    assert reply.prompt_tokens is not None
+    assert reply.completion_tokens is not None
+    assert reply.prompt_s is not None
+    assert reply.eval_s is not None
+    assert 0 < reply.completion_tokens <= 8
+    assert reply.prompt_s > 0
+    assert reply.eval_s >= 0
+
+
+async def answers_alike_at_temperature_zero(subject: Subject) -> None:
+    """One after another, a warm prompt gets the same answer each time."""
+    texts = [(await subject.ask("It is what it is.", num_predict=16)).text for _ in range(4)]
+
+    assert len(set(texts[1:])) == 1
+
+
+async def works_on_two_requests_at_once(subject: Subject) -> None:
+    """Two conversations on two slots are both answered, and each finds its own prefix again."""
+    rows = ["First: " + "one " * 40, "Second: " + "two " * 40]
+    first = await asyncio.gather(*(subject.ask(row, slot=n) for n, row in enumerate(rows)))
+    second = await asyncio.gather(*(subject.ask(row, slot=n) for n, row in enumerate(rows)))
+
+    for before, after in zip(first, second, strict=True):
+        assert before.prompt_tokens is not None
+        assert after.cached_tokens is not None
+        assert after.cached_tokens >= before.prompt_tokens - FEW
+
+
+async def frees_a_slot_when_cancelled(subject: Subject) -> None:
+    """A request past its bound, or cancelled, gives its slot back long before it would have ended."""
+    stalled = [
+        subject.backend.chat(subject.endless(slot=n, timeout_s=0.3)) for n in range(subject.spec.slots)
+    ]
+    results = await asyncio.gather(*stalled, return_exceptions=True)
+    cancelled = asyncio.create_task(subject.backend.chat(subject.endless(slot=0)))
+    await asyncio.sleep(0.1)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+
+    assert [type(result) for result in results] == [Stalled] * subject.spec.slots
+    async with asyncio.timeout(5):
+        reply = await subject.ask("Fine.", slot=0)
+    assert reply.finish in {"stop", "length"}
+
+
+async def survives_the_death_of_its_engine(subject: Subject) -> None:
+    """A request in flight is `ServerDied`; the next load has the model back."""
+    before = subject.loads()
+    flying = asyncio.create_task(subject.backend.chat(subject.endless(slot=0)))
+    await asyncio.sleep(0.2)
+    subject.kill()
+    with pytest.raises(ServerDied):
+        await flying
+    await subject.backend.load(subject.spec)
+
+    assert subject.loads() != before
+    assert (await subject.ask("Fine.")).finish in {"stop", "length"}
+
+
+async def releases_its_memory(subject: Subject) -> None:
+    """After a release no model is in memory; a load brings it back."""
+    held = subject.holds_memory()
+    await subject.backend.release()
+    free = not subject.holds_memory()
+    await subject.backend.load(subject.spec)
+
+    assert held
+    assert free
+    assert subject.holds_memory()
+
+
+BEHAVIOURS: list[Callable[[Subject], Awaitable[None]]] = [
+    repeats_a_prompt_from_its_cache,
+    reuses_the_prefix_of_a_longer_conversation,
+    reuses_the_shared_start_of_another_row,
+    refuses_what_does_not_fit,
+    reports_an_answer_that_was_cut,
+    answers_by_a_schema,
+    refuses_a_schema_that_it_cannot_follow,
+    carries_any_text_both_ways,
+    refuses_a_model_that_is_not_there,
+    counts_tokens_without_evaluating,
+    loads_once,
+    measures_what_it_does,
+    answers_alike_at_temperature_zero,
+    works_on_two_requests_at_once,
+    frees_a_slot_when_cancelled,
+    survives_the_death_of_its_engine,
+    releases_its_memory,
+]
+
+CANNOT = {
+    ("ollama", counts_tokens_without_evaluating): "Ollama has no route that counts without evaluating",
+}
+
+
+class _Bench:
+    """Subjects, made when first asked for and kept for the module, on one event loop."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.runner = asyncio.Runner()
+        self._cache_dir = cache_dir
+        self._subjects: dict[str, Subject] = {}
+        self._server: FakeOllama | None = None
+
+    def run(self, name: str, behaviour: Callable[[Subject], Awaitable[None]]) -> None:
+        self.runner.run(self._run(name, behaviour))
+
+    async def _run(self, name: str, behaviour: Callable[[Subject], Awaitable[None]]) -> None:
+        if name not in self._subjects:
+            self._subjects[name] = await (self._fake() if name == "ollama" else self._real(name))
+        subject = self._subjects[name]
+        await subject.backend.load(subject.spec)
+        await behaviour(subject)
+
+    async def _fake(self) -> Subject:
+        script = Script(
+            slots=2,
+            latency=Latency(request_s=0.005),
+            faults=[Fault("hang", contains="Write forever.")],
+            labels=["one two three four"],
+        )
+        server = self._server = FakeOllama(script)
+        await server.start()
+        return Subject(
+            backend=OllamaBackend(server.url, clock=SystemClock()),
+            spec=LoadSpec("smollm2:135m", 1024, slots=2),
+            kill=server.kill_runners,
+            holds_memory=lambda: bool(server.loaded),
+            loads=lambda: server.loads,
+        )
+
+    async def _real(self, model: str) -> Subject:
+        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=self._cache_dir)
+
+        def kill() -> None:
+            assert backend.pid is not None
+            os.kill(backend.pid, signal.SIGKILL)
+
+        return Subject(
+            backend=backend,
+            spec=LoadSpec(model, 1024, slots=2),
+            kill=kill,
+            holds_memory=lambda: backend.pid is not None,
+            loads=lambda: backend.pid,
+        )
+
+    async def close(self) -> None:
+        for subject in self._subjects.values():
+            await subject.backend.aclose()
+        if self._server is not None:
+            await self._server.stop()
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Bench]:
+    """All subjects of this module; engines are started once."""
+    found = _Bench(tmp_path_factory.mktemp("models"))
+    with found.runner:
+        yield found
+        found.runner.run(found.close())
+
+
+REAL = [
+    pytest.mark.model,
+    pytest.mark.skipif(
+        importlib.util.find_spec("xllamacpp") is None,
+        reason="xllamacpp, the embedded engine, is not installed",
+    ),
+]
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS, ids=lambda behaviour: behaviour.__name__)
+@pytest.mark.parametrize(
+    "name",
+    ["ollama", pytest.param("smollm2:135m", marks=REAL), pytest.param("gemma3:270m", marks=REAL)],
+)
+def test_contract(name: str, behaviour: Callable[[Subject], Awaitable[None]], bench: _Bench) -> None:
+    """The behaviour that is named holds for the backend that is named."""
+    if (reason := CANNOT.get((name, behaviour))) is not None:
+        pytest.skip(reason)
+    bench.run(name, behaviour)

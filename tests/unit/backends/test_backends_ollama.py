@@ -1,0 +1,303 @@
+"""What is sent to Ollama, and what is made of models and windows."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from spoolama.backends.base import ChatRequest, LoadSpec, Message
+from spoolama.backends.factory import BackendSettings, make_backend
+from spoolama.backends.ollama import OllamaBackend
+from spoolama.clock import SystemClock
+from spoolama.errors import BackendError, RequestRefused, ServerDied, UnexpectedReply
+from spoolama.testing.fake_ollama import SMOLLM2, FakeModel, FakeOllama, Fault, Script
+
+T = TypeVar("T")
+THINKER = FakeModel("qwen3:8b", capabilities=("completion", "thinking"))
+STUB = FakeModel("gpt-oss:120b", remote_host="https://remote.invalid")
+EMBEDDER = FakeModel("nomic-embed-text:latest", capabilities=("embedding",))
+SPEC = LoadSpec("smollm2:135m", 2048, {"num_batch": 256, "num_thread": 2})
+ROW = (Message("system", "Judge."), Message("user", "Fine — 良い."))
+
+
+def run(
+    script: Script | None,
+    scenario: Callable[[FakeOllama, OllamaBackend], Awaitable[T]],
+    *,
+    shared: bool = False,
+) -> T:
+    """A scenario with a fake and a client of it."""
+
+    async def inside() -> T:
+        async with FakeOllama(script) as server:
+            backend = OllamaBackend(server.url, clock=SystemClock(), shared=shared)
+            try:
+                return await scenario(server, backend)
+            finally:
+                await backend.aclose()
+
+    return asyncio.run(inside())
+
+
+def test_what_a_request_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options, keep-alive, truncate and messages go out as designed, and nothing else does."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
+        await backend.load(SPEC)
+        sampling = {"temperature": 0, "seed": 7, "num_ctx": 99, "num_predict": 99}
+        await backend.chat(ChatRequest(SPEC, ROW, 0, sampling, {"enum": ["a"]}))
+        load, chat = server.calls
+        assert load.body == {
+            "model": "smollm2:135m",
+            "stream": False,
+            "keep_alive": -1,
+            "options": {"num_ctx": 2048, "num_batch": 256, "num_thread": 2},
+        }
+        assert chat.body == {
+            "model": "smollm2:135m",
+            "messages": [
+                {"role": "system", "content": "Judge."},
+                {"role": "user", "content": "Fine — 良い."},
+            ],
+            "stream": False,
+            "truncate": False,
+            "keep_alive": -1,
+            "format": {"enum": ["a"]},
+            "options": {
+                "temperature": 0,
+                "seed": 7,
+                "num_ctx": 2048,
+                "num_batch": 256,
+                "num_thread": 2,
+                "num_predict": 1,  # 0 would mean: without end
+            },
+        }
+        assert "origin" not in chat.headers
+        assert server.loads == [("smollm2:135m", 2048)]
+
+    run(None, scenario)
+
+
+@pytest.mark.parametrize(
+    ("model", "think", "sent"),
+    [(SMOLLM2, None, "absent"), (THINKER, None, False), (THINKER, True, True), (THINKER, "high", "high")],
+)
+def test_thinking_is_off_unless_asked(model: FakeModel, think: Any, sent: Any) -> None:
+    """A model that can think is told not to, since absent means yes there; others are told nothing."""
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> Any:
+        loaded = await backend.load(LoadSpec(model.name, 2048))
+        assert loaded.can_think is ("thinking" in model.capabilities)
+        await backend.chat(ChatRequest(LoadSpec(model.name, 2048), ROW, 8, think=think))
+        return server.chats[0].body.get("think", "absent")
+
+    assert run(Script(models=[model]), scenario) == sent
+
+
+@pytest.mark.parametrize("name", ["gpt-oss:120b-cloud", "m2:cloud", "me/x:Cloud", "host:1/me/x:cloud"])
+def test_a_cloud_name_is_refused_before_anything_is_sent(name: str) -> None:
+    """Neither load nor chat sends one byte for a name that means a remote service."""
+
+    async def scenario(server: FakeOllama, _: OllamaBackend) -> None:
+        away = OllamaBackend("http://127.0.0.1:9", clock=SystemClock())  # any sending would be ServerAway
+        spec = LoadSpec(name, 2048)
+        for attempt in (away.load(spec), away.chat(ChatRequest(spec, ROW, 8))):
+            with pytest.raises(RequestRefused, match="cloud"):
+                await attempt
+        await away.aclose()
+
+    run(None, scenario)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("gpt-oss:120b", "remote.invalid"), ("nomic-embed-text", "gives no answers"), ("nosuch", "not found")],
+)
+def test_a_model_that_cannot_answer_here_is_refused_before_a_row_is_sent(name: str, words: str) -> None:
+    """Stubs of remote models, models for embeddings and missing ones: no chat call ever arrives."""
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
+        spec = LoadSpec(name, 2048)
+        for attempt in (backend.load(spec), backend.chat(ChatRequest(spec, ROW, 8))):
+            with pytest.raises(RequestRefused, match=words):
+                await attempt
+        assert server.calls == []
+
+    run(Script(models=[SMOLLM2, STUB, EMBEDDER]), scenario)
+
+
+def test_a_missing_model_says_how_to_get_it() -> None:
+    """The mend is the command to run on the server."""
+
+    async def scenario(_: FakeOllama, backend: OllamaBackend) -> str:
+        with pytest.raises(RequestRefused) as caught:
+            await backend.load(LoadSpec("gemma3:12b", 2048))
+        return caught.value.mend
+
+    assert "ollama pull gemma3:12b" in run(None, scenario)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (Script(), ["8192", "9000", "the model's own maximum is 8192"]),
+        (Script(num_ctx_limit=4096), ["4096", "9000", "the model's own maximum is 8192"]),
+    ],
+)
+def test_a_smaller_window_than_asked_is_refused(script: Script, words: list[str]) -> None:
+    """What `/api/ps` reports decides, whether the model or the memory was too small."""
+
+    async def scenario(_: FakeOllama, backend: OllamaBackend) -> str:
+        with pytest.raises(RequestRefused) as caught:
+            await backend.load(LoadSpec("smollm2:135m", 9000))
+        return str(caught.value)
+
+    message = run(script, scenario)
+
+    assert [word for word in words if word not in message] == []
+
+
+def test_a_model_named_without_its_tag_is_found() -> None:
+    """`/api/ps` lists it with `:latest`."""
+
+    async def scenario(_: FakeOllama, backend: OllamaBackend) -> int | None:
+        return (await backend.load(LoadSpec("mine", 2048))).num_ctx
+
+    assert run(Script(models=[FakeModel("mine:latest")]), scenario) == 2048
+
+
+@pytest.mark.parametrize(
+    ("version", "prompt", "cached"),
+    [
+        ("0.24.0", 17, None),
+        ("0.30.0", None, None),
+        ("0.30.1", 17, None),
+        ("0.33.2", 17, None),
+        ("0.33.3", 17, 16),
+    ],
+)
+def test_counts_by_version(version: str, prompt: int | None, cached: int | None) -> None:
+    """0.30.0 counts no whole prompts, and before 0.33.3 nobody counts cached tokens: None, never a guess."""
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
+        spec = LoadSpec("smollm2:135m", 2048)
+        loaded = await backend.load(spec)
+        assert loaded.server.version == version
+        for _ in range(2):
+            reply = await backend.chat(ChatRequest(spec, ROW, 8))
+        assert (reply.prompt_tokens, reply.cached_tokens) == (prompt, cached)
+        assert server.chats[1].cached_tokens == 16
+
+    run(Script(version=version), scenario)
+
+
+def test_release_unloads_what_was_loaded_here() -> None:
+    """Every model that was loaded through this client is unloaded, and none that was not."""
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str]:
+        other = OllamaBackend(server.url, clock=SystemClock())
+        await other.load(LoadSpec("gemma3:270m", 2048))
+        await other.aclose()
+        await backend.load(SPEC)
+        await backend.release()
+        await backend.release()
+        unloads = [call for call in server.calls if call.body.get("keep_alive") == 0]
+        assert [call.body["model"] for call in unloads] == ["smollm2:135m"]
+        return server.loaded
+
+    assert run(None, scenario) == ["gemma3:270m"]
+
+
+def test_release_leaves_shared_models() -> None:
+    """Told that others use the same models, it unloads nothing."""
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str]:
+        await backend.load(SPEC)
+        await backend.release()
+        return server.loaded
+
+    assert run(None, scenario, shared=True) == ["smollm2:135m"]
+
+
+def test_a_release_that_failed_is_tried_again() -> None:
+    """A model stays on the list of those to release until the server has said that it is gone."""
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str]:
+        await backend.load(SPEC)
+        await server.stop()
+        with pytest.raises(BackendError):
+            await backend.release()
+        await server.start()
+        await backend.load(LoadSpec("gemma3:270m", 2048))
+        await backend.release()
+        return [call.body["model"] for call in server.calls if call.body.get("keep_alive") == 0]
+
+    assert run(None, scenario) == ["gemma3:270m", "smollm2:135m"]
+
+
+def test_a_model_that_vanished_after_its_load_is_no_loaded_model() -> None:
+    """Somebody unloads it between the load and the look at `/api/ps`: said, not taken for loaded."""
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
+        server.script.models = [FakeModel("smollm2:135m", load_s=0.0)]
+        original = server._routes.engine.runner
+
+        async def evicting(*given: Any) -> Any:
+            found = await original(*given)
+            server.evict("smollm2:135m")
+            return found
+
+        server._routes.engine.runner = evicting  # type: ignore[method-assign]
+        with pytest.raises(UnexpectedReply, match="does not list it"):
+            await backend.load(SPEC)
+
+    run(None, scenario)
+
+
+def test_a_killed_runner_takes_every_call_with_it() -> None:
+    """All calls in flight on a dead runner are `ServerDied`; the next one shows the new load."""
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
+        spec = LoadSpec("smollm2:135m", 2048)
+        await backend.load(spec)
+        calls = [asyncio.create_task(backend.chat(ChatRequest(spec, ROW, 8))) for _ in range(3)]
+        await server.wait_for_calls(4)
+        await asyncio.sleep(0)
+        server.kill_runners()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [ServerDied] * 3
+        server.script.faults.clear()
+        assert (await backend.chat(ChatRequest(spec, ROW, 8))).load_s == 2.0
+
+    run(Script(slots=2, faults=[Fault("hang")]), scenario)
+
+
+def test_a_row_with_anything_in_it_arrives_as_it_is() -> None:
+    """Control characters, lone surrogates and other scripts do not break a request."""
+    text = 'tab\t nul\x00 \ud800 𝄞 \u202e \\ " 日本'
+
+    async def scenario(server: FakeOllama, backend: OllamaBackend) -> str:
+        await backend.chat(ChatRequest(SPEC, (Message("user", text),), 8))
+        return str(json.loads(server.chats[0].raw)["messages"][0]["content"])
+
+    assert run(None, scenario) == text
+
+
+def test_the_factory_makes_each_kind() -> None:
+    """Settings name the kind; nothing is connected by making one."""
+
+    async def scenario() -> list[str]:
+        backends = [
+            make_backend(BackendSettings(kind), SystemClock())  # type: ignore[arg-type]
+            for kind in ("ollama", "openai", "embedded")
+        ]
+        for backend in backends:
+            await backend.aclose()
+        return [backend.kind for backend in backends]
+
+    assert asyncio.run(scenario()) == ["ollama", "openai", "embedded"]

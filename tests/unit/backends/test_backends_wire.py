@@ -1,0 +1,225 @@
+"""Every recorded reply, through the clients: status, keys and class of failure, from one table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+
+import httpx
+import pytest
+
+from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
+from spoolama.backends.ollama import OllamaBackend
+from spoolama.backends.openai import OpenAIBackend
+from spoolama.clock import SystemClock
+from spoolama.errors import (
+    AnswerUnfinished,
+    BackendError,
+    ContextOverflow,
+    RequestRefused,
+    ServerBusy,
+    ServerDied,
+    UnexpectedReply,
+)
+from wire.cases import all_cases, case
+
+SPEC = LoadSpec("smollm2:135m", 2048, {"num_thread": 2})
+ASK = ChatRequest(
+    SPEC, (Message("user", "The battery died after two days."),), 32, {"temperature": 0, "seed": 7}
+)
+
+OK = None
+# What each recorded reply to a chat means when it answers ours; the status stands beside, as recorded.
+CHATS: dict[str, tuple[int, type[BackendError] | None]] = {
+    "chat_after_runner_killed": (200, OK),
+    "chat_bad_json": (400, RequestRefused),
+    "chat_bad_role": (200, OK),
+    "chat_cloud_name": (403, RequestRefused),
+    "chat_ctx_changed": (200, OK),
+    "chat_empty_body": (400, RequestRefused),
+    "chat_empty_content": (200, OK),
+    "chat_empty_messages": (200, AnswerUnfinished),  # done_reason load: nothing was generated
+    "chat_format_invalid": (500, RequestRefused),
+    "chat_json_mode": (200, OK),
+    "chat_keep_alive_duration": (200, OK),
+    "chat_keep_alive_string": (400, RequestRefused),
+    "chat_length": (200, OK),
+    "chat_logprobs": (200, OK),
+    "chat_model_missing": (404, RequestRefused),
+    "chat_no_model": (400, RequestRefused),
+    "chat_num_predict_0": (200, OK),
+    "chat_ok_cold": (200, OK),
+    "chat_ok_second_turn": (200, OK),
+    "chat_ok_warm": (200, OK),
+    "chat_option_unknown": (200, OK),
+    "chat_option_wrong_type": (500, RequestRefused),
+    "chat_overflow_history_dropped": (200, OK),  # cut in silence: why we never leave `truncate` on
+    "chat_overflow_history_refused": (400, ContextOverflow),
+    "chat_overflow_refused": (400, ContextOverflow),
+    "chat_overflow_silent": (200, OK),
+    "chat_queue_full": (503, ServerBusy),
+    "chat_render_only": (200, AnswerUnfinished),  # done: false
+    "chat_repeat": (200, OK),
+    "chat_runner_killed": (500, ServerDied),
+    "chat_runner_killed_stream": (200, UnexpectedReply),  # lines, where one object was asked for
+    "chat_schema": (200, OK),
+    "chat_schema_bad_pattern": (400, RequestRefused),
+    "chat_schema_invalid": (400, RequestRefused),
+    "chat_stream": (200, UnexpectedReply),
+    "chat_think_unsupported": (400, RequestRefused),
+    "gemma_chat_ok": (200, OK),
+    "gemma_render_only": (200, AnswerUnfinished),
+}
+# The same for the other routes: which reply stands in for the recorded one while a model is loaded.
+LOADS: dict[str, tuple[str, int, type[BackendError] | None]] = {
+    "generate_preload": ("/api/generate", 200, OK),
+    "generate_raw": ("/api/generate", 200, UnexpectedReply),  # an answer, where a load was asked for
+    "generate_unload": ("/api/generate", 200, UnexpectedReply),
+    "ps_loaded": ("/api/ps", 200, OK),
+    "ps_two_models": ("/api/ps", 200, OK),
+    "ps_after_unload": ("/api/ps", 200, OK),
+    "ps_empty": ("/api/ps", 200, UnexpectedReply),
+    "show": ("/api/show", 200, OK),
+    "show_missing": ("/api/show", 404, RequestRefused),
+    "version": ("/api/version", 200, OK),
+    "status": ("/api/version", 200, UnexpectedReply),
+    "tags": ("/api/version", 200, UnexpectedReply),
+    "root": ("/api/version", 200, UnexpectedReply),
+}
+V1: dict[str, tuple[int, type[BackendError] | None]] = {
+    "v1_chat_ok": (200, OK),
+    "v1_chat_model_missing": (404, RequestRefused),
+    "v1_batches_absent": (404, RequestRefused),
+    "v1_models": (200, UnexpectedReply),  # a list, where an answer was asked for
+}
+GOOD = {
+    "/api/version": "version",
+    "/api/show": "show",
+    "/api/generate": "generate_preload",
+    "/api/ps": "ps_loaded",
+    "/api/chat": "chat_ok_cold",
+}
+
+
+def recorded(answers: Mapping[str, str]) -> httpx.MockTransport:
+    """A transport that gives for each path the recorded case that is named."""
+    return httpx.MockTransport(lambda request: case(answers[request.url.path]).response())
+
+
+def ollama(**replaced: str) -> OllamaBackend:
+    """A client whose server gives the good replies, but for those replaced (by path, `_` for `/`)."""
+    answers = {**GOOD, **{key.replace("_", "/"): name for key, name in replaced.items()}}
+    return OllamaBackend("http://ollama", transport=recorded(answers), clock=SystemClock())
+
+
+def ask(backend: Backend, request: ChatRequest = ASK) -> Reply:
+    """One chat."""
+    return asyncio.run(backend.chat(request))
+
+
+def test_every_recorded_case_is_in_a_table() -> None:
+    """No recorded reply is forgotten, and none is named that is not there."""
+    assert set(all_cases()) == {*CHATS, *LOADS, *V1}
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_chat(name: str) -> None:
+    """A recorded chat reply becomes an answer with its own counters, or the right class of failure."""
+    status, failure = CHATS[name]
+    reply = case(name)
+
+    assert reply.status == status
+    if failure is not None:
+        with pytest.raises(failure) as caught:
+            ask(ollama(_api_chat=name))
+        assert type(caught.value) is failure
+        assert caught.value.status == status
+        return
+    answer = ask(ollama(_api_chat=name))
+    assert answer.text == reply.json["message"]["content"]
+    assert answer.finish == reply.json["done_reason"]
+    assert answer.prompt_tokens == reply.json["prompt_eval_count"]
+    assert answer.completion_tokens == reply.json["eval_count"]
+    assert answer.cached_tokens is None  # this version does not count them, which is not zero
+    assert answer.load_s == reply.json["load_duration"] / 1e9
+    assert answer.prompt_s == reply.json["prompt_eval_duration"] / 1e9
+    assert answer.eval_s == reply.json["eval_duration"] / 1e9
+    assert answer.total_s == reply.json["total_duration"] / 1e9
+    assert answer.raw == reply.json
+
+
+@pytest.mark.parametrize("name", LOADS)
+def test_load(name: str) -> None:
+    """A recorded reply of the routes around a load is understood, or refused for what it is."""
+    path, status, failure = LOADS[name]
+    answers = {**GOOD, path: name}
+    backend = OllamaBackend("http://ollama", transport=recorded(answers), clock=SystemClock())
+
+    assert case(name).status == status
+    if failure is not None:
+        with pytest.raises(failure) as caught:
+            asyncio.run(backend.load(SPEC))
+        assert caught.value.status == status
+        return
+    model = asyncio.run(backend.load(SPEC))
+    entry = next(m for m in case(answers["/api/ps"]).json["models"] if m["name"] == SPEC.model)
+    assert model.digest == entry["digest"]
+    assert model.num_ctx == entry["context_length"]
+    assert model.size_bytes == entry["size"]
+    assert model.vram_bytes == 0
+    assert model.server.version == "0.0.0"
+    assert model.can_think is False
+
+
+@pytest.mark.parametrize("name", V1)
+def test_openai(name: str) -> None:
+    """A recorded `/v1` reply is an answer with its usage, or the right class of failure."""
+    status, failure = V1[name]
+    backend = OpenAIBackend(
+        "http://server/v1", transport=recorded({"/v1/chat/completions": name}), clock=SystemClock()
+    )
+
+    assert case(name).status == status
+    if failure is not None:
+        with pytest.raises(failure) as caught:
+            ask(backend)
+        assert caught.value.status == status
+        return
+    answer = ask(backend)
+    assert answer.text == "The battery died."
+    assert (answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens) == (38, 5, None)
+    assert answer.finish == "stop"
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "window"),
+    [("chat_overflow_refused", 13924, 2048), ("chat_overflow_history_refused", 5731, 2048)],
+)
+def test_overflow_sizes(name: str, prompt: int, window: int) -> None:
+    """The exact sizes are read out of the JSON inside the JSON string."""
+    expected = json.loads(case(name).json["error"])["error"]
+    assert (expected["n_prompt_tokens"], expected["n_ctx"]) == (prompt, window)
+
+    with pytest.raises(ContextOverflow) as caught:
+        ask(ollama(_api_chat=name))
+
+    assert (caught.value.prompt_tokens, caught.value.num_ctx) == (prompt, window)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("chat_model_missing", "ollama pull smollm2:135m"),
+        ("chat_schema_invalid", "format"),
+        ("chat_option_wrong_type", "options"),
+        ("chat_think_unsupported", "think"),
+        ("chat_cloud_name", "never sent"),
+    ],
+)
+def test_a_refusal_says_what_to_do(name: str, words: str) -> None:
+    """Beside the server's own words stands what the person has to change."""
+    with pytest.raises(RequestRefused) as caught:
+        ask(ollama(_api_chat=name))
+
+    assert words in caught.value.mend
