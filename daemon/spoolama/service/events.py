@@ -98,6 +98,7 @@ EVENTS: Mapping[str, EventKind] = {
         "{job} ran into a defect ({error}); it stays in processing/. Start {starts} of {most}.",
         "ba96ad97f4a64570a5514211cf0ec1ad",
     ),
+    "job.held": EventKind("error", "{job} cannot go on for now: {error}", "bf64fd040fda4359a7f8e09d4678e6ae"),
     "job.set_aside": EventKind(
         "error",
         "{job} is put aside: the service died with it {starts} times.",

@@ -72,5 +72,5 @@ class Executor(Protocol):
         ...
 
     async def reject(self, job: JobDir, error: JobError) -> Ended:
-        """Publish the job in failed/ for this reason, with everything uploaded and whatever results there are."""
+        """Publish the job in failed/ for this reason, with everything uploaded and all results there are."""
         ...

@@ -28,6 +28,7 @@ from spoolama.service.settings_words import meant, problems_of
 __all__ = ["PREFIX", "BackendSection", "KeepSection", "LogSection", "Settings", "load_settings", "variables"]
 
 PREFIX = "SPOOLAMA_"
+OLLAMA_URL = "http://127.0.0.1:11434"
 _OTHER_VARIABLES = {"SPOOLAMA_CONFIG"}
 _FOR_TESTS = "SPOOLAMA_TEST_"
 
@@ -65,6 +66,13 @@ class BackendSection(_Section):
     cache_dir: FilePath | None = Field(
         None, description="embedded: where model packages are unpacked. Default: the user's cache directory."
     )
+
+    @property
+    def address(self) -> str | None:
+        """Where the server is; None for embedded, which has no address."""
+        if self.kind == "embedded":
+            return None
+        return self.url or (OLLAMA_URL if self.kind == "ollama" else None)
 
 
 class LogSection(_Section):

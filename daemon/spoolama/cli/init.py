@@ -1,0 +1,30 @@
+"""`spoolama init`: make a spool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["init"]
+
+
+@click.command(epilog="Example: spoolama init spool")
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--shared",
+    is_flag=True,
+    help="Several users upload: incoming/ gets mode 3770. Set its group yourself: chgrp GROUP DIR/incoming.",
+)
+def init(directory: Path, shared: bool) -> None:
+    """Make DIRECTORY a spool: incoming, processing, done, failed and status.
+
+    What exists already stays as it is. It then proves that files can travel through it.
+    """
+    from spoolama.spool.layout import Spool
+
+    spool = Spool(directory.absolute())
+    spool.create(shared=shared)
+    spool.prove()
+    click.echo(f"{directory} is a spool. Drop files into {directory / 'incoming'}, and run:")
+    click.echo(f"  spoolama run --spool {directory}")

@@ -1,0 +1,80 @@
+"""A live progress bar of the running job, from the service's own state."""
+
+from __future__ import annotations
+
+import asyncio
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from spoolama.service.state import EndedJob, ServiceState
+from spoolama.service.status_text import duration, status_line
+from spoolama.spool.names import readable
+
+__all__ = ["ended_line", "show_progress"]
+
+_EVERY_S = 0.2
+
+
+def ended_line(done: EndedJob, root: str) -> str:
+    """One line about a published job, with where it is."""
+    name = readable(done.job.dropped_as)
+    return f"{name} -> {root}/{done.ended.where}/{done.job.name}: {done.ended.message}"
+
+
+async def show_progress(state: ServiceState, root: str) -> None:
+    """Show the running job until cancelled; each ended job stays as a line above the bar."""
+    console = Console()
+    bar = Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("[dim]{task.fields[phase]}"),
+        console=console,
+        transient=True,
+        expand=True,
+    )
+    shown: TaskID | None = None
+    job = ""
+    printed = 0
+    with bar:
+        try:
+            while True:
+                printed = _print_ended(state, root, console, printed)
+                running = state.running
+                if running is None or running.item.job.name != job:
+                    if shown is not None:
+                        bar.remove_task(shown)
+                        shown = None
+                    job = ""
+                if running is not None:
+                    snap = running.progress.snapshot()
+                    if shown is None:
+                        job = running.item.job.name
+                        name = escape(readable(running.item.job.dropped_as))
+                        shown = bar.add_task(name, total=None, rate="", left="", phase="")
+                    bar.update(
+                        shown,
+                        total=snap.total or None,
+                        completed=snap.done,
+                        rate=f"{snap.rows_per_s:.1f} rows/s" if snap.rows_per_s else "",
+                        left=f"{duration(snap.eta_s)} left" if snap.eta_s is not None else "",
+                        phase=escape(snap.phase),
+                    )
+                elif state.phase == "working" and shown is None and (state.held or state.queue.in_line()):
+                    job = ""
+                    shown = bar.add_task("waiting", total=None, rate="", left="", phase="")
+                    bar.update(shown, phase=escape(status_line(state)))
+                await asyncio.sleep(_EVERY_S)
+        finally:
+            _print_ended(state, root, console, printed)
+
+
+def _print_ended(state: ServiceState, root: str, console: Console, printed: int) -> int:
+    new = min(state.ended_count - printed, len(state.ended))
+    for done in list(state.ended)[len(state.ended) - new :]:
+        console.print(escape(ended_line(done, root)), highlight=False, soft_wrap=True)
+    return state.ended_count

@@ -1,0 +1,63 @@
+"""`spoolama run`: the service."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from spoolama.cli.settings_options import config_option, settings_from, spool_option
+
+if TYPE_CHECKING:
+    from spoolama.service.settings import Settings
+
+__all__ = ["run"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  spoolama run --config /etc/spoolama/spoolama.yaml
+  spoolama run --once --spool spool --backend embedded""",
+)
+@config_option
+@click.option("--once", is_flag=True, help="Work off what is in the spool, then end.")
+@spool_option
+@click.option(
+    "--backend",
+    type=click.Choice(["ollama", "embedded", "openai"]),
+    help="Who answers, instead of the settings'.",
+)
+@click.option("--url", help="The model server's address, instead of the settings'.")
+@click.option("--lanes", type=click.IntRange(1, 256), help="Requests at once, instead of the settings'.")
+def run(
+    config: Path | None,
+    once: bool,
+    spool: Path | None,
+    backend: str | None,
+    url: str | None,
+    lanes: int | None,
+) -> None:
+    """Run the service: take what is dropped into incoming/, and publish answers in done/.
+
+    It stops on SIGTERM or Ctrl-C: rows in flight finish, the rest is left for the next start. A second
+    signal ends it at once; nothing is lost by that either. SIGHUP reads the settings again.
+
+    With --once it works off what is there and ends; on a terminal it shows a progress bar.
+    """
+    from spoolama.service.assembly import serve
+    from spoolama.service.logs import configure
+
+    def load() -> Settings:
+        return settings_from(config, spool=spool, backend__kind=backend, backend__url=url, lanes=lanes)
+
+    settings = load()
+    live = once and sys.stdout.isatty()
+    configure("warning" if live else settings.log.level)
+    if live:
+        from spoolama.cli.progress import show_progress
+
+        sys.exit(serve(settings, reload=load, once=True, beside=show_progress))
+    sys.exit(serve(settings, reload=load, once=once))

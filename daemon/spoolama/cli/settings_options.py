@@ -1,0 +1,45 @@
+"""The options that several commands share: which configuration, which spool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from spoolama.service.settings import Settings
+
+__all__ = ["SYSTEM_CONFIG", "config_option", "settings_from", "spool_option"]
+
+SYSTEM_CONFIG = Path("/etc/spoolama/spoolama.yaml")
+
+config_option = click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="SPOOLAMA_CONFIG",
+    show_envvar=True,
+    help=f"The settings. Default: {SYSTEM_CONFIG} if it is there, else the built-in defaults.",
+)
+spool_option = click.option(
+    "--spool", type=click.Path(file_okay=False, path_type=Path), help="The spool, instead of the settings'."
+)
+
+
+def settings_from(config: Path | None, **instead: object) -> Settings:
+    """The settings: file, then environment, then what was given on the command line.
+
+    Args:
+        config: The file; None for the system's.
+        instead: Keys as in the environment's variables, lower case (`backend__url`); None is not given.
+    """
+    from spoolama.service.settings import PREFIX, load_settings
+
+    if config is None and SYSTEM_CONFIG.exists():
+        config = SYSTEM_CONFIG
+    given: Mapping[str, str] = {
+        PREFIX + key.upper(): str(value) for key, value in instead.items() if value is not None
+    }
+    return load_settings(config, {**os.environ, **given})

@@ -1,0 +1,106 @@
+"""`spoolama status`: how the service, or one dropped name, fares."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spoolama.cli.settings_options import config_option, settings_from, spool_option
+
+__all__ = ["read_service", "status"]
+
+_STALE_S = 90.0
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  spoolama status --spool spool
+  spoolama status reviews.csv --spool spool""",
+)
+@click.argument("name", required=False)
+@config_option
+@spool_option
+@click.option("--json", "as_json", is_flag=True, help="As the service wrote it.")
+def status(name: str | None, config: Path | None, spool: Path | None, as_json: bool) -> None:
+    """Say how the service fares, or what became of the dropped file NAME.
+
+    It reads the files in status/, which anybody may read who has only ssh:
+    ssh gpu cat /var/spool/spoolama/status/service.txt
+    """
+    from spoolama.spool.layout import Spool
+
+    root = Spool(settings_from(config, spool=spool).spool)
+    if name is None:
+        payload, text = read_service(root.status)
+        click.echo(json.dumps(payload, indent=2, ensure_ascii=False) if as_json else text.rstrip("\n"))
+        return
+    found = _of_name(root.status, name)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for line in _in_words(found):
+        click.echo(line)
+
+
+def read_service(directory: Path) -> tuple[dict[str, Any], str]:
+    """What the service last said, for programs and for people; says so if that was a while ago."""
+    try:
+        payload = json.loads((directory / "service.json").read_bytes())
+        text = (directory / "service.txt").read_text(encoding="utf-8")
+        age = (datetime.now(UTC) - datetime.fromisoformat(payload["at"])).total_seconds()
+    except FileNotFoundError:
+        raise click.ClickException(
+            f"No service has worked on {directory.parent} yet. Run: spoolama run"
+        ) from None
+    except (ValueError, KeyError) as error:
+        raise click.ClickException(f"{directory / 'service.json'} is damaged: {error}") from None
+    if age > _STALE_S or payload["service"]["state"] == "stopping":
+        from spoolama.service.status_text import duration
+
+        old = duration(max(0.0, age))
+        text = f"The service does not run, or hangs: this is its last word, {old} old.\n\n{text}"
+    return payload, text
+
+
+def _of_name(directory: Path, name: str) -> dict[str, Any]:
+    from spoolama.spool.names import DATA_ENDINGS, readable
+    from spoolama.spool.status import status_name
+
+    name = Path(name).name
+    packed = ("", ".gz", ".zst")
+    for full in (name, *(f"{name}{ending}{pack}" for ending in DATA_ENDINGS for pack in packed)):
+        path = directory / status_name(full)
+        if path.is_file():
+            found: dict[str, Any] = json.loads(path.read_bytes())
+            return found
+    click.echo(
+        f"Nothing is known of {readable(name)}. Was it dropped into {directory.parent / 'incoming'}?",
+        err=True,
+    )
+    sys.exit(1)
+
+
+def _in_words(found: dict[str, Any]) -> list[str]:
+    from spoolama.service.status_text import failures_text, rows_text
+    from spoolama.spool.names import readable
+
+    name = readable(found["name"])
+    match found["state"]:
+        case "running":
+            lines = [f"{name} runs as job {found['job']}: {found['phase']}."]
+            if found["rows"]["total"]:
+                lines.append(rows_text(found))
+            return [*lines, *filter(None, [failures_text(found["failures"])])]
+        case "done" | "failed":
+            return [f"{name} is in {found['where']}", found["message"]]
+        case "queued":
+            return [f"{name} is number {found['place']} in line, as job {found['job']}."]
+        case state:
+            where = f" as job {found['job']}" if found["job"] else ""
+            return [f"{name}: {state}{where}.", *filter(None, [found["message"]])]

@@ -1,0 +1,67 @@
+"""`spoolama submit`: check files and drop them into a spool on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from spoolama.cli.settings_options import config_option, settings_from, spool_option
+
+__all__ = ["submit"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  spoolama submit reviews.csv --spool spool
+  spoolama submit a.csv a.yaml b.jsonl --config /etc/spoolama/spoolama.yaml
+From another machine scp and rsync do as well:
+  rsync reviews.csv reviews.yaml gpu:/var/spool/spoolama/incoming/""",
+)
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@config_option
+@spool_option
+@click.option("--no-check", is_flag=True, help="Do not read the files first.")
+def submit(files: tuple[Path, ...], config: Path | None, spool: Path | None, no_check: bool) -> None:
+    """Check FILES as the service would, then place them in incoming/, whole or not at all.
+
+    FILES are data files; a sidecar is found by its name beside its data file, or given too.
+    Nothing that lies in incoming/ is replaced.
+    """
+    from spoolama.cli.check import check_one
+    from spoolama.service.checking import Drop, drop_of
+    from spoolama.service.placing import place
+    from spoolama.spool.layout import Spool
+    from spoolama.spool.names import data_name, is_sidecar, sidecar_names
+
+    settings = settings_from(config, spool=spool)
+    target = Spool(settings.spool)
+    sidecars = {path.name: path for path in files if is_sidecar(path.name)}
+    drops: list[Drop] = []
+    for path in files:
+        name = data_name(path.name)
+        if name is not None:
+            given = [sidecars.pop(n) for n in sidecar_names(name) if n in sidecars]
+            drops.append(Drop(path, given[0]) if given else drop_of(path))
+        elif not is_sidecar(path.name):
+            drop_of(path)  # says what it is not
+    drops += [drop_of(sidecar) for sidecar in sidecars.values()]
+    for drop in drops:
+        words = ""
+        if not no_check:
+            findings = check_one(Drop(drop.data, drop.sidecar or settings.default_sidecar), settings)
+            words = f", {findings.rows:,} rows"
+            if not findings.asked:
+                raise click.ClickException(
+                    f"{drop.data.name}: no row can be asked. See: spoolama check {drop.data}"
+                )
+            if findings.faults:
+                words += f", {sum(findings.faults.values()):,} of which will fail (see spoolama check)"
+        place(target, drop)
+        click.echo(
+            f"Submitted {drop.data.name}{words}. Follow it: spoolama status {drop.data.name}"
+            + (f" --spool {spool}" if spool else "")
+        )

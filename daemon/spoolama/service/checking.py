@@ -1,0 +1,204 @@
+"""Everything the service would say about a drop, before it is dropped: the same readers, the same checks.
+
+The rows go through the intake into a ledger in a temporary directory, and each prompt is rendered.
+No model server is asked, so tokens are an estimate and say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spoolama.clock import SystemClock
+from spoolama.engine.progress import Progress, Pulse
+from spoolama.errors import ConfigError, InputError, RowError
+from spoolama.job.asking import Ask, Asker
+from spoolama.job.rows import Limits, detect
+from spoolama.job.sidecar import Sidecar
+from spoolama.job.sidecar_file import load_sidecar
+from spoolama.service.intake import take_in
+from spoolama.spool.claim import JobDir
+from spoolama.spool.content import sha256_of
+from spoolama.spool.job_ledger import JobLedger
+from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.names import data_name, is_sidecar, sidecar_names
+
+__all__ = ["CHARACTERS_PER_TOKEN", "Drop", "Fault", "Findings", "check_drop", "drop_of"]
+
+CHARACTERS_PER_TOKEN = 4
+"""A common ratio of English text; only the model's own tokenizer knows better."""
+_EXAMPLES = 2
+_FAULTS_KEPT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A data file and the sidecar that goes with it."""
+
+    data: Path
+    sidecar: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A row that will not be asked."""
+
+    line: int
+    code: str
+    message: str
+
+
+@dataclass
+class Findings:
+    """What was found in a drop whose job would begin."""
+
+    format: str
+    model: str
+    mode: str
+    rows: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    """Rows that will not be asked, by class."""
+    first_faults: list[Fault] = field(default_factory=list)
+    """The first of them."""
+    examples: list[Ask] = field(default_factory=list)
+    """The first questions as they will be asked."""
+    prefix_characters: int = 0
+    """Of the first row's shared part."""
+    characters: int = 0
+    """Of all rows' own parts."""
+    longest: int = 0
+    """Characters of the longest prompt, shared part included."""
+    longest_line: int = 0
+    room_tokens: int = 0
+    """What num_ctx leaves for a prompt."""
+
+    @property
+    def asked(self) -> int:
+        """Rows that will be asked."""
+        return self.rows - sum(self.faults.values())
+
+    @property
+    def tokens(self) -> int:
+        """Prompt tokens of all rows, each behind the shared part, by characters."""
+        return (self.prefix_characters * self.asked + self.characters) // CHARACTERS_PER_TOKEN
+
+    @property
+    def perhaps_too_long(self) -> bool:
+        """Whether the longest prompt may not fit the window, by characters."""
+        return self.longest // CHARACTERS_PER_TOKEN >= self.room_tokens
+
+
+def drop_of(given: Path, data: Path | None = None, default_sidecar: Path | None = None) -> Drop:
+    """Find the other half of a drop, by the names that the service goes by.
+
+    Raises:
+        ConfigError: there is none, or there are several.
+    """
+    if is_sidecar(given.name):
+        if data is None:
+            near = [p for p in sorted(given.parent.iterdir()) if _fits(p.name, given.name)]
+            if len(near) != 1:
+                found = ", ".join(p.name for p in near) or "none"
+                raise ConfigError(f"{given}: name its data file with --data (beside it: {found})")
+            data = near[0]
+        return Drop(data, given)
+    name = data_name(given.name)
+    if name is None:
+        raise ConfigError(
+            f"{given.name} is neither a data file (.csv, .tsv, .jsonl, .ndjson) nor a sidecar (.yaml)"
+        )
+    near = [given.parent / n for n in sidecar_names(name) if (given.parent / n).is_file()]
+    if len(near) > 1:
+        raise ConfigError(
+            f"{given.name} has {len(near)} sidecars: {', '.join(p.name for p in near)}. Keep one."
+        )
+    return Drop(given, near[0] if near else default_sidecar)
+
+
+def _fits(data: str, sidecar: str) -> bool:
+    name = data_name(data)
+    return name is not None and sidecar.lower() in {s.lower() for s in sidecar_names(name)}
+
+
+async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> Findings:
+    """Read everything, as the service would.
+
+    Raises:
+        JobError: the job would not begin; with every problem that could be found.
+        OSError: a file cannot be read.
+    """
+    kind = await asyncio.to_thread(detect, drop.data, drop.data.name)
+    openai = kind.format == "openai"
+    if drop.sidecar is not None:
+        sidecar = await asyncio.to_thread(load_sidecar, drop.sidecar, openai=openai)
+    elif openai:
+        sidecar = Sidecar(model="")
+    else:
+        raise InputError(
+            f"{drop.data.name} has no sidecar", mend=f"Write {data_stem(drop.data)}.yaml beside it."
+        )
+    if sidecar.expect and sidecar.expect.sha256:
+        found = await asyncio.to_thread(sha256_of, drop.data)
+        if found != sidecar.expect.sha256.lower():
+            raise InputError(f"{drop.data.name} has sha256 {found}, the sidecar expects another")
+    findings = Findings(kind.format, sidecar.model, sidecar.mode)
+    findings.room_tokens = sidecar.options.num_ctx - sidecar.options.num_predict
+    clock = SystemClock()
+    with tempfile.TemporaryDirectory(prefix="spoolama-check-") as directory:
+        job = JobDir(
+            Path(directory), "check", drop.data, drop.sidecar, drop.data.name, claimed_at=0.0, arrived=0.0
+        )
+        ledger = JobLedger(job.ledger, clock)
+        try:
+            progress = Progress("check", clock, Pulse(clock))
+            await take_in(
+                job, kind, sidecar, ledger, progress, limits=limits, newline_required=newline_required
+            )
+        finally:
+            await ledger.close()
+        await asyncio.to_thread(_read_back, job.ledger, Asker(sidecar, openai=openai), findings)
+    return findings
+
+
+def data_stem(data: Path) -> str:
+    """`a` of `a.csv.gz`."""
+    name = data_name(data.name)
+    return name.stem if name else data.stem
+
+
+def _read_back(ledger: Path, asker: Asker, findings: Findings) -> None:
+    with contextlib.closing(LedgerReader(ledger)) as reader:
+        for row in reader.outcomes():
+            findings.rows += 1
+            if row.state == "failed" or row.fields is None:
+                _count_fault(findings, row.line, row.code or "unreadable", row.message or "")
+                continue
+            try:
+                _count_ask(findings, row.line, asker.ask(row.fields))
+            except RowError as error:
+                _count_fault(findings, row.line, error.code, error.message)
+            if not findings.model and isinstance(row.fields.get("body"), Mapping):
+                findings.model = str(row.fields["body"].get("model", ""))
+
+
+def _count_fault(findings: Findings, line: int, code: str, message: str) -> None:
+    findings.faults[code] += 1
+    if len(findings.first_faults) < _FAULTS_KEPT:
+        findings.first_faults.append(Fault(line, code, message))
+
+
+def _count_ask(findings: Findings, line: int, ask: Ask) -> None:
+    shared = sum(len(m.content) for m in ask.prefix)
+    own = sum(len(m.content) for m in ask.own)
+    if not findings.examples:
+        findings.prefix_characters = shared
+    if len(findings.examples) < _EXAMPLES:
+        findings.examples.append(ask)
+    findings.characters += own + shared - findings.prefix_characters
+    if shared + own > findings.longest:
+        findings.longest, findings.longest_line = shared + own, line

@@ -1,0 +1,77 @@
+"""Commands by file: `NAME.cancel`, `NAME.pause` and `NAME.resume` in incoming/, so that scp is enough.
+
+NAME is a dropped file's name, its stem, or a job's name. The command file is removed once it is carried out.
+A paused job stays in processing/ with all its results. A cancelled one is published in failed/ with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from spoolama.errors import JobError
+from spoolama.service.logs import say
+from spoolama.service.marks import is_paused, pause, resume
+from spoolama.service.model import Executor
+from spoolama.service.queue import Queued
+from spoolama.service.state import ServiceState
+from spoolama.spool.layout import Spool
+from spoolama.spool.ready import Control, take_control
+
+__all__ = ["Commands", "cancelled"]
+
+
+def cancelled() -> JobError:
+    """The reason in a cancelled job's error.json."""
+    return JobError(
+        "The job was cancelled by a .cancel file.",
+        mend="Nothing is broken. Drop the files again to have all rows answered.",
+        code="cancelled",
+    )
+
+
+class Commands:
+    """Carries out what users ask by file."""
+
+    def __init__(self, spool: Spool, state: ServiceState, executor: Executor) -> None:
+        self._spool = spool
+        self._state = state
+        self._executor = executor
+
+    async def carry_out(self, control: Control) -> None:
+        """Do what it says to every job that it means, and take it away."""
+        items = self._state.queue.find(control.target)
+        done = [await self._one(control.command, item) for item in items]
+        what = "; ".join(done) if done else "no claimed job has this name"
+        if not done and any(h.name.startswith(control.target) for h in self._state.held):
+            what = "the file is still in incoming/; remove it there instead"
+        await asyncio.to_thread(take_control, self._spool, control)
+        say("drop.commanded", name=control.file, what=what)
+        self._state.changed.set()
+
+    async def _one(self, command: str, item: Queued) -> str:
+        running = self._state.running
+        name = item.job.name
+        if command == "pause":
+            await asyncio.to_thread(pause, item.job)
+            if running is not None and running.item is item:
+                running.stop.set("pause")
+            elif item.standing in ("ready", "held"):
+                item.standing, item.retry_at = "paused", None
+                item.reason = f"Paused. Drop {name}.resume into incoming/ to go on."
+            return f"{name} is paused"
+        if command == "resume":
+            was_paused = is_paused(item.job)
+            await asyncio.to_thread(resume, item.job)
+            if item.standing == "paused":
+                self._state.queue.settled(item, item.priority)
+            return f"{name} goes on" if was_paused else f"{name} was not paused"
+        if running is not None and running.item is item:
+            running.stop.set("cancel")
+            return f"{name} ends as soon as its rows in flight have"
+        if item.standing == "settling":
+            return f"{name} is still being written to; not cancelled"
+        item.standing = "held"
+        ended = await self._executor.reject(item.job, cancelled())
+        self._state.queue.remove(item)
+        self._state.end(item.job, ended, None)
+        return f"{name} is cancelled"

@@ -1,0 +1,247 @@
+"""The service: its tasks, their beginning and their end.
+
+One task group holds them all: scanner, worker, heartbeat, reporter, keeper, prober and releaser. None of them
+ends by itself; one that dies takes the service down, loudly, with exit status 1, and systemd starts it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from spoolama import __version__
+from spoolama.backends.base import Backend
+from spoolama.clock import Clock
+from spoolama.engine.progress import Pulse
+from spoolama.errors import ConfigError
+from spoolama.service.heartbeat import Heartbeat
+from spoolama.service.keeping import Keeping
+from spoolama.service.logs import say, set_level
+from spoolama.service.model import Executor
+from spoolama.service.models import Probing, Releasing, release
+from spoolama.service.notify import Notifier
+from spoolama.service.priority import priority_of
+from spoolama.service.reporting import Reporting
+from spoolama.service.scanning import Scanning
+from spoolama.service.settings import Settings
+from spoolama.service.signals import listening
+from spoolama.service.state import ServerState, ServiceState
+from spoolama.service.working import Working
+from spoolama.spool.layout import Spool
+from spoolama.spool.lock import SpoolLock
+from spoolama.spool.recover import recover
+
+__all__ = ["Daemon"]
+
+_NEEDS_RESTART = ("spool", "backend", "lanes", "max_cell_bytes", "final_newline")
+_DRAIN_SPARE_S = 10.0
+
+
+class Daemon:
+    """The service, ready to run.
+
+    Args:
+        settings: What the administrator set.
+        spool: The spool directory.
+        backend: The model server.
+        executor: Does the work of one job.
+        notifier: Who is told of ready, status and stop.
+        clock: Time.
+        reload: Reads the settings again, for SIGHUP; raises ConfigError.
+        watchdog_s: Seconds between two pings; None: nobody wants them.
+        once: Work off what is there, then end.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spool: Spool,
+        backend: Backend,
+        executor: Executor,
+        notifier: Notifier,
+        clock: Clock,
+        *,
+        reload: Callable[[], Settings] | None = None,
+        watchdog_s: float | None = None,
+        once: bool = False,
+    ) -> None:
+        self._settings = settings
+        self._spool = spool
+        self._backend = backend
+        self._notifier = notifier
+        self._clock = clock
+        self._reload = reload
+        self._once = once
+        self.state = ServiceState(clock, ServerState(backend.kind, settings.backend.address or ""))
+        self.state.idle_since = clock.monotonic()
+        models = asyncio.Lock()
+        self._scanning = Scanning(spool, self.state, executor, clock, priority_of, settings, once=once)
+        self._working = Working(self.state, executor, clock, models, self._scanning.wake)
+        self._heartbeat = Heartbeat(self.state, notifier, clock, interval_s=watchdog_s)
+        self._reporting = Reporting(spool, self.state, clock)
+        self._keeping = Keeping(spool, settings.keep, clock)
+        self._probing = Probing(backend, self.state, clock)
+        self._releasing = Releasing(backend, self.state, clock, models, after_s=settings.release_after_s)
+        self._stop = asyncio.Event()
+        self._reload_wanted = asyncio.Event()
+
+    async def run(self) -> int:
+        """Run to the end.
+
+        Returns:
+            The exit status: 0 after a stop or when everything is worked off, 1 if a task died.
+
+        Raises:
+            SpoolError: the spool is not usable (78) or held by another daemon (75).
+        """
+        with SpoolLock(self._spool, self._clock), listening(self.stop, self._reload_wanted.set):
+            await asyncio.to_thread(self._spool.prove)
+            status = await self._serve()
+        say("service.stopped", status=status)
+        return status
+
+    def stop(self, reason: str = "asked") -> None:
+        """Begin to stop; `run` returns when rows in flight have ended, or `drain_s` later."""
+        if not self._stop.is_set():
+            say("service.stopping", reason=reason, drain_s=self._settings.drain_s)
+            self._stop.set()
+
+    async def _serve(self) -> int:
+        try:
+            await self._recover()
+            return await self._run_tasks()
+        finally:
+            self.state.phase = "stopping"
+            await self._leave()
+
+    async def _run_tasks(self) -> int:
+        status = 0
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._conduct(group), name="conductor")
+        except* _Finished:
+            pass
+        except* Exception:
+            status = 1  # the task that died has said why
+        return status
+
+    async def _recover(self) -> None:
+        found = await asyncio.to_thread(recover, self._spool)
+        for action in found.said:
+            say("spool.recovered", action=action.rstrip("."))
+        for job in found.jobs:
+            self.state.queue.add(job)
+
+    async def _conduct(self, group: asyncio.TaskGroup) -> None:
+        """Start the tasks, wait for the end, and bring it about."""
+        self.state.pulses["scanner"] = Pulse(self._clock, patience_s=3 * self._settings.rescan_s + 20)
+        self.state.phase = "working"
+        tasks = {
+            name: group.create_task(_guarded(name, work), name=name)
+            for name, work in (
+                ("scanner", self._scanning.run()),
+                ("heartbeat", self._heartbeat.run()),
+                ("reporter", self._reporting.run()),
+                ("keeper", self._keeping.run()),
+                ("prober", self._probing.run()),
+                ("releaser", self._releasing.run()),
+                ("reloader", self._reload_on_hup()),
+            )
+        }
+        work = _guarded("worker", self._working.run(), may_end=self._stop.is_set)
+        worker = group.create_task(work, name="worker")
+        say(
+            "service.started",
+            version=__version__,
+            spool=str(self._spool.root),
+            backend=f"{self.state.server.kind} {self.state.server.address}".rstrip(),
+        )
+        self._notifier.ready()
+        self._heartbeat.tell()
+        await self._until_end()
+        self._notifier.stopping()
+        self.state.phase = "stopping"
+        self._heartbeat.tell()
+        tasks["scanner"].cancel()
+        del self.state.pulses["scanner"]
+        await self._drain(worker)
+        raise _Finished
+
+    async def _until_end(self) -> None:
+        """Wait for a request to stop or, with `once`, for the last job's end."""
+        waits = [asyncio.ensure_future(self._stop.wait())]
+        if self._once:
+            waits.append(asyncio.ensure_future(self._scanning.worked_off.wait()))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        self._stop.set()
+
+    async def _drain(self, worker: asyncio.Task[None]) -> None:
+        """Let rows in flight finish for `drain_s` at most; what is cut off goes on at the next start."""
+        drain_s = self._settings.drain_s
+        self._notifier.extend(drain_s + _DRAIN_SPARE_S)
+        self._working.stop()
+        waiting = Pulse(self._clock, patience_s=drain_s + _DRAIN_SPARE_S)
+        self.state.pulses = {"drain": waiting}
+        await asyncio.wait({worker}, timeout=drain_s)
+        if not worker.done():
+            worker.cancel()
+            await asyncio.wait({worker}, timeout=_DRAIN_SPARE_S)
+
+    async def _leave(self) -> None:
+        """Give everything back; nothing here may hinder the end."""
+        await release(self._backend)
+        with contextlib.suppress(Exception):
+            await self._backend.aclose()
+        with contextlib.suppress(Exception):
+            await self._reporting.write()
+
+    async def _reload_on_hup(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            self._notifier.reloading()
+            try:
+                new = await asyncio.to_thread(self._reload) if self._reload else self._settings
+            except ConfigError as error:
+                say("service.reload_refused", error=str(error))
+            else:
+                self._adopt(new)
+            self._notifier.ready()
+
+    def _adopt(self, new: Settings) -> None:
+        old = self._settings
+        changed = [key for key in type(new).model_fields if getattr(new, key) != getattr(old, key)]
+        later = [key for key in changed if key in _NEEDS_RESTART]
+        new = new.model_copy(update={key: getattr(old, key) for key in _NEEDS_RESTART})
+        self._settings = new
+        set_level(new.log.level)
+        self._scanning.adopt(new)
+        self._keeping.keep = new.keep
+        self._releasing.after_s = new.release_after_s
+        words = ", ".join(key for key in changed if key not in later) or "nothing changed"
+        if later:
+            words += f"; after a restart: {', '.join(later)}"
+        say("service.reloaded", changed=words)
+
+
+class _Finished(Exception):
+    """Ends the task group in the good way: everything else in it is cancelled."""
+
+
+async def _guarded(
+    name: str, work: Coroutine[Any, Any, None], *, may_end: Callable[[], bool] = lambda: False
+) -> None:
+    """Run a task that must not end; if it does, say so and take the group down with it."""
+    try:
+        await work
+        if not may_end():
+            raise RuntimeError("it ended by itself")
+    except Exception as error:
+        say("service.task_died", task=name, error=f"{type(error).__name__}: {error}", exc_info=True)
+        raise

@@ -1,0 +1,64 @@
+"""The task that tells systemd that the service lives, and in words what it does.
+
+A ping is sent only while everybody gives proof of life: the scanner looked lately, and the running job moved,
+or waits with a deadline that was fixed when the wait began. Then the pings stop, and systemd starts us anew.
+"""
+
+from __future__ import annotations
+
+from spoolama.clock import Clock
+from spoolama.service.logs import say
+from spoolama.service.notify import Notifier
+from spoolama.service.state import ServiceState
+from spoolama.service.status_text import status_line
+
+__all__ = ["Heartbeat"]
+
+_TICK_S = 2.0
+
+
+class Heartbeat:
+    """Pings and says the status.
+
+    Args:
+        state: Who must give proof of life.
+        notifier: Who is told.
+        clock: Time.
+        interval_s: Seconds between pings; None: nobody wants them.
+    """
+
+    def __init__(
+        self, state: ServiceState, notifier: Notifier, clock: Clock, *, interval_s: float | None
+    ) -> None:
+        self._state = state
+        self._notifier = notifier
+        self._clock = clock
+        self._interval_s = interval_s
+        self._said = ""
+        self._silent: list[str] = []
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        tick = _TICK_S if self._interval_s is None else min(_TICK_S, self._interval_s)
+        while True:
+            self.beat()
+            await self._clock.sleep(tick)
+
+    def beat(self) -> bool:
+        """One beat; whether it was a ping."""
+        silent = self._state.silent()
+        if silent and silent != self._silent:
+            say("service.silent", who=", ".join(silent))
+        self._silent = silent
+        self.tell()
+        if self._interval_s is None or silent:
+            return False
+        self._notifier.watchdog()
+        return True
+
+    def tell(self) -> None:
+        """Say the status, if it changed."""
+        text = status_line(self._state)
+        if text != self._said:
+            self._notifier.status(text)
+            self._said = text

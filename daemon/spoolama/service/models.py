@@ -1,0 +1,103 @@
+"""The tasks about the model server while nothing runs: is it there, and may it have its memory back."""
+
+from __future__ import annotations
+
+import asyncio
+
+from spoolama.backends.base import Backend
+from spoolama.clock import Clock
+from spoolama.errors import BackendError
+from spoolama.service.logs import say
+from spoolama.service.state import ServiceState
+
+__all__ = ["Probing", "Releasing", "release"]
+
+_PROBE_EVERY_S = 30.0
+_ANSWER_S = 10.0
+_LOOK_EVERY_S = 1.0
+
+
+async def release(backend: Backend) -> bool:
+    """Have the models released that were loaded from here; whether it worked. Never waits long."""
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            await backend.release()
+    except (BackendError, TimeoutError) as error:
+        say("models.release_failed", error=str(error) or f"no answer in {_ANSWER_S:.0f} s")
+        return False
+    return True
+
+
+class Probing:
+    """Asks the server for a sign of life while no job does."""
+
+    def __init__(self, backend: Backend, state: ServiceState, clock: Clock) -> None:
+        self._backend = backend
+        self._state = state
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        while True:
+            if self._state.running is None:
+                await self.probe()
+            elif self._state.running.progress.ok:
+                self._state.server.away = None
+            await self._clock.sleep(_PROBE_EVERY_S)
+
+    async def probe(self) -> None:
+        """One sign of life, or the lack of it."""
+        server = self._state.server
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                info = await self._backend.probe()
+        except (BackendError, TimeoutError) as error:
+            words = str(error) or f"no answer in {_ANSWER_S:.0f} s"
+            if server.away is None:
+                server.away_since = self._clock.monotonic()
+                say("server.away", error=words)
+            server.away = words
+        else:
+            if server.away is not None and server.away_since is not None:
+                say("server.back", seconds=round(self._clock.monotonic() - server.away_since))
+            server.version, server.away, server.away_since = info.version, None, None
+        self._state.changed.set()
+
+
+class Releasing:
+    """Releases the models when the queue has been empty for a while.
+
+    Args:
+        backend: Whose models.
+        state: Since when it is idle.
+        clock: Time.
+        models: A lock that whoever runs a job holds.
+        after_s: Seconds of empty queue.
+    """
+
+    def __init__(
+        self, backend: Backend, state: ServiceState, clock: Clock, models: asyncio.Lock, *, after_s: float
+    ) -> None:
+        self._backend = backend
+        self._state = state
+        self._clock = clock
+        self._models = models
+        self.after_s = after_s
+        self._released_at = state.idle_since
+
+    async def run(self) -> None:
+        """Look each second until cancelled."""
+        while True:
+            await self.look()
+            await self._clock.sleep(_LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Release if it is time, once for each time of idleness."""
+        since = self._state.idle_since
+        idle = self._state.running is None and self._state.queue.next() is None
+        if not idle or since == self._released_at or self._clock.monotonic() - since < self.after_s:
+            return
+        async with self._models:
+            if self._state.running is None and await release(self._backend):
+                say("models.released")
+            self._released_at = since

@@ -1,0 +1,70 @@
+"""Placing a drop in incoming/ so that the service sees it whole or not at all.
+
+Both files are written under dot names, made to last, and then renamed: the data first, the sidecar last.
+Nothing is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+from spoolama.errors import SpoolError
+from spoolama.service.checking import Drop
+from spoolama.spool.durable import DISK, Disk, in_words
+from spoolama.spool.layout import Spool
+
+__all__ = ["place"]
+
+_CHUNK = 1024 * 1024
+
+
+def place(spool: Spool, drop: Drop, *, disk: Disk = DISK) -> None:
+    """Copy a drop into incoming/.
+
+    Raises:
+        SpoolError: one of the names is taken, or the spool takes no files from this user.
+    """
+    sources = [drop.data] if drop.sidecar is None else [drop.data, drop.sidecar]
+    temps: list[tuple[Path, Path]] = []
+    placed: list[Path] = []
+    try:
+        with in_words(f"copying {drop.data.name}"):
+            for source in sources:
+                temp = spool.incoming / f".{secrets.token_hex(6)}.submit"
+                temps.append((temp, spool.incoming / source.name))
+                _copy(source, temp, disk)
+            for temp, target in temps:
+                disk.rename_new(temp, target)
+                placed.append(target)
+            disk.fsync_dir(spool.incoming)
+    except FileExistsError as error:
+        for target in placed:  # the data without its sidecar: take it back
+            with contextlib.suppress(OSError):
+                disk.unlink(target)
+        raise SpoolError(
+            f"incoming/ already has a file {Path(str(error.filename2 or error.filename)).name}. "
+            "Wait until it is taken, or give yours another name."
+        ) from error
+    except FileNotFoundError as error:
+        raise SpoolError(f"{error.filename} is not there. Is {spool.root} a spool?") from error
+    except PermissionError as error:
+        raise SpoolError(f"You may not write into {spool.incoming}: ask the administrator.") from error
+    finally:
+        for temp, _ in temps:
+            with contextlib.suppress(OSError):
+                disk.unlink(temp)
+
+
+def _copy(source: Path, target: Path, disk: Disk) -> None:
+    # Readable by all: the service is another user, and its uploads are private once claimed.
+    fd = disk.create(target, 0o644)
+    try:
+        with source.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                disk.write(fd, chunk)
+        disk.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,210 @@
+"""The task that looks into incoming/: claims what is ready, settles what is claimed, carries out commands.
+
+Events only wake it. It looks anyway when a quiet time ends and every `rescan_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+from spoolama.clock import Clock
+from spoolama.errors import ConfigError, DiskFull, DropGone, InputError
+from spoolama.service.commands import Commands
+from spoolama.service.logs import say
+from spoolama.service.marks import is_paused
+from spoolama.service.model import Executor
+from spoolama.service.queue import JobQueue, Queued
+from spoolama.service.settings import Settings
+from spoolama.service.state import ServiceState
+from spoolama.spool.claim import JobDir, claim
+from spoolama.spool.layout import Spool
+from spoolama.spool.ready import Look, ReadyRules, Scanner
+from spoolama.spool.settle import Refused, Settling, settle
+from spoolama.spool.watch import Wakeups
+
+__all__ = ["Scanning", "rules_for"]
+
+_DEBOUNCE_S = 0.1
+_SETTLE_AGAIN_S = 1.0
+
+
+def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
+    """When a drop is taken. With `once` nothing more will come, so nothing is waited for but quiet."""
+    rules = ReadyRules(
+        quiet_s=settings.quiet_s,
+        openai_wait_s=settings.openai_wait_s,
+        lonely_after_s=settings.lonely_after_s,
+        max_bytes=settings.max_bytes,
+        min_free_bytes=settings.min_free_bytes,
+        default_sidecar=settings.default_sidecar,
+    )
+    return replace(rules, openai_wait_s=rules.quiet_s, lonely_after_s=rules.quiet_s) if once else rules
+
+
+class Scanning:
+    """Keeps the queue in line with incoming/.
+
+    Args:
+        spool: The spool.
+        state: What it finds goes here.
+        executor: Rejects what cannot become a job.
+        clock: Time.
+        priority_of: A settled job's priority, from its sidecar.
+        settings: The rules; `adopt` changes them.
+        once: Whether to work off what is there and end.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        state: ServiceState,
+        executor: Executor,
+        clock: Clock,
+        priority_of: Callable[[JobDir], int],
+        settings: Settings,
+        *,
+        once: bool,
+    ) -> None:
+        self._spool = spool
+        self._state = state
+        self._executor = executor
+        self._clock = clock
+        self._priority_of = priority_of
+        self._once = once
+        self._wake = asyncio.Event()
+        self._warned: set[tuple[str, str]] = set()
+        self._commands = Commands(spool, state, executor)
+        self.worked_off = asyncio.Event()
+        """`once`: set when there is nothing left to do."""
+        self.adopt(settings)
+
+    def adopt(self, settings: Settings) -> None:
+        """Follow these settings from the next look on."""
+        self._rescan_s = settings.rescan_s
+        self._scanner = Scanner(self._spool, rules_for(settings, once=self._once), self._clock)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Have it look soon."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look again and again until cancelled."""
+        loop = asyncio.get_running_loop()
+
+        def wake_from_thread() -> None:
+            loop.call_soon_threadsafe(self._wake.set)
+
+        wakeups = Wakeups(self._spool.incoming, wake_from_thread)
+        pulse = self._state.pulses["scanner"]
+        try:
+            await asyncio.to_thread(wakeups.start)  # the watch first, then the look: nothing falls between
+            while True:
+                self._wake.clear()
+                await self._watched(wakeups)
+                look = await self.look()
+                pulse.beat()
+                await self._pause(self._next_look(look))
+        finally:
+            wakeups.stop()
+
+    async def look(self) -> Look:
+        """One look, and everything that follows from it."""
+        look = await asyncio.to_thread(self._scanner.look)
+        await self._claim_all(look)
+        for item in self._state.queue.settling():
+            await self.settle(item)
+        self._state.queue.release_due(self._clock.monotonic())
+        for control in look.controls:
+            await self._commands.carry_out(control)
+        self._tell_held(look)
+        coming = look.ready or any(h.waiting for h in look.held)
+        if self._once and not coming and not self._state.queue.busy():
+            self.worked_off.set()
+        return look
+
+    async def settle(self, item: Queued) -> None:
+        """Find out whether a claimed job's files are frozen; then it may run."""
+        verdict = await asyncio.to_thread(settle, item.job)
+        match verdict:
+            case Settling(reason=reason):
+                if not item.reason:
+                    say("job.settling", job=item.job.name)
+                item.reason = reason
+            case Refused(code=code, message=message):
+                say("drop.rejected", name=item.job.dropped_as, job=item.job.name, reason=message)
+                ended = await self._executor.reject(item.job, InputError(message, code=code))
+                self._state.queue.remove(item)
+                self._state.end(item.job, ended, None)
+            case _:
+                ready_to_run(self._state.queue, item, await asyncio.to_thread(self._priority_of, item.job))
+        self._state.changed.set()
+
+    async def _claim_all(self, look: Look) -> None:
+        for drop in look.ready:
+            try:
+                job = await asyncio.to_thread(claim, self._spool, drop, clock=self._clock)
+            except DropGone:
+                continue
+            except (DiskFull, ConfigError) as error:
+                self._warn_once(drop.data, "spool.disk_full", error=str(error))
+                continue
+            say("job.claimed", name=drop.data, job=job.name)
+            self._state.queue.add(job)
+
+    async def _watched(self, wakeups: Wakeups) -> None:
+        if not wakeups.healthy():
+            await asyncio.to_thread(wakeups.restart)
+        trouble = wakeups.trouble
+        if trouble and trouble != self._state.unwatched:
+            say("service.unwatched", why=trouble)
+        self._state.unwatched = trouble
+
+    def _next_look(self, look: Look) -> float:
+        wait = self._rescan_s
+        if look.look_again_s is not None:
+            wait = min(wait, look.look_again_s)
+        if self._state.queue.settling():
+            wait = min(wait, _SETTLE_AGAIN_S)
+        return wait
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait that long or for an event; then a moment more, since events come in bursts."""
+        woken = asyncio.ensure_future(self._wake.wait())
+        slept = asyncio.ensure_future(self._clock.sleep(seconds))
+        try:
+            await asyncio.wait({woken, slept}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (woken, slept):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.gather(woken, slept, return_exceptions=True)
+        if self._wake.is_set():
+            await self._clock.sleep(_DEBOUNCE_S)
+
+    def _tell_held(self, look: Look) -> None:
+        for held in look.held:
+            if not held.waiting:
+                self._warn_once(held.name, "drop.held", name=held.name, reason=held.message)
+        self._warned &= {(h.name, h.message) for h in look.held} | {
+            key for key in self._warned if key[0] in {d.data for d in look.ready}
+        }
+        if look.held != self._state.held or look.ready:
+            self._state.held = look.held
+            self._state.changed.set()
+
+    def _warn_once(self, about: str, event: str, **fields: str) -> None:
+        key = (about, fields.get("reason") or fields.get("error") or "")
+        if key not in self._warned:
+            self._warned.add(key)
+            say(event, **fields)
+
+
+def ready_to_run(queue: JobQueue, item: Queued, priority: int) -> None:
+    """A settled job takes its place; one that was paused stays so."""
+    queue.settled(item, priority)
+    if is_paused(item.job):
+        item.standing, item.reason = "paused", f"Paused. Drop {item.job.name}.resume into incoming/ to go on."

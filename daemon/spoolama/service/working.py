@@ -1,0 +1,138 @@
+"""The task that executes jobs, one at a time, whoever's turn it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from spoolama.clock import Clock
+from spoolama.engine.progress import Progress, Pulse
+from spoolama.errors import DiskFull, JobError, SpoolamaError
+from spoolama.service.commands import cancelled
+from spoolama.service.logs import say
+from spoolama.service.marks import MOST_CRASHES, count_crash, crashes
+from spoolama.service.model import Ended, Executor, StopSignal
+from spoolama.service.queue import Queued
+from spoolama.service.state import Running, ServiceState
+
+__all__ = ["Working"]
+
+_DISK_RETRY_S: Final = 30.0
+
+
+class Working:
+    """Executes the queue.
+
+    Args:
+        state: The queue, and where the running job shows.
+        executor: Does the work of one job.
+        clock: Time.
+        models: Held while a job runs, so that nobody releases its models.
+        on_end: Called after each job.
+    """
+
+    def __init__(
+        self,
+        state: ServiceState,
+        executor: Executor,
+        clock: Clock,
+        models: asyncio.Lock,
+        on_end: Callable[[], None],
+    ) -> None:
+        self._state = state
+        self._executor = executor
+        self._clock = clock
+        self._models = models
+        self._on_end = on_end
+        self._stopping = StopSignal()
+
+    def stop(self) -> None:
+        """Take no new job; the running one stops taking rows."""
+        self._stopping.set()
+        if self._state.running is not None:
+            self._state.running.stop.set()
+        self._state.queue.changed.set()
+
+    async def run(self) -> None:
+        """Execute jobs until `stop`."""
+        queue = self._state.queue
+        while not self._stopping.is_set():
+            queue.changed.clear()
+            item = queue.next()
+            if item is None:
+                await queue.changed.wait()
+                continue
+            # No await between the choice and this: a command must find the job either waiting or running.
+            progress = Progress(item.job.name, self._clock, Pulse(self._clock))
+            running = Running(item, progress, StopSignal())
+            item.standing = "running"
+            self._state.running, self._state.pulses["job"] = running, progress.pulse
+            self._state.changed.set()
+            async with self._models:
+                await self._execute(running)
+            self._state.idle_since = self._clock.monotonic()
+            self._on_end()
+
+    async def _execute(self, running: Running) -> None:
+        item, progress, stop = running.item, running.progress, running.stop
+        job = item.job
+        try:
+            so_far = await asyncio.to_thread(crashes, job)
+            if so_far >= MOST_CRASHES:
+                await self._set_aside(item, so_far)
+                return
+            say("job.started", job=job.name)
+            ended = await self._executor.execute(job, progress, stop)
+            if ended.where == "left" and stop.reason == "cancel":
+                ended = await self._executor.reject(job, cancelled())
+        except SpoolamaError as error:
+            self._hold(item, error)
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}"
+            count = await asyncio.to_thread(count_crash, job, words)
+            say("job.crashed", job=job.name, error=words, starts=count, most=MOST_CRASHES, exc_info=True)
+            raise
+        else:
+            self._note_end(item, ended, progress, stop)
+        finally:
+            self._state.running = None
+            self._state.pulses.pop("job", None)
+            self._state.changed.set()
+
+    def _note_end(self, item: Queued, ended: Ended, progress: Progress, stop: StopSignal) -> None:
+        job = item.job
+        if ended.where != "left":
+            self._state.queue.remove(item)
+            self._state.end(job, ended, progress)
+            event = "job.ended" if ended.where == "done" else "job.failed"
+            say(event, job=job.name, where=ended.where, message=ended.message, **progress.failures)
+            return
+        say("job.left", job=job.name, message=ended.message)
+        if stop.reason == "pause":
+            item.standing, item.reason = "paused", f"Paused. Drop {job.name}.resume into incoming/ to go on."
+        elif self._stopping.is_set():
+            self._state.queue.hold(item, "Left for the next start.")
+        else:
+            raise RuntimeError(f"the executor left {job.name} although nobody asked it to stop")
+
+    def _hold(self, item: Queued, error: SpoolamaError) -> None:
+        """It cannot go on, and not because of what is in it: keep it, and let the next one run."""
+        if isinstance(error, DiskFull):
+            say("spool.disk_full", job=item.job.name, error=str(error))
+            self._state.queue.hold(item, str(error), retry_at=self._clock.monotonic() + _DISK_RETRY_S)
+            return
+        say("job.held", job=item.job.name, error=str(error), exc_info=True)
+        self._state.queue.hold(item, f"{error} It is tried again at the service's next start.")
+
+    async def _set_aside(self, item: Queued, starts: int) -> None:
+        say("job.set_aside", job=item.job.name, starts=starts)
+        error = JobError(
+            f"The service ran into a defect of its own with this job {starts} times, so it was put aside.",
+            mend="Please report it with the log: journalctl SPOOLAMA_EVENT=job.crashed. "
+            "Everything you uploaded is here; drop it again after an update.",
+            code="service_defect",
+        )
+        ended = await self._executor.reject(item.job, error)
+        self._state.queue.remove(item)
+        self._state.end(item.job, ended, None)
