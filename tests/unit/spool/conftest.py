@@ -1,0 +1,24 @@
+"""A spool to try things in, and a clock in hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spoolama.spool.layout import Spool
+from spoolama.testing.hand_clock import HandClock
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    """An empty spool."""
+    made = Spool(tmp_path / "spool")
+    made.create()
+    return made
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    """A clock in hand."""
+    return HandClock()

@@ -1,0 +1,253 @@
+"""Claiming and settling: out of the uploader's reach, and frozen."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spoolama.clock import SystemClock
+from spoolama.errors import ConfigError, DropGone, SpoolError
+from spoolama.spool.claim import JobDir, claim, read_job
+from spoolama.spool.content import read_content, sha256_of
+from spoolama.spool.durable import Disk
+from spoolama.spool.layout import Spool
+from spoolama.spool.ready import Drop
+from spoolama.spool.settle import Lease, Refused, Settled, Settling, ask_lease, settle
+
+
+def dropped(spool: Spool, name: str = "a.csv", sidecar: str | None = "a.yaml") -> Drop:
+    """Two files in incoming."""
+    (spool.incoming / name).write_bytes(b"name\nAnna\n")
+    if sidecar is not None:
+        (spool.incoming / sidecar).write_bytes(b"model: a\n")
+    return Drop(name, sidecar, 1_790_000_000.0, 10)
+
+
+def taken(spool: Spool) -> JobDir:
+    return claim(spool, dropped(spool), clock=SystemClock())
+
+
+def leases_work(path: Path) -> bool:
+    """Whether this file system and this user can ask for leases at all."""
+    path.write_bytes(b"")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return not ask_lease(fd).denied
+    finally:
+        os.close(fd)
+
+
+def test_a_claim(spool: Spool) -> None:
+    """Both files move under their own names; the claim can be read back the same."""
+    job = claim(spool, dropped(spool), clock=SystemClock(), token=lambda: "k3f9")
+    assert job.path.parent == spool.processing
+    assert job.name.endswith("-k3f9")
+    assert job.data.read_bytes() == b"name\nAnna\n"
+    assert job.sidecar is not None
+    assert job.sidecar.name == "a.yaml"
+    assert (job.dropped_as, job.arrived) == ("a.csv", 1_790_000_000.0)
+    assert list(spool.incoming.iterdir()) == []
+    assert read_job(job.path) == job
+
+
+def test_the_same_name_twice_is_two_jobs(spool: Spool) -> None:
+    """Within one second, and even when the random characters repeat, nothing is overwritten."""
+    tokens = iter(["aaaa", "aaaa", "bbbb", "bbbb", "cccc"])
+
+    class Still(SystemClock):
+        def time(self) -> float:
+            return 1_790_000_000.0
+
+    def again() -> JobDir:
+        return claim(spool, dropped(spool), clock=Still(), token=lambda: next(tokens))
+
+    first, second = again(), again()
+    second.path.rename(spool.done / second.name)
+    assert [j.name[-4:] for j in (first, second, again())] == ["aaaa", "bbbb", "cccc"]
+
+
+@pytest.mark.parametrize(
+    "name", ["-rf.csv", "é 評.csv", "new\nline.csv", os.fsdecode(b"\xff.csv"), "x" * 251 + ".csv"]
+)
+def test_odd_names_survive_the_claim(spool: Spool, name: str) -> None:
+    """Whatever its name, the file keeps it, and the claim knows it."""
+    job = claim(spool, dropped(spool, name, None), clock=SystemClock())
+    assert read_job(job.path).data.name == name
+    assert os.fsencode(name) in [os.fsencode(p.name) for p in job.path.iterdir()]
+
+
+@pytest.mark.parametrize("gone", ["a.csv", "a.yaml"])
+def test_a_drop_taken_back_is_put_back(spool: Spool, gone: str) -> None:
+    """If one half is gone when we come, the other is left where it was."""
+    drop = dropped(spool)
+    (spool.incoming / gone).unlink()
+    with pytest.raises(DropGone):
+        claim(spool, drop, clock=SystemClock())
+    assert [p.name for p in spool.incoming.iterdir()] == ["a.yaml" if gone == "a.csv" else "a.csv"]
+    assert list(spool.processing.iterdir()) == []
+
+
+def test_a_drop_replaced_during_the_claim_keeps_both(spool: Spool) -> None:
+    """The uploader takes the sidecar away and drops new data meanwhile: old and new data both live."""
+
+    class Racing(Disk):
+        def rename(self, source: Path, target: Path) -> None:
+            super().rename(source, target)
+            if source.name == "a.csv":
+                (spool.incoming / "a.yaml").unlink()
+                source.write_bytes(b"new")
+
+    job = claim(spool, dropped(spool), clock=SystemClock(), disk=Racing())
+    assert (job.data.read_bytes(), job.sidecar) == (b"name\nAnna\n", None)
+    assert (spool.incoming / "a.csv").read_bytes() == b"new"
+
+
+def test_a_default_sidecar_is_copied_in(spool: Spool, tmp_path: Path) -> None:
+    """The administrator's file stays; the job has a copy and knows where it came from."""
+    default = tmp_path / "ours.yaml"
+    default.write_bytes(b"model: ours\n")
+    dropped(spool, sidecar=None)
+    job = claim(spool, Drop("a.csv", None, 1.0, 10, default), clock=SystemClock())
+    assert job.sidecar is not None
+    assert (job.sidecar.name, job.sidecar.read_bytes()) == ("default.yaml", b"model: ours\n")
+    assert job.default_sidecar == str(default)
+    assert default.exists()
+
+
+def test_a_missing_default_sidecar_is_the_administrators_to_mend(spool: Spool, tmp_path: Path) -> None:
+    """The drop stays where it is."""
+    dropped(spool, sidecar=None)
+    with pytest.raises(ConfigError, match=r"default\.yaml cannot be read"):
+        claim(spool, Drop("a.csv", None, 1.0, 10, tmp_path / "default.yaml"), clock=SystemClock())
+    assert (spool.incoming / "a.csv").exists()
+    assert list(spool.processing.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"{}", b'{"data": 3}', b"[1]", b"\xff"])
+def test_a_damaged_claim_is_said(spool: Spool, damage: bytes | None) -> None:
+    """A directory whose claim is missing or broken is not taken for a job."""
+    job = taken(spool)
+    job.claim_file.unlink()
+    if damage is not None:
+        job.claim_file.write_bytes(damage)
+    with pytest.raises(SpoolError, match=r"claim\.json"):
+        read_job(job.path)
+
+
+def test_settled(spool: Spool) -> None:
+    """Nobody writes, and the kernel said so."""
+    job = taken(spool)
+    if not leases_work(spool.root / "probe"):
+        pytest.skip("leases are not to be had on this file system by this user")
+    assert settle(job) == Settled(leased=True)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.yaml"])
+def test_an_open_writer_is_waited_for(spool: Spool, name: str) -> None:
+    """A process that had either file open before the claim and goes on writing is seen, until it ends."""
+    if not leases_work(spool.root / "probe"):
+        pytest.skip("leases are not to be had on this file system by this user")
+    drop = dropped(spool)
+    code = "import sys; f = open(sys.argv[1], 'ab'); print('open', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(spool.incoming / name)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"open\n"
+        job = claim(spool, drop, clock=SystemClock())
+        assert settle(job) == Settling(f"{name} is still being written to")
+        writer.communicate(b"")
+    assert settle(job) == Settled(leased=True)
+
+
+def test_no_lease_is_left_behind(spool: Spool) -> None:
+    """After settling, others may open the file again without the kernel holding them up."""
+    job = taken(spool)
+    settle(job)
+    with job.data.open("rb") as file:
+        assert fcntl.fcntl(file, fcntl.F_GETLEASE) == fcntl.F_UNLCK
+    job.data.open("ab").close()
+
+
+def test_without_leases_it_goes_on_and_says_so(spool: Spool) -> None:
+    """On NFS, or without the capability, the quiet time has to do."""
+    found = settle(taken(spool), ask=lambda _: Lease(writer=False, denied="Permission denied"))
+    assert found == Settled(
+        False, "the kernel does not say whether a.csv is still written to: Permission denied"
+    )
+
+
+def test_settling_refuses_what_cannot_be_frozen(spool: Spool, tmp_path: Path) -> None:
+    """A second name, a link, a directory, a FIFO, nothing: each is refused in words, none blocks."""
+    found = {}
+    for kind in ("hard_linked", "not_regular", "directory", "fifo", "vanished"):
+        job = taken(spool)
+        if kind == "hard_linked":
+            os.link(job.data, tmp_path / "other")
+        else:
+            job.data.unlink()
+        if kind == "not_regular":
+            job.data.symlink_to("/etc/hostname")
+        elif kind == "directory":
+            job.data.mkdir()
+        elif kind == "fifo":
+            os.mkfifo(job.data)
+        answer = settle(job)
+        assert isinstance(answer, Refused)
+        found[kind] = answer.code
+        assert "pload" in answer.message
+    assert found == {
+        "hard_linked": "hard_linked",
+        "not_regular": "not_regular",
+        "directory": "not_regular",
+        "fifo": "not_regular",
+        "vanished": "vanished",
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights for a moment")
+def test_settling_refuses_what_it_may_not_read(tmp_path: Path) -> None:
+    """An upload of mode 0600 by another user can be renamed, but not read."""
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    job = taken(spool)
+    job.data.chmod(0o600)
+    spool.processing.chmod(0o755)
+    job.path.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        answer = settle(job)
+    finally:
+        os.seteuid(0)
+    assert isinstance(answer, Refused)
+    assert answer.code == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "newline"),
+    [("a.csv", b"a\n", True), ("a.csv", b"a\nb", False), ("a.csv", b"", None), ("a.csv.gz", b"x", None)],
+)
+def test_content(tmp_path: Path, name: str, data: bytes, newline: bool | None) -> None:
+    """Size, hash and the final newline, which a compressed file cannot be asked for."""
+    path = tmp_path / name
+    path.write_bytes(data)
+    found = read_content(path)
+    assert (found.bytes, found.final_newline) == (len(data), newline)
+    assert found.sha256 == sha256_of(path)
+    assert subprocess.check_output(["sha256sum", path]).split()[0].decode() == found.sha256
+
+
+def test_the_claim_file_is_for_people_too(spool: Spool) -> None:
+    """claim.json says in plain JSON what was taken."""
+    body = json.loads(taken(spool).claim_file.read_bytes())
+    assert (body["data"], body["sidecar"], body["version"]) == ("a.csv", "a.yaml", 1)

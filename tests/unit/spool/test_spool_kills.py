@@ -1,0 +1,263 @@
+"""Killed at any call that changes the disk, a drop is never lost and always comes to a good end."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from spoolama.clock import SystemClock
+from spoolama.errors import DiskFailed, DiskFull
+from spoolama.spool.claim import JobDir, claim
+from spoolama.spool.layout import Spool
+from spoolama.spool.publish import SUMS, open_out, publish
+from spoolama.spool.ready import Drop
+from spoolama.spool.recover import recover
+from spoolama.spool.states import State, state_of
+from spoolama.testing.disk import Killed, ScriptedDisk
+
+DATA, SIDECAR, DEFAULT = b"name\nAnna\n", b"model: a\n", b"model: default\n"
+KINDS = ["with its sidecar", "alone", "with the default sidecar"]
+
+
+def dropped(root: Path, kind: str) -> tuple[Spool, Drop]:
+    """A spool with one drop in incoming."""
+    spool = Spool(root)
+    spool.create()
+    (spool.incoming / "a.csv").write_bytes(DATA)
+    default = None
+    if kind == "with its sidecar":
+        (spool.incoming / "a.yaml").write_bytes(SIDECAR)
+    elif kind == "with the default sidecar":
+        default = root / "default.yaml"
+        default.write_bytes(DEFAULT)
+    return spool, Drop("a.csv", "a.yaml" if kind == KINDS[0] else None, 1.0, len(DATA), default)
+
+
+def contents(root: Path) -> dict[bytes, int]:
+    """What lies anywhere below, and how many files (not names) have it."""
+    inodes = {(f.stat().st_ino, f.read_bytes()) for f in root.rglob("*") if f.is_file()}
+    found: dict[bytes, int] = {}
+    for _, data in inodes:
+        found[data] = found.get(data, 0) + 1
+    return found
+
+
+def until_it_survives(tmp_path: Path, attempt: Callable[[Path, int], bool]) -> int:
+    """Call `attempt(root, n)` for n = 1, 2, ... until it says that nothing was left to kill."""
+    for n in range(1, 200):
+        root = tmp_path / "world"
+        shutil.rmtree(root, ignore_errors=True)
+        root.mkdir()
+        if attempt(root / "spool", n):
+            return n
+    raise AssertionError("it never ends")
+
+
+def whole(spool: Spool, drop: Drop) -> None:
+    """The drop was never lost, wherever it is."""
+    found = contents(spool.root)
+    assert found.get(DATA) == 1
+    if drop.sidecar:
+        assert found.get(SIDECAR) == 1
+
+
+def prepared(job: JobDir) -> None:
+    """A job that is through: a ledger, and a report in out/."""
+    for tail in ("", "-wal", "-shm"):
+        job.path.joinpath(job.ledger.name + tail).write_bytes(b"ledger" + tail.encode())
+    out = open_out(job, disk=ScriptedDisk())
+    (out / "results.jsonl").write_bytes(b"{}\n")
+    (out / "pictures").mkdir()
+    (out / "pictures" / "one.svg").write_bytes(b"<svg/>")
+
+
+def ended_well(spool: Spool, where: str, kind: str) -> None:
+    """Published once, complete, and nothing left behind."""
+    (job,) = list((spool.root / where).iterdir())
+    names = {str(f.relative_to(job)) for f in job.rglob("*") if f.is_file()}
+    uploads = {KINDS[0]: {"a.csv", "a.yaml"}, KINDS[1]: {"a.csv"}, KINDS[2]: {"a.csv", "default.yaml"}}[kind]
+    assert names == {SUMS, "results.jsonl", "pictures/one.svg"} | {f"uploaded/{n}" for n in uploads}
+    lines = [line.split("  ") for line in (job / SUMS).read_text().splitlines()]
+    sums = {name: digest for digest, name in lines}
+    assert sums == {n: hashlib.sha256((job / n).read_bytes()).hexdigest() for n in names - {SUMS}}
+    assert list(spool.processing.iterdir()) == []
+    assert list(spool.incoming.iterdir()) == []
+    assert [f for f in (job / "uploaded").iterdir() if f.stat().st_nlink != 1] == []
+
+
+def go_on(spool: Spool, drop: Drop, where: Literal["done", "failed"]) -> None:
+    """Start again after a death, as the service does, and work everything off."""
+    found = recover(spool, disk=ScriptedDisk())
+    whole(spool, drop)
+    assert not spool.quarantine.exists(), found.said
+    jobs = found.jobs
+    if not jobs and (spool.incoming / "a.csv").exists():
+        jobs = [claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())]
+    for job in jobs:
+        assert state_of(spool, job.path) in (State.SETTLING, State.CLAIMED)
+        assert job.data.read_bytes() == DATA
+        assert job.sidecar is None or job.sidecar.read_bytes() in (SIDECAR, DEFAULT)
+        prepared(job)
+        publish(spool, job, where, disk=ScriptedDisk())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_claim_killed_anywhere(tmp_path: Path, kind: str) -> None:
+    """Whatever call is the last, the drop is whole, in a known state, and goes on at the next start."""
+
+    def attempt(root: Path, n: int) -> bool:
+        spool, drop = dropped(root, kind)
+        try:
+            claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk(kill_at=n))
+        except Killed:
+            survived = False
+        else:
+            survived = True
+        whole(spool, drop)
+        assert all(state_of(spool, job) is not State.UNKNOWN for job in spool.processing.iterdir())
+        go_on(spool, drop, "done")
+        ended_well(spool, "done", kind)
+        return survived
+
+    assert until_it_survives(tmp_path, attempt) > 9
+
+
+@pytest.mark.parametrize("refuse", [{}, {"link": errno.EPERM}], ids=["by links", "by renames"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["done", "failed"])
+def test_a_publication_killed_anywhere(
+    tmp_path: Path, kind: str, refuse: dict[str, int], where: Literal["done", "failed"]
+) -> None:
+    """Whatever call of a publication is the last, the job is published once and complete in the end."""
+
+    def attempt(root: Path, n: int) -> bool:
+        spool, drop = dropped(root, kind)
+        job = claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())
+        prepared(job)
+        try:
+            publish(spool, job, where, disk=ScriptedDisk(kill_at=n, refuse=refuse))
+        except Killed:
+            survived = False
+        else:
+            survived = True
+        whole(spool, drop)
+        published = list((spool.root / where).iterdir())
+        assert published == [] or (published[0] / SUMS).exists()
+        assert state_of(spool, job.path) in (State.BUILDING, State.PUBLISHED, State.FINISHED)
+        go_on(spool, drop, where)
+        ended_well(spool, where, kind)
+        return survived
+
+    assert until_it_survives(tmp_path, attempt) > 20
+
+
+def deaths_before_recovery(root: Path) -> Iterator[tuple[Spool, Drop]]:
+    """Every world that a death in a claim or in a publication leaves behind."""
+    for refuse in ({}, {"link": errno.EPERM}):
+        for step in ("claim", "publish"):
+            for n in range(1, 200):
+                shutil.rmtree(root, ignore_errors=True)
+                root.mkdir()
+                spool, drop = dropped(root / "spool", KINDS[0])
+                disk = ScriptedDisk(kill_at=n, refuse=refuse)
+                try:
+                    job = claim(
+                        spool, drop, clock=SystemClock(), disk=disk if step == "claim" else ScriptedDisk()
+                    )
+                    prepared(job)
+                    if step == "publish":
+                        publish(spool, job, "done", disk=disk)
+                    break
+                except Killed:
+                    yield spool, drop
+
+
+def test_a_recovery_killed_anywhere(tmp_path: Path) -> None:
+    """A recovery may itself be killed, again and again at the next call, and still comes to the good end."""
+    worlds = 0
+    for spool, drop in deaths_before_recovery(tmp_path / "world"):
+        worlds += 1
+        for n in range(1, 200):
+            try:
+                recover(spool, disk=ScriptedDisk(kill_at=n))
+                break
+            except Killed:
+                whole(spool, drop)
+        go_on(spool, drop, "done")
+        ended_well(spool, "done", KINDS[0])
+    assert worlds > 50
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
+def test_a_claim_that_fails_anywhere_is_undone(tmp_path: Path, number: int) -> None:
+    """An error at any call of a claim leaves the drop in incoming as it was, and nothing in processing."""
+
+    def attempt(root: Path, n: int) -> bool:
+        spool, drop = dropped(root, KINDS[0])
+        try:
+            claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk(fail_at=n, fail_with=number))
+        except {errno.ENOSPC: DiskFull, errno.EIO: DiskFailed, errno.EACCES: PermissionError}[number]:
+            assert sorted(p.name for p in spool.incoming.iterdir()) == ["a.csv", "a.yaml"]
+            assert list(spool.processing.iterdir()) == []
+            return False
+        return True
+
+    assert until_it_survives(tmp_path, attempt) > 9
+
+
+def test_a_publication_without_room_can_be_tried_again(tmp_path: Path) -> None:
+    """ENOSPC at any call leaves the job in processing, or published; the same call, with room, ends well."""
+
+    def attempt(root: Path, n: int) -> bool:
+        spool, drop = dropped(root, KINDS[0])
+        job = claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())
+        prepared(job)
+        try:
+            publish(spool, job, "done", disk=ScriptedDisk(fail_at=n))
+        except DiskFull:
+            whole(spool, drop)
+            if state_of(spool, job.path) is State.BUILDING:
+                publish(spool, job, "done", disk=ScriptedDisk())
+            else:
+                recover(spool, disk=ScriptedDisk())
+            ended_well(spool, "done", KINDS[0])
+            return False
+        return True
+
+    assert until_it_survives(tmp_path, attempt) > 20
+
+
+def test_everything_is_on_the_disk_before_it_is_published(tmp_path: Path) -> None:
+    """All of done/JOB was synced before the rename, and done/ itself before anything was removed."""
+    spool, drop = dropped(tmp_path / "spool", KINDS[0])
+    job = claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())
+    prepared(job)
+    disk = ScriptedDisk()
+    done = publish(spool, job, "done", disk=disk)
+    at = disk.calls.index(("rename_new", job.name))
+    needed = {p.stat().st_ino for p in [done, *done.rglob("*")]}
+    assert needed - disk.synced[at] == set()
+    removed = next(i for i, (call, name) in enumerate(disk.calls) if call == "unlink" and name == "a.csv")
+    assert spool.done.stat().st_ino in disk.synced[removed]
+    assert [name for call, name in disk.calls if call == "unlink"][-1] == "ledger.sqlite"
+
+
+def test_a_failed_fsync_is_final(tmp_path: Path) -> None:
+    """After EIO nothing is synced again and nothing is published; a new out/ with new files is, later."""
+    spool, drop = dropped(tmp_path / "spool", KINDS[0])
+    job = claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())
+    prepared(job)
+    disk = ScriptedDisk(refuse={"fsync": errno.EIO})
+    with pytest.raises(DiskFailed, match="journalctl -k"):
+        publish(spool, job, "done", disk=disk)
+    assert [call for call, _ in disk.calls].count("fsync") == 1
+    assert list(spool.done.iterdir()) == []
+    prepared(job)
+    publish(spool, job, "done", disk=ScriptedDisk())
+    ended_well(spool, "done", KINDS[0])

@@ -1,0 +1,103 @@
+"""One daemon on a spool."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from spoolama.errors import SpoolError, SpoolHeld
+from spoolama.spool.layout import Spool
+from spoolama.spool.lock import HOLDER_FILE, SpoolLock
+
+HOLDER = """
+import subprocess, sys
+from pathlib import Path
+from spoolama.spool.layout import Spool
+from spoolama.spool.lock import SpoolLock
+lock = SpoolLock(Spool(Path(sys.argv[1])))
+lock.acquire()
+child = subprocess.Popen(["sleep", "600"], close_fds=False) if len(sys.argv) > 2 else None
+print(child.pid if child else 0, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(spool: Spool, *extra: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Another process that holds the spool; with it the pid of its child, if it was asked for one."""
+    package = str(Path(__file__).parents[3] / "daemon")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(spool.root), *extra],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": package},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def test_the_second_daemon_is_told_who_has_the_spool(spool: Spool) -> None:
+    """At once, with pid and host, and with the exit status that says: try again."""
+    with held(spool) as (process, _):
+        with pytest.raises(SpoolHeld, match=rf"pid {process.pid} on .* since \d{{4}}-") as caught:
+            SpoolLock(spool).acquire()
+        assert caught.value.exit_status == 75
+
+
+def test_kill_9_gives_the_spool_back(spool: Spool) -> None:
+    """Whatever its holder leaves behind, the kernel gives the lock to the next, though a child still runs."""
+    with held(spool, "with a child") as (process, child):
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        try:
+            with SpoolLock(spool):
+                body = json.loads((spool.status / HOLDER_FILE).read_bytes())
+                assert body["pid"] == os.getpid()
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_release_and_again(spool: Spool) -> None:
+    """Released, the spool is free, and nothing says otherwise; one process cannot hold it twice."""
+    lock = SpoolLock(spool)
+    with lock:
+        for second in (lock, SpoolLock(spool)):
+            with pytest.raises(SpoolHeld):
+                second.acquire()
+    assert not (spool.status / HOLDER_FILE).exists()
+    lock.release()
+    with SpoolLock(spool):
+        pass
+
+
+@pytest.mark.parametrize("note", [None, b"", b"[]", b'{"pid": 999999999, "host": "%s", "since": 0}'])
+def test_a_stale_note_is_not_believed(spool: Spool, note: bytes | None) -> None:
+    """If the note is missing, broken or of a dead process, nobody is named; the lock holds all the same."""
+    with SpoolLock(spool):
+        path = spool.status / HOLDER_FILE
+        path.unlink()
+        if note is not None:
+            path.write_bytes(note.replace(b"%s", os.uname().nodename.encode()))
+        with pytest.raises(SpoolHeld, match="which one is not known"):
+            SpoolLock(spool).acquire()
+
+
+def test_no_spool(tmp_path: Path) -> None:
+    """A missing directory is said with the command that makes it; one without status/ keeps no lock."""
+    with pytest.raises(SpoolError, match="spoolama init"):
+        SpoolLock(Spool(tmp_path / "nowhere")).acquire()
+    (tmp_path / "bare").mkdir()
+    for _ in range(2):
+        with pytest.raises(SpoolError, match="cannot be written"):
+            SpoolLock(Spool(tmp_path / "bare")).acquire()

@@ -1,0 +1,380 @@
+"""What a look at incoming decides."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from spoolama.spool.layout import Spool
+from spoolama.spool.names import cut
+from spoolama.spool.peek import looks_like_openai
+from spoolama.spool.ready import Control, ReadyRules, Scanner, can_read, free_bytes, take_control
+from spoolama.testing.hand_clock import HandClock
+
+BATCH = (
+    json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {}}).encode()
+    + b"\n"
+)
+
+
+def drop(spool: Spool, clock: HandClock, *names: str, data: bytes = b"name\nAnna\n") -> None:
+    """Put files into incoming; both clocks go to their ctime, be it back, since nobody can set a ctime."""
+    for name in names:
+        (spool.incoming / name).write_bytes(data)
+        clock.move((spool.incoming / name).stat().st_ctime - clock.wall)
+
+
+def codes(scanner: Scanner) -> dict[str, str]:
+    """Each held name's code, with a question mark while it may come right by itself."""
+    return {h.name: h.code + ("?" if h.waiting else "") for h in scanner.look().held}
+
+
+def ready(scanner: Scanner) -> list[tuple[str, str | None]]:
+    return [(d.data, d.sidecar) for d in scanner.look().ready]
+
+
+def test_a_pair_is_ready_when_it_is_quiet(spool: Spool, clock: HandClock) -> None:
+    """Two seconds after the last change of both files, and not before; the look says when to look again."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.csv", "a.yaml")
+    look = scanner.look()
+    assert look.ready == []
+    assert look.look_again_s == pytest.approx(2.0, abs=0.9)
+    clock.move(1.9)
+    assert codes(scanner) == {"a.csv": "arriving?"} or codes(scanner) == {"a.yaml": "arriving?"}
+    clock.move(0.2)
+    (found,) = scanner.look().ready
+    assert (found.data, found.sidecar, found.bytes) == ("a.csv", "a.yaml", 10)
+    assert found.arrived == max((spool.incoming / n).stat().st_ctime for n in ("a.csv", "a.yaml"))
+
+
+def test_an_old_mtime_does_not_make_a_file_old(spool: Spool, clock: HandClock) -> None:
+    """rsync -a and scp -p bring the mtime from home: a file of last year that arrives now is new."""
+    drop(spool, clock, "a.csv", "a.yaml")
+    for name in ("a.csv", "a.yaml"):
+        os.utime(spool.incoming / name, (1_600_000_000, 1_600_000_000))
+        clock.move((spool.incoming / name).stat().st_ctime - clock.wall)
+    scanner = Scanner(spool, ReadyRules(), clock)
+    assert ready(scanner) == []
+    clock.move(2.1)
+    assert ready(scanner) == [("a.csv", "a.yaml")]
+
+
+def test_files_that_lay_there_at_the_start_need_no_second_wait(spool: Spool, clock: HandClock) -> None:
+    """The first look of a scanner takes what has been quiet for long."""
+    drop(spool, clock, "a.csv", "a.yaml")
+    clock.move(3600)
+    assert ready(Scanner(spool, ReadyRules(), clock)) == [("a.csv", "a.yaml")]
+
+
+def test_a_ctime_in_the_future_is_waited_out_by_the_own_clock(spool: Spool, clock: HandClock) -> None:
+    """After the wall clock went back an hour, quiet is what this scanner has seen itself."""
+    drop(spool, clock, "a.csv", "a.yaml")
+    clock.wall -= 3600
+    scanner = Scanner(spool, ReadyRules(), clock)
+    assert ready(scanner) == []
+    clock.move(2.1)
+    assert ready(scanner) == [("a.csv", "a.yaml")]
+    (found,) = scanner.look().ready
+    assert found.arrived == clock.wall
+
+
+def test_a_clock_that_jumps_forward_makes_nothing_old(spool: Spool, clock: HandClock) -> None:
+    """A file still being written when the wall clock leaps an hour ahead is not taken for an hour old."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.csv", "a.yaml")
+    scanner.look()
+    clock.wall += 3600
+    clock.mono += 0.1
+    assert ready(scanner) == []
+    clock.move(2.1)
+    assert ready(scanner) == [("a.csv", "a.yaml")]
+
+
+def test_a_file_that_grows_is_not_quiet(spool: Spool, clock: HandClock) -> None:
+    """Each write begins the quiet time anew."""
+    drop(spool, clock, "a.csv", "a.yaml")
+    clock.wall -= 3600  # real ctimes do not follow a clock in hand: let the scanner's own watch decide
+    scanner = Scanner(spool, ReadyRules(), clock)
+    scanner.look()
+    for _ in range(3):
+        clock.move(1.5)
+        with (spool.incoming / "a.csv").open("ab") as file:
+            file.write(b"Ben\n")
+        assert ready(scanner) == []
+    clock.move(2.1)
+    assert ready(scanner) == [("a.csv", "a.yaml")]
+
+
+def two_names(path: Path) -> None:
+    path.write_bytes(b"x\n")
+    path.parents[1].joinpath("other").hardlink_to(path)
+
+
+def special(kind: str) -> Callable[[Path], None]:
+    """Make something odd at a path."""
+    return {
+        "directory": lambda p: p.mkdir(),
+        "link": lambda p: p.symlink_to("/etc/hostname"),
+        "dangling link": lambda p: p.symlink_to("/nonexistent"),
+        "fifo": lambda p: os.mkfifo(p),
+        "empty": lambda p: p.touch(),
+        "two names": two_names,
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        ("directory", "directory"),
+        ("link", "not_regular"),
+        ("dangling link", "not_regular"),
+        ("fifo", "not_regular"),
+        ("empty", "empty"),
+        ("two names", "hard_linked"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.yaml"])
+def test_odd_files_are_held(spool: Spool, clock: HandClock, kind: str, code: str, name: str) -> None:
+    """As data or as sidecar, what is no plain, single, filled file stays, with a reason."""
+    drop(spool, clock, "a.yaml" if name == "a.csv" else "a.csv")
+    special(kind)(spool.incoming / name)
+    clock.move(3600)
+    scanner = Scanner(spool, ReadyRules(), clock)
+    look = scanner.look()
+    assert look.ready == []
+    (held,) = (h for h in look.held if h.name == name)
+    assert held.code == code
+    assert held.message.startswith(name)
+    assert not held.waiting
+    assert os.path.lexists(spool.incoming / name)
+
+
+def test_unreadable_files_are_held_until_they_are_opened(spool: Spool, clock: HandClock) -> None:
+    """A file closed to the service stays; the message is the command that opens it; then it is taken."""
+    closed = {"a.yaml"}
+    scanner = Scanner(spool, ReadyRules(), clock, readable=lambda p: p.name not in closed)
+    drop(spool, clock, "a.csv", "a.yaml")
+    clock.move(3)
+    (held,) = scanner.look().held
+    assert (held.name, held.code) == ("a.yaml", "unreadable")
+    assert held.message.endswith("Run: chmod 644 a.yaml")
+    closed.clear()
+    assert ready(scanner) == [("a.csv", "a.yaml")]
+
+
+def test_can_read(tmp_path: Path) -> None:
+    """The real check: plain files yes, links no, gone is an error; a FIFO does not block it."""
+    (tmp_path / "a").touch()
+    (tmp_path / "link").symlink_to("a")
+    os.mkfifo(tmp_path / "fifo")
+    assert can_read(tmp_path / "a")
+    assert not can_read(tmp_path / "link")
+    assert can_read(tmp_path / "fifo")
+    with pytest.raises(FileNotFoundError):
+        can_read(tmp_path / "gone")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights for a moment")
+def test_can_read_without_rights(tmp_path: Path) -> None:
+    """A file of another user, closed to all others, cannot be read."""
+    (tmp_path / "a").touch(0o600)
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    try:
+        assert not can_read(tmp_path / "a")
+    finally:
+        os.seteuid(0)
+
+
+def test_too_large(spool: Spool, clock: HandClock) -> None:
+    """Beyond the administrator's limit a file is held with both sizes."""
+    scanner = Scanner(spool, ReadyRules(max_bytes=1000), clock)
+    drop(spool, clock, "a.csv", "a.yaml", data=b"x" * 1500)
+    clock.move(3)
+    (held,) = scanner.look().held
+    assert held.code == "too_large"
+    assert "1.5 kB; the limit here is 1.0 kB" in held.message
+
+
+@pytest.mark.parametrize(
+    ("floor", "free", "taken"), [(0, 19, False), (0, 20, True), (500, 499, False), (500, 500, True)]
+)
+def test_a_full_disk_holds_everything(
+    spool: Spool, clock: HandClock, floor: int, free: int, taken: bool
+) -> None:
+    """Nothing is taken with less room than the floor, or than twice the data (10 bytes here)."""
+    scanner = Scanner(spool, ReadyRules(min_free_bytes=floor), clock, free=lambda _: free)
+    drop(spool, clock, "a.csv", "a.yaml")
+    clock.move(3)
+    assert bool(scanner.look().ready) is taken
+    assert codes(scanner) == ({} if taken else {"a.csv": "disk_full?"})
+    assert free_bytes(spool.root) > 0
+
+
+def test_halves_wait_and_then_are_told(spool: Spool, clock: HandClock) -> None:
+    """Data without a sidecar, and a sidecar without data, are on their way for ten minutes, then missing."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.csv", "b.yaml")
+    clock.move(3)
+    look = scanner.look()
+    assert codes(scanner) == {"a.csv": "no_sidecar?", "b.yaml": "no_data?"}
+    assert look.look_again_s is not None
+    clock.move(look.look_again_s + 1)
+    assert codes(scanner) == {"a.csv": "no_sidecar", "b.yaml": "no_data"}
+    drop(spool, clock, "a.yaml", "b.csv")
+    clock.move(3)
+    assert ready(scanner) == [("a.csv", "a.yaml"), ("b.csv", "b.yaml")]
+
+
+def test_held_since_is_when_the_reason_began(spool: Spool, clock: HandClock) -> None:
+    """The same reason keeps its time, another begins anew."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.csv")
+    clock.move(3)
+    began = clock.wall
+    (first,) = scanner.look().held
+    clock.move(30)
+    (second,) = scanner.look().held
+    drop(spool, clock, "a.jsonl", "a.yaml")
+    clock.move(3)
+    third = {h.name: h for h in scanner.look().held}["a.csv"]
+    assert (first.since, second.since) == (began, began)
+    assert (third.code, third.since) == ("ambiguous", clock.wall)
+
+
+def test_ambiguous_drops_are_held(spool: Spool, clock: HandClock) -> None:
+    """Two data files and one sidecar: all three stay."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.csv", "a.jsonl", "a.yaml")
+    clock.move(3)
+    assert ready(scanner) == []
+    assert codes(scanner) == dict.fromkeys(["a.csv", "a.jsonl", "a.yaml"], "ambiguous")
+
+
+def test_unsupported_files_are_told_what_is_supported(spool: Spool, clock: HandClock) -> None:
+    """Once quiet: before, it may be the temporary name of some client."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.xlsx")
+    assert codes(scanner) == {"a.xlsx": "arriving?"}
+    clock.move(3)
+    (held,) = scanner.look().held
+    assert held.code == "unsupported"
+    assert ".csv, .tsv, .jsonl, .ndjson" in held.message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "two words.csv",
+        "-rf.csv",
+        "é評価.csv",
+        "new\nline.csv",
+        os.fsdecode(b"\xff\xfe.csv"),
+        "x" * 250 + ".csv",
+    ],
+)
+def test_odd_names_are_served(spool: Spool, clock: HandClock, name: str) -> None:
+    """A name is no reason to refuse anything."""
+    sidecar = cut(name)[0] + ".yml"
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, name, sidecar)
+    clock.move(3)
+    assert ready(scanner) == [(name, sidecar)]
+
+
+def test_an_openai_batch_waits_a_while_for_a_sidecar(spool: Spool, clock: HandClock) -> None:
+    """It needs none, but one may still come, and then gives defaults."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.jsonl", "b.jsonl", data=BATCH)
+    clock.move(9)
+    assert codes(scanner) == {"a.jsonl": "no_sidecar?", "b.jsonl": "no_sidecar?"}
+    drop(spool, clock, "b.yaml")
+    clock.move(2.5)
+    assert ready(scanner) == [("b.jsonl", "b.yaml")]
+    clock.move(8)
+    assert sorted(ready(scanner)) == [("a.jsonl", None), ("b.jsonl", "b.yaml")]
+
+
+def test_a_default_sidecar_stands_in(spool: Spool, clock: HandClock, tmp_path: Path) -> None:
+    """A drop that needs a sidecar and brings none gets the administrator's; an OpenAI batch needs none."""
+    scanner = Scanner(spool, ReadyRules(default_sidecar=tmp_path / "default.yaml"), clock)
+    drop(spool, clock, "a.csv")
+    drop(spool, clock, "b.jsonl", data=BATCH)
+    clock.move(9)
+    assert ready(scanner) == []
+    clock.move(2)
+    found = {d.data: (d.sidecar, d.default_sidecar) for d in scanner.look().ready}
+    assert found == {"a.csv": (None, tmp_path / "default.yaml"), "b.jsonl": (None, None)}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "batch"),
+    [
+        ("a.jsonl", BATCH, True),
+        ("a.ndjson", b"\xef\xbb\xbf\r\n\n" + BATCH, True),
+        ("a.jsonl.gz", gzip.compress(BATCH), True),
+        ("a.jsonl.zst", zstandard.compress(BATCH), True),
+        ("a.jsonl.gz", gzip.compress(BATCH)[:-12], False),
+        ("a.jsonl.zst", b"not zstd at all", False),
+        ("a.jsonl", b'{"custom_id": "1", "body": {"x": "' + b"x" * 400_000 + b'"}}\n', True),
+        ("a.jsonl", b'{"text": "' + b"x" * 400_000 + b'", "custom_id": "1", "body": {}}\n', False),
+        ("a.jsonl", b'{"text": "custom_id and body"}\n', False),
+        ("a.jsonl", b'{"custom_id": "1", "bo', False),
+        ("a.jsonl", b'["custom_id", "body"]\n', False),
+        ("a.jsonl", b"[" * 100_000 + b"\n", False),
+        ("a.jsonl", b"\xff\xfe\n", False),
+        ("a.jsonl", b"", False),
+        ("a.csv", BATCH, False),
+    ],
+    ids=range(15),
+)
+def test_the_peek(tmp_path: Path, name: str, data: bytes, batch: bool) -> None:
+    """The first line decides, within bounds, whatever the packing; garbage is no batch and no error."""
+    (tmp_path / name).write_bytes(data)
+    assert looks_like_openai(tmp_path / name) is batch
+
+
+def test_first_come_first_served(spool: Spool, clock: HandClock) -> None:
+    """Order is by arrival of the whole drop, not by name."""
+    for name in ("b.csv", "b.yaml", "a.csv", "a.yaml"):
+        # The kernel stamps ctime in ticks of some milliseconds: write until it differs.
+        before = clock.wall
+        while clock.wall == before:
+            drop(spool, clock, name)
+    clock.move(3)
+    assert [d.data for d in Scanner(spool, ReadyRules(), clock).look().ready] == ["b.csv", "a.csv"]
+
+
+def test_controls_are_reported_and_taken(spool: Spool, clock: HandClock) -> None:
+    """A small quiet file NAME.cancel is a command; taking it removes it, also twice; a large one is none."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.csv.cancel", data=b"")
+    drop(spool, clock, "big.pause", data=b"x" * 5000)
+    clock.move(3)
+    look = scanner.look()
+    assert look.controls == [Control("a.csv.cancel", "a.csv", "cancel")]
+    assert codes(scanner) == {"big.pause": "unsupported"}
+    take_control(spool, look.controls[0])
+    take_control(spool, look.controls[0])
+    assert [p.name for p in spool.incoming.iterdir()] == ["big.pause"]
+
+
+def test_a_drop_taken_back_between_listing_and_looking(spool: Spool, clock: HandClock) -> None:
+    """A file that vanishes meanwhile is no error and nothing to report."""
+
+    def vanish(path: Path) -> bool:
+        path.unlink()
+        raise FileNotFoundError(path)
+
+    drop(spool, clock, "a.csv", "a.yaml")
+    clock.move(3)
+    look = Scanner(spool, ReadyRules(), clock, readable=vanish).look()
+    assert (look.ready, look.held) == ([], [])

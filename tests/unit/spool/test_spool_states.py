@@ -1,0 +1,207 @@
+"""The table of states, row by row, and what recovery does with things that are in none of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from spoolama.spool.layout import Spool
+from spoolama.spool.recover import recover
+from spoolama.spool.states import Claim, State, state_of
+
+CLAIM = Claim("a.csv", "a.yaml", None, 20.0, 10.0).to_bytes()
+ALONE = Claim("a.csv", None, None, 20.0, 10.0).to_bytes()
+DEFAULTED = Claim("a.csv", "default.yaml", "/etc/default.yaml", 20.0, 10.0).to_bytes()
+J = "processing/a-1"
+
+TABLE: list[tuple[str, State, dict[str, bytes], State]] = [
+    # what it shows; the state; what exists; the state after recovery
+    ("nothing claimed", State.DROPPED, {"incoming/a.csv": b"d", "incoming/a.yaml": b"s"}, State.DROPPED),
+    ("empty directory", State.OPENED, {f"{J}/": b"", "incoming/a.csv": b"d"}, State.DROPPED),
+    ("half a claim", State.OPENED, {f"{J}/.1.tmp": b"{", "incoming/a.csv": b"d"}, State.DROPPED),
+    ("nothing moved", State.CLAIMING, {f"{J}/claim.json": CLAIM, "incoming/a.csv": b"d"}, State.DROPPED),
+    ("taken back", State.CLAIMING, {f"{J}/claim.json": CLAIM}, State.DROPPED),
+    (
+        "default copied, nothing moved",
+        State.CLAIMING,
+        {f"{J}/claim.json": DEFAULTED, f"{J}/default.yaml": b"s", "incoming/a.csv": b"d"},
+        State.DROPPED,
+    ),
+    (
+        "sidecar to follow",
+        State.TORN,
+        {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d", "incoming/a.yaml": b"s"},
+        State.SETTLING,
+    ),
+    ("sidecar gone", State.TORN, {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d"}, State.DROPPED),
+    (
+        "sidecar gone, data dropped anew",
+        State.TORN,
+        {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d", "incoming/a.csv": b"new"},
+        State.SETTLING,
+    ),
+    (
+        "all moved",
+        State.SETTLING,
+        {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d", f"{J}/a.yaml": b"s"},
+        State.SETTLING,
+    ),
+    ("alone", State.SETTLING, {f"{J}/claim.json": ALONE, f"{J}/a.csv": b"d"}, State.SETTLING),
+    (
+        "with a ledger",
+        State.CLAIMED,
+        {f"{J}/claim.json": ALONE, f"{J}/a.csv": b"d", f"{J}/ledger.sqlite": b""},
+        State.CLAIMED,
+    ),
+    (
+        "a report begun",
+        State.BUILDING,
+        {
+            f"{J}/claim.json": ALONE,
+            f"{J}/a.csv": b"d",
+            f"{J}/ledger.sqlite": b"",
+            f"{J}/out/results.jsonl": b"",
+        },
+        State.CLAIMED,
+    ),
+    (
+        "the only copy in out",
+        State.BUILDING,
+        {f"{J}/claim.json": ALONE, f"{J}/out/uploaded/a.csv": b"d"},
+        State.SETTLING,
+    ),
+    (
+        "published, all left",
+        State.PUBLISHED,
+        {f"{J}/claim.json": ALONE, f"{J}/ledger.sqlite": b"", "done/a-1/uploaded/a.csv": b"d"},
+        State.FINISHED,
+    ),
+    (
+        "published, ledger left",
+        State.PUBLISHED,
+        {f"{J}/ledger.sqlite": b"", "failed/a-1/uploaded/a.csv": b"d"},
+        State.FINISHED,
+    ),
+    ("finished", State.FINISHED, {"done/a-1/uploaded/a.csv": b"d"}, State.FINISHED),
+]
+
+UNKNOWN: dict[str, dict[str, bytes]] = {
+    "a file": {J: b"d"},
+    "a damaged claim": {f"{J}/claim.json": b"", f"{J}/a.csv": b"d"},
+    "a claim that points out of its directory": {
+        f"{J}/claim.json": CLAIM.replace(b"a.csv", b"../a.csv"),
+        f"{J}/a.csv": b"d",
+    },
+    "data without a claim": {f"{J}/a.csv": b"d"},
+    "a ledger without data": {f"{J}/claim.json": ALONE, f"{J}/ledger.sqlite": b"d"},
+    "a ledger without its sidecar": {
+        f"{J}/claim.json": CLAIM,
+        f"{J}/a.csv": b"d",
+        f"{J}/ledger.sqlite": b"",
+    },
+    "an out without data": {f"{J}/claim.json": ALONE, f"{J}/out/results.jsonl": b"d"},
+    "published, and an out": {f"{J}/out/x": b"d", "done/a-1/x": b""},
+    "published, but not this upload": {
+        f"{J}/claim.json": ALONE,
+        f"{J}/a.csv": b"d",
+        "done/a-1/uploaded/a.csv": b"another",
+    },
+    "two different copies": {
+        f"{J}/claim.json": ALONE,
+        f"{J}/a.csv": b"d",
+        f"{J}/out/uploaded/a.csv": b"another",
+    },
+}
+
+
+def lay_out(spool: Spool, files: dict[str, bytes]) -> Path:
+    """Make these files; returns the job's directory."""
+    for name, data in files.items():
+        path = spool.root / name
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return spool.root / J
+
+
+def ids(rows: Sequence[tuple[str, State, dict[str, bytes], State]]) -> list[str]:
+    return [name for name, *_ in rows]
+
+
+@pytest.mark.parametrize(("name", "state", "files", "after"), TABLE, ids=ids(TABLE))
+def test_each_state_is_recognised_and_recovered(
+    spool: Spool, name: str, state: State, files: dict[str, bytes], after: State
+) -> None:
+    """Each row of the table is told from the others by what exists, and recovery leads where it should."""
+    job = lay_out(spool, files)
+    assert state_of(spool, job) is state
+    found = recover(spool)
+    assert state_of(spool, job) is after
+    assert [j.name for j in found.jobs] == (["a-1"] if after in (State.SETTLING, State.CLAIMED) else [])
+    data = [p for p in spool.root.rglob("a.csv") if p.read_bytes() == b"d"]
+    assert len(data) == (1 if b"d" in files.values() else 0)
+
+
+def test_the_table_is_complete() -> None:
+    """Every state but UNKNOWN has a row above and a line in the module's table."""
+    import spoolama.spool.states as module
+
+    assert {state for _, state, _, _ in TABLE} == set(State) - {State.UNKNOWN}
+    assert module.__doc__ is not None
+    assert all(f"\n{state.name} " in module.__doc__ for state in State)
+
+
+@pytest.mark.parametrize("files", UNKNOWN.values(), ids=UNKNOWN.keys())
+def test_what_is_not_understood_is_set_aside_whole(spool: Spool, files: dict[str, bytes]) -> None:
+    """A directory in no known state goes to the quarantine, with everything in it, and somebody is told."""
+    lay_out(spool, files)
+    found = recover(spool)
+    assert found.jobs == []
+    assert any("set aside" in said for said in found.said)
+    for name, data in files.items():
+        if name.startswith("processing/"):
+            moved = spool.quarantine / name.removeprefix("processing/")
+            assert moved.read_bytes() == data
+    assert not (spool.root / J).exists()
+    lay_out(spool, {J: b"again"})
+    recover(spool)
+    assert (spool.quarantine / "a-1.1").read_bytes() == b"again"
+
+
+def test_a_job_without_its_sidecar_says_so(spool: Spool) -> None:
+    """A torn claim whose data was dropped anew keeps both files, and no longer waits for a sidecar."""
+    lay_out(
+        spool, {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"old", "incoming/a.csv": b"new", "incoming/b": b""}
+    )
+    (job,) = recover(spool).jobs
+    assert (job.data.read_bytes(), job.sidecar) == (b"old", None)
+    assert (spool.incoming / "a.csv").read_bytes() == b"new"
+    assert json.loads(job.claim_file.read_bytes())["sidecar"] is None
+
+
+def test_jobs_come_back_first_come_first(spool: Spool) -> None:
+    """Recovered jobs stand in the order of their arrival, not of their names."""
+    for name, arrived in (("a-1", 30.0), ("b-1", 10.0), ("c-1", 20.0)):
+        note = Claim("a.csv", None, None, 40.0, arrived).to_bytes()
+        lay_out(spool, {f"processing/{name}/claim.json": note, f"processing/{name}/a.csv": b"d"})
+    assert [job.name for job in recover(spool).jobs] == ["b-1", "c-1", "a-1"]
+
+
+def test_leftovers_of_the_service_are_swept_and_of_nobody_else(spool: Spool) -> None:
+    """Probe files and half-written status files go; a user's dot file stays."""
+    lay_out(
+        spool,
+        {
+            "incoming/.spoolama-probe-01234567": b"",
+            "status/.0123.tmp": b"{",
+            "incoming/.a.csv.Xy12ab": b"uploading",
+        },
+    )
+    recover(spool)
+    left = [p.name for p in spool.root.rglob("*") if p.is_file()]
+    assert left == [".a.csv.Xy12ab"]
