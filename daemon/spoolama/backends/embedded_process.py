@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from spoolama.backends.http import excerpt
@@ -51,7 +52,7 @@ class EngineProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 process_group=0,  # a Ctrl-C meant for the parent ends the parent, and in order
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=_environment(),
             )
         )
         try:
@@ -131,7 +132,7 @@ class EngineProcess:
     def _refusal(self, error: str) -> BackendError:
         if is_out_of_memory(f"{error}\n{self._text()}"):
             return OutOfMemory(f"the embedded engine has not enough memory for this model: {error}")
-        if "xllamacpp" in error:
+        if "No module named" in error:
             return RequestRefused(
                 f"the embedded engine is not installed: {error}",
                 mend="Install it beside spoolama: pip install 'spoolama[embedded]'",
@@ -157,3 +158,10 @@ class EngineProcess:
         lines = [line for line in self._text().splitlines() if line.strip()]
         errors = [line for line in lines if line.split(" ")[1:2] == ["E"]]
         return excerpt("; ".join((errors or lines)[-2:]), 400)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, in which the child finds this very package, installed or not."""
+    root = str(Path(__file__).parents[2])
+    paths = [root, os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

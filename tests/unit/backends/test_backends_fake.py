@@ -45,7 +45,7 @@ def run(script: Script | None, scenario: Callable[[FakeOllama, OllamaBackend], A
 def ask(*texts: str, spec: LoadSpec = SPEC, num_predict: int = 32) -> ChatRequest:
     """The rubric, then turns of user and assistant by turns."""
     roles = ("user", "assistant")
-    turns = tuple(Message(roles[n % 2], text) for n, text in enumerate(texts))  # type: ignore[arg-type]
+    turns = tuple(Message(roles[n % 2], text) for n, text in enumerate(texts))
     return ChatRequest(spec, (RUBRIC, *turns), num_predict)
 
 

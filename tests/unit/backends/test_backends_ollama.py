@@ -240,7 +240,7 @@ def test_a_release_that_failed_is_tried_again() -> None:
     assert run(None, scenario) == ["gemma3:270m", "smollm2:135m"]
 
 
-def test_a_model_that_vanished_after_its_load_is_no_loaded_model() -> None:
+def test_a_model_that_vanished_after_its_load_is_no_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody unloads it between the load and the look at `/api/ps`: said, not taken for loaded."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
@@ -252,7 +252,7 @@ def test_a_model_that_vanished_after_its_load_is_no_loaded_model() -> None:
             server.evict("smollm2:135m")
             return found
 
-        server._routes.engine.runner = evicting  # type: ignore[method-assign]
+        monkeypatch.setattr(server._routes.engine, "runner", evicting)
         with pytest.raises(UnexpectedReply, match="does not list it"):
             await backend.load(SPEC)
 
@@ -293,8 +293,7 @@ def test_the_factory_makes_each_kind() -> None:
 
     async def scenario() -> list[str]:
         backends = [
-            make_backend(BackendSettings(kind), SystemClock())  # type: ignore[arg-type]
-            for kind in ("ollama", "openai", "embedded")
+            make_backend(BackendSettings(kind), SystemClock()) for kind in ("ollama", "openai", "embedded")
         ]
         for backend in backends:
             await backend.aclose()
