@@ -60,11 +60,11 @@ def read_service(directory: Path) -> tuple[dict[str, Any], str]:
         ) from None
     except (ValueError, KeyError) as error:
         raise click.ClickException(f"{directory / 'service.json'} is damaged: {error}") from None
-    if age > _STALE_S or payload["service"]["state"] == "stopping":
+    if age > _STALE_S or payload["service"]["state"] == "stopped":
         from spoolama.service.status_text import duration
 
         old = duration(max(0.0, age))
-        text = f"The service does not run, or hangs: this is its last word, {old} old.\n\n{text}"
+        text = f"The service does not run: this is its last word, {old} old.\n\n{text}"
     return payload, text
 
 

@@ -198,6 +198,7 @@ class Daemon:
         await release(self._backend)
         with contextlib.suppress(Exception):
             await self._backend.aclose()
+        self.state.phase = "stopped"
         with contextlib.suppress(Exception):
             await self._reporting.write()
 

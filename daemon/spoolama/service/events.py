@@ -88,10 +88,10 @@ EVENTS: Mapping[str, EventKind] = {
         "74fe78da567b41a3b896fe252498bf48",
     ),
     "job.started": EventKind("info", "{job} begins.", "dde17c38311d4fcdb3564a0c81ed0734"),
-    "job.ended": EventKind("info", "{job} is in {where}/: {message}", "47834122b73449d0bdc8c7c3326f81f5"),
-    "job.failed": EventKind("warning", "{job} is in failed/: {message}", "6ca32ada00da42409e2c52f606fdd1a2"),
+    "job.ended": EventKind("info", "{job} is in {where}/: {outcome}", "47834122b73449d0bdc8c7c3326f81f5"),
+    "job.failed": EventKind("warning", "{job} is in failed/: {outcome}", "6ca32ada00da42409e2c52f606fdd1a2"),
     "job.left": EventKind(
-        "info", "{job} is left for the next start: {message}", "44809291975d4ce1a0f67ede10c0077c"
+        "info", "{job} is left for the next start: {outcome}", "44809291975d4ce1a0f67ede10c0077c"
     ),
     "job.crashed": EventKind(
         "critical",

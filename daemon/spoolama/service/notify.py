@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import sdnotify
@@ -115,7 +116,8 @@ class SilentNotifier:
 
 def make_notifier(env: Mapping[str, str]) -> Notifier:
     """The notifier for this environment. sdnotify itself reads the process's own NOTIFY_SOCKET."""
-    if not env.get("NOTIFY_SOCKET"):
+    address = env.get("NOTIFY_SOCKET", "")
+    if not address or (address.startswith("/") and not Path(address).exists()):
         return SilentNotifier()
     try:
         return SystemdNotifier()

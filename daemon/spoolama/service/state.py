@@ -59,7 +59,7 @@ class ServiceState:
     clock: Clock
     server: ServerState
     queue: JobQueue = field(default_factory=JobQueue)
-    phase: Literal["starting", "working", "stopping"] = "starting"
+    phase: Literal["starting", "working", "stopping", "stopped"] = "starting"
     running: Running | None = None
     held: list[Held] = field(default_factory=list)
     """What stays in incoming/, and why."""

@@ -146,6 +146,9 @@ def ended_payload(done: EndedJob) -> dict[str, Any]:
 
 def status_line(state: ServiceState) -> str:
     """One line for `systemctl status`."""
+    if state.phase == "stopped":
+        left = len(state.queue)
+        return f"Stopped; {left} {'job is' if left == 1 else 'jobs are'} left for the next start."
     if state.phase == "stopping":
         text = "Stopping"
         if state.running is not None:

@@ -106,9 +106,9 @@ class Working:
             self._state.queue.remove(item)
             self._state.end(job, ended, progress)
             event = "job.ended" if ended.where == "done" else "job.failed"
-            say(event, job=job.name, where=ended.where, message=ended.message, **progress.failures)
+            say(event, job=job.name, where=ended.where, outcome=ended.message, failures=progress.failures)
             return
-        say("job.left", job=job.name, message=ended.message)
+        say("job.left", job=job.name, outcome=ended.message)
         if stop.reason == "pause":
             item.standing, item.reason = "paused", f"Paused. Drop {job.name}.resume into incoming/ to go on."
         elif self._stopping.is_set():

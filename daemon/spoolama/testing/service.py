@@ -1,0 +1,144 @@
+"""A service in a test: a real spool, real tasks, and an executor that does what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from spoolama.clock import SystemClock
+from spoolama.engine.progress import Progress
+from spoolama.errors import JobError
+from spoolama.service.daemon import Daemon
+from spoolama.service.model import Ended, StopSignal
+from spoolama.service.settings import Settings, load_settings
+from spoolama.spool.claim import JobDir
+from spoolama.spool.layout import Spool
+from spoolama.spool.publish import open_out, publish
+from spoolama.testing.backend import ScriptedBackend
+from spoolama.testing.notify_socket import RecordingNotifier
+
+__all__ = ["SIDECAR", "FakeExecutor", "Service", "in_loop", "until"]
+
+P = ParamSpec("P")
+
+SIDECAR = "model: m\nprompt: '{{ text }}'\n"
+"""The least a sidecar needs."""
+
+
+@dataclass
+class FakeExecutor:
+    """Publishes every job at once, unless `act` says otherwise."""
+
+    spool: Spool
+    act: Callable[[JobDir, Progress, StopSignal], Awaitable[Ended | None]] | None = None
+    """Called first; None: publish in done/."""
+    executed: list[str] = field(default_factory=list)
+    """Names of the data files, in the order of execution."""
+    rejected: list[tuple[str, JobError]] = field(default_factory=list)
+
+    async def execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+        """As the test says."""
+        self.executed.append(job.dropped_as)
+        ended = await self.act(job, progress, stop) if self.act else None
+        return ended or await self._publish(job, "done")
+
+    async def reject(self, job: JobDir, error: JobError) -> Ended:
+        """To failed/, with nothing but the uploads."""
+        self.rejected.append((job.dropped_as, error))
+        return await self._publish(job, "failed", error.message)
+
+    async def _publish(self, job: JobDir, where: str, message: str = "all answered") -> Ended:
+        await asyncio.to_thread(open_out, job)
+        if where == "done":
+            return Ended("done", await asyncio.to_thread(publish, self.spool, job, "done"), message)
+        return Ended("failed", await asyncio.to_thread(publish, self.spool, job, "failed"), message)
+
+
+class Service:
+    """A spool and the daemon over it, with short times.
+
+    Args:
+        root: Where the spool is made.
+        settings: Keys as in the environment's variables, lower case.
+    """
+
+    def __init__(self, root: Path, **settings: object) -> None:
+        self.spool = Spool(root)
+        self.spool.create()
+        self.clock = SystemClock()
+        self.executor = FakeExecutor(self.spool)
+        self.backend = ScriptedBackend(self.clock)
+        self.notifier = RecordingNotifier()
+        self.settings = self.with_settings(**settings)
+
+    def with_settings(self, **settings: object) -> Settings:
+        """The short times, and these."""
+        given = {"spool": self.spool.root, "quiet_s": 0, "rescan_s": 0.2, "min_free_bytes": 0} | settings
+        return load_settings(None, {f"SPOOLAMA_{k.upper()}": str(v) for k, v in given.items()})
+
+    def drop(self, name: str, data: str = "text\nx\n", sidecar: str | None = SIDECAR) -> None:
+        """Put NAME.csv and NAME.yaml into incoming/, the sidecar first."""
+        if sidecar is not None:
+            (self.spool.incoming / f"{name}.yaml").write_text(sidecar)
+        (self.spool.incoming / f"{name}.csv").write_text(data)
+
+    def daemon(
+        self,
+        *,
+        once: bool = False,
+        reload: Callable[[], Settings] | None = None,
+        watchdog_s: float | None = None,
+    ) -> Daemon:
+        """A daemon; call it inside the loop."""
+        return Daemon(
+            self.settings,
+            self.spool,
+            self.backend,
+            self.executor,
+            self.notifier,
+            self.clock,
+            once=once,
+            reload=reload,
+            watchdog_s=watchdog_s,
+        )
+
+    @asynccontextmanager
+    async def running(
+        self, reload: Callable[[], Settings] | None = None, watchdog_s: float | None = None
+    ) -> AsyncIterator[Daemon]:
+        """A daemon that runs, and is stopped at the end."""
+        daemon = self.daemon(reload=reload, watchdog_s=watchdog_s)
+        task = asyncio.create_task(daemon.run())
+        try:
+            await until(lambda: "ready" in self.notifier.said or task.done())
+            yield daemon
+        finally:
+            daemon.stop()
+            await task
+
+    def published(self, where: str = "done") -> list[str]:
+        """What is in done/ or failed/, by the uploads' stems."""
+        parent = self.spool.done if where == "done" else self.spool.failed
+        return sorted(path.name.split("-")[0] for path in parent.iterdir())
+
+
+async def until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait for something to become true; TimeoutError if it does not."""
+    async with asyncio.timeout(timeout_s):
+        while not true():  # noqa: ASYNC110 - it watches what no event tells of
+            await asyncio.sleep(0.01)
+
+
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run an async test in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run

@@ -1,0 +1,334 @@
+"""The daemon: its tasks, their order, their end. Real spool, real tasks, an executor by script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolama.engine.progress import Progress
+from spoolama.errors import ConfigError, DiskFull, ServerAway, SpoolHeld
+from spoolama.service.model import Ended, StopSignal
+from spoolama.service.settings import Settings
+from spoolama.spool.claim import JobDir
+from spoolama.testing.service import SIDECAR, Service, in_loop, until
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    return Service(tmp_path / "spool")
+
+
+def status_of(service: Service, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((service.spool.status / f"{name}.json").read_bytes())
+    return found
+
+
+@in_loop
+async def test_a_drop_is_published_and_its_status_says_where(service: Service) -> None:
+    """From incoming/ to done/, and NAME.json tells the end."""
+    async with service.running():
+        service.drop("a")
+        await until(lambda: service.published() == ["a"])
+        await until(lambda: status_of(service, "a.csv")["state"] == "done")
+    status = status_of(service, "a.csv")
+    assert (service.spool.root / status["where"]).is_dir()
+    assert status["message"] == "all answered"
+    assert not list(service.spool.incoming.iterdir())
+
+
+@in_loop
+async def test_once_works_off_what_is_there_and_ends(service: Service) -> None:
+    """Exit status 0, nothing left, and what cannot be taken does not keep it."""
+    for name in ("a", "b"):
+        service.drop(name)
+    service.drop("lonely", sidecar=None)
+    assert await service.daemon(once=True).run() == 0
+    assert service.published() == ["a", "b"]
+    assert status_of(service, "lonely.csv")["reason"] == "no_sidecar"
+
+
+@in_loop
+async def test_once_waits_out_the_quiet_time(tmp_path: Path) -> None:
+    """A file dropped a moment before is not left behind."""
+    service = Service(tmp_path / "spool", quiet_s=0.3)
+    service.drop("a")
+    assert await service.daemon(once=True).run() == 0
+    assert service.published() == ["a"]
+
+
+@in_loop
+async def test_jobs_go_by_priority_then_by_arrival(service: Service) -> None:
+    """And each waiting one's place is in its status."""
+    gate = asyncio.Event()
+
+    async def wait(job: JobDir, progress: Progress, stop: StopSignal) -> None:
+        await gate.wait()
+
+    service.executor.act = wait
+    async with service.running():
+        service.drop("first")
+        await until(lambda: service.executor.executed == ["first.csv"])
+        service.drop("second")
+        await until(lambda: (service.spool.status / "second.csv.json").exists())
+        service.drop("third")
+        service.drop("urgent", sidecar=SIDECAR + "priority: 5\n")
+        await until(lambda: (service.spool.status / "urgent.csv.json").exists())
+        await until(lambda: status_of(service, "third.csv").get("place") == 3)
+        assert [status_of(service, f"{n}.csv")["place"] for n in ("urgent", "second")] == [1, 2]
+        gate.set()
+        await until(lambda: len(service.published()) == 4)
+    assert service.executor.executed == ["first.csv", "urgent.csv", "second.csv", "third.csv"]
+
+
+@in_loop
+async def test_sigterm_drains_and_leaves_the_rest(service: Service) -> None:
+    """The executor is asked to stop, and what it leaves goes on at the next start."""
+
+    async def leave(job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+        await stop.wait()
+        return Ended("left", None, "stopped")
+
+    service.executor.act = leave
+    service.drop("a")
+    daemon = service.daemon()
+    task = asyncio.create_task(daemon.run())
+    await until(lambda: service.executor.executed == ["a.csv"])
+    signal.raise_signal(signal.SIGTERM)
+    assert await task == 0
+    assert len(list(service.spool.processing.iterdir())) == 1
+    assert service.backend.released == 1
+
+    service.executor.act = None
+    assert await service.daemon(once=True).run() == 0
+    assert service.published() == ["a"]
+
+
+@in_loop
+async def test_draining_has_an_end(tmp_path: Path) -> None:
+    """An executor that does not stop is cut off after drain_s."""
+    service = Service(tmp_path / "spool", drain_s=0.1)
+
+    async def stubborn(job: JobDir, progress: Progress, stop: StopSignal) -> None:
+        await asyncio.sleep(60)
+
+    service.executor.act = stubborn
+    service.drop("a")
+    async with service.running():
+        await until(lambda: service.executor.executed == ["a.csv"])
+    assert service.notifier.said.count("stopping") == 1
+
+
+@in_loop
+async def test_ready_comes_while_the_server_is_away(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The spool is usable; the status says what is missing."""
+
+    async def away() -> None:
+        raise ServerAway("connection refused")
+
+    monkeypatch.setattr(service.backend, "probe", away)
+    async with service.running() as daemon:
+        await until(lambda: daemon.state.server.away is not None)
+        await until(lambda: any("server is away: connection refused" in s for s in service.notifier.said))
+    assert service.notifier.said[0] == "ready"
+
+
+@in_loop
+async def test_a_dead_side_task_stops_the_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit status 1, so that systemd starts it anew."""
+    daemon = service.daemon()
+
+    async def die() -> None:
+        raise OSError("out of descriptors")
+
+    monkeypatch.setattr(daemon._keeping, "run", die)
+    assert await asyncio.wait_for(daemon.run(), 10) == 1
+
+
+@in_loop
+async def test_a_side_task_that_just_ends_is_dead_too(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of them may end by itself."""
+    daemon = service.daemon()
+
+    async def end() -> None:
+        return
+
+    monkeypatch.setattr(daemon._probing, "run", end)
+    assert await asyncio.wait_for(daemon.run(), 10) == 1
+
+
+@in_loop
+async def test_a_defect_in_a_job_stops_the_service_three_times_then_the_job_is_put_aside(
+    service: Service,
+) -> None:
+    """Nothing uploaded is lost, and the jobs behind it get their turn."""
+
+    async def defect(job: JobDir, progress: Progress, stop: StopSignal) -> None:
+        if job.dropped_as == "a.csv":
+            raise ZeroDivisionError("division by zero")
+
+    service.executor.act = defect
+    service.drop("a", sidecar=SIDECAR + "priority: 1\n")
+    service.drop("b")
+    for _ in range(3):
+        assert await service.daemon(once=True).run() == 1
+        assert len(list(service.spool.processing.iterdir())) == 2
+    assert await service.daemon(once=True).run() == 0
+    assert (service.published("failed"), service.published()) == (["a"], ["b"])
+    ((name, error),) = service.executor.rejected
+    assert (name, error.code) == ("a.csv", "service_defect")
+
+
+@in_loop
+async def test_a_full_disk_keeps_the_job_and_lets_it_wait(service: Service) -> None:
+    """It is the disk's fault, not the job's."""
+
+    async def full(job: JobDir, progress: Progress, stop: StopSignal) -> None:
+        raise DiskFull("no room")
+
+    service.executor.act = full
+    async with service.running() as daemon:
+        service.drop("a")
+        await until(lambda: [i.standing for i in daemon.state.queue.in_line()] == ["held"])
+        (item,) = daemon.state.queue.in_line()
+        assert item.retry_at is not None
+        await until(lambda: status_of(service, "a.csv")["message"] == "no room")
+    assert len(list(service.spool.processing.iterdir())) == 1
+
+
+@in_loop
+async def test_a_second_daemon_is_turned_away(service: Service, tmp_path: Path) -> None:
+    """With status 75 and the holder's name."""
+    async with service.running():
+        with pytest.raises(SpoolHeld) as caught:
+            await Service(tmp_path / "spool").daemon().run()
+    assert caught.value.exit_status == 75
+
+
+@in_loop
+async def test_sighup_adopts_what_can_change(service: Service) -> None:
+    """RELOADING, then READY; what needs a restart stays, and a mistake changes nothing."""
+    answers: list[Settings | ConfigError] = [
+        service.with_settings(lanes=7, release_after_s=9),
+        ConfigError("c.yaml:1: spol: unknown key"),
+    ]
+
+    def load() -> Settings:
+        answer = answers.pop(0)
+        if isinstance(answer, ConfigError):
+            raise answer
+        return answer
+
+    def said_ready(times: int) -> bool:
+        return service.notifier.said.count("ready") == times
+
+    async with service.running(reload=load) as daemon:
+        for times in (2, 3):
+            signal.raise_signal(signal.SIGHUP)
+            await until(partial(said_ready, times))
+        assert (daemon._settings.release_after_s, daemon._settings.lanes) == (9, 1)
+    without_status = [s for s in service.notifier.said if not s.startswith("status")]
+    assert without_status[:5] == ["ready", "reloading", "ready", "reloading", "ready"]
+
+
+@in_loop
+async def test_pings_stop_when_the_job_shows_no_life(service: Service) -> None:
+    """A ping is proof of progress, not of a running timer."""
+    stuck = asyncio.Event()
+
+    async def hang(job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+        progress.pulse._patience_s = 0.05
+        stuck.set()
+        await stop.wait()
+        return Ended("left", None, "stopped")
+
+    service.executor.act = hang
+    async with service.running(watchdog_s=0.02) as daemon:
+        await until(lambda: service.notifier.said.count("watchdog") >= 2)
+        service.drop("a")
+        await stuck.wait()
+        await until(lambda: daemon.state.silent() == ["job"])
+        daemon._heartbeat.beat()
+        before = service.notifier.said.count("watchdog")
+        assert daemon._heartbeat.beat() is False
+        assert service.notifier.said.count("watchdog") == before
+
+
+@in_loop
+async def test_models_are_released_when_the_queue_has_been_empty(tmp_path: Path) -> None:
+    """Once for each time of idleness, not again and again."""
+    service = Service(tmp_path / "spool", release_after_s=0)
+    async with service.running() as daemon:
+        service.drop("a")
+        await until(lambda: service.published() == ["a"])
+        await until(lambda: daemon.state.running is None)
+        await daemon._releasing.look()
+        await daemon._releasing.look()
+        assert service.backend.released == 1
+
+
+@in_loop
+async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> None:
+    """A paused job stays paused over a restart; a cancelled one is published."""
+    started = asyncio.Event()
+
+    async def obey(job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+        started.set()
+        await stop.wait()
+        return Ended("left", None, "stopped")
+
+    service.executor.act = obey
+    async with service.running() as daemon:
+        service.drop("a")
+        await started.wait()
+        (service.spool.incoming / "a.pause").touch()
+        await until(lambda: [i.standing for i in daemon.state.queue.in_line()] == ["paused"])
+    assert await service.daemon(once=True).run() == 0
+    assert service.executor.executed == ["a.csv"]
+
+    started.clear()
+    service.notifier.said.clear()
+    async with service.running() as daemon:
+        (service.spool.incoming / "a.resume").touch()
+        await started.wait()
+        (service.spool.incoming / "a.csv.cancel").touch()
+        await until(lambda: service.published("failed") == ["a"])
+    assert service.executor.rejected[0][1].code == "cancelled"
+    assert not list(service.spool.incoming.iterdir())
+
+
+@in_loop
+async def test_what_its_owner_takes_back_is_forgotten(service: Service) -> None:
+    """status/ does not speak of files that are gone."""
+    async with service.running():
+        service.drop("a", sidecar=None)
+        await until(lambda: (service.spool.status / "a.csv.json").exists())
+        (service.spool.incoming / "a.csv").unlink()
+        await until(lambda: not (service.spool.status / "a.csv.json").exists())
+
+
+@in_loop
+async def test_a_job_that_is_still_written_to_blocks_nobody(service: Service) -> None:
+    """It settles when its writer ends; others go first."""
+    async with service.running() as daemon:
+        service.drop("a")
+        await until(lambda: service.published() == ["a"])
+        with (service.spool.incoming / "slow.csv").open("w") as slow:
+            slow.write("text\n")
+            slow.flush()
+            (service.spool.incoming / "slow.yaml").write_text(SIDECAR)
+            await until(lambda: [i.standing for i in daemon.state.queue.in_line()] == ["settling"])
+            service.drop("b")
+            await until(lambda: service.published() == ["a", "b"])
+            assert status_of(service, "slow.csv")["state"] == "settling"
+            slow.write("x\n")
+        await until(lambda: service.published() == ["a", "b", "slow"])

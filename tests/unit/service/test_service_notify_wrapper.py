@@ -1,0 +1,57 @@
+"""The wrapper over sdnotify: UTF-8, never blocking, never raising."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from spoolama.service.notify import SilentNotifier, SystemdNotifier, make_notifier, watchdog_interval
+from spoolama.testing.notify_socket import NotifySocket
+
+
+def test_a_status_beyond_latin_1_arrives_as_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sdnotify alone would lose it, and latin-1 would clear the unit's status."""
+    with NotifySocket(tmp_path / "n") as systemd:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
+        notifier = SystemdNotifier()
+        notifier.status("Bewerber ä, 候補者 … and\na line end \udcff")
+        assert systemd.wait_for("STATUS")["STATUS"] == "Bewerber ä, 候補者 … and a line end \\udcff"
+        notifier.close()
+
+
+def test_a_full_queue_neither_blocks_nor_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A systemd that does not read must not stop the service."""
+    with NotifySocket(tmp_path / "n") as systemd:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
+        notifier = SystemdNotifier()
+        began = time.monotonic()
+        while not notifier.lost and time.monotonic() - began < 5:
+            notifier.watchdog()
+        assert notifier.lost == 1
+        notifier.close()
+
+
+def test_without_systemd_nothing_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket, or a dead one: the service runs all the same."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    assert isinstance(make_notifier({}), SilentNotifier)
+    assert isinstance(make_notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}), SilentNotifier)
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "x"}, None),
+        ({"WATCHDOG_USEC": "4000000"}, 2.0),
+        ({"WATCHDOG_USEC": "4000000", "WATCHDOG_PID": str(os.getpid())}, 2.0),
+        ({"WATCHDOG_USEC": "4000000", "WATCHDOG_PID": "1"}, None),
+    ],
+)
+def test_pings_come_twice_as_often_as_asked(env: dict[str, str], expected: float | None) -> None:
+    """And only from the process that is meant."""
+    assert watchdog_interval(env) == expected

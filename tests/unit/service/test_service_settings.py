@@ -1,0 +1,118 @@
+"""Settings: defaults, file, environment, and what an administrator is told about mistakes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from spoolama.errors import ConfigError
+from spoolama.service.settings import load_settings, variables
+
+SHIPPED = Path(__file__).parents[3] / "config" / "spoolama.yaml"
+
+
+def wrong(path: Path | None, env: dict[str, str]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, env)
+    assert caught.value.exit_status == 78
+    return str(caught.value).splitlines()
+
+
+def test_the_shipped_file_is_the_defaults() -> None:
+    """Leaving the file away changes nothing."""
+    assert load_settings(SHIPPED, {}) == load_settings(None, {})
+
+
+def test_the_shipped_file_names_every_key_with_its_variable() -> None:
+    """An administrator finds each key, and beside it the variable that overrides it."""
+    text = SHIPPED.read_text()
+    for variable, path, _ in variables():
+        assert re.search(rf"^\s*{path[-1]}: .*# {variable}$", text, re.MULTILINE), variable
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lanes: 1\nspol: /x\n", ':2:1: spol: unknown key (did you mean "spool"?)'),
+        ("lanes: '2'\n", ":1:1: lanes: must be a whole number, not '2'"),
+        ("lanes: 0\n", ":1:1: lanes: must be greater than or equal to 1, not 0"),
+        (
+            "backend:\n  kind: olama\n",
+            ":2:3: backend.kind: must be 'ollama', 'embedded' or 'openai', not 'olama' "
+            '(did you mean "ollama"?)',
+        ),
+        ("lanes: 1\n\nlanes: 2\n", ":3:1: lanes: this key appears twice; first on line 1 (keep one of them)"),
+        ("keep: 5\n", ":1:1: keep: must be a mapping of keys (known keys: done_days, failed_days)"),
+        ("log: {level: info, colour: yes}\n", ":1:20: log.colour: unknown key (known here: level)"),
+        ("quiet_s: -1\n", ":1:1: quiet_s: must be greater than or equal to 0, not -1"),
+        (
+            "backend: {kind: openai}\n",
+            "backend.kind openai needs backend.url, such as http://127.0.0.1:8000/v1",
+        ),
+        ("- a\n", ":1:1: the file is a list (write `key: value` lines)"),
+        ("lanes: 1\n\tquiet_s: 2\n", ":2:1: a tab stands where YAML wants spaces (indent with spaces)"),
+    ],
+)
+def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
+    """Whoever made it can go there and knows what to write."""
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    (line,) = wrong(path, {})
+    assert line.startswith(str(path))
+    assert line.endswith(expected)
+
+
+def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
+    """Nobody mends a file five times."""
+    path = tmp_path / "c.yaml"
+    path.write_text("spol: x\nlanes: many\n")
+    assert len(wrong(path, {"SPOOLAMA_LANS": "2", "SPOOLAMA_DRAIN_S": "soon"})) == 4
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    """Each kind of value can be overridden; an empty variable takes an optional one away."""
+    path = tmp_path / "c.yaml"
+    path.write_text("lanes: 2\nbackend: {kind: openai, url: 'http://a/v1'}\nkeep: {done_days: 3}\n")
+    settings = load_settings(
+        path,
+        {
+            "SPOOLAMA_LANES": "4",
+            "SPOOLAMA_BACKEND__URL": "http://b/v1",
+            "SPOOLAMA_BACKEND__SHARED": "true",
+            "SPOOLAMA_KEEP__DONE_DAYS": "",
+            "SPOOLAMA_CONFIG": str(path),
+            "HOME": "/nowhere",
+        },
+    )
+    assert (settings.lanes, settings.backend.url, settings.backend.shared, settings.keep.done_days) == (
+        4,
+        "http://b/v1",
+        True,
+        None,
+    )
+
+
+def test_an_unknown_variable_is_an_error() -> None:
+    """A misspelled override must not be silently nothing."""
+    assert wrong(None, {"SPOOLAMA_SPOLL": "x"}) == [
+        'environment: SPOOLAMA_SPOLL: unknown setting (did you mean "SPOOLAMA_SPOOL"?)'
+    ]
+
+
+def test_relative_paths_are_relative_to_where_they_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the file: its directory. In the environment: the working directory."""
+    (tmp_path / "etc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "etc" / "c.yaml"
+    path.write_text("spool: a\n")
+    assert load_settings(path, {}).spool == tmp_path / "etc" / "a"
+    assert load_settings(path, {"SPOOLAMA_SPOOL": "b"}).spool == tmp_path / "b"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """A wrong --config is the first thing people get wrong."""
+    assert str(tmp_path / "no.yaml") in wrong(tmp_path / "no.yaml", {})[0]

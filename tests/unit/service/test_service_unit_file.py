@@ -1,0 +1,56 @@
+"""packaging/spoolama.service says what the service needs of systemd."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from spoolama.service.settings import load_settings
+
+UNIT = Path(__file__).parents[3] / "packaging" / "spoolama.service"
+
+
+def keys() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in UNIT.read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_unit_has_what_the_service_relies_on() -> None:
+    """Each of these was measured to matter."""
+    unit = keys()
+    assert unit["Type"] == ["notify"]
+    assert unit["KillMode"] == ["mixed"]
+    assert unit["Restart"] == ["on-failure"]
+    assert unit["RestartPreventExitStatus"] == ["78"]
+    assert "WatchdogSec" in unit
+    # One mount: renames between the spool's directories must not leave it.
+    assert unit["ReadWritePaths"] == [str(load_settings(None, {}).spool)]
+    assert "PrivateUsers" not in unit
+
+
+def test_draining_ends_well_before_systemd_loses_patience() -> None:
+    """The default drain_s and TimeoutStopSec fit each other."""
+    timeout_s = int(keys()["TimeoutStopSec"][0].removesuffix("s"))
+    assert load_settings(None, {}).drain_s + 20 <= timeout_s
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+def test_systemd_reads_the_unit_without_a_word_and_finds_it_tight(tmp_path: Path) -> None:
+    """No key that systemd does not know, and an exposure of at most 2.0."""
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/usr/bin/spoolama", shutil.which("true") or "/bin/true"))
+    verify = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True)
+    assert (verify.returncode, verify.stderr) == (0, "")
+    security = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", copy],
+        capture_output=True,
+        text=True,
+    )
+    assert security.returncode == 0, security.stdout[-300:]
