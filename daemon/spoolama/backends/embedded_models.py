@@ -82,7 +82,13 @@ def find_weights(name: str, cache_dir: Path) -> Weights:
     parts = [_package_file(package, file, name, packaged.install) for package, file in packaged.parts]
     if packaged.sha256 is None:
         return Weights(parts[0], _digest(parts[0], cache_dir))
-    return _assembled(parts, cache_dir / packaged.file_name, packaged.sha256, cache_dir)
+    try:
+        return _assembled(parts, cache_dir / packaged.file_name, packaged.sha256, cache_dir)
+    except OSError as error:
+        raise RequestRefused(
+            f"{name!r} cannot be put together in {cache_dir}: {error.strerror or error}",
+            mend="Give the embedded backend a cache directory that the service may write to.",
+        ) from error
 
 
 def _package_file(package: str, file: str, name: str, install: str) -> Path:

@@ -84,6 +84,16 @@ def test_damaged_parts_are_refused(packages: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_refused(packages: Path, tmp_path: Path) -> None:
+    """Said in words with the directory, not as a bare system error."""
+    (tmp_path / "cache").write_text("in the way")
+
+    with pytest.raises(RequestRefused, match="cannot be put together") as caught:
+        find_weights("gemma3:270m", tmp_path / "cache")
+
+    assert "cache directory" in caught.value.mend
+
+
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
     """Size and time of change decide whether a file is read again."""
     model = tmp_path / "my.gguf"
