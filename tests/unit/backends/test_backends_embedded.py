@@ -157,11 +157,7 @@ def _engine(script: str) -> Exception:
     ("script", "failure", "words"),
     [
         ("import os; os.kill(os.getpid(), 9)", ServerDied, "SIGKILL"),
-        (
-            "import sys; print('0.1 E broken', file=sys.stderr); sys.exit(3)",
-            ServerDied,
-            "assert failed",
-        ),
+        ("import sys; print('0.1 E broken', file=sys.stderr); sys.exit(3)", ServerDied, "broken"),
         ("import sys; sys.exit('ggml: failed to allocate buffer')", OutOfMemory, "exit status 1"),
         ('print(\'{"error": "cudaMalloc failed: out of memory"}\')', OutOfMemory, "not enough memory"),
         ('print(\'{"error": "no GGUF"}\')', RequestRefused, "cannot load"),

@@ -1,0 +1,132 @@
+"""The backends that are held to the contract, and what the contract may do to their servers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
+from spoolama.backends.embedded import EmbeddedBackend
+from spoolama.backends.ollama import OllamaBackend
+from spoolama.backends.openai import OpenAIBackend
+from spoolama.clock import SystemClock
+from spoolama.testing.fake_ollama import FakeOllama, Fault, Latency, Script
+
+__all__ = ["Bench", "Subject"]
+
+SYSTEM = Message(
+    "system",
+    "You judge the sentiment of a product review. Answer with one word: positive, negative or neutral. "
+    "Look at what the customer says about the product, not at the mood of the words.",
+)
+
+
+@dataclass
+class Subject:
+    """A backend under the contract, and what the contract may do to its server."""
+
+    backend: Backend
+    spec: LoadSpec
+    kill: Callable[[], None]
+    """Kill the process that holds the model."""
+    holds_memory: Callable[[], bool]
+    """Whether a model is in memory."""
+    loads: Callable[[], Any]
+    """Something that changes with every load."""
+
+    async def ask(self, *texts: str, num_predict: int = 8, slot: int = 0, **more: Any) -> Reply:
+        """The system message, turns of user and assistant, and the answer."""
+        return await self.backend.chat(self.request(*texts, num_predict=num_predict, slot=slot, **more))
+
+    def request(self, *texts: str, num_predict: int = 8, slot: int = 0, **more: Any) -> ChatRequest:
+        turns = tuple(Message("user" if n % 2 == 0 else "assistant", text) for n, text in enumerate(texts))
+        sampling = {"temperature": 0, "seed": 7, **more.pop("sampling", {})}
+        return ChatRequest(self.spec, (SYSTEM, *turns), num_predict, sampling, slot=slot, **more)
+
+    def endless(self, *, slot: int, timeout_s: float = 60.0) -> ChatRequest:
+        """A request that works far longer than any test waits."""
+        return self.request(
+            "Write forever.", num_predict=800, slot=slot, timeout_s=timeout_s, sampling={"ignore_eos": True}
+        )
+
+
+class Bench:
+    """Subjects, made when first asked for and kept for the module, on one event loop."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.runner = asyncio.Runner()
+        self._cache_dir = cache_dir
+        self._subjects: dict[str, Subject] = {}
+        self._server: FakeOllama | None = None
+        self._owner: EmbeddedBackend | None = None
+
+    def run(self, name: str, behaviour: Callable[[Subject], Awaitable[None]]) -> None:
+        self.runner.run(self._run(name, behaviour))
+
+    async def _run(self, name: str, behaviour: Callable[[Subject], Awaitable[None]]) -> None:
+        if name not in self._subjects:
+            make = {"ollama": self._fake, "openai": self._behind_openai}.get(name, lambda: self._real(name))
+            self._subjects[name] = await make()
+        subject = self._subjects[name]
+        await subject.backend.load(subject.spec)
+        await behaviour(subject)
+
+    async def _fake(self) -> Subject:
+        script = Script(
+            slots=2,
+            latency=Latency(request_s=0.005),
+            faults=[Fault("hang", contains="Write forever.")],
+            labels=["one two three four"],
+        )
+        server = self._server = FakeOllama(script)
+        await server.start()
+        return Subject(
+            backend=OllamaBackend(server.url, clock=SystemClock()),
+            spec=LoadSpec("smollm2:135m", 1024, slots=2),
+            kill=server.kill_runners,
+            holds_memory=lambda: bool(server.loaded),
+            loads=lambda: server.loads,
+        )
+
+    async def _real(self, model: str) -> Subject:
+        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=self._cache_dir)
+
+        def kill() -> None:
+            assert backend.pid is not None
+            os.kill(backend.pid, signal.SIGKILL)
+
+        return Subject(
+            backend=backend,
+            spec=LoadSpec(model, 1024, slots=2),
+            kill=kill,
+            holds_memory=lambda: backend.pid is not None,
+            loads=lambda: backend.pid,
+        )
+
+    async def _behind_openai(self) -> Subject:
+        """The engine of an embedded backend is a llama-server: spoken to as to any other."""
+        owner = self._owner = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=self._cache_dir)
+        await owner.load(LoadSpec("smollm2:135m", 1024, slots=2))
+        assert owner._http is not None
+        key = owner._http._client.headers["authorization"].removeprefix("Bearer ")
+        models = await owner._http.get("/v1/models", timeout_s=10)
+        return Subject(
+            backend=OpenAIBackend(f"{owner._http.url}/v1", api_key=key, clock=SystemClock()),
+            spec=LoadSpec(models.payload["data"][0]["id"], 1024, slots=2),
+            kill=lambda: None,
+            holds_memory=lambda: True,
+            loads=lambda: None,
+        )
+
+    async def close(self) -> None:
+        for subject in self._subjects.values():
+            await subject.backend.aclose()
+        if self._owner is not None:
+            await self._owner.aclose()
+        if self._server is not None:
+            await self._server.stop()
