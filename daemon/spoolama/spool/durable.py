@@ -43,9 +43,8 @@ class Disk:
     """The system calls that change the spool. Each method is one of them."""
 
     def mkdir(self, path: Path, mode: int) -> None:
-        """Make a directory; FileExistsError if the name is taken. The mode is exact, whatever the umask."""
-        os.mkdir(path, mode)  # noqa: PTH102 - the calls stand here as they are
-        path.chmod(mode)
+        """Make a directory; FileExistsError if the name is taken. The umask applies to the mode."""
+        path.mkdir(mode)
 
     def create(self, path: Path, mode: int) -> int:
         """Make a new file and return its descriptor; FileExistsError if the name is taken."""

@@ -211,6 +211,26 @@ def test_a_claim_that_fails_anywhere_is_undone(tmp_path: Path, number: int) -> N
     assert until_it_survives(tmp_path, attempt) > 9
 
 
+def test_an_undo_killed_anywhere(tmp_path: Path) -> None:
+    """A claim that failed at its last call and was killed while being undone is mended at the next start."""
+    spool, drop = dropped(tmp_path / "whole", KINDS[0])
+    disk = ScriptedDisk()
+    claim(spool, drop, clock=SystemClock(), disk=disk)
+    last = len(disk.calls)
+
+    def attempt(root: Path, n: int) -> bool:
+        spool, drop = dropped(root, KINDS[0])
+        disk = ScriptedDisk(fail_at=last, kill_at=last + n)
+        with pytest.raises((Killed, DiskFull)) as ended:
+            claim(spool, drop, clock=SystemClock(), disk=disk)
+        whole(spool, drop)
+        go_on(spool, drop, "done")
+        ended_well(spool, "done", KINDS[0])
+        return ended.type is DiskFull
+
+    assert until_it_survives(tmp_path, attempt) > 5
+
+
 def test_a_publication_without_room_can_be_tried_again(tmp_path: Path) -> None:
     """ENOSPC at any call leaves the job in processing, or published; the same call, with room, ends well."""
 

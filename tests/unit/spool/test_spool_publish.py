@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.publish import SUMS, clean, open_out, publish, take_apart
 from spoolama.spool.ready import Drop
+from spoolama.spool.settle import Settled, settle
 
 
 def job_of(spool: Spool, name: str = "a.csv") -> JobDir:
@@ -150,3 +152,32 @@ def test_clean_keeps_what_nothing_proves_to_be_published(spool: Spool) -> None:
     (spool.done / job.name).mkdir()
     assert clean(spool, job.path) == ["ledger.sqlite.csv"]
     assert sorted(p.name for p in job.path.iterdir()) == ["claim.json", "ledger.sqlite", "ledger.sqlite.csv"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights for a while")
+def test_a_service_without_rights_serves_the_files_of_others(tmp_path: Path) -> None:
+    """It may neither link nor lease another user's file, and still claims, settles and publishes it."""
+    for parent in [tmp_path, *tmp_path.parents][:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    tmp_path.chmod(0o777)
+    os.seteuid(65534)
+    try:
+        spool = Spool(tmp_path / "spool")
+        spool.create(shared=True)
+        spool.prove()
+        os.seteuid(0)
+        (spool.incoming / "a.csv").write_bytes(b"name\nAnna\n")
+        os.chown(spool.incoming / "a.csv", 4711, 4711)
+        (spool.incoming / "a.csv").chmod(0o644)
+        os.seteuid(65534)
+        job = claim(spool, Drop("a.csv", None, 1.0, 10), clock=SystemClock())
+        settled = settle(job)
+        open_out(job)
+        done = publish(spool, job, "done")
+    finally:
+        os.seteuid(0)
+    assert isinstance(settled, Settled)
+    assert (settled.leased, "Permission denied" in settled.said) == (False, True)
+    upload = (done / "uploaded" / "a.csv").stat()
+    assert (upload.st_uid, upload.st_nlink) == (4711, 1)
+    assert not job.path.exists()

@@ -156,16 +156,19 @@ def test_the_table_is_complete() -> None:
     assert all(f"\n{state.name} " in module.__doc__ for state in State)
 
 
-@pytest.mark.parametrize("files", UNKNOWN.values(), ids=UNKNOWN.keys())
-def test_what_is_not_understood_is_set_aside_whole(spool: Spool, files: dict[str, bytes]) -> None:
+@pytest.mark.parametrize(("name", "files"), UNKNOWN.items(), ids=UNKNOWN.keys())
+def test_what_is_not_understood_is_set_aside_whole(spool: Spool, name: str, files: dict[str, bytes]) -> None:
     """A directory in no known state goes to the quarantine, with everything in it, and somebody is told."""
-    lay_out(spool, files)
+    job = lay_out(spool, files)
+    # Two of them look like states of the table until their files are compared.
+    compared = {"published, but not this upload": State.PUBLISHED, "two different copies": State.BUILDING}
+    assert state_of(spool, job) is compared.get(name, State.UNKNOWN)
     found = recover(spool)
     assert found.jobs == []
     assert any("set aside" in said for said in found.said)
-    for name, data in files.items():
-        if name.startswith("processing/"):
-            moved = spool.quarantine / name.removeprefix("processing/")
+    for path, data in files.items():
+        if path.startswith("processing/"):
+            moved = spool.quarantine / path.removeprefix("processing/")
             assert moved.read_bytes() == data
     assert not (spool.root / J).exists()
     lay_out(spool, {J: b"again"})
