@@ -109,7 +109,6 @@ class JobRunner:
             retries=self._sidecar.retries,
             refusal_ends_job=not self._openai,
         )
-        began = self._clock.monotonic()
         waker = asyncio.create_task(self._gate.wake_on_stop(), name="wake waiting lanes")
         try:
             for model in models:
@@ -119,7 +118,6 @@ class JobRunner:
         finally:
             waker.cancel()
             await asyncio.gather(waker, return_exceptions=True)
-            await self._store.add("active_s", self._clock.monotonic() - began)
             await self._store.add("waited_s", self._gate.waited_s)
             await self._store.flush()
         return RunEnd(finished=not (await self._store.counts())["pending"])
@@ -156,12 +154,15 @@ class JobRunner:
             except Stopping:
                 return
 
+        began = self._clock.monotonic()
         try:
             async with asyncio.TaskGroup() as lanes:
                 for number in range(self._lanes):
                     lanes.create_task(work(number), name=f"lane {number}")
         except* JobError as group:
             raise _first(group) from group
+        finally:
+            await self._store.add("active_s", self._clock.monotonic() - began)
         if self._stop.is_set():
             raise Stopping
 

@@ -98,6 +98,10 @@ class Sidecar(_Model):
     model: str = Field(
         "", description="The model's name, as the server knows it. Only OpenAI batch lines can go without."
     )
+    models: dict[str, str] = Field(
+        default_factory=dict,
+        description="OpenAI lines: the model to take for a name that stands in them (`gpt-4o-mini: gemma3:12b`).",
+    )
     system: str = Field("", description="The system message: the instruction all rows share.")
     prompt: str | None = Field(
         None,

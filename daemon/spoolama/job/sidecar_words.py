@@ -11,6 +11,7 @@ _COLUMN = "the name of a column"
 
 EXPECTED: Mapping[str, tuple[str, str]] = {
     "model": ("the model's name, as a text", "gemma3:12b"),
+    "models": ("a mapping from a name in OpenAI lines to a model here", "{gpt-4o-mini: gemma3:12b}"),
     "system": (_TEXT, "You are a strict recruiter."),
     "prompt": ("a template, as a text", "'{{ name }}, {{ years }} years'"),
     "examples": ("a list of turns with user and assistant", "[{user: Great phone!, assistant: positive}]"),

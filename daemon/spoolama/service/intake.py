@@ -67,6 +67,7 @@ class _Namer:
 
     def __init__(self, sidecar: Sidecar, kind: InputKind, columns: list[str] | None) -> None:
         self._openai = kind.format == "openai"
+        self._models = sidecar.models
         self._column = None if self._openai else sidecar.id
         if columns is not None:
             for key, column in (("id", sidecar.id), ("gold", sidecar.gold)):
@@ -78,7 +79,8 @@ class _Namer:
 
     def name(self, row: Row) -> NewRow:
         if self._openai:
-            return NewRow(row, row.id, unique=row.id is not None)
+            model = self._models.get(row.model, row.model) if row.model is not None else None
+            return NewRow(replace(row, model=model), row.id, unique=row.id is not None)
         if self._column is None or row.fields is None:
             return NewRow(row, str(row.ordinal + 1) if self._column is None else None, unique=False)
         value = row.fields.get(self._column)
