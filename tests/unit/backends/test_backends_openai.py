@@ -228,6 +228,16 @@ def test_usage_that_is_absent_is_not_zero() -> None:
     assert (reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens) == (None, None, None)
 
 
+def test_zero_cached_is_not_absent() -> None:
+    """A server that says 0 has counted."""
+    usage = {"prompt_tokens": 20, "prompt_tokens_details": {"cached_tokens": 0}}
+    reply, _ = Server({"/v1/chat/completions": {"choices": ANSWER["choices"], "usage": usage}}).chat(
+        ChatRequest(LoadSpec("m", 4096), ROW, 8)
+    )
+
+    assert reply.cached_tokens == 0
+
+
 def test_an_answer_cut_while_thinking_is_empty_and_cut() -> None:
     """No content, but thoughts: an answer of length zero, cut."""
     choice = {"message": {"content": None, "reasoning_content": "Hmm"}, "finish_reason": "length"}

@@ -11,6 +11,7 @@ import pytest
 
 from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
 from spoolama.backends.ollama import OllamaBackend
+from spoolama.backends.ollama_reply import read_reply
 from spoolama.backends.openai import OpenAIBackend
 from spoolama.clock import SystemClock
 from spoolama.errors import (
@@ -223,3 +224,22 @@ def test_a_refusal_says_what_to_do(name: str, words: str) -> None:
         ask(ollama(_api_chat=name))
 
     assert words in caught.value.mend
+
+
+@pytest.mark.parametrize("done", [False, None, "true", 1])
+def test_nothing_but_done_true_is_an_answer(done: object) -> None:
+    """A good reply whose `done` is anything else, or is not there, is unfinished."""
+    body = {key: value for key, value in case("chat_ok_cold").json.items() if key != "done"}
+    if done is not None:
+        body["done"] = done
+
+    with pytest.raises(AnswerUnfinished):
+        read_reply(body)
+
+
+def test_zero_cached_tokens_are_not_absent() -> None:
+    """0 and no count at all are told apart."""
+    body = case("chat_ok_cold").json
+
+    assert read_reply(body).cached_tokens is None
+    assert read_reply({**body, "prompt_eval_cached_count": 0}).cached_tokens == 0
