@@ -86,8 +86,8 @@ def report(drop: Drop, findings: Findings, *, rate: float | None = None) -> None
         for fault in findings.first_faults:
             click.echo(f"  line {fault.line}: {fault.code}: {fault.message}")
     click.echo(
-        f"\nPrompt tokens: about {findings.tokens:,} (an estimate by {CHARACTERS_PER_TOKEN} characters a token), "
-        "each row alone behind the shared part; what a cache serves again costs less."
+        f"\nPrompt tokens: about {findings.tokens:,}. This is an estimate, {CHARACTERS_PER_TOKEN} characters "
+        "a token, each row alone behind the shared part; what a cache serves again costs less."
     )
     if findings.perhaps_too_long:
         click.echo(

@@ -12,7 +12,7 @@ from spoolama.service.state import EndedJob, ServiceState
 from spoolama.service.status_text import duration, status_line
 from spoolama.spool.names import readable
 
-__all__ = ["ended_line", "show_progress"]
+__all__ = ["ended_line", "print_ended", "show_progress"]
 
 _EVERY_S = 0.2
 
@@ -21,6 +21,17 @@ def ended_line(done: EndedJob, root: str) -> str:
     """One line about a published job, with where it is."""
     name = readable(done.job.dropped_as)
     return f"{name} -> {root}/{done.ended.where}/{done.job.name}: {done.ended.message}"
+
+
+async def print_ended(state: ServiceState, root: str) -> None:
+    """Print a line for each ended job until cancelled; for output that is no terminal."""
+    printed = 0
+    try:
+        while True:
+            printed = _say_ended(state, root, printed)
+            await asyncio.sleep(_EVERY_S)
+    finally:
+        _say_ended(state, root, printed)
 
 
 async def show_progress(state: ServiceState, root: str) -> None:
@@ -43,7 +54,7 @@ async def show_progress(state: ServiceState, root: str) -> None:
     with bar:
         try:
             while True:
-                printed = _print_ended(state, root, console, printed)
+                printed = _say_ended(state, root, printed, console)
                 running = state.running
                 if running is None or running.item.job.name != job:
                     if shown is not None:
@@ -70,11 +81,16 @@ async def show_progress(state: ServiceState, root: str) -> None:
                     bar.update(shown, phase=escape(status_line(state)))
                 await asyncio.sleep(_EVERY_S)
         finally:
-            _print_ended(state, root, console, printed)
+            _say_ended(state, root, printed, console)
 
 
-def _print_ended(state: ServiceState, root: str, console: Console, printed: int) -> int:
+def _say_ended(state: ServiceState, root: str, printed: int, console: Console | None = None) -> int:
+    """Say what ended since the last time; how many have by now."""
     new = min(state.ended_count - printed, len(state.ended))
     for done in list(state.ended)[len(state.ended) - new :]:
-        console.print(escape(ended_line(done, root)), highlight=False, soft_wrap=True)
+        line = ended_line(done, root)
+        if console is None:
+            print(line, flush=True)
+        else:
+            console.print(escape(line), highlight=False, soft_wrap=True)
     return state.ended_count

@@ -60,4 +60,6 @@ def run(
         from spoolama.cli.progress import show_progress
 
         sys.exit(serve(settings, reload=load, once=True, beside=show_progress))
-    sys.exit(serve(settings, reload=load, once=once))
+    from spoolama.cli.progress import print_ended
+
+    sys.exit(serve(settings, reload=load, once=once, beside=print_ended if once else None))

@@ -13,6 +13,7 @@ from spoolama.service.logs import say
 from spoolama.service.marks import is_paused, pause, resume
 from spoolama.service.model import Executor
 from spoolama.service.queue import Queued
+from spoolama.service.rejecting import reject
 from spoolama.service.state import ServiceState
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import Control, take_control
@@ -70,8 +71,6 @@ class Commands:
             return f"{name} ends as soon as its rows in flight have"
         if item.standing == "settling":
             return f"{name} is still being written to; not cancelled"
-        item.standing = "held"
-        ended = await self._executor.reject(item.job, cancelled())
-        self._state.queue.remove(item)
-        self._state.end(item.job, ended, None)
-        return f"{name} is cancelled"
+        if await reject(self._state, self._executor, item, cancelled()):
+            return f"{name} is cancelled"
+        return f"{name} could not be published"

@@ -197,7 +197,8 @@ class Daemon:
         """Give everything back; nothing here may hinder the end."""
         await release(self._backend)
         with contextlib.suppress(Exception):
-            await self._backend.aclose()
+            async with asyncio.timeout(_DRAIN_SPARE_S):
+                await self._backend.aclose()
         self.state.phase = "stopped"
         with contextlib.suppress(Exception):
             await self._reporting.write()

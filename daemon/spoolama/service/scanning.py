@@ -11,17 +11,18 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from spoolama.clock import Clock
-from spoolama.errors import ConfigError, DiskFull, DropGone, InputError
+from spoolama.errors import ConfigError, DropGone, InputError, SpoolError
 from spoolama.service.commands import Commands
 from spoolama.service.logs import say
 from spoolama.service.marks import is_paused
 from spoolama.service.model import Executor
 from spoolama.service.queue import JobQueue, Queued
+from spoolama.service.rejecting import reject
 from spoolama.service.settings import Settings
 from spoolama.service.state import ServiceState
 from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import Spool
-from spoolama.spool.ready import Look, ReadyRules, Scanner
+from spoolama.spool.ready import Held, Look, ReadyRules, Scanner
 from spoolama.spool.settle import Refused, Settling, settle
 from spoolama.spool.watch import Wakeups
 
@@ -114,21 +115,26 @@ class Scanning:
     async def look(self) -> Look:
         """One look, and everything that follows from it."""
         look = await asyncio.to_thread(self._scanner.look)
-        await self._claim_all(look)
+        stuck = await self._claim_all(look)
         for item in self._state.queue.settling():
             await self.settle(item)
         self._state.queue.release_due(self._clock.monotonic())
         for control in look.controls:
             await self._commands.carry_out(control)
-        self._tell_held(look)
-        coming = look.ready or any(h.waiting for h in look.held)
+        self._tell_held([*look.held, *stuck])
+        coming = len(look.ready) > len(stuck) or any(h.waiting for h in look.held)
         if self._once and not coming and not self._state.queue.busy():
             self.worked_off.set()
         return look
 
     async def settle(self, item: Queued) -> None:
         """Find out whether a claimed job's files are frozen; then it may run."""
-        verdict = await asyncio.to_thread(settle, item.job)
+        try:
+            verdict = await asyncio.to_thread(settle, item.job)
+        except (SpoolError, OSError) as error:
+            say("job.held", job=item.job.name, error=str(error))
+            self._state.queue.hold(item, str(error))
+            return
         match verdict:
             case Settling(reason=reason):
                 if not item.reason:
@@ -136,24 +142,26 @@ class Scanning:
                 item.reason = reason
             case Refused(code=code, message=message):
                 say("drop.rejected", name=item.job.dropped_as, job=item.job.name, reason=message)
-                ended = await self._executor.reject(item.job, InputError(message, code=code))
-                self._state.queue.remove(item)
-                self._state.end(item.job, ended, None)
+                await reject(self._state, self._executor, item, InputError(message, code=code))
             case _:
                 ready_to_run(self._state.queue, item, await asyncio.to_thread(self._priority_of, item.job))
         self._state.changed.set()
 
-    async def _claim_all(self, look: Look) -> None:
+    async def _claim_all(self, look: Look) -> list[Held]:
+        """Claim what is ready; what could not be claimed, and why. One drop's trouble is not the others'."""
+        stuck = []
         for drop in look.ready:
             try:
                 job = await asyncio.to_thread(claim, self._spool, drop, clock=self._clock)
             except DropGone:
                 continue
-            except (DiskFull, ConfigError) as error:
-                self._warn_once(drop.data, "spool.disk_full", error=str(error))
+            except (SpoolError, ConfigError, OSError) as error:
+                stuck.append(Held(drop.data, "not_claimed", str(error), drop.arrived))
                 continue
             say("job.claimed", name=drop.data, job=job.name)
             self._state.queue.add(job)
+            self._state.changed.set()
+        return stuck
 
     async def _watched(self, wakeups: Wakeups) -> None:
         if not wakeups.healthy():
@@ -185,22 +193,15 @@ class Scanning:
         if self._wake.is_set():
             await self._clock.sleep(_DEBOUNCE_S)
 
-    def _tell_held(self, look: Look) -> None:
-        for held in look.held:
-            if not held.waiting:
-                self._warn_once(held.name, "drop.held", name=held.name, reason=held.message)
-        self._warned &= {(h.name, h.message) for h in look.held} | {
-            key for key in self._warned if key[0] in {d.data for d in look.ready}
-        }
-        if look.held != self._state.held or look.ready:
-            self._state.held = look.held
+    def _tell_held(self, found: list[Held]) -> None:
+        """Warn once of each name and reason, and show them all."""
+        now = {(held.name, held.message) for held in found if not held.waiting}
+        for name, message in sorted(now - self._warned):
+            say("drop.held", name=name, reason=message)
+        self._warned = now
+        if found != self._state.held:
+            self._state.held = found
             self._state.changed.set()
-
-    def _warn_once(self, about: str, event: str, **fields: str) -> None:
-        key = (about, fields.get("reason") or fields.get("error") or "")
-        if key not in self._warned:
-            self._warned.add(key)
-            say(event, **fields)
 
 
 def ready_to_run(queue: JobQueue, item: Queued, priority: int) -> None:

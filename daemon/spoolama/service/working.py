@@ -14,6 +14,7 @@ from spoolama.service.logs import say
 from spoolama.service.marks import MOST_CRASHES, count_crash, crashes
 from spoolama.service.model import Ended, Executor, StopSignal
 from spoolama.service.queue import Queued
+from spoolama.service.rejecting import reject
 from spoolama.service.state import Running, ServiceState
 
 __all__ = ["Working"]
@@ -133,6 +134,4 @@ class Working:
             "Everything you uploaded is here; drop it again after an update.",
             code="service_defect",
         )
-        ended = await self._executor.reject(item.job, error)
-        self._state.queue.remove(item)
-        self._state.end(item.job, ended, None)
+        await reject(self._state, self._executor, item, error)

@@ -14,6 +14,7 @@ from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress
 from spoolama.errors import JobError
 from spoolama.service.daemon import Daemon
+from spoolama.service.logs import configure
 from spoolama.service.model import Ended, StopSignal
 from spoolama.service.settings import Settings, load_settings
 from spoolama.spool.claim import JobDir
@@ -68,6 +69,8 @@ class Service:
     """
 
     def __init__(self, root: Path, **settings: object) -> None:
+        # As the real one does; structlog's own default prints every local variable of a traceback.
+        configure("info", env={}, rendering="json")
         self.spool = Spool(root)
         self.spool.create()
         self.clock = SystemClock()

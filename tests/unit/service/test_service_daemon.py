@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from spoolama.clock import Clock
 from spoolama.engine.progress import Progress
 from spoolama.errors import ConfigError, DiskFull, ServerAway, SpoolHeld
 from spoolama.service.model import Ended, StopSignal
 from spoolama.service.settings import Settings
-from spoolama.spool.claim import JobDir
+from spoolama.spool.claim import JobDir, claim
+from spoolama.spool.layout import Spool
+from spoolama.spool.ready import Drop
 from spoolama.testing.service import SIDECAR, Service, in_loop, until
 
 
@@ -332,3 +335,22 @@ async def test_a_job_that_is_still_written_to_blocks_nobody(service: Service) ->
             assert status_of(service, "slow.csv")["state"] == "settling"
             slow.write("x\n")
         await until(lambda: service.published() == ["a", "b", "slow"])
+
+
+@in_loop
+async def test_one_drop_that_cannot_be_claimed_does_not_stop_the_others(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status says why; `once` still comes to its end."""
+
+    def odd(spool: Spool, drop: Drop, *, clock: Clock) -> JobDir:
+        if drop.data == "odd.csv":
+            raise PermissionError(1, "Operation not permitted")
+        return claim(spool, drop, clock=clock)
+
+    monkeypatch.setattr("spoolama.service.scanning.claim", odd)
+    service.drop("odd")
+    service.drop("good")
+    assert await service.daemon(once=True).run() == 0
+    assert service.published() == ["good"]
+    assert status_of(service, "odd.csv")["reason"] == "not_claimed"

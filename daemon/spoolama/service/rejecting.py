@@ -1,0 +1,29 @@
+"""Publishing a job in failed/ from outside its execution: refused uploads, cancelled jobs, jobs put aside."""
+
+from __future__ import annotations
+
+from spoolama.errors import JobError, SpoolamaError
+from spoolama.service.logs import say
+from spoolama.service.model import Executor
+from spoolama.service.queue import Queued
+from spoolama.service.state import ServiceState
+
+__all__ = ["reject"]
+
+
+async def reject(state: ServiceState, executor: Executor, item: Queued, error: JobError) -> bool:
+    """Publish the job in failed/ for this reason.
+
+    Returns:
+        Whether it is there. If the disk does not let us, the job is held in processing/ until the next start.
+    """
+    item.standing = "held"  # from here on nobody else takes it
+    try:
+        ended = await executor.reject(item.job, error)
+    except (SpoolamaError, OSError) as trouble:
+        say("job.held", job=item.job.name, error=str(trouble), exc_info=True)
+        state.queue.hold(item, f"It could not be moved to failed/: {trouble}")
+        return False
+    state.queue.remove(item)
+    state.end(item.job, ended, None)
+    return True

@@ -1,0 +1,241 @@
+"""The commands as a person calls them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from spoolama.cli.main import COMMANDS, main, spoolama
+from spoolama.cli.watch import picture
+from spoolama.spool.layout import Spool
+from spoolama.testing.service import Service
+
+SIDECAR = "model: m\nsystem: Judge.\nprompt: 'Say {{ text }}'\nid: id\n"
+DATA = "id,text\na,one\nb,two\nc\nd,four\n"
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SPOOLAMA_SPOOL", "SPOOLAMA_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def drop(tmp_path: Path) -> Path:
+    (tmp_path / "r.csv").write_text(DATA)
+    (tmp_path / "r.yaml").write_text(SIDECAR)
+    return tmp_path / "r.csv"
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(spoolama, [str(a) for a in arguments])
+
+
+def as_a_person(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
+) -> tuple[int, str]:
+    """Exit status and everything said, through the real entry point."""
+    monkeypatch.setattr(sys, "argv", ["spoolama", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out + said.err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_that_the_command_understands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody copies an example that does not even parse."""
+    command = spoolama.get_command(click.Context(spoolama), name)
+    assert command is not None
+    text = CliRunner().invoke(command, ["--help"], terminal_width=200).output
+    examples = [
+        line[line.index("spoolama ") :] for line in text.splitlines() if f" spoolama {name} " in f" {line} "
+    ]
+    assert examples, f"{name} has no example"
+    monkeypatch.setattr(click.Path, "convert", lambda self, value, param, ctx: Path(value))
+    for example in examples:
+        words = shlex.split(example)
+        assert words[:2] == ["spoolama", name]
+        command.make_context(name, words[2:])
+
+
+def test_every_command_of_the_list_is_described_in_its_own_help() -> None:
+    """And the list comes without importing any of them."""
+    script = "import sys\nfrom spoolama.cli.main import spoolama\n"
+    script += "try:\n    spoolama(['--help'])\nexcept SystemExit:\n    pass\n"
+    script += "heavy = {'pydantic', 'httpx', 'scipy', 'jinja2', 'rich', 'yaml'} & set(sys.modules)\n"
+    script += "assert not heavy, heavy\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(ROOT / "daemon")},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert all(f"  {name} " in ended.stdout for name in COMMANDS)
+
+
+def test_check_shows_prompts_faults_and_an_estimate(drop: Path) -> None:
+    """What the service would say, with line numbers, and nothing made up."""
+    result = call("check", drop)
+    assert result.exit_code == 0, result.output
+    assert "4 rows of csv for m" in result.output
+    assert "[system]\n    Judge.\n  [user]\n    Say one" in result.output
+    assert "Prompt 2" in result.output
+    assert "Prompt 3" not in result.output
+    assert "1 rows will not be asked (1 ragged)" in result.output
+    assert "line 4: ragged" in result.output
+    assert "estimate" in result.output
+    assert "not known before the first rows" in result.output
+
+
+def test_check_reckons_time_only_with_a_rate(drop: Path) -> None:
+    """A number from nowhere would be a defect."""
+    assert "about 30 s at 0.1 rows/s, the rate you gave" in call("check", drop, "--rate", "0.1").output
+
+
+def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
+    """By the names that the service goes by, or by --data."""
+    assert "r.csv with r.yaml" in call("check", drop.with_suffix(".yaml")).output
+    other = drop.rename(drop.with_name("other.csv"))
+    assert "other.csv with r.yaml" in call("check", drop.with_suffix(".yaml"), "--data", other).output
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "data", "said"),
+    [
+        ("modle: m\nprompt: x\n", DATA, "r.yaml:1:1: modle:"),
+        ("model: m\nprompt: '{{ txt }}'\n", DATA, "No row can be asked"),
+        ("model: m\nprompt: x\nid: nam\n", DATA, "the column 'nam'"),
+        ("model: m\nprompt: x\nexpect: {rows: 9}\n", DATA, "the sidecar expects 9"),
+        ("model: m\nprompt: x\n", DATA + "e,five", "does not end with a line end"),
+        ("model: m\nprompt: '{{ name'\n", DATA, "r.yaml:2"),
+    ],
+)
+def test_check_says_what_would_fail_the_job(
+    drop: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sidecar: str,
+    data: str,
+    said: str,
+) -> None:
+    """In one kind line, with exit status 1 and no traceback."""
+    drop.write_text(data)
+    drop.with_suffix(".yaml").write_text(sidecar)
+    status, text = as_a_person(monkeypatch, capsys, "check", drop)
+    assert status == 1
+    assert said in text
+    assert "Traceback" not in text
+
+
+def test_check_config(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The shipped settings are fine; a mistake ends with 78."""
+    shipped = call("check", "--config", ROOT / "config" / "spoolama.yaml")
+    assert "the settings are fine" in shipped.output
+    (tmp_path / "c.yaml").write_text("lanse: 2\n")
+    status, text = as_a_person(monkeypatch, capsys, "check", "--config", tmp_path / "c.yaml")
+    assert status == 78
+    assert 'c.yaml:1:1: lanse: unknown key (did you mean "lanes"?)' in text
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config" / "examples").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_example_sidecars_are_sidecars(path: Path) -> None:
+    """People start from them."""
+    from spoolama.job.sidecar_file import load_sidecar
+
+    assert load_sidecar(path, openai="openai" in path.name).model
+
+
+def test_submit_places_both_files_whole(drop: Path, tmp_path: Path) -> None:
+    """Data and sidecar, nothing else, readable by the service."""
+    assert call("init", tmp_path / "spool").exit_code == 0
+    result = call("submit", drop, "--spool", tmp_path / "spool")
+    assert result.exit_code == 0, result.output
+    assert "Submitted r.csv, 4 rows, 1 of which will fail" in result.output
+    incoming = tmp_path / "spool" / "incoming"
+    assert sorted(p.name for p in incoming.iterdir()) == ["r.csv", "r.yaml"]
+    assert (incoming / "r.csv").read_text() == DATA
+    assert (incoming / "r.yaml").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("taken", ["r.csv", "r.yaml"])
+def test_submit_replaces_nothing(drop: Path, tmp_path: Path, taken: str) -> None:
+    """A name that is taken leaves incoming/ as it was."""
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    (spool.incoming / taken).write_text("somebody's")
+    result = call("submit", drop, "--spool", spool.root)
+    assert isinstance(result.exception, Exception)
+    assert f"already has a file {taken}" in str(result.exception)
+    assert [(p.name, p.read_text()) for p in spool.incoming.iterdir()] == [(taken, "somebody's")]
+
+
+def test_submit_refuses_what_the_service_would_refuse(drop: Path, tmp_path: Path) -> None:
+    """Before anything is placed; --no-check places it all the same."""
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    drop.with_suffix(".yaml").write_text("model: m\n")
+    assert call("submit", drop, "--spool", spool.root).exit_code == 1
+    assert not list(spool.incoming.iterdir())
+    assert call("submit", drop, "--no-check", "--spool", spool.root).exit_code == 0
+    assert len(list(spool.incoming.iterdir())) == 2
+
+
+def test_status_and_watch_show_what_became_of_a_drop(tmp_path: Path) -> None:
+    """The service at a glance, one name in words, and both for programs."""
+    import asyncio
+
+    service = Service(tmp_path / "spool")
+    service.drop("a")
+    service.drop("lonely", sidecar=None)
+
+    async def once() -> int:
+        return await service.daemon(once=True).run()
+
+    assert asyncio.run(once()) == 0
+    everything = call("status", "--spool", service.spool.root).output
+    assert "a.csv -> done/a-" in everything
+    assert "lonely.csv: " in everything
+    assert "a.csv is in done/a-" in call("status", "a", "--spool", service.spool.root).output
+    found = json.loads(call("status", "a.csv", "--json", "--spool", service.spool.root).output)
+    assert found["state"] == "done"
+    assert call("status", "b.csv", "--spool", service.spool.root).exit_code == 1
+    watched = call("watch", "--until-idle", "--spool", service.spool.root)
+    assert watched.exit_code == 0, watched.output
+    assert "lonely.csv" in watched.output
+
+
+def test_status_says_when_nothing_ever_ran(tmp_path: Path) -> None:
+    """A kind line instead of a missing file."""
+    call("init", tmp_path / "spool")
+    result = call("status", "--spool", tmp_path / "spool")
+    assert (result.exit_code, "No service has worked on" in result.output) == (1, True)
+
+
+def test_names_cannot_draw_on_the_screen() -> None:
+    """Rich markup in a file's name is shown, not obeyed."""
+    from rich.console import Console
+
+    payload = {
+        "service": {"status": "Ready."},
+        "running": None,
+        "queue": [],
+        "held": [{"name": "[red]x.csv", "state": "held", "message": "[bold]why"}],
+        "ended": [],
+    }
+    plain = Console(width=100, color_system=None)
+    with plain.capture() as shown:
+        plain.print(picture(payload, "head"))
+    assert "[red]x.csv" in shown.get()
+    assert "[bold]why" in shown.get()

@@ -1,0 +1,122 @@
+"""What the service says of itself, and what it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spoolama.engine.progress import Progress, Pulse
+from spoolama.service import keeping
+from spoolama.service.keeping import remove_old
+from spoolama.service.model import StopSignal
+from spoolama.service.queue import Queued
+from spoolama.service.settings import KeepSection
+from spoolama.service.state import Running, ServerState, ServiceState
+from spoolama.service.status_text import (
+    duration,
+    failures_text,
+    rows_text,
+    service_payload,
+    service_text,
+    status_line,
+)
+from spoolama.spool.claim import JobDir
+from spoolama.spool.layout import Spool
+from spoolama.testing.clock import VirtualClock
+
+
+def running(
+    ok: int, failures: dict[str, int], phase: str = "answering", *, waiting: bool = False
+) -> ServiceState:
+    clock = VirtualClock()
+    state = ServiceState(clock, ServerState("ollama", "http://here"))
+    state.phase = "working"
+    job = JobDir(Path("p/c-1"), "c-1", Path("p/c-1/c.csv"), None, "c.csv", claimed_at=0.0, arrived=0.0)
+    progress = Progress("c-1", clock, Pulse(clock), total=170_000, phase=phase, waiting=waiting)
+    progress.durable(ok=0)
+    clock._now = 100.0
+    progress.durable(ok=ok, failed=failures)
+    state.running = Running(Queued(job, "running"), progress, StopSignal())
+    return state
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (89, "89 s"),
+        (90, "2 min"),
+        (3600, "60 min"),
+        (33_000, "9 h 10 min"),
+        (7200, "2 h"),
+        (200_000, "2 d 8 h"),
+        (345_600, "4 d"),
+    ],
+)
+def test_lengths_of_time_as_people_say_them(seconds: float, words: str) -> None:
+    """Two units at most."""
+    assert duration(seconds) == words
+
+
+def test_the_status_line_has_rows_rate_and_time_left() -> None:
+    """What `systemctl status` shows of a long job."""
+    assert status_line(running(470, {"answer_invalid": 2})) == (
+        "c.csv: 472 of 170,000 rows (0 %), 4.7 rows/s, about 9 h 59 min left; 2 failed (2 answer_invalid)."
+    )
+
+
+def test_the_status_line_says_what_is_waited_for() -> None:
+    """A wait is not shown as progress."""
+    line = status_line(running(470, {}, "waiting for the server: connection refused", waiting=True))
+    assert line.startswith("c.csv: waiting for the server: connection refused; 470 of 170,000 rows")
+
+
+def test_before_the_first_row_no_number_is_made_up() -> None:
+    """No rate, no time left."""
+    payload = service_payload(running(0, {}, "loading m"), version="1", pid=1, started_at=0.0)
+    assert (payload["running"]["rows_per_s"], payload["running"]["eta"]) == (None, None)
+    assert rows_text(payload["running"]) == "0 of 170,000 rows (0 %)"
+
+
+def test_failures_are_told_by_class_the_most_frequent_first() -> None:
+    """And not at all if there are none."""
+    assert failures_text({"a": 1, "b": 1200}) == "1,201 failed (1,200 b, 1 a)"
+    assert failures_text({}) == ""
+
+
+def test_the_text_for_people_has_the_running_job_and_the_server() -> None:
+    """One screen, made from the same payload as the JSON."""
+    state = running(470, {})
+    state.server.away = "connection refused"
+    text = service_text(service_payload(state, version="1", pid=1, started_at=0.0), 1_800_000_000)
+    assert "Now: c.csv (job c-1)" in text
+    assert "Model server: ollama at http://here - AWAY: connection refused" in text
+
+
+def test_published_jobs_go_only_when_the_settings_say_so(tmp_path: Path) -> None:
+    """By default everything stays; else what is old goes whole, and its status with it."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.done / "a-1").mkdir()
+    (spool.done / "a-1" / "results.jsonl").touch()
+    (spool.failed / "b-1").mkdir()
+    (spool.status / "a.csv.json").write_text('{"job": "a-1"}')
+    (spool.status / "b.csv.json").write_text('{"job": "b-1"}')
+    born = (spool.done / "a-1").stat().st_ctime
+    in_two_days = born + 2 * 86400 + 60
+    assert remove_old(spool, KeepSection(), in_two_days) == []
+    assert remove_old(spool, KeepSection(done_days=2), born + 86400) == []
+    assert remove_old(spool, KeepSection(done_days=2), in_two_days) == [("done", spool.done / "a-1")]
+    assert not list(spool.done.iterdir())
+    assert [p.name for p in spool.failed.iterdir()] == ["b-1"]
+    assert [p.name for p in spool.status.iterdir()] == ["b.csv.json"]
+
+
+def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path) -> None:
+    """Half a job is never seen under its name, and does not stay for ever."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.done / f"{keeping._GOING}a-1").mkdir()
+    remove_old(spool, KeepSection(), 0.0)
+    assert not list(spool.done.iterdir())
