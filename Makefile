@@ -4,6 +4,7 @@
 SHELL := /bin/bash
 VENV  := .venv
 PY    := $(VENV)/bin/python
+SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
@@ -25,7 +26,21 @@ $(MODELS): $(STAMP)
 	@touch $@
 
 demo: $(STAMP) $(MODELS)  ## set up, then judge 200 real reviews with a real model, in conversation and alone
-	$(PY) -m spoolama demo
+	@mkdir -p build/demo
+	@cp config/data/reviews.csv config/data/reviews.yaml config/data/reviews-alone.yaml build/demo/
+	@cp config/data/reviews.csv build/demo/reviews-alone.csv
+	@echo; echo '$$ spoolama init spool'
+	@$(SPOOLAMA) init spool
+	@echo; echo '$$ spoolama submit reviews.csv reviews-alone.csv --spool spool'
+	@$(SPOOLAMA) submit build/demo/reviews.csv build/demo/reviews-alone.csv --spool spool
+	@echo; echo '$$ spoolama run --once --spool spool --backend embedded'
+	@$(SPOOLAMA) run --once --spool spool --backend embedded
+	@cd spool/done && conversation=$$(ls -1d reviews-2* | tail -n 1) && alone=$$(ls -1d reviews-alone-2* | tail -n 1) && cd ../.. && \
+	for job in $$conversation $$alone; do echo; echo "$$ cat spool/done/$$job/summary.txt"; cat spool/done/$$job/summary.txt; done && \
+	echo && echo "$$ spoolama compare spool/done/$$conversation spool/done/$$alone" && \
+	$(SPOOLAMA) compare spool/done/$$conversation spool/done/$$alone && \
+	echo && echo "The answers:  spool/done/$$conversation/results.csv" && \
+	echo "              spool/done/$$alone/results.csv"
 
 test: $(STAMP) $(MODELS) system-packages  ## set up, then run every test
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from daemons import clean_env, fake_ollama, make_spool, results, run_once, wait_for, write_job
 
 KILLS = 100
@@ -80,7 +81,7 @@ def undisturbed(base: Path) -> Calls:
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_hundred_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) -> None:
-    """100 × kill -9 with a restart each time: 2,000 results, calls repeated only where they were in flight."""
+    """100 × kill -9, a restart each time: 2,000 results, calls repeated only where they were in flight."""
     seed = int(os.environ.get("SPOOLAMA_TEST_SEED", random.randrange(10**6)))
     print(f"SPOOLAMA_TEST_SEED={seed}")
     rng = random.Random(seed)

@@ -100,7 +100,7 @@ class Sidecar(_Model):
     )
     models: dict[str, str] = Field(
         default_factory=dict,
-        description="OpenAI lines: the model to take for a name that stands in them (`gpt-4o-mini: gemma3:12b`).",
+        description="OpenAI lines: the model to take for a name in them (`gpt-4o-mini: gemma3:12b`).",
     )
     system: str = Field("", description="The system message: the instruction all rows share.")
     prompt: str | None = Field(

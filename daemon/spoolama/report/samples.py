@@ -86,12 +86,7 @@ id: review_id
 gold: human_rating
 mode: conversation
 options: {num_ctx: 4096, num_predict: 16, temperature: 0, seed: 7}
-format:
-  type: object
-  properties:
-    sentiment: {type: string, enum: [negative, neutral, positive]}
-  required: [sentiment]
-  additionalProperties: false
+format: {type: string, enum: [negative, neutral, positive]}
 """
 
 

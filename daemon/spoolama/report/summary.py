@@ -36,8 +36,8 @@ class Summary:
 
 
 def count(number: int | None) -> str:
-    """`1 234 567`, or `not counted`."""
-    return "not counted" if number is None else f"{number:,}".replace(",", " ")
+    """`1,234,567`, or `not counted`."""
+    return "not counted" if number is None else f"{number:,}"
 
 
 def balance(total: int, ok: int, failed: int, skipped: int) -> str:
