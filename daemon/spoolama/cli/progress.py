@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from spoolama.engine.progress import Snapshot
 from spoolama.service.state import EndedJob, ServiceState
 from spoolama.service.status_text import duration, status_line
 from spoolama.spool.names import readable
@@ -49,39 +50,39 @@ async def show_progress(state: ServiceState, root: str) -> None:
         expand=True,
     )
     shown: TaskID | None = None
-    job = ""
+    about: str | None = None  # the job that the bar shows; empty while none runs
     printed = 0
     with bar:
         try:
             while True:
                 printed = _say_ended(state, root, printed, console)
                 running = state.running
-                if running is None or running.item.job.name != job:
+                now = running.item.job.name if running else ""
+                if shown is None or now != about:
                     if shown is not None:
                         bar.remove_task(shown)
-                        shown = None
-                    job = ""
-                if running is not None:
-                    snap = running.progress.snapshot()
-                    if shown is None:
-                        job = running.item.job.name
-                        name = escape(readable(running.item.job.dropped_as))
-                        shown = bar.add_task(name, total=None, rate="", left="", phase="")
-                    bar.update(
-                        shown,
-                        total=snap.total or None,
-                        completed=snap.done,
-                        rate=f"{snap.rows_per_s:.1f} rows/s" if snap.rows_per_s else "",
-                        left=f"{duration(snap.eta_s)} left" if snap.eta_s is not None else "",
-                        phase=escape(snap.phase),
-                    )
-                elif state.phase == "working" and shown is None and (state.held or state.queue.in_line()):
-                    job = ""
-                    shown = bar.add_task("waiting", total=None, rate="", left="", phase="")
+                    name = readable(running.item.job.dropped_as) if running else "waiting"
+                    shown = bar.add_task(escape(name), total=None, rate="", left="", phase="")
+                    about = now
+                if running is None:
                     bar.update(shown, phase=escape(status_line(state)))
+                else:
+                    _advance(bar, shown, running.progress.snapshot())
                 await asyncio.sleep(_EVERY_S)
         finally:
             _say_ended(state, root, printed, console)
+
+
+def _advance(bar: Progress, shown: TaskID, snap: Snapshot) -> None:
+    left = snap.eta_s is not None and snap.done < snap.total
+    bar.update(
+        shown,
+        total=snap.total or None,
+        completed=snap.done,
+        rate=f"{snap.rows_per_s:.1f} rows/s" if snap.rows_per_s else "",
+        left=f"{duration(snap.eta_s or 0)} left" if left else "",
+        phase=escape(snap.phase),
+    )
 
 
 def _say_ended(state: ServiceState, root: str, printed: int, console: Console | None = None) -> int:

@@ -169,8 +169,12 @@ def status_line(state: ServiceState) -> str:
     else:
         text = "Ready"
     waiting, held = len(state.queue.in_line()), sum(not h.waiting for h in state.held)
+    arriving = len(state.held) - held
     if waiting:
-        text += f"; {waiting} more {'job waits' if waiting == 1 else 'jobs wait'}"
+        more = " more" if running is not None else ""
+        text += f"; {waiting}{more} {'job waits' if waiting == 1 else 'jobs wait'}"
+    if arriving:
+        text += f"; {arriving} {'file is' if arriving == 1 else 'files are'} arriving"
     if held:
         text += f"; {held} {'file' if held == 1 else 'files'} in incoming/ held, see status/service.txt"
     return f"{text}."
