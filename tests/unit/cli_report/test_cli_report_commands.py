@@ -84,7 +84,7 @@ def test_sample_then_convert_there_and_back(tmp_path: Path) -> None:
     assert "3 written, 0 left out" in call(convert, tmp_path / "reviews.csv", "-o", requests)
     with answers.open("w") as file:
         for line in requests.read_text().splitlines():
-            message = {"content": '{"sentiment": "neutral"}'}
+            message = {"content": '"neutral"'}
             body = {"choices": [{"message": message, "finish_reason": "stop"}]}
             name = json.loads(line)["custom_id"]
             out = {"custom_id": name, "response": {"status_code": 200, "body": body}, "error": None}
