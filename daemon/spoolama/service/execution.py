@@ -10,8 +10,6 @@ import shutil
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import structlog
-
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress
@@ -36,7 +34,9 @@ from spoolama.spool.publish import open_out, publish
 
 __all__ = ["JobExecutor"]
 
-log = structlog.get_logger()
+_LEAST_PATIENCE_S = 120.0
+_SLOW_BYTES_PER_S = 1e6
+"""Hashing, sorting and writing results, on a slow and busy disk."""
 
 
 class JobExecutor:
@@ -95,7 +95,8 @@ class JobExecutor:
             if ledger is not None:
                 await ledger.close()
         progress.phase = "publishing"
-        return await self._publish(job, sidecar, failure)
+        with progress.pulse.wait(await asyncio.to_thread(_patience, job)):
+            return await self._publish(job, sidecar, failure)
 
     async def reject(self, job: JobDir, error: JobError) -> Ended:
         """Publish the job in failed/ for this reason, with everything uploaded and all results there are."""
@@ -133,7 +134,8 @@ class JobExecutor:
         stop: Stop,
     ) -> bool:
         """Read the rows if that is not done yet, answer those that have no end; False if stopped."""
-        await self._same_files(job, sidecar, ledger)
+        with progress.pulse.wait(await asyncio.to_thread(_patience, job)):
+            await self._same_files(job, sidecar, ledger)
         if not await ledger.meta("intake_done", default=False):
             began = self._clock.monotonic()
             progress.phase = "reading rows"
@@ -218,6 +220,12 @@ class JobExecutor:
             message = failure.message
         path = await asyncio.to_thread(publish, self._spool, job, where)
         return Ended(where, path, message)
+
+
+def _patience(job: JobDir) -> float:
+    """Seconds that reading or writing everything of a job may take, before the watchdog wonders."""
+    size = sum(path.stat().st_size for path in (job.data, job.ledger) if path.exists())
+    return _LEAST_PATIENCE_S + size / _SLOW_BYTES_PER_S
 
 
 def _told(error: JobError) -> dict[str, str]:
