@@ -1,7 +1,7 @@
 """Numbered plans: what is learned while a job runs takes effect at a fixed place, however fast it ran.
 
-Learned from the first segments (at least 100 rows), in force from 16 segments on. Both places depend on
-the plan alone, not on lanes, crashes or speed; a lane that gets there early waits for the rows it is learned from.
+Learned from the first segments (at least 100 rows), in force from 16 segments on. Both places depend on the
+plan alone, not on lanes, crashes or speed; a lane that gets there early waits for what it is learned from.
 """
 
 from __future__ import annotations

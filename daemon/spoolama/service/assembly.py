@@ -62,7 +62,7 @@ def backend_for(settings: Settings, clock: Clock) -> Backend:
 
 def limits_for(settings: Settings) -> Limits:
     """Bounds of rows."""
-    return Limits(max_cell_bytes=settings.max_cell_bytes)
+    return Limits.for_cells(settings.max_cell_bytes)
 
 
 def daemon_for(

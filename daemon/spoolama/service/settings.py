@@ -124,7 +124,7 @@ class Settings(_Section):
         None, description="Sidecar for data files that bring none. Default: such files wait for theirs."
     )
     max_cell_bytes: int = Field(
-        32_768,
+        262_144,
         ge=100,
         le=1_000_000,
         description="Largest value of a row, in bytes; a larger one is that row's error.",

@@ -87,20 +87,20 @@ def test_bad_encoding_says_which_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell", [b"x" * 50_000, b'"' + b"x\n" * 25_000 + b'"'], ids=["one line", "many lines"]
+    "cell", [b"x" * 300_000, b'"' + b"x\n" * 150_000 + b'"'], ids=["one line", "many lines"]
 )
-def test_a_cell_of_50_kb_is_its_rows_error(tmp_path: Path, cell: bytes) -> None:
+def test_a_cell_of_300_kb_is_its_rows_error(tmp_path: Path, cell: bytes) -> None:
     """A large cell is one fault, settable, and the next row is read."""
     data = b"a,b\n1," + cell + b"\n3,4\n"
-    limits = Limits(max_quoted_lines=30_000)
+    limits = Limits(max_quoted_bytes=400_000, max_quoted_lines=200_000)
 
     large, after = rows_of(tmp_path, data, limits=limits)
 
     assert large.fault is not None
     assert large.fault.code == "cell_too_large"
-    assert "column b has 50000 bytes; the limit is 32768" in large.fault.message
+    assert "column b has 300000 bytes; the limit is 262144" in large.fault.message
     assert after.fields == {"a": "3", "b": "4"}
-    allowed = rows_of(tmp_path, data, limits=Limits(max_cell_bytes=60_000, max_quoted_lines=30_000))
+    allowed = rows_of(tmp_path, data, limits=Limits(max_cell_bytes=400_000, max_quoted_lines=200_000))
     assert [row.fault for row in allowed] == [None, None]
 
 
