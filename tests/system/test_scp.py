@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from daemons import clean_env, daemon, fake_ollama, make_spool, results, wait_for
 
 DATA = Path(__file__).parents[2] / "config" / "data"
@@ -59,7 +60,8 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     (base / "config").write_text(
-        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {base / 'host'}\nAuthorizedKeysFile {base / 'authorized'}\n"
+        f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {base / 'host'}\n"
+        f"AuthorizedKeysFile {base / 'authorized'}\n"
         f"PidFile none\nPasswordAuthentication no\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n"
         "Subsystem sftp internal-sftp\n"
     )
