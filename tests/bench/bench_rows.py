@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "daemon")]
 
-from daemons import clean_env, fake_ollama, make_spool
+from daemons import clean_env, fake_ollama, make_spool  # noqa: E402 - it is run as a script
 
 SIDECAR = """
 model: smollm2:135m

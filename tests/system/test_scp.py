@@ -42,10 +42,9 @@ class Sshd:
     @property
     def options(self) -> list[str]:
         """What ssh and scp need to reach it, and nothing of the user's own configuration."""
-        return [
-            "-F", "none", "-i", str(self.key), "-o", f"UserKnownHostsFile={self.known}", "-o", "BatchMode=yes",
-            "-o", "StrictHostKeyChecking=no", "-o", "LogLevel=ERROR",
-        ]  # fmt: skip
+        known = f"UserKnownHostsFile={self.known}"
+        settings = (known, "BatchMode=yes", "StrictHostKeyChecking=no", "LogLevel=ERROR")
+        return ["-F", "none", "-i", str(self.key), *(part for text in settings for part in ("-o", text))]
 
 
 @pytest.fixture

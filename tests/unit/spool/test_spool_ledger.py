@@ -67,12 +67,14 @@ def test_rows_are_announced_only_once_the_disk_has_them(tmp_path: Path) -> None:
     async def main() -> None:
         seen: list[Durable] = []
         ledger = await filled(tmp_path / "l", 5, on_durable=seen.append, group_s=60.0)
+        await ledger.flush()
         ledger.answered(answered(0))
         ledger.answered(answered(1))
         ledger.failed(Failed(2, "answer_cut", "cut", 4))
         assert seen == []
         await ledger.flush()
         assert seen == [Durable(2, {"answer_cut": 1})]
+        assert await ledger.meta("syncs") == 2, "one for each flush, none for each row"
         await ledger.close()
 
     asyncio.run(main())
@@ -103,6 +105,11 @@ asyncio.run(main())
         ledger = JobLedger(tmp_path / "l", SystemClock())
         first = (await ledger.pending(0, 9, None, 1))[0]
         assert (first.ordinal, [a.code for a in first.attempts]) == (4, ["open"])
+        with sqlite3.connect(tmp_path / "l") as db:
+            assert db.execute("SELECT ordinal FROM attempts").fetchall() == [(4,)], (
+                "ended rows leave no marks"
+            )
+        db.close()
         await ledger.close()
 
     asyncio.run(resume())
@@ -160,6 +167,22 @@ def test_segments_with_rows_left_are_found_in_order(tmp_path: Path) -> None:
         assert await ledger.pending_segments(-1, 1 << 61, None, 10) == [0]
         assert await ledger.pending_segments(0, 1 << 61, None, 10) == []
         assert await ledger.pending_segments(-1, 10, "other", 10) == []
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_row_answered_apart_is_not_the_conversations_last(tmp_path: Path) -> None:
+    """What a resume goes on from is the last row that later rows are asked in sight of."""
+
+    async def main() -> None:
+        ledger = await filled(tmp_path / "l", 5)
+        for i, aside in enumerate((False, False, True)):
+            ledger.answered(answered(i, aside=aside))
+        last = await ledger.last_turn(0)
+        assert last is not None
+        assert last.ordinal == 1
+        assert [r.ordinal for r in await ledger.turns(((0, 4),))] == [0, 1]
         await ledger.close()
 
     asyncio.run(main())
