@@ -52,8 +52,11 @@ class Reporting:
         while True:
             self._state.changed.clear()
             await self.write()
+            # Not asyncio.wait_for: in Python 3.11 it swallows a cancellation that comes together with the event
+            # (github.com/python/cpython/issues/86296), and then a dead worker would not end the service.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._state.changed.wait(), _EVERY_S)
+                async with asyncio.timeout(_EVERY_S):
+                    await self._state.changed.wait()
 
     async def write(self) -> None:
         """Bring the files up to date now."""

@@ -6,7 +6,6 @@ Events only wake it. It looks anyway when a quiet time ends and every `rescan_s`
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -188,8 +187,7 @@ class Scanning:
         finally:
             for task in (woken, slept):
                 task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.gather(woken, slept, return_exceptions=True)
+            await asyncio.gather(woken, slept, return_exceptions=True)
         if self._wake.is_set():
             await self._clock.sleep(_DEBOUNCE_S)
 

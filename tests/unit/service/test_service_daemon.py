@@ -354,3 +354,16 @@ async def test_one_drop_that_cannot_be_claimed_does_not_stop_the_others(
     assert await service.daemon(once=True).run() == 0
     assert service.published() == ["good"]
     assert status_of(service, "odd.csv")["reason"] == "not_claimed"
+
+
+@in_loop
+async def test_a_cancellation_is_not_lost_when_it_comes_together_with_an_event(service: Service) -> None:
+    """Else a task that dies while the status changes would leave the service half alive."""
+    for _ in range(20):
+        daemon = service.daemon()
+        reporter = asyncio.create_task(daemon._reporting.run())
+        await asyncio.sleep(0.02)
+        daemon.state.changed.set()
+        reporter.cancel()
+        done, _ = await asyncio.wait({reporter}, timeout=1.0)
+        assert done == {reporter}
