@@ -52,8 +52,8 @@ class Reporting:
         while True:
             self._state.changed.clear()
             await self.write()
-            # Not asyncio.wait_for: in Python 3.11 it swallows a cancellation that comes together with the event
-            # (github.com/python/cpython/issues/86296), and then a dead worker would not end the service.
+            # Not asyncio.wait_for: in Python 3.11 it swallows a cancellation that comes with the event
+            # (github.com/python/cpython/issues/86296); then a dead worker would not end the service.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_EVERY_S):
                     await self._state.changed.wait()
