@@ -25,7 +25,15 @@ from spoolama.spool.states import UPLOADED
 
 __all__ = ["merge_jobs"]
 
-_KEPT = ("data_name", "data_sha256", "sidecar_name", "sidecar_sha256", "sidecar", "input_format")
+_KEPT = (
+    "data_name",
+    "data_sha256",
+    "sidecar_name",
+    "sidecar_sha256",
+    "sidecar",
+    "input_format",
+    "max_cell_bytes",
+)
 
 
 def merge_jobs(home: Path, retry: Path, out: Path) -> Summary:
@@ -84,6 +92,7 @@ def _write(home: Published, retry: Published, out: Path) -> Summary:
             with_sidecar=home.metrics["sidecar_name"] is not None,
         )
         brought = 0
+        named = home.openai or home.sidecar.id is not None
         with outputs:
             for row, record in pairs(home):
                 again = None if record.status == "ok" else index.second(record.row)
@@ -91,7 +100,7 @@ def _write(home: Published, retry: Published, out: Path) -> Summary:
                     merged, fields = record, record.fields or row.fields
                     details = index.details("home", record.row)
                 else:
-                    merged, fields = _second_end(retry.job, record, row, again)
+                    merged, fields = _second_end(retry.job, named, record, row, again)
                     details = index.details("retry", again.record.row)
                     brought += merged.status == "ok"
                 tally.add(merged)
@@ -118,7 +127,9 @@ def _write(home: Published, retry: Published, out: Path) -> Summary:
     return Summary(tally.rows, by["ok"], by["failed"], by["skipped"], text, metrics)
 
 
-def _second_end(job: str, first: Record, row: Row, again: Second) -> tuple[Record, Mapping[str, Any] | None]:
+def _second_end(
+    job: str, named: bool, first: Record, row: Row, again: Second
+) -> tuple[Record, Mapping[str, Any] | None]:
     """The row's end as the retry found it, told of its place at home, and the fields it was asked with."""
     end = again.record
     mended = {k: v for k, v in (again.fields or {}).items() if k != NOTE_KEY} or None
@@ -129,7 +140,8 @@ def _second_end(job: str, first: Record, row: Row, again: Second) -> tuple[Recor
         end,
         row=first.row,
         line=first.line,
-        id=first.id if first.id is not None else end.id,
+        # Where rows have names of their own the name may be what was mended (a duplicate id).
+        id=end.id if first.id is None or (named and end.id is not None) else first.id,
         home=first.home,
         gold=end.gold if end.gold is not None else first.gold,
         attempts=first.attempts + end.attempts,

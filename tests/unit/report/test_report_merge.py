@@ -64,7 +64,7 @@ def test_the_result_is_whole_and_in_order(home: Path) -> None:
         (2, 3, "b", "second 0"),
         (3, 4, "c", "second 1"),
         (4, 5, "d", "first"),
-        (5, 6, "d", "second 2"),
+        (5, 6, "d2", "second 2"),
         (6, 7, "e", "first"),
     ]
     assert records[1]["by"] == ["retry", 1]
