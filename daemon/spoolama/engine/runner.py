@@ -155,14 +155,18 @@ class JobRunner:
                 return
 
         began = self._clock.monotonic()
+        ended: JobError | None = None
         try:
             async with asyncio.TaskGroup() as lanes:
                 for number in range(self._lanes):
                     lanes.create_task(work(number), name=f"lane {number}")
         except* JobError as group:
-            raise _first(group) from group
+            # Raised below: before Python 3.11.4 what is raised here would come out wrapped in a group.
+            ended = _first(group)
         finally:
             await self._store.add("active_s", self._clock.monotonic() - began)
+        if ended is not None:
+            raise ended
         if self._stop.is_set():
             raise Stopping
 
