@@ -92,6 +92,12 @@ def _identity(
     put("sidecar", asked, "the sidecar as it was used; keys that are absent had their defaults")
     put("input_format", ledger.meta("input_format"), "by the data file's name and its first readable line")
     put(
+        "max_cell_bytes",
+        ledger.meta("max_cell_bytes"),
+        "the service's setting by which the data was read",
+        missing="not noted in the job's ledger",
+    )
+    put(
         "ended_early",
         dict(ended_early) if ended_early else None,
         "why the job ended before its last row",

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from spoolama.errors import InputError
 from spoolama.job.row import Row
-from spoolama.job.rows import RowReader, detect, read_rows
+from spoolama.job.rows import MAX_CELL_BYTES, Limits, RowReader, detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.outputs import rows_name
 from spoolama.report.record import Record
@@ -80,7 +80,9 @@ class Published:
                 mend=f"Put {name} back there.",
                 code="no_data",
             )
-        return read_rows(path, detect(path, name))
+        # By the bounds of the first reading: they decide what is one record and whether it is readable.
+        limits = Limits.for_cells(self.metrics.get("max_cell_bytes") or MAX_CELL_BYTES)
+        return read_rows(path, detect(path, name), limits=limits)
 
 
 def pairs(job: Published) -> Iterator[tuple[Row, Record]]:

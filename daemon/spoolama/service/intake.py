@@ -18,7 +18,9 @@ from spoolama.spool.job_ledger import JobLedger, NewRow
 
 __all__ = ["take_in"]
 
-_BATCH = 1000
+_BATCH_ROWS = 1000
+_BATCH_BYTES = 4 * 1024 * 1024
+"""A batch ends with the row that passes this, so that a thousand long documents are not in memory at once."""
 
 
 async def take_in(
@@ -54,12 +56,20 @@ async def take_in(
         intake_done=True,
         input_format=kind.format,
         columns=reader.columns,
+        max_cell_bytes=limits.max_cell_bytes,
         id_column="custom_id" if kind.format == "openai" else sidecar.id,
     )
 
 
 def _batch(rows: Iterator[Row], namer: _Namer) -> list[NewRow]:
-    return [namer.name(row) for row in islice(rows, _BATCH)]
+    batch: list[NewRow] = []
+    size = 0
+    for row in islice(rows, _BATCH_ROWS):
+        batch.append(namer.name(row))
+        size += len(row.raw)
+        if size > _BATCH_BYTES:
+            break
+    return batch
 
 
 class _Namer:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from spoolama.errors import ConfigError, Problem
+from spoolama.job.rows import MAX_CELL_BYTES
 from spoolama.job.yaml_tree import Tree, read_yaml
 from spoolama.service.settings_words import meant, problems_of
 
@@ -124,10 +125,11 @@ class Settings(_Section):
         None, description="Sidecar for data files that bring none. Default: such files wait for theirs."
     )
     max_cell_bytes: int = Field(
-        262_144,
+        MAX_CELL_BYTES,
         ge=100,
         le=1_000_000,
-        description="Largest value of a row, in bytes; a larger one is that row's error.",
+        description="Largest value of a row, in bytes; a larger one is that row's error. "
+        "A prompt that does not fit the job's window is so in any case.",
     )
     final_newline: Literal["require", "accept"] = Field(
         "require",

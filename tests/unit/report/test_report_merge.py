@@ -12,6 +12,7 @@ import pytest
 from spoolama.errors import InputError, RowError
 from spoolama.job.row import Row
 from spoolama.report.merge import merge_jobs
+from spoolama.report.published import open_published
 from spoolama.testing.published import Script, publish_job
 
 SIDECAR = 'model: m\nprompt: "{{ text }}"\nid: id\n'
@@ -187,3 +188,22 @@ def test_openai_requests_come_home_too(tmp_path: Path) -> None:
     assert [line["custom_id"] for line in ok] == ["a", "b", "c"]
     assert contents == ["first", "second", "first"]
     assert (tmp_path / "out" / "errors.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize(("bound", "code"), [(None, None), (100, "cell_too_large")])
+def test_the_data_is_read_again_by_the_bounds_of_the_first_reading(
+    tmp_path: Path, bound: int | None, code: str | None
+) -> None:
+    """What the service's setting made unreadable is so for merge too, years later and elsewhere."""
+    data = b"id,text\na," + b"x" * 200 + b"\n"
+    publish_job(
+        tmp_path / "home",
+        data_name="d.csv",
+        data=data,
+        sidecar=SIDECAR,
+        answer=lambda row: "first",
+        max_cell_bytes=bound,
+    )
+    with open_published(tmp_path / "home").rows() as rows:
+        (row,) = rows
+    assert (row.fault and row.fault.code) == code

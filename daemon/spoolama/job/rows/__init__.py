@@ -7,10 +7,10 @@ from pathlib import Path
 from spoolama.job.rows.csv_rows import CsvReader
 from spoolama.job.rows.json_rows import JsonReader
 from spoolama.job.rows.kind import InputKind, detect
-from spoolama.job.rows.limits import Limits
+from spoolama.job.rows.limits import MAX_CELL_BYTES, Limits
 from spoolama.job.rows.reader import RowReader
 
-__all__ = ["InputKind", "Limits", "RowReader", "detect", "read_rows"]
+__all__ = ["MAX_CELL_BYTES", "InputKind", "Limits", "RowReader", "detect", "read_rows"]
 
 
 def read_rows(path: Path, kind: InputKind, *, limits: Limits | None = None) -> RowReader:
