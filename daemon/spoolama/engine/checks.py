@@ -12,7 +12,7 @@ from spoolama.engine.conversation import Conversation, Prompt
 from spoolama.errors import RowError
 from spoolama.job.answer import AnswerCheck
 
-__all__ = ["AnswerChecks", "check_reply"]
+__all__ = ["AnswerChecks", "check_reply", "cut_error", "looks_halved"]
 
 Format = Mapping[str, Any] | Literal["json"] | None
 
@@ -20,6 +20,8 @@ _BYTES_PER_TOKEN = 32
 """No ordinary text has longer tokens on average; runs of blanks may, so short prompts are not judged."""
 _JUDGED_FROM_BYTES = 4096
 _MOST_FORMATS = 64
+_HALF_SLACK = 8
+"""A cut prompt keeps a few tokens beyond half of the window."""
 
 
 class AnswerChecks:
@@ -45,19 +47,8 @@ def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> Non
     Raises:
         RowError: `prompt_truncated` or `answer_cut`.
     """
-    if reply.prompt_tokens is not None:
-        floor = _least_tokens(prompt, conversation)
-        if reply.prompt_tokens < floor:
-            raise RowError(
-                "prompt_truncated",
-                f"the server read {reply.prompt_tokens} tokens of a prompt that has at least {floor}: "
-                "it cut the prompt without saying so",
-                details={
-                    "prompt_tokens": reply.prompt_tokens,
-                    "at_least": floor,
-                    "num_ctx": prompt.budget.num_ctx,
-                },
-            )
+    if reply.prompt_tokens is not None and reply.prompt_tokens < _least_tokens(prompt, conversation):
+        raise cut_error(reply, prompt)
     if reply.finish == "length":
         raise RowError(
             "answer_cut",
@@ -71,6 +62,25 @@ def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> Non
             },
             answer=reply.text,
         )
+
+
+def cut_error(reply: Reply, prompt: Prompt) -> RowError:
+    """The row's error when the server read less than it was sent."""
+    return RowError(
+        "prompt_truncated",
+        f"the server counted only {reply.prompt_tokens} tokens: it cut the prompt without saying so",
+        details={"prompt_tokens": reply.prompt_tokens, "num_ctx": prompt.budget.num_ctx},
+    )
+
+
+def looks_halved(reply: Reply, prompt: Prompt) -> bool:
+    """Whether the count is just what Ollama leaves of a prompt that it cuts: half of the window and a little.
+
+    A whole prompt may have that length too; whoever asks must find out whether a longer one counts more.
+    """
+    if reply.prompt_tokens is None or prompt.fits:
+        return False
+    return 0 <= reply.prompt_tokens - prompt.budget.num_ctx // 2 <= _HALF_SLACK
 
 
 def _least_tokens(prompt: Prompt, conversation: Conversation) -> int:

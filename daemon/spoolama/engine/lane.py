@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
 from spoolama.clock import Clock
 from spoolama.engine.budget import bound, message_bytes
-from spoolama.engine.checks import AnswerChecks, check_reply
+from spoolama.engine.checks import AnswerChecks, check_reply, cut_error, looks_halved
 from spoolama.engine.conversation import Conversation, Prompt, prepare, rebuild
 from spoolama.engine.failures import POLICIES, Standing, Then, standing_of
 from spoolama.engine.gate import Gate
@@ -24,6 +24,9 @@ from spoolama.job.record import Answered, Attempt, Failed, StoredRow
 __all__ = ["Lane", "Shared"]
 
 _CHUNK = 64
+_MORE_TEXT = "\nand so on, and so on" * 8
+_MORE_TOKENS = 10
+"""Far fewer than the text above has."""
 _GRACE_S = 30.0
 """A request may outlast its bound by this much before the watchdog wonders."""
 
@@ -192,6 +195,8 @@ class Lane:
             began = s.clock.monotonic()
             reply = await s.backend.chat(request)
             latency_s = s.clock.monotonic() - began
+            if looks_halved(reply, this.prompt) and not await self._counts_more(request, reply):
+                raise cut_error(reply, this.prompt)
         s.patience.saw(latency_s)
         return _Won(reply, latency_s)
 
@@ -213,6 +218,16 @@ class Lane:
                 prompt_tokens=tokens,
                 num_ctx=budget.num_ctx,
             )
+
+    async def _counts_more(self, request: ChatRequest, reply: Reply) -> bool:
+        """Whether the same prompt with more text is longer to the server; one that cuts counts the same."""
+        last = request.messages[-1]
+        longer = (*request.messages[:-1], Message(last.role, last.content + _MORE_TEXT))
+        try:
+            again = await self._s.backend.chat(replace(request, messages=longer, num_predict=1, format=None))
+        except ContextOverflow:
+            return True  # it refuses what is too long, so it cuts nothing
+        return (again.prompt_tokens or 0) > (reply.prompt_tokens or 0) + _MORE_TOKENS
 
     async def _server_failed(self, this: _Try, error: BackendError) -> _Lost:
         """The request gave no answer: do what the table of failures says."""

@@ -1,0 +1,201 @@
+"""Every line of the table of failures, over real HTTP, through the execution of a whole job."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolama.backends.ollama import OllamaBackend
+from spoolama.clock import SystemClock
+from spoolama.engine.progress import Progress, Pulse
+from spoolama.service.execution import JobExecutor
+from spoolama.service.model import StopSignal
+from spoolama.spool.claim import claim, random_token
+from spoolama.spool.layout import Spool
+from spoolama.spool.ready import ReadyRules, Scanner
+from spoolama.testing.fake_ollama import FakeOllama
+from spoolama.testing.fake_ollama_script import Fault, Script
+
+ROWS = 12
+SIDECAR = """
+model: smollm2:135m
+system: Judge.
+prompt: "{{ text }}"
+options: {num_ctx: 2048, num_predict: 16}
+retries: 2
+"""
+BAD = "row 05"
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a job ended."""
+
+    where: str
+    rows: list[dict[str, Any]]
+    error: dict[str, Any]
+    chats: list[str]
+    """The last message of each chat the server saw."""
+
+    @property
+    def bad(self) -> dict[str, Any]:
+        """The row that the fault is about."""
+        return self.rows[5]
+
+    @property
+    def others_ok(self) -> bool:
+        """Whether every other row was answered."""
+        return all(row["status"] == "ok" for row in self.rows if row["row"] != 6)
+
+
+def run(base: Path, faults: list[Fault], *, sidecar: str = SIDECAR, bad: str = BAD) -> Told:
+    """One job of twelve rows against a fake with these faults."""
+
+    async def main() -> Told:
+        clock = SystemClock()
+        spool = Spool(base / "spool")
+        spool.create()
+        lines = [bad if n == 5 else f"row {n:02}" for n in range(ROWS)]
+        (spool.incoming / "job.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in lines))
+        (spool.incoming / "job.yaml").write_text(sidecar)
+        (drop,) = Scanner(spool, ReadyRules(quiet_s=0.0), clock).look().ready
+        job = claim(spool, drop, clock=clock, token=random_token)
+        async with FakeOllama(Script(faults=faults)) as server:
+            backend = OllamaBackend(server.url, clock=clock)
+            executor = JobExecutor(spool, backend, clock, lanes=1)
+            ended = await executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal())
+            await backend.aclose()
+            chats = [str(call.messages[-1]["content"]) for call in server.chats]
+        assert ended.path is not None
+        results, error = ended.path / "results.jsonl", ended.path / "error.json"
+        rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+        return Told(ended.where, rows, json.loads(error.read_text()) if error.exists() else {}, chats)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("reset", {}),
+        ("reset_body", {}),
+        ("garbage", {}),
+        ("busy", {}),
+        ("runner_killed", {}),
+        ("out_of_memory", {}),
+        ("not_done", {}),
+        ("no_reason", {}),
+        ("not_json", {}),
+        ("cut_body", {}),
+        ("empty", {}),
+        ("http", {"status": 500, "body": "something nobody has seen before"}),
+    ],
+)
+def test_what_passes_costs_no_row(tmp_path: Path, kind: Any, extra: dict[str, Any]) -> None:
+    """Away, busy, died, unfinished, cut, empty, unknown: once, and the row is answered all the same."""
+    told = run(tmp_path, [Fault(kind, contains=BAD, times=1, **extra)])
+    assert told.where == "done"
+    assert told.others_ok
+    assert told.bad["status"] == "ok"
+    assert told.chats.count(BAD) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra", "code", "calls"),
+    [
+        ("not_done", {}, "answer_unfinished", 3),
+        ("no_reason", {}, "answer_unfinished", 3),
+        ("empty", {}, "answer_empty", 3),
+        ("text", {"body": "word " * 40}, "answer_cut", 3),
+        ("not_json", {}, "unexpected", 3),
+        ("runner_killed", {}, "server_died", 3),
+        ("out_of_memory", {}, "server_died", 3),
+    ],
+)
+def test_what_lasts_is_the_rows_error(
+    tmp_path: Path, kind: Any, extra: dict[str, Any], code: str, calls: int
+) -> None:
+    """After its tries the row fails with its class and words; every other row is answered."""
+    told = run(tmp_path, [Fault(kind, contains=BAD, **extra)])
+    assert told.where == "done"
+    assert told.others_ok
+    assert told.bad["error"]["code"] == code
+    assert told.bad["error"]["message"]
+    assert told.chats.count(BAD) >= calls
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Fault("missing"), "not found"),
+        (Fault("cloud"), ""),
+        (Fault("remote"), ""),
+        (Fault("http", status=500, body='option "temperature" must be of type float32'), "temperature"),
+        (
+            Fault("http", status=500, body='invalid format: "xml"; expected "json" or a valid JSON Schema'),
+            "format",
+        ),
+    ],
+)
+def test_what_is_refused_for_every_row_ends_the_job(tmp_path: Path, fault: Fault, words: str) -> None:
+    """Said once, with the words to mend it, and no second row is tried."""
+    told = run(tmp_path, [fault])
+    assert told.where == "failed"
+    assert told.error["code"] == "request_refused"
+    assert words in told.error["message"]
+    assert told.error["mend"]
+    assert len(told.chats) == 1
+    assert {row["status"] for row in told.rows} == {"skipped"}
+
+
+def test_a_model_in_the_cloud_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    """No row leaves the machine."""
+    told = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gpt-oss:120b-cloud"))
+    assert (told.where, told.chats) == ("failed", [])
+    assert "cloud" in told.error["message"]
+
+
+def test_a_hang_is_cancelled_and_asked_again(tmp_path: Path) -> None:
+    """No byte within the bound: cancelled, a real generation proves that the server works, asked again."""
+    told = run(tmp_path, [Fault("hang", contains=BAD, times=1)], sidecar=SIDECAR + "timeout: 1\n")
+    assert told.others_ok
+    assert told.bad["status"] == "ok"
+    assert told.chats.count("Say OK.") == 1
+
+
+def test_a_prompt_that_the_server_cuts_silently_is_noticed(tmp_path: Path) -> None:
+    """HTTP 200 and half a window of tokens: a longer prompt that counts the same gives it away."""
+    long = BAD + " word" * 900
+    cut = run(tmp_path / "cut", [Fault("silent_cut", contains=BAD)], bad=long)
+    assert cut.others_ok
+    assert cut.bad["error"]["code"] == "prompt_truncated"
+    # One that truly has this length is no victim of the suspicion.
+    whole = run(tmp_path / "whole", [], bad=long[: (1026 - 4 - 6 - 4) * 4])
+    assert whole.bad["status"] == "ok"
+    assert whole.bad["prompt_tokens"] - 1024 in range(9)
+
+
+def test_a_row_longer_than_the_window_fails_with_its_sizes(tmp_path: Path) -> None:
+    """Refused by the server with exact counts, or seen before: never cut, never answered."""
+    told = run(tmp_path, [], bad="word " * 4000)
+    assert told.others_ok
+    assert told.bad["error"]["code"] == "context_overflow"
+
+
+def test_an_answer_against_the_schema_is_kept_with_its_error(tmp_path: Path) -> None:
+    """Checked again here, whatever the server promised."""
+    sidecar = SIDECAR + "format: {type: string, enum: [good, bad]}\n"
+    told = run(tmp_path, [Fault("text", contains=BAD, body='"ugly"')], sidecar=sidecar)
+    assert told.others_ok
+    assert told.bad["error"]["code"] == "answer_invalid"
+
+
+def test_a_template_that_fits_no_row_ends_the_job_early(tmp_path: Path) -> None:
+    """Ten rows are enough to know; nothing is sent."""
+    told = run(tmp_path, [], sidecar=SIDECAR.replace("{{ text }}", "{{ txet }}"))
+    assert (told.where, told.error["code"], told.chats) == ("failed", "first_rows_failed", [])
