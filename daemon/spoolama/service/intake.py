@@ -72,11 +72,15 @@ def _batch(rows: Iterator[Row], namer: _Namer) -> list[NewRow]:
     return batch
 
 
+_NO_MODEL = RowFault("unsupported_request", "model: the line names none, and there is no sidecar that does")
+
+
 class _Namer:
     """Gives each row its id: from its column, from the format, or its number."""
 
     def __init__(self, sidecar: Sidecar, kind: InputKind, columns: list[str] | None) -> None:
         self._openai = kind.format == "openai"
+        self._model = sidecar.model
         self._models = sidecar.models
         self._column = None if self._openai else sidecar.id
         if columns is not None:
@@ -90,6 +94,8 @@ class _Namer:
     def name(self, row: Row) -> NewRow:
         if self._openai:
             model = self._models.get(row.model, row.model) if row.model is not None else None
+            if model is None and not self._model and row.fault is None:
+                row = replace(row, fault=_NO_MODEL)
             return NewRow(replace(row, model=model), row.id, unique=row.id is not None)
         if self._column is None or row.fields is None:
             return NewRow(row, str(row.ordinal + 1) if self._column is None else None, unique=False)
