@@ -11,7 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-__all__ = ["Backend", "ChatRequest", "LoadSpec", "LoadedModel", "Message", "Reply", "ServerInfo"]
+__all__ = [
+    "MOST_COUNTED",
+    "Backend",
+    "ChatRequest",
+    "LoadSpec",
+    "LoadedModel",
+    "Message",
+    "Reply",
+    "ServerInfo",
+]
+
+MOST_COUNTED = 2**53 - 1
+"""A larger count is no measurement, and the ledger could not hold it (RFC 8259, section 6)."""
 
 Role = Literal["system", "user", "assistant"]
 

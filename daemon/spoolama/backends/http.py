@@ -124,6 +124,9 @@ class HttpCaller:
         text = body.decode("utf-8", "replace")
         try:
             payload = json.loads(body)
+            if b"\\u" in body:
+                # Half of a surrogate pair passes as JSON and is no text: no file or ledger could hold it.
+                json.dumps(payload, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             payload = None
         return HttpReply(response.status_code, payload, text, response.headers.get("location"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from spoolama.backends.base import Reply
+from spoolama.backends.base import MOST_COUNTED, Reply
 from spoolama.errors import AnswerUnfinished, RequestRefused, UnexpectedReply
 
 __all__ = ["read_reply"]
@@ -59,7 +59,8 @@ def read_reply(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) 
 
 def _count(payload: Mapping[str, Any], key: str) -> int | None:
     value = payload.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_COUNTED
+    return value if known else None
 
 
 def _seconds(payload: Mapping[str, Any], key: str) -> float | None:

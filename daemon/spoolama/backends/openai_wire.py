@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from spoolama.backends.base import ChatRequest, Message, Reply
+from spoolama.backends.base import MOST_COUNTED, ChatRequest, Message, Reply
 from spoolama.errors import AnswerUnfinished, RequestRefused, UnexpectedReply
 
 __all__ = ["Dialect", "chat_body", "dialect_of", "read_reply", "wire_messages"]
@@ -125,9 +125,12 @@ def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _count(value: Mapping[str, Any], key: str) -> int | None:
     found = value.get(key)
-    return found if isinstance(found, int) and not isinstance(found, bool) and found >= 0 else None
+    known = isinstance(found, int) and not isinstance(found, bool) and 0 <= found <= MOST_COUNTED
+    return found if known else None
 
 
 def _seconds(value: Mapping[str, Any], key: str) -> float | None:
     found = value.get(key)
-    return found / 1000 if isinstance(found, int | float) and not isinstance(found, bool) else None
+    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= MOST_COUNTED:
+        return None
+    return found / 1000

@@ -39,6 +39,7 @@ WIRE: list[tuple[Fault, type[BackendError]]] = [
     (Fault("cut_body"), UnexpectedReply),
     (Fault("not_json"), UnexpectedReply),
     (Fault("not_json", body="[]"), UnexpectedReply),
+    (Fault("text", body="half a pair: \ud800"), UnexpectedReply),
     (Fault("hang"), Stalled),
     (Fault("drip", delay_s=0.01), Stalled),
     (Fault("not_done"), AnswerUnfinished),

@@ -13,6 +13,7 @@ from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Repl
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.backends.ollama_reply import read_reply
 from spoolama.backends.openai import OpenAIBackend
+from spoolama.backends.openai_wire import read_reply as read_openai
 from spoolama.clock import SystemClock
 from spoolama.errors import (
     AnswerUnfinished,
@@ -243,3 +244,17 @@ def test_zero_cached_tokens_are_not_absent() -> None:
 
     assert read_reply(body).cached_tokens is None
     assert read_reply({**body, "prompt_eval_cached_count": 0}).cached_tokens == 0
+
+
+@pytest.mark.parametrize("count", ["12", -1, True, None, 1.5, [3], 2**53, 10**400])
+def test_what_is_no_count_is_absent(count: object) -> None:
+    """A count or a time of another type, below zero or beyond every ledger is not measured, in either API."""
+    body = case("chat_ok_cold").json
+    reply = read_reply({**body, "prompt_eval_count": count, "eval_count": count, "load_duration": count})
+    assert (reply.prompt_tokens, reply.completion_tokens, reply.load_s) == (None, None, None)
+
+    usage, timings = {"prompt_tokens": count, "completion_tokens": count}, {"predicted_ms": count}
+    chat = {"choices": [{"finish_reason": "stop", "message": {"content": "a"}}], "usage": usage}
+    other = read_openai({**chat, "timings": timings})
+    assert (other.prompt_tokens, other.completion_tokens) == (None, None)
+    assert other.eval_s == (0.0015 if count == 1.5 else None)  # milliseconds may have a fraction
