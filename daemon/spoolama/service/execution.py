@@ -26,6 +26,7 @@ from spoolama.service.intake import take_in
 from spoolama.service.model import Ended
 from spoolama.spool.claim import JobDir
 from spoolama.spool.content import sha256_of
+from spoolama.spool.durable import in_words
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import Durable
@@ -238,14 +239,15 @@ def _count(progress: Progress, durable: Durable) -> None:
 
 def _build(job: JobDir, sidecar: Sidecar, early: Mapping[str, Any] | None) -> str:
     open_out(job)
-    with LedgerReader(job.ledger) as reader:
+    with in_words(f"writing the results of {job.name}"), LedgerReader(job.ledger) as reader:
         return build_outputs(job.out, reader, sidecar, ended_early=early).balance
 
 
 def _keep_ledger(job: JobDir) -> None:
     """A ledger that cannot be used may still hold answers: it is published as it is."""
-    for part in job.path.glob(job.ledger.name + "*"):
-        shutil.copyfile(part, job.out / part.name)
+    with in_words(f"keeping the ledger of {job.name}"):
+        for part in job.path.glob(job.ledger.name + "*"):
+            shutil.copyfile(part, job.out / part.name)
 
 
 def _write_error(job: JobDir, error: JobError) -> None:
@@ -258,4 +260,5 @@ def _write_error(job: JobDir, error: JobError) -> None:
     if isinstance(error, SidecarError):
         body["problems"] = [dataclasses.asdict(problem) for problem in error.problems]
     text = json.dumps(body, indent=2, ensure_ascii=False) + "\n"
-    (job.out / "error.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+    with in_words(f"writing error.json of {job.name}"):
+        (job.out / "error.json").write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,58 @@
+"""The way of one job, where the disk gets in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolama.backends.ollama import OllamaBackend
+from spoolama.clock import SystemClock
+from spoolama.engine.progress import Progress, Pulse
+from spoolama.errors import DiskFull
+from spoolama.service import execution
+from spoolama.service.execution import JobExecutor
+from spoolama.service.model import Ended, StopSignal
+from spoolama.spool.claim import claim
+from spoolama.spool.layout import Spool
+from spoolama.spool.ready import Drop
+from spoolama.testing.fake_ollama import FakeOllama, Script
+
+
+@pytest.mark.parametrize("prompt", ["{{ text }}", ""], ids=["results", "error.json"])
+def test_a_full_disk_while_results_are_written_leaves_the_job_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    """No room for results or error.json: DiskFull, so the job is held; with room it is published."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.incoming / "j.csv").write_text("text\na\nb\n")
+    (spool.incoming / "j.yaml").write_text(f'model: smollm2:135m\nprompt: "{prompt}"\n')
+    clock = SystemClock()
+    job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
+
+    async def execute() -> Ended:
+        async with FakeOllama(Script()) as server:
+            backend = OllamaBackend(server.url, clock=clock)
+            try:
+                executor = JobExecutor(spool, backend, clock)
+                return await executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal())
+            finally:
+                await backend.aclose()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(execution, "build_outputs", full)
+        patched.setattr(Path, "write_text", full)
+        with pytest.raises(DiskFull):
+            asyncio.run(execute())
+    ended = asyncio.run(execute())
+
+    assert ended.where == ("done" if prompt else "failed")
+    assert ended.path is not None
+    assert (ended.path / "uploaded" / "j.csv").exists()
