@@ -204,7 +204,7 @@ async def test_a_full_disk_keeps_the_job_and_lets_it_wait(service: Service) -> N
         await until(lambda: [i.standing for i in daemon.state.queue.in_line()] == ["held"])
         (item,) = daemon.state.queue.in_line()
         assert item.retry_at is not None
-        await until(lambda: status_of(service, "a.csv")["message"] == "no room")
+        await until(lambda: status_of(service, "a.csv").get("message") == "no room")
     assert len(list(service.spool.processing.iterdir())) == 1
 
 
