@@ -21,6 +21,7 @@
         │   └── OutOfMemory    ... and said that memory was short
         ├── Stalled            no answer within the bound
         ├── RequestRefused     the same for every row: model missing, wrong option, bad schema
+        │   └── WrongServer    the address is not the kind of server that the settings say
         ├── ContextOverflow    the prompt is longer than the window
         ├── AnswerUnfinished   HTTP 200, yet the generation did not end
         └── UnexpectedReply    anything else
@@ -56,6 +57,7 @@ __all__ = [
     "SpoolamaError",
     "Stalled",
     "UnexpectedReply",
+    "WrongServer",
 ]
 
 
@@ -254,6 +256,10 @@ class RequestRefused(BackendError):
     def __init__(self, message: str, *, status: int | None = None, mend: str = "") -> None:
         super().__init__(message, status=status)
         self.mend = mend
+
+
+class WrongServer(RequestRefused):
+    """The address is not the kind of server that the settings say: no job's fault."""
 
 
 class ContextOverflow(BackendError):

@@ -17,7 +17,7 @@ from spoolama.backends.llama_server import count_tokens, read_facts
 from spoolama.backends.openai_errors import checked
 from spoolama.backends.openai_wire import Dialect, chat_body, dialect_of, read_reply, wire_messages
 from spoolama.clock import Clock
-from spoolama.errors import BackendError, RequestRefused, UnexpectedReply
+from spoolama.errors import BackendError, RequestRefused, UnexpectedReply, WrongServer
 
 __all__ = ["OpenAIBackend"]
 
@@ -139,7 +139,7 @@ class OpenAIBackend:
                 version.status == 200 and isinstance(version.payload, dict) and "version" in version.payload
             )
         if found:
-            raise RequestRefused(
+            raise WrongServer(
                 "this is an Ollama; its OpenAI interface cuts prompts that are too long without saying so",
                 mend=f"Set the backend's kind to ollama and its url to {self._root}.",
             )

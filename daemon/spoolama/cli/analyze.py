@@ -23,7 +23,9 @@ _MAX_ANSWERS = 15
 
 
 @click.command(
-    epilog="Example: spoolama analyze spool/done/reviews-20261124T090000Z-k3f9 --csv analysis.csv",
+    epilog="""\b
+Example:
+  spoolama analyze spool/done/reviews-20261124T090000Z-k3f9 --csv analysis.csv""",
 )
 @click.argument("jobdir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write it as CSV, too.")

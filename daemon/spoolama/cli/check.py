@@ -74,7 +74,12 @@ def report(drop: Drop, findings: Findings, *, rate: float | None = None) -> None
     sidecar = f" with {drop.sidecar.name}" if drop.sidecar else ""
     click.echo(f"{drop.data.name}{sidecar}: {findings.rows:,} rows of {findings.format} for {findings.model}")
     for number, ask in enumerate(findings.examples, 1):
-        click.echo(f"\nPrompt {number} as it is asked:")
+        seen = (
+            " (behind the rows before it and their answers)"
+            if number > 1 and findings.mode == "conversation"
+            else ""
+        )
+        click.echo(f"\nPrompt {number} as it is asked{seen}:")
         for message in (*ask.prefix, *ask.own):
             click.echo(f"  [{message.role}]")
             for line in message.content.splitlines():

@@ -17,8 +17,9 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.command(
-    epilog="Example: spoolama compare done/reviews-20261124T090000Z-k3f9"
-    " done/reviews-alone-20261124T090200Z-p2d7",
+    epilog="""\b
+Example:
+  spoolama compare done/reviews-20261124T090000Z-k3f9 done/alone-20261124T090200Z-p2d7""",
 )
 @click.argument("left", type=_DIRECTORY)
 @click.argument("right", type=_DIRECTORY)

@@ -18,7 +18,7 @@ from spoolama.engine.planner import Planner
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.tally import Tally
-from spoolama.errors import BackendError, JobError, RequestRefused
+from spoolama.errors import BackendError, ConfigError, JobError, RequestRefused, WrongServer
 from spoolama.job.asking import Asker
 from spoolama.job.plan import first_plan
 from spoolama.job.record import Failed
@@ -154,7 +154,7 @@ class JobRunner:
             except Stopping:
                 return
 
-        began = self._clock.monotonic()
+        began, waited = self._clock.monotonic(), self._gate.waited_s
         ended: JobError | None = None
         try:
             async with asyncio.TaskGroup() as lanes:
@@ -164,7 +164,8 @@ class JobRunner:
             # Raised below: before Python 3.11.4 what is raised here would come out wrapped in a group.
             ended = _first(group)
         finally:
-            await self._store.add("active_s", self._clock.monotonic() - began)
+            waiting = self._gate.waited_s - waited
+            await self._store.add("active_s", max(0.0, self._clock.monotonic() - began - waiting))
         if ended is not None:
             raise ended
         if self._stop.is_set():
@@ -193,6 +194,8 @@ class JobRunner:
                 raise
             except BackendError as error:
                 await self._gate.recover(error.message, attempt, patience=_LOAD_DEATHS)
+        except WrongServer as error:
+            raise ConfigError(f"{error.message}. {error.mend}") from error
         except RequestRefused as error:
             raise JobError(error.message, mend=error.mend, code=error.code) from error
         except BackendError as error:

@@ -172,7 +172,12 @@ def _speed(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Totals)
         missing=unknown,
     )
     waited = ledger.meta("waited_s")
-    put("waited_s", waited, "seconds of it in which the job waited for the server", missing="not noted")
+    put(
+        "waited_s",
+        waited,
+        "seconds in which the job stood still because the server did not answer; not in active_s",
+        missing="not noted",
+    )
     put("intake_s", ledger.meta("intake_s"), "seconds of reading the data file", missing="not noted")
     speed = tally.asked / active if active else None
     put(

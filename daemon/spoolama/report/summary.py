@@ -68,9 +68,10 @@ def summary_text(
     if m["ended_early"]:
         lines += _entry("Ended early", _early(m["ended_early"]))
     lines += _entry("Model", _model(m))
-    lines += _entry("Speed", _speed(m))
-    lines += _entry("Tokens", _tokens(m))
-    lines += _entry("Context", _context(m))
+    if m["completed"]:  # else there was nothing to measure
+        lines += _entry("Speed", _speed(m))
+        lines += _entry("Tokens", _tokens(m))
+        lines += _entry("Context", _context(m))
     if m["peak_vram_gb"] is not None:
         lines += _entry("GPU memory", f"{m['peak_vram_gb']:.1f} GB at most")
     if m["completed"]:
@@ -79,7 +80,7 @@ def summary_text(
         lines += _entry("Agreement" if number == 0 else "", sentence)
     lines += _failures(m["errors"], examples)
     lines += ["", *_entry("Next", _next(m, openai=openai))]
-    if m["failed"] + m["skipped"]:
+    if m["failed"] + m["skipped"] and not m["ended_early"]:
         lines.append(f"{' ' * _LABEL}spoolama merge {m['job']} RETRY -o OUT")
     return "\n".join(lines).strip() + "\n"
 
@@ -152,7 +153,7 @@ def _speed(m: Mapping[str, Any]) -> str:
         parts.append(f"{m['tokens_per_second']:.1f} answer tokens/s")
     parts.append(f"{duration(m['active_s'])} of answering")
     if m["waited_s"]:
-        parts.append(f"{duration(m['waited_s'])} of it waiting for the server")
+        parts.append(f"and {duration(m['waited_s'])} of waiting for the server")
     text = ", ".join(parts)
     if m["latency_p50_s"] is not None:
         shown = [f"{m[f'latency_p{p}_s']:.2f} s (p{p})" for p in (50, 90, 99)]
@@ -207,6 +208,8 @@ def _example(record: Record) -> str:
 
 
 def _next(m: Mapping[str, Any], *, openai: bool) -> str:
+    if m.get("ended_early"):
+        return "See why it ended early, above. The answers there are stand in the results."
     if not m["total"]:
         return "The data file had no rows."
     if m["failed"] + m["skipped"] == 0:
@@ -219,7 +222,7 @@ def _next(m: Mapping[str, Any], *, openai: bool) -> str:
             " Drop it with errors.yaml, and skipped.jsonl with skipped.yaml."
         )
     elif m["failed"]:
-        what = "Mend errors.jsonl where it needs it and drop it again with errors.yaml."
+        what = "Mend errors.jsonl, or what errors.yaml asks for, and drop both again."
     else:
         what = "Drop skipped.jsonl with skipped.yaml to go on."
     return f"{what} Then bring the new answers home:"

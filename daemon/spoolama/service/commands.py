@@ -43,7 +43,9 @@ class Commands:
         items = self._state.queue.find(control.target)
         done = [await self._one(control.command, item) for item in items]
         what = "; ".join(done) if done else "no claimed job has this name"
-        if not done and any(h.name.startswith(control.target) for h in self._state.held):
+        if not done and any(
+            h.name != control.file and h.name.startswith(control.target) for h in self._state.held
+        ):
             what = "the file is still in incoming/; remove it there instead"
         await asyncio.to_thread(take_control, self._spool, control)
         say("drop.commanded", name=control.file, what=what)

@@ -84,12 +84,17 @@ class _Namer:
         self._models = sidecar.models
         self._column = None if self._openai else sidecar.id
         if columns is not None:
-            for key, column in (("id", sidecar.id), ("gold", sidecar.gold)):
-                if column is not None and column not in columns:
-                    raise InputError(
-                        f"the sidecar's {key} names the column {column!r}, which the data does not have",
-                        mend=_did_you_mean(column, columns),
-                    )
+            named = [(key, name) for key, name in (("id", sidecar.id), ("gold", sidecar.gold)) if name]
+            wrong = [(key, name) for key, name in named if name not in columns]
+            if wrong:
+                raise InputError(
+                    " ".join(
+                        f"{key}: the data has no column {name!r}. {_did_you_mean(name, columns)}".strip()
+                        for key, name in wrong
+                    ),
+                    mend=f"Its columns are: {', '.join(columns)}.",
+                    code="no_such_column",
+                )
 
     def name(self, row: Row) -> NewRow:
         if self._openai:
@@ -113,7 +118,7 @@ class _Namer:
 
 def _did_you_mean(column: str, columns: list[str]) -> str:
     close = difflib.get_close_matches(column, columns, 1)
-    return f"Did you mean {close[0]!r}?" if close else f"Its columns are: {', '.join(columns)}."
+    return f"Did you mean {close[0]!r}?" if close else ""
 
 
 def _check_whole(

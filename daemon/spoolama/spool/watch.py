@@ -133,6 +133,8 @@ class _Handler(FileSystemEventHandler):
 
 
 def _halt(observer: BaseObserver) -> None:
+    # An event that arrives while it ends is an error to watchdog, but nothing to anybody else.
+    logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
     with contextlib.suppress(RuntimeError):  # a thread that never started cannot be joined
         observer.stop()
         observer.join(_JOIN_S)

@@ -114,7 +114,7 @@ def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
     [
         ("modle: m\nprompt: x\n", DATA, "r.yaml:1:1: modle:"),
         ("model: m\nprompt: '{{ txt }}'\n", DATA, "No row can be asked"),
-        ("model: m\nprompt: x\nid: nam\n", DATA, "the column 'nam'"),
+        ("model: m\nprompt: x\nid: nam\n", DATA, "no column 'nam'"),
         ("model: m\nprompt: x\nexpect: {rows: 9}\n", DATA, "the sidecar expects 9"),
         ("model: m\nprompt: x\n", DATA + "e,five", "does not end with a line end"),
         ("model: m\nprompt: '{{ name'\n", DATA, "r.yaml:2"),

@@ -83,7 +83,7 @@ def test_bad_encoding_says_which_byte(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, b'a,b\n"x\ny",\xe9t\xe9\n')
 
     assert row.fault is not None
-    assert row.fault.message == "byte 6 of the record (0xe9) is not UTF-8"
+    assert row.fault.message == "byte 6 of the record (0xe9) is not UTF-8; save the file as UTF-8"
 
 
 @pytest.mark.parametrize(

@@ -88,4 +88,7 @@ def utf8(raw: bytes) -> str | RowFault:
         return raw.decode()
     except UnicodeDecodeError as error:
         byte = raw[error.start]
-        return RowFault("bad_encoding", f"byte {error.start} of the record (0x{byte:02x}) is not UTF-8")
+        return RowFault(
+            "bad_encoding",
+            f"byte {error.start} of the record (0x{byte:02x}) is not UTF-8; save the file as UTF-8",
+        )
