@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ retries: 2
 BAD = "row 05"
 
 
+def recorded(case: str) -> str:
+    """The body of a reply as a real server gave it."""
+    reply = json.loads((Path(__file__).parents[1] / "wire" / f"{case}.json").read_text())
+    return json.dumps(reply["response"]["json"])
+
+
 @dataclass(frozen=True)
 class Told:
     """How a job ended."""
@@ -41,6 +48,11 @@ class Told:
     error: dict[str, Any]
     chats: list[str]
     """The last message of each chat the server saw."""
+    prompts: list[list[str]]
+    """All messages of each."""
+    metrics: dict[str, Any]
+    errors: list[dict[str, Any]]
+    """The lines of errors.jsonl."""
 
     @property
     def bad(self) -> dict[str, Any]:
@@ -53,28 +65,50 @@ class Told:
         return all(row["status"] == "ok" for row in self.rows if row["row"] != 6)
 
 
-def run(base: Path, faults: list[Fault], *, sidecar: str = SIDECAR, bad: str = BAD) -> Told:
-    """One job of twelve rows against a fake with these faults."""
+def run(
+    base: Path,
+    faults: list[Fault],
+    *,
+    sidecar: str = SIDECAR,
+    bad: str = BAD,
+    beside: Callable[[FakeOllama], Coroutine[Any, Any, None]] | None = None,
+) -> Told:
+    """One job of twelve rows against a fake with these faults.
+
+    Args:
+        beside: Runs at the same time, and does to the server what no fault can.
+    """
 
     async def main() -> Told:
         clock = SystemClock()
         spool = Spool(base / "spool")
         spool.create()
-        lines = [bad if n == 5 else f"row {n:02}" for n in range(ROWS)]
-        (spool.incoming / "job.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in lines))
+        lines = [json.dumps({"text": bad if n == 5 else f"row {n:02}"}) for n in range(ROWS)]
+        (spool.incoming / "job.jsonl").write_text("".join(f"{line}\n" for line in lines))
         (spool.incoming / "job.yaml").write_text(sidecar)
         (drop,) = Scanner(spool, ReadyRules(quiet_s=0.0), clock).look().ready
         job = claim(spool, drop, clock=clock, token=random_token)
         async with FakeOllama(Script(faults=faults)) as server:
             backend = OllamaBackend(server.url, clock=clock)
             executor = JobExecutor(spool, backend, clock, lanes=1)
-            ended = await executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal())
+            async with asyncio.TaskGroup() as group:
+                if beside is not None:
+                    group.create_task(beside(server))
+                ended = await executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal())
             await backend.aclose()
-            chats = [str(call.messages[-1]["content"]) for call in server.chats]
+            prompts = [[str(message["content"]) for message in call.messages] for call in server.chats]
         assert ended.path is not None
-        results, error = ended.path / "results.jsonl", ended.path / "error.json"
+        results, error, metrics = (ended.path / n for n in ("results.jsonl", "error.json", "metrics.json"))
         rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-        return Told(ended.where, rows, json.loads(error.read_text()) if error.exists() else {}, chats)
+        return Told(
+            where=ended.where,
+            rows=rows,
+            error=json.loads(error.read_text()) if error.exists() else {},
+            chats=[prompt[-1] for prompt in prompts],
+            prompts=prompts,
+            metrics=json.loads(metrics.read_text()),
+            errors=[json.loads(line) for line in (ended.path / "errors.jsonl").read_text().splitlines()],
+        )
 
     return asyncio.run(main())
 
@@ -94,6 +128,8 @@ def run(base: Path, faults: list[Fault], *, sidecar: str = SIDECAR, bad: str = B
         ("cut_body", {}),
         ("empty", {}),
         ("http", {"status": 500, "body": "something nobody has seen before"}),
+        ("http", {"status": 499, "body": "request canceled"}),
+        ("http", {"status": 502, "body": "<html>nobody behind this proxy</html>"}),
     ],
 )
 def test_what_passes_costs_no_row(tmp_path: Path, kind: Any, extra: dict[str, Any]) -> None:
@@ -102,7 +138,8 @@ def test_what_passes_costs_no_row(tmp_path: Path, kind: Any, extra: dict[str, An
     assert told.where == "done"
     assert told.others_ok
     assert told.bad["status"] == "ok"
-    assert told.chats.count(BAD) == 2
+    assert told.bad["attempts"] == told.chats.count(BAD) == 2
+    assert len(told.chats) == ROWS + 1, "nobody else pays"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +152,7 @@ def test_what_passes_costs_no_row(tmp_path: Path, kind: Any, extra: dict[str, An
         ("not_json", {}, "unexpected", 3),
         ("runner_killed", {}, "server_died", 3),
         ("out_of_memory", {}, "server_died", 3),
+        ("http", {"status": 500, "body": "something nobody has seen before"}, "unexpected", 3),
     ],
 )
 def test_what_lasts_is_the_rows_error(
@@ -126,7 +164,9 @@ def test_what_lasts_is_the_rows_error(
     assert told.others_ok
     assert told.bad["error"]["code"] == code
     assert told.bad["error"]["message"]
-    assert told.chats.count(BAD) >= calls
+    assert told.bad["attempts"] == told.chats.count(BAD) == calls
+    assert len(told.chats) == ROWS - 1 + calls, "nobody else pays"
+    assert not any(BAD in prompt for prompt in told.prompts if prompt[-1] != BAD), "no trace of it"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +180,8 @@ def test_what_lasts_is_the_rows_error(
             Fault("http", status=500, body='invalid format: "xml"; expected "json" or a valid JSON Schema'),
             "format",
         ),
+        (Fault("http", status=400, body=recorded("chat_schema_bad_pattern")), "Pattern must start with '^'"),
+        (Fault("http", status=400, body=recorded("chat_think_unsupported")), "does not support thinking"),
     ],
 )
 def test_what_is_refused_for_every_row_ends_the_job(tmp_path: Path, fault: Fault, words: str) -> None:
@@ -158,6 +200,22 @@ def test_a_model_in_the_cloud_is_refused_before_anything_is_sent(tmp_path: Path)
     told = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gpt-oss:120b-cloud"))
     assert (told.where, told.chats) == ("failed", [])
     assert "cloud" in told.error["message"]
+
+
+def test_a_model_that_is_not_there_ends_the_job_before_a_row_is_sent(tmp_path: Path) -> None:
+    """Seen when it is to be loaded, with the command that gets it."""
+    told = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gemma3:12b"))
+    assert (told.where, told.error["code"], told.chats) == ("failed", "request_refused", [])
+    assert "ollama pull gemma3:12b" in told.error["mend"]
+
+
+def test_a_hang_that_lasts_is_the_rows_error(tmp_path: Path) -> None:
+    """Each time the server proves to work for others, so it is this row that stalls it."""
+    sidecar = SIDECAR.replace("retries: 2", "retries: 1") + "timeout: 0.3\n"
+    told = run(tmp_path, [Fault("hang", contains=BAD)], sidecar=sidecar)
+    assert told.others_ok
+    assert told.bad["error"]["code"] == "stalled"
+    assert told.bad["attempts"] == told.chats.count(BAD) == told.chats.count("Say OK.") == 2
 
 
 def test_a_hang_is_cancelled_and_asked_again(tmp_path: Path) -> None:
@@ -184,7 +242,12 @@ def test_a_row_longer_than_the_window_fails_with_its_sizes(tmp_path: Path) -> No
     """Refused by the server with exact counts, or seen before: never cut, never answered."""
     told = run(tmp_path, [], bad="word " * 4000)
     assert told.others_ok
-    assert told.bad["error"]["code"] == "context_overflow"
+    assert told.bad["error"] == {
+        "code": "context_overflow",
+        "message": "the prompt has 5,013 tokens: num_ctx 2,048 less 16 for the answer leaves room for 2,031. "
+        "Shorten the row, or set a larger options.num_ctx.",
+    }
+    assert told.bad["attempts"] == 1
 
 
 def test_an_answer_against_the_schema_is_kept_with_its_error(tmp_path: Path) -> None:
@@ -193,9 +256,62 @@ def test_an_answer_against_the_schema_is_kept_with_its_error(tmp_path: Path) -> 
     told = run(tmp_path, [Fault("text", contains=BAD, body='"ugly"')], sidecar=sidecar)
     assert told.others_ok
     assert told.bad["error"]["code"] == "answer_invalid"
+    assert [error["_spoolama"]["answer"] for error in told.errors] == ['"ugly"']
 
 
 def test_a_template_that_fits_no_row_ends_the_job_early(tmp_path: Path) -> None:
     """Ten rows are enough to know; nothing is sent."""
     told = run(tmp_path, [], sidecar=SIDECAR.replace("{{ text }}", "{{ txet }}"))
     assert (told.where, told.error["code"], told.chats) == ("failed", "first_rows_failed", [])
+
+
+async def _away_for_a_moment(server: FakeOllama) -> None:
+    """Refuses connections from the fourth row on, and comes back with nothing loaded."""
+    await server.wait_for_calls(4)
+    await server.stop()
+    await asyncio.sleep(0.3)
+    await server.start()
+
+
+def test_a_server_that_goes_away_is_waited_for(tmp_path: Path) -> None:
+    """Connection refused: the job waits, loads again and goes on; no row pays for it."""
+    told = run(tmp_path, [], sidecar=SIDECAR.replace("retries: 2", "retries: 0"), beside=_away_for_a_moment)
+    assert told.where == "done"
+    assert [row["status"] for row in told.rows] == ["ok"] * ROWS
+    assert told.metrics["waited_s"] >= 1.0
+    assert len(told.chats) - ROWS in (0, 1), "at most the call in flight is repeated"
+
+
+def test_a_server_that_is_not_there_at_the_start_is_waited_for(tmp_path: Path) -> None:
+    """The job begins when the server does."""
+
+    async def late(server: FakeOllama) -> None:
+        await server.stop()
+        await asyncio.sleep(0.5)
+        await server.start()
+
+    told = run(tmp_path, [], beside=late)
+    assert told.where == "done"
+    assert len(told.chats) == ROWS
+
+
+def test_a_model_that_vanishes_while_the_server_is_away_ends_the_job(tmp_path: Path) -> None:
+    """What the retry of a load is refused is the job's end with the words to mend it, not a crash."""
+
+    async def remove(server: FakeOllama) -> None:
+        await server.wait_for_calls(1 + 6)
+        await asyncio.sleep(0.05)
+        server.script.models = ()
+
+    told = run(tmp_path, [Fault("reset", contains=BAD, times=1, delay_s=0.2)], beside=remove)
+    assert (told.where, told.error["code"]) == ("failed", "request_refused")
+    assert "ollama pull" in told.error["mend"]
+    assert [row["status"] for row in told.rows] == ["ok"] * 5 + ["skipped"] * 7
+
+
+def test_a_probe_that_does_not_end_is_no_proof(tmp_path: Path) -> None:
+    """After a stall a generation without `done` does not open the door; the next one does."""
+    faults = [Fault("hang", contains=BAD, times=1), Fault("not_done", contains="Say OK.", times=1)]
+    told = run(tmp_path, faults, sidecar=SIDECAR + "timeout: 0.3\n")
+    assert [row["status"] for row in told.rows] == ["ok"] * ROWS
+    assert told.chats[5:9] == [BAD, "Say OK.", "Say OK.", BAD]

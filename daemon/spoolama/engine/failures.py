@@ -74,6 +74,11 @@ def policy_of(error: BackendError) -> Policy:
     return POLICIES[error.code]
 
 
+SERVER_LOSSES = 20
+"""A row at which the server was away or busy so often, and back each time, is itself the reason. Until then
+such tries count for nothing: an outage costs a row one of them, however long it lasts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What a row's earlier tries mean for the next one."""
@@ -86,6 +91,8 @@ class Standing:
     """Ask it without earlier rows: with them it did not fit."""
     exclusive: bool
     """Ask it with nothing else in flight, so that a further death can only be its own."""
+    last: bool
+    """If the next try fails on the row's account, none follows."""
     over: str | None
     """Code of the end if there is no next try."""
 
@@ -96,12 +103,15 @@ def standing_of(attempts: Sequence[Attempt], retries: int) -> Standing:
     overflows = sum(a.code == "context_overflow" for a in attempts)
     deaths = sum(a.code in ("server_died", "out_of_memory") for a in attempts)
     lost = sum(a.code == "open" for a in attempts)
+    away = sum(a.code in ("server_away", "server_busy") for a in attempts)
     counted = [a for a in attempts if a.counted and a.code not in ("open", "context_overflow")]
     over: str | None = None
     if deaths >= SERVER_DEATHS:
         over = "server_died"
     elif lost >= SERVICE_DEATHS:
         over = "service_died"
+    elif away >= SERVER_LOSSES:
+        over = "server_away"
     elif overflows > 1:
         over = "context_overflow"
     elif len(counted) > retries:
@@ -110,6 +120,7 @@ def standing_of(attempts: Sequence[Attempt], retries: int) -> Standing:
         repairs=repairs,
         apart=repairs >= APART_AFTER,
         bare=overflows > 0,
-        exclusive=deaths > 0 or lost > 1,
+        exclusive=deaths > 0 or lost > 1 or away > 2,
+        last=len(counted) >= retries,
         over=over,
     )

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import Stop
-from spoolama.errors import OutOfMemory, ServerAway, ServerBusy, ServerDied, Stalled, UnexpectedReply
+from spoolama.errors import BackendError, RequestRefused, ServerDied
 
 __all__ = ["Gate", "Stopping"]
 
@@ -18,8 +18,6 @@ FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
 TRY_BOUND_S = 900.0
 """A single try may load a model of many gigabytes from a slow disk."""
-
-_PASSING = (ServerAway, ServerBusy, ServerDied, Stalled, UnexpectedReply)
 
 
 class Stopping(Exception):
@@ -132,6 +130,9 @@ class Gate:
             reason: In words, for the status.
             attempt: What must work.
             patience: After so many deaths of the server in `attempt` its error is raised; 0: never.
+
+        Raises:
+            RequestRefused: by `attempt`; waiting would not help.
         """
         if self._closed:
             return
@@ -148,8 +149,10 @@ class Gate:
                     with self._progress.pulse.wait(TRY_BOUND_S):
                         await attempt()
                     return
-                except _PASSING as error:
-                    deaths += isinstance(error, (ServerDied, OutOfMemory))
+                except RequestRefused:
+                    raise
+                except BackendError as error:
+                    deaths += isinstance(error, ServerDied)
                     if patience and deaths >= patience:
                         raise
                     self._progress.phase = f"waiting for the server: {error.message}"

@@ -16,7 +16,15 @@ from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.engine.trimming import Turn
-from spoolama.errors import BackendError, ContextOverflow, JobError, RequestRefused, RowError
+from spoolama.errors import (
+    BackendError,
+    ConfigError,
+    ContextOverflow,
+    JobError,
+    RequestRefused,
+    RowError,
+    WrongServer,
+)
 from spoolama.job.asking import Ask, Asker
 from spoolama.job.plan import Plan
 from spoolama.job.record import Answered, Attempt, Failed, StoredRow
@@ -232,37 +240,48 @@ class Lane:
     async def _server_failed(self, this: _Try, error: BackendError) -> _Lost:
         """The request gave no answer: do what the table of failures says."""
         s, gate = self._s, self._s.gate
-        policy = POLICIES[error.code]
-        s.store.end(this.row.ordinal, this.number, error.code, error.message, counted=policy.counts)
-        final = False
+        code = error.code
+        policy = POLICIES[code]
+        s.store.end(this.row.ordinal, this.number, code, error.message, counted=policy.counts)
+        final, message = False, error.message
         details: dict[str, object] = {}
-        match policy.then:
-            case Then.WAIT:
-                await gate.recover(error.message, self._reload)
-            case Then.YIELD:
-                gate.slow_down()
-                await gate.recover(error.message, self._reload)
-            case Then.REVIVE:
-                await gate.recover(f"the model's process died: {error.message}", self._reload)
-            case Then.PROBE:
-                await gate.recover(error.message, self._generate)
-            case Then.END_JOB:
-                mend = error.mend if isinstance(error, RequestRefused) else ""
-                if s.refusal_ends_job:
-                    raise JobError(error.message, mend=mend, code=error.code)
-                final, details = True, {"mend": mend}
-            case Then.SHRINK:
-                final = not this.prompt.turns
-                details = _sizes(error, this)
-            case Then.REPAIR:
-                s.tally.reset_streak()
-            case Then.RETRY:
-                if s.tally.streak(error.code):
-                    await gate.recover(f"ten times in a row: {error.message}", self._generate)
-                else:
-                    await gate.pause(min(8.0, 0.5 * 2**this.number))
-        attempt = Attempt(error.code, counted=policy.counts)
-        return _Lost(attempt, RowError(error.code, error.message, details=details), final)
+        try:
+            match policy.then:
+                case Then.WAIT:
+                    await gate.recover(error.message, self._reload)
+                case Then.YIELD:
+                    gate.slow_down()
+                    await gate.recover(error.message, self._reload)
+                case Then.REVIVE:
+                    await gate.recover(f"the model's process died: {error.message}", self._reload)
+                case Then.PROBE:
+                    await gate.recover(error.message, self._generate)
+                case Then.END_JOB:
+                    raise error
+                case Then.SHRINK:
+                    final = not this.prompt.turns
+                    message, details = _too_long(error, this)
+                case Then.REPAIR:
+                    s.tally.reset_streak()
+                case Then.RETRY:
+                    if s.tally.streak(error.code):
+                        await gate.recover(f"ten times in a row: {error.message}", self._generate)
+                    elif not this.standing.last:
+                        await gate.pause(min(8.0, 0.5 * 2**this.number))
+        except WrongServer as wrong:
+            raise ConfigError(f"{wrong.message}. {wrong.mend}") from wrong
+        except RequestRefused as refused:
+            # The request itself, or what was to bring the server back: a model may be gone by then.
+            if s.refusal_ends_job:
+                raise JobError(refused.message, mend=refused.mend, code=refused.code) from refused
+            return _Lost(
+                Attempt(code, counted=policy.counts),
+                RowError(refused.code, refused.message, details={"mend": refused.mend}),
+                final=True,
+            )
+        return _Lost(
+            Attempt(code, counted=policy.counts), RowError(code, message, details=details), final=final
+        )
 
     async def _reload(self) -> None:
         await self._s.backend.load(self._load)
@@ -321,11 +340,21 @@ def _extended(conversation: Conversation, prompt: Prompt, turn: Turn, reply: Rep
     )
 
 
-def _sizes(error: BackendError, this: _Try) -> dict[str, object]:
+def _too_long(error: BackendError, this: _Try) -> tuple[str, dict[str, object]]:
     """What a person needs to know to make the row fit."""
     budget = this.prompt.budget
-    measured = error.prompt_tokens if isinstance(error, ContextOverflow) else None
-    return {"prompt_tokens": measured, "num_predict": budget.num_predict, "num_ctx": budget.num_ctx}
+    tokens = error.prompt_tokens if isinstance(error, ContextOverflow) else None
+    sizes: dict[str, object] = {
+        "prompt_tokens": tokens,
+        "num_predict": budget.num_predict,
+        "num_ctx": budget.num_ctx,
+    }
+    length = "is too long" if tokens is None else f"has {tokens:,} tokens"
+    message = (
+        f"the prompt {length}: num_ctx {budget.num_ctx:,} less {budget.num_predict:,} for the answer leaves "
+        f"room for {budget.room:,}. Shorten the row, or set a larger options.num_ctx."
+    )
+    return message, sizes
 
 
 def _end(over: str | None, lost: _Lost | None, tried: int) -> RowError:

@@ -18,7 +18,7 @@ from spoolama.engine.planner import Planner
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.tally import Tally
-from spoolama.errors import BackendError, ConfigError, JobError, RequestRefused, WrongServer
+from spoolama.errors import BackendError, ConfigError, JobError, RequestRefused, SpoolamaError, WrongServer
 from spoolama.job.asking import Asker
 from spoolama.job.plan import first_plan
 from spoolama.job.record import Failed
@@ -155,12 +155,12 @@ class JobRunner:
                 return
 
         began, waited = self._clock.monotonic(), self._gate.waited_s
-        ended: JobError | None = None
+        ended: SpoolamaError | None = None
         try:
             async with asyncio.TaskGroup() as lanes:
                 for number in range(self._lanes):
                     lanes.create_task(work(number), name=f"lane {number}")
-        except* JobError as group:
+        except* SpoolamaError as group:
             # Raised below: before Python 3.11.4 what is raised here would come out wrapped in a group.
             ended = _first(group)
         finally:
@@ -217,7 +217,7 @@ class JobRunner:
                 shared.tally.failed("request_refused", message)
 
 
-def _first(group: BaseExceptionGroup[JobError]) -> JobError:
+def _first(group: BaseExceptionGroup[SpoolamaError]) -> SpoolamaError:
     for error in group.exceptions:
         return _first(error) if isinstance(error, BaseExceptionGroup) else error
     raise AssertionError("an exception group is never empty")

@@ -15,7 +15,7 @@ from spoolama import __version__
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.engine.progress import Pulse
-from spoolama.errors import ConfigError
+from spoolama.errors import ConfigError, SpoolError
 from spoolama.service.heartbeat import Heartbeat
 from spoolama.service.keeping import Keeping
 from spoolama.service.logs import say, set_level
@@ -96,6 +96,8 @@ class Daemon:
         Raises:
             SpoolError: the spool is not usable (78) or held by another daemon (75).
         """
+        if not self._spool.status.is_dir():
+            raise SpoolError(f"{self._spool.root} is no spool yet. Run: spoolama init {self._spool.root}")
         with SpoolLock(self._spool, self._clock), listening(self.stop, self._reload_wanted.set):
             await asyncio.to_thread(self._spool.prove)
             status = await self._serve()

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from spoolama.errors import DiskFailed, DiskFull, LedgerError, SpoolamaError
-from spoolama.spool.ledger_schema import open_writer
+from spoolama.errors import SpoolamaError
+from spoolama.spool.ledger_schema import ledger_error, open_writer
 
 __all__ = ["Durable", "LedgerThread"]
 
@@ -179,7 +179,7 @@ class LedgerThread:
 
     def _fail(self, error: BaseException, ops: Sequence[_Op]) -> None:
         """A failed write or sync is final: after EIO a second try may lie (facts of fsync on Linux)."""
-        wrapped = self._broken = _in_words(error)
+        wrapped = self._broken = ledger_error(error, "the ledger cannot be written")
         for op in ops:
             if op.done is not None:
                 op.done(None, wrapped)
@@ -192,12 +192,3 @@ class LedgerThread:
                 return
             if late.done is not None:
                 late.done(None, wrapped)
-
-
-def _in_words(error: BaseException) -> SpoolamaError:
-    """What a failed write means: the disk's trouble leaves the job for later, all else ends it."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    kinds: dict[int, type[SpoolamaError]] = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_IOERR: DiskFailed}
-    wrapped = kinds.get(code, LedgerError)(f"the ledger cannot be written: {error}")
-    wrapped.__cause__ = error
-    return wrapped

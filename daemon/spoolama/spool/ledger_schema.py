@@ -10,9 +10,9 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from spoolama.errors import LedgerError
+from spoolama.errors import DiskFailed, DiskFull, LedgerError, SpoolamaError
 
-__all__ = ["FORMAT", "open_reader", "open_writer"]
+__all__ = ["FORMAT", "ledger_error", "open_reader", "open_writer"]
 
 FORMAT = 1
 """Version of the tables; a ledger of another version is refused."""
@@ -70,7 +70,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
             db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={FORMAT}; COMMIT;")
             version = FORMAT
     except sqlite3.Error as error:
-        raise LedgerError(f"the ledger cannot be opened: {error}", mend="Drop the files again.") from error
+        raise ledger_error(error, "the ledger cannot be opened") from error
     _check_version(version)
     return db
 
@@ -84,6 +84,15 @@ def open_reader(path: Path) -> sqlite3.Connection:
         raise LedgerError(f"the ledger cannot be read: {error}") from error
     _check_version(version)
     return db
+
+
+def ledger_error(error: BaseException, doing: str) -> SpoolamaError:
+    """What SQLite's failure means: the disk's trouble leaves the job for later, all else ends it."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    kinds: dict[int, type[SpoolamaError]] = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_IOERR: DiskFailed}
+    wrapped = kinds.get(code, LedgerError)(f"{doing}: {error}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _check_version(version: int) -> None:

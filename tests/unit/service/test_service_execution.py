@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from spoolama.service.execution import JobExecutor
 from spoolama.service.model import Ended, StopSignal
 from spoolama.spool.claim import claim
 from spoolama.spool.layout import Spool
+from spoolama.spool.ledger_schema import open_writer
 from spoolama.spool.ready import Drop
-from spoolama.testing.fake_ollama import FakeOllama, Script
+from spoolama.testing.fake_ollama import Call, FakeOllama, Fault, Script
 
 
 @pytest.mark.parametrize("prompt", ["{{ text }}", ""], ids=["results", "error.json"])
@@ -56,3 +58,42 @@ def test_a_full_disk_while_results_are_written_leaves_the_job_for_later(
     assert ended.where == ("done" if prompt else "failed")
     assert ended.path is not None
     assert (ended.path / "uploaded" / "j.csv").exists()
+
+
+def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger cannot grow: DiskFull comes out of the lanes as itself, and with room the job goes on."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.incoming / "j.csv").write_text("text\n" + "".join(f"row {n}\n" for n in range(300)))
+    (spool.incoming / "j.yaml").write_text('model: smollm2:135m\nprompt: "{{ text }}"\n')
+    clock = SystemClock()
+    job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
+    opened: list[sqlite3.Connection] = []
+
+    def opening(path: Path) -> sqlite3.Connection:
+        opened.append(open_writer(path))
+        return opened[-1]
+
+    def fill_the_disk(call: Call) -> bool:
+        opened[-1].execute("PRAGMA max_page_count=1")  # not one page more than there are now
+        return False
+
+    async def execute(*faults: Fault) -> tuple[Ended, int]:
+        async with FakeOllama(Script(faults=list(faults), slots=3)) as server:
+            backend = OllamaBackend(server.url, clock=clock)
+            try:
+                executor = JobExecutor(spool, backend, clock, lanes=3)
+                progress = Progress(job.name, clock, Pulse(clock))
+                return await executor.execute(job, progress, StopSignal()), len(server.chats)
+            finally:
+                await backend.aclose()
+
+    monkeypatch.setattr("spoolama.spool.ledger.open_writer", opening)
+    with pytest.raises(DiskFull):
+        asyncio.run(execute(Fault("busy", when=fill_the_disk)))
+    ended, asked = asyncio.run(execute())
+
+    assert ended.where == "done"
+    assert 0 < asked < 300, "what was answered before is kept"
