@@ -93,8 +93,6 @@ class Standing:
     """Ask it with nothing else in flight, so that a further death can only be its own."""
     last: bool
     """If the next try fails on the row's account, none follows."""
-    last: bool
-    """If the next try fails on the row's account, none follows."""
     over: str | None
     """Code of the end if there is no next try."""
 
@@ -123,7 +121,6 @@ def standing_of(attempts: Sequence[Attempt], retries: int) -> Standing:
         apart=repairs >= APART_AFTER,
         bare=overflows > 0,
         exclusive=deaths > 0 or lost > 1 or away > 2,
-        last=len(counted) >= retries,
         last=len(counted) >= retries,
         over=over,
     )
