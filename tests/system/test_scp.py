@@ -143,7 +143,8 @@ def test_two_hundred_reviews_come_back_in_one_step(tmp_path: Path, sshd: Sshd, c
     metrics = json.loads((job / "metrics.json").read_text())
     assert metrics["total"] == 200 == metrics["completed"] + metrics["failed"] + metrics["skipped"]
     assert (job / "uploaded" / "reviews.csv").read_bytes() == (DATA / "reviews.csv").read_bytes()
-    assert job.name in json.dumps(status)
+    assert (status["state"], status["job"], status["where"]) == ("done", job.name, f"done/{job.name}")
+    assert status["message"] == "200 rows in = 200 ok + 0 failed + 0 skipped"
     assert list((spool / "incoming").iterdir()) == []
     assert list((spool / "processing").iterdir()) == []
 
@@ -152,4 +153,4 @@ def _ended(path: Path) -> dict[str, object] | None:
     if not path.exists():
         return None
     status: dict[str, object] = json.loads(path.read_text())
-    return status if "done" in json.dumps(status) else None
+    return status if "ended_at" in status else None
