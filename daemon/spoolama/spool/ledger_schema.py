@@ -43,6 +43,7 @@ CREATE TABLE results (
   load_s REAL, prompt_s REAL, eval_s REAL, latency_s REAL NOT NULL,
   attempts INTEGER NOT NULL, at REAL NOT NULL
 ) STRICT;
+CREATE INDEX results_segment ON results (segment, ordinal);  -- what a segment goes on from, at any size
 CREATE TABLE failures (
   ordinal INTEGER PRIMARY KEY, code TEXT NOT NULL, message TEXT NOT NULL, details TEXT NOT NULL,
   attempts INTEGER NOT NULL, at REAL NOT NULL
