@@ -65,7 +65,7 @@ APART_AFTER = 2
 SERVER_DEATHS = 3
 """A row in flight at so many deaths of the server is set aside (alone in flight from the second on)."""
 
-SERVICE_DEATHS = 5
+SERVICE_DEATHS = 20
 """The same for deaths of the service itself, which usually have other reasons, such as a power cut."""
 
 
