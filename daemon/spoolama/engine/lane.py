@@ -113,9 +113,11 @@ class Lane:
             Stopping: the service stops; the rest is for the next start.
             JobError: the job cannot go on.
         """
-        conversation = await rebuild(self._s.store, self._s.asker, segment)
+        conversation = Conversation()
+        if first < last:  # a row alone has nothing before it
+            conversation = await rebuild(self._s.store, self._s.asker, segment)
         after = first
-        while rows := await self._s.store.pending(after, last, model, _CHUNK):
+        while after <= last and (rows := await self._s.store.pending(after, last, model, _CHUNK)):
             for row in rows:
                 conversation = await self._row(row, conversation, segment, row.ordinal - first, plan)
                 after = row.ordinal + 1
