@@ -1,7 +1,8 @@
 """Rows a second, CPU and memory of the service at growing sizes, on the fake server at zero latency.
 
-What is measured is our own layer: the fake answers at once and runs on the same cores. `make bench` runs it;
-`--rows 1000,20000` chooses the sizes.
+What is measured is our own layer, from the start of the process to its end: reading, asking, answering,
+publishing. The fake answers at once and runs on the same cores. `make bench` runs it; `--rows 1000,20000`
+chooses the sizes.
 """
 
 from __future__ import annotations
@@ -76,15 +77,17 @@ def main() -> None:
     parser.add_argument("--mode", choices=["isolated", "conversation"], default="isolated")
     given = parser.parse_args()
     print(f"on the fake server at zero latency, {os.cpu_count()} cores shared with it, mode {given.mode}")
-    print(f"{'rows':>8} {'rows/s':>8} {'CPU ms/row':>11} {'peak MB':>8}")
+    print(f"{'rows':>8} {'rows/s':>8} {'CPU ms/row':>11} {'peak MB':>8} {'rows/s from-to':>17}")
     peaks = []
     with tempfile.TemporaryDirectory() as base:
         for rows in map(int, given.rows.split(",")):
             runs = [measure(Path(base), rows, given.mode) for _ in range(given.repeats)]
-            rate = statistics.median(run.rows / run.wall_s for run in runs)
+            rates = sorted(run.rows / run.wall_s for run in runs)
+            rate = statistics.median(rates)
             cpu = statistics.median(run.cpu_s / run.rows * 1000 for run in runs)
             peaks.append(max(run.peak_mb for run in runs))
-            print(f"{rows:>8} {rate:>8.1f} {cpu:>11.2f} {peaks[-1]:>8.1f}", flush=True)
+            spread = f"{rates[0]:.1f}-{rates[-1]:.1f}"
+            print(f"{rows:>8} {rate:>8.1f} {cpu:>11.2f} {peaks[-1]:>8.1f} {spread:>17}", flush=True)
     print(f"peaks of memory within {max(peaks) - min(peaks):.1f} MB")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import bench_rows
 from bench.bench_rows import measure
 
 
@@ -16,3 +17,17 @@ def test_twenty_thousand_rows_take_no_more_memory_than_a_thousand(tmp_path: Path
     small, large = measure(tmp_path, 1_000), measure(tmp_path, 20_000)
     print(f"peak: {small.peak_mb:.1f} MB at 1,000 rows, {large.peak_mb:.1f} MB at 20,000")
     assert abs(large.peak_mb - small.peak_mb) <= 20
+
+
+def test_the_bench_prints_its_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make bench` at a size that takes a second: what it was measured on, a line a size, and the spread."""
+    monkeypatch.setattr("sys.argv", ["bench_rows.py", "--rows", "20,40", "--mode", "conversation"])
+    bench_rows.main()
+    head, columns, *lines, peaks = capsys.readouterr().out.splitlines()
+    assert head.startswith("on the fake server at zero latency")
+    assert columns.split()[:2] == ["rows", "rows/s"]
+    assert [line.split()[0] for line in lines] == ["20", "40"]
+    assert all(float(number) > 0 for line in lines for number in line.split()[1:4])
+    assert peaks.startswith("peaks of memory within")
