@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import sqlite3
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from spoolama.service.execution import JobExecutor
 from spoolama.service.model import Ended, StopSignal
 from spoolama.spool.claim import claim
 from spoolama.spool.layout import Spool
-from spoolama.spool.ledger_schema import open_writer
+from spoolama.spool.ledger import LedgerThread
 from spoolama.spool.ready import Drop
 from spoolama.testing.fake_ollama import Call, FakeOllama, Fault, Script
 
@@ -70,14 +71,17 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
     (spool.incoming / "j.yaml").write_text('model: smollm2:135m\nprompt: "{{ text }}"\n')
     clock = SystemClock()
     job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
-    opened: list[sqlite3.Connection] = []
+    full = threading.Event()
+    transact = LedgerThread._transact
 
-    def opening(path: Path) -> sqlite3.Connection:
-        opened.append(open_writer(path))
-        return opened[-1]
+    def on_a_full_disk(ledger: LedgerThread, ops: Sequence[Any]) -> list[Any]:
+        # In the ledger's own thread: two threads on one connection read each other's error codes.
+        if full.is_set():
+            ledger._db.execute("PRAGMA max_page_count=1")  # not one page more than there are now
+        return transact(ledger, ops)
 
     def fill_the_disk(call: Call) -> bool:
-        opened[-1].execute("PRAGMA max_page_count=1")  # not one page more than there are now
+        full.set()
         return False
 
     async def execute(*faults: Fault) -> tuple[Ended, int]:
@@ -90,9 +94,10 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
             finally:
                 await backend.aclose()
 
-    monkeypatch.setattr("spoolama.spool.ledger.open_writer", opening)
+    monkeypatch.setattr(LedgerThread, "_transact", on_a_full_disk)
     with pytest.raises(DiskFull):
         asyncio.run(execute(Fault("busy", when=fill_the_disk)))
+    full.clear()
     ended, asked = asyncio.run(execute())
 
     assert ended.where == "done"
