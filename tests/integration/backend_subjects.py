@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,22 @@ from spoolama.backends.openai import OpenAIBackend
 from spoolama.clock import SystemClock
 from spoolama.testing.fake_ollama import FakeOllama, Fault, Latency, Script
 
-__all__ = ["Bench", "Subject"]
+__all__ = ["Bench", "Subject", "common_beginning"]
 
 SYSTEM = Message(
     "system",
     "You judge the sentiment of a product review. Answer with one word: positive, negative or neutral. "
     "Look at what the customer says about the product, not at the mood of the words.",
 )
+
+
+def common_beginning(texts: Sequence[str]) -> str:
+    """What all texts begin with alike."""
+    first, last = min(texts), max(texts)
+    size = next(
+        (n for n, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first)
+    )
+    return first[:size]
 
 
 @dataclass

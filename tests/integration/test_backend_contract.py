@@ -14,7 +14,8 @@ from dataclasses import replace
 
 import pytest
 
-from integration.backend_subjects import Bench, Subject
+from integration.backend_subjects import Bench, Subject, common_beginning
+from spoolama.backends.base import ChatRequest, Message
 from spoolama.errors import ContextOverflow, RequestRefused, ServerDied, Stalled
 
 FEW = 8
@@ -217,6 +218,87 @@ async def survives_the_death_of_its_engine(subject: Subject) -> None:
     assert (await subject.ask("Fine.")).finish in {"stop", "length"}
 
 
+async def renders_a_prompt_without_evaluating(subject: Subject) -> None:
+    """What two rows' renderings begin with alike holds the system message and ends where the rows differ."""
+    one, other = subject.request("Fine screen."), subject.request("Fine colour.")
+    first = await subject.backend.render(subject.spec, one.messages)
+    second = await subject.backend.render(subject.spec, other.messages)
+
+    assert first is not None
+    assert second is not None
+    common = common_beginning([first, second])
+    assert one.messages[0].content in common
+    assert common.endswith("Fine ")
+    assert first[len(common) :].startswith("screen.")
+    assert second[len(common) :].startswith("colour.")
+
+
+async def keeps_a_primed_prefix(subject: Subject) -> None:
+    """The common beginning of the renderings, evaluated once, is nearly all there for every row behind it."""
+    rules = " ".join(f"Rule {n}: a complaint counts for {n}." for n in range(20))
+    system = Message("system", f"Priming. {rules}")
+    rows = [f"Review: {word} and so on, {'on and ' * 30}" for word in ("Bent", "Lost", "Good")]
+    asked = [
+        ChatRequest(subject.spec, (system, Message("user", row)), 4, {"temperature": 0}, slot=0)
+        for row in rows
+    ]
+    renderings = [await subject.backend.render(subject.spec, request.messages) for request in asked]
+    assert None not in renderings
+    common = common_beginning([text for text in renderings if text is not None])
+
+    primed = await subject.backend.prime(subject.spec, common, slot=0)
+    replies = [await subject.backend.chat(request) for request in asked]
+
+    assert primed is not None
+    assert primed.prompt_tokens is not None
+    assert primed.prompt_tokens > 100
+    for reply in replies:
+        assert reply.prompt_tokens is not None
+        assert reply.cached_tokens is not None
+        assert primed.prompt_tokens - FEW <= reply.cached_tokens < reply.prompt_tokens
+
+
+async def says_how_probable_its_answer_was(subject: Subject) -> None:
+    """Where it is asked, the mean logarithm over the answer's tokens; else nothing."""
+    asked = await subject.ask("The battery died after two days.", logprobs=True)
+    unasked = await subject.ask("The battery died after two days.")
+
+    assert asked.logprob is not None
+    assert -20 < asked.logprob <= 0
+    assert unasked.logprob is None
+    assert asked.text == unasked.text
+
+
+async def tells_what_it_holds(subject: Subject) -> None:
+    """A loaded model is described as its load did, without a load."""
+    loaded = await subject.backend.load(subject.spec)
+    before = subject.loads()
+    held = await subject.backend.inspect(subject.spec)
+
+    assert held is not None
+    assert replace(held, load_s=None) == replace(loaded, load_s=None)
+    assert held.trained_ctx is not None
+    assert held.trained_ctx >= subject.spec.num_ctx
+    assert subject.loads() == before
+
+
+async def holds_nothing_after_a_release(subject: Subject) -> None:
+    """A model that was released is not in memory, and looking does not load it."""
+    await subject.backend.release()
+    held = await subject.backend.inspect(subject.spec)
+    free = not subject.holds_memory()
+    await subject.backend.load(subject.spec)
+
+    assert held is None
+    assert free
+    assert await subject.backend.inspect(subject.spec) is not None
+
+
+async def knows_no_model_that_is_not_there(subject: Subject) -> None:
+    """Another name is not in memory, whatever else is."""
+    assert await subject.backend.inspect(replace(subject.spec, model="nosuch:1b")) is None
+
+
 async def releases_its_memory(subject: Subject) -> None:
     """After a release no model is in memory; a load brings it back."""
     held = subject.holds_memory()
@@ -247,6 +329,12 @@ BEHAVIOURS: list[Callable[[Subject], Awaitable[None]]] = [
     works_on_two_requests_at_once,
     frees_a_slot_when_cancelled,
     survives_the_death_of_its_engine,
+    renders_a_prompt_without_evaluating,
+    keeps_a_primed_prefix,
+    says_how_probable_its_answer_was,
+    tells_what_it_holds,
+    holds_nothing_after_a_release,
+    knows_no_model_that_is_not_there,
     releases_its_memory,
 ]
 
@@ -261,6 +349,7 @@ CANNOT: dict[tuple[str, Callable[[Subject], Awaitable[None]]], str] = {
         "openai",
         survives_the_death_of_its_engine,
     ): "the model's process is the server: its death is ServerAway",
+    ("openai", holds_nothing_after_a_release): "such a server holds its model as long as it runs",
     ("openai", releases_its_memory): "such a server holds its model as long as it runs",
 }
 

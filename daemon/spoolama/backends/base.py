@@ -86,6 +86,10 @@ class LoadedModel:
     """Whether the model has a thinking mode."""
     load_s: float | None = None
     """Seconds the load took."""
+    sliding_window: int | None = None
+    """Tokens that a layer with sliding-window attention looks back; null: plain attention, or unknown."""
+    trained_ctx: int | None = None
+    """The longest window the model was made for, in tokens, as its own file says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ class ChatRequest:
     """Bound on the whole request; past it the request is cancelled and `Stalled` is raised."""
     slot: int | None = None
     """The lane's number: a backend that can pin a conversation to a slot uses it."""
+    logprobs: bool = False
+    """Whether to ask how probable the answer's tokens were; it costs the server a little on each of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,8 @@ class Reply:
     thinking: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
     """The server's body as it came, for OpenAI batch output; without secrets by nature."""
+    logprob: float | None = None
+    """Mean natural-log probability of the answer's tokens, 0 at most; null where not asked or not told."""
 
 
 class Backend(Protocol):
@@ -156,6 +164,33 @@ class Backend(Protocol):
 
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
         """The prompt's exact length without evaluating it; None where the server cannot tell."""
+        ...
+
+    async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
+        """The prompt as the server's own template renders it for `chat`, thinking off; nothing is evaluated.
+
+        None where the server cannot tell.
+        """
+        ...
+
+    async def prime(
+        self, spec: LoadSpec, text: str, *, slot: int | None = None, timeout_s: float = 600.0
+    ) -> Reply | None:
+        """Evaluate a rendered text just as it is, so that it stands in a slot's prefix cache.
+
+        Args:
+            spec: The load, as with every request.
+            text: What `render` gave, or a beginning of it.
+            slot: The lane's number; without it, or where lanes cannot be pinned, the server chooses.
+            timeout_s: Bound on the whole request.
+
+        Returns:
+            The counts of a request with an answer of one token; None where the server has no such route.
+        """
+        ...
+
+    async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
+        """What the server holds of this model right now; nothing is loaded. None: it is not in memory."""
         ...
 
     async def release(self) -> None:

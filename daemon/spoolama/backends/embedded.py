@@ -7,16 +7,17 @@ import importlib.metadata
 import importlib.util
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from spoolama.backends import llama_server
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.embedded_models import default_cache_dir, find_weights
 from spoolama.backends.embedded_process import EngineProcess
+from spoolama.backends.gguf_header import GgufFacts, read_gguf_facts
 from spoolama.backends.http import HttpCaller
-from spoolama.backends.llama_server import count_tokens, read_facts
 from spoolama.backends.openai_errors import checked
 from spoolama.backends.openai_stream import fold
 from spoolama.backends.openai_wire import chat_body, read_reply
@@ -24,6 +25,8 @@ from spoolama.clock import Clock
 from spoolama.errors import RequestRefused, ServerAway, ServerDied, UnexpectedReply
 
 __all__ = ["EmbeddedBackend"]
+
+T = TypeVar("T")
 
 LOAD_TIMEOUT_S = 600.0
 DESCRIBE_TIMEOUT_S = 30.0
@@ -82,6 +85,8 @@ class EmbeddedBackend:
             await self.probe()
             began = self._clock.monotonic()
             weights = await asyncio.to_thread(find_weights, spec.model, self._cache_dir)
+            header = await asyncio.to_thread(read_gguf_facts, weights.path)
+            _refuse_longer_than_trained(spec, header)
             key = secrets.token_urlsafe(24)
             given = self._given(spec, weights.path, key)
             self._process = await EngineProcess.start(given, timeout_s=LOAD_TIMEOUT_S)
@@ -89,7 +94,9 @@ class EmbeddedBackend:
             self._http = HttpCaller(
                 self._process.url, headers={"Authorization": f"Bearer {key}"}, reuse=False
             )
-            facts = read_facts(checked(await self._http.get("/props", timeout_s=DESCRIBE_TIMEOUT_S)))
+            facts = llama_server.read_facts(
+                checked(await self._http.get("/props", timeout_s=DESCRIBE_TIMEOUT_S))
+            )
             if facts.num_ctx is not None and facts.num_ctx < spec.num_ctx:
                 await self._stop()
                 raise RequestRefused(
@@ -104,6 +111,8 @@ class EmbeddedBackend:
                 server=ServerInfo(self.kind, _version()),
                 can_think=facts.can_think,
                 load_s=self._clock.monotonic() - began,
+                sliding_window=header.sliding_window,
+                trained_ctx=header.trained_ctx,
             )
             self._loaded = (spec, model)
             return model
@@ -111,17 +120,11 @@ class EmbeddedBackend:
     async def chat(self, request: ChatRequest) -> Reply:
         """One prompt, one answer, by the model that `load` put in place."""
         process, http = self._running(request.load)
-        slot = None if request.slot is None else request.slot % max(1, request.load.slots)
         # Streamed, because this build of llama-server sees only on a stream that its client has gone away:
         # otherwise a cancelled request would hold its slot to the end (xllamacpp 2026.10, measured).
-        body = chat_body(request, dialect="llamacpp", slot=slot)
+        body = chat_body(request, dialect="llamacpp", slot=_slot(request.load, request.slot))
         body |= {"stream": True, "stream_options": {"include_usage": True}}
-        try:
-            reply = await http.post("/v1/chat/completions", body, timeout_s=request.timeout_s)
-        except (ServerAway, UnexpectedReply) as error:
-            if await process.ended_within(DEATH_TIMEOUT_S):
-                raise await process.death() from error
-            raise
+        reply = await _alive(process, http.post("/v1/chat/completions", body, timeout_s=request.timeout_s))
         if reply.status == 200 and reply.payload is None:
             reply = replace(reply, payload=fold(reply.text))
         return read_reply(checked(reply, model=request.load.model))
@@ -129,12 +132,27 @@ class EmbeddedBackend:
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
         """By the model's own template and tokenizer."""
         process, http = self._running(spec)
-        try:
-            return await count_tokens(http, messages)
-        except ServerAway as error:
-            if await process.ended_within(DEATH_TIMEOUT_S):
-                raise await process.death() from error
-            raise
+        return await _alive(process, llama_server.count_tokens(http, messages))
+
+    async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
+        """By the model's own template."""
+        process, http = self._running(spec)
+        return await _alive(process, llama_server.render(http, messages))
+
+    async def prime(
+        self, spec: LoadSpec, text: str, *, slot: int | None = None, timeout_s: float = 600.0
+    ) -> Reply | None:
+        """In the lane's own slot."""
+        process, http = self._running(spec)
+        made = llama_server.prime(http, text, slot=_slot(spec, slot), timeout_s=timeout_s)
+        return await _alive(process, made)
+
+    async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
+        """The model that was loaded, as long as its process lives."""
+        alive = self._process is not None and self._process.alive
+        if self._loaded is None or not alive or self._loaded[1].name != spec.model:
+            return None
+        return self._loaded[1]
 
     async def release(self) -> None:
         """End the child: all its memory is free again."""
@@ -183,6 +201,29 @@ class EmbeddedBackend:
             "api_key": key,
             "params": {_PARAMS[name]: value for name, value in options.items()},
         }
+
+
+async def _alive(process: EngineProcess, asked: Awaitable[T]) -> T:
+    """What the process answers. If it broke off because it ended, that is what is raised."""
+    try:
+        return await asked
+    except (ServerAway, UnexpectedReply) as error:
+        if await process.ended_within(DEATH_TIMEOUT_S):
+            raise await process.death() from error
+        raise
+
+
+def _slot(spec: LoadSpec, lane: int | None) -> int | None:
+    return None if lane is None else lane % max(1, spec.slots)
+
+
+def _refuse_longer_than_trained(spec: LoadSpec, header: GgufFacts) -> None:
+    """llama.cpp would load it with a warning in its log, and answer nonsense past the trained window."""
+    if header.trained_ctx is not None and spec.num_ctx > header.trained_ctx:
+        raise RequestRefused(
+            f"{spec.model!r} was made for windows of up to {header.trained_ctx} tokens, not {spec.num_ctx}",
+            mend=f"Set options.num_ctx to {header.trained_ctx} or less.",
+        )
 
 
 def _version() -> str:

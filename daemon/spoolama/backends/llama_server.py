@@ -1,4 +1,7 @@
-"""What llama-server offers beside chat completions: its own facts, and counting without evaluating."""
+"""What llama-server offers beside chat completions: its own facts, rendering, counting, and raw completions.
+
+Read in llama.cpp (tools/server/README.md, server-context.cpp) and tried on the embedded engine.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolama.backends.base import Message
+from spoolama.backends.base import Message, Reply
 from spoolama.backends.http import HttpCaller
 from spoolama.backends.openai_errors import checked
-from spoolama.backends.openai_wire import wire_messages
+from spoolama.backends.openai_wire import read_completion, wire_messages
 
-__all__ = ["LlamaServerFacts", "count_tokens", "read_facts"]
+__all__ = ["LlamaServerFacts", "count_tokens", "prime", "read_facts", "render"]
 
 COUNT_TIMEOUT_S = 30.0
 
@@ -42,8 +45,8 @@ def read_facts(props: Mapping[str, Any]) -> LlamaServerFacts:
     )
 
 
-async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | None:
-    """A prompt's length by llama-server's own template and tokenizer."""
+async def render(http: HttpCaller, messages: Sequence[Message]) -> str | None:
+    """The prompt by the model's own template, as its chat route makes it with thinking off."""
     rendered = checked(
         await http.post(
             "/apply-template",
@@ -51,6 +54,14 @@ async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | N
             timeout_s=COUNT_TIMEOUT_S,
         )
     ).get("prompt")
+    return rendered if isinstance(rendered, str) else None
+
+
+async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | None:
+    """A prompt's length by llama-server's own template and tokenizer."""
+    rendered = await render(http, messages)
+    if rendered is None:
+        return None
     tokens = checked(
         await http.post(
             "/tokenize",
@@ -60,3 +71,11 @@ async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | N
         )
     ).get("tokens")
     return len(tokens) if isinstance(tokens, list) else None
+
+
+async def prime(http: HttpCaller, text: str, *, slot: int | None, timeout_s: float) -> Reply:
+    """Evaluate a rendered text with an answer of one token. It is tokenized as a chat's prompt is."""
+    body: dict[str, Any] = {"prompt": text, "n_predict": 1, "cache_prompt": True, "stream": False}
+    if slot is not None:
+        body["id_slot"] = slot
+    return read_completion(checked(await http.post("/completion", body, timeout_s=timeout_s)))

@@ -9,13 +9,15 @@ Why each request looks as it does (read in Ollama's source and recorded from a r
 - `num_ctx` and the other load options on every request exactly alike: a difference is a reload.
 - `num_predict` at least 1: 0 is taken as not given.
 - `think: false` for a model that can think: absent means true there.
+- `_debug_render_only` on a chat gives the rendered prompt in `_debug_info.rendered_template` and generates
+  nothing (the model is loaded first). A server that does not know it just answers; so the answer is bounded.
+- `/api/generate` with `raw: true` takes a rendered text as it is, by the same route into the engine.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -23,9 +25,17 @@ import httpx
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.http import HttpCaller, HttpReply, excerpt
 from spoolama.backends.ollama_errors import failure
-from spoolama.backends.ollama_reply import read_reply
+from spoolama.backends.ollama_model import (
+    ModelFacts,
+    listed,
+    loaded_model,
+    read_show,
+    refuse_cloud_name,
+    too_small,
+)
+from spoolama.backends.ollama_reply import read_generated, read_rendered, read_reply
 from spoolama.clock import Clock
-from spoolama.errors import BackendError, RequestRefused, UnexpectedReply
+from spoolama.errors import BackendError, UnexpectedReply
 
 __all__ = ["OllamaBackend"]
 
@@ -34,14 +44,8 @@ DESCRIBE_TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 1800.0
 """Ollama gives a load up after five minutes without progress; a large model on a slow disk makes some."""
 RELEASE_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Model:
-    """What `/api/show` says of a model."""
-
-    can_think: bool
-    trained_ctx: int | None
+RENDER_TIMEOUT_S = 600.0
+"""Rendering takes no time; but a server that does not know it evaluates the prompt."""
 
 
 class OllamaBackend:
@@ -70,8 +74,10 @@ class OllamaBackend:
         self._clock = clock
         self._shared = shared
         self._server = ServerInfo(self.kind, None)
-        self._models: dict[str, _Model] = {}
+        self._models: dict[str, ModelFacts] = {}
         self._loaded: set[str] = set()
+        self._cannot_render: set[str | None] = set()
+        """Versions of the server that answered where they were asked to render."""
 
     async def probe(self) -> ServerInfo:
         """Ask for the version."""
@@ -99,49 +105,28 @@ class OllamaBackend:
         load_s = self._clock.monotonic() - began
         if payload.get("done_reason") != "load":
             raise UnexpectedReply(f"the load ended with {payload.get('done_reason')!r}", status=200)
-        entry = await self._running(spec.model)
-        window = _int(entry.get("context_length"))
-        if window is not None and window < spec.num_ctx:
-            raise _too_small(spec, window, model.trained_ctx)
-        return LoadedModel(
-            name=spec.model,
-            digest=_str(entry.get("digest")),
-            num_ctx=window,
-            slots=None,  # OLLAMA_NUM_PARALLEL is told by no route
-            server=self._server,
-            size_bytes=_int(entry.get("size")),
-            vram_bytes=_int(entry.get("size_vram")),
-            can_think=model.can_think,
-            load_s=load_s,
-        )
+        entry = listed(spec.model, await self._running())
+        if entry is None:
+            raise UnexpectedReply(
+                f"{spec.model!r} was loaded, yet the server does not list it as loaded", status=200
+            )
+        loaded = loaded_model(spec.model, entry, model, self._server, load_s=load_s)
+        if loaded.num_ctx is not None and loaded.num_ctx < spec.num_ctx:
+            raise too_small(spec, loaded.num_ctx, model.trained_ctx)
+        return loaded
 
     async def chat(self, request: ChatRequest) -> Reply:
         """One prompt, one answer."""
-        name = request.load.model
-        model = self._models.get(name) or await self._describe(name)
-        body: dict[str, Any] = {
-            "model": name,
-            "messages": [message.wire() for message in request.messages],
-            "stream": False,
-            "truncate": False,
-            "keep_alive": -1,
-            "options": {
-                **request.sampling,
-                **_load_options(request.load),
-                "num_predict": max(1, request.num_predict),
-            },
-        }
+        options = {**request.sampling, **_load_options(request.load)}
+        body = await self._chat_body(request.load, request.messages, options, request.num_predict)
         if request.format is not None:
             body["format"] = request.format
         if request.think is not None:
             body["think"] = request.think
-        elif model.can_think:
-            body["think"] = False
-        self._loaded.add(name)
-        payload = self._checked(
-            await self._http.post("/api/chat", body, timeout_s=request.timeout_s), model=name
-        )
-        return read_reply(payload, counts_whole_prompt=not _counts_evaluated_only(self._server.version))
+        if request.logprobs:
+            body["logprobs"] = True
+        payload = await self._generate("/api/chat", body, timeout_s=request.timeout_s)
+        return read_reply(payload, counts_whole_prompt=self._counts_whole_prompt)
 
     async def count_tokens(
         self,
@@ -150,6 +135,51 @@ class OllamaBackend:
     ) -> int | None:
         """None: Ollama has no route that counts without evaluating."""
         return None
+
+    async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
+        """By the template that a chat goes through. A server that cannot is asked once, not again."""
+        if self._server.version in self._cannot_render:
+            return None
+        body = await self._chat_body(spec, messages, _load_options(spec), 1)
+        body["_debug_render_only"] = True
+        payload = await self._generate("/api/chat", body, timeout_s=RENDER_TIMEOUT_S)
+        rendered = read_rendered(payload)
+        if rendered is None:
+            self._cannot_render.add(self._server.version)
+        return rendered
+
+    async def prime(
+        self,
+        spec: LoadSpec,
+        text: str,
+        *,
+        slot: int | None = None,  # noqa: ARG002 - Ollama chooses the slot
+        timeout_s: float = 600.0,
+    ) -> Reply | None:
+        """By a raw generation of one token. The slot is the server's choice: the one that shares most."""
+        if not text:
+            return None  # without a prompt it would be a load
+        model = await self._facts(spec.model)
+        body: dict[str, Any] = {
+            "model": spec.model,
+            "prompt": text,
+            "raw": True,
+            "stream": False,
+            "truncate": False,
+            "keep_alive": -1,
+            "options": {**_load_options(spec), "num_predict": 1},
+        }
+        if model.can_think:
+            body["think"] = False
+        payload = await self._generate("/api/generate", body, timeout_s=timeout_s)
+        return read_generated(payload, counts_whole_prompt=self._counts_whole_prompt)
+
+    async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
+        """The model's entry in the list of loaded ones; its window may be another than `spec` has."""
+        entry = listed(spec.model, await self._running())
+        if entry is None:
+            return None
+        return loaded_model(spec.model, entry, await self._facts(spec.model), self._server)
 
     async def release(self) -> None:
         """Unload what was loaded from here. Every model is tried before the first error is raised."""
@@ -175,44 +205,51 @@ class OllamaBackend:
         """Close the connections; loaded models stay as they are."""
         await self._http.aclose()
 
-    async def _describe(self, name: str) -> _Model:
+    async def _chat_body(
+        self, spec: LoadSpec, messages: Sequence[Message], options: Mapping[str, Any], num_predict: int
+    ) -> dict[str, Any]:
+        """What every chat has; nothing is sent to a model that was not described before."""
+        model = await self._facts(spec.model)
+        body: dict[str, Any] = {
+            "model": spec.model,
+            "messages": [message.wire() for message in messages],
+            "stream": False,
+            "truncate": False,
+            "keep_alive": -1,
+            "options": {**options, "num_predict": max(1, num_predict)},
+        }
+        if model.can_think:
+            body["think"] = False
+        return body
+
+    async def _generate(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
+        """A request that may load the model, so that we must release it."""
+        name = body["model"]
+        self._loaded.add(name)
+        return self._checked(await self._http.post(path, body, timeout_s=timeout_s), model=name)
+
+    @property
+    def _counts_whole_prompt(self) -> bool:
+        """0.30.0 alone, its candidates included, leaves cached tokens out of `prompt_eval_count`."""
+        version = self._server.version
+        return version is None or re.match(r"v?0\.30\.0(?!\d)", version) is None
+
+    async def _facts(self, name: str) -> ModelFacts:
+        return self._models.get(name) or await self._describe(name)
+
+    async def _describe(self, name: str) -> ModelFacts:
         """What the server knows of a model; nothing of a job is sent before this was seen."""
-        _refuse_cloud_name(name)
+        refuse_cloud_name(name)
         await self.probe()
         payload = self._checked(
             await self._http.post("/api/show", {"model": name}, timeout_s=DESCRIBE_TIMEOUT_S), model=name
         )
-        if host := payload.get("remote_host"):
-            raise RequestRefused(
-                f"model {name!r} does not run on this server but on {host}",
-                mend="Choose a model that runs on the server: rows are never sent to a remote one.",
-            )
-        capabilities = payload.get("capabilities")
-        known = capabilities if isinstance(capabilities, list) else []
-        if known and "completion" not in known:
-            raise RequestRefused(
-                f"model {name!r} gives no answers; it can do: {', '.join(map(str, known))}",
-                mend="Choose a model that can chat.",
-            )
-        info = payload.get("model_info")
-        info = info if isinstance(info, dict) else {}
-        trained = _int(info.get(f"{info.get('general.architecture')}.context_length"))
-        model = _Model(can_think="thinking" in known, trained_ctx=trained)
-        self._models[name] = model
-        return model
+        facts = self._models[name] = read_show(name, payload)
+        return facts
 
-    async def _running(self, name: str) -> Mapping[str, Any]:
-        """The model's entry in the list of loaded ones."""
-        payload = self._checked(await self._http.get("/api/ps", timeout_s=DESCRIBE_TIMEOUT_S))
-        full = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
-        models = payload.get("models")
-        for entry in models if isinstance(models, list) else []:
-            if isinstance(entry, dict) and full.lower() in {
-                str(entry.get("name")).lower(),
-                str(entry.get("model")).lower(),
-            }:
-                return entry
-        raise UnexpectedReply(f"{name!r} was loaded, yet the server does not list it as loaded", status=200)
+    async def _running(self) -> Mapping[str, Any]:
+        """The list of loaded models."""
+        return self._checked(await self._http.get("/api/ps", timeout_s=DESCRIBE_TIMEOUT_S))
 
     @staticmethod
     def _checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
@@ -228,37 +265,3 @@ class OllamaBackend:
 
 def _load_options(spec: LoadSpec) -> dict[str, Any]:
     return {"num_ctx": spec.num_ctx, **spec.load_options}
-
-
-def _refuse_cloud_name(name: str) -> None:
-    """Ollama hands such names on to a remote service (`modelref.go`)."""
-    tag = name.rpartition("/")[2].partition(":")[2].lower()
-    if tag == "cloud" or tag.endswith("-cloud"):
-        raise RequestRefused(
-            f"model {name!r} runs in a cloud",
-            mend="Choose a model that runs on the server: rows are never sent to a remote one.",
-        )
-
-
-def _too_small(spec: LoadSpec, window: int, trained: int | None) -> RequestRefused:
-    own = f"; the model's own maximum is {trained}" if trained is not None else ""
-    mend = f"Set options.num_ctx to {window} or less"
-    if trained is None or window < trained:
-        mend += ", or give the server more memory"
-    return RequestRefused(
-        f"the server loaded {spec.model!r} with a window of {window} tokens instead of {spec.num_ctx}{own}",
-        mend=f"{mend}.",
-    )
-
-
-def _counts_evaluated_only(version: str | None) -> bool:
-    """0.30.0 alone, its candidates included, leaves cached tokens out of `prompt_eval_count`."""
-    return version is not None and re.match(r"v?0\.30\.0(?!\d)", version) is not None
-
-
-def _int(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _str(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None

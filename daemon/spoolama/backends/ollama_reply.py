@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from spoolama.backends.base import MOST_COUNTED, Reply
+from spoolama.backends.logprobs import mean_logprob
 from spoolama.errors import AnswerUnfinished, RequestRefused, UnexpectedReply
 
-__all__ = ["read_reply"]
+__all__ = ["read_generated", "read_rendered", "read_reply"]
 
 
 def read_reply(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) -> Reply:
@@ -21,6 +22,37 @@ def read_reply(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) 
         payload: The body.
         counts_whole_prompt: Whether `prompt_eval_count` has the cached tokens too; if not, it is no length.
     """
+    finish = _finish(payload)
+    message = payload.get("message")
+    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        raise UnexpectedReply("the answer has no message with text", status=200)
+    thinking = message.get("thinking")
+    return _reply(
+        payload,
+        text=message["content"],
+        finish=finish,
+        thinking=thinking if isinstance(thinking, str) and thinking else None,
+        counts_whole_prompt=counts_whole_prompt,
+    )
+
+
+def read_generated(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) -> Reply:
+    """The answer of `/api/generate`: the same, but for where the text stands."""
+    finish = _finish(payload)
+    text = payload.get("response")
+    if not isinstance(text, str):
+        raise UnexpectedReply("the answer has no response with text", status=200)
+    return _reply(payload, text=text, finish=finish, thinking=None, counts_whole_prompt=counts_whole_prompt)
+
+
+def read_rendered(payload: Mapping[str, Any]) -> str | None:
+    """The prompt of a chat with `_debug_render_only`; None: the server did something else."""
+    info = payload.get("_debug_info")
+    rendered = info.get("rendered_template") if isinstance(info, dict) else None
+    return rendered if isinstance(rendered, str) else None
+
+
+def _finish(payload: Mapping[str, Any]) -> Literal["stop", "length"]:
     if host := payload.get("remote_host"):
         raise RequestRefused(
             f"the answer came from {host}, not from this server",
@@ -29,20 +61,25 @@ def read_reply(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) 
         )
     if payload.get("done") is not True:
         raise AnswerUnfinished("the answer ended without `done`", status=200)
-    reason = payload.get("done_reason")
-    finish: Literal["stop", "length"]
-    if reason == "stop":
-        finish = "stop"
-    elif reason == "length":
-        finish = "length"
-    else:
-        raise AnswerUnfinished(f"the answer ended with done_reason {reason!r}", status=200)
-    message = payload.get("message")
-    if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-        raise UnexpectedReply("the answer has no message with text", status=200)
-    thinking = message.get("thinking")
+    match reason := payload.get("done_reason"):
+        case "stop":
+            return "stop"
+        case "length":
+            return "length"
+        case _:
+            raise AnswerUnfinished(f"the answer ended with done_reason {reason!r}", status=200)
+
+
+def _reply(
+    payload: Mapping[str, Any],
+    *,
+    text: str,
+    finish: Literal["stop", "length"],
+    thinking: str | None,
+    counts_whole_prompt: bool,
+) -> Reply:
     return Reply(
-        text=message["content"],
+        text=text,
         finish=finish,
         prompt_tokens=_count(payload, "prompt_eval_count") if counts_whole_prompt else None,
         # Since 0.33.3. Absent is not zero: absent means that this server does not count.
@@ -52,8 +89,9 @@ def read_reply(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) 
         prompt_s=_seconds(payload, "prompt_eval_duration"),
         eval_s=_seconds(payload, "eval_duration"),
         total_s=_seconds(payload, "total_duration"),
-        thinking=thinking if isinstance(thinking, str) and thinking else None,
+        thinking=thinking,
         raw=payload,
+        logprob=mean_logprob(payload.get("logprobs")),
     )
 
 

@@ -7,13 +7,14 @@ address is refused: its `/v1` knows neither `num_ctx` nor `truncate` and cuts lo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
 
+from spoolama.backends import llama_server
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.http import HttpCaller
-from spoolama.backends.llama_server import count_tokens, read_facts
 from spoolama.backends.openai_errors import checked
 from spoolama.backends.openai_wire import Dialect, chat_body, dialect_of, read_reply, wire_messages
 from spoolama.clock import Clock
@@ -80,22 +81,14 @@ class OpenAIBackend:
                 f"the server has no model {spec.model!r}; it has: {', '.join(sorted(models)) or 'none'}",
                 mend="Set `model` in the sidecar to one of these.",
             )
-        self._dialect = dialect_of(entry.get("owned_by"))
-        version, window, slots = await self._facts(entry)
-        self._server = ServerInfo(self.kind, version)
-        if window is not None and window < spec.num_ctx:
+        model = await self._model(spec.model, entry)
+        if model.num_ctx is not None and model.num_ctx < spec.num_ctx:
             raise RequestRefused(
-                f"the server gives {spec.model!r} a window of {window} tokens, not {spec.num_ctx}",
-                mend=f"Set options.num_ctx to {window} or less, or start the server with a larger window.",
+                f"the server gives {spec.model!r} a window of {model.num_ctx} tokens, not {spec.num_ctx}",
+                mend=f"Set options.num_ctx to {model.num_ctx} or less, "
+                "or start the server with a larger window.",
             )
-        return LoadedModel(
-            name=spec.model,
-            digest=None,
-            num_ctx=window,
-            slots=slots,
-            server=self._server,
-            load_s=self._clock.monotonic() - began,
-        )
+        return replace(model, load_s=self._clock.monotonic() - began)
 
     async def chat(self, request: ChatRequest) -> Reply:
         """One prompt, one answer."""
@@ -106,7 +99,7 @@ class OpenAIBackend:
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
         """By the server's own tokenizer, where it has a route for it."""
         if self._dialect == "llamacpp":
-            return await count_tokens(self._http, messages)
+            return await llama_server.count_tokens(self._http, messages)
         if self._dialect == "vllm":
             reply = await self._http.post(
                 "/tokenize",
@@ -115,6 +108,30 @@ class OpenAIBackend:
             )
             return _int(checked(reply).get("count"))
         return None
+
+    async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:  # noqa: ARG002 - one model
+        """By llama-server's route for it; the others have none."""
+        if self._dialect != "llamacpp":
+            return None
+        return await llama_server.render(self._http, messages)
+
+    async def prime(
+        self,
+        spec: LoadSpec,  # noqa: ARG002 - one model
+        text: str,
+        *,
+        slot: int | None = None,  # noqa: ARG002 - chats are not pinned there either
+        timeout_s: float = 600.0,
+    ) -> Reply | None:
+        """By llama-server's completion route. The slot is the server's choice: the one that shares most."""
+        if self._dialect != "llamacpp":
+            return None
+        return await llama_server.prime(self._http, text, slot=None, timeout_s=timeout_s)
+
+    async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
+        """The server's facts of the model as long as it is listed: what is listed is held."""
+        entry = (await self._models(DESCRIBE_TIMEOUT_S)).get(spec.model)
+        return None if entry is None else await self._model(spec.model, entry)
 
     async def release(self) -> None:
         """Nothing: such a server holds its model as long as it runs."""
@@ -144,13 +161,24 @@ class OpenAIBackend:
                 mend=f"Set the backend's kind to ollama and its url to {self._root}.",
             )
 
-    async def _facts(self, entry: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
+    async def _model(self, name: str, entry: Mapping[str, Any]) -> LoadedModel:
         """Version, window and slots, as far as this kind of server tells them."""
+        self._dialect = dialect_of(entry.get("owned_by"))
+        trained: int | None = None
+        slots: int | None = None
         if self._dialect == "llamacpp":
-            facts = read_facts(await self._optional("/props"))
-            return facts.version, facts.num_ctx, facts.slots
-        version = (await self._optional("/version")).get("version")
-        return (version if isinstance(version, str) else None), _int(entry.get("max_model_len")), None
+            facts = llama_server.read_facts(await self._optional("/props"))
+            version, window, slots = facts.version, facts.num_ctx, facts.slots
+            meta = entry.get("meta")
+            trained = _int(meta.get("n_ctx_train")) if isinstance(meta, dict) else None
+        else:
+            told = (await self._optional("/version")).get("version")
+            version = told if isinstance(told, str) else None
+            window = _int(entry.get("max_model_len"))
+        self._server = ServerInfo(self.kind, version)
+        return LoadedModel(
+            name=name, digest=None, num_ctx=window, slots=slots, server=self._server, trained_ctx=trained
+        )
 
     async def _optional(self, path: str) -> Mapping[str, Any]:
         """A body that may be missing: what it would say then stays unknown."""

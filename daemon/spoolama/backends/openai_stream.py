@@ -18,6 +18,7 @@ def fold(text: str) -> dict[str, Any]:
     body: dict[str, Any] = {}
     content: list[str] = []
     reasoning: list[str] = []
+    logprobs: list[Any] = []
     finish: Any = None
     for chunk in _events(text):
         if "error" in chunk:
@@ -26,13 +27,16 @@ def fold(text: str) -> dict[str, Any]:
             delta = choice.get("delta") or {}
             content.append(delta.get("content") or "")
             reasoning.append(delta.get("reasoning_content") or "")
+            logprobs += (choice.get("logprobs") or {}).get("content") or []
             finish = choice.get("finish_reason") or finish
         body.update({key: value for key, value in chunk.items() if key != "choices"})
     message: dict[str, Any] = {"role": "assistant", "content": "".join(content)}
     if any(reasoning):
         message["reasoning_content"] = "".join(reasoning)
-    choice = {"index": 0, "message": message, "finish_reason": finish}
-    return {**body, "object": "chat.completion", "choices": [choice]}
+    whole: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish}
+    if logprobs:
+        whole["logprobs"] = {"content": logprobs}
+    return {**body, "object": "chat.completion", "choices": [whole]}
 
 
 def _events(text: str) -> list[dict[str, Any]]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from spoolama.backends.base import MOST_COUNTED, ChatRequest, Message, Reply
+from spoolama.backends.logprobs import mean_logprob
 from spoolama.errors import AnswerUnfinished, RequestRefused, UnexpectedReply
 
-__all__ = ["Dialect", "chat_body", "dialect_of", "read_reply", "wire_messages"]
+__all__ = ["Dialect", "chat_body", "dialect_of", "read_completion", "read_reply", "wire_messages"]
 
 Dialect = Literal["llamacpp", "vllm", "sglang", "unknown"]
 
@@ -47,6 +48,8 @@ def chat_body(request: ChatRequest, *, dialect: Dialect, slot: int | None = None
     elif request.think is not None or dialect != "unknown":
         # A template without a thinking mode ignores it. Servers that we do not know are not sent it unasked.
         body["chat_template_kwargs"] = {"enable_thinking": bool(request.think)}
+    if request.logprobs:
+        body["logprobs"] = True
     if dialect == "llamacpp":
         body["cache_prompt"] = True
         if slot is not None:
@@ -102,9 +105,8 @@ def read_reply(payload: Mapping[str, Any]) -> Reply:
     if cached is None:
         cached = _count(timings, "cache_n")
     prompt = _count(usage, "prompt_tokens")
-    evaluated, reused = _count(timings, "prompt_n"), _count(timings, "cache_n")
-    if prompt is None and evaluated is not None and reused is not None:
-        prompt = evaluated + reused
+    if prompt is None:
+        prompt = _whole_prompt(timings)
     return Reply(
         text=text,
         finish=finish,
@@ -115,7 +117,39 @@ def read_reply(payload: Mapping[str, Any]) -> Reply:
         eval_s=_seconds(timings, "predicted_ms"),
         thinking=thinking if isinstance(thinking, str) else None,
         raw=payload,
+        logprob=mean_logprob(_mapping(choice, "logprobs").get("content")),
     )
+
+
+def read_completion(payload: Mapping[str, Any]) -> Reply:
+    """The answer of llama-server's own `/completion`, whose counts stand in `timings` alone."""
+    text = payload.get("content")
+    if not isinstance(text, str):
+        raise UnexpectedReply("the completion has no content with text", status=200)
+    finish: Literal["stop", "length"]
+    match kind := payload.get("stop_type"):
+        case "limit":
+            finish = "length"
+        case "eos" | "word":
+            finish = "stop"
+        case _:
+            raise AnswerUnfinished(f"the completion ended with stop_type {kind!r}", status=200)
+    timings = _mapping(payload, "timings")
+    return Reply(
+        text=text,
+        finish=finish,
+        prompt_tokens=_whole_prompt(timings),
+        cached_tokens=_count(timings, "cache_n"),
+        completion_tokens=_count(timings, "predicted_n"),
+        prompt_s=_seconds(timings, "prompt_ms"),
+        eval_s=_seconds(timings, "predicted_ms"),
+        raw=payload,
+    )
+
+
+def _whole_prompt(timings: Mapping[str, Any]) -> int | None:
+    evaluated, reused = _count(timings, "prompt_n"), _count(timings, "cache_n")
+    return None if evaluated is None or reused is None else evaluated + reused
 
 
 def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,14 +12,24 @@ from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, 
 from spoolama.clock import Clock
 from spoolama.errors import ContextOverflow
 
-__all__ = ["Call", "ScriptedBackend", "count_tokens"]
+__all__ = ["Call", "ScriptedBackend", "count_tokens", "render"]
 
 Answer = Callable[[ChatRequest], str]
+Times = Callable[[int, int, int], tuple[float, float]]
+"""Tokens evaluated, cached and answered -> seconds evaluating the prompt and generating."""
+
+FRAME = 4
+"""Tokens around a message: all but one of them stand before its text."""
 
 
 def count_tokens(messages: Sequence[Message]) -> int:
     """The fake tokenizer: 4 tokens around a message, one for each 4 UTF-8 bytes begun."""
-    return sum(4 + -(-len(m.content.encode()) // 4) for m in messages)
+    return sum(FRAME + -(-len(m.content.encode()) // 4) for m in messages)
+
+
+def render(messages: Sequence[Message]) -> str:
+    """The fake template: `<role>content</role>` for each message, and the answer opened."""
+    return "".join(f"<{m.role}>{m.content}</{m.role}>" for m in messages) + "<assistant>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +45,24 @@ class Call:
         return self.request.messages[-1].content
 
 
+@dataclass(slots=True)
+class _Slot:
+    """What a slot's prefix cache holds."""
+
+    text: str = ""
+    tokens: int = 0
+    ends: list[int] = field(default_factory=list)
+    """Characters of `text` at which an earlier request ended its prompt."""
+
+
 @dataclass
 class ScriptedBackend:
     """Answers by a function; `fault` may raise instead, or give a reply of its own.
+
+    With `caches`, each slot keeps the last prompt and answer (or primed text) that it worked on. What a new
+    prompt shares with it is not evaluated, in whole messages and in the text of the first that differs; one
+    token always is. With `sliding`, a shared part that ends more than so many tokens before the end of what
+    the slot holds counts only up to where an earlier prompt ended. Both as in the fake Ollama.
 
     Args:
         clock: For latency and the times of calls.
@@ -45,6 +72,15 @@ class ScriptedBackend:
         latency_s: How long an answer takes.
         counts: Whether replies carry token counts.
         exact_count: Whether prompts can be counted without being evaluated.
+        caches: Whether there is a prefix cache, whose hits replies carry.
+        sliding: Tokens of a sliding attention window; None: plain attention.
+        renders: Whether the server can render a prompt.
+        can_prime: Whether it has a route for rendered text.
+        prime_fault: Called with text and slot before each prime; raises, or returns None to go on.
+        inspect_fault: Called before each inspection.
+        held: What the server holds: set by `load`, emptied by `release`; a test may put another there.
+        times: Reported times of replies.
+        trained_ctx: What the model says of its own longest window.
     """
 
     clock: Clock
@@ -60,28 +96,48 @@ class ScriptedBackend:
     in_flight: int = 0
     most_in_flight: int = 0
     released: int = 0
+    caches: bool = False
+    sliding: int | None = None
+    renders: bool = True
+    can_prime: bool = True
+    prime_fault: Callable[[str, int | None], None] = field(default=lambda _text, _slot: None)
+    inspect_fault: Callable[[LoadSpec], None] = field(default=lambda _: None)
+    held: LoadedModel | None = None
+    times: Times | None = None
+    trained_ctx: int | None = None
+    primes: list[tuple[str, int | None]] = field(default_factory=list)
+    inspected: int = 0
+    _slots: dict[int, _Slot] = field(default_factory=dict)
+    _spec: LoadSpec | None = None
 
     async def probe(self) -> ServerInfo:
         """Always there."""
         return ServerInfo("scripted", "1")
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """Loads at once."""
+        """Loads at once; another load than before empties the prefix cache."""
         self.loads.append((self.clock.monotonic(), spec))
         self.load_fault(spec)
-        return LoadedModel(spec.model, "d1", spec.num_ctx, spec.slots, ServerInfo("scripted", "1"))
+        if spec != self._spec or self.held is None:
+            self._slots.clear()
+        self._spec = spec
+        self.held = LoadedModel(
+            name=spec.model,
+            digest="d1",
+            num_ctx=spec.num_ctx,
+            slots=spec.slots,
+            server=ServerInfo("scripted", "1"),
+            sliding_window=self.sliding,
+            trained_ctx=self.trained_ctx,
+        )
+        return self.held
 
     async def chat(self, request: ChatRequest) -> Reply:
         """Answers after the latency, with exact counts."""
         call = Call(self.clock.monotonic(), request)
         self.calls.append(call)
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        await self._enter()
         try:
-            if self.latency_s:
-                await self.clock.sleep(self.latency_s)
-            else:
-                await asyncio.sleep(0)
             reply = self.fault(call)
             if reply is not None:
                 return reply
@@ -89,34 +145,158 @@ class ScriptedBackend:
         finally:
             self.in_flight -= 1
 
-    def _reply(self, request: ChatRequest) -> Reply:
-        prompt = count_tokens(request.messages)
-        if prompt >= request.load.num_ctx:
-            raise ContextOverflow(
-                f"request ({prompt} tokens) exceeds the context size ({request.load.num_ctx} tokens)",
-                status=400,
-                prompt_tokens=prompt,
-                num_ctx=request.load.num_ctx,
-            )
-        text = self.answer(request)
-        # The answer's share of the next prompt, less the marks around a message.
-        tokens = count_tokens([Message("assistant", text)])
-        cut = tokens > request.num_predict
-        return Reply(
-            text=text,
-            finish="length" if cut else "stop",
-            prompt_tokens=prompt if self.counts else None,
-            cached_tokens=None,
-            completion_tokens=min(tokens, request.num_predict) if self.counts else None,
-        )
-
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:  # noqa: ARG002 - interface
         """Exact, if it is set so."""
         return count_tokens(messages) if self.exact_count else None
 
+    async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:  # noqa: ARG002 - interface
+        """By the fake template, if it is set so."""
+        return render(messages) if self.renders else None
+
+    async def prime(
+        self,
+        spec: LoadSpec,
+        text: str,
+        *,
+        slot: int | None = None,
+        timeout_s: float = 600.0,  # noqa: ARG002 - interface
+    ) -> Reply | None:
+        """Puts the text into the slot's cache, after the latency."""
+        if not self.can_prime:
+            return None
+        self.primes.append((text, slot))
+        await self._enter()
+        try:
+            self.prime_fault(text, slot)
+            tokens = _tokens_of_text(text)
+            _refuse_overflow(tokens, spec)
+            held = self._slots.setdefault(slot or 0, _Slot())
+            cached = self._reused(held, text, lambda size: _tokens_of_text(text[:size]), tokens)
+            self._keep(held, text, text, tokens + 1, cached)
+            return self._counted("", "length", tokens, cached[0], 1)
+        finally:
+            self.in_flight -= 1
+
+    async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
+        """What `held` says, if it is this model."""
+        self.inspected += 1
+        self.inspect_fault(spec)
+        return self.held if self.held is not None and self.held.name == spec.model else None
+
     async def release(self) -> None:
-        """Counted."""
+        """Counted; nothing is held any more."""
         self.released += 1
+        self.held = None
+        self._slots.clear()
 
     async def aclose(self) -> None:
         """Nothing to close."""
+
+    async def _enter(self) -> None:
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            if self.latency_s:
+                await self.clock.sleep(self.latency_s)
+            else:
+                await asyncio.sleep(0)
+        except BaseException:
+            self.in_flight -= 1
+            raise
+
+    def _reply(self, request: ChatRequest) -> Reply:
+        prompt = count_tokens(request.messages)
+        _refuse_overflow(prompt, request.load)
+        text = self.answer(request)
+        # The answer's share of the next prompt, less the marks around a message.
+        tokens = count_tokens([Message("assistant", text)])
+        cut = tokens > request.num_predict
+        rendered = render(request.messages)
+        slot = self._slots.setdefault(request.slot or 0, _Slot())
+        cached = self._reused(slot, rendered, lambda size: _tokens_before(request.messages, size), prompt)
+        answered = min(tokens, request.num_predict)
+        self._keep(slot, rendered, f"{rendered}{text}</assistant>", prompt + answered, cached)
+        finish = "length" if cut else "stop"
+        return self._counted(text, finish, prompt, cached[0], answered, logprobs=request.logprobs)
+
+    def _reused(self, slot: _Slot, text: str, tokens_of: Callable[[int], int], total: int) -> tuple[int, int]:
+        """Tokens taken from the slot's cache, and the character at which they end."""
+        shared = _common(slot.text, text) if self.caches else 0
+        if self.sliding is not None and slot.tokens - tokens_of(shared) > self.sliding:
+            shared = max((end for end in slot.ends if end <= shared), default=0)
+        return min(tokens_of(shared), max(0, total - 1)), shared
+
+    @staticmethod
+    def _keep(slot: _Slot, prompt: str, text: str, tokens: int, cached: tuple[int, int]) -> None:
+        slot.ends = [end for end in slot.ends if end <= cached[1]] + [len(prompt)]
+        slot.text = text
+        slot.tokens = tokens
+
+    def _counted(
+        self, text: str, finish: str, prompt: int, cached: int, answered: int, *, logprobs: bool = False
+    ) -> Reply:
+        times = self.times(prompt - cached, cached, answered) if self.times is not None else (None, None)
+        return Reply(
+            text=text,
+            finish="length" if finish == "length" else "stop",
+            prompt_tokens=prompt if self.counts else None,
+            cached_tokens=cached if self.caches else None,
+            completion_tokens=answered if self.counts else None,
+            prompt_s=times[0],
+            eval_s=times[1],
+            logprob=-hashlib.sha256(text.encode()).digest()[0] / 256 if logprobs else None,
+        )
+
+
+def _refuse_overflow(prompt: int, spec: LoadSpec) -> None:
+    if prompt >= spec.num_ctx:
+        raise ContextOverflow(
+            f"request ({prompt} tokens) exceeds the context size ({spec.num_ctx} tokens)",
+            status=400,
+            prompt_tokens=prompt,
+            num_ctx=spec.num_ctx,
+        )
+
+
+def _tokens_before(messages: Sequence[Message], size: int) -> int:
+    """Tokens of the first `size` characters of the rendered messages, whole ones only."""
+    total = 0
+    for message in messages:
+        head, foot = len(f"<{message.role}>"), len(f"</{message.role}>")
+        if size < head + len(message.content) + foot:
+            if size < head:
+                return total
+            return total + FRAME - 1 + len(message.content[: size - head].encode()) // 4
+        total += count_tokens([message])
+        size -= head + len(message.content) + foot
+    return total
+
+
+_TURN = re.compile(r"<(\w+)>(.*?)</\1>(?=<\w+>|\Z)", re.DOTALL)
+_CUT_TURN = re.compile(r"<\w+>(.*)\Z", re.DOTALL)
+
+
+def _tokens_of_text(text: str) -> int:
+    """Tokens of a rendered text that may stop anywhere; an opened answer counts nothing, as in a chat."""
+    total = place = 0
+    while match := _TURN.match(text, place):
+        total += count_tokens([Message(match[1], match[2])])
+        place = match.end()
+    rest = text[place:]
+    if rest == "<assistant>" or not (match := _CUT_TURN.match(rest)):
+        return total
+    return total + FRAME - 1 + len(match[1].encode()) // 4
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    if other.startswith(one):
+        return len(one)
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -16,6 +16,7 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
+from spoolama.testing.fake_ollama_checks import find_model
 from spoolama.testing.fake_ollama_http import HttpServer
 from spoolama.testing.fake_ollama_log import CallLog
 from spoolama.testing.fake_ollama_routes import Routes
@@ -114,6 +115,13 @@ class FakeOllama:
     def evict(self, name: str) -> None:
         """Somebody else unloads a model."""
         self._routes.engine.unload(name)
+
+    def reload(self, name: str, num_ctx: int) -> None:
+        """Somebody else has a model loaded with another window, at once; calls in flight end as they would.
+
+        The next request with options of its own is a reload again, as its `load_duration` says.
+        """
+        self._routes.engine.reload(find_model(self.script, name), num_ctx)
 
     async def wait_for_calls(self, count: int) -> None:
         """Until so many chat and generate calls were received since the start."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from spoolama.testing.fake_ollama_engine import Runner
-from spoolama.testing.fake_ollama_script import FakeModel
+from spoolama.testing.fake_ollama_script import FakeModel, Script
 
 __all__ = ["details", "ps_entry", "show_body", "tags_entry"]
 
@@ -56,6 +56,7 @@ def show_body(model: FakeModel) -> dict[str, Any]:
             "general.parameter_count": 134515008,
             f"{model.family}.context_length": model.context_length,
             f"{model.family}.embedding_length": 576,
+            **({f"{model.family}.attention.sliding_window": model.window} if model.window else {}),
             "tokenizer.ggml.model": "gpt2",
             "tokenizer.ggml.tokens": None,
         },
@@ -66,17 +67,19 @@ def show_body(model: FakeModel) -> dict[str, Any]:
     }
 
 
-def ps_entry(runner: Runner) -> dict[str, Any]:
+def ps_entry(runner: Runner, script: Script) -> dict[str, Any]:
     """A loaded model. Held for ever shows as a date centuries ahead."""
     model = runner.model
     until = datetime.now(UTC) + timedelta(days=106_751 if runner.forever else 5 / 1440)
+    size = model.size_bytes + runner.num_ctx * len(runner.slots) * 23_040
+    share = script.vram_share
     return {
         "name": model.name,
         "model": model.name,
-        "size": model.size_bytes + runner.num_ctx * len(runner.slots) * 23_040,
+        "size": size,
         "digest": model.full_digest,
         "details": details(model),
         "expires_at": until.strftime("%Y-%m-%dT%H:%M:%S.%f000Z"),
-        "size_vram": model.vram_bytes,
+        "size_vram": model.vram_bytes if share is None else round(size * share),
         "context_length": runner.num_ctx,
     }

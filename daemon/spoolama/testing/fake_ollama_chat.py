@@ -35,6 +35,8 @@ class Generation:
     total_s: float
     prompt_s: float
     eval_s: float
+    pieces: list[bytes]
+    """The text, token by token."""
 
     def counters(self, version: tuple[int, ...]) -> dict[str, Any]:
         """As this version reports them; zeros are left out, as by the real one."""
@@ -179,6 +181,7 @@ class Generator:
             total_s=load_s + prompt_s + eval_s + latency.request_s + waited,
             prompt_s=prompt_s,
             eval_s=eval_s,
+            pieces=self._engine.pieces(text),
         )
 
     def _text(
@@ -209,7 +212,7 @@ class Generator:
         answered = self._engine.tokens(text) + 1
         if answered <= limit:
             return text, "stop", answered
-        kept = text.encode("utf-8", "surrogatepass")[: limit * self._script.bytes_per_token]
+        kept = b"".join(self._engine.pieces(text)[:limit])
         return kept.decode("utf-8", "ignore"), "length", limit
 
     async def _wait(self, done: Generation) -> None:

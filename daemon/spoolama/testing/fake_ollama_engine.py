@@ -2,6 +2,7 @@
 
 - **Tokens.** A message counts one token for every four bytes of UTF-8, rounded up, and four for its frame;
   the answer opened behind the last message counts three. An answer counts its text and one for its end.
+  A raw prompt that stops inside a message counts three for its frame and the whole tokens of its text.
 - **Prefix cache.** Each slot holds the last prompt and answer it worked on. What a new prompt shares with it,
   message by message and inside the first one that differs, is not evaluated; one token always is.
 - **Sliding window** (a model with `window`): a prefix that ends further back than the window is usable only
@@ -42,6 +43,8 @@ class Prompt:
     segments: tuple[Segment, ...]
     opened: bool
     """Whether the frame of an answer stands behind it."""
+    cut: bool = False
+    """Whether it stops inside its last message, whose frame is therefore open."""
 
 
 @dataclass(slots=True)
@@ -50,6 +53,8 @@ class Slot:
 
     number: int
     held: tuple[Segment, ...] = ()
+    held_cut: bool = False
+    """Whether it stops inside the last message that it holds."""
     held_tokens: int = 0
     checkpoints: list[int] = field(default_factory=list)
     used: int = 0
@@ -88,8 +93,7 @@ class Engine:
 
     async def runner(self, model: FakeModel, options: Mapping[str, Any], shift: bool) -> tuple[Runner, float]:
         """The model loaded with these options, and how long the load took by the fake's own report."""
-        asked = int(options.get("num_ctx") or DEFAULT_NUM_CTX)
-        num_ctx = min(max(asked, 4), model.context_length, self._script.num_ctx_limit or asked)
+        num_ctx = self._window(model, int(options.get("num_ctx") or DEFAULT_NUM_CTX))
         key = (num_ctx, shift, *(options.get(name) for name in LOAD_OPTIONS[1:]))
         if (found := self._fitting(model, key)) is not None:
             return found, 0.001
@@ -117,6 +121,16 @@ class Engine:
         found = self.runners.get(model.name)
         return found if found is not None and found.key == key else None
 
+    def _window(self, model: FakeModel, asked: int) -> int:
+        return min(max(asked, 4), model.context_length, self._script.num_ctx_limit or asked)
+
+    def reload(self, model: FakeModel, num_ctx: int) -> None:
+        """Put a freshly loaded one, with this window and no other option, in its place."""
+        window = self._window(model, num_ctx)
+        key = (window, True, *(None for _ in LOAD_OPTIONS[1:]))
+        self.runners[model.name] = Runner(model, key, window, self._script.slots)
+        self.loads.append((model.name, window))
+
     def unload(self, name: str) -> None:
         """Take a model out of memory; calls in flight on it end as they would."""
         self.runners.pop(name, None)
@@ -134,8 +148,12 @@ class Engine:
 
     def tokens(self, text: str) -> int:
         """Of a text alone."""
-        size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-        return -(-size // self._script.bytes_per_token)
+        return -(-_size(text) // self._script.bytes_per_token)
+
+    def pieces(self, text: str) -> list[bytes]:
+        """A text, token by token."""
+        raw, step = text.encode("utf-8", "surrogatepass"), self._script.bytes_per_token
+        return [raw[place : place + step] for place in range(0, len(raw), step)]
 
     def segment_tokens(self, segment: Segment) -> int:
         """Of a message with its frame."""
@@ -144,8 +162,15 @@ class Engine:
 
     def prompt_tokens(self, prompt: Prompt) -> int:
         """Of a whole prompt."""
+        if prompt.cut:
+            *whole, last = prompt.segments
+            return sum(map(self.segment_tokens, whole)) + self._begun(last[1])
         opened = self._script.tokens_per_message - 1 if prompt.opened else 0
         return sum(map(self.segment_tokens, prompt.segments)) + opened
+
+    def _begun(self, text: str) -> int:
+        """Of a message that begins with this text: what every message that does so shares."""
+        return self._script.tokens_per_message - 1 + _size(text) // self._script.bytes_per_token
 
     # slots
 
@@ -168,24 +193,29 @@ class Engine:
         total = self.prompt_tokens(prompt)
         slot.checkpoints = [place for place in slot.checkpoints if place <= reused][-31:]
         slot.checkpoints.append(total)
-        slot.held = (*prompt.segments, ("assistant", answer)) if answer else prompt.segments
+        slot.held_cut = prompt.cut
+        slot.held = prompt.segments
+        if answer and not prompt.cut:
+            slot.held = (*prompt.segments, ("assistant", answer))
         slot.held_tokens = total + self.tokens(answer) + 1
 
     def _shared(self, slot: Slot, prompt: Prompt) -> int:
-        frame = self._script.tokens_per_message - 1
         total = 0
         for place, segment in enumerate(prompt.segments):
             if place >= len(slot.held):
                 return total
             held = slot.held[place]
-            if held != segment:
+            stops = (slot.held_cut and place == len(slot.held) - 1) or (
+                prompt.cut and place == len(prompt.segments) - 1
+            )
+            if held != segment or stops:
                 if held[0] != segment[0]:
                     return total
-                return total + frame + _common(held[1], segment[1]) // self._script.bytes_per_token
+                return total + self._begun(segment[1][: _common(held[1], segment[1])])
             total += self.segment_tokens(segment)
         behind = slot.held[len(prompt.segments) :]
         if prompt.opened and behind and behind[0][0] == "assistant":
-            total += frame
+            total += self._script.tokens_per_message - 1
         return total
 
     @staticmethod
@@ -195,8 +225,13 @@ class Engine:
         return max((place for place in slot.checkpoints if place <= shared), default=0)
 
 
+def _size(text: str) -> int:
+    """Bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 def _common(one: str, other: str) -> int:
-    """Length of what two texts begin with alike."""
+    """How many characters two texts begin with alike."""
     shorter = min(len(one), len(other))
     low, high = 0, shorter
     while low < high:

@@ -7,8 +7,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spoolama.testing.fake_ollama_bodies import (
+    chat_body,
+    generate_body,
+    lines,
+    rendered_body,
+    v1_body,
+    v1_options,
+)
 from spoolama.testing.fake_ollama_catalog import ps_entry, show_body, tags_entry
-from spoolama.testing.fake_ollama_chat import Generation, Generator, now, version_of
+from spoolama.testing.fake_ollama_chat import Generation, Generator, now
 from spoolama.testing.fake_ollama_checks import (
     Refused,
     check_format,
@@ -18,7 +26,7 @@ from spoolama.testing.fake_ollama_checks import (
     keep_alive,
     read_body,
 )
-from spoolama.testing.fake_ollama_engine import Engine, Prompt, QueueFull, segments_of
+from spoolama.testing.fake_ollama_engine import Engine, Prompt, QueueFull, Runner, segments_of
 from spoolama.testing.fake_ollama_faults import EARLY, QUEUE_FULL, early, struck_by
 from spoolama.testing.fake_ollama_http import TEXT, Connection, Incoming
 from spoolama.testing.fake_ollama_script import Call, Fault, Script
@@ -27,6 +35,9 @@ from spoolama.testing.fake_ollama_template import parse_raw, render
 __all__ = ["Routes"]
 
 Watcher = Callable[[Call], None]
+
+RENDER = "/api/chat (render)"
+"""Path of a call that was only rendered: no chat, so it counts as none, and no fault strikes it."""
 
 
 class Routes:
@@ -62,7 +73,7 @@ class Routes:
                 connection.reply(200, {"models": [tags_entry(model) for model in self.script.models]})
             case "GET", "/api/ps":
                 runners = reversed(self.engine.runners.values())
-                connection.reply(200, {"models": [ps_entry(runner) for runner in runners]})
+                connection.reply(200, {"models": [ps_entry(runner, self.script) for runner in runners]})
             case "POST", "/api/show":
                 self._show(incoming, connection)
             case "GET", "/v1/models":
@@ -85,14 +96,17 @@ class Routes:
             connection.reply(200, show_body(model))
 
     async def _call(self, incoming: Incoming, connection: Connection) -> None:
-        number = self._numbers[incoming.path] = self._numbers.get(incoming.path, 0) + 1
         problem: Refused | None = None
         body: dict[str, Any] = {}
         try:
             body = read_body(incoming.body)
         except Refused as refused:
             problem = refused
-        call = Call(number, time.time(), incoming.path, incoming.body, body, incoming.headers)
+        path = incoming.path
+        if path == "/api/chat" and self.script.render_only and body.get("_debug_render_only"):
+            path = RENDER
+        number = self._numbers[path] = self._numbers.get(path, 0) + 1
+        call = Call(number, time.time(), path, incoming.body, body, incoming.headers)
         self._received(call)
         try:
             if problem is not None:
@@ -131,6 +145,11 @@ class Routes:
             await self._load_only(call, connection, generate=generate)
             return
         check_format(body.get("format"))
+        if call.path == RENDER:
+            await self._runner(call)  # the real one has the model loaded first
+            text = render(segments_of(call.messages), model.template)
+            connection.reply(200, rendered_body(body["model"], text))
+            return
         fault = None if generate else struck_by(self.script, call)
         if fault is not None and fault.kind in EARLY:
             await early(fault, call, connection)
@@ -142,21 +161,6 @@ class Routes:
             prompt = Prompt((*system, ("user", str(body["prompt"]))), True)
         else:
             prompt = Prompt(segments_of(call.messages), True)
-        if body.get("_debug_render_only"):
-            rendered = render(prompt.segments, model.template)
-            message = {"role": "", "content": ""}
-            info = {"rendered_template": rendered}
-            connection.reply(
-                200,
-                {
-                    "model": body["model"],
-                    "created_at": now(),
-                    "message": message,
-                    "done": False,
-                    "_debug_info": info,
-                },
-            )
-            return
         await self._generate(call, connection, prompt, fault)
 
     async def _generate(
@@ -164,13 +168,13 @@ class Routes:
     ) -> None:
         model = find_model(self.script, str(call.body.get("model", "")))
         builders: dict[str, Callable[[Mapping[str, Any], Generation, Generator], dict[str, Any]]] = {
-            "/api/chat": _chat_body,
-            "/api/generate": _generate_body,
-            "/v1/chat/completions": _v1_body,
+            "/api/chat": chat_body,
+            "/api/generate": generate_body,
+            "/v1/chat/completions": v1_body,
         }
         build = builders[call.path]
         if call.path.startswith("/v1/"):
-            call.body = {**call.body, "options": _v1_options(call.body)}
+            call.body = {**call.body, "options": v1_options(call.body)}
         try:
             done = await self.generator.answer(
                 call, connection, model, prompt, fault, lambda found: build(call.body, found, self.generator)
@@ -188,9 +192,17 @@ class Routes:
         if call.path.startswith("/v1/"):
             connection.reply(200, reply, content_type="application/json")
         elif call.body.get("stream", True):
-            connection.stream(_lines(reply))
+            connection.stream(lines(reply))
         else:
             connection.reply(200, reply)
+
+    async def _runner(self, call: Call) -> Runner:
+        model = find_model(self.script, str(call.body.get("model", "")))
+        options = call.body.get("options") or {}
+        try:
+            return (await self.engine.runner(model, options, call.body.get("shift", True)))[0]
+        except QueueFull:
+            raise Refused(503, QUEUE_FULL) from None
 
     async def _load_only(self, call: Call, connection: Connection, *, generate: bool) -> None:
         """No prompt: load, or with `keep_alive: 0` unload."""
@@ -199,12 +211,7 @@ class Routes:
             self.engine.unload(model.name)
             reason = "unload"
         else:
-            try:
-                runner, _ = await self.engine.runner(
-                    model, call.body.get("options") or {}, call.body.get("shift", True)
-                )
-            except QueueFull:
-                raise Refused(503, QUEUE_FULL) from None
+            runner = await self._runner(call)
             runner.forever = (keep_alive(call.body) or 0) < 0
             reason = "load"
         empty: dict[str, Any] = (
@@ -214,69 +221,3 @@ class Routes:
             200,
             {"model": call.body["model"], "created_at": now(), **empty, "done": True, "done_reason": reason},
         )
-
-
-def _chat_body(body: Mapping[str, Any], done: Generation, generator: Generator) -> dict[str, Any]:
-    return {
-        "model": body["model"],
-        "created_at": now(),
-        "message": {"role": "assistant", "content": done.text},
-        "done": True,
-        "done_reason": done.reason,
-        **done.counters(generator.version),
-    }
-
-
-def _generate_body(body: Mapping[str, Any], done: Generation, generator: Generator) -> dict[str, Any]:
-    context = {} if body.get("raw") else {"context": list(range(done.prompt_tokens + done.answered))}
-    return {
-        "model": body["model"],
-        "created_at": now(),
-        "response": done.text,
-        "done": True,
-        "done_reason": done.reason,
-        **context,
-        **done.counters(generator.version),
-    }
-
-
-def _v1_options(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What `/v1` understands: neither window nor keep-alive nor truncate."""
-    options = {key: body[key] for key in ("temperature", "top_p", "seed", "stop") if key in body}
-    if "max_tokens" in body:
-        options["num_predict"] = body["max_tokens"]
-    return options
-
-
-def _v1_body(body: Mapping[str, Any], done: Generation, generator: Generator) -> dict[str, Any]:
-    usage: dict[str, Any] = {
-        "prompt_tokens": done.prompt_tokens,
-        "completion_tokens": done.answered,
-        "total_tokens": done.prompt_tokens + done.answered,
-    }
-    if generator.version >= version_of("0.33.3"):
-        usage["prompt_tokens_details"] = {"cached_tokens": done.cached}
-    message = {"role": "assistant", "content": done.text}
-    return {
-        "id": "chatcmpl-254",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": body["model"],
-        "system_fingerprint": "fp_ollama",
-        "choices": [{"index": 0, "message": message, "finish_reason": done.reason}],
-        "usage": usage,
-    }
-
-
-def _lines(reply: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A reply as a stream: the text word by word, then the counters."""
-    key = "message" if "message" in reply else "response"
-    text = reply["message"]["content"] if key == "message" else reply["response"]
-    head = {"model": reply["model"], "created_at": reply["created_at"]}
-
-    def part(piece: str) -> dict[str, Any]:
-        return {**head, key: {"role": "assistant", "content": piece} if key == "message" else piece}
-
-    words = [word if i == 0 else f" {word}" for i, word in enumerate(text.split(" "))] if text else []
-    rest = {name: value for name, value in reply.items() if name not in {*head, key}}
-    return [*({**part(word), "done": False} for word in words), {**part(""), **rest}]

@@ -180,6 +180,7 @@ class Call:
     at: float
     """Seconds since the epoch."""
     path: str
+    """As requested; `/api/chat (render)` for a chat that was only rendered."""
     raw: bytes
     """The body as it came."""
     body: Mapping[str, Any]
@@ -236,3 +237,7 @@ class Script:
     num_ctx_limit: int | None = None
     """The largest window that gets loaded, as after a step-down for want of memory."""
     cloud_disabled: bool = True
+    render_only: bool = True
+    """Whether `_debug_render_only` is known; if not, such a chat is answered as any other."""
+    vram_share: float | None = None
+    """What share of a loaded model's size `/api/ps` says is on the GPU; None: the model's `vram_bytes`."""

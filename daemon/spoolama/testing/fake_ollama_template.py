@@ -12,6 +12,9 @@ __all__ = ["parse_raw", "render"]
 
 _CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
 _GEMMA = re.compile(r"<start_of_turn>(\w+)\n(.*?)<end_of_turn>\n", re.DOTALL)
+_CHATML_CUT = re.compile(r"<\|im_start\|>(\w+)\n(.*)\Z", re.DOTALL)
+_GEMMA_CUT = re.compile(r"<start_of_turn>(\w+)\n(.*)\Z", re.DOTALL)
+"""A turn in which the text ends."""
 _GEMMA_ROLES = {"assistant": "model", "system": "user"}
 
 
@@ -28,24 +31,28 @@ def render(segments: Sequence[Segment], template: Literal["chatml", "gemma"]) ->
 
 def parse_raw(text: str, template: Literal["chatml", "gemma"]) -> Prompt:
     """A raw prompt as messages where it is spelled like the template: so it shares a prefix with a chat."""
-    form, opened = (
-        (_CHATML, "<|im_start|>assistant\n") if template == "chatml" else (_GEMMA, "<start_of_turn>model\n")
-    )
+    if template == "chatml":
+        form, begun, opened = _CHATML, _CHATML_CUT, "<|im_start|>assistant\n"
+    else:
+        form, begun, opened = _GEMMA, _GEMMA_CUT, "<start_of_turn>model\n"
     segments: list[Segment] = []
     place = 0
     while match := form.match(text, place):
-        role = "assistant" if match[1] == "model" else match[1]
-        segments.append((role, match[2]))
+        segments.append((_role(match[1]), match[2]))
         place = match.end()
-    if template == "gemma" and segments and segments[0][0] == "user" and len(segments) > 1:
-        # A system message is rendered as a user's turn; two of them in a row tell.
-        if segments[1][0] == "user":
-            segments[0] = ("system", segments[0][1])
-    elif template == "gemma" and len(segments) == 1 and place == len(text):
-        segments[0] = ("system", segments[0][1])
     rest = text[place:]
-    if rest == opened:
-        return Prompt(tuple(segments), True)
-    if rest:
+    cut = None if rest == opened else begun.match(rest)
+    if cut is not None:
+        segments.append((_role(cut[1]), cut[2]))
+    if template == "gemma" and segments and segments[0][0] == "user":
+        # A system message is rendered as a user's turn: two of them in a row tell, or one alone.
+        alone = len(segments) == 1 and cut is None and not rest
+        if alone or (len(segments) > 1 and segments[1][0] == "user"):
+            segments[0] = ("system", segments[0][1])
+    if rest and rest != opened and cut is None:
         segments.append(("raw", rest))
-    return Prompt(tuple(segments), False)
+    return Prompt(tuple(segments), opened=rest == opened, cut=cut is not None)
+
+
+def _role(spelled: str) -> str:
+    return "assistant" if spelled == "model" else spelled

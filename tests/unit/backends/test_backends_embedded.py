@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -201,6 +202,26 @@ def test_unknown_load_options_are_refused() -> None:
             await backend.load(LoadSpec("smollm2:135m", 512, {"use_mmap": True}))
 
     asyncio.run(scenario())
+
+
+def test_a_window_longer_than_the_model_was_made_for_is_refused(tmp_path: Path) -> None:
+    """By the file's own word, before any engine is started, with what to set instead."""
+    pytest.importorskip("xllamacpp")
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 2)
+    for key, kind, value in (
+        (b"general.architecture", 8, struct.pack("<Q", 5) + b"llama"),
+        (b"llama.context_length", 4, struct.pack("<I", 2048)),
+    ):
+        header += struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + value
+    path = tmp_path / "small.gguf"
+    path.write_bytes(header)
+    backend = EmbeddedBackend(clock=SystemClock(), cache_dir=tmp_path)
+
+    with pytest.raises(RequestRefused, match="up to 2048 tokens, not 2049") as caught:
+        asyncio.run(backend.load(LoadSpec(str(path), 2049)))
+
+    assert "2048" in caught.value.mend
+    assert backend.pid is None
 
 
 @pytest.mark.model

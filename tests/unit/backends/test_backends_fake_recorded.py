@@ -21,7 +21,6 @@ FAULTS = {
 ELSEWHERE = {
     "chat_queue_full": "needs a server that loads: test_backends_fake.py",
     "chat_runner_killed_stream": "spoolama never streams from Ollama; the fake ends a stream in no such way",
-    "chat_logprobs": "nothing asks for them",
 }
 # Keys below which the real one lists what only that model has.
 OPAQUE = {"model_info", "tensors", "logprobs", "modelfile"}

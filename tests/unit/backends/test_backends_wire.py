@@ -149,6 +149,7 @@ def test_chat(name: str) -> None:
     assert answer.eval_s == reply.json["eval_duration"] / 1e9
     assert answer.total_s == reply.json["total_duration"] / 1e9
     assert answer.raw == reply.json
+    assert (answer.logprob is not None) is (name == "chat_logprobs")
 
 
 @pytest.mark.parametrize("name", LOADS)
