@@ -6,7 +6,8 @@ from the ledger is equal to it, so that the same prompts are asked byte for byte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from spoolama.backends.base import Message
 from spoolama.engine.budget import Budget, bound
@@ -14,27 +15,33 @@ from spoolama.engine.store import RowStore
 from spoolama.engine.trimming import Turn, trimmer_of
 from spoolama.job.asking import Ask, Asker
 from spoolama.job.plan import Plan
-from spoolama.job.record import Ranges, ranges_of
+from spoolama.job.record import Ranges, StoredRow, ranges_of
 
-__all__ = ["Conversation", "Prompt", "prepare", "rebuild"]
+__all__ = ["Conversation", "Prompt", "TurnOf", "extended", "prepare", "rebuild"]
+
+TurnOf = Callable[[StoredRow, tuple[Message, ...], str, int], Turn]
+"""Makes a turn of a row, its own messages, its answer and the tokens of both."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The turns so far, and what the server counted of them."""
+    """What stands before the next row, and what the server counted of it."""
 
-    turns: tuple[Turn, ...] = ()
+    anchors: tuple[Turn, ...] = ()
+    """Rows that stand fixed behind the prefix, in their order there."""
+    tail: tuple[Turn, ...] = ()
+    """The rows behind them."""
     used: int | None = None
     """Tokens of the last prompt and its answer, as the server counted them; None if unknown."""
     last_prompt: int | None = None
     """Tokens of the last prompt alone."""
-    prefix_seen: int | None = None
-    """Prompt tokens of the segment's first row: an upper bound of the prefix."""
+    front_seen: int | None = None
+    """Prompt tokens of the segment's first row: an upper bound of prefix and anchors."""
 
     @property
     def sight(self) -> Ranges:
         """The rows the next one would be asked in sight of."""
-        return ranges_of(turn.ordinal for turn in self.turns)
+        return ranges_of(turn.ordinal for turn in (*self.anchors, *self.tail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,10 @@ class Prompt:
     """A prompt ready to be sent, and what is reckoned of it."""
 
     messages: tuple[Message, ...]
-    turns: tuple[Turn, ...]
+    front: int
+    """How many of the messages stand fixed in front: prefix and anchors."""
+    anchors: tuple[Turn, ...]
+    tail: tuple[Turn, ...]
     """The earlier rows in it."""
     appended: bool
     """Whether it continues the last prompt of the conversation unchanged."""
@@ -57,11 +67,24 @@ class Prompt:
     @property
     def sight(self) -> Ranges:
         """The rows it is asked in sight of."""
-        return ranges_of(turn.ordinal for turn in self.turns)
+        return ranges_of(turn.ordinal for turn in (*self.anchors, *self.tail))
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing but the prefix stands before the row."""
+        return not self.anchors and not self.tail
 
 
-def prepare(conversation: Conversation, ask: Ask, plan: Plan, num_ctx: int, *, bare: bool = False) -> Prompt:
-    """The prompt of a row in this conversation, trimmed where it would pass the high mark.
+def prepare(
+    conversation: Conversation,
+    ask: Ask,
+    plan: Plan,
+    num_ctx: int,
+    *,
+    bare: bool = False,
+    bare_tokens: int | None = None,
+) -> Prompt:
+    """The prompt of a row in this conversation, trimmed where a trim is due or it would pass the high mark.
 
     Args:
         conversation: What stands before the row.
@@ -69,54 +92,91 @@ def prepare(conversation: Conversation, ask: Ask, plan: Plan, num_ctx: int, *, b
         plan: The rules in force.
         num_ctx: The window, in tokens.
         bare: Ask it behind the shared prefix alone.
+        bare_tokens: What the row takes behind the bare prefix, at most, where the server has told.
     """
-    prefix = bound(plan, ask.prefix)
-    if conversation.prefix_seen is not None:
-        prefix = min(prefix, conversation.prefix_seen)
-    budget = Budget(num_ctx, ask.num_predict, prefix, bound(plan, ask.own))
-    turns = () if bare else conversation.turns
-    appended = bool(turns)
-    tokens = _reckon(conversation if appended else None, turns, budget)
+    window = min(num_ctx, plan.window or num_ctx)
+    alone = Budget(window, ask.num_predict, bound(plan, ask.prefix), bound(plan, ask.own))
+    if bare_tokens is not None:
+        alone = replace(alone, prefix=0, own=bare_tokens)
+    tail = () if bare else conversation.tail
+    anchors = () if bare else conversation.anchors
+    front = alone.prefix + sum(turn.tokens for turn in anchors)
+    if conversation.front_seen is not None and not bare:
+        front = min(front, conversation.front_seen)
+    budget = replace(alone, prefix=front)
+    appended = bool(tail)
+    tokens = _reckon(conversation if appended else None, tail, budget)
     trimmer = trimmer_of(plan)
-    while turns and not budget.fits(tokens, plan.high):
-        turns, appended = trimmer.trim(turns, budget), False
-        tokens = _reckon(None, turns, budget)
-    messages = (*ask.prefix, *(m for turn in turns for m in turn.messages), *ask.own)
+    while tail and (trimmer.due(tail) or not budget.fits(tokens, plan.high)):
+        tail, appended = trimmer.trim(tail, budget), False
+        tokens = _reckon(None, tail, budget)
+    if anchors and not budget.fits(tokens):
+        anchors, budget = (), alone
+        tokens = _reckon(None, (), budget)
+    before = (*ask.prefix, *(m for turn in anchors for m in turn.messages))
     return Prompt(
-        messages=messages,
-        turns=turns,
+        messages=(*before, *(m for turn in tail for m in turn.messages), *ask.own),
+        front=len(before),
+        anchors=anchors,
+        tail=tail,
         appended=appended,
-        trimmed=len(turns) < len(conversation.turns) and not bare,
+        trimmed=len(tail) < len(conversation.tail) and not bare,
         tokens=tokens,
         fits=budget.fits(tokens),
         budget=budget,
     )
 
 
-def _reckon(conversation: Conversation | None, turns: tuple[Turn, ...], budget: Budget) -> int:
+def _reckon(conversation: Conversation | None, tail: tuple[Turn, ...], budget: Budget) -> int:
     if conversation is not None and conversation.used is not None:
         return conversation.used + budget.own
-    return budget.prefix + sum(turn.tokens for turn in turns) + budget.own
+    return budget.prefix + sum(turn.tokens for turn in tail) + budget.own
 
 
-async def rebuild(store: RowStore, asker: Asker, segment: int) -> Conversation:
+def extended(
+    conversation: Conversation,
+    tail: tuple[Turn, ...],
+    turn: Turn,
+    plan: Plan,
+    prompt: int | None,
+    answer: int | None,
+) -> Conversation:
+    """The conversation after a row was answered in it.
+
+    Args:
+        conversation: What stood before the row.
+        tail: The earlier rows that its prompt had kept.
+        turn: The row and its answer.
+        plan: The rules in force.
+        prompt: Prompt tokens by the server's count.
+        answer: Answer tokens by the server's count.
+    """
+    seen = conversation.front_seen if conversation.front_seen is not None else prompt
+    if plan.every == 1 and plan.strategy in ("reset", "anchors"):
+        return Conversation(conversation.anchors, front_seen=seen)  # each row stands by itself
+    known = prompt is not None and answer is not None
+    return Conversation(
+        anchors=conversation.anchors,
+        tail=(*tail, turn),
+        used=(prompt or 0) + (answer or 0) if known else None,
+        last_prompt=prompt,
+        front_seen=seen,
+    )
+
+
+async def rebuild(
+    store: RowStore, asker: Asker, segment: int, plan: Plan, anchors: tuple[Turn, ...], turn_of: TurnOf
+) -> Conversation:
     """The conversation of a segment as its answered rows left it."""
     last = await store.last_turn(segment)
+    empty = Conversation(anchors)
     if last is None:
-        return Conversation()
-    rows = [*await store.turns(last.sight), last]
-    turns = tuple(
-        Turn(
-            row.ordinal,
-            (*asker.ask(row.fields).own, Message("assistant", row.answer or "")),
-            row.turn_tokens,
-        )
-        for row in rows
+        return empty
+    empty = replace(empty, front_seen=await store.first_prompt_tokens(segment))
+    fixed = {turn.ordinal for turn in anchors}
+    *tail, turn = (
+        turn_of(row, asker.ask(row.fields).own, row.answer or "", row.turn_tokens)
+        for row in [*await store.turns(last.sight), last]
+        if row.ordinal not in fixed
     )
-    known = last.prompt_tokens is not None and last.completion_tokens is not None
-    return Conversation(
-        turns=turns,
-        used=(last.prompt_tokens or 0) + (last.completion_tokens or 0) if known else None,
-        last_prompt=last.prompt_tokens,
-        prefix_seen=await store.first_prompt_tokens(segment),
-    )
+    return extended(empty, tuple(tail), turn, plan, last.prompt_tokens, last.completion_tokens)

@@ -12,7 +12,7 @@ from spoolama.engine.progress import Progress
 from spoolama.engine.store import Stop
 from spoolama.errors import BackendError, RequestRefused, ServerDied
 
-__all__ = ["Gate", "Stopping"]
+__all__ = ["Gate", "Pass", "Stopping"]
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
@@ -22,6 +22,14 @@ TRY_BOUND_S = 900.0
 
 class Stopping(Exception):
     """The service stops; the row is left for the next start."""
+
+
+class Pass:
+    """A place at the server."""
+
+    def __init__(self) -> None:
+        self.solo = True
+        """Whether no other request was in flight while this place was held."""
 
 
 class Gate:
@@ -48,6 +56,7 @@ class Gate:
         self._changed = asyncio.Condition()
         self._closed = False
         self._exclusive = 0
+        self._held: set[Pass] = set()
         self.in_flight = 0
         self.waited_s = 0.0
         """Seconds the job stood still because the server did not answer."""
@@ -58,7 +67,7 @@ class Gate:
         return self._limit
 
     @asynccontextmanager
-    async def through(self, *, exclusive: bool = False) -> AsyncIterator[None]:
+    async def through(self, *, exclusive: bool = False) -> AsyncIterator[Pass]:
         """Hold a place at the server; with `exclusive`, the only one.
 
         Raises:
@@ -78,9 +87,15 @@ class Gate:
                 self._changed.notify_all()
                 raise
             self._count(+1)
+        place = Pass()
+        self._held.add(place)
+        if len(self._held) > 1:
+            for held in self._held:
+                held.solo = False
         try:
-            yield
+            yield place
         finally:
+            self._held.discard(place)
             # No await between the end of the request and this: a cancelled lane must free its place.
             self._count(-1)
             self._exclusive -= exclusive

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
 from spoolama.clock import Clock
-from spoolama.engine.budget import bound, message_bytes
 from spoolama.engine.checks import AnswerChecks, check_reply, cut_error, looks_halved
-from spoolama.engine.conversation import Conversation, Prompt, prepare, rebuild
-from spoolama.engine.failures import POLICIES, Standing, Then, standing_of
-from spoolama.engine.gate import Gate
+from spoolama.engine.conversation import Conversation, extended, prepare, rebuild
+from spoolama.engine.failures import POLICIES, Then, standing_of
+from spoolama.engine.gate import Gate, Pass
 from spoolama.engine.patience import Patience
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
+from spoolama.engine.tries import Lost, Try, Won, bare_tokens_of, end_of, record, too_long
 from spoolama.engine.trimming import Turn
+from spoolama.engine.turns import Turns
+from spoolama.engine.watch import Watch
 from spoolama.errors import (
     BackendError,
     ConfigError,
@@ -25,9 +28,9 @@ from spoolama.errors import (
     RowError,
     WrongServer,
 )
-from spoolama.job.asking import Ask, Asker
+from spoolama.job.asking import Asker
 from spoolama.job.plan import Plan
-from spoolama.job.record import Answered, Attempt, Failed, StoredRow
+from spoolama.job.record import Attempt, Failed, StoredRow
 
 __all__ = ["Lane", "Shared"]
 
@@ -53,43 +56,33 @@ class Shared:
     tally: Tally
     clock: Clock
     retries: int
+    turns: Turns
+    watch: Watch
+    """What the loaded model is seen to do, and the prefix that it is kept primed with."""
+    row_ended: Callable[[], None]
+    """Called when a row has its end."""
+    defers: bool
+    """Whether rows too long for the window are left for the second pass."""
+    repair_temperature: float
     refusal_ends_job: bool
     """Whether a refused request is the job's fault (all rows ask alike) or that row's (OpenAI lines)."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Try:
-    """One request for a row."""
+class _Place:
+    """Where in the job a row stands, and why it is asked."""
 
-    number: int
-    row: StoredRow
-    ask: Ask
-    prompt: Prompt
-    standing: Standing
+    segment: int
+    place: int
+    plan: Plan
+    sample: bool = False
+    """Answered alone beforehand."""
+    long: bool = False
+    """In the second pass, with a larger window."""
 
     @property
-    def apart(self) -> bool:
-        """Whether it is asked apart from the conversation and leaves no trace in it."""
-        return self.row.alone or self.standing.apart
-
-
-@dataclass(frozen=True, slots=True)
-class _Lost:
-    """A try that did not answer its row."""
-
-    attempt: Attempt
-    error: RowError
-    """What the row's error would be if this was the last try."""
-    final: bool = False
-    """Whether it was, whatever the retries."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Won:
-    """A try that did."""
-
-    reply: Reply
-    latency_s: float
+    def alone(self) -> bool:
+        return self.sample or self.long
 
 
 class Lane:
@@ -102,76 +95,125 @@ class Lane:
     """
 
     def __init__(self, number: int, shared: Shared, load: LoadSpec) -> None:
-        self._number = number
+        self.number = number
         self._s = shared
         self._load = load
 
-    async def run_segment(self, segment: int, first: int, last: int, model: str | None, plan: Plan) -> None:
+    async def run_segment(
+        self, segment: int, first: int, last: int, model: str | None, plan: Plan, anchors: tuple[Turn, ...]
+    ) -> None:
         """Answer the rows of a segment that have no end yet.
 
         Raises:
             Stopping: the service stops; the rest is for the next start.
             JobError: the job cannot go on.
         """
-        conversation = Conversation()
+        s = self._s
+        conversation = Conversation(anchors)
         if first < last:  # a row alone has nothing before it
-            conversation = await rebuild(self._s.store, self._s.asker, segment)
+            conversation = await rebuild(s.store, s.asker, segment, plan, anchors, s.turns.of)
         after = first
-        while after <= last and (rows := await self._s.store.pending(after, last, model, _CHUNK)):
+        while after <= last and (rows := await s.store.pending(after, last, model, _CHUNK)):
             for row in rows:
-                conversation = await self._row(row, conversation, segment, row.ordinal - first, plan)
+                place = _Place(segment, row.ordinal - first, plan)
+                conversation = await self._row(row, conversation, place)
                 after = row.ordinal + 1
 
-    async def _row(
-        self, row: StoredRow, conversation: Conversation, segment: int, place: int, plan: Plan
-    ) -> Conversation:
+    async def run_sample(self, row: StoredRow, segment: int, place: int, plan: Plan) -> None:
+        """Answer a row alone, beforehand; the row itself goes on unless it fails."""
+        await self._row(row, Conversation(), _Place(segment, place, plan, sample=True))
+
+    async def run_long(self, row: StoredRow, segment: int, place: int, plan: Plan) -> None:
+        """Answer a row alone that is too long for the job's window; the larger one is loaded."""
+        await self._row(row, Conversation(), _Place(segment, place, plan, long=True))
+
+    async def _row(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
         """Ask until the row has its end; what stands in the conversation afterwards."""
-        s = self._s
+        s, plan = self._s, place.plan
         attempts = list(row.attempts)
-        lost: _Lost | None = None
+        lost: Lost | None = None
         try:
             ask = s.asker.ask(row.fields)
             while True:
                 standing = standing_of(attempts, s.retries)
                 if standing.over is not None or (lost is not None and lost.final):
-                    raise _end(standing.over, lost, len(attempts))
-                bare = row.alone or standing.apart or standing.bare
-                prompt = prepare(conversation, ask, plan, self._load.num_ctx, bare=bare)
-                this = _Try(len(attempts) + 1, row, ask, prompt, standing)
-                outcome = await self._ask(this, conversation)
-                if isinstance(outcome, _Won):
-                    answer, turn = _record(this, outcome, conversation, plan, segment, place)
-                    s.store.answered(answer)
-                    s.tally.ok()
-                    return (
-                        conversation if this.apart else _extended(conversation, prompt, turn, outcome.reply)
-                    )
+                    raise end_of(standing.over, lost, len(attempts))
+                bare = row.alone or standing.apart or standing.bare or place.alone
+                known = [a.bare_tokens for a in attempts if a.bare_tokens is not None]
+                prompt = prepare(
+                    conversation,
+                    ask,
+                    plan if not place.long else replace(plan, window=None),
+                    self._load.num_ctx,
+                    bare=bare,
+                    bare_tokens=min(known, default=None),
+                )
+                # Without the anchors it would break what all rows of the job have in common.
+                apart = row.alone or standing.apart or place.alone
+                apart = apart or bool(conversation.anchors and not prompt.anchors)
+                this = Try(len(attempts) + 1, row, ask, prompt, standing, conversation, apart)
+                outcome = await self._ask(this, plan)
+                if isinstance(outcome, Won):
+                    return self._won(this, outcome, place)
                 lost = outcome
                 attempts.append(lost.attempt)
         except RowError as error:
-            details = dict(error.details)
-            if error.answer is not None:
-                details["answer"] = error.answer
-            s.store.failed(Failed(row.ordinal, error.code, error.message, len(attempts), details))
-            s.tally.failed(error.code, error.message)
+            self._lost(row, error, len(attempts), place)
             return conversation
+        finally:
+            s.row_ended()
 
-    async def _ask(self, this: _Try, conversation: Conversation) -> _Won | _Lost:
+    def _won(self, this: Try, won: Won, place: _Place) -> Conversation:
+        s, reply = self._s, won.reply
+        answer = record(this, won, place.plan, place.segment, place.place)
+        if place.sample:
+            s.store.sampled(answer)
+        else:
+            s.store.answered(answer)
+            s.tally.ok()
+        if this.apart:
+            return this.conversation
+        row = replace(this.row, logprob=reply.logprob)
+        turn = s.turns.of(row, this.ask.own, reply.text, answer.turn_tokens)
+        return extended(
+            this.conversation,
+            this.prompt.tail,
+            turn,
+            place.plan,
+            reply.prompt_tokens,
+            reply.completion_tokens,
+        )
+
+    def _lost(self, row: StoredRow, error: RowError, tries: int, place: _Place) -> None:
+        s = self._s
+        details = dict(error.details)
+        tokens = details.get("prompt_tokens")
+        if error.code == "context_overflow" and s.defers and not place.long and isinstance(tokens, int):
+            s.store.defer(row.ordinal, tokens + int(str(details.get("num_predict") or 0)))
+            return
+        if error.answer is not None:
+            details["answer"] = error.answer
+        s.store.failed(Failed(row.ordinal, error.code, error.message, tries, details))
+        s.tally.failed(error.code, error.message)
+
+    async def _ask(self, this: Try, plan: Plan) -> Won | Lost:
         """Send one request and judge what comes back."""
         s = self._s
         ordinal, number = this.row.ordinal, this.number
-        async with s.gate.through(exclusive=this.standing.exclusive):
+        async with s.gate.through(exclusive=this.standing.exclusive) as place:
             await s.store.begin(ordinal, number)
             try:
-                won = await self._send(this)
-                check_reply(won.reply, this.prompt, conversation)
+                won = await self._send(this, place)
+                check_reply(won.reply, this.prompt, this.conversation)
                 s.checks.of(this.ask.format).check(won.reply.text)
             except RowError as error:
                 # The server did its work, but what it gave is no answer.
                 s.gate.went_well()
                 s.tally.reset_streak()
+                if error.code == "prompt_truncated":
+                    s.watch.cut(ordinal, error.message)
                 s.store.end(ordinal, number, error.code, error.message, counted=True)
-                return _Lost(Attempt(error.code, counted=True), error)
+                return Lost(Attempt(error.code, counted=True), error)
             except BackendError as error:
                 failure = error
             except BaseException:
@@ -182,13 +224,15 @@ class Lane:
                 s.gate.went_well()
                 s.tally.reset_streak()
                 return won
-        return await self._server_failed(this, failure)
+        return await self._server_failed(this, failure, plan)
 
-    async def _send(self, this: _Try) -> _Won:
+    async def _send(self, this: Try, place: Pass) -> Won:
         s = self._s
         sampling = dict(this.ask.sampling)
         if this.standing.repairs:
+            # At temperature 0 another seed alone would give the same answer again.
             sampling["seed"] = int(sampling.get("seed") or 0) + this.standing.repairs
+            sampling["temperature"] = max(float(sampling.get("temperature") or 0.0), s.repair_temperature)
         request = ChatRequest(
             load=self._load,
             messages=this.prompt.messages,
@@ -197,20 +241,26 @@ class Lane:
             format=this.ask.format,
             think=this.ask.think,
             timeout_s=s.patience.bound_s,
-            slot=self._number,
+            slot=self.number,
+            logprobs=s.turns.logprobs,
         )
-        with s.progress.pulse.wait(request.timeout_s * 2 + _GRACE_S):
+        front = this.prompt.messages[: this.prompt.front] if not this.row.alone else ()
+        branches = not this.prompt.appended
+        with s.progress.pulse.wait(request.timeout_s * 3 + _GRACE_S):
+            await s.watch.before(self.number, front, branches=branches)
             if not this.prompt.fits:
                 await self._measure(this, request)
+            cold = s.watch.take_cold()
             began = s.clock.monotonic()
             reply = await s.backend.chat(request)
             latency_s = s.clock.monotonic() - began
+            reloaded = await s.watch.after(self.number, reply, this.row.ordinal, branches=branches)
             if looks_halved(reply, this.prompt) and not await self._counts_more(request, reply):
                 raise cut_error(reply, this.prompt)
         s.patience.saw(latency_s)
-        return _Won(reply, latency_s)
+        return Won(reply, latency_s, solo=place.solo, cold=cold or reloaded)
 
-    async def _measure(self, this: _Try, request: ChatRequest) -> None:
+    async def _measure(self, this: Try, request: ChatRequest) -> None:
         """The bound says that the prompt may not fit: have it counted before an answer is asked for.
 
         Where the server cannot count without evaluating, the prompt is sent with an answer of one token; it
@@ -239,12 +289,20 @@ class Lane:
             return True  # it refuses what is too long, so it cuts nothing
         return (again.prompt_tokens or 0) > (reply.prompt_tokens or 0) + _MORE_TOKENS
 
-    async def _server_failed(self, this: _Try, error: BackendError) -> _Lost:
+    async def _server_failed(self, this: Try, error: BackendError, plan: Plan) -> Lost:
         """The request gave no answer: do what the table of failures says."""
         s, gate = self._s, self._s.gate
         code = error.code
         policy = POLICIES[code]
-        s.store.end(this.row.ordinal, this.number, code, error.message, counted=policy.counts)
+        bare_tokens = bare_tokens_of(error, this, plan)
+        s.store.end(
+            this.row.ordinal,
+            this.number,
+            code,
+            error.message,
+            counted=policy.counts,
+            bare_tokens=bare_tokens,
+        )
         final, message = False, error.message
         details: dict[str, object] = {}
         try:
@@ -261,8 +319,8 @@ class Lane:
                 case Then.END_JOB:
                     raise error
                 case Then.SHRINK:
-                    final = not this.prompt.turns
-                    message, details = _too_long(error, this)
+                    final = this.prompt.alone
+                    message, details = too_long(error, this)
                 case Then.REPAIR:
                     s.tally.reset_streak()
                 case Then.RETRY:
@@ -276,99 +334,22 @@ class Lane:
             # The request itself, or what was to bring the server back: a model may be gone by then.
             if s.refusal_ends_job:
                 raise JobError(refused.message, mend=refused.mend, code=refused.code) from refused
-            return _Lost(
+            return Lost(
                 Attempt(code, counted=policy.counts),
                 RowError(refused.code, refused.message, details={"mend": refused.mend}),
                 final=True,
             )
-        return _Lost(
-            Attempt(code, counted=policy.counts), RowError(code, message, details=details), final=final
+        return Lost(
+            Attempt(code, counted=policy.counts, bare_tokens=bare_tokens),
+            RowError(code, message, details=details),
+            final=final,
         )
 
     async def _reload(self) -> None:
-        await self._s.backend.load(self._load)
+        self._s.watch.loaded(await self._s.backend.load(self._load))
 
     async def _generate(self) -> None:
         """A real generation: a server can look well and yet answer nothing."""
-        await self._s.backend.load(self._load)
+        await self._reload()
         request = ChatRequest(self._load, (Message("user", "Say OK."),), num_predict=2, timeout_s=120.0)
         await self._s.backend.chat(request)
-
-
-def _record(
-    this: _Try, won: _Won, conversation: Conversation, plan: Plan, segment: int, place: int
-) -> tuple[Answered, Turn]:
-    """The answer as the ledger keeps it, and as it stands in the conversation."""
-    ask, prompt, reply = this.ask, this.prompt, won.reply
-    answer = Message("assistant", reply.text)
-    own_tokens: int | None = None
-    if prompt.appended and conversation.used is not None and reply.prompt_tokens is not None:
-        own_tokens = max(1, reply.prompt_tokens - conversation.used)
-    tokens = bound(plan, ask.own) if own_tokens is None else own_tokens
-    tokens += bound(plan, (answer,)) if reply.completion_tokens is None else reply.completion_tokens
-    record = Answered(
-        ordinal=this.row.ordinal,
-        answer=reply.text,
-        thinking=reply.thinking,
-        finish=reply.finish,
-        segment=segment,
-        place=place,
-        sight=prompt.sight,
-        aside=this.apart,
-        trimmed=prompt.trimmed,
-        plan_version=plan.version,
-        turn_tokens=tokens,
-        own_bytes=message_bytes(ask.own),
-        own_tokens=own_tokens,
-        prompt_tokens=reply.prompt_tokens,
-        cached_tokens=reply.cached_tokens,
-        completion_tokens=reply.completion_tokens,
-        load_s=reply.load_s,
-        prompt_s=reply.prompt_s,
-        eval_s=reply.eval_s,
-        latency_s=won.latency_s,
-        attempts=this.number,
-    )
-    return record, Turn(this.row.ordinal, (*ask.own, answer), tokens)
-
-
-def _extended(conversation: Conversation, prompt: Prompt, turn: Turn, reply: Reply) -> Conversation:
-    known = reply.prompt_tokens is not None and reply.completion_tokens is not None
-    return Conversation(
-        turns=(*prompt.turns, turn),
-        used=(reply.prompt_tokens or 0) + (reply.completion_tokens or 0) if known else None,
-        last_prompt=reply.prompt_tokens,
-        prefix_seen=reply.prompt_tokens if not conversation.turns else conversation.prefix_seen,
-    )
-
-
-def _too_long(error: BackendError, this: _Try) -> tuple[str, dict[str, object]]:
-    """What a person needs to know to make the row fit."""
-    budget = this.prompt.budget
-    tokens = error.prompt_tokens if isinstance(error, ContextOverflow) else None
-    sizes: dict[str, object] = {
-        "prompt_tokens": tokens,
-        "num_predict": budget.num_predict,
-        "num_ctx": budget.num_ctx,
-    }
-    length = "is too long" if tokens is None else f"has {tokens:,} tokens"
-    message = (
-        f"the prompt {length}: num_ctx {budget.num_ctx:,} less {budget.num_predict:,} for the answer leaves "
-        f"room for {budget.room:,}. Shorten the row, or set a larger options.num_ctx."
-    )
-    return message, sizes
-
-
-def _end(over: str | None, lost: _Lost | None, tried: int) -> RowError:
-    """The row's error after its last try."""
-    if over == "server_died":
-        message = f"the model's process died each time this row was asked ({tried} tries); it is set aside"
-        return RowError(over, message)
-    if over == "service_died":
-        message = f"the service ended each time this row was in flight ({tried} tries); it is set aside"
-        return RowError(over, message)
-    if lost is not None:
-        return lost.error
-    return RowError(
-        over or "unexpected", f"no usable answer in {tried} tries before the service was restarted"
-    )

@@ -1,17 +1,28 @@
-"""Numbered plans: what is learned while a job runs takes effect at a fixed place, however fast it ran.
+"""Numbered plans: what is learned while a job runs takes effect at a fixed place, and is on disk before.
 
-Learned from the first segments (at least 100 rows), in force from 16 segments on. Both places depend on the
-plan alone, not on lanes, crashes or speed; a lane that gets there early waits for what it is learned from.
+- *Length* (the bound of tokens a byte): learned from the first segments (at least 100 rows), in force from 16
+  segments on; looked at again at twice that place, four times and so on, and raised where denser text came.
+- *Cost* (rows between two trims): learned from the first 64 rows, which one lane answers while the others
+  wait, in force from the next segment on. What is learned are times, so they differ from run to run; the
+  plan that follows from them is written down before it is used, and a resume does not learn again.
+- *Anchors*: chosen before the first segment.
+- *Window*: where the server turns out to hold a smaller one, from the next segment that nobody has begun.
+
+The places depend on the plan alone, not on lanes, crashes or speed; a lane that gets there early waits.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
+from typing import Any
 
+from spoolama.engine.costs import Sample, fit_costs
+from spoolama.engine.marks import best_every
 from spoolama.engine.store import RowStore, Stop
 from spoolama.job.plan import Plan
 
-__all__ = ["Planner"]
+__all__ = ["COST_ROWS", "Planner", "Wanted"]
 
 _LEARN_ROWS = 100
 _FORCE_AFTER = 16
@@ -19,6 +30,18 @@ _SAFETY = 1.25
 """The bound is a quarter above the densest text seen, ..."""
 _LEAST_DENSITY = 0.2
 """... and never below this: English prose has some 0.25 tokens a byte."""
+COST_ROWS = 64
+"""Rows by which costs are learned."""
+_COST_SHARE = 20
+"""They are learned only where these rows are at most one in so many of the job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be learned."""
+
+    density: bool = True
+    costs: bool = False
 
 
 class Planner:
@@ -29,23 +52,38 @@ class Planner:
         first: The plan that the job starts with.
         prefix_bytes: UTF-8 bytes of the shared prefix.
         total: Rows of the job.
-        learn: Whether anything is to be learned.
+        stop: A wish to stop ends every wait.
+        wanted: What is to be learned.
     """
 
     def __init__(
-        self, store: RowStore, first: Plan, *, prefix_bytes: int, total: int, stop: Stop, learn: bool = True
+        self,
+        store: RowStore,
+        first: Plan,
+        *,
+        prefix_bytes: int,
+        total: int,
+        stop: Stop,
+        wanted: Wanted | None = None,
     ) -> None:
         self._store = store
         self._plans = [first]
         self._prefix_bytes = prefix_bytes
         self._stop = stop
+        self._wanted = wanted or Wanted()
+        self._total = total
         rows = first.segment_rows or total or 1
+        self._rows = rows
         self._learn_last = -(-_LEARN_ROWS // rows) - 1
-        """Last segment that is learned from."""
-        self._force_from = self._learn_last + _FORCE_AFTER
-        self._learn_end = (self._learn_last + 1) * rows
-        self._learned = not learn
+        """Last segment that lengths are first learned from."""
+        self._checked = 0
+        """How many times lengths were looked at."""
+        self._cost_from = -(-COST_ROWS // rows)
+        """First segment in which learned costs are in force."""
+        self._costs_known = not self._wanted.costs
+        self._begun = -1
         self._lock = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._moved = asyncio.Event()
 
     async def open(self) -> None:
@@ -53,32 +91,122 @@ class Planner:
         bodies = await self._store.plans()
         if bodies:
             self._plans = [Plan.from_json(body) for body in bodies]
-            self._learned = self._learned or len(self._plans) > 1
         else:
             await self._store.add_plan(self._plans[0].version, self._plans[0].to_json())
+        if not self._costs_known:
+            await self._open_costs()
+
+    async def _open_costs(self) -> None:
+        known = any(plan.marks != "safe" for plan in self._plans)
+        small = self._total < COST_ROWS * _COST_SHARE
+        learned = await self._store.meta("learned")
+        if learned is not None and learned["costs"] is not None and not known:
+            await self._apply(learned["every"])  # the service ended between the two
+        self._costs_known = known or small or learned is not None
+        if small and not known and self._plans[0].marks == "safe":
+            reason = f"the job has fewer than {COST_ROWS * _COST_SHARE} rows"
+            await self._store.note(learned={"every": self._plans[0].every, "costs": None, "reason": reason})
 
     @property
     def segment_rows(self) -> int:
         """Rows of a segment; a number beyond any job if all rows are one."""
         return self._plans[0].segment_rows or 1 << 61
 
-    def segment_ended(self) -> None:
-        """To be called when a segment ends: somebody may wait for what can now be learned."""
+    @property
+    def latest(self) -> Plan:
+        """The newest version."""
+        return self._plans[-1]
+
+    def moved(self) -> None:
+        """To be called when a row ends: somebody may wait for what can now be learned."""
         self._moved.set()
+
+    async def ready(self, lane: int) -> bool:
+        """To be awaited before a lane takes a segment; False if the service stops.
+
+        Costs can be told from times only while a single lane works, so the others wait for the first one.
+        """
+        return lane == 0 or self._costs_known or await self._locked(self._learn_costs)
 
     async def plan_for(self, segment: int) -> Plan | None:
         """The plan in force for this segment; None if the service stops before it can be known."""
-        if segment >= self._force_from and not self._learned:
-            async with self._lock:
-                if not self._learned and not await self._learn():
-                    return None
+        if segment >= self._cost_from and not self._costs_known and not await self._locked(self._learn_costs):
+            return None
+        while self._wanted.density and segment >= self._look_at:
+            if not await self._locked(lambda: self._learn_density(segment)):
+                return None
+        self._begun = max(self._begun, segment)
         return next(plan for plan in reversed(self._plans) if plan.from_segment <= segment)
 
-    async def _learn(self) -> bool:
+    async def anchor(self, ordinals: tuple[int, ...]) -> None:
+        """These rows stand in front from the first segment on."""
+        await self._add(0, anchors=ordinals)
+
+    async def shrink(self, window: int) -> None:
+        """The server holds a smaller window than was asked for."""
+        if self._plans[-1].window != window:
+            await self._add(self._begun + 1, window=window)
+
+    async def _locked(self, learn: Any) -> bool:
+        async with self._lock:
+            done: bool = await learn()
+            return done
+
+    @property
+    def _look_at(self) -> int:
+        """The segment from which on lengths looked at next are in force."""
+        return self._learn_last + _FORCE_AFTER * (1 << self._checked)
+
+    async def _learn_density(self, segment: int) -> bool:
+        force_from = self._look_at
+        if segment < force_from:
+            return True  # another lane was faster
+        last = force_from - _FORCE_AFTER
+        if not await self._answered((last + 1) * self._rows):
+            return False
+        measured = await self._store.measured_density(last, self._prefix_bytes)
+        if measured is not None:
+            density = max(_LEAST_DENSITY, round(measured[0] * _SAFETY, 3))
+            known = next(p for p in reversed(self._plans) if p.from_segment <= force_from).tokens_per_byte
+            if density > known or (not self._checked and density < known):
+                await self._add(force_from, tokens_per_byte=density)
+        self._checked += 1  # last: other lanes go by it
+        return True
+
+    async def _learn_costs(self) -> bool:
+        if self._costs_known:
+            return True
+        if not await self._answered(COST_ROWS):
+            return False
+        rows = await self._store.solo_costs(COST_ROWS - 1)
+        fit = await asyncio.to_thread(fit_costs, [Sample(*row) for row in rows])
+        means = await self._store.means(COST_ROWS - 1)
+        front = await self._store.first_prompt_tokens(0)
+        plan = self._plans[-1]
+        every, reason = plan.every, fit.reason
+        if fit.model is not None and means is not None:
+            turn, answer = means
+            keep = plan.keep + plan.important
+            prefix = max(0.0, (front or 0) - turn + answer)
+            every = best_every(
+                fit.model, keep=keep, turn_tokens=turn, answer_tokens=answer, prefix_tokens=prefix
+            )
+        costs = None if fit.model is None or means is None else fit.model.to_json()
+        await self._store.note(learned={"every": every, "costs": costs, "reason": reason})
+        if costs is not None:
+            await self._apply(every)
+        self._costs_known = True
+        return True
+
+    async def _apply(self, every: int) -> None:
+        await self._add(self._cost_from, every=every, marks="learned")
+
+    async def _answered(self, rows: int) -> bool:
+        """Wait until the first rows have their end; False if the service stops."""
         while True:
             self._moved.clear()
-            if not await self._store.pending(0, self._learn_end - 1, None, 1):
-                break
+            if not await self._store.pending(0, rows - 1, None, 1):
+                return True
             moved = asyncio.ensure_future(self._moved.wait())
             stop = asyncio.ensure_future(self._stop.wait())
             try:
@@ -88,13 +216,12 @@ class Planner:
                 stop.cancel()
             if self._stop.is_set():
                 return False
-        measured = await self._store.measured_density(self._learn_last, self._prefix_bytes)
-        current = self._plans[-1]
-        if measured is not None:
-            density = max(_LEAST_DENSITY, round(measured[0] * _SAFETY, 3))
-            if density < current.tokens_per_byte:
-                plan = current.next_version(from_segment=self._force_from, tokens_per_byte=density)
-                await self._store.add_plan(plan.version, plan.to_json())
-                self._plans.append(plan)
-        self._learned = True
-        return True
+
+    async def _add(self, from_segment: int, **changes: Any) -> None:
+        """One version more, on disk before it is used."""
+        async with (
+            self._writing
+        ):  # not the lock of the learners: whoever holds that one may be waiting for rows
+            plan = self._plans[-1].next_version(from_segment=from_segment, **changes)
+            await self._store.add_plan(plan.version, plan.to_json())
+            self._plans.append(plan)

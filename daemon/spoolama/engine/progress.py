@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -86,6 +86,8 @@ class Progress:
     phase: str = "starting"
     waiting: bool = False
     failures: dict[str, int] = field(default_factory=dict)
+    on_notice: Callable[[str, str], None] = field(default=lambda _kind, _message: None, repr=False)
+    """Told of what happened to the model: a kind, and a sentence for the log."""
     _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=600), repr=False)
 
     def durable(self, *, ok: int = 0, failed: dict[str, int] | None = None) -> None:

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
 
-from spoolama.backends.base import Backend, LoadedModel, LoadSpec
+from spoolama.backends.base import Backend, LoadedModel, LoadSpec, Message
 from spoolama.clock import Clock
+from spoolama.engine.anchoring import Anchoring
 from spoolama.engine.budget import message_bytes
 from spoolama.engine.checks import AnswerChecks
 from spoolama.engine.gate import Gate, Stopping
+from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane, Shared
+from spoolama.engine.loading import load_model
 from spoolama.engine.patience import Patience
-from spoolama.engine.planner import Planner
+from spoolama.engine.planner import Planner, Wanted
+from spoolama.engine.primer import Primer
 from spoolama.engine.progress import Progress
+from spoolama.engine.second_pass import sort_out
 from spoolama.engine.store import RowStore, Stop
+from spoolama.engine.surprises import Surprises
 from spoolama.engine.tally import Tally
-from spoolama.errors import BackendError, ConfigError, JobError, RequestRefused, SpoolamaError, WrongServer
+from spoolama.engine.turns import Turns
+from spoolama.engine.watch import Watch
+from spoolama.errors import JobError, RowError, SpoolamaError
 from spoolama.job.asking import Asker
 from spoolama.job.plan import first_plan
-from spoolama.job.record import Failed
+from spoolama.job.record import Failed, StoredRow
 from spoolama.job.sidecar import Sidecar
 
 __all__ = ["JobRunner", "RunEnd"]
 
 _AHEAD = 64
-_LOAD_DEATHS = 5
-"""A model whose process dies so often while it loads does not fit or is broken."""
+_EXAMPLES = 16
+"""Rows by which the shared beginning of prompts is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +86,7 @@ class JobRunner:
         self._stop = stop
         self._gate = Gate(clock, progress, stop, limit=lanes, rng=rng)
         self._asker = Asker(sidecar, openai=openai)
+        self._turns = Turns(sidecar, self._asker)
 
     async def run(self) -> RunEnd:
         """Answer every row that has no end yet, or stop when asked to.
@@ -87,32 +97,26 @@ class JobRunner:
         counts = await self._store.counts()
         total = sum(counts.values())
         models = await self._store.models()
+        conversation = self._sidecar.mode == "conversation"
         planner = Planner(
             self._store,
             first_plan(self._sidecar),
             prefix_bytes=message_bytes(self._asker.prefix),
             total=total,
             stop=self._stop,
-            learn=models == [None],
+            wanted=Wanted(
+                density=models == [None],
+                costs=models == [None] and conversation and self._sidecar.trim.learns,
+            ),
         )
         await planner.open()
-        shared = Shared(
-            store=self._store,
-            backend=self._backend,
-            asker=self._asker,
-            checks=AnswerChecks(),
-            gate=self._gate,
-            patience=Patience(self._sidecar.timeout),
-            progress=self._progress,
-            tally=Tally(total, ok=counts["ok"], failed=counts["failed"], max_failed=self._sidecar.max_failed),
-            clock=self._clock,
-            retries=self._sidecar.retries,
-            refusal_ends_job=not self._openai,
-        )
+        tally = Tally(total, ok=counts["ok"], failed=counts["failed"], max_failed=self._sidecar.max_failed)
         waker = asyncio.create_task(self._gate.wake_on_stop(), name="wake waiting lanes")
         try:
             for model in models:
-                await self._run_model(model, planner, shared, total)
+                await self._run_model(model, planner, tally, total)
+            for long_model, sizes in (await self._store.deferred_sizes()).items():
+                await self._run_long(long_model, sizes, planner, tally)
         except Stopping:
             return RunEnd(finished=False)
         finally:
@@ -122,44 +126,139 @@ class JobRunner:
             await self._store.flush()
         return RunEnd(finished=not (await self._store.counts())["pending"])
 
-    async def _run_model(self, model: str | None, planner: Planner, shared: Shared, total: int) -> None:
+    async def _run_model(self, model: str | None, planner: Planner, tally: Tally, total: int) -> None:
         spec = self._asker.load_spec(model or self._sidecar.model, self._lanes)
         try:
-            loaded = await self._load(spec)
+            loaded = await load_model(self._backend, spec, self._gate, self._progress)
         except JobError as error:
             if not self._openai or model is None:
                 raise
-            await self._fail_model(model, shared, total, error)
+            await self._fail_model(model, tally, total, error)
             return
         await self._store.note(model=asdict(loaded), lanes=self._lanes)
-        self._progress.phase = "answering"
-        segments = self._segments(planner, model)
-        lock = asyncio.Lock()
+        shared = await self._shared(spec, loaded, planner, tally, model)
+        anchoring = Anchoring(self._sidecar, self._store, planner, self._turns, total=total)
+        segments = Handout(self._segments(planner, model))
 
-        async def work(number: int) -> None:
-            lane = Lane(number, shared, spec)
-            try:
-                while True:
-                    async with lock:
-                        segment = await anext(segments, None)
-                    if segment is None or self._stop.is_set():
-                        return
-                    plan = await planner.plan_for(segment)
-                    if plan is None:
-                        return
-                    first = segment * planner.segment_rows
-                    last = min(total, first + planner.segment_rows) - 1
-                    await lane.run_segment(segment, first, last, model, plan)
-                    planner.segment_ended()
-            except Stopping:
-                return
+        async def work(lane: Lane) -> None:
+            while await planner.ready(lane.number):
+                segment = await segments.take()
+                if segment is None or self._stop.is_set():
+                    return
+                plan = await planner.plan_for(segment)
+                if plan is None:
+                    return
+                first = segment * planner.segment_rows
+                last = min(total, first + planner.segment_rows) - 1
+                anchors = await anchoring.turns_of(plan)
+                await lane.run_segment(segment, first, last, model, plan, anchors)
+
+        try:
+            if model is None and not self._openai:
+                self._progress.phase = "answering rows of which the anchors are chosen"
+                await anchoring.prepare(lambda sampling: self._in_lanes(shared, spec, sampling))
+            self._progress.phase = "answering"
+            await self._in_lanes(shared, spec, work)
+        finally:
+            await self._note_watch(spec, shared.watch)
+
+    async def _run_long(
+        self, model: str | None, sizes: list[tuple[int, int]], planner: Planner, tally: Tally
+    ) -> None:
+        """The second pass: rows too long for the window, each alone, in one that fits them."""
+        trained = (await self._store.meta("model", {})).get("trained_ctx")
+        rows = sort_out(sizes, trained)
+        spec = self._asker.load_spec(model or self._sidecar.model, min(self._lanes, len(rows.fitting) or 1))
+        for ordinal, tokens in rows.too_long:
+            self._too_long(ordinal, tokens, f"the model's own window has {trained:,}", tally)
+        if not rows.fitting:
+            return
+        spec = replace(spec, num_ctx=rows.window)
+        try:
+            loaded = await load_model(self._backend, spec, self._gate, self._progress)
+        except JobError as error:
+            for ordinal, tokens in sizes:
+                if ordinal in rows.fitting:
+                    why = f"a window of {rows.window:,} cannot be loaded: {error.message}"
+                    self._too_long(ordinal, tokens, why, tally)
+            return
+        await self._store.note(second_pass={"num_ctx": rows.window, "rows": len(rows.fitting)})
+        shared = replace(await self._shared(spec, loaded, planner, tally, model), defers=False)
+        waiting = Handout(self._long_rows(model))
+        size = planner.segment_rows
+
+        async def work(lane: Lane) -> None:
+            while not self._stop.is_set():
+                row = await waiting.take()
+                if row is None:
+                    return
+                await lane.run_long(row, row.ordinal // size, row.ordinal % size, planner.latest)
+
+        self._progress.phase = f"answering {len(rows.fitting)} long rows with a window of {rows.window:,}"
+        try:
+            await self._in_lanes(shared, spec, work)
+        finally:
+            await self._note_watch(spec, shared.watch)
+
+    def _too_long(self, ordinal: int, tokens: int, why: str, tally: Tally) -> None:
+        message = f"prompt and answer may have {tokens:,} tokens; {why}. Shorten the row."
+        self._store.failed(Failed(ordinal, "context_overflow", message, 1, {"tokens": tokens}))
+        tally.failed("context_overflow", message)
+
+    async def _shared(
+        self, spec: LoadSpec, loaded: LoadedModel, planner: Planner, tally: Tally, model: str | None
+    ) -> Shared:
+        """What the lanes have in common while this model is loaded."""
+        primer = Primer(
+            self._backend,
+            spec,
+            mode=self._sidecar.prime,
+            sliding=loaded.sliding_window is not None,
+            rows=await self._some_rows(model),
+        )
+        surprises = Surprises(self._backend, spec, loaded)
+        return Shared(
+            store=self._store,
+            backend=self._backend,
+            asker=self._asker,
+            checks=AnswerChecks(),
+            gate=self._gate,
+            patience=Patience(self._sidecar.timeout),
+            progress=self._progress,
+            tally=tally,
+            clock=self._clock,
+            retries=self._sidecar.retries,
+            turns=self._turns,
+            watch=Watch(surprises, primer, self._progress, planner.shrink),
+            row_ended=planner.moved,
+            defers=self._sidecar.long_rows == "second_pass",
+            repair_temperature=self._sidecar.repair.temperature,
+            refusal_ends_job=not self._openai,
+        )
+
+    async def _some_rows(self, model: str | None) -> list[tuple[Message, ...]]:
+        """Own messages of a few rows, by which the primer finds what all of them share."""
+        found: list[tuple[Message, ...]] = []
+        for row in await self._store.pending(0, 1 << 61, model, _EXAMPLES):
+            with contextlib.suppress(RowError):
+                found.append(self._asker.ask(row.fields).own)
+        return found
+
+    async def _in_lanes(
+        self, shared: Shared, spec: LoadSpec, work: Callable[[Lane], Awaitable[None]]
+    ) -> None:
+        """Run this in every lane at once."""
+
+        async def run(lane: Lane) -> None:
+            with contextlib.suppress(Stopping):
+                await work(lane)
 
         began, waited = self._clock.monotonic(), self._gate.waited_s
         ended: SpoolamaError | None = None
         try:
             async with asyncio.TaskGroup() as lanes:
-                for number in range(self._lanes):
-                    lanes.create_task(work(number), name=f"lane {number}")
+                for number in range(max(1, spec.slots)):
+                    lanes.create_task(run(Lane(number, shared, spec)), name=f"lane {number}")
         except* SpoolamaError as group:
             # Raised below: before Python 3.11.4 what is raised here would come out wrapped in a group.
             ended = _first(group)
@@ -171,6 +270,12 @@ class JobRunner:
         if self._stop.is_set():
             raise Stopping
 
+    async def _note_watch(self, spec: LoadSpec, watch: Watch) -> None:
+        notes = await self._store.meta("watch", [])
+        await self._store.note(
+            watch=[*notes, {"model": spec.model, "num_ctx": spec.num_ctx, **watch.notes()}]
+        )
+
     async def _segments(self, planner: Planner, model: str | None) -> AsyncIterator[int]:
         after = -1
         while found := await self._store.pending_segments(after, planner.segment_rows, model, _AHEAD):
@@ -178,43 +283,20 @@ class JobRunner:
                 yield segment
             after = found[-1]
 
-    async def _load(self, spec: LoadSpec) -> LoadedModel:
-        """Load the model, waiting for the server as long as it takes."""
-        self._progress.phase = f"loading {spec.model}"
-        loaded: list[LoadedModel] = []
+    async def _long_rows(self, model: str | None) -> AsyncIterator[StoredRow]:
+        after = -1
+        while found := await self._store.deferred(model, after, _AHEAD):
+            for row in found:
+                yield row
+            after = found[-1].ordinal
 
-        async def attempt() -> None:
-            loaded.append(await self._backend.load(spec))
-
-        try:
-            try:
-                with self._progress.pulse.wait(900.0):
-                    await attempt()
-            except RequestRefused:
-                raise
-            except BackendError as error:
-                await self._gate.recover(error.message, attempt, patience=_LOAD_DEATHS)
-        except WrongServer as error:
-            raise ConfigError(f"{error.message}. {error.mend}") from error
-        except RequestRefused as error:
-            raise JobError(error.message, mend=error.mend, code=error.code) from error
-        except BackendError as error:
-            raise JobError(
-                f"{spec.model} cannot be loaded: {error.message}",
-                mend="Free memory on the server, take a smaller model or a smaller num_ctx.",
-                code=error.code,
-            ) from error
-        if not loaded:
-            raise Stopping
-        return loaded[-1]
-
-    async def _fail_model(self, model: str, shared: Shared, total: int, error: JobError) -> None:
+    async def _fail_model(self, model: str, tally: Tally, total: int, error: JobError) -> None:
         """An OpenAI line's own model is not to be had: that is the error of its rows, not of the job."""
         while rows := await self._store.pending(0, total, model, 256):
             for row in rows:
                 message = f"{error.message} {error.mend}".strip()
                 self._store.failed(Failed(row.ordinal, "request_refused", message, len(row.attempts)))
-                shared.tally.failed("request_refused", message)
+                tally.failed("request_refused", message)
 
 
 def _first(group: BaseExceptionGroup[SpoolamaError]) -> SpoolamaError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from spoolama.job.record import Answered, Failed, Ranges, StoredRow
@@ -55,6 +55,30 @@ class RowStore(Protocol):
         """The answered conversation rows in these ranges."""
         ...
 
+    async def deferred(self, model: str | None, after: int, limit: int) -> list[StoredRow]:
+        """The next rows that were found too long for the window, beyond an ordinal."""
+        ...
+
+    async def deferred_sizes(self) -> dict[str | None, list[tuple[int, int]]]:
+        """By model: (ordinal, tokens) of the rows that were found too long for the window."""
+        ...
+
+    async def samples(self) -> list[StoredRow]:
+        """The rows that were answered alone beforehand, with those answers."""
+        ...
+
+    async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """The first row of each id."""
+        ...
+
+    async def solo_costs(self, last: int) -> list[tuple[int, int, int, float, float]]:
+        """(Evaluated, cached, answered tokens, seconds of each) of requests that ran alone, up to a row."""
+        ...
+
+    async def means(self, last: int) -> tuple[float, float] | None:
+        """(Tokens of a row's turn, tokens of its answer), on average over rows up to an ordinal."""
+        ...
+
     async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
         """(Most tokens beyond the overhead per byte, rows measured), up to a segment."""
         ...
@@ -63,12 +87,33 @@ class RowStore(Protocol):
         """Mark a try before it is sent."""
         ...
 
-    def end(self, ordinal: int, number: int, code: str, message: str, *, counted: bool) -> None:
+    def end(
+        self,
+        ordinal: int,
+        number: int,
+        code: str,
+        message: str,
+        *,
+        counted: bool,
+        bare_tokens: int | None = None,
+    ) -> None:
         """Note how a try failed; the row goes on."""
         ...
 
     def answered(self, answer: Answered) -> None:
         """The row's end: its answer."""
+        ...
+
+    def sampled(self, answer: Answered) -> None:
+        """An answer given alone beforehand; the row itself goes on."""
+        ...
+
+    def settle(self, ordinal: int) -> None:
+        """The row's answer given alone is its end."""
+        ...
+
+    def defer(self, ordinal: int, tokens: int) -> None:
+        """The row is too long for the window: it is for the second pass."""
         ...
 
     def failed(self, failure: Failed) -> None:
@@ -89,6 +134,10 @@ class RowStore(Protocol):
 
     async def add(self, key: str, amount: float) -> None:
         """Add to a noted number."""
+        ...
+
+    async def meta(self, key: str, default: Any = None) -> Any:
+        """What was noted under this key."""
         ...
 
     async def note(self, **values: Any) -> None:

@@ -33,17 +33,31 @@ class Plan:
     segment_rows: int
     """Rows of one conversation; 1: each row alone; 0: all rows of the job."""
     strategy: str
-    """What a trim keeps: `reset` or `window`."""
-    high: float
-    """A trim is due when the prompt would pass this share of the room."""
-    low: float
-    """`window`: the latest rows that fit this share of the room are kept."""
-    keep: int | None
-    """`window`: at most this many rows are kept; None: no such bound."""
-    tokens_per_byte: float
+    """What a trim keeps: a name in `engine/trimming.STRATEGIES`."""
+    high: float = 0.75
+    """A trim is due in any case when the prompt would pass this share of the room."""
+    low: float = 0.375
+    """A trim keeps no more rows than fit this share of the room."""
+    every: int = 0
+    """A trim is due when so many rows were added since the last one; 0: tokens alone decide."""
+    keep: int = 0
+    """Rows that a trim keeps at most."""
+    important: int = 0
+    """`hybrid`: how many of the kept rows are chosen by score."""
+    score: str | None = None
+    """What makes a row important."""
+    tokens: int | None = None
+    """`budget`: tokens of earlier rows at most."""
+    anchors: tuple[int, ...] = ()
+    """0-based ordinals of the rows that stand right behind the prefix, in their order there."""
+    marks: str = "fixed"
+    """Where `every` comes from: `fixed` by the sidecar, `safe` where nothing is learned, or `learned`."""
+    tokens_per_byte: float = _SAFE_TOKENS_PER_BYTE
     """Upper bound used for the length of a text nobody has counted yet."""
-    overhead_tokens: int
+    overhead_tokens: int = _OVERHEAD_TOKENS
     """Tokens of the chat template around one message, upper bound."""
+    window: int | None = None
+    """Window in tokens, where the server turned out to hold a smaller one than was asked for."""
 
     def next_version(self, *, from_segment: int, **changes: Any) -> Plan:
         """The same plan with changes, one version on, in force from `from_segment`."""
@@ -51,7 +65,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "anchors": list(self.anchors)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
@@ -65,7 +79,7 @@ class Plan:
             raise ValueError(
                 f"not a plan: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}"
             )
-        return cls(**data)
+        return cls(**{**data, "anchors": tuple(data["anchors"])})
 
 
 def first_plan(sidecar: Sidecar) -> Plan:
@@ -76,14 +90,18 @@ def first_plan(sidecar: Sidecar) -> Plan:
         rows = 0
     else:
         rows = sidecar.segment
+    trim = sidecar.trim
     return Plan(
         version=1,
         from_segment=0,
         segment_rows=rows,
-        strategy=sidecar.trim.strategy,
-        high=sidecar.trim.high,
-        low=sidecar.trim.low,
-        keep=sidecar.trim.keep,
-        tokens_per_byte=_SAFE_TOKENS_PER_BYTE,
-        overhead_tokens=_OVERHEAD_TOKENS,
+        strategy=trim.strategy,
+        high=trim.high,
+        low=trim.low,
+        every=trim.every_rows,
+        keep=trim.keep_rows,
+        important=trim.important or 0,
+        score=trim.score,
+        tokens=trim.tokens,
+        marks="safe" if trim.learns else "fixed",
     )

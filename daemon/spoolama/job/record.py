@@ -31,6 +31,8 @@ class Attempt:
     """Class of failure; `open` if the service died while it was in flight."""
     counted: bool
     """Whether it uses up one of the row's tries."""
+    bare_tokens: int | None = None
+    """What the row would take behind the bare prefix, at most, where the server's refusal told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class StoredRow:
     """Rows it was answered in sight of."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    logprob: float | None = None
+    """Mean log probability of the answer's tokens, where it was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,13 @@ class Answered:
     attempts: int
     """Requests sent for this row, this one included."""
     thinking: str | None = None
+    solo: bool = False
+    """No other request of ours was in flight while it was answered, so that its times are its own."""
+    cold: bool = False
+    """The first request after the model was loaded: nothing of it can have come from a cache."""
+    logprob: float | None = None
+    num_ctx: int | None = None
+    """The window it was answered in."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["LOAD_TIME_OPTIONS", "Example", "Expect", "Options", "Sidecar", "Trim"]
+from spoolama.job.trim import Trim
+
+__all__ = ["LOAD_TIME_OPTIONS", "Example", "Expect", "Options", "Repair", "Sidecar", "Trim"]
 
 LOAD_TIME_OPTIONS = ("num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
 """Options besides `num_ctx` that fix a loaded model: a change of one of them is a reload."""
@@ -67,29 +69,14 @@ class Options(_Model):
         return self
 
 
-class Trim(_Model):
-    """How a conversation is kept inside its window."""
+class Repair(_Model):
+    """How a row is asked again whose answer was cut, empty or against the schema."""
 
-    strategy: Literal["reset", "window"] = Field(
-        "reset",
-        description="reset: start again from the shared prefix. window: keep the latest rows.",
-    )
-    high: float = Field(
-        0.75, gt=0, le=1, description="Trim when the prompt would pass this share of the room."
-    )
-    low: float = Field(
-        0.375,
+    temperature: float = Field(
+        0.3,
         ge=0,
-        lt=1,
-        description="window: keep as many of the latest rows as fit this share of the room.",
+        description="At least this temperature, with another seed each time: at 0 a seed changes nothing.",
     )
-    keep: int | None = Field(None, ge=1, description="window: keep at most this many rows at a trim.")
-
-    @model_validator(mode="after")
-    def _marks_in_order(self) -> Trim:
-        if self.low >= self.high:
-            raise ValueError(f"low {self.low} must be below high {self.high}")
-        return self
 
 
 class Sidecar(_Model):
@@ -121,6 +108,19 @@ class Sidecar(_Model):
     )
     trim: Trim = Field(
         default_factory=Trim, description="What is dropped when a conversation grows too long."
+    )
+    prime: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Have the shared prefix evaluated alone in each slot first. auto: where that is measured "
+        "to pay, as on models with sliding-window attention.",
+    )
+    long_rows: Literal["fail", "second_pass"] = Field(
+        "fail",
+        description="Rows too long for num_ctx. fail: their error, with the sizes. second_pass: "
+        "they are answered at the end, each alone, with the model loaded once more with a window that fits.",
+    )
+    repair: Repair = Field(
+        default_factory=Repair, description="How a row is asked again whose answer cannot be used."
     )
     segment: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         200, description="Rows of one conversation before a new one starts from the shared prefix, or `all`."

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from spoolama.errors import Problem, SidecarError
 from spoolama.job.prompt import PromptTemplate, TemplateProblem
 from spoolama.job.schema_check import schema_problems
-from spoolama.job.sidecar import Example, Expect, Options, Sidecar, Trim
+from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim
 from spoolama.job.sidecar_words import EXPECTED, NOT_YET, NOT_YET_STRATEGIES
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
 
@@ -23,6 +23,7 @@ _MODELS: dict[str, type[BaseModel]] = {
     "examples[]": Example,
     "options": Options,
     "trim": Trim,
+    "repair": Repair,
     "expect": Expect,
 }
 

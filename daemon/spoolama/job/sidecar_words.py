@@ -44,11 +44,22 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
         "{type: object, properties: {score: {type: integer}}, required: [score]}",
     ),
     "think": ("true, false, low, medium, high or max", "false"),
-    "trim": ("a mapping with strategy", "{strategy: window, high: 0.75, low: 0.4}"),
-    "trim.strategy": ("reset or window", "reset"),
+    "trim": ("a mapping with strategy", "{strategy: window, keep: 20}"),
+    "trim.strategy": ("reset, window, anchors, important, hybrid or budget", "anchors"),
+    "trim.every": ("a whole number of rows from 1, or auto", "20"),
+    "trim.keep": ("a whole number of rows from 1", "20"),
+    "trim.anchors": ("a whole number of rows from 1 to 24", "6"),
+    "trim.choose": ("spread, important, or a list of row ids", "spread"),
+    "trim.choose[]": ("a row's id", "17"),
+    "trim.important": ("a whole number of rows from 1", "6"),
+    "trim.score": ("spread, uncertain, or an expression, as a text", "answer.score"),
+    "trim.tokens": ("a whole number of tokens from 1", "1500"),
     "trim.high": ("a share above 0 and up to 1", "0.75"),
     "trim.low": ("a share from 0 and below 1", "0.375"),
-    "trim.keep": ("a whole number of rows from 1", "20"),
+    "prime": ("auto, always or never", "auto"),
+    "long_rows": ("fail or second_pass", "second_pass"),
+    "repair": ("a mapping with temperature", "{temperature: 0.3}"),
+    "repair.temperature": ("a number from 0", "0.3"),
     "segment": ("a whole number of rows from 1, or all", "200"),
     "lanes": ("a whole number from 1 to 256", "4"),
     "gold": (_COLUMN, "human_rating"),
@@ -67,23 +78,13 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
 
 NOT_YET: Mapping[str, str] = {
     "audit": "leave it out; to compare, drop the job a second time with mode: isolated",
-    "long_rows": "leave it out; raise options.num_ctx so that the longest row fits",
     "vram": "leave it out; lower options.num_ctx or lanes if memory is short",
     "on_collapse": "leave it out; watch the spread of answers with spoolama analyze",
-    "trim.anchors": "put the fixed turns under examples",
-    "trim.tail": "leave it out, or use strategy: window with keep",
-    "trim.important": "use strategy: window",
-    "trim.budget": "use high and low",
     "trim.pilot": "leave it out",
 }
 """Keys of later versions, and what to do until then."""
 
 NOT_YET_STRATEGIES: Mapping[str, str] = {
-    "anchors": "put the fixed turns under examples and use strategy: reset",
-    "important": "use strategy: window",
-    "importance": "use strategy: window",
-    "hybrid": "use strategy: window",
-    "budget": "use strategy: reset or window with high and low",
     "auto": "use strategy: reset, or mode: isolated to be safe",
 }
 """Trimming strategies of later versions, and what to use until then."""

@@ -1,6 +1,6 @@
 """metrics.json: what a job did and cost, and beside every number how it was measured.
 
-A number that nobody measured is null, and its `how` says why. Nothing here is estimated.
+A number that nobody measured is null, and its `how` says why. The one estimate has it in its name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from spoolama import __version__
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.agreement import Agreement, Spread
+from spoolama.report.conduct import conduct_metrics
 from spoolama.report.tally import Tally
 from spoolama.spool.ledger_read import LedgerReader, Totals
 
@@ -62,6 +63,7 @@ def job_metrics(
     _rows(metrics, tally, totals)
     _tokens(metrics, tally, totals)
     _context(metrics, ledger, tally, totals, sidecar.options.num_ctx)
+    conduct_metrics(metrics.put, ledger, sidecar)
     _speed(metrics, ledger, tally, totals)
     _model(metrics, ledger)
     _answers(metrics, tally.answers.spread(), agreement)
@@ -214,7 +216,7 @@ def _speed(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Totals)
         )
     put("latency_max_s", tally.max_latency_s, "the longest of them", missing="no row was answered")
     put("eta_s", None, "seconds to the end", missing="the job has ended")
-    put("reloads", totals.reloads, "replies that waited over 1 s for the model, but for the first of all")
+    put("reloads", totals.reloads, "replies that waited over 0.1 s for the model, but for the first of all")
     put("lanes", ledger.meta("lanes"), "requests that were sent at once at most", missing="not noted")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from spoolama.clock import Clock
@@ -65,7 +66,12 @@ class Working:
                 await queue.changed.wait()
                 continue
             # No await between the choice and this: a command must find the job either waiting or running.
-            progress = Progress(item.job.name, self._clock, Pulse(self._clock))
+            progress = Progress(
+                item.job.name,
+                self._clock,
+                Pulse(self._clock),
+                on_notice=partial(_say_notice, item.job.name),
+            )
             running = Running(item, progress, StopSignal())
             item.standing = "running"
             self._state.running, self._state.pulses["job"] = running, progress.pulse
@@ -135,3 +141,7 @@ class Working:
             code="service_defect",
         )
         await reject(self._state, self._executor, item, error)
+
+
+def _say_notice(job: str, kind: str, message: str) -> None:
+    say("model.surprise", job=job, kind=kind, notice=message)

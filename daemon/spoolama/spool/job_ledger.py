@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from spoolama.clock import Clock
-from spoolama.job.record import Answered, Attempt, Failed, Ranges, StoredRow
-from spoolama.job.row import Row, digest_of
+from spoolama.job.record import Answered, Failed, Ranges, StoredRow
 from spoolama.spool.ledger import Durable, LedgerThread
+from spoolama.spool.ledger_learning import LearningLedger
+from spoolama.spool.ledger_rows import (
+    NewRow,
+    insert_answer,
+    insert_failure,
+    insert_row,
+    stored_row,
+    stored_rows,
+    tries_of,
+)
 
 __all__ = ["JobLedger", "NewRow"]
 
 
-@dataclass(frozen=True, slots=True)
-class NewRow:
-    """A row as the intake hands it over."""
-
-    row: Row
-    id: str | None
-    """Its name; with `unique`, the only one of this name in the job."""
-    unique: bool
-
-
-_ANSWERED = [field.name for field in dataclasses.fields(Answered)]
-_INSERT_RESULT = f"INSERT INTO results ({', '.join(_ANSWERED)}, at) VALUES (:{', :'.join(_ANSWERED)}, :at)"  # noqa: S608 - names of our own class
-_STORED = """
-SELECT r.ordinal, r.line, r.id, r.fields, r.model, r.alone, r.state,
-       a.answer, a.turn_tokens, a.sight, a.prompt_tokens, a.completion_tokens
-FROM rows r LEFT JOIN results a USING (ordinal)
-"""
-
-
-class JobLedger:
+class JobLedger(LearningLedger):
     """A job's ledger, open for writing.
 
     Args:
@@ -99,7 +87,10 @@ class JobLedger:
     async def begin_intake(self) -> None:
         """Forget a half-read input; nothing was asked of it yet."""
         await self._thread.do(
-            lambda db: [db.execute(f"DELETE FROM {t}") for t in ("rows", "failures", "attempts", "results")]  # noqa: S608 - constants
+            lambda db: [
+                db.execute(f"DELETE FROM {t}")  # noqa: S608 - constants
+                for t in ("rows", "failures", "attempts", "results", "samples")
+            ]
         )
 
     async def take_in(self, rows: Sequence[NewRow]) -> None:
@@ -108,7 +99,7 @@ class JobLedger:
 
         def run(db: sqlite3.Connection) -> None:
             for new in rows:
-                _insert(db, new, now)
+                insert_row(db, new, now)
 
         await self._thread.do(run)
 
@@ -161,7 +152,8 @@ class JobLedger:
             lambda db: [
                 m
                 for (m,) in db.execute(
-                    "SELECT model FROM rows WHERE state='pending' GROUP BY model ORDER BY min(ordinal)"
+                    "SELECT model FROM rows WHERE state='pending' AND deferred IS NULL"
+                    " GROUP BY model ORDER BY min(ordinal)"
                 )
             ]
         )
@@ -176,7 +168,8 @@ class JobLedger:
             start = (after + 1) * segment_rows
             while len(found) < limit:
                 row = db.execute(
-                    "SELECT ordinal FROM rows WHERE state='pending' AND ordinal >= ? AND model IS ?"
+                    "SELECT ordinal FROM rows WHERE state='pending' AND deferred IS NULL AND ordinal >= ?"
+                    " AND model IS ?"
                     " ORDER BY ordinal LIMIT 1",
                     (start, model),
                 ).fetchone()
@@ -193,19 +186,12 @@ class JobLedger:
 
         def run(db: sqlite3.Connection) -> list[StoredRow]:
             rows = db.execute(
-                _STORED + " WHERE r.state='pending' AND r.ordinal BETWEEN ? AND ? AND r.model IS ?"
-                " ORDER BY r.ordinal LIMIT ?",
+                stored_rows() + " WHERE r.state='pending' AND r.deferred IS NULL"
+                " AND r.ordinal BETWEEN ? AND ? AND r.model IS ? ORDER BY r.ordinal LIMIT ?",
                 (first, last, model, limit),
             ).fetchall()
-            tries: dict[int, list[Attempt]] = {}
-            if rows:
-                for ordinal, code, counted in db.execute(
-                    "SELECT ordinal, code, counted FROM attempts WHERE ordinal BETWEEN ? AND ?"
-                    " ORDER BY ordinal, number",
-                    (rows[0][0], rows[-1][0]),
-                ):
-                    tries.setdefault(ordinal, []).append(Attempt(code, bool(counted)))
-            return [_stored(row, tuple(tries.get(row[0], ()))) for row in rows]
+            tries = tries_of(db, rows[0][0], rows[-1][0]) if rows else {}
+            return [stored_row(row, tuple(tries.get(row[0], ()))) for row in rows]
 
         return await self._thread.do(run)
 
@@ -214,9 +200,10 @@ class JobLedger:
 
         def run(db: sqlite3.Connection) -> StoredRow | None:
             row = db.execute(
-                _STORED + " WHERE a.segment=? AND NOT a.aside ORDER BY r.ordinal DESC LIMIT 1", (segment,)
+                stored_rows() + " WHERE a.segment=? AND NOT a.aside ORDER BY r.ordinal DESC LIMIT 1",
+                (segment,),
             ).fetchone()
-            return None if row is None else _stored(row, ())
+            return None if row is None else stored_row(row)
 
         return await self._thread.do(run)
 
@@ -237,32 +224,14 @@ class JobLedger:
 
         def run(db: sqlite3.Connection) -> list[StoredRow]:
             return [
-                _stored(row, ())
+                stored_row(row)
                 for first, last in ranges
                 for row in db.execute(
-                    _STORED + " WHERE r.state='ok' AND NOT a.aside AND r.ordinal BETWEEN ? AND ?"
+                    stored_rows() + " WHERE r.state='ok' AND NOT a.aside AND r.ordinal BETWEEN ? AND ?"
                     " ORDER BY r.ordinal",
                     (first, last),
                 )
             ]
-
-        return await self._thread.do(run)
-
-    async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
-        """(Most tokens beyond 16 a message per UTF-8 byte, rows measured), over the first segments.
-
-        A row's own text where two counts allow it, else its whole prompt behind the bare prefix.
-        """
-
-        def run(db: sqlite3.Connection) -> tuple[float, int] | None:
-            row = db.execute(
-                "SELECT max(CASE WHEN own_tokens IS NOT NULL THEN (own_tokens - 16.0) / max(own_bytes, 1)"
-                "  ELSE (prompt_tokens - 32.0) / max(own_bytes + ?, 1) END), count(*) FROM results"
-                " WHERE segment <= ? AND prompt_tokens IS NOT NULL"
-                " AND (own_tokens IS NOT NULL OR sight = '[]')",
-                (prefix_bytes, last_segment),
-            ).fetchone()
-            return None if row[0] is None else (row[0], row[1])
 
         return await self._thread.do(run)
 
@@ -278,12 +247,22 @@ class JobLedger:
             )
         )
 
-    def end(self, ordinal: int, number: int, code: str, message: str, *, counted: bool) -> None:
+    def end(
+        self,
+        ordinal: int,
+        number: int,
+        code: str,
+        message: str,
+        *,
+        counted: bool,
+        bare_tokens: int | None = None,
+    ) -> None:
         """Note how a try failed; the row goes on."""
         self._thread.post(
             lambda db: db.execute(
-                "UPDATE attempts SET code=?, message=?, counted=? WHERE ordinal=? AND number=?",
-                (code, message, counted, ordinal, number),
+                "UPDATE attempts SET code=?, message=?, counted=?, bare_tokens=?"
+                " WHERE ordinal=? AND number=?",
+                (code, message, counted, bare_tokens, ordinal, number),
             )
         )
 
@@ -292,8 +271,7 @@ class JobLedger:
         at = self._clock.time()
 
         def run(db: sqlite3.Connection) -> None:
-            values = {name: getattr(answer, name) for name in _ANSWERED}
-            db.execute(_INSERT_RESULT, {**values, "sight": json.dumps(answer.sight), "at": at})
+            insert_answer(db, "results", answer, at)
             db.execute("UPDATE rows SET state='ok' WHERE ordinal=?", (answer.ordinal,))
             db.execute("DELETE FROM attempts WHERE ordinal=?", (answer.ordinal,))
 
@@ -304,7 +282,7 @@ class JobLedger:
         at = self._clock.time()
 
         def run(db: sqlite3.Connection) -> None:
-            _fail(db, failure, at)
+            insert_failure(db, failure, at)
             db.execute("UPDATE rows SET state='failed' WHERE ordinal=?", (failure.ordinal,))
 
         self._thread.post(run, failed=failure.code)
@@ -329,43 +307,3 @@ class JobLedger:
         await self._thread.do(
             lambda db: db.execute("INSERT INTO plan VALUES (?, ?)", (version, text)), sync=True
         )
-
-
-def _insert(db: sqlite3.Connection, new: NewRow, now: float) -> None:
-    row = new.row
-    fault = row.fault
-    readable = row.fields is not None
-    values = [
-        row.ordinal, row.line, new.id, new.id if new.unique and fault is None else None, digest_of(row.raw),
-        json.dumps(row.fields, ensure_ascii=False) if readable else None, None if readable else row.raw,
-        row.model, row.shape, 0, "pending" if fault is None else "failed",
-    ]  # fmt: skip
-    sql = "INSERT OR IGNORE INTO rows VALUES (?,?,?,?,?,?,?,?,?,?,?)"
-    code, message = (fault.code, fault.message) if fault else ("", "")
-    if db.execute(sql, values).rowcount == 0:
-        first = db.execute("SELECT line FROM rows WHERE unique_id=?", (new.id,)).fetchone()[0]
-        code, message = "duplicate_id", f"id {new.id!r} was already used on line {first}"
-        values[3], values[10] = None, "failed"
-        db.execute(sql, values)
-    if code:
-        _fail(db, Failed(row.ordinal, code, message, 0), now)
-
-
-def _fail(db: sqlite3.Connection, failure: Failed, at: float) -> None:
-    db.execute(
-        "INSERT INTO failures VALUES (?,?,?,?,?,?)",
-        (
-            failure.ordinal, failure.code, failure.message,
-            json.dumps(dict(failure.details), ensure_ascii=False), failure.attempts, at,
-        ),
-    )  # fmt: skip
-
-
-def _stored(row: Iterable[Any], attempts: tuple[Attempt, ...]) -> StoredRow:
-    ordinal, line, name, fields, model, alone, state, answer, turn_tokens, sight, prompt, completion = row
-    return StoredRow(
-        ordinal=ordinal, line=line, id=name, fields={} if fields is None else json.loads(fields), model=model,
-        alone=bool(alone), state=state, attempts=attempts, answer=answer, turn_tokens=turn_tokens or 0,
-        sight=tuple((a, b) for a, b in json.loads(sight)) if sight else (), prompt_tokens=prompt,
-        completion_tokens=completion,
-    )  # fmt: skip

@@ -62,7 +62,7 @@ class Totals:
     retries: int
     """Requests beyond each row's first, failed rows included."""
     reloads: int
-    """Replies that waited over a second for the model, but for the first of all."""
+    """Replies that waited over 0.1 s for the model, but for the first of all."""
     prompt_s: float
     eval_s: float
     latency_s: float
@@ -161,13 +161,13 @@ class LedgerReader:
         row = self._db.execute(
             "SELECT sum(prompt_tokens), count(prompt_tokens), sum(cached_tokens), count(cached_tokens),"
             " sum(completion_tokens), count(completion_tokens), coalesce(sum(attempts), 0), count(*),"
-            " coalesce(sum(load_s > 1.0), 0), coalesce(sum(prompt_s), 0.0), coalesce(sum(eval_s), 0.0),"
+            " coalesce(sum(load_s > 0.1), 0), coalesce(sum(prompt_s), 0.0), coalesce(sum(eval_s), 0.0),"
             " coalesce(sum(latency_s), 0.0), max(prompt_tokens), coalesce(sum(trimmed), 0) FROM results"
         ).fetchone()
         failed = self._db.execute(
             "SELECT coalesce(sum(attempts), 0), coalesce(sum(attempts > 0), 0) FROM failures"
         ).fetchone()
-        first = self._db.execute("SELECT load_s > 1.0 FROM results ORDER BY at LIMIT 1").fetchone()
+        first = self._db.execute("SELECT load_s > 0.1 FROM results ORDER BY at LIMIT 1").fetchone()
         return Totals(
             prompt_tokens=row[0],
             prompt_rows=row[1],
@@ -184,6 +184,44 @@ class LedgerReader:
             max_prompt_tokens=row[12],
             trims=row[13],
         )
+
+    def token_bound(self) -> dict[str, Any] | None:
+        """How the bound of a text's tokens held against the server's counts; None if nothing was counted."""
+        rows, exceeded, bound, counted = 0, 0, 0.0, 0
+        for plan in self.plans():
+            density, overhead = plan["tokens_per_byte"], plan["overhead_tokens"]
+            found = self._db.execute(
+                "SELECT count(*), coalesce(sum(own_tokens > own_bytes * ?1 + 1 + ?2), 0),"
+                " coalesce(sum(own_bytes * ?1 + 1 + ?2), 0), coalesce(sum(own_tokens), 0) FROM results"
+                " WHERE own_tokens IS NOT NULL AND plan_version = ?3",
+                (density, overhead, plan["version"]),
+            ).fetchone()
+            rows, exceeded = rows + found[0], exceeded + found[1]
+            bound, counted = bound + found[2], counted + found[3]
+        if not rows:
+            return None
+        newest = self.plans()[-1]["tokens_per_byte"]
+        return {
+            "tokens_per_byte": newest,
+            "rows": rows,
+            "over": round(bound / max(1, counted), 3),
+            "exceeded": exceeded,
+        }
+
+    def estimated_cached(self) -> int | None:
+        """Cached tokens by an estimate, where the server does not count them; None without a rate."""
+        counted = self._db.execute("SELECT count(cached_tokens) FROM results").fetchone()[0]
+        cold = self._db.execute(
+            "SELECT sum(prompt_tokens) / sum(prompt_s) FROM results WHERE cold AND solo AND prompt_s > 0"
+        ).fetchone()[0]
+        if counted or cold is None:
+            return None
+        found = self._db.execute(
+            "SELECT sum(max(0, prompt_tokens - prompt_s * ?)) FROM results"
+            " WHERE solo AND prompt_tokens IS NOT NULL AND prompt_s IS NOT NULL",
+            (cold,),
+        ).fetchone()[0]
+        return None if found is None else round(found)
 
     def percentile(
         self, column: Literal["latency_s", "prompt_tokens", "completion_tokens"], q: float

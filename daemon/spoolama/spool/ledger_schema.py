@@ -14,8 +14,17 @@ from spoolama.errors import DiskFailed, DiskFull, LedgerError, SpoolamaError
 
 __all__ = ["FORMAT", "ledger_error", "open_reader", "open_writer"]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the tables; a ledger of another version is refused."""
+
+_RESULT_COLUMNS = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
+  segment INTEGER NOT NULL, place INTEGER NOT NULL, sight TEXT NOT NULL, aside INTEGER NOT NULL,
+  trimmed INTEGER NOT NULL, plan_version INTEGER NOT NULL, turn_tokens INTEGER NOT NULL,
+  own_bytes INTEGER NOT NULL, own_tokens INTEGER,
+  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
+  load_s REAL, prompt_s REAL, eval_s REAL, latency_s REAL NOT NULL,
+  attempts INTEGER NOT NULL, solo INTEGER NOT NULL, cold INTEGER NOT NULL, logprob REAL, num_ctx INTEGER,
+  at REAL NOT NULL"""
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -31,29 +40,28 @@ CREATE TABLE rows (
   model TEXT,
   shape TEXT,
   alone INTEGER NOT NULL DEFAULT 0,
-  state TEXT NOT NULL             -- pending, ok, failed, skipped
+  state TEXT NOT NULL,            -- pending, ok, failed, skipped
+  deferred INTEGER                -- pending, too long for the window: tokens of prompt and answer
 ) STRICT;
-CREATE INDEX rows_pending ON rows (ordinal) WHERE state = 'pending';
+CREATE INDEX rows_pending ON rows (ordinal) WHERE state = 'pending' AND deferred IS NULL;
+CREATE INDEX rows_deferred ON rows (ordinal) WHERE state = 'pending' AND deferred IS NOT NULL;
 CREATE TABLE results (
-  ordinal INTEGER PRIMARY KEY, answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
-  segment INTEGER NOT NULL, place INTEGER NOT NULL, sight TEXT NOT NULL, aside INTEGER NOT NULL,
-  trimmed INTEGER NOT NULL, plan_version INTEGER NOT NULL, turn_tokens INTEGER NOT NULL,
-  own_bytes INTEGER NOT NULL, own_tokens INTEGER,
-  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
-  load_s REAL, prompt_s REAL, eval_s REAL, latency_s REAL NOT NULL,
-  attempts INTEGER NOT NULL, at REAL NOT NULL
+  ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
 ) STRICT;
 CREATE INDEX results_segment ON results (segment, ordinal);  -- what a segment goes on from, at any size
+CREATE TABLE samples (            -- rows answered alone beforehand, of which the anchors are chosen
+  ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
+) STRICT;
 CREATE TABLE failures (
   ordinal INTEGER PRIMARY KEY, code TEXT NOT NULL, message TEXT NOT NULL, details TEXT NOT NULL,
   attempts INTEGER NOT NULL, at REAL NOT NULL
 ) STRICT;
 CREATE TABLE attempts (
   ordinal INTEGER NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL,
-  code TEXT NOT NULL DEFAULT 'open', message TEXT, counted INTEGER NOT NULL DEFAULT 1,
+  code TEXT NOT NULL DEFAULT 'open', message TEXT, counted INTEGER NOT NULL DEFAULT 1, bare_tokens INTEGER,
   PRIMARY KEY (ordinal, number)
 ) STRICT, WITHOUT ROWID;
-"""
+""".replace("RESULT_COLUMNS", _RESULT_COLUMNS)
 
 
 def open_writer(path: Path) -> sqlite3.Connection:

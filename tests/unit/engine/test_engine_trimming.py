@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolama.backends.base import Message
+from spoolama.engine.anchors import candidates, choose
 from spoolama.engine.budget import Budget
 from spoolama.engine.conversation import Conversation, prepare
+from spoolama.engine.spread import Choice, best, spread
 from spoolama.engine.trimming import STRATEGIES, Turn, trimmer_of
 from spoolama.job.asking import Ask
 from spoolama.job.plan import Plan
@@ -15,15 +18,36 @@ from spoolama.job.plan import Plan
 sizes = st.lists(st.integers(1, 400), min_size=1, max_size=60)
 
 
-def plan(strategy: str, high: float, low: float, keep: int | None) -> Plan:
+def plan(strategy: str, high: float, low: float, keep: int, every: int, important: int) -> Plan:
     """A plan with these marks."""
-    return Plan(1, 0, 200, strategy, high, low, keep, 1.0, 16)
+    score = {0: None, 1: "spread", 2: "uncertain"}[every % 3]
+    tokens = 50 * every if strategy == "budget" and every % 2 else None
+    return Plan(
+        1,
+        0,
+        200,
+        strategy,
+        high,
+        low,
+        every=every,
+        keep=keep,
+        important=important,
+        score=score,
+        tokens=tokens,
+    )
 
 
-def turns_of(tokens: list[int]) -> tuple[Turn, ...]:
-    """One turn a number, each of a user's and an assistant's message."""
+def turns_of(tokens: list[int], first: int = 0) -> tuple[Turn, ...]:
+    """One turn a number, each of a user's and an assistant's message, with one of three labels."""
     return tuple(
-        Turn(i, (Message("user", f"u{i}"), Message("assistant", f"a{i}")), n) for i, n in enumerate(tokens)
+        Turn(
+            first + i,
+            (Message("user", f"u{i}"), Message("assistant", f"a{i}")),
+            n,
+            label="abc"[n % 3],
+            score=n % 7,
+        )
+        for i, n in enumerate(tokens)
     )
 
 
@@ -32,43 +56,119 @@ plans = st.builds(
     st.sampled_from(sorted(STRATEGIES)),
     st.floats(0.5, 1.0),
     st.floats(0.05, 0.45),
-    st.none() | st.integers(1, 30),
+    st.integers(1, 30),
+    st.integers(0, 30),
+    st.integers(0, 8),
 )
 
 
 @given(plans, sizes, st.integers(256, 4096), st.integers(0, 300), st.integers(1, 300))
-def test_a_trim_frees_something_and_keeps_the_latest_turns_whole(
+def test_a_trim_frees_something_and_keeps_whole_turns_in_order(
     rules: Plan, tokens: list[int], num_ctx: int, prefix: int, own: int
 ) -> None:
-    """What is kept is a proper end of what was there; the same input gives the same output."""
+    """What is kept is fewer, whole, in order and below the low mark; the same input gives the same output."""
     turns = turns_of(tokens)
     budget = Budget(num_ctx, 32, prefix, own)
     kept = trimmer_of(rules).trim(turns, budget)
     assert len(kept) < len(turns)
-    assert kept == turns[len(turns) - len(kept) :]
+    assert set(kept) <= set(turns)
+    assert [t.ordinal for t in kept] == sorted({t.ordinal for t in kept})
     assert kept == trimmer_of(rules).trim(turns, budget)
     if kept:
         assert prefix + own + sum(t.tokens for t in kept) <= budget.room * rules.low
-        assert rules.keep is None or len(kept) <= rules.keep
+    if rules.strategy in ("window", "important", "hybrid"):
+        assert len(kept) <= rules.keep + rules.important
 
 
-@given(plans, sizes, st.integers(300, 3000), st.text(max_size=200), st.text(max_size=200))
-def test_a_prepared_prompt_keeps_prefix_pairs_and_order_and_stays_in_its_window(
-    rules: Plan, tokens: list[int], num_ctx: int, system: str, text: str
+@given(plans, sizes, st.integers(256, 100_000), st.integers(1, 300))
+def test_a_trim_that_is_due_makes_itself_undue(
+    rules: Plan, tokens: list[int], num_ctx: int, own: int
 ) -> None:
-    """Prefix, whole pairs in order, then the row; never over budget unless it says so."""
+    """Trims are rare: right after one, none is due by rows or tokens."""
+    turns = turns_of(tokens)
+    trimmer = trimmer_of(rules)
+    if not trimmer.due(turns):
+        return
+    kept = trimmer.trim(turns, Budget(num_ctx, 32, 0, own))
+    assert not trimmer.due(kept)
+
+
+@given(
+    plans,
+    sizes,
+    st.lists(st.integers(1, 200), max_size=6),
+    st.integers(300, 3000),
+    st.text(max_size=200),
+    st.text(max_size=200),
+)
+def test_a_prepared_prompt_keeps_prefix_anchors_pairs_and_order_and_stays_in_its_window(
+    rules: Plan, tokens: list[int], fixed: list[int], num_ctx: int, system: str, text: str
+) -> None:
+    """Prefix, all anchors or none, whole pairs in order, then the row; over budget only if it says so."""
     ask = Ask((Message("system", system),), (Message("user", text),), 32, {}, None, None)
+    anchors = turns_of(fixed, 1000)
     conversation = Conversation(
-        turns_of(tokens), used=sum(tokens) + 50, last_prompt=sum(tokens), prefix_seen=60
+        anchors, turns_of(tokens), used=sum(tokens) + 50, last_prompt=sum(tokens), front_seen=60 + sum(fixed)
     )
     prompt = prepare(conversation, ask, rules, num_ctx)
     assert prompt.messages[0] == ask.prefix[0]
     assert prompt.messages[-1] == ask.own[0]
-    assert [m.role for m in prompt.messages[1:-1]] == ["user", "assistant"] * len(prompt.turns)
-    ordinals = [t.ordinal for t in prompt.turns]
+    assert prompt.anchors in (anchors, ())
+    assert prompt.messages[1 : prompt.front] == tuple(m for t in prompt.anchors for m in t.messages)
+    assert [m.role for m in prompt.messages[1:-1]] == ["user", "assistant"] * len(
+        prompt.anchors + prompt.tail
+    )
+    ordinals = [t.ordinal for t in prompt.tail]
     assert ordinals == sorted(ordinals)
-    if prompt.turns:
+    if prompt.tail:
         assert prompt.tokens <= prompt.budget.room * rules.high
+        assert not trimmer_of(rules).due(prompt.tail)
     if prompt.fits:
         assert prompt.tokens + 32 < num_ctx
-    assert prompt.trimmed == (len(prompt.turns) < len(tokens))
+    assert prompt.trimmed == (len(prompt.tail) < len(tokens))
+    assert prompt.alone == (not prompt.anchors and not prompt.tail)
+
+
+@pytest.mark.parametrize(
+    ("labels", "number", "chosen"),
+    [
+        ("aaaabaaac", 3, "abc"),
+        ("aaaaaa", 2, "aa"),
+        ("ab", 5, "ab"),
+        (["1", "2", "3", "4", "50", "6", "7"], 3, ["1", "4", "50"]),
+        (["x", "1", "2", "3"], 2, None),
+    ],
+)
+def test_a_spread_choice_has_as_many_different_answers_as_there_are(
+    labels: list[str] | str, number: int, chosen: list[str] | str | None
+) -> None:
+    """Labels in turn, the rarest first; numbers at even distances over their ranks."""
+    places = spread([Choice(i, label) for i, label in enumerate(labels)], number)
+    assert places == sorted(set(places))
+    assert len(places) == min(number, len(labels))
+    if chosen is not None:
+        assert sorted(labels[place] for place in places) == sorted(chosen)
+
+
+def test_the_best_are_those_with_the_highest_scores_and_among_equals_the_latest() -> None:
+    """Scores decide, not labels."""
+    choices = [Choice(i, "same", score) for i, score in enumerate((1.0, 5.0, 1.0, 3.0, 1.0))]
+    assert best(choices, 3) == [1, 3, 4]
+
+
+def test_candidates_are_spread_over_the_file_and_the_seed_decides() -> None:
+    """One of each equal part, the same for the same seed."""
+    found = candidates(2400, 24, 7)
+    assert [n // 100 for n in found] == list(range(24))
+    assert found == candidates(2400, 24, 7)
+    assert found != candidates(2400, 24, 8)
+    assert candidates(3, 24, 7) == [0, 1, 2]
+
+
+def test_the_order_of_anchors_is_seeded() -> None:
+    """The same rows in an order that the seed decides."""
+    rows = [Choice(i, "ab"[i % 2]) for i in range(24)]
+    one, other = choose(rows, 6, "spread", 1), choose(rows, 6, "spread", 2)
+    assert sorted(one) == sorted(other)
+    assert one != other
+    assert one == choose(rows, 6, "spread", 1)

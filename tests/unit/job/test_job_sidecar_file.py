@@ -14,6 +14,7 @@ from spoolama.errors import SidecarError
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.sidecar_file import _MODELS, load_sidecar, parse_sidecar, sidecar_schema
 from spoolama.job.sidecar_words import EXPECTED
+from spoolama.job.trim import STRATEGY_KEYS
 
 FULL = """\
 model: gemma3:12b
@@ -143,14 +144,14 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
             id="template in quotes",
         ),
         pytest.param(
-            OK + "audit: 50\nlong_rows: second\ntrim: {strategy: anchors, anchors: 10, tail: 2}\n",
+            OK + "audit: 50\nvram: {high: 0.9}\ntrim: {strategy: auto, pilot: 10}\n",
             [
                 (3, 1, "audit", "this key is not available yet in this version",
                  "leave it out; to compare, drop the job a second time with mode: isolated"),
-                (4, 1, "long_rows", "this key is not available yet in this version",
-                 "leave it out; raise options.num_ctx so that the longest row fits"),
-                (5, 8, "trim.strategy", "anchors is not available yet in this version",
-                 "put the fixed turns under examples and use strategy: reset"),
+                (4, 1, "vram", "this key is not available yet in this version",
+                 "leave it out; lower options.num_ctx or lanes if memory is short"),
+                (5, 8, "trim.strategy", "auto is not available yet in this version",
+                 "use strategy: reset, or mode: isolated to be safe"),
             ],
             id="not yet",
         ),
@@ -291,14 +292,23 @@ def test_every_key_says_what_it_expects_with_an_example_that_holds() -> None:
     text = "".join(
         f"{key}: {example}\n" for key, example in top.items() if key not in ("options", "trim", "expect")
     )
+    inner_of_trim: list[tuple[str, str]] = []
     for group in ("options", "trim", "expect"):
         inner = [
             (k.split(".")[1], e)
             for k, (_, e) in EXPECTED.items()
             if k.startswith(group + ".") and "[" not in k
         ]
-        text += f"{group}:\n" + "".join(f"  {key}: {example}\n" for key, example in inner)
+        if group == "trim":
+            inner_of_trim = inner
+        if group != "trim":
+            text += f"{group}:\n" + "".join(f"  {key}: {example}\n" for key, example in inner)
     assert parse_sidecar(text, "a.yaml")
+    # Not every key of `trim` goes with every strategy.
+    for strategy, fitting in STRATEGY_KEYS.items():
+        own = [(k, e) for k, e in inner_of_trim if k in fitting | {"high"} and k != "important"]
+        lines = [f"  {k}: {e}" for k, e in [("strategy", strategy), *own]]
+        assert parse_sidecar(OK + "trim:\n" + "\n".join(lines) + "\n", "a.yaml")
 
 
 def test_the_published_schema_is_current_and_takes_what_the_code_takes() -> None:

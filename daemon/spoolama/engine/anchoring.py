@@ -1,0 +1,143 @@
+"""The phase before the first segment: rows answered alone, of which the anchors are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from spoolama.engine.anchors import candidates, choose
+from spoolama.engine.handout import Handout
+from spoolama.engine.lane import Lane
+from spoolama.engine.planner import Planner
+from spoolama.engine.spread import Choice
+from spoolama.engine.store import RowStore
+from spoolama.engine.trimming import Turn
+from spoolama.engine.turns import Turns
+from spoolama.errors import JobError
+from spoolama.job.plan import Plan
+from spoolama.job.record import StoredRow
+from spoolama.job.sidecar import Sidecar
+from spoolama.job.trim import CANDIDATES
+
+__all__ = ["Anchoring"]
+
+_MOST_OF_THE_ROOM = 0.5
+"""Anchors take no more than this share of the room for prompts."""
+
+RunLanes = Callable[[Callable[[Lane], Awaitable[None]]], Awaitable[None]]
+"""Runs a piece of work in every lane at once."""
+
+
+class Anchoring:
+    """Chooses the anchors of a job, and makes their turns.
+
+    Args:
+        sidecar: How many, and how they are chosen.
+        store: Keeps the answers given alone.
+        planner: Writes down what was chosen.
+        turns: Makes the turns.
+        total: Rows of the job.
+    """
+
+    def __init__(
+        self, sidecar: Sidecar, store: RowStore, planner: Planner, turns: Turns, *, total: int
+    ) -> None:
+        self._trim = sidecar.trim
+        self._options = sidecar.options
+        self._wanted = 0 if sidecar.mode == "isolated" else sidecar.trim.anchor_rows
+        self._store = store
+        self._planner = planner
+        self._turns = turns
+        self._total = total
+        self._made: dict[int, tuple[Turn, ...]] = {}
+
+    async def prepare(self, run: RunLanes) -> None:
+        """Have the candidates answered, choose, and write the plan; nothing if that was done before.
+
+        Raises:
+            JobError: the sidecar names rows that are not there.
+        """
+        if not self._wanted:
+            return
+        if not self._planner.latest.anchors:
+            asked = await self._candidates()
+            await self._answer(asked, run)
+            await self._choose(asked)
+        await self._settle()
+
+    async def turns_of(self, plan: Plan) -> tuple[Turn, ...]:
+        """The turns that stand in front under this plan."""
+        if not plan.anchors:
+            return ()
+        if plan.version not in self._made:
+            rows = {row.ordinal: row for row in await self._store.samples()}
+            self._made[plan.version] = tuple(
+                self._turns.anchor(rows[ordinal], plan) for ordinal in plan.anchors
+            )
+        return self._made[plan.version]
+
+    async def _candidates(self) -> list[int]:
+        named = self._trim.choose
+        if not isinstance(named, tuple):
+            return candidates(self._total, CANDIDATES, self._options.seed)
+        ids = [str(name) for name in named]
+        found = await self._store.ordinals_of(ids)
+        if missing := [name for name in ids if name not in found]:
+            raise JobError(
+                f"trim.choose names rows that the file does not have: {', '.join(missing)}",
+                mend="Name rows by the column that `id` says, or by their number from 1.",
+                code="anchor_missing",
+            )
+        return [found[name] for name in ids]
+
+    async def _answer(self, ordinals: list[int], run: RunLanes) -> None:
+        done = {row.ordinal for row in await self._store.samples()}
+        waiting = Handout(self._rows([ordinal for ordinal in ordinals if ordinal not in done]))
+        rows = self._planner.segment_rows
+        plan = self._planner.latest
+
+        async def work(lane: Lane) -> None:
+            while (row := await waiting.take()) is not None:
+                await lane.run_sample(row, row.ordinal // rows, row.ordinal % rows, plan)
+
+        await run(work)
+
+    async def _rows(self, ordinals: list[int]) -> AsyncIterator[StoredRow]:
+        for ordinal in ordinals:
+            for row in await self._store.pending(ordinal, ordinal, None, 1):
+                if not row.alone:
+                    yield row
+
+    async def _choose(self, asked: list[int]) -> None:
+        trim = self._trim
+        rows = {row.ordinal: row for row in await self._store.samples() if row.ordinal in set(asked)}
+        if isinstance(trim.choose, tuple):
+            chosen = [ordinal for ordinal in asked if ordinal in rows]
+        else:
+            choices = [
+                Choice(row.ordinal, self._turns.label(row.answer or ""), self._score(row))
+                for row in rows.values()
+            ]
+            chosen = choose(choices, self._wanted, trim.choose or "spread", self._options.seed)
+        plan = self._planner.latest
+        left = _MOST_OF_THE_ROOM * (self._options.num_ctx - self._options.num_predict)
+        fitting: list[int] = []
+        for ordinal in chosen:
+            row = rows[ordinal]
+            tokens = self._turns.anchor(row, plan).tokens
+            if row.prompt_tokens is not None and row.completion_tokens is not None:
+                tokens = min(tokens, row.prompt_tokens + row.completion_tokens)
+            if tokens <= left:
+                left -= tokens
+                fitting.append(ordinal)
+        if fitting:
+            await self._planner.anchor(tuple(fitting))
+
+    def _score(self, row: StoredRow) -> float:
+        return self._turns.score(row, row.answer or "", row.logprob)
+
+    async def _settle(self) -> None:
+        """An anchor is not asked again: in its place it would be judged in sight of itself."""
+        anchors = set(self._planner.latest.anchors)
+        for row in await self._store.samples():
+            if row.ordinal in anchors and row.state == "pending":
+                self._store.settle(row.ordinal)

@@ -1,0 +1,77 @@
+"""Turns of a conversation: a row and its answer, with what a trim looks at."""
+
+from __future__ import annotations
+
+import json
+
+from spoolama.backends.base import Message
+from spoolama.engine.budget import bound
+from spoolama.engine.trimming import Turn
+from spoolama.job.answer import label_of
+from spoolama.job.asking import Asker
+from spoolama.job.gold import gold_answer
+from spoolama.job.plan import Plan
+from spoolama.job.record import StoredRow
+from spoolama.job.score import score_of
+from spoolama.job.sidecar import Sidecar
+from spoolama.job.strict_json import BadJson, parse_json
+from spoolama.job.trim import BUILT_IN_SCORES
+
+__all__ = ["Turns"]
+
+
+class Turns:
+    """Makes turns, by the sidecar of a job.
+
+    Args:
+        sidecar: Says what of an answer is its label, and how rows are scored.
+        asker: Renders the rows' own messages.
+    """
+
+    def __init__(self, sidecar: Sidecar, asker: Asker) -> None:
+        self._sidecar = sidecar
+        self._asker = asker
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether log probabilities are needed."""
+        return self._sidecar.trim.score == "uncertain"
+
+    def of(self, row: StoredRow, own: tuple[Message, ...], answer: str, tokens: int) -> Turn:
+        """The turn of an answered row."""
+        return Turn(
+            row.ordinal,
+            (*own, Message("assistant", answer)),
+            tokens,
+            self.label(answer),
+            self.score(row, answer, row.logprob),
+        )
+
+    def anchor(self, row: StoredRow, plan: Plan) -> Turn:
+        """The turn of a row that was answered alone; with its gold answer, where there is one."""
+        own = self._asker.ask(row.fields).own
+        text = gold_answer(self._sidecar, row.fields, row.answer or "")
+        answer = Message("assistant", row.answer or "" if text is None else text)
+        tokens = bound(plan, (*own, answer))
+        return Turn(row.ordinal, (*own, answer), tokens, self.label(answer.content))
+
+    def label(self, answer: str) -> str:
+        """What of an answer counts for the spread."""
+        parsed: object | None = None
+        if self._sidecar.format is not None:
+            try:
+                parsed = parse_json(answer)
+            except BadJson:
+                parsed = None
+        label = label_of(parsed, answer, self._sidecar.answer_key)
+        return json.dumps(parsed, sort_keys=True) if label is None else label
+
+    def score(self, row: StoredRow, answer: str, logprob: float | None) -> float:
+        """How important a row is, by the sidecar's score."""
+        score = self._sidecar.trim.score
+        if score is None or score == "spread":
+            return 0.0
+        if score == "uncertain":
+            return -(logprob or 0.0)
+        assert score not in BUILT_IN_SCORES
+        return score_of(score, row.fields, answer)

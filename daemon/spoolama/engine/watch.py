@@ -1,0 +1,90 @@
+"""A loaded model as the lanes see it: whether it was loaded again, and whether its slots hold the prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+from spoolama.backends.base import LoadedModel, Message, Reply
+from spoolama.engine.primer import Primer
+from spoolama.engine.progress import Progress
+from spoolama.engine.surprises import Surprise, Surprises
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Looks at every request and reply of one load of a model.
+
+    Args:
+        surprises: Notices what others do to the model.
+        primer: Keeps the shared prefix in the slots.
+        progress: Where to say it.
+        shrink: Called with a smaller window than was asked for.
+    """
+
+    def __init__(
+        self,
+        surprises: Surprises,
+        primer: Primer,
+        progress: Progress,
+        shrink: Callable[[int], Awaitable[None]],
+    ) -> None:
+        self._surprises = surprises
+        self._primer = primer
+        self._progress = progress
+        self._shrink = shrink
+        self._cold = True
+
+    async def before(self, lane: int, front: tuple[Message, ...], *, branches: bool) -> None:
+        """A prompt is about to be sent."""
+        requests = self._primer.notes.requests
+        await self._primer.before(lane, front, branches=branches)
+        if self._primer.notes.requests > requests:
+            self._cold = False
+
+    def take_cold(self) -> bool:
+        """Whether the next request is the first since the model was loaded."""
+        cold, self._cold = self._cold, False
+        return cold
+
+    async def after(self, lane: int, reply: Reply, ordinal: int, *, branches: bool) -> bool:
+        """A reply came; whether its model had to be loaded first."""
+        found = await self._surprises.after(reply, ordinal)
+        if found:
+            self._primer.lost()
+        else:
+            self._primer.saw(lane, reply, branches=branches)
+        for surprise in found:
+            await self._say(surprise)
+        return bool(found)
+
+    def cut(self, ordinal: int, message: str) -> None:
+        """A prompt was cut by the server without a word."""
+        surprise = Surprise("prompt_cut", message, ordinal)
+        self._surprises.note(surprise)
+        self._progress.on_notice(surprise.kind, surprise.message)
+
+    def loaded(self, model: LoadedModel) -> None:
+        """We loaded the model again ourselves, after it had died or was away."""
+        self._surprises.loaded_by_us(model)
+        self._primer.lost()
+        self._cold = True
+
+    def notes(self) -> dict[str, Any]:
+        """What was seen, for the metrics."""
+        return {
+            "surprises": {
+                "counts": dict(self._surprises.counts),
+                "first": [asdict(s) for s in self._surprises.seen],
+            },
+            "primer": self._primer.notes.to_json(),
+        }
+
+    async def _say(self, surprise: Surprise) -> None:
+        self._progress.on_notice(surprise.kind, surprise.message)
+        if surprise.kind == "window_smaller" and self._surprises.window is not None:
+            await self._shrink(self._surprises.window)
+        if complaint := self._surprises.complaint:
+            self._progress.phase = f"answering; {complaint}"

@@ -1,0 +1,133 @@
+"""How a conversation is kept short: the sidecar's `trim`, and which keys go with which strategy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from spoolama.job.score import ScoreProblem, check_score
+
+__all__ = ["BUILT_IN_SCORES", "CANDIDATES", "SAFE_EVERY", "STRATEGY_KEYS", "Trim"]
+
+CANDIDATES = 24
+"""Rows answered alone before the first segment, of which the anchors are chosen."""
+
+SAFE_EVERY = 30
+"""Rows between two trims where the cost of trims is not learned: within a tenth of the best on most."""
+
+BUILT_IN_SCORES = ("spread", "uncertain")
+
+STRATEGY_KEYS: dict[str, frozenset[str]] = {
+    "reset": frozenset({"every"}),
+    "window": frozenset({"every", "keep", "low"}),
+    "anchors": frozenset({"every", "anchors", "choose", "score"}),
+    "important": frozenset({"every", "keep", "score", "low"}),
+    "hybrid": frozenset({"every", "keep", "anchors", "choose", "important", "score", "low"}),
+    "budget": frozenset({"tokens", "low"}),
+}
+"""Keys besides `strategy` and `high` that mean something with each strategy."""
+
+_ORDINARY: dict[str, dict[str, int | str]] = {
+    "reset": {"every": 20},
+    "window": {"every": "auto", "keep": 20},
+    "anchors": {"every": 1, "anchors": 6},
+    "important": {"every": "auto", "keep": 10},
+    "hybrid": {"every": "auto", "keep": 10, "anchors": 6},
+    "budget": {},
+}
+
+
+class Trim(BaseModel):
+    """How a conversation is kept short."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    strategy: Literal["reset", "window", "anchors", "important", "hybrid", "budget"] = Field(
+        "reset",
+        description="What a trim keeps. reset: the shared prefix alone. window: the latest rows. anchors: a "
+        "fixed set of rows, the same for the whole job. important: the rows with the highest score. hybrid: "
+        "anchors or important rows, and the latest. budget: the latest rows within a number of tokens.",
+    )
+    every: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] | None = Field(
+        None,
+        description="Rows that are added between two trims. auto: learned from what evaluating costs here. "
+        "Default: 20 for reset, 1 for anchors (each row alone behind them), else auto.",
+    )
+    keep: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="Rows that a trim keeps: the latest, or the best. Default: 20 for window, else 10.",
+    )
+    anchors: int | None = Field(
+        None,
+        ge=1,
+        le=CANDIDATES,
+        description="Rows that stand behind the prefix for the whole job. Default: 6.",
+    )
+    choose: Literal["spread", "important"] | tuple[str | int, ...] | None = Field(
+        None,
+        description="Which rows become anchors. spread: such that their answers are spread. important: those "
+        "with the highest score. Or a list of row ids, in their order.",
+    )
+    important: int | None = Field(
+        None, ge=1, le=100_000, description="hybrid: keep so many important rows instead of anchors."
+    )
+    score: str | None = Field(
+        None,
+        description="What makes a row important. spread: answers that are rare. uncertain: the least certain "
+        "answers, by their log probabilities. Or a Jinja2 expression over the row's fields and `answer`.",
+    )
+    tokens: int | None = Field(
+        None, ge=1, description="budget: tokens of earlier rows at most. Default: what `high` leaves."
+    )
+    high: float = Field(
+        0.75, gt=0, le=1, description="Trim in any case when the prompt would pass this share of the room."
+    )
+    low: float = Field(
+        0.375, ge=0, lt=1, description="A trim keeps no more than fits this share of the room."
+    )
+
+    @model_validator(mode="after")
+    def _fitting_keys(self) -> Trim:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} must be below high {self.high}")
+        for key in sorted(self.model_fields_set - {"strategy", "high"}):
+            if key not in STRATEGY_KEYS[self.strategy]:
+                fitting = ", ".join(name for name, keys in STRATEGY_KEYS.items() if key in keys)
+                raise ValueError(f"{key} means nothing with strategy {self.strategy}; it goes with {fitting}")
+        if self.important is not None and (self.anchors is not None or self.choose is not None):
+            raise ValueError("important stands in place of anchors: leave one of them out")
+        if self.score is not None and self.score not in BUILT_IN_SCORES:
+            try:
+                check_score(self.score)
+            except ScoreProblem as problem:
+                raise ValueError(f"score {problem}") from None
+        return self
+
+    @property
+    def every_rows(self) -> int:
+        """Rows between two trims to begin with; 0: only tokens decide."""
+        value = self.every if self.every is not None else _ORDINARY[self.strategy].get("every", 0)
+        return SAFE_EVERY if value == "auto" else int(value)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the rows between two trims are to be learned."""
+        value = self.every if self.every is not None else _ORDINARY[self.strategy].get("every", 0)
+        return value == "auto"
+
+    @property
+    def keep_rows(self) -> int:
+        """Rows that a trim keeps; 0 where the strategy has no such number."""
+        return self.keep if self.keep is not None else int(_ORDINARY[self.strategy].get("keep", 0))
+
+    @property
+    def anchor_rows(self) -> int:
+        """Rows that stand fixed behind the prefix."""
+        if isinstance(self.choose, tuple):
+            return len(self.choose)
+        if self.strategy not in ("anchors", "hybrid") or self.important is not None:
+            return 0
+        return self.anchors if self.anchors is not None else int(_ORDINARY[self.strategy]["anchors"])

@@ -1,0 +1,113 @@
+"""What metrics.json says of how conversations were kept: trims, anchors, learned marks, primer, surprises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spoolama.job.sidecar import Sidecar
+from spoolama.spool.ledger_read import LedgerReader
+
+__all__ = ["conduct_metrics", "conduct_sentences"]
+
+Put = Callable[..., None]
+
+
+def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
+    """Add these metrics.
+
+    Args:
+        put: Takes name, value, how it was measured and, as `missing`, why there is none.
+        ledger: The job's ledger.
+        sidecar: What was asked.
+    """
+    plans = ledger.plans()
+    newest: Mapping[str, Any] = plans[-1] if plans else {}
+    conversation = sidecar.mode == "conversation"
+    alone = "" if conversation else "rows were asked alone"
+    keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "marks")
+    put(
+        "trim",
+        {key: newest[key] for key in keys} if newest and conversation else None,
+        "the newest plan; `marks`: whether `every` was fixed by the sidecar, safe, or learned",
+        missing=alone or "no plan was made",
+    )
+    anchors = list(newest.get("anchors", ()))
+    put(
+        "anchors",
+        [ordinal + 1 for ordinal in anchors] or None,
+        "row numbers from 1 that stand behind the prefix of every prompt, in their order there; they were "
+        "answered alone, and stand in the results with those answers",
+        missing=alone or "the strategy has none",
+    )
+    learned = ledger.meta("learned")
+    put(
+        "learned",
+        learned,
+        "seconds per token fitted to the server's counts and times of requests that ran alone; `error` is "
+        "the median relative error of the fit, `every` the rows between two trims that follow",
+        missing=alone or "rows between two trims were not to be learned",
+    )
+    watch = ledger.meta("watch") or []
+    put(
+        "primer",
+        [{"num_ctx": load["num_ctx"], **load["primer"]} for load in watch] or None,
+        "one entry for each load: requests of the bare shared prefix, the server's counts of them, and "
+        "medians over 4 branching prompts without and 4 with it",
+        missing="no model was loaded",
+    )
+    counts: dict[str, int] = {}
+    for load in watch:
+        for kind, times in load["surprises"]["counts"].items():
+            counts[kind] = counts.get(kind, 0) + times
+    first = [entry for load in watch for entry in load["surprises"]["first"]]
+    put(
+        "surprises",
+        {"counts": counts, "first": first} if watch else None,
+        "what happened to the loaded model without our asking, by the server's load times and its list of "
+        "loaded models; `ordinal` is the row from 0 at which it was noticed",
+        missing="no model was loaded",
+    )
+    put(
+        "second_pass",
+        ledger.meta("second_pass"),
+        "rows too long for num_ctx that were answered at the end, and the window they were answered in",
+        missing="no row needed it" if sidecar.long_rows == "second_pass" else "the sidecar asks for none",
+    )
+    put(
+        "token_bound",
+        ledger.token_bound(),
+        "upper bound of tokens a byte before a text is counted, against the server's counts of rows whose "
+        "own tokens two counts told: `over` is bound / count on average, `exceeded` rows that had more",
+        missing="no row's own tokens are known",
+    )
+    estimate = ledger.estimated_cached()
+    put(
+        "cached_tokens_estimated",
+        estimate,
+        "an estimate: prompt tokens less seconds of evaluation times the rate of requests that came first "
+        "after a load; only of rows that ran while no other did",
+        missing="the server counts them itself"
+        if ledger.totals().cached_rows
+        else "no request ran alone right after a load, so there is no rate to go by",
+    )
+
+
+def conduct_sentences(m: Mapping[str, Any]) -> list[str]:
+    """What a person needs to know of it."""
+    found: list[str] = []
+    trim = m.get("trim")
+    if trim:
+        marks = {"fixed": "", "safe": " (a safe value, not learned)", "learned": " (learned from this job)"}
+        text = f"strategy {trim['strategy']}"
+        if trim["every"]:
+            text += f", a trim every {trim['every']} rows{marks[trim['marks']]}"
+        if m.get("anchors"):
+            text += f"; {len(m['anchors'])} rows stand in front of all others"
+        found.append(text)
+    for kind, times in ((m.get("surprises") or {}).get("counts") or {}).items():
+        said = next(e["message"] for e in m["surprises"]["first"] if e["kind"] == kind)
+        found.append(f"{times} × {kind}: {said}")
+    if second := m.get("second_pass"):
+        found.append(f"{second['rows']} long rows answered in a window of {second['num_ctx']:,} tokens")
+    return found

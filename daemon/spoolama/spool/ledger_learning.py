@@ -1,0 +1,154 @@
+"""The part of a job's ledger that is about learning: rows answered beforehand, costs, sizes, long rows."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+from spoolama.clock import Clock
+from spoolama.job.record import Answered, StoredRow
+from spoolama.spool.ledger import LedgerThread
+from spoolama.spool.ledger_rows import insert_answer, stored_row, stored_rows, tries_of
+
+__all__ = ["LearningLedger"]
+
+
+class LearningLedger:
+    """What the engine learns from. `JobLedger` is the whole."""
+
+    _thread: LedgerThread
+    _clock: Clock
+
+    # --- rows answered alone beforehand ------------------------------------------------------------------
+
+    async def samples(self) -> list[StoredRow]:
+        """The rows that were answered alone beforehand, with those answers."""
+        return await self._thread.do(
+            lambda db: [
+                stored_row(row)
+                for row in db.execute(
+                    stored_rows("samples") + " WHERE a.answer IS NOT NULL ORDER BY r.ordinal"
+                )
+            ]
+        )
+
+    async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
+        """The first row of each id that can be asked."""
+
+        def run(db: sqlite3.Connection) -> dict[str, int]:
+            found: dict[str, int] = {}
+            for name in ids:
+                row = db.execute(
+                    "SELECT min(ordinal) FROM rows WHERE id=? AND fields IS NOT NULL", (name,)
+                ).fetchone()
+                if row[0] is not None:
+                    found[name] = row[0]
+            return found
+
+        return await self._thread.do(run)
+
+    def sampled(self, answer: Answered) -> None:
+        """An answer given alone beforehand; the row itself goes on."""
+        at = self._clock.time()
+
+        def run(db: sqlite3.Connection) -> None:
+            insert_answer(db, "samples", answer, at)
+            db.execute("DELETE FROM attempts WHERE ordinal=?", (answer.ordinal,))
+
+        self._thread.post(run)
+
+    def settle(self, ordinal: int) -> None:
+        """The row's answer given alone is its end: it stands in sight of all the others."""
+
+        def run(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO results SELECT * FROM samples WHERE ordinal=?", (ordinal,))
+            db.execute("UPDATE rows SET state='ok' WHERE ordinal=?", (ordinal,))
+
+        self._thread.post(run, ok=1)
+
+    # --- rows too long for the window --------------------------------------------------------------------
+
+    def defer(self, ordinal: int, tokens: int) -> None:
+        """The row is too long for the window: it is for the second pass."""
+
+        # Its tries stay: they tell its exact length.
+        self._thread.post(
+            lambda db: db.execute("UPDATE rows SET deferred=? WHERE ordinal=?", (tokens, ordinal))
+        )
+
+    async def deferred(self, model: str | None, after: int, limit: int) -> list[StoredRow]:
+        """The next rows that were found too long for the window, beyond ordinal `after`."""
+
+        def run(db: sqlite3.Connection) -> list[StoredRow]:
+            rows = db.execute(
+                stored_rows() + " WHERE r.state='pending' AND r.deferred IS NOT NULL"
+                " AND r.ordinal > ? AND r.model IS ? ORDER BY r.ordinal LIMIT ?",
+                (after, model, limit),
+            ).fetchall()
+            tries = tries_of(db, rows[0][0], rows[-1][0]) if rows else {}
+            return [stored_row(row, tuple(tries.get(row[0], ()))) for row in rows]
+
+        return await self._thread.do(run)
+
+    async def deferred_sizes(self) -> dict[str | None, list[tuple[int, int]]]:
+        """By model: (ordinal, tokens) of the rows that were found too long for the window."""
+
+        def run(db: sqlite3.Connection) -> dict[str | None, list[tuple[int, int]]]:
+            found: dict[str | None, list[tuple[int, int]]] = {}
+            for model, ordinal, tokens in db.execute(
+                "SELECT model, ordinal, deferred FROM rows WHERE state='pending' AND deferred IS NOT NULL"
+                " ORDER BY ordinal"
+            ):
+                found.setdefault(model, []).append((ordinal, tokens))
+            return found
+
+        return await self._thread.do(run)
+
+    # --- costs and sizes ---------------------------------------------------------------------------------
+
+    async def solo_costs(self, last: int) -> list[tuple[int, int, int, float, float]]:
+        """(Evaluated, cached, answered tokens, seconds of each) of requests that ran while no other did.
+
+        Only those whose counts and times are all known, of rows up to ordinal `last`.
+        """
+        where = (
+            " WHERE solo AND prompt_tokens IS NOT NULL AND cached_tokens IS NOT NULL"
+            " AND completion_tokens IS NOT NULL AND prompt_s IS NOT NULL AND eval_s IS NOT NULL"
+        )
+        columns = "prompt_tokens - cached_tokens, cached_tokens, completion_tokens, prompt_s, eval_s"
+        return await self._thread.do(
+            lambda db: db.execute(
+                f"SELECT {columns} FROM samples{where} UNION ALL"  # noqa: S608 - constants
+                f" SELECT {columns} FROM results{where} AND ordinal <= ?",
+                (last,),
+            ).fetchall()
+        )
+
+    async def means(self, last: int) -> tuple[float, float] | None:
+        """(Tokens of a row's turn, tokens of its answer), on average over rows up to ordinal `last`."""
+        row = await self._thread.do(
+            lambda db: db.execute(
+                "SELECT avg(turn_tokens), avg(completion_tokens) FROM results"
+                " WHERE ordinal <= ? AND completion_tokens IS NOT NULL",
+                (last,),
+            ).fetchone()
+        )
+        return None if row[0] is None or row[1] is None else (row[0], row[1])
+
+    async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
+        """(Most tokens beyond 16 a message per UTF-8 byte, rows measured), over the first segments.
+
+        A row's own text where two counts allow it, else its whole prompt behind the bare prefix.
+        """
+
+        def run(db: sqlite3.Connection) -> tuple[float, int] | None:
+            row = db.execute(
+                "SELECT max(CASE WHEN own_tokens IS NOT NULL THEN (own_tokens - 16.0) / max(own_bytes, 1)"
+                "  ELSE (prompt_tokens - 32.0) / max(own_bytes + ?, 1) END), count(*) FROM results"
+                " WHERE segment <= ? AND prompt_tokens IS NOT NULL"
+                " AND (own_tokens IS NOT NULL OR sight = '[]')",
+                (prefix_bytes, last_segment),
+            ).fetchone()
+            return None if row[0] is None else (row[0], row[1])
+
+        return await self._thread.do(run)

@@ -1,0 +1,116 @@
+"""Rows of a job's ledger: how they are written, and how they are read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from spoolama.job.record import Answered, Attempt, Failed, StoredRow
+from spoolama.job.row import Row, digest_of
+
+__all__ = [
+    "ANSWERED",
+    "NewRow",
+    "insert_answer",
+    "insert_failure",
+    "insert_row",
+    "stored_row",
+    "stored_rows",
+    "tries_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """A row as the intake hands it over."""
+
+    row: Row
+    id: str | None
+    """Its name; with `unique`, the only one of this name in the job."""
+    unique: bool
+
+
+ANSWERED = [field.name for field in dataclasses.fields(Answered)]
+"""Columns of an answer, by the names of `Answered`."""
+
+_STORED = """
+SELECT r.ordinal, r.line, r.id, r.fields, r.model, r.alone, r.state,
+       a.answer, a.turn_tokens, a.sight, a.prompt_tokens, a.completion_tokens, a.logprob
+FROM rows r LEFT JOIN {answers} a USING (ordinal)
+"""
+
+
+def stored_rows(answers: str = "results") -> str:
+    """The SELECT of rows with their answers in one of the tables; `stored_row` reads what it gives."""
+    return _STORED.format(answers=answers)
+
+
+def insert_answer(db: sqlite3.Connection, table: str, answer: Answered, at: float) -> None:
+    """Write an answer. A second result of one row is a defect, and fails; a sample may be given again."""
+    values = {name: getattr(answer, name) for name in ANSWERED}
+    again = "OR REPLACE" if table == "samples" else ""
+    columns, marks = ", ".join(ANSWERED), ", :".join(ANSWERED)
+    db.execute(
+        f"INSERT {again} INTO {table} ({columns}, at) VALUES (:{marks}, :at)",  # noqa: S608 - names of our own
+        {**values, "sight": json.dumps(answer.sight), "at": at},
+    )
+
+
+def tries_of(db: sqlite3.Connection, first: int, last: int) -> dict[int, list[Attempt]]:
+    """Earlier tries of the rows between two ordinals."""
+    tries: dict[int, list[Attempt]] = {}
+    for ordinal, code, counted, bare in db.execute(
+        "SELECT ordinal, code, counted, bare_tokens FROM attempts WHERE ordinal BETWEEN ? AND ?"
+        " ORDER BY ordinal, number",
+        (first, last),
+    ):
+        tries.setdefault(ordinal, []).append(Attempt(code, bool(counted), bare))
+    return tries
+
+
+def insert_row(db: sqlite3.Connection, new: NewRow, now: float) -> None:
+    """Write a row of the input; one that cannot be asked gets its error at once."""
+    row = new.row
+    fault = row.fault
+    readable = row.fields is not None
+    values = [
+        row.ordinal, row.line, new.id, new.id if new.unique and fault is None else None, digest_of(row.raw),
+        json.dumps(row.fields, ensure_ascii=False) if readable else None, None if readable else row.raw,
+        row.model, row.shape, 0, "pending" if fault is None else "failed", None,
+    ]  # fmt: skip
+    sql = "INSERT OR IGNORE INTO rows VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+    code, message = (fault.code, fault.message) if fault else ("", "")
+    if db.execute(sql, values).rowcount == 0:
+        first = db.execute("SELECT line FROM rows WHERE unique_id=?", (new.id,)).fetchone()[0]
+        code, message = "duplicate_id", f"id {new.id!r} was already used on line {first}"
+        values[3], values[10] = None, "failed"
+        db.execute(sql, values)
+    if code:
+        insert_failure(db, Failed(row.ordinal, code, message, 0), now)
+
+
+def insert_failure(db: sqlite3.Connection, failure: Failed, at: float) -> None:
+    """Write how a row failed."""
+    db.execute(
+        "INSERT INTO failures VALUES (?,?,?,?,?,?)",
+        (
+            failure.ordinal, failure.code, failure.message,
+            json.dumps(dict(failure.details), ensure_ascii=False), failure.attempts, at,
+        ),
+    )  # fmt: skip
+
+
+def stored_row(row: Iterable[Any], attempts: tuple[Attempt, ...] = ()) -> StoredRow:
+    """A row as `stored_rows` gave it."""
+    ordinal, line, name, fields, model, alone, state, answer, turn_tokens, sight, *counts = row
+    prompt, completion, logprob = counts
+    return StoredRow(
+        ordinal=ordinal, line=line, id=name, fields={} if fields is None else json.loads(fields), model=model,
+        alone=bool(alone), state=state, attempts=attempts, answer=answer, turn_tokens=turn_tokens or 0,
+        sight=tuple((a, b) for a, b in json.loads(sight)) if sight else (), prompt_tokens=prompt,
+        completion_tokens=completion, logprob=logprob,
+    )  # fmt: skip

@@ -1,0 +1,176 @@
+"""A job's rows in memory, for tests of the engine that need thousands of jobs and no disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from spoolama.job.record import Answered, Attempt, Failed, Ranges, StoredRow
+
+__all__ = ["MemoryStore"]
+
+
+class MemoryStore:
+    """What `spool.job_ledger.JobLedger` is to the engine, without a file.
+
+    Args:
+        fields: The rows, in order.
+    """
+
+    def __init__(self, fields: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = [
+            StoredRow(n, n + 2, str(n + 1), each, None, alone=False, state="pending")
+            for n, each in enumerate(fields)
+        ]
+        self.results: dict[int, Answered] = {}
+        self.sampled_answers: dict[int, Answered] = {}
+        self.failures: dict[int, Failed] = {}
+        self.deferred_tokens: dict[int, int] = {}
+        self.tries: dict[int, dict[int, Attempt]] = {}
+        self.notes: dict[str, Any] = {}
+        self.plan_bodies: list[dict[str, Any]] = []
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    async def counts(self) -> dict[str, int]:
+        found = dict.fromkeys(("pending", "ok", "failed", "skipped"), 0)
+        for row in self.rows:
+            found[row.state] += 1
+        return found
+
+    async def models(self) -> list[str | None]:
+        return [None] if any(self._open(row) for row in self.rows) else []
+
+    def _open(self, row: StoredRow) -> bool:
+        return row.state == "pending" and row.ordinal not in self.deferred_tokens
+
+    async def pending_segments(
+        self, after: int, segment_rows: int, model: str | None, limit: int
+    ) -> list[int]:
+        found = {row.ordinal // segment_rows for row in self.rows if self._open(row) and row.model == model}
+        return sorted(segment for segment in found if segment > after)[:limit]
+
+    async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
+        rows = self.rows[first : min(last, len(self.rows)) + 1]
+        return [self._tried(row) for row in rows if self._open(row) and row.model == model][:limit]
+
+    async def deferred(self, model: str | None, after: int, limit: int) -> list[StoredRow]:
+        rows = [r for r in self.rows if r.state == "pending" and r.ordinal in self.deferred_tokens]
+        return [self._tried(row) for row in rows if row.ordinal > after and row.model == model][:limit]
+
+    async def deferred_sizes(self) -> dict[str | None, list[tuple[int, int]]]:
+        sizes = [(n, t) for n, t in self.deferred_tokens.items() if self.rows[n].state == "pending"]
+        return {None: sorted(sizes)} if sizes else {}
+
+    async def last_turn(self, segment: int) -> StoredRow | None:
+        found = [a for a in self.results.values() if a.segment == segment and not a.aside]
+        return self._answered(max(found, key=lambda a: a.ordinal)) if found else None
+
+    async def first_prompt_tokens(self, segment: int) -> int | None:
+        found = [a for a in self.results.values() if a.segment == segment and not a.aside]
+        return min(found, key=lambda a: a.ordinal).prompt_tokens if found else None
+
+    async def turns(self, ranges: Ranges) -> list[StoredRow]:
+        ordinals = [n for first, last in ranges for n in range(first, last + 1)]
+        found = [self.results[n] for n in ordinals if n in self.results]
+        return [self._answered(answer) for answer in found if not answer.aside]
+
+    async def samples(self) -> list[StoredRow]:
+        return [self._answered(answer) for _, answer in sorted(self.sampled_answers.items())]
+
+    async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
+        return {row.id: row.ordinal for row in self.rows if row.id in ids and row.id is not None}
+
+    async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
+        found = []
+        for answer in self.results.values():
+            if answer.segment > last_segment or answer.prompt_tokens is None:
+                continue
+            if answer.own_tokens is not None:
+                found.append((answer.own_tokens - 16.0) / max(answer.own_bytes, 1))
+            elif not answer.sight:
+                found.append((answer.prompt_tokens - 32.0) / max(answer.own_bytes + prefix_bytes, 1))
+        return (max(found), len(found)) if found else None
+
+    async def solo_costs(self, last: int) -> list[tuple[int, int, int, float, float]]:
+        del last
+        return []
+
+    async def means(self, last: int) -> tuple[float, float] | None:
+        del last
+        return None
+
+    async def plans(self) -> list[dict[str, Any]]:
+        return list(self.plan_bodies)
+
+    async def meta(self, key: str, default: Any = None) -> Any:
+        return self.notes.get(key, default)
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    async def begin(self, ordinal: int, number: int) -> None:
+        self.tries.setdefault(ordinal, {})[number] = Attempt("open", counted=True)
+
+    def end(
+        self,
+        ordinal: int,
+        number: int,
+        code: str,
+        message: str,  # noqa: ARG002 - interface
+        *,
+        counted: bool,
+        bare_tokens: int | None = None,
+    ) -> None:
+        self.tries[ordinal][number] = Attempt(code, counted, bare_tokens)
+
+    def answered(self, answer: Answered) -> None:
+        assert answer.ordinal not in self.results, "the same row twice is a defect"
+        self.results[answer.ordinal] = answer
+        self._state(answer.ordinal, "ok")
+        self.tries.pop(answer.ordinal, None)
+
+    def sampled(self, answer: Answered) -> None:
+        self.sampled_answers[answer.ordinal] = answer
+        self.tries.pop(answer.ordinal, None)
+
+    def settle(self, ordinal: int) -> None:
+        self.answered(self.sampled_answers[ordinal])
+
+    def defer(self, ordinal: int, tokens: int) -> None:
+        self.deferred_tokens[ordinal] = tokens
+
+    def failed(self, failure: Failed) -> None:
+        self.failures[failure.ordinal] = failure
+        self._state(failure.ordinal, "failed")
+
+    async def flush(self) -> None:
+        """Nothing waits."""
+
+    async def add_plan(self, version: int, body: Mapping[str, Any]) -> None:
+        assert version == len(self.plan_bodies) + 1
+        self.plan_bodies.append(dict(body))
+
+    async def add(self, key: str, amount: float) -> None:
+        self.notes[key] = self.notes.get(key, 0) + amount
+
+    async def note(self, **values: Any) -> None:
+        self.notes.update(values)
+
+    def _state(self, ordinal: int, state: str) -> None:
+        self.rows[ordinal] = replace(self.rows[ordinal], state=state)
+
+    def _tried(self, row: StoredRow) -> StoredRow:
+        tries = self.tries.get(row.ordinal, {})
+        return replace(row, attempts=tuple(tries[number] for number in sorted(tries)))
+
+    def _answered(self, answer: Answered) -> StoredRow:
+        return replace(
+            self.rows[answer.ordinal],
+            answer=answer.answer,
+            turn_tokens=answer.turn_tokens,
+            sight=answer.sight,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            logprob=answer.logprob,
+        )

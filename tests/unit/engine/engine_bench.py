@@ -1,0 +1,95 @@
+"""A job on a real ledger, a scripted server and a clock that jumps: what the engine's tests run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spoolama.engine.progress import Progress, Pulse
+from spoolama.engine.runner import JobRunner, RunEnd
+from spoolama.job.row import Row
+from spoolama.job.sidecar_file import parse_sidecar
+from spoolama.service.model import StopSignal
+from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.ledger_read import LedgerReader, Outcome
+from spoolama.testing.backend import ScriptedBackend
+from spoolama.testing.clock import VirtualClock
+
+__all__ = ["SIDECAR", "Bench", "texts"]
+
+SIDECAR = """
+model: m
+system: Judge.
+prompt: "{{ text }}"
+options: {num_ctx: 512, num_predict: 16}
+"""
+
+
+class Bench:
+    """One job on a ledger in a directory; `run` may be called again, as after a restart."""
+
+    def __init__(self, path: Path, texts: list[str], sidecar: str = SIDECAR, **backend: Any) -> None:
+        self.clock = VirtualClock()
+        self.sidecar = parse_sidecar(sidecar, "job.yaml")
+        self.backend = ScriptedBackend(self.clock, **backend)
+        self.path = path / "ledger.sqlite"
+        self.texts = texts
+        self.stop = StopSignal()
+        self.on_notice: Callable[[str, str], None] = lambda _kind, _message: None
+        self.progress = Progress("job", self.clock, Pulse(self.clock))
+
+    async def _run(self, lanes: int) -> RunEnd:
+        fresh = not self.path.exists()
+        self.progress = Progress("job", self.clock, Pulse(self.clock), on_notice=self.on_notice)
+        ledger = JobLedger(
+            self.path, self.clock, on_durable=lambda d: self.progress.durable(ok=d.ok, failed=d.failed)
+        )
+        try:
+            if fresh:
+                await ledger.take_in(
+                    [
+                        NewRow(Row(i, i + 2, {"text": text}, text.encode()), str(i + 1), unique=False)
+                        for i, text in enumerate(self.texts)
+                    ]
+                )
+            self.progress.total = len(self.texts)
+            runner = JobRunner(
+                sidecar=self.sidecar,
+                openai=False,
+                store=ledger,
+                backend=self.backend,
+                clock=self.clock,
+                progress=self.progress,
+                lanes=lanes,
+                stop=self.stop,
+            )
+            return await runner.run()
+        finally:
+            await ledger.close()
+
+    def run(self, lanes: int = 1) -> RunEnd:
+        async def main() -> RunEnd:
+            self.stop = StopSignal()
+            return await self.clock.run(self._run(lanes))
+
+        return asyncio.run(main())
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        with LedgerReader(self.path) as reader:
+            return list(reader.outcomes())
+
+    @property
+    def prompts(self) -> dict[str, list[str]]:
+        """All prompts sent, by the text of their row."""
+        sent: dict[str, list[str]] = {}
+        for call in self.backend.calls:
+            sent.setdefault(call.text, []).append(json.dumps([m.wire() for m in call.request.messages]))
+        return sent
+
+
+def texts(number: int) -> list[str]:
+    return [f"row {i} " + "x" * (i % 7) for i in range(number)]
