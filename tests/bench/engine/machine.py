@@ -1,0 +1,56 @@
+"""What else went on on the machine during a run, so that a disturbed run can be told."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["Neighbours"]
+
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+_IDLE = (3, 4)
+"""Fields of the line `cpu` in /proc/stat that are no work: idle, iowait (proc_stat(5))."""
+
+
+class Neighbours:
+    """Measures from when it is made.
+
+    Args:
+        pids: Our processes besides this one.
+    """
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = tuple(pids)
+        self._began = time.monotonic()
+        self._busy_s, self._ours_s = _busy(), self._ours()
+
+    def share(self) -> float | None:
+        """Share of all cores that other processes or other virtual machines took; None: unknown."""
+        busy_s, ours_s = _busy(), self._ours()
+        if busy_s is None or self._busy_s is None or ours_s is None or self._ours_s is None:
+            return None
+        others_s = busy_s - self._busy_s - (ours_s - self._ours_s)
+        cores_s = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        return max(0.0, others_s / cores_s)
+
+    def _ours(self) -> float | None:
+        try:
+            return time.process_time() + sum(map(_used, self._pids))
+        except OSError:
+            return None
+
+
+def _busy() -> float | None:
+    """Seconds that the cores have worked, stolen ones included."""
+    try:
+        head = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return None
+    return sum(int(ticks) for place, ticks in enumerate(head) if place not in _IDLE) * _TICK_S
+
+
+def _used(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * _TICK_S  # utime and stime, proc_pid_stat(5)

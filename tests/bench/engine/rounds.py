@@ -1,0 +1,166 @@
+"""Rounds of runs: each configuration once, then all again."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.engine.ceiling import RAW_PARAMS, Rendered, render, run_raw
+from bench.engine.first_loop import run_loop
+from bench.engine.job_run import TimedBackend, accepted, run_job
+from bench.engine.measured import Measured
+from bench.engine.settings import CONFIGURATIONS, NUM_PREDICT, Review, read_reviews
+from bench.engine.table import CEILING, CEILING_AS_LOADED, LOOP
+from spoolama.clock import SystemClock
+from spoolama.errors import SpoolamaError
+
+__all__ = ["Given", "Rounds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line asked for."""
+
+    rows: int
+    models: tuple[str, ...]
+    slots: tuple[int, ...]
+    names: tuple[str, ...]
+    repeats: int
+    minutes: float
+    segment: int
+    threads: int
+    cache_dir: Path
+
+    @property
+    def items(self) -> list[tuple[str, int, str]]:
+        """The runs of a round, in their order; the raw ones need the answers of `alone` before them."""
+        return [
+            (model, slots, name)
+            for model, slots in itertools.product(self.models, self.slots)
+            for name in self.names
+        ]
+
+
+class Rounds:
+    """Runs rounds, and tells on stderr how far it is."""
+
+    def __init__(self, given: Given) -> None:
+        self._given = given
+        self._reviews: tuple[Review, ...] = read_reviews(given.rows)
+        self._clock = SystemClock()
+        self._backend = TimedBackend(clock=self._clock, threads=given.threads, cache_dir=given.cache_dir)
+        self._rendered: dict[str, Rendered] = {}
+        self._took: list[float] = []
+        self.measured: list[Measured] = []
+        self.stopped: str | None = None
+        """Why there were fewer rounds than asked for."""
+
+    @property
+    def reviews(self) -> tuple[Review, ...]:
+        """The rows."""
+        return self._reviews
+
+    async def run(self) -> None:
+        """All rounds, or as many as the time allows."""
+        given, began = self._given, time.monotonic()
+        try:
+            for model in given.models:
+                self._rendered[model] = await render(model, self._reviews, given.threads, given.cache_dir)
+                prefix, own = len(self._rendered[model].prefix), sum(self._rendered[model].own)
+                _say(f"{model}: shared prefix {prefix} tokens, {own / given.rows:.1f} own tokens a row")
+            for number in range(given.repeats):
+                started = time.monotonic()
+                await self._round(number)
+                ended = time.monotonic()
+                if number + 1 < given.repeats and ended - began + ended - started > given.minutes * 60:
+                    self.stopped = (
+                        f"{number + 1} of {given.repeats} rounds: another would have passed"
+                        f" {given.minutes:g} minutes"
+                    )
+                    _say(f"stopped after {self.stopped}")
+                    return
+        finally:
+            await self._backend.aclose()
+
+    async def _round(self, number: int) -> None:
+        items = self._given.items
+        for place, (model, slots, name) in enumerate(items):
+            began = time.monotonic()
+            found = await self._measure(model, slots, name, number)
+            self.measured.append(found)
+            if found.seconds is not None:  # what is refused takes no time, and says nothing of the others
+                self._took.append(time.monotonic() - began)
+            left = (len(items) - place - 1) + len(items) * (self._given.repeats - number - 1)
+            said = found.wrong or f"{found.rate or 0:.2f} rows/s"
+            said += "".join(f", {rows} failed ({code})" for code, rows, _ in found.failed)
+            estimate = f", about {left * statistics.mean(self._took) / 60:.0f} min left" if self._took else ""
+            _say(
+                f"round {number + 1}, {place + 1} of {len(items)}: {model}, slots {slots},"
+                f" {name}: {said}{estimate}"
+            )
+
+    async def _measure(self, model: str, slots: int, name: str, number: int) -> Measured:
+        try:
+            if name in (CEILING, CEILING_AS_LOADED):
+                return await self._raw(model, slots, name, number)
+            own = self._rendered[model].own
+            if name == LOOP:
+                return await run_loop(
+                    model,
+                    self._reviews,
+                    own,
+                    slots=slots,
+                    number=number,
+                    backend=self._backend,
+                    clock=self._clock,
+                )
+            configuration = next(c for c in CONFIGURATIONS if c.name == name)
+            sidecar = accepted(configuration, model, self._given.segment)
+            if isinstance(sidecar, str):
+                return self._not_run(model, slots, name, number, f"skipped, {sidecar}")
+            return await run_job(
+                name,
+                sidecar,
+                self._reviews,
+                own,
+                slots=slots,
+                number=number,
+                backend=self._backend,
+                clock=self._clock,
+            )
+        except SpoolamaError as error:
+            return self._not_run(model, slots, name, number, f"it failed: {' '.join(str(error).split())}")
+
+    async def _raw(self, model: str, slots: int, name: str, number: int) -> Measured:
+        """With as many answer tokens as the rows had when they were asked alone in this very round."""
+        alone = self.measured[::-1]
+        reference = next(
+            (m for m in alone if (m.model, m.slots, m.name, m.round) == (model, slots, "alone", number)), None
+        )
+        if reference is None or reference.wrong is not None or not reference.rows:
+            return self._not_run(model, slots, name, number, "skipped, `alone` did not run")
+        answers = {row.ordinal: row.completion for row in reference.rows}
+        await self._backend.release()  # the cores are the raw run's
+        return await run_raw(
+            name,
+            model,
+            self._rendered[model],
+            [answers.get(review.ordinal, NUM_PREDICT) for review in self._reviews],
+            RAW_PARAMS if name == CEILING else {},
+            slots=slots,
+            number=number,
+            threads=self._given.threads,
+            cache_dir=self._given.cache_dir,
+            clock=self._clock,
+        )
+
+    def _not_run(self, model: str, slots: int, name: str, number: int, why: str) -> Measured:
+        return Measured(model, slots, name, number, asked=len(self._reviews), wrong=why)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
