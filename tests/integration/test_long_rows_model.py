@@ -71,6 +71,6 @@ def test_a_long_row_is_answered_in_a_second_pass(tmp_path: Path) -> None:
     assert asyncio.run(run()) == 2
     with LedgerReader(tmp_path / "ledger.sqlite") as reader:
         outcomes = list(reader.outcomes())
-        assert reader.meta("second_pass")["rows"] == 1
+        assert (reader.second_pass(512) or {})["rows"] == 1
     assert [o.state for o in outcomes] == ["ok"] * 3
     assert (outcomes[1].prompt_tokens or 0) > 12_000

@@ -54,6 +54,8 @@ class GgufFacts:
     """`<architecture>.context_length`: the longest window in tokens that the model was made for."""
     sliding_window: int | None = None
     """`<architecture>.attention.sliding_window`, in tokens."""
+    kv_bytes: int | None = None
+    """Bytes of keys and values that one token takes in all layers, at 16 bits a number."""
 
 
 class _Foreign(Exception):
@@ -74,7 +76,24 @@ def read_gguf_facts(path: Path) -> GgufFacts:
         architecture=architecture,
         trained_ctx=_tokens(pairs, f"{architecture}.context_length"),
         sliding_window=_tokens(pairs, f"{architecture}.attention.sliding_window"),
+        kv_bytes=_kv_bytes(pairs, architecture),
     )
+
+
+def _kv_bytes(pairs: Mapping[str, Any], architecture: str) -> int | None:
+    """Layers x key-value heads x (length of a key + length of a value) x 2 bytes (llama.cpp's f16 cache)."""
+
+    def number(name: str) -> int | None:
+        return _tokens(pairs, f"{architecture}.{name}")
+
+    heads, layers = number("attention.head_count"), number("block_count")
+    kv_heads = number("attention.head_count_kv") or heads
+    whole = number("embedding_length")
+    each = whole // heads if whole and heads else None
+    key, value = number("attention.key_length") or each, number("attention.value_length") or each
+    if layers is None or kv_heads is None or key is None or value is None:
+        return None
+    return layers * kv_heads * (key + value) * 2
 
 
 def _tokens(pairs: Mapping[str, Any], key: str) -> int | None:

@@ -10,6 +10,7 @@ from spoolama.engine.lane import Lane
 from spoolama.engine.planner import Planner
 from spoolama.engine.spread import Choice
 from spoolama.engine.store import RowStore
+from spoolama.engine.tally import Tally
 from spoolama.engine.trimming import Turn
 from spoolama.engine.turns import Turns
 from spoolama.errors import JobError
@@ -35,11 +36,19 @@ class Anchoring:
         store: Keeps the answers given alone.
         planner: Writes down what was chosen.
         turns: Makes the turns.
+        tally: Told of anchors that have their end.
         total: Rows of the job.
     """
 
     def __init__(
-        self, sidecar: Sidecar, store: RowStore, planner: Planner, turns: Turns, *, total: int
+        self,
+        sidecar: Sidecar,
+        store: RowStore,
+        planner: Planner,
+        turns: Turns,
+        tally: Tally,
+        *,
+        total: int,
     ) -> None:
         self._trim = sidecar.trim
         self._options = sidecar.options
@@ -47,6 +56,7 @@ class Anchoring:
         self._store = store
         self._planner = planner
         self._turns = turns
+        self._tally = tally
         self._total = total
         self._made: dict[int, tuple[Turn, ...]] = {}
 
@@ -122,15 +132,13 @@ class Anchoring:
         left = _MOST_OF_THE_ROOM * (self._options.num_ctx - self._options.num_predict)
         fitting: list[int] = []
         for ordinal in chosen:
-            row = rows[ordinal]
-            tokens = self._turns.anchor(row, plan).tokens
-            if row.prompt_tokens is not None and row.completion_tokens is not None:
-                tokens = min(tokens, row.prompt_tokens + row.completion_tokens)
+            tokens = self._turns.anchor(rows[ordinal], plan).tokens
             if tokens <= left:
                 left -= tokens
                 fitting.append(ordinal)
         if fitting:
-            await self._planner.anchor(tuple(fitting))
+            counts = [row.prompt_tokens for row in rows.values() if row.prompt_tokens is not None]
+            await self._planner.anchor(tuple(fitting), prefix_tokens=min(counts, default=None))
 
     def _score(self, row: StoredRow) -> float:
         return self._turns.score(row, row.answer or "", row.logprob)
@@ -141,3 +149,4 @@ class Anchoring:
         for row in await self._store.samples():
             if row.ordinal in anchors and row.state == "pending":
                 self._store.settle(row.ordinal)
+                self._tally.ok()

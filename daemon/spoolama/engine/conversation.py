@@ -96,8 +96,10 @@ def prepare(
     """
     window = min(num_ctx, plan.window or num_ctx)
     alone = Budget(window, ask.num_predict, bound(plan, ask.prefix), bound(plan, ask.own))
+    if plan.prefix_tokens is not None:
+        alone = replace(alone, prefix=min(alone.prefix, plan.prefix_tokens))
     if bare_tokens is not None:
-        alone = replace(alone, prefix=0, own=bare_tokens)
+        alone = replace(alone, prefix=0, own=min(bare_tokens, alone.prefix + alone.own))
     tail = () if bare else conversation.tail
     anchors = () if bare else conversation.anchors
     front = alone.prefix + sum(turn.tokens for turn in anchors)
@@ -110,7 +112,8 @@ def prepare(
     while tail and (trimmer.due(tail) or not budget.fits(tokens, plan.high)):
         tail, appended = trimmer.trim(tail, budget), False
         tokens = _reckon(None, tail, budget)
-    if anchors and not budget.fits(tokens):
+    if anchors and not budget.fits(tokens) and not alone.fits(alone.prefix + alone.own):
+        # A row that may not even fit alone is counted alone; one that surely does is counted behind them.
         anchors, budget = (), alone
         tokens = _reckon(None, (), budget)
     before = (*ask.prefix, *(m for turn in anchors for m in turn.messages))

@@ -135,7 +135,9 @@ class Lane:
         try:
             ask = s.asker.ask(row.fields)
             while True:
-                standing = standing_of(attempts, s.retries)
+                # What was too long for the first window says nothing about the second.
+                told = [a for a in attempts if not (place.long and a.code == "context_overflow")]
+                standing = standing_of(told, s.retries)
                 if standing.over is not None or (lost is not None and lost.final):
                     raise end_of(standing.over, lost, len(attempts))
                 bare = row.alone or standing.apart or standing.bare or place.alone
@@ -168,6 +170,7 @@ class Lane:
         answer = record(this, won, place.plan, place.segment, place.place)
         if place.sample:
             s.store.sampled(answer)
+            s.tally.good()
         else:
             s.store.answered(answer)
             s.tally.ok()
@@ -248,9 +251,10 @@ class Lane:
         branches = not this.prompt.appended
         with s.progress.pulse.wait(request.timeout_s * 3 + _GRACE_S):
             await s.watch.before(self.number, front, branches=branches)
-            if not this.prompt.fits:
-                await self._measure(this, request)
             cold = s.watch.take_cold()
+            if not this.prompt.fits:
+                # Where that is a request, all of the prompt is evaluated by it and not by the next one.
+                cold = not await self._measure(this, request, branches=branches) and cold
             began = s.clock.monotonic()
             reply = await s.backend.chat(request)
             latency_s = s.clock.monotonic() - began
@@ -260,16 +264,21 @@ class Lane:
         s.patience.saw(latency_s)
         return Won(reply, latency_s, solo=place.solo, cold=cold or reloaded)
 
-    async def _measure(self, this: Try, request: ChatRequest) -> None:
+    async def _measure(self, this: Try, request: ChatRequest, *, branches: bool) -> bool:
         """The bound says that the prompt may not fit: have it counted before an answer is asked for.
 
         Where the server cannot count without evaluating, the prompt is sent with an answer of one token; it
         then stands in the server's cache, so that the real request costs little.
+
+        Returns:
+            Whether that was a request.
         """
         budget = this.prompt.budget
         tokens = await self._s.backend.count_tokens(self._load, request.messages)
-        if tokens is None:
+        asked = tokens is None
+        if asked:
             reply = await self._s.backend.chat(replace(request, num_predict=1, format=None))
+            await self._s.watch.after(self.number, reply, this.row.ordinal, branches=branches)
             tokens = reply.prompt_tokens
         if tokens is not None and not budget.fits(tokens):
             raise ContextOverflow(
@@ -278,6 +287,7 @@ class Lane:
                 prompt_tokens=tokens,
                 num_ctx=budget.num_ctx,
             )
+        return asked
 
     async def _counts_more(self, request: ChatRequest, reply: Reply) -> bool:
         """Whether the same prompt with more text is longer to the server; one that cuts counts the same."""

@@ -91,6 +91,7 @@ class Planner:
         bodies = await self._store.plans()
         if bodies:
             self._plans = [Plan.from_json(body) for body in bodies]
+            self._begun = await self._store.last_segment()
         else:
             await self._store.add_plan(self._plans[0].version, self._plans[0].to_json())
         if not self._costs_known:
@@ -98,13 +99,16 @@ class Planner:
 
     async def _open_costs(self) -> None:
         known = any(plan.marks != "safe" for plan in self._plans)
-        small = self._total < COST_ROWS * _COST_SHARE
+        reason = ""
+        if self._total < COST_ROWS * _COST_SHARE:
+            reason = f"the job has fewer than {COST_ROWS * _COST_SHARE} rows"
+        elif self._cost_from * self._rows >= self._total:
+            reason = "the rows are one segment, and what is learned is in force from the next one on"
         learned = await self._store.meta("learned")
         if learned is not None and learned["costs"] is not None and not known:
             await self._apply(learned["every"])  # the service ended between the two
-        self._costs_known = known or small or learned is not None
-        if small and not known and self._plans[0].marks == "safe":
-            reason = f"the job has fewer than {COST_ROWS * _COST_SHARE} rows"
+        self._costs_known = known or bool(reason) or learned is not None
+        if reason and not known and learned is None and self._plans[0].marks == "safe":
             await self._store.note(learned={"every": self._plans[0].every, "costs": None, "reason": reason})
 
     @property
@@ -138,12 +142,12 @@ class Planner:
         self._begun = max(self._begun, segment)
         return next(plan for plan in reversed(self._plans) if plan.from_segment <= segment)
 
-    async def anchor(self, ordinals: tuple[int, ...]) -> None:
-        """These rows stand in front from the first segment on."""
-        await self._add(0, anchors=ordinals)
+    async def anchor(self, ordinals: tuple[int, ...], *, prefix_tokens: int | None) -> None:
+        """These rows stand in front from the first segment on, behind a prefix of at most so many tokens."""
+        await self._add(0, anchors=ordinals, prefix_tokens=prefix_tokens)
 
     async def shrink(self, window: int) -> None:
-        """The server holds a smaller window than was asked for."""
+        """The server holds a window of this size, whatever was asked for."""
         if self._plans[-1].window != window:
             await self._add(self._begun + 1, window=window)
 

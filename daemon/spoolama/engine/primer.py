@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from spoolama.backends.base import Backend, LoadSpec, Message, Reply
-from spoolama.errors import BackendError
+from spoolama.errors import BackendError, ServerAway, ServerBusy, ServerDied
 
 __all__ = ["Primer", "PrimerNotes"]
 
@@ -128,7 +128,13 @@ class Primer:
         text = await self._text(front)
         if text is None or self._primed.get(lane) == text:
             return
-        reply = await self._backend.prime(self._load, text, slot=lane)
+        try:
+            reply = await self._backend.prime(self._load, text, slot=lane)
+        except (ServerAway, ServerBusy, ServerDied):
+            return  # the row's own request will meet it, and is dealt with there
+        except BackendError as error:
+            self._give_up(f"the server does not take it ({error.code})")
+            return
         if reply is None:
             self._give_up("this server takes no raw prompts")
             return

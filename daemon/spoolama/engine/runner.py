@@ -87,6 +87,7 @@ class JobRunner:
         self._gate = Gate(clock, progress, stop, limit=lanes, rng=rng)
         self._asker = Asker(sidecar, openai=openai)
         self._turns = Turns(sidecar, self._asker)
+        self._one_model = True
 
     async def run(self) -> RunEnd:
         """Answer every row that has no end yet, or stop when asked to.
@@ -97,6 +98,7 @@ class JobRunner:
         counts = await self._store.counts()
         total = sum(counts.values())
         models = await self._store.models()
+        self._one_model = models in ([None], []) and not self._openai
         conversation = self._sidecar.mode == "conversation"
         planner = Planner(
             self._store,
@@ -136,8 +138,10 @@ class JobRunner:
             await self._fail_model(model, tally, total, error)
             return
         await self._store.note(model=asdict(loaded), lanes=self._lanes)
+        trained = await self._store.meta("trained", {})
+        await self._store.note(trained={**trained, loaded.name: loaded.trained_ctx})
         shared = await self._shared(spec, loaded, planner, tally, model)
-        anchoring = Anchoring(self._sidecar, self._store, planner, self._turns, total=total)
+        anchoring = Anchoring(self._sidecar, self._store, planner, self._turns, tally, total=total)
         segments = Handout(self._segments(planner, model))
 
         async def work(lane: Lane) -> None:
@@ -166,9 +170,10 @@ class JobRunner:
         self, model: str | None, sizes: list[tuple[int, int]], planner: Planner, tally: Tally
     ) -> None:
         """The second pass: rows too long for the window, each alone, in one that fits them."""
-        trained = (await self._store.meta("model", {})).get("trained_ctx")
+        name = model or self._sidecar.model
+        trained = (await self._store.meta("trained", {})).get(name)
         rows = sort_out(sizes, trained)
-        spec = self._asker.load_spec(model or self._sidecar.model, min(self._lanes, len(rows.fitting) or 1))
+        spec = self._asker.load_spec(name, min(self._lanes, len(rows.fitting) or 1))
         for ordinal, tokens in rows.too_long:
             self._too_long(ordinal, tokens, f"the model's own window has {trained:,}", tally)
         if not rows.fitting:
@@ -177,12 +182,12 @@ class JobRunner:
         try:
             loaded = await load_model(self._backend, spec, self._gate, self._progress)
         except JobError as error:
+            fitting = set(rows.fitting)
             for ordinal, tokens in sizes:
-                if ordinal in rows.fitting:
+                if ordinal in fitting:
                     why = f"a window of {rows.window:,} cannot be loaded: {error.message}"
                     self._too_long(ordinal, tokens, why, tally)
             return
-        await self._store.note(second_pass={"num_ctx": rows.window, "rows": len(rows.fitting)})
         shared = replace(await self._shared(spec, loaded, planner, tally, model), defers=False)
         waiting = Handout(self._long_rows(model))
         size = planner.segment_rows
@@ -229,7 +234,7 @@ class JobRunner:
             clock=self._clock,
             retries=self._sidecar.retries,
             turns=self._turns,
-            watch=Watch(surprises, primer, self._progress, planner.shrink),
+            watch=Watch(surprises, primer, self._progress, planner.shrink if self._one_model else None),
             row_ended=planner.moved,
             defers=self._sidecar.long_rows == "second_pass",
             repair_temperature=self._sidecar.repair.temperature,
@@ -239,7 +244,8 @@ class JobRunner:
     async def _some_rows(self, model: str | None) -> list[tuple[Message, ...]]:
         """Own messages of a few rows, by which the primer finds what all of them share."""
         found: list[tuple[Message, ...]] = []
-        for row in await self._store.pending(0, 1 << 61, model, _EXAMPLES):
+        rows = await self._store.pending(0, 1 << 61, model, _EXAMPLES)
+        for row in rows or await self._store.deferred(model, -1, _EXAMPLES):
             with contextlib.suppress(RowError):
                 found.append(self._asker.ask(row.fields).own)
         return found

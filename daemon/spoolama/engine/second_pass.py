@@ -30,11 +30,14 @@ def sort_out(sizes: Sequence[tuple[int, int]], trained: int | None) -> LongRows:
         sizes: (Ordinal, tokens of prompt and answer together).
         trained: The model's own longest window, where it is known.
     """
-    fitting = [(ordinal, tokens) for ordinal, tokens in sizes if trained is None or tokens < trained]
+    fitting: list[tuple[int, int]] = []
+    too_long: list[tuple[int, int]] = []
+    for row in sizes:
+        (fitting if trained is None or row[1] < trained else too_long).append(row)
     most = max((tokens for _, tokens in fitting), default=0)
     window = -(-(most + 1) // _STEP) * _STEP
     return LongRows(
         window=window if trained is None else min(window, trained),
         fitting=tuple(ordinal for ordinal, _ in fitting),
-        too_long=tuple((ordinal, tokens) for ordinal, tokens in sizes if (ordinal, tokens) not in fitting),
+        too_long=tuple(too_long),
     )

@@ -75,6 +75,10 @@ class RowStore(Protocol):
         """(Evaluated, cached, answered tokens, seconds of each) of requests that ran alone, up to a row."""
         ...
 
+    async def last_segment(self) -> int:
+        """The highest segment that has an answered row; -1 if there is none."""
+        ...
+
     async def means(self, last: int) -> tuple[float, float] | None:
         """(Tokens of a row's turn, tokens of its answer), on average over rows up to an ordinal."""
         ...

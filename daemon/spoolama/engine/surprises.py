@@ -46,6 +46,8 @@ class Surprises:
         self._load = load
         self._held = held
         self.window = held.num_ctx
+        self._doubt = False
+        """Whether a smaller window was seen once."""
         self.seen: list[Surprise] = []
         self.counts: Counter[str] = Counter()
 
@@ -56,20 +58,20 @@ class Surprises:
 
     async def after(self, reply: Reply, ordinal: int) -> list[Surprise]:
         """What a reply tells; nothing is asked of the server unless it met a reload."""
-        if (reply.load_s or 0.0) <= RELOAD_S:
+        reloaded = (reply.load_s or 0.0) > RELOAD_S
+        if not reloaded and not self._doubt:
             return []
         try:
             now = await self._backend.inspect(self._load)
         except BackendError:
             now = None  # then the next request will tell
-        found = [
-            Surprise(
-                "reloaded",
+        found: list[Surprise] = []
+        if reloaded:
+            message = (
                 f"the model had to be loaded again ({reply.load_s:.1f} s): somebody else unloaded it or "
-                "loaded it with other options",
-                ordinal,
+                "loaded it with other options"
             )
-        ]
+            found.append(Surprise("reloaded", message, ordinal))
         if now is not None:
             found += self._changes(now, ordinal)
             self._held = now
@@ -93,7 +95,13 @@ class Surprises:
 
     def _changes(self, now: LoadedModel, ordinal: int) -> list[Surprise]:
         found: list[Surprise] = []
-        if now.num_ctx is not None and now.num_ctx < (self.window or self._load.num_ctx):
+        smaller = now.num_ctx is not None and now.num_ctx < (self.window or self._load.num_ctx)
+        # Between our reply and this look another client may have loaded the model once more with a window of
+        # its own. Our next request brings ours back, if the server can: so one look is not enough.
+        doubt, self._doubt = self._doubt, smaller and not self._doubt
+        if not smaller and now.num_ctx is not None:
+            self.window = now.num_ctx
+        elif doubt:
             found.append(
                 Surprise(
                     "window_smaller",

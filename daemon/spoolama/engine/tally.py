@@ -26,12 +26,17 @@ class Tally:
         self._ok = ok
         self._failed = failed
         self._max_failed = max_failed
+        self._works = False
         self._first: list[tuple[str, str]] = []
         self._streak: tuple[str, int] = ("", 0)
 
     def ok(self) -> None:
         """A row was answered."""
         self._ok += 1
+
+    def good(self) -> None:
+        """A row was answered beforehand, which is not its end: the job as such works."""
+        self._works = True
 
     def failed(self, code: str, message: str) -> None:
         """A row ended with an error.
@@ -40,7 +45,7 @@ class Tally:
             JobError: too many did, or the first ones all in the same way.
         """
         self._failed += 1
-        if not self._ok and len(self._first) < FIRST_ROWS < self._total:
+        if not self._ok and not self._works and len(self._first) < FIRST_ROWS < self._total:
             self._first.append((code, message))
             check_first_failures(self._first)
         bound = self._max_failed

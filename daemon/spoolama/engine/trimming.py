@@ -93,9 +93,11 @@ class Keep:
         older = tail[: len(tail) - len(recent)]
         while important:
             chosen = _choose(older, important, self.score)
-            if sum(turn.tokens for turn in chosen) <= left:
+            total = sum(turn.tokens for turn in chosen)
+            if total <= left:
                 return (*chosen, *recent)
-            important -= 1
+            # By share, not one by one: a long tail would take seconds.
+            important = min(important - 1, max(0, important * left // total))
         return recent
 
 

@@ -53,6 +53,8 @@ class Turns:
         text = gold_answer(self._sidecar, row.fields, row.answer or "")
         answer = Message("assistant", row.answer or "" if text is None else text)
         tokens = bound(plan, (*own, answer))
+        if text is None and row.prompt_tokens is not None and row.completion_tokens is not None:
+            tokens = min(tokens, row.prompt_tokens + row.completion_tokens)
         return Turn(row.ordinal, (*own, answer), tokens, self.label(answer.content))
 
     def label(self, answer: str) -> str:

@@ -21,7 +21,7 @@ class Watch:
         surprises: Notices what others do to the model.
         primer: Keeps the shared prefix in the slots.
         progress: Where to say it.
-        shrink: Called with a smaller window than was asked for.
+        shrink: Called with the window that the server really holds; None: nobody wants to know.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Watch:
         surprises: Surprises,
         primer: Primer,
         progress: Progress,
-        shrink: Callable[[int], Awaitable[None]],
+        shrink: Callable[[int], Awaitable[None]] | None,
     ) -> None:
         self._surprises = surprises
         self._primer = primer
@@ -51,14 +51,19 @@ class Watch:
 
     async def after(self, lane: int, reply: Reply, ordinal: int, *, branches: bool) -> bool:
         """A reply came; whether its model had to be loaded first."""
+        window = self._surprises.window
         found = await self._surprises.after(reply, ordinal)
-        if found:
+        reloaded = any(surprise.kind == "reloaded" for surprise in found)
+        if reloaded:
             self._primer.lost()
         else:
             self._primer.saw(lane, reply, branches=branches)
         for surprise in found:
-            await self._say(surprise)
-        return bool(found)
+            self._say(surprise)
+        now = self._surprises.window
+        if now is not None and now != window and self._shrink is not None:
+            await self._shrink(now)
+        return reloaded
 
     def cut(self, ordinal: int, message: str) -> None:
         """A prompt was cut by the server without a word."""
@@ -82,9 +87,7 @@ class Watch:
             "primer": self._primer.notes.to_json(),
         }
 
-    async def _say(self, surprise: Surprise) -> None:
+    def _say(self, surprise: Surprise) -> None:
         self._progress.on_notice(surprise.kind, surprise.message)
-        if surprise.kind == "window_smaller" and self._surprises.window is not None:
-            await self._shrink(self._surprises.window)
         if complaint := self._surprises.complaint:
             self._progress.phase = f"answering; {complaint}"

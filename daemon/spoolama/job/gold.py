@@ -56,7 +56,7 @@ def _spellings(gold: Any) -> list[Any]:
     if isinstance(gold, str):
         text = gold.strip()
         try:
-            found.append(json.loads(text.lower() if text.lower() in ("true", "false") else text))
-        except ValueError:
+            found.append(parse_json(text.lower() if text.lower() in ("true", "false") else text))
+        except BadJson:
             found.append(text)
     return found

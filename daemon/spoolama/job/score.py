@@ -16,6 +16,7 @@ __all__ = ["ScoreProblem", "check_score", "score_of"]
 _BUDGET = 64 * 1024
 """Characters and loop turns that one score may cost."""
 
+_MOST_CHARACTERS = 2000
 _ENVIRONMENT = SandboxEnvironment()
 _COMPILED: dict[str, Callable[..., Any]] = {}
 _MOST_COMPILED = 64
@@ -51,7 +52,7 @@ def score_of(expression: str, fields: Mapping[str, Any], answer: str) -> float:
         value = answer
     try:
         with budget(_BUDGET):
-            result = _compiled(expression)(**{**fields, "row": dict(fields), "answer": value})
+            result = _compiled(expression)({**fields, "row": dict(fields), "answer": value})
         number = float(result)
     except Exception:  # an expression may raise whatever it likes on somebody's row
         return -math.inf
@@ -61,9 +62,11 @@ def score_of(expression: str, fields: Mapping[str, Any], answer: str) -> float:
 def _compiled(expression: str) -> Callable[..., Any]:
     found = _COMPILED.get(expression)
     if found is None:
+        if len(expression) > _MOST_CHARACTERS:
+            raise ScoreProblem(f"is longer than {_MOST_CHARACTERS} characters")
         try:
             found = _ENVIRONMENT.compile_expression(expression, undefined_to_none=False)
-        except (TemplateError, RecursionError, ValueError) as error:
+        except (TemplateError, RecursionError, ValueError, SyntaxError, MemoryError) as error:
             raise ScoreProblem(f"cannot be read as an expression: {error}") from None
         if len(_COMPILED) >= _MOST_COMPILED:
             _COMPILED.clear()

@@ -120,6 +120,9 @@ class _Check:
         self._prompt(data.get("prompt"))
         if sidecar is not None:
             self._answer_key(sidecar)
+            if self._openai and sidecar.trim.anchor_rows:
+                hint = "use strategy reset or window, or put the turns into the lines"
+                self._add(("trim", "strategy"), "OpenAI lines have no anchors", hint)
         return sidecar
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None) -> None:

@@ -97,6 +97,16 @@ class Trim(BaseModel):
             if key not in STRATEGY_KEYS[self.strategy]:
                 fitting = ", ".join(name for name, keys in STRATEGY_KEYS.items() if key in keys)
                 raise ValueError(f"{key} means nothing with strategy {self.strategy}; it goes with {fitting}")
+        if self.every == "auto" and self.strategy in ("reset", "anchors"):
+            raise ValueError(f"every is a number with strategy {self.strategy}: its trims cost nothing")
+        if isinstance(self.choose, tuple):
+            names = [str(name) for name in self.choose]
+            if not names or len(set(names)) < len(names):
+                raise ValueError("choose names no row, or one of them twice")
+            if self.anchors is not None:
+                raise ValueError("choose names the rows, so anchors says nothing: leave one of them out")
+        if self.choose == "important" and self.score is None:
+            raise ValueError("choose important needs a score")
         if self.important is not None and (self.anchors is not None or self.choose is not None):
             raise ValueError("important stands in place of anchors: leave one of them out")
         if self.score is not None and self.score not in BUILT_IN_SCORES:

@@ -22,14 +22,17 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
         sidecar: What was asked.
     """
     plans = ledger.plans()
-    newest: Mapping[str, Any] = plans[-1] if plans else {}
+    # Not the newest there is: that one may have come too late for any row.
+    used = ledger.last_plan()
+    newest: Mapping[str, Any] = next((p for p in plans if p["version"] == used), plans[0] if plans else {})
     conversation = sidecar.mode == "conversation"
     alone = "" if conversation else "rows were asked alone"
     keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "marks")
     put(
         "trim",
         {key: newest[key] for key in keys} if newest and conversation else None,
-        "the newest plan; `marks`: whether `every` was fixed by the sidecar, safe, or learned",
+        "the newest plan that a row was asked under; `marks`: whether `every` was fixed by the sidecar, "
+        "safe, or learned",
         missing=alone or "no plan was made",
     )
     anchors = list(newest.get("anchors", ()))
@@ -70,8 +73,8 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
     )
     put(
         "second_pass",
-        ledger.meta("second_pass"),
-        "rows too long for num_ctx that were answered at the end, and the window they were answered in",
+        ledger.second_pass(sidecar.options.num_ctx),
+        "rows answered in a window larger than num_ctx, and the largest of these windows",
         missing="no row needed it" if sidecar.long_rows == "second_pass" else "the sidecar asks for none",
     )
     put(
@@ -106,8 +109,8 @@ def conduct_sentences(m: Mapping[str, Any]) -> list[str]:
             text += f"; {len(m['anchors'])} rows stand in front of all others"
         found.append(text)
     for kind, times in ((m.get("surprises") or {}).get("counts") or {}).items():
-        said = next(e["message"] for e in m["surprises"]["first"] if e["kind"] == kind)
-        found.append(f"{times} × {kind}: {said}")
+        said = [e["message"] for e in m["surprises"]["first"] if e["kind"] == kind]
+        found.append(f"{times} × {kind}" + (f": {said[0]}" if said else ""))
     if second := m.get("second_pass"):
         found.append(f"{second['rows']} long rows answered in a window of {second['num_ctx']:,} tokens")
     return found

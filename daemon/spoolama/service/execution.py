@@ -161,7 +161,8 @@ class JobExecutor:
         if await ledger.meta("started_at") is None:
             await ledger.note(started_at=self._clock.time())
         if counts["pending"]:
-            check_first_failures(await ledger.first_failures(FIRST_ROWS))
+            if not counts["ok"]:
+                check_first_failures(await ledger.first_failures(FIRST_ROWS))
             runner = JobRunner(
                 sidecar=sidecar,
                 openai=kind.format == "openai",

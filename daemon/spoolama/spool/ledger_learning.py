@@ -119,10 +119,15 @@ class LearningLedger:
         return await self._thread.do(
             lambda db: db.execute(
                 f"SELECT {columns} FROM samples{where} UNION ALL"  # noqa: S608 - constants
-                f" SELECT {columns} FROM results{where} AND ordinal <= ?",
+                f" SELECT {columns} FROM results{where} AND NOT aside AND ordinal <= ?",
                 (last,),
             ).fetchall()
         )
+
+    async def last_segment(self) -> int:
+        """The highest segment that has an answered row; -1 if there is none."""
+        row = await self._thread.do(lambda db: db.execute("SELECT max(segment) FROM results").fetchone())
+        return -1 if row[0] is None else int(row[0])
 
     async def means(self, last: int) -> tuple[float, float] | None:
         """(Tokens of a row's turn, tokens of its answer), on average over rows up to ordinal `last`."""

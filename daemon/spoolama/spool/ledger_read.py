@@ -185,6 +185,18 @@ class LedgerReader:
             trims=row[13],
         )
 
+    def last_plan(self) -> int | None:
+        """The newest plan version that a row was answered under."""
+        found: int | None = self._db.execute("SELECT max(plan_version) FROM results").fetchone()[0]
+        return found
+
+    def second_pass(self, num_ctx: int) -> dict[str, int] | None:
+        """Rows answered in a larger window than the job's; None if there were none."""
+        rows, window = self._db.execute(
+            "SELECT count(*), max(num_ctx) FROM results WHERE num_ctx > ?", (num_ctx,)
+        ).fetchone()
+        return {"rows": rows, "num_ctx": window} if rows else None
+
     def token_bound(self) -> dict[str, Any] | None:
         """How the bound of a text's tokens held against the server's counts; None if nothing was counted."""
         rows, exceeded, bound, counted = 0, 0, 0.0, 0

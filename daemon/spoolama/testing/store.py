@@ -97,6 +97,9 @@ class MemoryStore:
         del last
         return []
 
+    async def last_segment(self) -> int:
+        return max((answer.segment for answer in self.results.values()), default=-1)
+
     async def means(self, last: int) -> tuple[float, float] | None:
         del last
         return None

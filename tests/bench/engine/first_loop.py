@@ -10,7 +10,7 @@ from __future__ import annotations
 from bench.engine.job_run import TimedBackend
 from bench.engine.machine import Neighbours
 from bench.engine.measured import Measured, RowCount
-from bench.engine.settings import FORMAT, NUM_PREDICT, RUBRIC, SAMPLING, WINDOW, Review
+from bench.engine.settings import NUM_PREDICT, PREFIX, SAMPLING, WINDOW, Review
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
 from spoolama.clock import Clock
 
@@ -50,9 +50,7 @@ async def run_loop(
         before = dropped
         dropped = await _cut(backend, spec, history, dropped, used)
         counted_s += clock.monotonic() - counting
-        request = ChatRequest(
-            spec, _prompt(history, dropped), NUM_PREDICT, SAMPLING, format=FORMAT, slot=0, timeout_s=600.0
-        )
+        request = ChatRequest(spec, _prompt(history, dropped), NUM_PREDICT, SAMPLING, slot=0, timeout_s=600.0)
         sent = clock.monotonic()
         reply = await backend.chat(request)
         prompt, completion = reply.prompt_tokens or 0, reply.completion_tokens or 0
@@ -93,7 +91,7 @@ async def run_loop(
 
 
 def _prompt(history: list[Message], dropped: int) -> tuple[Message, ...]:
-    return (Message("system", RUBRIC), *history[dropped:])
+    return (*PREFIX, *history[dropped:])
 
 
 async def _cut(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -127,11 +126,8 @@ def trims(rows: Sequence[RowCount]) -> list[RowCount]:
 
 def label_of(answer: str) -> str | None:
     """The word an answer means; None if it is none of the three."""
-    try:
-        found = json.loads(answer)
-    except ValueError:
-        return None
-    return found if found in LABELS else None
+    word = answer.strip().strip('"').lower()
+    return word if word in LABELS else None
 
 
 def labels(rows: Sequence[RowCount]) -> dict[str, int]:

@@ -6,14 +6,17 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spoolama.backends.base import Message
 
 __all__ = [
     "CONFIGURATIONS",
+    "EXAMPLES",
     "FORMAT",
     "LABELS",
     "NUM_PREDICT",
+    "PREFIX",
     "RUBRIC",
     "SAMPLING",
     "WINDOW",
@@ -25,23 +28,36 @@ __all__ = [
 ]
 
 WINDOW = 4096
-NUM_PREDICT = 16
-SAMPLING = {"temperature": 0, "seed": 7}
+NUM_PREDICT = 8
+SAMPLING: dict[str, Any] = {"temperature": 0, "seed": 7, "stop": ["\n", "<"]}
+"""Gemma 3 270M is a base model: it would go on with a tag of its template."""
 LABELS = ("negative", "neutral", "positive")
 FORMAT = {"enum": ["positive", "negative", "neutral"]}
+"""For the one configuration that shows what a schema costs: a grammar is checked at every token."""
 
 RUBRIC = (
-    "You judge the sentiment of sentences from product reviews. Read the sentence as a careful human rater "
-    "would. Answer with exactly one word: positive, negative or neutral. Positive means that the customer "
-    "likes the product or something about it. Negative means that the customer complains, reports a defect, "
-    "or regrets the purchase. Neutral means that the sentence states a fact, asks a question or is about "
-    "something else. Look at what the customer says about the product, not at the mood of single words. "
-    "Irony counts as what is meant. A sentence that praises one thing and blames another is judged by its "
-    "main point. Prices count as negative only where the customer finds them too high. Do not explain, do "
-    "not repeat the sentence, do not add punctuation. If you are not sure, choose the answer that most "
-    "people would give."
+    "Judge the sentiment of a sentence from a product review, as a careful reader would. Answer with one "
+    "word: positive, negative or neutral. Look at what the customer says about the product, not at the mood "
+    "of single words."
 )
-"""The shared prefix: with the chat template about 180 tokens."""
+EXAMPLES = (
+    ("I love the bright screen and the long battery life.", "positive"),
+    ("It broke after two days and nobody answered my mails.", "negative"),
+    ("I bought it in March for my brother.", "neutral"),
+    ("Works great, I would buy it again.", "positive"),
+    ("What a waste of money.", "negative"),
+)
+"""Few-shot turns, so that both models answer with a word and an end without being held to a schema."""
+
+PREFIX = (
+    Message("system", RUBRIC),
+    *(
+        message
+        for user, assistant in EXAMPLES
+        for message in (Message("user", user), Message("assistant", assistant))
+    ),
+)
+"""The shared prefix: with the chat template about 150 tokens."""
 
 _REVIEWS = Path(__file__).parents[3] / "config" / "data" / "reviews.csv"
 
@@ -69,8 +85,8 @@ class Review:
 
 CONFIGURATIONS = (
     Configuration("alone", "mode: isolated", segments=False),
-    Configuration("alone-unprimed", "mode: isolated\nprime: never", segments=False),
     Configuration("alone-primed", "mode: isolated\nprime: always", segments=False),
+    Configuration("alone-schema", f"mode: isolated\nformat: {json.dumps(FORMAT)}", segments=False),
     Configuration("reset", "trim: {strategy: reset, every: 20}"),
     Configuration("window", "trim: {strategy: window, keep: 20, every: auto}"),
     Configuration("anchors", "trim: {strategy: anchors, anchors: 6}"),
@@ -86,9 +102,9 @@ def sidecar_text(configuration: Configuration, model: str, segment: int) -> str:
     lines = [
         f"model: {model}",
         f"system: {json.dumps(RUBRIC)}",
+        f"examples: {json.dumps([{'user': user, 'assistant': answer} for user, answer in EXAMPLES])}",
         'prompt: "{{ text }}"',
         f"options: {json.dumps({'num_ctx': WINDOW, 'num_predict': NUM_PREDICT, **SAMPLING})}",
-        f"format: {json.dumps(FORMAT)}",
         configuration.sidecar,
     ]
     if configuration.segments:
@@ -98,7 +114,7 @@ def sidecar_text(configuration: Configuration, model: str, segment: int) -> str:
 
 def alone(text: str) -> tuple[Message, ...]:
     """A row behind the shared prefix alone, as the sidecars above ask it."""
-    return (Message("system", RUBRIC), Message("user", text))
+    return (*PREFIX, Message("user", text))
 
 
 def read_reviews(number: int) -> tuple[Review, ...]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from spoolama.backends.base import LoadedModel, Reply, ServerInfo
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner, RunEnd
 from spoolama.job.row import Row
@@ -15,10 +17,23 @@ from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader, Outcome
-from spoolama.testing.backend import ScriptedBackend
+from spoolama.testing.backend import Call, ScriptedBackend
 from spoolama.testing.clock import VirtualClock
 
-__all__ = ["SIDECAR", "Bench", "texts"]
+__all__ = [
+    "ANCHORS",
+    "HELD",
+    "LONG",
+    "SIDECAR",
+    "Bench",
+    "meta_of",
+    "plans_of",
+    "primed",
+    "primer_of",
+    "reloads",
+    "seen_by",
+    "texts",
+]
 
 SIDECAR = """
 model: m
@@ -93,3 +108,51 @@ class Bench:
 
 def texts(number: int) -> list[str]:
     return [f"row {i} " + "x" * (i % 7) for i in range(number)]
+
+
+ANCHORS = SIDECAR + "trim: {strategy: anchors, anchors: 4}\n"
+LONG = SIDECAR.replace("512", "256") + "long_rows: second_pass\n"
+HELD = LoadedModel("m", "d1", 512, 1, ServerInfo("scripted", "1"), size_bytes=1000, vram_bytes=1000)
+
+
+def plans_of(bench: Bench) -> list[dict[str, Any]]:
+    with LedgerReader(bench.path) as reader:
+        return reader.plans()
+
+
+def meta_of(bench: Bench, key: str) -> Any:
+    with LedgerReader(bench.path) as reader:
+        return reader.meta(key)
+
+
+def seen_by(outcome: Outcome) -> list[int]:
+    return [n for first, last in outcome.sight or () for n in range(first, last + 1)]
+
+
+def reloads(bench: Bench, at: str, held: LoadedModel | None) -> Callable[[Call], Reply | None]:
+    """The reply for one row met a reload; from then on the server holds this."""
+
+    def fault(call: Call) -> Reply | None:
+        if call.text.startswith(at) and not met:
+            met.append(call)
+            bench.backend.held = held
+            return replace(bench.backend._reply(call.request), load_s=0.4)
+        return None
+
+    met: list[Call] = []
+    return fault
+
+
+def primed(tmp_path: Path, side: str = "", **backend: Any) -> Bench:
+    """An isolated job on a model with sliding-window attention."""
+    rows = [
+        f"{i % 10} {i} a row with a text that is longer than the window of attention" * 2 for i in range(40)
+    ]
+    text = SIDECAR.replace("Judge.", "Judge " + "with great care " * 20) + "mode: isolated\n" + side
+    return Bench(tmp_path, rows, text, caches=True, sliding=30, **backend)
+
+
+def primer_of(bench: Bench) -> dict[str, Any]:
+    (notes,) = meta_of(bench, "watch")
+    found: dict[str, Any] = notes["primer"]
+    return found

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Reply, ServerInfo
-from spoolama.errors import ContextOverflow, JobError, OutOfMemory, RequestRefused
-from spoolama.spool.ledger_read import LedgerReader, Outcome
+from spoolama.backends.base import ChatRequest, LoadSpec, Reply
+from spoolama.errors import (
+    ContextOverflow,
+    JobError,
+    OutOfMemory,
+    RequestRefused,
+)
 from spoolama.testing.backend import Call, count_tokens
-from unit.engine.engine_bench import SIDECAR, Bench, texts
-
-ANCHORS = SIDECAR + "trim: {strategy: anchors, anchors: 4}\n"
-
-
-def plans_of(bench: Bench) -> list[dict[str, Any]]:
-    with LedgerReader(bench.path) as reader:
-        return reader.plans()
-
-
-def meta_of(bench: Bench, key: str) -> Any:
-    with LedgerReader(bench.path) as reader:
-        return reader.meta(key)
-
-
-def seen_by(outcome: Outcome) -> list[int]:
-    return [n for first, last in outcome.sight or () for n in range(first, last + 1)]
-
+from unit.engine.engine_bench import (
+    ANCHORS,
+    HELD,
+    LONG,
+    SIDECAR,
+    Bench,
+    meta_of,
+    plans_of,
+    primed,
+    primer_of,
+    reloads,
+    seen_by,
+    texts,
+)
 
 # anchors
 
@@ -112,9 +110,6 @@ def test_a_row_that_does_not_fit_behind_the_anchors_is_asked_alone_and_leaves_th
 # rows too long for the window
 
 
-LONG = SIDECAR.replace("512", "256") + "long_rows: second_pass\n"
-
-
 def test_long_rows_are_answered_at_the_end_with_one_reload(tmp_path: Path) -> None:
     """They wait for a window that fits them all; nobody is asked twice, and each was refused at most once."""
     rows = texts(40)
@@ -187,23 +182,6 @@ def test_without_a_second_pass_a_long_row_fails_with_its_sizes(tmp_path: Path) -
 # what others do to the model
 
 
-def reloads(bench: Bench, at: str, held: LoadedModel | None) -> Callable[[Call], Reply | None]:
-    """The reply for one row met a reload; from then on the server holds this."""
-
-    def fault(call: Call) -> Reply | None:
-        if call.text.startswith(at) and not met:
-            met.append(call)
-            bench.backend.held = held
-            return replace(bench.backend._reply(call.request), load_s=0.4)
-        return None
-
-    met: list[Call] = []
-    return fault
-
-
-HELD = LoadedModel("m", "d1", 512, 1, ServerInfo("scripted", "1"), size_bytes=1000, vram_bytes=1000)
-
-
 def test_a_reload_by_somebody_else_is_noticed_at_that_row(tmp_path: Path) -> None:
     """It is said, counted and noted with its row."""
     bench = Bench(tmp_path, texts(10))
@@ -247,21 +225,6 @@ def test_a_model_put_partly_on_the_cpu_is_noticed(tmp_path: Path) -> None:
 
 
 # the primer
-
-
-def primed(tmp_path: Path, side: str = "", **backend: Any) -> Bench:
-    """An isolated job on a model with sliding-window attention."""
-    rows = [
-        f"{i % 10} {i} a row with a text that is longer than the window of attention" * 2 for i in range(40)
-    ]
-    text = SIDECAR.replace("Judge.", "Judge " + "with great care " * 20) + "mode: isolated\n" + side
-    return Bench(tmp_path, rows, text, caches=True, sliding=30, **backend)
-
-
-def primer_of(bench: Bench) -> dict[str, Any]:
-    (notes,) = meta_of(bench, "watch")
-    found: dict[str, Any] = notes["primer"]
-    return found
 
 
 def test_the_prefix_is_primed_once_a_slot_where_it_pays(tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""What an attack on the engine found: odd jobs, odd servers, odd cells. Each was a defect once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spoolama.backends.base import LoadSpec, Message, Reply
+from spoolama.engine import trimming
+from spoolama.engine.budget import Budget
+from spoolama.engine.spread import Choice, spread
+from spoolama.engine.trimming import Turn
+from spoolama.errors import (
+    ContextOverflow,
+    RequestRefused,
+    Stalled,
+    UnexpectedReply,
+)
+from spoolama.job.gold import gold_answer
+from spoolama.job.score import ScoreProblem, check_score, score_of
+from spoolama.job.sidecar_file import parse_sidecar
+from spoolama.testing.backend import Call
+from unit.engine.engine_bench import (
+    ANCHORS,
+    HELD,
+    LONG,
+    SIDECAR,
+    Bench,
+    meta_of,
+    plans_of,
+    primed,
+    primer_of,
+    reloads,
+    seen_by,
+    texts,
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnexpectedReply("no"),
+        Stalled("slow"),
+        ContextOverflow("long", prompt_tokens=9, num_ctx=8),
+        RequestRefused("never"),
+    ],
+)
+def test_a_primer_that_fails_costs_no_row(tmp_path: Path, error: Exception) -> None:
+    """It is given up, and the rows go on without it."""
+    bench = primed(tmp_path)
+
+    def fail(_text: str, _slot: int | None) -> None:
+        raise error
+
+    bench.backend.prime_fault = fail
+    assert bench.run().finished
+    assert {o.state for o in bench.outcomes} == {"ok"}
+    assert len(bench.backend.primes) == 1
+    assert "given up" in primer_of(bench)["state"]
+
+
+def test_anchors_are_used_behind_a_long_prefix(tmp_path: Path) -> None:
+    """Its bound of a token a byte says that they may not fit; so they are counted instead of dropped."""
+    side = ANCHORS.replace("512", "1024").replace("Judge.", "Judge " + "with great care " * 50)
+    bench = Bench(tmp_path, texts(60), side)
+    assert bench.run().finished
+    assert {len(seen_by(o)) for o in bench.outcomes} == {0, 4}
+    assert sum(bool(seen_by(o)) for o in bench.outcomes) == 56
+
+
+def test_a_row_refused_in_the_first_pass_still_has_its_tries_in_the_second(tmp_path: Path) -> None:
+    """Twice too long for the first window says nothing about the second."""
+    rows = texts(40)
+    rows[25] = "d" * 1500
+    bench = Bench(tmp_path, rows, LONG + "segment: 10\n")
+    first: list[Call] = []
+
+    def fault(call: Call) -> None:
+        if call.text.startswith("ddd") and not first:
+            first.append(call)
+            raise ContextOverflow("too long", prompt_tokens=300, num_ctx=256)
+
+    bench.backend.fault = fault
+    assert bench.run().finished
+    assert bench.outcomes[25].state == "ok"
+
+
+def test_failing_candidates_do_not_end_a_job_that_answers_others(tmp_path: Path) -> None:
+    """The first ten failures mean the job only where nothing was answered."""
+    side = ANCHORS + "retries: 0\n"
+    bench = Bench(tmp_path, texts(60), side)
+    bench.backend.fault = lambda call: (
+        Reply(" ", "stop", 30, None, 1) if int(call.text.split()[1]) % 2 else None
+    )
+    assert bench.run().finished
+    assert sum(o.state == "ok" for o in bench.outcomes) == 30
+
+
+def test_one_look_at_a_smaller_window_is_not_believed(tmp_path: Path) -> None:
+    """Another client's window may be seen for a moment; our next request brings ours back."""
+    bench = Bench(tmp_path, texts(60), SIDECAR + "segment: 20\n")
+    bench.backend.fault = reloads(bench, "row 5", replace(HELD, num_ctx=128))
+    looks: list[LoadSpec] = []
+
+    def look(spec: LoadSpec) -> None:
+        looks.append(spec)
+        if len(looks) == 2:
+            bench.backend.held = HELD
+
+    bench.backend.inspect_fault = look
+    bench.run()
+    assert len(looks) == 2
+    assert plans_of(bench)[-1]["window"] is None
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_nothing_is_said_to_be_learned_where_no_segment_could_use_it(tmp_path: Path, lanes: int) -> None:
+    """With all rows in one segment there is no next one."""
+    side = SIDECAR + "segment: all\ntrim: {strategy: window, keep: 5}\n"
+    bench = Bench(tmp_path, texts(1300), side, caches=True)
+    bench.run(lanes)
+    assert meta_of(bench, "learned")["costs"] is None
+    assert "one segment" in meta_of(bench, "learned")["reason"]
+    assert {p["marks"] for p in plans_of(bench)} == {"safe"}
+
+
+def test_a_trim_of_a_long_tail_takes_no_time_to_speak_of() -> None:
+    """Thousands of rows of which few fit: the choice is made a few times, not once for each."""
+    tail = tuple(
+        Turn(n, (Message("user", "u"), Message("assistant", "a")), 50, label=str(n % 7)) for n in range(4000)
+    )
+    chosen = 0
+
+    def counting(choices: Sequence[Choice], number: int) -> list[int]:
+        nonlocal chosen
+        chosen += 1
+        return spread(choices, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trimming, "spread", counting)
+        kept = trimming.Keep(100, 0, 3000, None, 0.4).trim(tail, Budget(20_000, 10, 0, 10))
+    assert 0 < sum(turn.tokens for turn in kept) <= 8000
+    assert chosen < 10
+
+
+@pytest.mark.parametrize("gold", ["[" * 5000, "1e999", "\ud800", ""])
+def test_an_odd_gold_cell_is_no_anchor_answer_and_no_crash(gold: str) -> None:
+    """What cannot be spelled as an answer leaves the model's own."""
+    side = "model: m\nprompt: x\ngold: g\nformat: {type: object, properties: {s: {type: integer}}}\n"
+    sidecar = parse_sidecar(side, "a.yaml")
+    assert gold_answer(sidecar, {"g": gold}, '{"s": 1}') is None
+
+
+def test_a_score_sees_columns_of_any_name_and_never_raises() -> None:
+    """A column may be called `self`; what fails gives minus infinity."""
+    assert score_of("row.self | int + 1", {"self": "3"}, "x") == 4
+    assert score_of("answer.score", {}, '{"score": 7}') == 7
+    assert score_of("nosuch > 3", {}, "x") == -math.inf
+    assert score_of("[0] * 10 ** 9", {}, "x") == -math.inf
+    with pytest.raises(ScoreProblem):
+        check_score("-" * 250 + "x")
+    with pytest.raises(ScoreProblem):
+        check_score("1 + " * 600 + "1")
