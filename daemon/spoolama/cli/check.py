@@ -66,6 +66,19 @@ def check_one(drop: Drop, settings: Settings) -> Findings:
     )
 
 
+def _behind(findings: Findings, number: int) -> str:
+    """What else stands before a row: it is known only when the job runs."""
+    if findings.mode != "conversation":
+        return ""
+    seen = []
+    if findings.anchors:
+        rows = "a row that is" if findings.anchors == 1 else f"{findings.anchors} rows that are"
+        seen.append(f"{rows} chosen when the job runs")
+    if number > 1 and findings.strategy != "anchors":
+        seen.append("the rows before it and their answers")
+    return f" (behind {', '.join(seen)})" if seen else ""
+
+
 def report(drop: Drop, findings: Findings, *, rate: float | None = None) -> None:
     """Say what was found."""
     from spoolama.service.checking import CHARACTERS_PER_TOKEN
@@ -74,12 +87,7 @@ def report(drop: Drop, findings: Findings, *, rate: float | None = None) -> None
     sidecar = f" with {drop.sidecar.name}" if drop.sidecar else ""
     click.echo(f"{drop.data.name}{sidecar}: {findings.rows:,} rows of {findings.format} for {findings.model}")
     for number, ask in enumerate(findings.examples, 1):
-        seen = (
-            " (behind the rows before it and their answers)"
-            if number > 1 and findings.mode == "conversation"
-            else ""
-        )
-        click.echo(f"\nPrompt {number} as it is asked{seen}:")
+        click.echo(f"\nPrompt {number} as it is asked{_behind(findings, number)}:")
         for message in (*ask.prefix, *ask.own):
             click.echo(f"  [{message.role}]")
             for line in message.content.splitlines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 from spoolama.engine.anchors import candidates, choose
 from spoolama.engine.handout import Handout
@@ -128,7 +129,8 @@ class Anchoring:
                 for row in rows.values()
             ]
             chosen = choose(choices, self._wanted, trim.choose or "spread", self._options.seed)
-        plan = self._planner.latest
+        gold = self._turns.gold_fits(list(rows.values()))
+        plan = replace(self._planner.latest, gold=gold)
         left = _MOST_OF_THE_ROOM * (self._options.num_ctx - self._options.num_predict)
         fitting: list[int] = []
         for ordinal in chosen:
@@ -138,7 +140,7 @@ class Anchoring:
                 fitting.append(ordinal)
         if fitting:
             counts = [row.prompt_tokens for row in rows.values() if row.prompt_tokens is not None]
-            await self._planner.anchor(tuple(fitting), prefix_tokens=min(counts, default=None))
+            await self._planner.anchor(tuple(fitting), gold=gold, prefix_tokens=min(counts, default=None))
 
     def _score(self, row: StoredRow) -> float:
         return self._turns.score(row, row.answer or "", row.logprob)

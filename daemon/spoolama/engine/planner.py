@@ -142,9 +142,9 @@ class Planner:
         self._begun = max(self._begun, segment)
         return next(plan for plan in reversed(self._plans) if plan.from_segment <= segment)
 
-    async def anchor(self, ordinals: tuple[int, ...], *, prefix_tokens: int | None) -> None:
+    async def anchor(self, ordinals: tuple[int, ...], *, gold: bool, prefix_tokens: int | None) -> None:
         """These rows stand in front from the first segment on, behind a prefix of at most so many tokens."""
-        await self._add(0, anchors=ordinals, prefix_tokens=prefix_tokens)
+        await self._add(0, anchors=ordinals, gold=gold, prefix_tokens=prefix_tokens)
 
     async def shrink(self, window: int) -> None:
         """The server holds a window of this size, whatever was asked for."""

@@ -99,7 +99,7 @@ class Primer:
         self._on = mode == "always"
         self._trying = mode == "auto" and sliding
         if mode == "never":
-            self.notes.state = "switched off by the sidecar"
+            self.notes.state = "switched off by the sidecar (prime: never, or think)"
         elif self._on:
             self.notes.state = "always, by the sidecar"
         elif self._trying:

@@ -217,7 +217,8 @@ class JobRunner:
         primer = Primer(
             self._backend,
             spec,
-            mode=self._sidecar.prime,
+            # A thinking model may render another beginning than the one that is asked for here.
+            mode="never" if self._sidecar.think else self._sidecar.prime,
             sliding=loaded.sliding_window is not None,
             rows=await self._some_rows(model),
         )

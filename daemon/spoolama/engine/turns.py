@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from spoolama.backends.base import Message
 from spoolama.engine.budget import bound
@@ -50,12 +51,25 @@ class Turns:
     def anchor(self, row: StoredRow, plan: Plan) -> Turn:
         """The turn of a row that was answered alone; with its gold answer, where there is one."""
         own = self._asker.ask(row.fields).own
-        text = gold_answer(self._sidecar, row.fields, row.answer or "")
+        text = gold_answer(self._sidecar, row.fields, row.answer or "") if plan.gold else None
         answer = Message("assistant", row.answer or "" if text is None else text)
         tokens = bound(plan, (*own, answer))
         if text is None and row.prompt_tokens is not None and row.completion_tokens is not None:
             tokens = min(tokens, row.prompt_tokens + row.completion_tokens)
         return Turn(row.ordinal, (*own, answer), tokens, self.label(answer.content))
+
+    def gold_fits(self, rows: Sequence[StoredRow]) -> bool:
+        """Whether gold is spelled as these rows' answers are: else it would teach another form of answer."""
+        answers = [self.label(row.answer or "") for row in rows]
+        golds = [str(row.fields.get(self._sidecar.gold or "") or "").strip() for row in rows]
+        golds = [gold for gold in golds if gold]
+        if not golds:
+            return False
+        if self._sidecar.format is not None:
+            return True  # each one is held against it
+        if all(map(_is_number, golds)):
+            return all(map(_is_number, answers))
+        return bool(set(golds) & set(answers))
 
     def label(self, answer: str) -> str:
         """What of an answer counts for the spread."""
@@ -77,3 +91,11 @@ class Turns:
             return -(logprob or 0.0)
         assert score not in BUILT_IN_SCORES
         return score_of(score, row.fields, answer)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -50,6 +50,8 @@ class Plan:
     """`budget`: tokens of earlier rows at most."""
     anchors: tuple[int, ...] = ()
     """0-based ordinals of the rows that stand right behind the prefix, in their order there."""
+    gold: bool = False
+    """Whether the anchors carry their gold answers."""
     prefix_tokens: int | None = None
     """Upper bound of the shared prefix, from prompts of rows that were asked alone."""
     marks: str = "fixed"

@@ -27,7 +27,7 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
     newest: Mapping[str, Any] = next((p for p in plans if p["version"] == used), plans[0] if plans else {})
     conversation = sidecar.mode == "conversation"
     alone = "" if conversation else "rows were asked alone"
-    keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "marks")
+    keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "marks", "gold")
     put(
         "trim",
         {key: newest[key] for key in keys} if newest and conversation else None,
@@ -106,7 +106,8 @@ def conduct_sentences(m: Mapping[str, Any]) -> list[str]:
         if trim["every"]:
             text += f", a trim every {trim['every']} rows{marks[trim['marks']]}"
         if m.get("anchors"):
-            text += f"; {len(m['anchors'])} rows stand in front of all others"
+            gold = ", with their known answers" if trim["gold"] else ""
+            text += f"; {len(m['anchors'])} rows stand in front of all others{gold}"
         found.append(text)
     for kind, times in ((m.get("surprises") or {}).get("counts") or {}).items():
         said = [e["message"] for e in m["surprises"]["first"] if e["kind"] == kind]

@@ -60,6 +60,9 @@ class Findings:
     format: str
     model: str
     mode: str
+    anchors: int = 0
+    """Rows that will stand before every other one."""
+    strategy: str = "reset"
     rows: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     """Rows that will not be asked, by class."""
@@ -146,7 +149,13 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
         found = await asyncio.to_thread(sha256_of, drop.data)
         if found != sidecar.expect.sha256.lower():
             raise InputError(f"{drop.data.name} has sha256 {found}, the sidecar expects another")
-    findings = Findings(kind.format, sidecar.model, sidecar.mode)
+    findings = Findings(
+        kind.format,
+        sidecar.model,
+        sidecar.mode,
+        anchors=sidecar.trim.anchor_rows,
+        strategy=sidecar.trim.strategy,
+    )
     findings.room_tokens = sidecar.options.num_ctx - sidecar.options.num_predict
     clock = SystemClock()
     with tempfile.TemporaryDirectory(prefix="spoolama-check-") as directory:

@@ -76,6 +76,27 @@ def test_anchors_carry_the_gold_answers(tmp_path: Path) -> None:
     assert {o.answer for o in bench.outcomes} == {json.dumps({"s": "model"})}
 
 
+@pytest.mark.parametrize(
+    ("golds", "answers", "used"),
+    [
+        (["yes", "no"], ["yes", "no"], True),
+        (["1.5", "-2"], ["positive", "negative"], False),
+        (["1.5", "-2"], ["3", "1"], True),
+        (["gut", "schlecht"], ["good", "bad"], False),
+    ],
+)
+def test_gold_of_another_form_than_the_answers_is_not_put_into_prompts(
+    tmp_path: Path, golds: list[str], answers: list[str], used: bool
+) -> None:
+    """Ratings as gold of a job that asks for words would teach it to answer with numbers."""
+    calls = iter(range(1000))
+    bench = Bench(tmp_path, golds * 30, ANCHORS + "gold: text\n", answer=lambda _: answers[next(calls) % 2])
+    bench.run()
+    assert {p["gold"] for p in plans_of(bench) if p["anchors"]} == {used}
+    front = bench.backend.calls[-1].request.messages[1:-1]
+    assert {m.content for m in front if m.role == "assistant"} <= set(golds if used else answers)
+
+
 def test_anchors_can_be_named(tmp_path: Path) -> None:
     """By id, in the order in which they are named."""
     side = SIDECAR + "trim: {strategy: anchors, choose: [9, 3, '5']}\n"
