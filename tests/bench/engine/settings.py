@@ -99,12 +99,15 @@ CONFIGURATIONS = (
 
 def sidecar_text(configuration: Configuration, model: str, segment: int) -> str:
     """The sidecar a user would write for it. A JSON string is a YAML string as well."""
+    schema = "format" in configuration.sidecar
+    # What ends an answer in words would end one in JSON at its first line.
+    sampling = {key: value for key, value in SAMPLING.items() if key != "stop" or not schema}
     lines = [
         f"model: {model}",
         f"system: {json.dumps(RUBRIC)}",
         f"examples: {json.dumps([{'user': user, 'assistant': answer} for user, answer in EXAMPLES])}",
         'prompt: "{{ text }}"',
-        f"options: {json.dumps({'num_ctx': WINDOW, 'num_predict': NUM_PREDICT, **SAMPLING})}",
+        f"options: {json.dumps({'num_ctx': WINDOW, 'num_predict': NUM_PREDICT, **sampling})}",
         configuration.sidecar,
     ]
     if configuration.segments:
