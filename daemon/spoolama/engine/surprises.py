@@ -45,7 +45,8 @@ class Surprises:
         self._backend = backend
         self._load = load
         self._held = held
-        self.window = held.num_ctx
+        self.window = self._of(held)
+        """Tokens that the server holds of the window asked for; None where it does not tell."""
         self._doubt = False
         """Whether a smaller window was seen once."""
         self.seen: list[Surprise] = []
@@ -54,7 +55,7 @@ class Surprises:
     def loaded_by_us(self, held: LoadedModel) -> None:
         """We loaded the model again ourselves."""
         self._held = held
-        self.window = held.num_ctx
+        self.window = self._of(held)
 
     async def after(self, reply: Reply, ordinal: int) -> list[Surprise]:
         """What a reply tells; nothing is asked of the server unless it met a reload."""
@@ -93,24 +94,28 @@ class Surprises:
             return None
         return f"the model was loaded again {times} times by others' requests; is the server shared?"
 
+    def _of(self, model: LoadedModel) -> int | None:
+        """A larger window than was asked for is another client's, or rounded up: it says nothing of ours."""
+        return None if model.num_ctx is None else min(model.num_ctx, self._load.num_ctx)
+
     def _changes(self, now: LoadedModel, ordinal: int) -> list[Surprise]:
         found: list[Surprise] = []
-        smaller = now.num_ctx is not None and now.num_ctx < (self.window or self._load.num_ctx)
+        window, known = self._of(now), self.window or self._load.num_ctx
+        smaller = window is not None and window < known
         # Between our reply and this look another client may have loaded the model once more with a window of
         # its own. Our next request brings ours back, if the server can: so one look is not enough.
         doubt, self._doubt = self._doubt, smaller and not self._doubt
-        if not smaller and now.num_ctx is not None:
-            self.window = now.num_ctx
-        elif doubt:
+        if window is not None and not smaller:
+            self.window = window
+        elif smaller and doubt:
             found.append(
                 Surprise(
                     "window_smaller",
-                    f"the server now holds a window of {now.num_ctx} tokens instead of "
-                    f"{self.window or self._load.num_ctx}",
+                    f"the server now holds a window of {window} tokens instead of {known}",
                     ordinal,
                 )
             )
-            self.window = now.num_ctx
+            self.window = window
         before, after = _share(self._held), _share(now)
         if before is not None and after is not None and after < before - 0.01:
             found.append(

@@ -165,3 +165,22 @@ def test_a_score_sees_columns_of_any_name_and_never_raises() -> None:
         check_score("-" * 250 + "x")
     with pytest.raises(ScoreProblem):
         check_score("1 + " * 600 + "1")
+
+
+def test_another_clients_larger_window_is_not_taken_for_ours(tmp_path: Path) -> None:
+    """Seen for a moment, it must not make our own look like a smaller one afterwards."""
+    bench = Bench(tmp_path, texts(60), SIDECAR + "segment: 20\n")
+    looks = iter([replace(HELD, num_ctx=4096), HELD, HELD])
+
+    def fault(call: Call) -> Reply | None:
+        if call.text.startswith(("row 5", "row 6")):
+            bench.backend.held = next(looks)
+            return replace(bench.backend._reply(call.request), load_s=0.4)
+        return None
+
+    bench.backend.fault = fault
+    bench.texts[50:] = [f"late {n}" for n in range(10)]
+    bench.run()
+    (notes,) = meta_of(bench, "watch")
+    assert set(notes["surprises"]["counts"]) == {"reloaded"}
+    assert {p["window"] for p in plans_of(bench)} == {None}
