@@ -223,9 +223,8 @@ class Planner:
 
     async def _add(self, from_segment: int, **changes: Any) -> None:
         """One version more, on disk before it is used."""
-        async with (
-            self._writing
-        ):  # not the lock of the learners: whoever holds that one may be waiting for rows
+        # Not the lock of the learners: whoever holds that one may be waiting for rows.
+        async with self._writing:
             plan = self._plans[-1].next_version(from_segment=from_segment, **changes)
             await self._store.add_plan(plan.version, plan.to_json())
             self._plans.append(plan)
