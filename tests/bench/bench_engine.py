@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 
 from bench.engine.aims import best_lines, verdicts  # noqa: E402 - it is run as a script
 from bench.engine.rounds import Given, Rounds  # noqa: E402
-from bench.engine.table import CEILING, CEILING_AS_LOADED, NAMES, Summary, how, summaries, table  # noqa: E402
+from bench.engine.table import DEFAULT_NAMES, NAMES, RAW, Summary, how, summaries, table  # noqa: E402
 from spoolama.backends.embedded_models import default_cache_dir  # noqa: E402
 
 _SEGMENTS = 4
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=120)
     parser.add_argument("--models", default="smollm2:135m,gemma3:270m", help="separated by commas")
     parser.add_argument("--slots", default="1,4", help="numbers of slots, separated by commas")
-    parser.add_argument("--only", default=",".join(NAMES), help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--only", default=",".join(DEFAULT_NAMES), help=f"of {', '.join(NAMES)}")
     parser.add_argument("--threads", type=int, default=2, help="of llama.cpp")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; medians are printed")
     parser.add_argument("--minutes", type=float, default=90, help="begin no round that would end later")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     only = set(args.only.split(","))
     if unknown := only - set(NAMES):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
-    if only & {CEILING, CEILING_AS_LOADED}:
+    if only & {*RAW}:
         only.add("alone")  # its answers say how much is generated
     given = Given(
         rows=args.rows,

@@ -88,6 +88,8 @@ class LoadedModel:
     """Seconds the load took."""
     sliding_window: int | None = None
     """Tokens that a layer with sliding-window attention looks back; null: plain attention, or unknown."""
+    copies_prefix: bool = False
+    """Whether a prefix that was primed in one slot is copied into the others instead of evaluated again."""
     trained_ctx: int | None = None
     """The longest window the model was made for, in tokens, as its own file says."""
 
@@ -185,7 +187,8 @@ class Backend(Protocol):
             timeout_s: Bound on the whole request.
 
         Returns:
-            The counts of a request with an answer of one token; None where the server has no such route.
+            The counts of a request with an answer of one token; None where the server has no such route. A
+            prefix that was copied from another slot counts as cached whole.
         """
         ...
 

@@ -21,6 +21,7 @@ from spoolama.backends.http import HttpCaller
 from spoolama.backends.openai_errors import checked
 from spoolama.backends.openai_stream import fold
 from spoolama.backends.openai_wire import chat_body, read_reply
+from spoolama.backends.prefix_copies import PrefixCopies
 from spoolama.clock import Clock
 from spoolama.errors import RequestRefused, ServerAway, ServerDied, UnexpectedReply
 
@@ -32,11 +33,17 @@ LOAD_TIMEOUT_S = 600.0
 DESCRIBE_TIMEOUT_S = 30.0
 WHOLE_WINDOW_BYTES = 512 * 1024 * 1024
 """Memory that a sliding-window model may take for keys and values of its whole window."""
+COPY_BYTES = 512 * 1024 * 1024
+"""Main memory that the copy of a primed prefix may take; a longer one is evaluated in each slot."""
 DEATH_TIMEOUT_S = 2.0
 """How long after a broken connection the process may still seem to live."""
 
 _PARAMS = {"num_batch": "n_batch", "num_gpu": "n_gpu_layers", "main_gpu": "main_gpu"}
 """Load options of a sidecar, by llama.cpp's names; `num_thread` is handled apart."""
+
+
+_IDLE_WHEN_GREEDY = {"temperature", "seed", "top_k", "top_p", "min_p", "typical_p", "stop"}
+"""Sampling options that change nothing where the likeliest token is taken."""
 
 
 class EmbeddedBackend:
@@ -58,6 +65,7 @@ class EmbeddedBackend:
         self._process: EngineProcess | None = None
         self._http: HttpCaller | None = None
         self._loaded: tuple[LoadSpec, LoadedModel] | None = None
+        self._copies: PrefixCopies | None = None
 
     async def probe(self) -> ServerInfo:
         """Whether the engine is installed; a running one is asked for a sign of life."""
@@ -108,6 +116,10 @@ class EmbeddedBackend:
                     f"{spec.model!r} has a window of {facts.num_ctx} tokens, not {spec.num_ctx}",
                     mend=f"Set options.num_ctx to {facts.num_ctx} or less.",
                 )
+            if self._process.copies is not None and spec.slots > 1 and header.kv_bytes is not None:
+                self._copies = PrefixCopies(
+                    self._http, self._process.copies, most_tokens=COPY_BYTES // header.kv_bytes
+                )
             model = LoadedModel(
                 name=spec.model,
                 digest=weights.digest,
@@ -117,6 +129,7 @@ class EmbeddedBackend:
                 can_think=facts.can_think,
                 load_s=self._clock.monotonic() - began,
                 sliding_window=None if whole else header.sliding_window,
+                copies_prefix=self._copies is not None,
                 trained_ctx=header.trained_ctx,
             )
             self._loaded = (spec, model)
@@ -128,6 +141,7 @@ class EmbeddedBackend:
         # Streamed, because this build of llama-server sees only on a stream that its client has gone away:
         # otherwise a cancelled request would hold its slot to the end (xllamacpp 2026.10, measured).
         body = chat_body(request, dialect="llamacpp", slot=_slot(request.load, request.slot))
+        body |= _greedy(request)
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         reply = await _alive(process, http.post("/v1/chat/completions", body, timeout_s=request.timeout_s))
         if reply.status == 200 and reply.payload is None:
@@ -147,10 +161,12 @@ class EmbeddedBackend:
     async def prime(
         self, spec: LoadSpec, text: str, *, slot: int | None = None, timeout_s: float = 600.0
     ) -> Reply | None:
-        """In the lane's own slot."""
+        """In the lane's own slot; evaluated once, and copied into the slots of further lanes."""
         process, http = self._running(spec)
-        made = llama_server.prime(http, text, slot=_slot(spec, slot), timeout_s=timeout_s)
-        return await _alive(process, made)
+        place = _slot(spec, slot)
+        if self._copies is not None and place is not None:
+            return await _alive(process, self._copies.prime(text, slot=place, timeout_s=timeout_s))
+        return await _alive(process, llama_server.prime(http, text, slot=place, timeout_s=timeout_s))
 
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
         """The model that was loaded, as long as its process lives."""
@@ -182,7 +198,7 @@ class EmbeddedBackend:
 
     async def _stop(self) -> None:
         process, http = self._process, self._http
-        self._process = self._http = self._loaded = None
+        self._process = self._http = self._loaded = self._copies = None
         if http is not None:
             await http.aclose()
         if process is not None:
@@ -220,6 +236,18 @@ async def _alive(process: EngineProcess, asked: Awaitable[T]) -> T:
 
 def _slot(spec: LoadSpec, lane: int | None) -> int | None:
     return None if lane is None else lane % max(1, spec.slots)
+
+
+def _greedy(request: ChatRequest) -> dict[str, Any]:
+    """At temperature 0 the likeliest token is the answer: llama.cpp need not sort the whole vocabulary first.
+
+    Its usual chain of samplers ends with the same token (their order is documented in llama.cpp,
+    tools/server/README.md). Penalties change which one is likeliest, so with them the chain stays.
+    """
+    sampling = request.sampling
+    if request.logprobs or sampling.get("temperature") != 0 or not sampling.keys() <= _IDLE_WHEN_GREEDY:
+        return {}
+    return {"samplers": ["top_k"], "top_k": 1}
 
 
 def _keeps_whole_window(spec: LoadSpec, header: GgufFacts) -> bool:

@@ -1,7 +1,8 @@
 """The embedded engine's own process: one llama-server on a loopback port, for the parent alone.
 
-It reads one JSON line on stdin (what to load), writes one on stdout (`{"url": ...}` or `{"error": ...}`) and
-serves until stdin closes. So it ends with its parent, however that ends; the kernel sees to it as well.
+It reads one JSON line on stdin (what to load), writes one on stdout (`{"url": ..., "copies": ...}` or
+`{"error": ...}`) and serves until stdin closes. So it ends with its parent, however that ends; the kernel
+sees to it as well. `copies` is the name by which llama-server's `/slots` routes save and restore a slot.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 __all__ = ["main"]
 
 PR_SET_PDEATHSIG = 1
+_OPEN_FILES = "/proc/self/fd/"
 HOST_CACHE_MIB = 512
 """Main memory for prompts that lost their slot; llama.cpp's own default of 8 GiB would surprise."""
 
@@ -28,20 +31,21 @@ def main() -> None:
     os.dup2(2, 1)  # whatever the library prints is a log, not our answer
     given = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
+    copies = _memory_file()
     try:
-        server = _start(given)
+        server = _start(given, saves=copies is not None)
     except BaseException as error:
         json.dump({"error": str(error) or type(error).__name__}, answer)
         answer.write("\n")
         answer.flush()
         os._exit(1)
-    json.dump({"url": server.listening_address}, answer)
+    json.dump({"url": server.listening_address, "copies": copies}, answer)
     answer.write("\n")
     answer.flush()
     threading.Event().wait()
 
 
-def _start(given: dict[str, Any]) -> Any:
+def _start(given: dict[str, Any], *, saves: bool) -> Any:
     import xllamacpp  # here, so that a missing wheel is answered in words
 
     params = xllamacpp.CommonParams()
@@ -55,12 +59,28 @@ def _start(given: dict[str, Any]) -> Any:
     params.cpuparams_batch.n_threads = given["threads"]
     params.cache_ram_mib = HOST_CACHE_MIB
     params.endpoint_slots = True
+    if saves:
+        params.slot_save_path = _OPEN_FILES
     params.ui = False
     params.port = 0
     params.api_keys = [given["api_key"]]
     for name, value in given["params"].items():
         setattr(params, name, value)
     return xllamacpp.Server(params)
+
+
+def _memory_file() -> str | None:
+    """The name, in the directory of our open files, of one that is in memory alone; None: not on this system.
+
+    What stands in a slot is the user's text: so it never comes onto a disk, and goes with the process.
+    """
+    create = getattr(os, "memfd_create", None)
+    if create is None or not Path(_OPEN_FILES).is_dir():
+        return None
+    try:
+        return str(create("spoolama-prefix"))
+    except OSError:
+        return None
 
 
 def _end_with_stdin() -> None:

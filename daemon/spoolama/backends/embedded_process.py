@@ -34,6 +34,8 @@ class EngineProcess:
         self._tail = bytearray()
         self._reader = asyncio.create_task(self._read_stderr(), name="embedded-stderr")
         self.url = ""
+        self.copies: str | None = None
+        """Name of the file that slots can be saved to; None: there is none."""
 
     @classmethod
     async def start(cls, given: Mapping[str, Any], *, timeout_s: float) -> EngineProcess:
@@ -56,7 +58,7 @@ class EngineProcess:
             )
         )
         try:
-            child.url = await child._hello(given, timeout_s)
+            child.url, child.copies = await child._hello(given, timeout_s)
         except BaseException:
             await child.stop()
             raise
@@ -109,7 +111,7 @@ class EngineProcess:
             await self._process.wait()
         await self._reader
 
-    async def _hello(self, given: Mapping[str, Any], timeout_s: float) -> str:
+    async def _hello(self, given: Mapping[str, Any], timeout_s: float) -> tuple[str, str | None]:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -126,7 +128,7 @@ class EngineProcess:
         except ValueError:
             raise await self.death() from None
         if "url" in answer:
-            return str(answer["url"])
+            return str(answer["url"]), answer.get("copies")
         raise self._refusal(str(answer.get("error")))
 
     def _refusal(self, error: str) -> BackendError:

@@ -13,8 +13,9 @@ from spoolama.backends.base import Message, Reply
 from spoolama.backends.http import HttpCaller
 from spoolama.backends.openai_errors import checked
 from spoolama.backends.openai_wire import read_completion, wire_messages
+from spoolama.errors import UnexpectedReply
 
-__all__ = ["LlamaServerFacts", "count_tokens", "prime", "read_facts", "render"]
+__all__ = ["LlamaServerFacts", "count_tokens", "prime", "read_facts", "render", "restore", "save"]
 
 COUNT_TIMEOUT_S = 30.0
 
@@ -79,3 +80,26 @@ async def prime(http: HttpCaller, text: str, *, slot: int | None, timeout_s: flo
     if slot is not None:
         body["id_slot"] = slot
     return read_completion(checked(await http.post("/completion", body, timeout_s=timeout_s)))
+
+
+async def save(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> None:
+    """Write what an idle slot holds to a file of the server's."""
+    checked(await http.post(f"/slots/{slot}?action=save", {"filename": name}, timeout_s=timeout_s))
+
+
+async def restore(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> Reply:
+    """Have an idle slot hold what was saved; the counts say that all of it came from a cache."""
+    found = checked(await http.post(f"/slots/{slot}?action=restore", {"filename": name}, timeout_s=timeout_s))
+    tokens, timings = found.get("n_restored"), found.get("timings")
+    if not isinstance(tokens, int) or tokens < 1:
+        raise UnexpectedReply("the server did not restore the slot", status=200)
+    took = timings.get("restore_ms") if isinstance(timings, dict) else None
+    return Reply(
+        text="",
+        finish="length",
+        prompt_tokens=tokens,
+        cached_tokens=tokens,
+        completion_tokens=0,
+        prompt_s=took / 1000 if isinstance(took, int | float) else None,
+        raw=found,
+    )

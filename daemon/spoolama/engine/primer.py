@@ -5,6 +5,9 @@ nothing unless an earlier request ended where it branches (llama.cpp rewinds suc
 which it makes near the end of a prompt). A request of just the shared prefix is such an end. With plain
 attention every shared token is reused anyway.
 
+Where the server copies a primed prefix from slot to slot, priming is done without being tried: it costs one
+evaluation, which the first prompts would have cost anyway, and every other slot is spared its own.
+
 What is sent is what the server itself renders: the longest beginning that the renderings of several rows
 share. Whether it pays is seen on the job: a few branching prompts without it, a few with it.
 """
@@ -45,6 +48,8 @@ class PrimerNotes:
     """Prompt tokens of these requests, cached ones included."""
     evaluated: int | None = None
     """... those that were evaluated, where the server tells."""
+    copied: int = 0
+    """Requests by which a slot got the prefix as a copy of another's; nothing was evaluated."""
     without: float | None = None
     """Median cost of a branching prompt without the primer: evaluated tokens, or seconds where the server
     does not count cached ones."""
@@ -74,6 +79,7 @@ class Primer:
         load: The loaded model's terms.
         mode: `auto` where it pays, `always`, `never`.
         sliding: Whether the model is known to have sliding-window attention.
+        copies: Whether the server has several slots and copies a primed prefix between them.
         rows: Own messages of several rows, by which the shared beginning is found.
     """
 
@@ -84,6 +90,7 @@ class Primer:
         *,
         mode: Mode = "auto",
         sliding: bool = False,
+        copies: bool = False,
         rows: Sequence[tuple[Message, ...]] = (),
     ) -> None:
         self._backend = backend
@@ -96,10 +103,13 @@ class Primer:
         self._branches = self._losses = 0
         self._tokens = 0
         self.notes = PrimerNotes()
-        self._on = mode == "always"
-        self._trying = mode == "auto" and sliding
+        copies = copies and mode == "auto" and len(rows) > 1
+        self._on = mode == "always" or copies
+        self._trying = mode == "auto" and sliding and not copies
         if mode == "never":
             self.notes.state = "switched off by the sidecar (prime: never, or think)"
+        elif copies:
+            self.notes.state = "evaluated once and copied into the other slots"
         elif self._on:
             self.notes.state = "always, by the sidecar"
         elif self._trying:
@@ -146,6 +156,7 @@ class Primer:
             if reply.cached_tokens is not None:
                 evaluated = reply.prompt_tokens - reply.cached_tokens
                 self.notes.evaluated = (self.notes.evaluated or 0) + evaluated
+                self.notes.copied += evaluated == 0
 
     def saw(self, lane: int, reply: Reply, *, branches: bool) -> None:
         """To be called with each reply: what its prompt cost shows whether priming pays."""

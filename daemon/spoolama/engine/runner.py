@@ -220,6 +220,7 @@ class JobRunner:
             # A thinking model may render another beginning than the one that is asked for here.
             mode="never" if self._sidecar.think else self._sidecar.prime,
             sliding=loaded.sliding_window is not None,
+            copies=loaded.copies_prefix,
             rows=await self._some_rows(model),
         )
         surprises = Surprises(self._backend, spec, loaded)

@@ -74,6 +74,7 @@ class ScriptedBackend:
         exact_count: Whether prompts can be counted without being evaluated.
         caches: Whether there is a prefix cache, whose hits replies carry.
         sliding: Tokens of a sliding attention window; None: plain attention.
+        copies: Whether a text that was primed in one slot is copied into others.
         renders: Whether the server can render a prompt.
         can_prime: Whether it has a route for rendered text.
         prime_fault: Called with text and slot before each prime; raises, or returns None to go on.
@@ -98,6 +99,7 @@ class ScriptedBackend:
     released: int = 0
     caches: bool = False
     sliding: int | None = None
+    copies: bool = False
     renders: bool = True
     can_prime: bool = True
     prime_fault: Callable[[str, int | None], None] = field(default=lambda _text, _slot: None)
@@ -107,6 +109,7 @@ class ScriptedBackend:
     trained_ctx: int | None = None
     primes: list[tuple[str, int | None]] = field(default_factory=list)
     inspected: int = 0
+    _saved: set[str] = field(default_factory=set)
     _slots: dict[int, _Slot] = field(default_factory=dict)
     _spec: LoadSpec | None = None
 
@@ -128,6 +131,7 @@ class ScriptedBackend:
             slots=spec.slots,
             server=ServerInfo("scripted", "1"),
             sliding_window=self.sliding,
+            copies_prefix=self.copies,
             trained_ctx=self.trained_ctx,
         )
         return self.held
@@ -171,6 +175,10 @@ class ScriptedBackend:
             tokens = _tokens_of_text(text)
             _refuse_overflow(tokens, spec)
             held = self._slots.setdefault(slot or 0, _Slot())
+            if self.copies and text in self._saved:
+                self._keep(held, text, text, tokens + 1, (tokens, len(text)))
+                return self._counted("", "length", tokens, tokens, 0)
+            self._saved = {text}
             cached = self._reused(held, text, lambda size: _tokens_of_text(text[:size]), tokens)
             self._keep(held, text, text, tokens + 1, cached)
             return self._counted("", "length", tokens, cached[0], 1)

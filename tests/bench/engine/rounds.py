@@ -14,7 +14,7 @@ from bench.engine.first_loop import run_loop
 from bench.engine.job_run import TimedBackend, accepted, run_job
 from bench.engine.measured import Measured
 from bench.engine.settings import CONFIGURATIONS, NUM_PREDICT, Review, read_reviews
-from bench.engine.table import CEILING, CEILING_AS_LOADED, LOOP
+from bench.engine.table import CEILING, LOOP, RAW
 from spoolama.clock import SystemClock
 from spoolama.errors import SpoolamaError
 
@@ -55,6 +55,7 @@ class Rounds:
         self._backend = TimedBackend(clock=self._clock, threads=given.threads, cache_dir=given.cache_dir)
         self._rendered: dict[str, Rendered] = {}
         self._took: list[float] = []
+        self._began = time.monotonic()
         self.measured: list[Measured] = []
         self.stopped: str | None = None
         """Why there were fewer rounds than asked for."""
@@ -66,7 +67,8 @@ class Rounds:
 
     async def run(self) -> None:
         """All rounds, or as many as the time allows."""
-        given, began = self._given, time.monotonic()
+        given = self._given
+        self._began = began = time.monotonic()
         try:
             for model in given.models:
                 self._rendered[model] = await render(model, self._reviews, given.threads, given.cache_dir)
@@ -94,18 +96,27 @@ class Rounds:
             self.measured.append(found)
             if found.seconds is not None:  # what is refused takes no time, and says nothing of the others
                 self._took.append(time.monotonic() - began)
-            left = (len(items) - place - 1) + len(items) * (self._given.repeats - number - 1)
             said = found.wrong or f"{found.rate or 0:.2f} rows/s"
             said += "".join(f", {rows} failed ({code})" for code, rows, _ in found.failed)
-            estimate = f", about {left * statistics.mean(self._took) / 60:.0f} min left" if self._took else ""
+            estimate = self._left(len(items), place, number)
             _say(
                 f"round {number + 1}, {place + 1} of {len(items)}: {model}, slots {slots},"
                 f" {name}: {said}{estimate}"
             )
 
+    def _left(self, items: int, place: int, number: int) -> str:
+        """How long it will still take, rounds that cannot begin any more left out."""
+        if not self._took:
+            return ""
+        mean = statistics.mean(self._took)
+        here = (items - place - 1) * mean
+        spare = self._given.minutes * 60 - (time.monotonic() - self._began) - here
+        rounds = min(self._given.repeats - number - 1, max(0, int(spare / (items * mean))))
+        return f", about {(here + rounds * items * mean) / 60:.0f} min left"
+
     async def _measure(self, model: str, slots: int, name: str, number: int) -> Measured:
         try:
-            if name in (CEILING, CEILING_AS_LOADED):
+            if name in RAW:
                 return await self._raw(model, slots, name, number)
             own = self._rendered[model].own
             if name == LOOP:

@@ -84,15 +84,15 @@ class Review:
 
 
 CONFIGURATIONS = (
-    Configuration("alone", "mode: isolated", segments=False),
+    Configuration("alone", "mode: isolated\nprime: never", segments=False),
     Configuration("alone-primed", "mode: isolated\nprime: always", segments=False),
     Configuration("alone-schema", f"mode: isolated\nformat: {json.dumps(FORMAT)}", segments=False),
     Configuration("reset", "trim: {strategy: reset, every: 20}"),
-    Configuration("window", "trim: {strategy: window, keep: 20, every: auto}"),
+    Configuration("window", "trim: {strategy: window, keep: 10, every: 10}"),
     Configuration("anchors", "trim: {strategy: anchors, anchors: 6}"),
     Configuration("anchors-tail", "trim: {strategy: anchors, anchors: 6, every: 10}"),
-    Configuration("important", "trim: {strategy: important, keep: 10, every: auto}"),
-    Configuration("hybrid", "trim: {strategy: hybrid, anchors: 6, keep: 10, every: auto}"),
+    Configuration("important", "trim: {strategy: important, keep: 10, every: 10}"),
+    Configuration("hybrid", "trim: {strategy: hybrid, anchors: 6, keep: 5, every: 10}"),
     Configuration("budget", "trim: {strategy: budget, tokens: 800}"),
 )
 

@@ -10,12 +10,26 @@ from bench.engine.ceiling import RAW_PARAMS
 from bench.engine.measured import Measured, agreement, labels
 from bench.engine.settings import CONFIGURATIONS, NUM_PREDICT, WINDOW, Review
 
-__all__ = ["CEILING", "CEILING_AS_LOADED", "LOOP", "NAMES", "Summary", "how", "summaries", "table"]
+__all__ = [
+    "CEILING",
+    "CEILING_AS_LOADED",
+    "DEFAULT_NAMES",
+    "LOOP",
+    "NAMES",
+    "RAW",
+    "Summary",
+    "how",
+    "summaries",
+    "table",
+]
 
 LOOP = "loop"
 CEILING = "ceiling"
 CEILING_AS_LOADED = "ceiling-as-loaded"
-NAMES = (*(c.name for c in CONFIGURATIONS), LOOP, CEILING, CEILING_AS_LOADED)
+RAW = (CEILING, CEILING_AS_LOADED)
+NAMES = (*(c.name for c in CONFIGURATIONS), LOOP, *RAW)
+DEFAULT_NAMES = tuple(name for name in NAMES if name not in ("alone-schema", CEILING_AS_LOADED))
+"""Three rounds of these take some 90 minutes on 2 cores."""
 
 _TITLES = {
     LOOP: "first try's loop (emulated)",
@@ -107,7 +121,7 @@ def table(found: Sequence[Summary], reviews: Sequence[Review]) -> list[str]:
             f"- The ceiling would be {primed:.2f} rows/s if the {priming:.1f} s of priming its slots counted,"
             " which the engine's own runs do count."
         )
-    for name in (CEILING, CEILING_AS_LOADED):
+    for name in RAW:
         if name in by_name and by_name[name].runs:
             rows = by_name[name].runs[0].rows
             own = sum(row.own for row in rows)
@@ -126,7 +140,7 @@ def _cells(
     if not summary.runs:
         return [title, "0", *["–"] * (len(_COLUMNS) - 2)]
     last, rate = summary.runs[-1], summary.rate
-    raw = summary.name in (CEILING, CEILING_AS_LOADED)
+    raw = summary.name in RAW
     given = labels(last.rows)
     words = f"{given['negative']}/{given['neutral']}/{given['positive']}"
     other = f" +{given['other']} cut" if given["other"] else ""

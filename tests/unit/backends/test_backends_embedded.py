@@ -16,10 +16,12 @@ import httpx
 import pytest
 
 from spoolama.backends import embedded_models
-from spoolama.backends.base import LoadSpec
-from spoolama.backends.embedded import EmbeddedBackend
+from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply
+from spoolama.backends.embedded import EmbeddedBackend, _greedy
 from spoolama.backends.embedded_models import find_weights
 from spoolama.backends.embedded_process import EngineProcess
+from spoolama.backends.http import HttpCaller
+from spoolama.backends.prefix_copies import PrefixCopies
 from spoolama.clock import SystemClock
 from spoolama.errors import OutOfMemory, RequestRefused, ServerDied
 
@@ -245,6 +247,136 @@ def test_nobody_else_may_use_the_engine(tmp_path: Path) -> None:
             await backend.aclose()
 
     assert asyncio.run(scenario()) == 401
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("model", ["smollm2:135m", "gemma3:270m"])
+@pytest.mark.parametrize("num_ctx", [1024, 8192])
+def test_a_primed_prefix_is_evaluated_once_and_copied(tmp_path: Path, model: str, num_ctx: int) -> None:
+    """Further slots get it without an evaluation, answer as the first does, and evaluate only what is new.
+
+    With the longer window Gemma keeps only its attention window, and reuses all but a few tokens.
+    """
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+    spec = LoadSpec(model, num_ctx, slots=3)
+    system = Message("system", " ".join(f"Rule {n}: a complaint counts for {n}." for n in range(12)))
+    rows = [(system, Message("user", text)) for text in ("It broke at once.", "I like it very much.")]
+
+    async def scenario() -> tuple[LoadedModel, list[Reply], list[Reply]]:
+        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=tmp_path)
+        try:
+            loaded = await backend.load(spec)
+            texts = [await backend.render(spec, row) or "" for row in rows]
+            prefix = texts[0].partition("It broke")[0]
+            primed = await asyncio.gather(*(backend.prime(spec, prefix, slot=slot) for slot in range(3)))
+            asked = [
+                await backend.chat(ChatRequest(spec, row, 8, {"temperature": 0}, slot=slot))
+                for row in rows
+                for slot in range(3)
+            ]
+            return loaded, [reply for reply in primed if reply is not None], asked
+        finally:
+            await backend.aclose()
+
+    loaded, primed, asked = asyncio.run(scenario())
+
+    assert loaded.copies_prefix
+    whole = primed[0].prompt_tokens or 0
+    assert whole > 100
+    assert [reply.prompt_tokens for reply in primed] == [whole] * 3
+    assert sorted(reply.cached_tokens or 0 for reply in primed) == [0, whole, whole]
+    assert all((reply.cached_tokens or 0) >= whole - 8 for reply in asked)
+    for row in (asked[:3], asked[3:]):
+        assert len({(reply.text, reply.prompt_tokens, reply.cached_tokens) for reply in row}) == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "logprobs", "short"),
+    [
+        ({"temperature": 0, "seed": 7, "stop": ["x"], "top_p": 0.5}, False, True),
+        ({"temperature": 0.0, "repeat_penalty": 1.1}, False, False),
+        ({"temperature": 0, "presence_penalty": 0.5}, False, False),
+        ({"temperature": 0}, True, False),
+        ({"temperature": 0.1}, False, False),
+        ({}, False, False),
+    ],
+)
+def test_the_vocabulary_is_not_sorted_for_one_token(
+    sampling: dict[str, object], logprobs: bool, short: bool
+) -> None:
+    """The short way is taken where it cannot change the answer, and only there."""
+    request = ChatRequest(SPEC, (Message("user", "Hi"),), 4, sampling, logprobs=logprobs)
+    assert _greedy(request) == ({"samplers": ["top_k"], "top_k": 1} if short else {})
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("format", [None, {"enum": ["bad", "good", "mixed"]}], ids=["free", "schema"])
+def test_the_short_way_gives_the_same_answers(tmp_path: Path, format: dict[str, object] | None) -> None:
+    """As the whole chain of samplers does, which a penalty of nothing asks for."""
+    pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
+
+    async def scenario() -> list[set[str]]:
+        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=tmp_path)
+        try:
+            await backend.load(SPEC)
+            found = []
+            for text in ("It broke at once.", "I like it very much.", "Why is the sky blue?"):
+                messages = (Message("user", text),)
+                options: list[dict[str, object]] = [
+                    {"temperature": 0},
+                    {"temperature": 0, "repeat_penalty": 1.0},
+                ]
+                requests = [
+                    ChatRequest(SPEC, messages, 16, given, format=format, slot=0) for given in options
+                ]
+                found.append({(await backend.chat(request)).text for request in requests})
+            return found
+        finally:
+            await backend.aclose()
+
+    assert [len(texts) for texts in asyncio.run(scenario())] == [1, 1, 1]
+
+
+def test_a_copy_that_fails_is_evaluated_instead() -> None:
+    """A server that does not save, or lost what it saved, costs time and no row."""
+    asked: list[str] = []
+    refused: set[str] = set()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.query.decode() or request.url.path)
+        if asked[-1] in refused:
+            return httpx.Response(501, json={"error": {"code": 501, "message": "no", "type": "x"}})
+        if request.url.path == "/completion":
+            counts = {"prompt_n": 150, "cache_n": 0, "predicted_n": 1}
+            return httpx.Response(200, json={"content": "", "stop_type": "limit", "timings": counts})
+        return httpx.Response(200, json={"n_restored": 150, "timings": {"restore_ms": 2.0}})
+
+    async def scenario(*refuse: str, most: int = 1000) -> list[str]:
+        asked.clear()
+        refused.clear()
+        refused.update(refuse)
+        copies = PrefixCopies(
+            HttpCaller("http://s", transport=httpx.MockTransport(answer)), "7", most_tokens=most
+        )
+        for slot in range(3):
+            reply = await copies.prime("Judge.", slot=slot, timeout_s=5)
+            assert reply.prompt_tokens == 150
+        return list(asked)
+
+    save, restore, evaluate = "action=save", "action=restore", "/completion"
+    assert asyncio.run(scenario()) == [evaluate, save, restore, restore]
+    assert asyncio.run(scenario(save)) == [evaluate, save] * 3
+    assert asyncio.run(scenario(restore)) == [
+        evaluate,
+        save,
+        restore,
+        evaluate,
+        save,
+        restore,
+        evaluate,
+        save,
+    ]
+    assert asyncio.run(scenario(most=149)) == [evaluate] * 3
 
 
 PARENT = """

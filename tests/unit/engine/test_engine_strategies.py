@@ -280,6 +280,21 @@ def test_a_primer_that_does_not_pay_is_given_up(tmp_path: Path) -> None:
     assert len(bench.backend.primes) == 1
 
 
+@pytest.mark.parametrize("sliding", [None, 30], ids=["plain", "sliding"])
+def test_where_slots_are_copied_the_prefix_is_evaluated_once(tmp_path: Path, sliding: int | None) -> None:
+    """With plain attention as well, and without a trial: each lane's first row finds the prefix there."""
+    bench = primed(tmp_path, copies=True)
+    bench.backend.sliding = sliding
+    bench.run(4)
+    notes = primer_of(bench)
+    assert notes["state"] == "evaluated once and copied into the other slots"
+    assert (notes["requests"], notes["copied"]) == (4, 3)
+    assert notes["tokens"] == 4 * notes["evaluated"]
+    assert {slot for _, slot in bench.backend.primes} == {0, 1, 2, 3}
+    shared = math.floor(0.9 * count_tokens(bench.backend.calls[0].request.messages[:1]))
+    assert all((o.cached_tokens or 0) >= shared for o in bench.outcomes)
+
+
 def test_a_server_that_does_not_render_gets_no_primer(tmp_path: Path) -> None:
     """An older Ollama does not know `_debug_render_only`; the job goes on without."""
     bench = primed(tmp_path, renders=False)

@@ -1,0 +1,63 @@
+"""A primed prefix, evaluated once and copied into the other slots of llama-server.
+
+Its slots share nothing: each evaluates a prefix of its own, although the keys and values are the same. Its
+`/slots` routes save a slot and restore it into another one (llama.cpp, tools/server/README.md), which takes
+some milliseconds where an evaluation on a CPU takes a second (measured: 162 tokens of SmolLM2-135M, 5 ms to
+950 ms).
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from spoolama.backends import llama_server
+from spoolama.backends.base import Reply
+from spoolama.backends.http import HttpCaller
+from spoolama.errors import BackendError, ServerAway, ServerDied
+
+__all__ = ["PrefixCopies"]
+
+
+class PrefixCopies:
+    """Primes slots, by copying where that can be.
+
+    Args:
+        http: The server.
+        name: The file that it saves to and restores from.
+        most_tokens: Longer prefixes are not copied, since a copy takes as much memory as a slot.
+    """
+
+    def __init__(self, http: HttpCaller, name: str, *, most_tokens: int) -> None:
+        self._http = http
+        self._name = name
+        self._most_tokens = most_tokens
+        self._lock = asyncio.Lock()
+        self._saved: str | None = None
+
+    async def prime(self, text: str, *, slot: int, timeout_s: float) -> Reply:
+        """Have the slot hold this text. Lanes that want the same at the same time wait for the first.
+
+        Args:
+            text: What the model's template rendered.
+            slot: An idle slot.
+            timeout_s: Bound on each request.
+        """
+        async with self._lock:
+            if self._saved == text:
+                try:
+                    return await llama_server.restore(self._http, self._name, slot=slot, timeout_s=timeout_s)
+                except (ServerAway, ServerDied):
+                    raise
+                except BackendError:
+                    self._saved = None  # evaluating it is always right
+            reply = await llama_server.prime(self._http, text, slot=slot, timeout_s=timeout_s)
+            if reply.prompt_tokens is not None and reply.prompt_tokens <= self._most_tokens:
+                self._saved = None  # what is overwritten is no longer there, however that ends
+                try:
+                    await llama_server.save(self._http, self._name, slot=slot, timeout_s=timeout_s)
+                except (ServerAway, ServerDied):
+                    raise
+                except BackendError:
+                    return reply
+                self._saved = text
+            return reply
