@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 
 from bench.engine.aims import best_lines, verdicts  # noqa: E402 - it is run as a script
 from bench.engine.rounds import Given, Rounds  # noqa: E402
-from bench.engine.table import DEFAULT_NAMES, NAMES, RAW, Summary, how, summaries, table  # noqa: E402
+from bench.engine.table import DEFAULT_NAMES, NAMES, RAW, Summary, how, summaries, table, with_loops  # noqa: E402
 from spoolama.backends.embedded_models import default_cache_dir  # noqa: E402
 
 _SEGMENTS = 4
@@ -32,7 +32,7 @@ _LEAST_SEGMENT = 3
 
 def report(given: Given, rounds: Rounds) -> str:
     """The tables and what follows from them."""
-    found = summaries(rounds.measured)
+    found = with_loops(summaries(rounds.measured))
     groups: list[list[Summary]] = [list(group) for group in _groups(found)]
     lines = [
         f"xllamacpp {version('xllamacpp')}, {os.cpu_count()} cores."

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from bench import bench_engine
-from bench.engine.measured import RowCount, steady, trims
+from bench.engine.measured import Measured, RowCount, steady, trims
+from bench.engine.rounds import Given
+from bench.engine.table import summaries, with_loops
 
 ROWS = 6
 RUN = ("alone", "reset", "window", "loop", "ceiling")
@@ -101,3 +103,11 @@ def test_what_is_cached_beyond_the_shareable_does_not_count() -> None:
     """A row that has a word in common with the last one makes no share above 1."""
     assert _row(0, 0, (), prompt=100, cached=95).shared == 90
     assert _row(0, 0, (), prompt=100, cached=50).shared == 50
+
+
+def test_the_first_loop_runs_once_and_stands_beside_every_number_of_slots() -> None:
+    """One request at a time is the same with four slots, and takes a minute each time."""
+    given = Given(ROWS, ("a", "b"), (1, 4), ("alone", "loop"), 1, 1.0, 3, 1, Path())
+    assert [item for item in given.items if item[2] == "loop"] == [("a", 1, "loop"), ("b", 1, "loop")]
+    found = with_loops(summaries(Measured(*item, 0, asked=ROWS, seconds=2.0) for item in given.items))
+    assert {(s.model, s.slots) for s in found if s.name == "loop"} == {(m, n) for m in "ab" for n in (1, 4)}

@@ -142,6 +142,14 @@ class Reply:
     logprob: float | None = None
     """Mean natural-log probability of the answer's tokens, 0 at most; null where not asked or not told."""
 
+    @property
+    def answer_tokens(self) -> int | None:
+        """Tokens that the answer takes in later prompts; None: unknown, as after thinking.
+
+        Servers count thinking with the answer, and it is not sent again.
+        """
+        return None if self.thinking else self.completion_tokens
+
 
 class Backend(Protocol):
     """A model server. All methods may raise a `BackendError`."""

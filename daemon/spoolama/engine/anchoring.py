@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
-from spoolama.engine.anchors import candidates, choose
+from spoolama.context.anchors import candidates, choose
+from spoolama.context.spread import Choice
+from spoolama.context.trimming import Turn
+from spoolama.context.turns import Turns
 from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane
 from spoolama.engine.planner import Planner
-from spoolama.engine.spread import Choice
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
-from spoolama.engine.trimming import Turn
-from spoolama.engine.turns import Turns
 from spoolama.errors import JobError
 from spoolama.job.plan import Plan
 from spoolama.job.record import StoredRow

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from spoolama.backends.base import Reply
-from spoolama.engine.budget import message_bytes
-from spoolama.engine.conversation import Conversation, Prompt
+from spoolama.context.budget import message_bytes
+from spoolama.context.conversation import Conversation, Prompt
 from spoolama.errors import RowError
 from spoolama.job.answer import AnswerCheck
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, replace
 
 from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
 from spoolama.clock import Clock
+from spoolama.context.conversation import Conversation, extended, prepare, rebuild
+from spoolama.context.trimming import Turn
+from spoolama.context.turns import Turns
 from spoolama.engine.checks import AnswerChecks, check_reply, cut_error, looks_halved
-from spoolama.engine.conversation import Conversation, extended, prepare, rebuild
 from spoolama.engine.failures import POLICIES, Then, standing_of
 from spoolama.engine.gate import Gate, Pass
 from spoolama.engine.patience import Patience
@@ -16,8 +18,6 @@ from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.engine.tries import Lost, Try, Won, bare_tokens_of, end_of, record, too_long
-from spoolama.engine.trimming import Turn
-from spoolama.engine.turns import Turns
 from spoolama.engine.watch import Watch
 from spoolama.errors import (
     BackendError,
@@ -184,7 +184,7 @@ class Lane:
             turn,
             place.plan,
             reply.prompt_tokens,
-            reply.completion_tokens,
+            reply.answer_tokens,
         )
 
     def _lost(self, row: StoredRow, error: RowError, tries: int, place: _Place) -> None:

@@ -17,12 +17,12 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from spoolama.engine.costs import Sample, fit_costs
-from spoolama.engine.marks import best_every
+from spoolama.context.costs import CostModel, Sample, fit_costs
+from spoolama.context.marks import best_every
 from spoolama.engine.store import RowStore, Stop
 from spoolama.job.plan import Plan
 
-__all__ = ["COST_ROWS", "Planner", "Wanted"]
+__all__ = ["COST_ROWS", "Planner", "Wanted", "learned_every"]
 
 _LEARN_ROWS = 100
 _FORCE_AFTER = 16
@@ -189,12 +189,7 @@ class Planner:
         plan = self._plans[-1]
         every, reason = plan.every, fit.reason
         if fit.model is not None and means is not None:
-            turn, answer = means
-            keep = plan.keep + plan.important
-            prefix = max(0.0, (front or 0) - turn + answer)
-            every = best_every(
-                fit.model, keep=keep, turn_tokens=turn, answer_tokens=answer, prefix_tokens=prefix
-            )
+            every = learned_every(fit.model, keep=plan.keep + plan.important, means=means, front=front)
         costs = None if fit.model is None or means is None else fit.model.to_json()
         await self._store.note(learned={"every": every, "costs": costs, "reason": reason})
         if costs is not None:
@@ -228,3 +223,17 @@ class Planner:
             plan = self._plans[-1].next_version(from_segment=from_segment, **changes)
             await self._store.add_plan(plan.version, plan.to_json())
             self._plans.append(plan)
+
+
+def learned_every(costs: CostModel, *, keep: int, means: tuple[float, float], front: int | None) -> int:
+    """Rows between two trims, by what the first rows have shown.
+
+    Args:
+        costs: What they cost.
+        keep: Rows that a trim keeps.
+        means: Tokens of a row's turn and of its answer, on average.
+        front: Prompt tokens of the first row.
+    """
+    turn, answer = means
+    prefix = max(0.0, (front or 0) - turn + answer)
+    return best_every(costs, keep=keep, turn_tokens=turn, answer_tokens=answer, prefix_tokens=prefix)

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec, Message
 from spoolama.clock import Clock
+from spoolama.context.budget import message_bytes
+from spoolama.context.turns import Turns
 from spoolama.engine.anchoring import Anchoring
-from spoolama.engine.budget import message_bytes
 from spoolama.engine.checks import AnswerChecks
 from spoolama.engine.gate import Gate, Stopping
 from spoolama.engine.handout import Handout
@@ -25,7 +26,6 @@ from spoolama.engine.second_pass import sort_out
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.surprises import Surprises
 from spoolama.engine.tally import Tally
-from spoolama.engine.turns import Turns
 from spoolama.engine.watch import Watch
 from spoolama.errors import JobError, RowError, SpoolamaError
 from spoolama.job.asking import Asker

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from spoolama.job.record import Answered, Failed, Ranges, StoredRow
+from spoolama.context.conversation import AnsweredRows
+from spoolama.job.record import Answered, Failed, StoredRow
 
 __all__ = ["RowStore", "Stop"]
 
@@ -22,7 +23,7 @@ class Stop(Protocol):
         ...
 
 
-class RowStore(Protocol):
+class RowStore(AnsweredRows, Protocol):
     """Rows, answers, tries and plans of one job. Writes without `await` are kept in order."""
 
     async def counts(self) -> dict[str, int]:
@@ -41,18 +42,6 @@ class RowStore(Protocol):
 
     async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
         """Rows to answer between two ordinals, both included, with their earlier tries."""
-        ...
-
-    async def last_turn(self, segment: int) -> StoredRow | None:
-        """The latest row that stands in the segment's conversation."""
-        ...
-
-    async def first_prompt_tokens(self, segment: int) -> int | None:
-        """Prompt tokens of the segment's first conversation row."""
-        ...
-
-    async def turns(self, ranges: Ranges) -> list[StoredRow]:
-        """The answered conversation rows in these ranges."""
         ...
 
     async def deferred(self, model: str | None, after: int, limit: int) -> list[StoredRow]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spoolama.backends.base import Message, Reply
-from spoolama.engine.budget import bound, message_bytes
-from spoolama.engine.conversation import Conversation, Prompt
+from spoolama.context.budget import bound, message_bytes
+from spoolama.context.conversation import Conversation, Prompt
 from spoolama.engine.failures import Standing
 from spoolama.errors import BackendError, ContextOverflow, RowError
 from spoolama.job.asking import Ask
@@ -62,7 +62,7 @@ def record(this: Try, won: Won, plan: Plan, segment: int, place: int) -> Answere
     if prompt.appended and conversation.used is not None and reply.prompt_tokens is not None:
         own_tokens = max(1, reply.prompt_tokens - conversation.used)
     tokens = bound(plan, ask.own) if own_tokens is None else own_tokens
-    tokens += bound(plan, (answer,)) if reply.completion_tokens is None else reply.completion_tokens
+    tokens += bound(plan, (answer,)) if reply.answer_tokens is None else reply.answer_tokens
     return Answered(
         ordinal=this.row.ordinal,
         answer=reply.text,

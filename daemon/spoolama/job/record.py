@@ -59,6 +59,13 @@ class StoredRow:
     completion_tokens: int | None = None
     logprob: float | None = None
     """Mean log probability of the answer's tokens, where it was asked for."""
+    thought: bool = False
+    """Whether thinking came before the answer, which is counted with it and not sent again."""
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Tokens that the answer takes in later prompts; None: unknown."""
+        return None if self.thought else self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ ANSWERED = [field.name for field in dataclasses.fields(Answered)]
 
 _STORED = """
 SELECT r.ordinal, r.line, r.id, r.fields, r.model, r.alone, r.state,
-       a.answer, a.turn_tokens, a.sight, a.prompt_tokens, a.completion_tokens, a.logprob
+       a.answer, a.turn_tokens, a.sight, a.prompt_tokens, a.completion_tokens, a.logprob,
+       coalesce(a.thinking, '') != ''
 FROM rows r LEFT JOIN {answers} a USING (ordinal)
 """
 
@@ -107,10 +108,10 @@ def insert_failure(db: sqlite3.Connection, failure: Failed, at: float) -> None:
 def stored_row(row: Iterable[Any], attempts: tuple[Attempt, ...] = ()) -> StoredRow:
     """A row as `stored_rows` gave it."""
     ordinal, line, name, fields, model, alone, state, answer, turn_tokens, sight, *counts = row
-    prompt, completion, logprob = counts
+    prompt, completion, logprob, thought = counts
     return StoredRow(
         ordinal=ordinal, line=line, id=name, fields={} if fields is None else json.loads(fields), model=model,
         alone=bool(alone), state=state, attempts=attempts, answer=answer, turn_tokens=turn_tokens or 0,
         sight=tuple((a, b) for a, b in json.loads(sight)) if sight else (), prompt_tokens=prompt,
-        completion_tokens=completion, logprob=logprob,
+        completion_tokens=completion, logprob=logprob, thought=bool(thought),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """A server that only keeps time: what a conversation costs on machines with known costs, and how the rows
 between two trims that are learned from its noisy times compare with the best ones there are.
 
-Nothing is sent anywhere: the prefix cache is reckoned, the times follow `engine/costs.CostModel`.
+Nothing is sent anywhere: the prefix cache is reckoned, the times follow `context/costs.CostModel`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from spoolama.engine.costs import CostModel, Fit, Sample, fit_costs
-from spoolama.engine.marks import SAFE_EVERY, best_every
+from spoolama.context.costs import CostModel, Fit, Sample, fit_costs
+from spoolama.context.marks import SAFE_EVERY, best_every
 
 __all__ = [
     "CARD_16GB",

@@ -176,4 +176,5 @@ class MemoryStore:
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
             logprob=answer.logprob,
+            thought=bool(answer.thinking),
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.engine.machine import Neighbours
 from bench.engine.measured import Counts, Measured, RowCount
 from bench.engine.settings import Configuration, Review, sidecar_text
-from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Reply
+from spoolama.backends.base import Backend, ChatRequest, LoadedModel, LoadSpec, Reply
 from spoolama.backends.embedded import EmbeddedBackend
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress, Pulse
@@ -25,7 +25,7 @@ from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_schema import open_reader
 
-__all__ = ["TimedBackend", "accepted", "run_job"]
+__all__ = ["TimedBackend", "accepted", "answer", "run_job"]
 
 
 class TimedBackend(EmbeddedBackend):
@@ -115,44 +115,17 @@ async def run_job(
         clock: Time.
     """
     await backend.cold(Asker(sidecar, openai=False).load_spec(sidecar.model, slots))
+    seconds: float | None
     wrong: str | None = None
     with tempfile.TemporaryDirectory() as base:
         path = Path(base) / "ledger.sqlite"
-        progress = Progress(name, clock, Pulse(clock))
-        ledger = JobLedger(path, clock, on_durable=lambda d: progress.durable(ok=d.ok, failed=d.failed))
+        neighbours = Neighbours(backend.pids)
         try:
-            await ledger.take_in(
-                [
-                    NewRow(
-                        Row(r.ordinal, r.ordinal + 2, {"text": r.text}, r.text.encode()),
-                        str(r.ordinal + 1),
-                        unique=False,
-                    )
-                    for r in reviews
-                ]
-            )
-            progress.total = len(reviews)
-            runner = JobRunner(
-                sidecar=sidecar,
-                openai=False,
-                store=ledger,
-                backend=backend,
-                clock=clock,
-                progress=progress,
-                lanes=slots,
-                stop=StopSignal(),
-            )
-            neighbours = Neighbours(backend.pids)
-            began = clock.monotonic()
-            try:
-                await runner.run()
-            except SpoolamaError as error:
-                wrong = f"the job ended: {' '.join(str(error).split())}"
             # The model is there already: what the engine's own look at it takes is no part of the answering.
-            seconds = clock.monotonic() - began - backend.load_s
-            others = neighbours.share()
-        finally:
-            await ledger.close()
+            seconds = await answer(path, name, sidecar, reviews, slots, backend, clock) - backend.load_s
+        except SpoolamaError as error:
+            seconds, wrong = None, f"the job ended: {' '.join(str(error).split())}"
+        others = neighbours.share()
         rows, failed = _read(path, own)
     return Measured(
         model=sidecar.model,
@@ -167,6 +140,51 @@ async def run_job(
         counts=backend.counts,
         others=others,
     )
+
+
+async def answer(
+    path: Path,
+    name: str,
+    sidecar: Sidecar,
+    reviews: tuple[Review, ...],
+    lanes: int,
+    backend: Backend,
+    clock: Clock,
+) -> float:
+    """Answer all rows into a new ledger at `path`; the seconds from the first request to the last answer.
+
+    Raises:
+        SpoolamaError: the job cannot go on.
+    """
+    progress = Progress(name, clock, Pulse(clock))
+    ledger = JobLedger(path, clock, on_durable=lambda d: progress.durable(ok=d.ok, failed=d.failed))
+    try:
+        await ledger.take_in(
+            [
+                NewRow(
+                    Row(r.ordinal, r.ordinal + 2, {"text": r.text}, r.text.encode()),
+                    str(r.ordinal + 1),
+                    unique=False,
+                )
+                for r in reviews
+            ]
+        )
+        progress.total = len(reviews)
+        runner = JobRunner(
+            sidecar=sidecar,
+            openai=False,
+            store=ledger,
+            backend=backend,
+            clock=clock,
+            progress=progress,
+            lanes=lanes,
+            stop=StopSignal(),
+        )
+        began = clock.monotonic()
+        await runner.run()
+        return clock.monotonic() - began
+    finally:
+        await ledger.close()
 
 
 def _read(path: Path, own: tuple[int, ...]) -> tuple[tuple[RowCount, ...], tuple[tuple[str, int, str], ...]]:

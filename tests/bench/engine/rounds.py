@@ -37,11 +37,15 @@ class Given:
 
     @property
     def items(self) -> list[tuple[str, int, str]]:
-        """The runs of a round, in their order; the raw ones need the answers of `alone` before them."""
+        """The runs of a round, in their order; the raw ones need the answers of `alone` before them.
+
+        The first try's loop has one request at a time, so it is run with one number of slots alone.
+        """
         return [
             (model, slots, name)
             for model, slots in itertools.product(self.models, self.slots)
             for name in self.names
+            if name != LOOP or slots == self.slots[0]
         ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.engine.ceiling import RAW_PARAMS
 from bench.engine.measured import Measured, agreement, labels
@@ -21,6 +21,7 @@ __all__ = [
     "how",
     "summaries",
     "table",
+    "with_loops",
 ]
 
 LOOP = "loop"
@@ -92,6 +93,18 @@ def summaries(measured: Iterable[Measured]) -> list[Summary]:
         )
         for (model, slots, name), runs in groups.items()
     ]
+
+
+def with_loops(found: Sequence[Summary]) -> list[Summary]:
+    """The first try's loop beside every number of slots of its model; it was run with one of them."""
+    loops = {summary.model: summary for summary in found if summary.name == LOOP}
+    places = dict.fromkeys((summary.model, summary.slots) for summary in found)
+    more = [
+        replace(loops[model], slots=slots)
+        for model, slots in places
+        if model in loops and loops[model].slots != slots
+    ]
+    return [*found, *more]
 
 
 def table(found: Sequence[Summary], reviews: Sequence[Review]) -> list[str]:
@@ -189,8 +202,8 @@ def how(rows: int, segment: int, threads: int) -> list[str]:
         " `timings` are summed below the table). `ceiling-as-loaded` is the same without these parameters.",
         "- first try's loop: emulated on the embedded engine, one request at a time: one conversation, cut to"
         " the system message and the last 40 messages after every 50 rows; where the prompt would fill the"
-        " window the oldest messages are left out one at a time, as Ollama does. The time that the counting"
-        " for this takes is not counted.",
+        " window the oldest messages are left out one at a time, as Ollama does. It was run with the first"
+        " number of slots, and stands beside the others. The time that its counting takes is not counted.",
         "- prompt tokens, evaluated, cached: sums over the answered rows of the server's own counts;"
         " beside the rows: tokens evaluated for other requests (priming, samples, repeats).",
         "- cached of shareable: shareable is a row's prompt less the tokens of its own messages: the"

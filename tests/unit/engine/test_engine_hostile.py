@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from spoolama.backends.base import LoadSpec, Message, Reply
-from spoolama.engine import trimming
-from spoolama.engine.budget import Budget
-from spoolama.engine.spread import Choice, spread
-from spoolama.engine.trimming import Turn
+from spoolama.context import trimming
+from spoolama.context.budget import Budget
+from spoolama.context.spread import Choice, spread
+from spoolama.context.trimming import Turn
 from spoolama.errors import (
     ContextOverflow,
     RequestRefused,
@@ -21,8 +23,11 @@ from spoolama.errors import (
     UnexpectedReply,
 )
 from spoolama.job.gold import gold_answer
+from spoolama.job.record import StoredRow
 from spoolama.job.score import ScoreProblem, check_score, score_of
 from spoolama.job.sidecar_file import parse_sidecar
+from spoolama.spool.job_ledger import JobLedger
+from spoolama.spool.ledger_schema import open_reader
 from spoolama.testing.backend import Call
 from unit.engine.engine_bench import (
     ANCHORS,
@@ -184,3 +189,32 @@ def test_another_clients_larger_window_is_not_taken_for_ours(tmp_path: Path) -> 
     (notes,) = meta_of(bench, "watch")
     assert set(notes["surprises"]["counts"]) == {"reloaded"}
     assert {p["window"] for p in plans_of(bench)} == {None}
+
+
+def test_thinking_is_no_part_of_what_the_conversation_takes(tmp_path: Path) -> None:
+    """Servers count it with the answer; it is not sent again, so lengths are not told by such counts."""
+    bench = Bench(tmp_path, texts(30))
+
+    def thinks(call: Call) -> Reply:
+        reply = bench.backend._reply(call.request)
+        return replace(reply, thinking="Hm. " * 50, completion_tokens=(reply.completion_tokens or 0) + 100)
+
+    bench.backend.fault = thinks
+    bench.run()
+
+    async def last() -> StoredRow | None:
+        ledger = JobLedger(bench.path, bench.clock)
+        try:
+            return await ledger.last_turn(0)
+        finally:
+            await ledger.close()
+
+    row = asyncio.run(last())
+    assert row is not None
+    assert (row.thought, row.answer_tokens) == (True, None)
+    assert row.completion_tokens is not None
+    with closing(open_reader(bench.path)) as db:
+        found = db.execute("SELECT own_tokens, turn_tokens, own_bytes FROM results").fetchall()
+    assert {own for own, _, _ in found} == {None}
+    # What is reckoned for a turn is by its bytes, and not by the hundred tokens of thinking.
+    assert all(turn < 100 for _, turn, _ in found)

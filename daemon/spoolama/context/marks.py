@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 
-from spoolama.engine.costs import CostModel
+from spoolama.context.costs import CostModel
 from spoolama.job.trim import SAFE_EVERY
 
 __all__ = ["MAX_EVERY", "SAFE_EVERY", "best_every", "cost_per_row"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolama.engine.costs import MIN_SAMPLES, CostModel, Sample, fit_costs
-from spoolama.engine.marks import MAX_EVERY, best_every, cost_per_row
+from spoolama.context.costs import MIN_SAMPLES, CostModel, Sample, fit_costs
+from spoolama.context.marks import MAX_EVERY, best_every, cost_per_row
 from spoolama.testing.costed import MACHINES, Machine, around, compare, learn, simulate, sweep
 
 machines = pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.name)

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolama.backends.base import Message
-from spoolama.engine.anchors import candidates, choose
-from spoolama.engine.budget import Budget
-from spoolama.engine.conversation import Conversation, prepare
-from spoolama.engine.spread import Choice, best, spread
-from spoolama.engine.trimming import STRATEGIES, Turn, trimmer_of
+from spoolama.context.anchors import candidates, choose
+from spoolama.context.budget import Budget
+from spoolama.context.conversation import Conversation, prepare
+from spoolama.context.spread import Choice, best, spread
+from spoolama.context.trimming import STRATEGIES, Turn, trimmer_of
 from spoolama.job.asking import Ask
 from spoolama.job.plan import Plan
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from spoolama.backends.base import Message
-from spoolama.engine.budget import Budget
-from spoolama.engine.spread import Choice, best, spread
+from spoolama.context.budget import Budget
+from spoolama.context.spread import Choice, best, spread
 from spoolama.job.plan import Plan
 
 __all__ = ["STRATEGIES", "Trimmer", "Turn", "trimmer_of"]

@@ -8,19 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from spoolama.backends.base import Message
-from spoolama.engine.budget import Budget, bound
-from spoolama.engine.store import RowStore
-from spoolama.engine.trimming import Turn, trimmer_of
+from spoolama.context.budget import Budget, bound
+from spoolama.context.trimming import Turn, trimmer_of
 from spoolama.job.asking import Ask, Asker
 from spoolama.job.plan import Plan
 from spoolama.job.record import Ranges, StoredRow, ranges_of
 
-__all__ = ["Conversation", "Prompt", "TurnOf", "extended", "prepare", "rebuild"]
+__all__ = ["AnsweredRows", "Conversation", "Prompt", "TurnOf", "extended", "prepare", "rebuild"]
 
 TurnOf = Callable[[StoredRow, tuple[Message, ...], str, int], Turn]
 """Makes a turn of a row, its own messages, its answer and the tokens of both."""
+
+
+class AnsweredRows(Protocol):
+    """What is read of a job's rows to rebuild a conversation; `engine/store.RowStore` has it."""
+
+    async def last_turn(self, segment: int) -> StoredRow | None:
+        """The answered row that a segment's conversation ended with; None if there is none."""
+        ...
+
+    async def turns(self, ranges: Ranges) -> list[StoredRow]:
+        """These rows, in order."""
+        ...
+
+    async def first_prompt_tokens(self, segment: int) -> int | None:
+        """Prompt tokens of the segment's first row."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +168,7 @@ def extended(
         turn: The row and its answer.
         plan: The rules in force.
         prompt: Prompt tokens by the server's count.
-        answer: Answer tokens by the server's count.
+        answer: Tokens of the answer alone by the server's count; None: unknown.
     """
     seen = conversation.front_seen if conversation.front_seen is not None else prompt
     if plan.every == 1 and plan.strategy in ("reset", "anchors"):
@@ -168,18 +184,18 @@ def extended(
 
 
 async def rebuild(
-    store: RowStore, asker: Asker, segment: int, plan: Plan, anchors: tuple[Turn, ...], turn_of: TurnOf
+    rows: AnsweredRows, asker: Asker, segment: int, plan: Plan, anchors: tuple[Turn, ...], turn_of: TurnOf
 ) -> Conversation:
     """The conversation of a segment as its answered rows left it."""
-    last = await store.last_turn(segment)
+    last = await rows.last_turn(segment)
     empty = Conversation(anchors)
     if last is None:
         return empty
-    empty = replace(empty, front_seen=await store.first_prompt_tokens(segment))
+    empty = replace(empty, front_seen=await rows.first_prompt_tokens(segment))
     fixed = {turn.ordinal for turn in anchors}
     *tail, turn = (
         turn_of(row, asker.ask(row.fields).own, row.answer or "", row.turn_tokens)
-        for row in [*await store.turns(last.sight), last]
+        for row in [*await rows.turns(last.sight), last]
         if row.ordinal not in fixed
     )
-    return extended(empty, tuple(tail), turn, plan, last.prompt_tokens, last.completion_tokens)
+    return extended(empty, tuple(tail), turn, plan, last.prompt_tokens, last.answer_tokens)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 
 from spoolama.backends.base import Message
-from spoolama.engine.budget import bound
-from spoolama.engine.trimming import Turn
+from spoolama.context.budget import bound
+from spoolama.context.trimming import Turn
 from spoolama.job.answer import label_of
 from spoolama.job.asking import Asker
 from spoolama.job.gold import gold_answer

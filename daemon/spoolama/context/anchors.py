@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from spoolama.engine.spread import Choice, best, spread
+from spoolama.context.spread import Choice, best, spread
 
 __all__ = ["candidates", "choose"]
 

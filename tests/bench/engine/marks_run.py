@@ -1,0 +1,208 @@
+"""Learned and fixed rows between two trims on a real model, side by side.
+
+First 64 rows of a conversation are answered with safe marks, and costs learned from them, as a job does. Then
+one conversation for each number of rows tried, and for the learned one, are held in as many slots of one
+server. They take turns, a row each, one request at a time: whatever the machine does, it does to all alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import statistics
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.engine.job_run import accepted, answer
+from bench.engine.settings import Configuration, read_reviews
+from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.embedded import EmbeddedBackend
+from spoolama.clock import Clock
+from spoolama.context.costs import CostModel, Sample, fit_costs
+from spoolama.context.marks import SAFE_EVERY
+from spoolama.engine.planner import COST_ROWS, learned_every
+from spoolama.job.asking import Asker
+from spoolama.job.sidecar import Sidecar
+from spoolama.spool.job_ledger import JobLedger
+from spoolama.spool.ledger_schema import open_reader
+
+__all__ = ["Learned", "MarksRun", "Tried", "compare_marks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What the first rows have shown."""
+
+    every: int | None
+    """Rows between two trims; None: nothing could be learned."""
+    costs: CostModel | None
+    reason: str
+    """Why there is nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A number of rows between two trims, and what it cost."""
+
+    every: int
+    seconds: float
+    """By the server's own times, a row, over the rows that are judged."""
+    evaluated: float
+    """Prompt tokens evaluated a row."""
+    prompt: float
+    """Prompt tokens a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarksRun:
+    """The comparison on one model."""
+
+    model: str
+    learned: Learned
+    tried: tuple[Tried, ...]
+
+    @property
+    def best(self) -> Tried:
+        """The cheapest that was tried."""
+        return min(self.tried, key=lambda tried: tried.seconds)
+
+    @property
+    def ratio(self) -> float | None:
+        """What the learned number cost, as a share of the best."""
+        own = next((tried for tried in self.tried if tried.every == self.learned.every), None)
+        return None if own is None else own.seconds / self.best.seconds
+
+
+class _Seat:
+    """One slot of a server that several jobs use in turns; each takes it for a server of its own."""
+
+    kind = "embedded"
+
+    def __init__(self, backend: EmbeddedBackend, shared: LoadSpec, number: int, turn: asyncio.Lock) -> None:
+        self._backend = backend
+        self._shared = shared
+        self._number = number
+        self._turn = turn
+
+    async def probe(self) -> ServerInfo:
+        return await self._backend.probe()
+
+    async def load(self, spec: LoadSpec) -> LoadedModel:
+        return replace(await self._backend.load(self._shared), slots=1, copies_prefix=False)
+
+    async def chat(self, request: ChatRequest) -> Reply:
+        async with self._turn:  # served in the order of asking: one row of each job after the other
+            return await self._backend.chat(replace(request, load=self._shared, slot=self._number))
+
+    async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
+        return await self._backend.count_tokens(self._shared, messages)
+
+    async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
+        return await self._backend.render(self._shared, messages)
+
+    async def prime(
+        self,
+        spec: LoadSpec,
+        text: str,
+        *,
+        slot: int | None = None,
+        timeout_s: float = 600.0,
+    ) -> Reply | None:
+        async with self._turn:
+            return await self._backend.prime(self._shared, text, slot=self._number, timeout_s=timeout_s)
+
+    async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
+        return await self._backend.inspect(self._shared)
+
+    async def release(self) -> None:
+        """The others still sit there."""
+
+    async def aclose(self) -> None:
+        """Likewise."""
+
+
+async def compare_marks(
+    model: str,
+    *,
+    keep: int,
+    tried: Sequence[int],
+    rows: int,
+    judged_from: int,
+    threads: int,
+    cache_dir: Path,
+    clock: Clock,
+) -> MarksRun:
+    """Learn, then try.
+
+    Args:
+        model: The model.
+        keep: Rows that a trim keeps.
+        tried: Fixed rows between two trims.
+        rows: Rows of each conversation.
+        judged_from: Rows before this one are not judged: their conversations are not at their length yet.
+        threads: CPU threads of llama.cpp.
+        cache_dir: Where models are put together.
+        clock: Time.
+    """
+    backend = EmbeddedBackend(clock=clock, threads=threads, cache_dir=cache_dir)
+    with tempfile.TemporaryDirectory() as base:
+        try:
+            learned = await _learn(model, keep, backend, Path(base) / "learn.sqlite", clock)
+            marks = sorted({*tried, *([] if learned.every is None else [min(learned.every, rows)])})
+            sidecars = [_sidecar(model, keep, every, rows) for every in marks]
+            shared = Asker(sidecars[0], openai=False).load_spec(model, len(marks))
+            await backend.release()
+            await backend.load(shared)
+            turn = asyncio.Lock()
+            paths = [Path(base) / f"{every}.sqlite" for every in marks]
+            async with asyncio.TaskGroup() as jobs:
+                for number, (path, sidecar) in enumerate(zip(paths, sidecars, strict=True)):
+                    seat = _Seat(backend, shared, number, turn)
+                    reviews = read_reviews(rows)
+                    jobs.create_task(
+                        answer(path, path.stem, sidecar, reviews, 1, seat, clock), name=path.stem
+                    )
+        finally:
+            await backend.aclose()
+        found = [_read(path, every, judged_from) for path, every in zip(paths, marks, strict=True)]
+    return MarksRun(model, learned, tuple(found))
+
+
+async def _learn(model: str, keep: int, backend: EmbeddedBackend, path: Path, clock: Clock) -> Learned:
+    """As `engine/planner.py` does with the first rows of a job."""
+    sidecar = _sidecar(model, keep, SAFE_EVERY, COST_ROWS)
+    await answer(path, "learn", sidecar, read_reviews(COST_ROWS), 1, backend, clock)
+    ledger = JobLedger(path, clock)
+    try:
+        samples = [Sample(*row) for row in await ledger.solo_costs(COST_ROWS - 1)]
+        means, front = await ledger.means(COST_ROWS - 1), await ledger.first_prompt_tokens(0)
+    finally:
+        await ledger.close()
+    fit = fit_costs(samples)
+    if fit.model is None or means is None:
+        return Learned(None, None, fit.reason)
+    return Learned(learned_every(fit.model, keep=keep, means=means, front=front), fit.model, "")
+
+
+def _sidecar(model: str, keep: int, every: int, rows: int) -> Sidecar:
+    trim = f"trim: {{strategy: window, keep: {keep}, every: {every}}}"
+    found = accepted(Configuration(f"every-{every}", trim), model, rows)
+    if isinstance(found, str):
+        raise SystemExit(found)
+    return found
+
+
+def _read(path: Path, every: int, judged_from: int) -> Tried:
+    """The median would not see the rows that are dear because of a trim; the mean does."""
+    with closing(open_reader(path)) as db:
+        db.row_factory = sqlite3.Row
+        found = db.execute("SELECT * FROM results WHERE ordinal >= ?", (judged_from,)).fetchall()
+    return Tried(
+        every,
+        seconds=statistics.fmean(row["prompt_s"] + row["eval_s"] for row in found),
+        evaluated=statistics.fmean(row["prompt_tokens"] - row["cached_tokens"] for row in found),
+        prompt=statistics.fmean(row["prompt_tokens"] for row in found),
+    )
