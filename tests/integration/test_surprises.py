@@ -18,7 +18,7 @@ from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.testing.fake_ollama import GEMMA3, SMOLLM2, Asked, FakeOllama, Script
+from spoolama.testing.fake_ollama import GEMMA3, SMOLLM2, Asked, FakeOllama, Latency, Script
 
 SIDECAR = """
 model: smollm2:135m
@@ -165,11 +165,18 @@ def test_counts_of_version_0_30_0_are_not_taken_for_lengths(tmp_path: Path) -> N
 
 def test_cached_tokens_are_estimated_where_the_server_does_not_count_them(tmp_path: Path) -> None:
     """From the rate of the first request after the load; the fake knows the truth."""
-    job = Job(tmp_path, SIDECAR, Script(version="0.33.2"), None).run()
+    job = Job(tmp_path, SIDECAR, Script(version="0.33.2", latency=Latency(load_s=0.2)), None).run()
     all_answered(job)
     assert {o.cached_tokens for o in job.outcomes} == {None}
     truth = sum(chat.cached_tokens or 0 for chat in job.chats)
     assert job.estimate == pytest.approx(truth, rel=0.02)
+
+
+def test_nothing_is_estimated_by_a_model_that_was_there_before(tmp_path: Path) -> None:
+    """Its first prompt may have been in the cache as well: that is no rate to reckon with."""
+    job = Job(tmp_path, SIDECAR, Script(version="0.33.2"), None).run()
+    all_answered(job)
+    assert job.estimate is None
 
 
 @pytest.mark.parametrize("slots", [1, 4])

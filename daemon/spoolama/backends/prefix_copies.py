@@ -33,6 +33,7 @@ class PrefixCopies:
         self._most_tokens = most_tokens
         self._lock = asyncio.Lock()
         self._saved: str | None = None
+        self._too_long: str | None = None
 
     async def prime(self, text: str, *, slot: int, timeout_s: float) -> Reply:
         """Have the slot hold this text. Lanes that want the same at the same time wait for the first.
@@ -42,6 +43,8 @@ class PrefixCopies:
             slot: An idle slot.
             timeout_s: Bound on each request.
         """
+        if text == self._too_long:
+            return await llama_server.prime(self._http, text, slot=slot, timeout_s=timeout_s)
         async with self._lock:
             if self._saved == text:
                 try:
@@ -51,7 +54,9 @@ class PrefixCopies:
                 except BackendError:
                     self._saved = None  # evaluating it is always right
             reply = await llama_server.prime(self._http, text, slot=slot, timeout_s=timeout_s)
-            if reply.prompt_tokens is not None and reply.prompt_tokens <= self._most_tokens:
+            if reply.prompt_tokens is None or reply.prompt_tokens > self._most_tokens:
+                self._too_long = text
+            else:
                 self._saved = None  # what is overwritten is no longer there, however that ends
                 try:
                     await llama_server.save(self._http, self._name, slot=slot, timeout_s=timeout_s)

@@ -52,7 +52,7 @@ def check(drop: Path | None, data: Path | None, rate: float | None, config: Path
     if drop is not None:
         found = drop_of(drop, data, settings.default_sidecar)
         findings = check_one(found, settings)
-        report(found, findings, rate=rate)
+        report(found, findings, rate=rate, lanes=settings.lanes)
         sys.exit(0 if findings.asked else 1)
 
 
@@ -79,7 +79,7 @@ def _behind(findings: Findings, number: int) -> str:
     return f" (behind {', '.join(seen)})" if seen else ""
 
 
-def report(drop: Drop, findings: Findings, *, rate: float | None = None) -> None:
+def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: int = 1) -> None:
     """Say what was found."""
     from spoolama.service.checking import CHARACTERS_PER_TOKEN
     from spoolama.service.status_text import duration
@@ -107,6 +107,8 @@ def report(drop: Drop, findings: Findings, *, rate: float | None = None) -> None
             f"The longest prompt (line {findings.longest_line}, {findings.longest:,} characters) may not "
             f"fit: num_ctx less num_predict leaves {findings.room_tokens:,} tokens."
         )
+    if idle := findings.idle_lanes(lanes):
+        click.echo(idle)
     if rate is None:
         click.echo("Time: not known before the first rows. With --rate ROWS_PER_SECOND it is reckoned.")
     else:

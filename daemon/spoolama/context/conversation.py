@@ -178,7 +178,8 @@ def extended(
         anchors=conversation.anchors,
         tail=(*tail, turn),
         used=(prompt or 0) + (answer or 0) if known else None,
-        last_prompt=prompt,
+        # After thinking a server may count another prompt than was sent (Ollama with a `format`).
+        last_prompt=prompt if answer is not None else None,
         front_seen=seen,
     )
 

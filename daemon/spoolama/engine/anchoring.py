@@ -69,7 +69,8 @@ class Anchoring:
         """
         if not self._wanted:
             return
-        if not self._planner.latest.anchors:
+        decided = self._planner.latest.anchors or await self._store.meta("anchored") is not None
+        if not decided:
             asked = await self._candidates()
             await self._answer(asked, run)
             await self._choose(asked)
@@ -141,6 +142,8 @@ class Anchoring:
         if fitting:
             counts = [row.prompt_tokens for row in rows.values() if row.prompt_tokens is not None]
             await self._planner.anchor(tuple(fitting), gold=gold, prefix_tokens=min(counts, default=None))
+        # That none fits is a choice as well: a later bound would let some, in the middle of conversations.
+        await self._store.note(anchored=[ordinal + 1 for ordinal in fitting])
 
     def _score(self, row: StoredRow) -> float:
         return self._turns.score(row, row.answer or "", row.logprob)

@@ -17,7 +17,7 @@ from spoolama.engine.patience import Patience
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
-from spoolama.engine.tries import Lost, Try, Won, bare_tokens_of, end_of, record, too_long
+from spoolama.engine.tries import Lost, Try, Won, bare_tokens_of, end_of, record, together, too_long
 from spoolama.engine.watch import Watch
 from spoolama.errors import (
     BackendError,
@@ -248,37 +248,41 @@ class Lane:
             logprobs=s.turns.logprobs,
         )
         front = this.prompt.messages[: this.prompt.front] if not this.row.alone else ()
+        if this.conversation.anchors and not this.prompt.anchors:
+            front = ()  # the slot would lose the anchors for one row
         branches = not this.prompt.appended
         with s.progress.pulse.wait(request.timeout_s * 3 + _GRACE_S):
             await s.watch.before(self.number, front, branches=branches)
             cold = s.watch.take_cold()
-            if not this.prompt.fits:
-                # Where that is a request, all of the prompt is evaluated by it and not by the next one.
-                cold = not await self._measure(this, request, branches=branches) and cold
             began = s.clock.monotonic()
+            counted = None if this.prompt.fits else await self._measure(this, request, branches=branches)
             reply = await s.backend.chat(request)
             latency_s = s.clock.monotonic() - began
-            reloaded = await s.watch.after(self.number, reply, this.row.ordinal, branches=branches)
+            reloaded = await s.watch.after(
+                self.number, reply, this.row.ordinal, branches=branches and counted is None
+            )
+            if counted is not None:
+                reply, reloaded = together(counted[0], reply), reloaded or counted[1]
             if looks_halved(reply, this.prompt) and not await self._counts_more(request, reply):
                 raise cut_error(reply, this.prompt)
         s.patience.saw(latency_s)
         return Won(reply, latency_s, solo=place.solo, cold=cold or reloaded)
 
-    async def _measure(self, this: Try, request: ChatRequest, *, branches: bool) -> bool:
+    async def _measure(self, this: Try, request: ChatRequest, *, branches: bool) -> tuple[Reply, bool] | None:
         """The bound says that the prompt may not fit: have it counted before an answer is asked for.
 
         Where the server cannot count without evaluating, the prompt is sent with an answer of one token; it
         then stands in the server's cache, so that the real request costs little.
 
         Returns:
-            Whether that was a request.
+            The reply and whether the model was loaded again for it, where that was a request.
         """
         budget = this.prompt.budget
+        found: tuple[Reply, bool] | None = None
         tokens = await self._s.backend.count_tokens(self._load, request.messages)
-        asked = tokens is None
-        if asked:
+        if tokens is None:
             reply = await self._s.backend.chat(replace(request, num_predict=1, format=None))
-            await self._s.watch.after(self.number, reply, this.row.ordinal, branches=branches)
+            found = reply, await self._s.watch.after(self.number, reply, this.row.ordinal, branches=branches)
             tokens = reply.prompt_tokens
         if tokens is not None and not budget.fits(tokens):
             raise ContextOverflow(
@@ -287,7 +291,7 @@ class Lane:
                 prompt_tokens=tokens,
                 num_ctx=budget.num_ctx,
             )
-        return asked
+        return found
 
     async def _counts_more(self, request: ChatRequest, reply: Reply) -> bool:
         """Whether the same prompt with more text is longer to the server; one that cuts counts the same."""

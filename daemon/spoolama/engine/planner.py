@@ -26,6 +26,8 @@ __all__ = ["COST_ROWS", "Planner", "Wanted", "learned_every"]
 
 _LEARN_ROWS = 100
 _FORCE_AFTER = 16
+_LEAST_MEASURED = 20
+"""Of these rows so many must have told their length; behind anchors only those asked alone do."""
 _SAFETY = 1.25
 """The bound is a quarter above the densest text seen, ..."""
 _LEAST_DENSITY = 0.2
@@ -139,8 +141,10 @@ class Planner:
         while self._wanted.density and segment >= self._look_at:
             if not await self._locked(lambda: self._learn_density(segment)):
                 return None
-        self._begun = max(self._begun, segment)
-        return next(plan for plan in reversed(self._plans) if plan.from_segment <= segment)
+        # Not while a version is being written that may be meant for this very segment.
+        async with self._writing:
+            self._begun = max(self._begun, segment)
+            return next(plan for plan in reversed(self._plans) if plan.from_segment <= segment)
 
     async def anchor(self, ordinals: tuple[int, ...], *, gold: bool, prefix_tokens: int | None) -> None:
         """These rows stand in front from the first segment on, behind a prefix of at most so many tokens."""
@@ -149,7 +153,7 @@ class Planner:
     async def shrink(self, window: int) -> None:
         """The server holds a window of this size, whatever was asked for."""
         if self._plans[-1].window != window:
-            await self._add(self._begun + 1, window=window)
+            await self._add(None, window=window)
 
     async def _locked(self, learn: Any) -> bool:
         async with self._lock:
@@ -172,7 +176,8 @@ class Planner:
         if measured is not None:
             density = max(_LEAST_DENSITY, round(measured[0] * _SAFETY, 3))
             known = next(p for p in reversed(self._plans) if p.from_segment <= force_from).tokens_per_byte
-            if density > known or (not self._checked and density < known):
+            unlearned = known == self._plans[0].tokens_per_byte
+            if density > known or (unlearned and density < known and measured[1] >= _LEAST_MEASURED):
                 await self._add(force_from, tokens_per_byte=density)
         self._checked += 1  # last: other lanes go by it
         return True
@@ -216,10 +221,12 @@ class Planner:
             if self._stop.is_set():
                 return False
 
-    async def _add(self, from_segment: int, **changes: Any) -> None:
-        """One version more, on disk before it is used."""
+    async def _add(self, from_segment: int | None, **changes: Any) -> None:
+        """One version more, on disk before it is used; None: from the next segment that nobody has begun."""
         # Not the lock of the learners: whoever holds that one may be waiting for rows.
         async with self._writing:
+            if from_segment is None:
+                from_segment = self._begun + 1
             plan = self._plans[-1].next_version(from_segment=from_segment, **changes)
             await self._store.add_plan(plan.version, plan.to_json())
             self._plans.append(plan)

@@ -109,7 +109,7 @@ class Primer:
         if mode == "never":
             self.notes.state = "switched off by the sidecar (prime: never, or think)"
         elif copies:
-            self.notes.state = "evaluated once and copied into the other slots"
+            self.notes.state = "to be evaluated once and copied into the other slots; no prompt asked for it"
         elif self._on:
             self.notes.state = "always, by the sidecar"
         elif self._trying:
@@ -156,7 +156,11 @@ class Primer:
             if reply.cached_tokens is not None:
                 evaluated = reply.prompt_tokens - reply.cached_tokens
                 self.notes.evaluated = (self.notes.evaluated or 0) + evaluated
-                self.notes.copied += evaluated == 0
+                if evaluated == 0:
+                    self.notes.copied += 1
+                    self.notes.state = "evaluated once and copied into the other slots"
+                elif self.notes.requests > 1 and self.notes.copied == 0:
+                    self.notes.state = "evaluated in each slot"
 
     def saw(self, lane: int, reply: Reply, *, branches: bool) -> None:
         """To be called with each reply: what its prompt cost shows whether priming pays."""

@@ -98,7 +98,12 @@ class JobRunner:
         counts = await self._store.counts()
         total = sum(counts.values())
         models = await self._store.models()
-        self._one_model = models in ([None], []) and not self._openai
+        # Of all rows, not of those that are left: what is learned must not depend on where a resume begins.
+        asked = await self._store.meta("asked_models")
+        if asked is None:
+            asked = models
+            await self._store.note(asked_models=asked)
+        self._one_model = asked in ([None], []) and not self._openai
         conversation = self._sidecar.mode == "conversation"
         planner = Planner(
             self._store,
@@ -107,8 +112,8 @@ class JobRunner:
             total=total,
             stop=self._stop,
             wanted=Wanted(
-                density=models == [None],
-                costs=models == [None] and conversation and self._sidecar.trim.learns,
+                density=asked == [None],
+                costs=asked == [None] and conversation and self._sidecar.trim.learns,
             ),
         )
         await planner.open()

@@ -52,6 +52,11 @@ class Surprises:
         self.seen: list[Surprise] = []
         self.counts: Counter[str] = Counter()
 
+    @property
+    def fresh(self) -> bool:
+        """Whether our load put the model into memory, as far as its time tells: then its slots are empty."""
+        return (self._held.load_s or 0.0) > RELOAD_S
+
     def loaded_by_us(self, held: LoadedModel) -> None:
         """We loaded the model again ourselves."""
         self._held = held
@@ -74,7 +79,7 @@ class Surprises:
             )
             found.append(Surprise("reloaded", message, ordinal))
         if now is not None:
-            found += self._changes(now, ordinal)
+            found += self._changes(now, ordinal, settled=not reloaded)
             self._held = now
         for surprise in found:
             self.note(surprise)
@@ -98,16 +103,18 @@ class Surprises:
         """A larger window than was asked for is another client's, or rounded up: it says nothing of ours."""
         return None if model.num_ctx is None else min(model.num_ctx, self._load.num_ctx)
 
-    def _changes(self, now: LoadedModel, ordinal: int) -> list[Surprise]:
+    def _changes(self, now: LoadedModel, ordinal: int, *, settled: bool) -> list[Surprise]:
         found: list[Surprise] = []
         window, known = self._of(now), self.window or self._load.num_ctx
         smaller = window is not None and window < known
         # Between our reply and this look another client may have loaded the model once more with a window of
-        # its own. Our next request brings ours back, if the server can: so one look is not enough.
-        doubt, self._doubt = self._doubt, smaller and not self._doubt
+        # its own. Our next request brings ours back, if the server can: so it is believed only after a reply
+        # for which nothing was loaded.
+        believed = smaller and self._doubt and settled
+        self._doubt = smaller and not believed
         if window is not None and not smaller:
             self.window = window
-        elif smaller and doubt:
+        elif believed:
             found.append(
                 Surprise(
                     "window_smaller",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spoolama.backends.base import Message, Reply
 from spoolama.context.budget import bound, message_bytes
@@ -13,7 +13,7 @@ from spoolama.job.asking import Ask
 from spoolama.job.plan import Plan
 from spoolama.job.record import Answered, Attempt, StoredRow
 
-__all__ = ["Lost", "Try", "Won", "bare_tokens_of", "end_of", "record", "too_long"]
+__all__ = ["Lost", "Try", "Won", "bare_tokens_of", "end_of", "record", "together", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,21 @@ def record(this: Try, won: Won, plan: Plan, segment: int, place: int) -> Answere
         cold=won.cold,
         logprob=reply.logprob,
         num_ctx=prompt.budget.num_ctx,
+    )
+
+
+def together(counted: Reply, reply: Reply) -> Reply:
+    """One reply of the two that a prompt took which had to be counted first.
+
+    The first one evaluated it: what it found in the cache, and how long it took, is what the row cost.
+    """
+    known = counted.prompt_s is not None and reply.prompt_s is not None
+    return replace(
+        reply,
+        cached_tokens=counted.cached_tokens,
+        load_s=counted.load_s,
+        prompt_s=(counted.prompt_s or 0.0) + (reply.prompt_s or 0.0) if known else None,
+        total_s=None,
     )
 
 

@@ -35,7 +35,7 @@ class Watch:
         self._primer = primer
         self._progress = progress
         self._shrink = shrink
-        self._cold = True
+        self._cold = surprises.fresh
 
     async def before(self, lane: int, front: tuple[Message, ...], *, branches: bool) -> None:
         """A prompt is about to be sent."""
@@ -75,7 +75,7 @@ class Watch:
         """We loaded the model again ourselves, after it had died or was away."""
         self._surprises.loaded_by_us(model)
         self._primer.lost()
-        self._cold = True
+        self._cold = self._surprises.fresh
 
     def notes(self) -> dict[str, Any]:
         """What was seen, for the metrics."""

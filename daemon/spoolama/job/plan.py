@@ -33,7 +33,7 @@ class Plan:
     segment_rows: int
     """Rows of one conversation; 1: each row alone; 0: all rows of the job."""
     strategy: str
-    """What a trim keeps: a name in `engine/trimming.STRATEGIES`."""
+    """What a trim keeps: a name in `context/trimming.STRATEGIES`."""
     high: float = 0.75
     """A trim is due in any case when the prompt would pass this share of the room."""
     low: float = 0.375

@@ -107,12 +107,14 @@ class Sidecar(_Model):
         None, description="Thinking models: default off."
     )
     trim: Trim = Field(
-        default_factory=Trim, description="What is dropped when a conversation grows too long."
+        default_factory=Trim,
+        description="What stands before a row in a conversation, and what is dropped when it grows too long.",
     )
     prime: Literal["auto", "always", "never"] = Field(
         "auto",
         description="Have the shared prefix evaluated alone in each slot first. auto: where that is measured "
-        "to pay, as on models with sliding-window attention.",
+        "to pay, as on models with sliding-window attention, and where the embedded engine copies it from "
+        "slot to slot. With think it is never done.",
     )
     long_rows: Literal["fail", "second_pass"] = Field(
         "fail",

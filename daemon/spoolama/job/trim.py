@@ -38,6 +38,13 @@ _ORDINARY: dict[str, dict[str, int | str]] = {
 }
 
 
+_CHOOSERS = {
+    "anchors": "choose: important as well",
+    "hybrid": "choose: important or important: N as well",
+}
+"""What gives a score something to choose."""
+
+
 class Trim(BaseModel):
     """How a conversation is kept short."""
 
@@ -51,7 +58,8 @@ class Trim(BaseModel):
     )
     every: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] | None = Field(
         None,
-        description="Rows that are added between two trims. auto: learned from what evaluating costs here. "
+        description="Rows that come between two trims: with keep 20 and every 30 a row sees 20 to 49 earlier "
+        "ones. auto: learned from the first 64 rows in jobs of 1,280 rows or more, else 30. "
         "Default: 20 for reset, 1 for anchors (each row alone behind them), else auto.",
     )
     keep: int | None = Field(
@@ -76,14 +84,22 @@ class Trim(BaseModel):
     )
     score: str | None = Field(
         None,
-        description="What makes a row important. spread: answers that are rare. uncertain: the least certain "
-        "answers, by their log probabilities. Or a Jinja2 expression over the row's fields and `answer`.",
+        description="What makes a row important. spread: rows whose answers are spread, labels in turn and "
+        "numbers at even distances. uncertain: the least certain answers, by their log probabilities. Or a "
+        "Jinja2 expression over the row's fields and `answer`.",
     )
     tokens: int | None = Field(
-        None, ge=1, description="budget: tokens of earlier rows at most. Default: what `high` leaves."
+        None,
+        ge=1,
+        description="budget: tokens of earlier rows at most; a trim keeps low / high of them, half unless "
+        "you set those. Default: what `high` leaves.",
     )
     high: float = Field(
-        0.75, gt=0, le=1, description="Trim in any case when the prompt would pass this share of the room."
+        0.75,
+        gt=0,
+        le=1,
+        description="Trim in any case when the prompt would pass this share of the room for prompts (num_ctx "
+        "less num_predict).",
     )
     low: float = Field(
         0.375, ge=0, lt=1, description="A trim keeps no more than fits this share of the room."
@@ -105,10 +121,15 @@ class Trim(BaseModel):
                 raise ValueError("choose names no row, or one of them twice")
             if self.anchors is not None:
                 raise ValueError("choose names the rows, so anchors says nothing: leave one of them out")
-        if self.choose == "important" and self.score is None:
-            raise ValueError("choose important needs a score")
+        if self.choose == "important" and self.score in (None, "spread"):
+            raise ValueError("choose important needs a score: uncertain, or an expression")
         if self.important is not None and (self.anchors is not None or self.choose is not None):
             raise ValueError("important stands in place of anchors: leave one of them out")
+        chooses = self.strategy == "important" or self.choose == "important" or self.important is not None
+        if self.score is not None and not chooses:
+            raise ValueError(
+                f"score means nothing here; with strategy {self.strategy} set {_CHOOSERS[self.strategy]}"
+            )
         if self.score is not None and self.score not in BUILT_IN_SCORES:
             try:
                 check_score(self.score)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.errors import InputError
+from spoolama.report.conduct import trim_sentence
 from spoolama.report.labels import label_of_record
 from spoolama.report.published import Published, open_published
 from spoolama.report.summary import count, duration
@@ -54,12 +55,13 @@ class Comparison:
 
     def _cost(self) -> str:
         parts = []
+        alike = self.left.mode == self.right.mode
         for side in (self.left, self.right):
             speed, tokens = side.cells["Rows/s"], side.cells["Tokens evaluated"]
             shown = "speed not measured" if speed == "-" else f"{speed} rows/s"
-            parts.append(
-                f"{_name(side)}: {shown}, {'uncounted' if tokens == '-' else tokens} prompt tokens evaluated"
-            )
+            who = side.job if alike else _name(side)
+            evaluated = "uncounted" if tokens == "-" else tokens
+            parts.append(f"{who}: {shown}, {evaluated} prompt tokens evaluated")
         return f"{'. '.join(parts)}."
 
 
@@ -101,6 +103,7 @@ def _side(job: Published, tally: Tally) -> Side:
     cells = {
         "Job": job.job,
         "Rows are answered": "in conversation" if job.sidecar.mode == "conversation" else "alone",
+        "In sight of": trim_sentence(m) or ("nothing else" if job.sidecar.mode == "isolated" else "-"),
         "Model": str(m.get("model") or job.sidecar.model),
         "Rows": f"{count(by['ok'])} ok, {count(by['failed'])} failed, {count(by['skipped'])} skipped",
         "Rows/s": _number(m.get("rows_per_second"), "{:.2f}"),

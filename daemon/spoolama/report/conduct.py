@@ -8,7 +8,7 @@ from typing import Any
 from spoolama.job.sidecar import Sidecar
 from spoolama.spool.ledger_read import LedgerReader
 
-__all__ = ["conduct_metrics", "conduct_sentences"]
+__all__ = ["conduct_metrics", "server_sentences", "trim_sentence"]
 
 Put = Callable[..., None]
 
@@ -27,7 +27,7 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
     newest: Mapping[str, Any] = next((p for p in plans if p["version"] == used), plans[0] if plans else {})
     conversation = sidecar.mode == "conversation"
     alone = "" if conversation else "rows were asked alone"
-    keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "marks", "gold")
+    keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "marks", "gold", "score")
     put(
         "trim",
         {key: newest[key] for key in keys} if newest and conversation else None,
@@ -35,13 +35,24 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
         "safe, or learned",
         missing=alone or "no plan was made",
     )
+    put(
+        "logprobs",
+        ledger.logprobs() if newest.get("score") == "uncertain" and conversation else None,
+        "answers whose log probability the server told",
+        missing=alone or "the strategy needs none",
+    )
     anchors = list(newest.get("anchors", ()))
     put(
         "anchors",
         [ordinal + 1 for ordinal in anchors] or None,
         "row numbers from 1 that stand behind the prefix of every prompt, in their order there; they were "
         "answered alone, and stand in the results with those answers",
-        missing=alone or "the strategy has none",
+        missing=alone
+        or (
+            "none of the rows that were to be anchors could be answered, or fits half of the room for prompts"
+            if ledger.meta("anchored") == []
+            else "the strategy has none"
+        ),
     )
     learned = ledger.meta("learned")
     put(
@@ -96,19 +107,35 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
     )
 
 
-def conduct_sentences(m: Mapping[str, Any]) -> list[str]:
-    """What a person needs to know of it."""
-    found: list[str] = []
+def trim_sentence(m: Mapping[str, Any]) -> str | None:
+    """What stood before a row, in words; None: rows were asked alone."""
     trim = m.get("trim")
-    if trim:
+    if not trim:
+        return None
+    every, anchors = trim["every"], m.get("anchors")
+    parts = [f"strategy {trim['strategy']}"]
+    if anchors:
+        gold = ", with their known answers" if trim["gold"] else ""
+        parts.append(f"the same {len(anchors)} rows before all others{gold}")
+    if trim["keep"]:
+        parts.append(f"{trim['keep']} rows kept at a trim")
+    if trim["important"]:
+        parts.append(f"{trim['important']} of them by their score")
+    if trim["tokens"]:
+        parts.append(f"at most {trim['tokens']:,} tokens of earlier rows")
+    if every == 1:
+        parts.append("each row alone behind them" if anchors else "each row alone")
+    elif every:
         marks = {"fixed": "", "safe": " (a safe value, not learned)", "learned": " (learned from this job)"}
-        text = f"strategy {trim['strategy']}"
-        if trim["every"]:
-            text += f", a trim every {trim['every']} rows{marks[trim['marks']]}"
-        if m.get("anchors"):
-            gold = ", with their known answers" if trim["gold"] else ""
-            text += f"; {len(m['anchors'])} rows stand in front of all others{gold}"
-        found.append(text)
+        parts.append(f"a trim every {every} rows{marks[trim['marks']]}")
+    if trim.get("score") == "uncertain" and not m.get("logprobs"):
+        parts.append("the server told no log probabilities, so `uncertain` chose the latest rows")
+    return "; ".join(parts)
+
+
+def server_sentences(m: Mapping[str, Any]) -> list[str]:
+    """What others did to the server, and what was done about long rows."""
+    found: list[str] = []
     for kind, times in ((m.get("surprises") or {}).get("counts") or {}).items():
         said = [e["message"] for e in m["surprises"]["first"] if e["kind"] == kind]
         found.append(f"{times} × {kind}" + (f": {said[0]}" if said else ""))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolama.report.conduct import conduct_sentences
+from spoolama.report.conduct import server_sentences, trim_sentence
 from spoolama.report.record import Record
 
 __all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text"]
@@ -73,8 +73,10 @@ def summary_text(
         lines += _entry("Speed", _speed(m))
         lines += _entry("Tokens", _tokens(m))
         lines += _entry("Context", _context(m))
-        for number, sentence in enumerate(conduct_sentences(m)):
-            lines += _entry("Trims" if number == 0 else "", sentence)
+        if sentence := trim_sentence(m):
+            lines += _entry("Trims", sentence)
+        for number, sentence in enumerate(server_sentences(m)):
+            lines += _entry("Server" if number == 0 else "", sentence)
     if m["peak_vram_gb"] is not None:
         lines += _entry("GPU memory", f"{m['peak_vram_gb']:.1f} GB at most")
     if m["completed"]:

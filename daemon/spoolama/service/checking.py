@@ -63,6 +63,10 @@ class Findings:
     anchors: int = 0
     """Rows that will stand before every other one."""
     strategy: str = "reset"
+    segment: int = 0
+    """Rows of one conversation; 0: all are one."""
+    lanes: int | None = None
+    """Requests at once, where the sidecar says so."""
     rows: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     """Rows that will not be asked, by class."""
@@ -84,6 +88,22 @@ class Findings:
     def asked(self) -> int:
         """Rows that will be asked."""
         return self.rows - sum(self.faults.values())
+
+    def idle_lanes(self, lanes: int) -> str | None:
+        """What to say where there are fewer conversations than lanes; None: every lane has work.
+
+        Args:
+            lanes: Requests at once by the settings.
+        """
+        lanes = self.lanes or lanes
+        conversations = -(-self.rows // self.segment) if self.segment else 1
+        if self.mode != "conversation" or conversations >= lanes or self.rows < lanes:
+            return None
+        made = "1 conversation" if conversations == 1 else f"{conversations} conversations"
+        return (
+            f"These rows are {made}, and a conversation is held by one lane: {conversations} of {lanes} "
+            f"lanes will have work. `segment: {-(-self.rows // lanes)}` would use all."
+        )
 
     @property
     def tokens(self) -> int:
@@ -155,6 +175,8 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
         sidecar.mode,
         anchors=sidecar.trim.anchor_rows,
         strategy=sidecar.trim.strategy,
+        segment=0 if sidecar.segment == "all" else sidecar.segment,
+        lanes=sidecar.lanes,
     )
     findings.room_tokens = sidecar.options.num_ctx - sidecar.options.num_predict
     clock = SystemClock()

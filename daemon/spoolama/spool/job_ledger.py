@@ -212,7 +212,8 @@ class JobLedger(LearningLedger):
 
         def run(db: sqlite3.Connection) -> int | None:
             row = db.execute(
-                "SELECT prompt_tokens FROM results WHERE segment=? AND NOT aside ORDER BY ordinal LIMIT 1",
+                "SELECT prompt_tokens FROM results WHERE segment=? AND NOT aside"
+                " AND prompt_tokens IS NOT NULL ORDER BY ordinal LIMIT 1",
                 (segment,),
             ).fetchone()
             return None if row is None else row[0]

@@ -129,7 +129,7 @@ class LedgerThread:
             try:
                 values = self._transact(ops)
             except BaseException as error:
-                self._fail(error, ops + [op for op, _ in waiting])
+                self._fail(error, ops + [op for op, _ in waiting], closing=closing)
                 return
             for op, value in zip(ops, values, strict=True):
                 ok += op.ok
@@ -146,7 +146,7 @@ class LedgerThread:
                 try:
                     self._sync()
                 except BaseException as error:
-                    self._fail(error, [op for op, _ in waiting])
+                    self._fail(error, [op for op, _ in waiting], closing=closing)
                     return
                 due = None
                 if self._on_durable is not None and (ok or failed):
@@ -177,13 +177,13 @@ class LedgerThread:
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('syncs', ?)", (json.dumps(self._syncs),))
         self._db.execute("PRAGMA synchronous=NORMAL")
 
-    def _fail(self, error: BaseException, ops: Sequence[_Op]) -> None:
+    def _fail(self, error: BaseException, ops: Sequence[_Op], *, closing: bool) -> None:
         """A failed write or sync is final: after EIO a second try may lie (facts of fsync on Linux)."""
         wrapped = self._broken = ledger_error(error, "the ledger cannot be written")
         for op in ops:
             if op.done is not None:
                 op.done(None, wrapped)
-        while True:
+        while not closing:  # else the last word was heard already, and no other comes
             try:
                 late = self._queue.get(timeout=1.0)
             except queue.Empty:

@@ -125,8 +125,13 @@ class LearningLedger:
         )
 
     async def last_segment(self) -> int:
-        """The highest segment that has an answered row; -1 if there is none."""
-        row = await self._thread.do(lambda db: db.execute("SELECT max(segment) FROM results").fetchone())
+        """The highest segment that was begun; -1 if there is none. Anchors are spread over all of them."""
+        row = await self._thread.do(
+            lambda db: db.execute(
+                "SELECT max(segment) FROM results r WHERE NOT EXISTS"
+                " (SELECT 1 FROM samples s WHERE s.ordinal = r.ordinal AND s.at = r.at)"
+            ).fetchone()
+        )
         return -1 if row[0] is None else int(row[0])
 
     async def means(self, last: int) -> tuple[float, float] | None:
@@ -143,16 +148,20 @@ class LearningLedger:
     async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
         """(Most tokens beyond 16 a message per UTF-8 byte, rows measured), over the first segments.
 
-        A row's own text where two counts allow it, else its whole prompt behind the bare prefix.
+        A row's own text where two counts allow it, else its whole prompt behind the bare prefix; rows that
+        were answered alone beforehand count as well.
         """
 
         def run(db: sqlite3.Connection) -> tuple[float, int] | None:
             row = db.execute(
-                "SELECT max(CASE WHEN own_tokens IS NOT NULL THEN (own_tokens - 16.0) / max(own_bytes, 1)"
-                "  ELSE (prompt_tokens - 32.0) / max(own_bytes + ?, 1) END), count(*) FROM results"
-                " WHERE segment <= ? AND prompt_tokens IS NOT NULL"
-                " AND (own_tokens IS NOT NULL OR sight = '[]')",
-                (prefix_bytes, last_segment),
+                "SELECT max(density), count(*) FROM ("
+                " SELECT CASE WHEN own_tokens IS NOT NULL THEN (own_tokens - 16.0) / max(own_bytes, 1)"
+                "  ELSE (prompt_tokens - 32.0) / max(own_bytes + :prefix, 1) END AS density FROM results"
+                " WHERE segment <= :last AND prompt_tokens IS NOT NULL"
+                " AND (own_tokens IS NOT NULL OR sight = '[]')"
+                " UNION ALL SELECT (prompt_tokens - 32.0) / max(own_bytes + :prefix, 1) FROM samples"
+                " WHERE prompt_tokens IS NOT NULL)",
+                {"prefix": prefix_bytes, "last": last_segment},
             ).fetchone()
             return None if row[0] is None else (row[0], row[1])
 

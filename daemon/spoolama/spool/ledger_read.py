@@ -220,6 +220,11 @@ class LedgerReader:
             "exceeded": exceeded,
         }
 
+    def logprobs(self) -> int:
+        """Answers whose log probability the server told."""
+        found: int = self._db.execute("SELECT count(logprob) FROM results").fetchone()[0]
+        return found
+
     def estimated_cached(self) -> int | None:
         """Cached tokens by an estimate, where the server does not count them; None without a rate."""
         counted = self._db.execute("SELECT count(cached_tokens) FROM results").fetchone()[0]

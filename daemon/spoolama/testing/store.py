@@ -69,7 +69,8 @@ class MemoryStore:
 
     async def first_prompt_tokens(self, segment: int) -> int | None:
         found = [a for a in self.results.values() if a.segment == segment and not a.aside]
-        return min(found, key=lambda a: a.ordinal).prompt_tokens if found else None
+        counted = [a for a in found if a.prompt_tokens is not None]
+        return min(counted, key=lambda a: a.ordinal).prompt_tokens if counted else None
 
     async def turns(self, ranges: Ranges) -> list[StoredRow]:
         ordinals = [n for first, last in ranges for n in range(first, last + 1)]
@@ -91,6 +92,11 @@ class MemoryStore:
                 found.append((answer.own_tokens - 16.0) / max(answer.own_bytes, 1))
             elif not answer.sight:
                 found.append((answer.prompt_tokens - 32.0) / max(answer.own_bytes + prefix_bytes, 1))
+        found += [
+            (answer.prompt_tokens - 32.0) / max(answer.own_bytes + prefix_bytes, 1)
+            for answer in self.sampled_answers.values()
+            if answer.prompt_tokens is not None
+        ]
         return (max(found), len(found)) if found else None
 
     async def solo_costs(self, last: int) -> list[tuple[int, int, int, float, float]]:
@@ -98,7 +104,8 @@ class MemoryStore:
         return []
 
     async def last_segment(self) -> int:
-        return max((answer.segment for answer in self.results.values()), default=-1)
+        begun = [a.segment for n, a in self.results.items() if a is not self.sampled_answers.get(n)]
+        return max(begun, default=-1)
 
     async def means(self, last: int) -> tuple[float, float] | None:
         del last

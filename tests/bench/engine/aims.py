@@ -58,7 +58,7 @@ def _ceiling(groups: Groups, model: str) -> str:
         best, ceiling = _best(group), _rate(group, CEILING)
         if best is None or best.rate is None or ceiling is None:
             break
-        primed = next(s for s in group if s.name == CEILING).rate_with_priming or ceiling
+        once = next(s for s in group if s.name == CEILING).rate_with_prefix or ceiling
         share = best.rate / ceiling
         if share > MOST_SHARE:
             # What is above a ceiling shows that the runs met unlike machines, and nothing else.
@@ -69,7 +69,7 @@ def _ceiling(groups: Groups, model: str) -> str:
             return _verdict(f"{aim} ({why})", None, "")
         numbers = (
             f"{best.name} {best.rate:.2f} of {ceiling:.2f} rows/s, {share:.1%}"
-            f" ({best.rate / primed:.1%} if the ceiling's own priming counted)"
+            f" ({best.rate / once:.1%} if the ceiling evaluated the prefix once, as the engine does)"
         )
         return _verdict(aim, share >= CEILING_SHARE, numbers)
     return _verdict(aim, None, "")

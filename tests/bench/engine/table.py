@@ -67,9 +67,9 @@ class Summary:
         return statistics.median(self.rates) if self.rates else None
 
     @property
-    def rate_with_priming(self) -> float | None:
-        """Raw runs: the median if the clock had started before the slots were primed."""
-        rates = [r.asked / (r.seconds + (r.primed_s or 0)) for r in self.runs if r.seconds]
+    def rate_with_prefix(self) -> float | None:
+        """Raw runs: the median if the prefix, evaluated once, counted: the least that anybody must do."""
+        rates = [r.asked / (r.seconds + (r.primed_s or 0) / r.slots) for r in self.runs if r.seconds]
         return statistics.median(rates) if rates else None
 
     def median(self, value: Callable[[Measured], float | None]) -> float | None:
@@ -127,12 +127,12 @@ def table(found: Sequence[Summary], reviews: Sequence[Review]) -> list[str]:
         for run in s.runs
         for code, rows, message in run.failed
     ]
-    primed = by_name[CEILING].rate_with_priming if CEILING in by_name else None
+    primed = by_name[CEILING].rate_with_prefix if CEILING in by_name else None
     if primed is not None:
-        priming = by_name[CEILING].median(lambda run: run.primed_s)
+        priming = by_name[CEILING].median(lambda run: (run.primed_s or 0) / run.slots)
         lines.append(
-            f"- The ceiling would be {primed:.2f} rows/s if the {priming:.1f} s of priming its slots counted,"
-            " which the engine's own runs do count."
+            f"- The ceiling would be {primed:.2f} rows/s if evaluating the prefix once ({priming:.1f} s)"
+            " counted, which the engine's own runs do count."
         )
     for name in RAW:
         if name in by_name and by_name[name].runs:

@@ -102,6 +102,29 @@ def test_check_reckons_time_only_with_a_rate(drop: Path) -> None:
     assert "about 30 s at 0.1 rows/s, the rate you gave" in call("check", drop, "--rate", "0.1").output
 
 
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
+        (
+            "lanes: 2\n",
+            "1 conversation, and a conversation is held by one lane: 1 of 2 lanes will",
+        ),
+        ("lanes: 2\nsegment: 2\n", None),
+        ("lanes: 2\nmode: isolated\n", None),
+        ("lanes: 1\n", None),
+    ],
+)
+def test_check_says_where_lanes_would_have_no_work(drop: Path, side: str, said: str | None) -> None:
+    """A trial with few rows is one conversation, and so one request at a time: that says little of speed."""
+    sidecar = drop.with_suffix(".yaml")
+    sidecar.write_text(sidecar.read_text() + side)
+    output = " ".join(call("check", drop).output.split())
+    assert ("lanes will have work" in output) == (said is not None)
+    if said is not None:
+        assert said in output
+        assert "`segment: 2` would use all" in output
+
+
 def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
     """By the names that the service goes by, or by --data."""
     assert "r.csv with r.yaml" in call("check", drop.with_suffix(".yaml")).output

@@ -197,10 +197,17 @@ def test_thinking_is_no_part_of_what_the_conversation_takes(tmp_path: Path) -> N
 
     def thinks(call: Call) -> Reply:
         reply = bench.backend._reply(call.request)
-        return replace(reply, thinking="Hm. " * 50, completion_tokens=(reply.completion_tokens or 0) + 100)
+        return replace(
+            reply,
+            thinking="Hm. " * 50,
+            prompt_tokens=(reply.prompt_tokens or 0) + (60 if len(bench.backend.calls) % 2 else 0),
+            completion_tokens=(reply.completion_tokens or 0) + 100,
+        )
 
     bench.backend.fault = thinks
     bench.run()
+    # The prompt of the second of two runs counts the thinking too, so a later one may seem to be shorter.
+    assert [o.attempts for o in bench.outcomes] == [1] * 30
 
     async def last() -> StoredRow | None:
         ledger = JobLedger(bench.path, bench.clock)
@@ -218,3 +225,93 @@ def test_thinking_is_no_part_of_what_the_conversation_takes(tmp_path: Path) -> N
     assert {own for own, _, _ in found} == {None}
     # What is reckoned for a turn is by its bytes, and not by the hundred tokens of thinking.
     assert all(turn < 100 for _, turn, _ in found)
+
+
+def test_a_prompt_that_had_to_be_counted_is_one_request_to_the_books(tmp_path: Path) -> None:
+    """The counting request evaluates it: its cached tokens are the row's, and its time counts."""
+    rows = [f"{i} {'long ' * 100}{i}" for i in range(3)]
+    bench = Bench(tmp_path, rows, SIDECAR + "mode: isolated\nprime: never\n", caches=True, latency_s=1.0)
+    bench.run()
+    assert len(bench.backend.calls) == 6
+    first, second = bench.outcomes[:2]
+    assert first.cached_tokens == 0
+    assert first.latency_s == pytest.approx(2.0)
+    assert second.cached_tokens is not None
+    assert second.prompt_tokens is not None
+    assert second.cached_tokens < second.prompt_tokens / 2
+
+
+def test_that_no_anchor_fits_stays_so_after_a_restart(tmp_path: Path) -> None:
+    """A bound learned meanwhile would let them fit; half of the conversations would have been without."""
+    side = (
+        SIDECAR.replace("num_ctx: 512, num_predict: 16", "num_ctx: 1024, num_predict: 200")
+        + "segment: 5\ngold: text\ntrim: {strategy: anchors, anchors: 4}\n"
+    )
+    bench = Bench(tmp_path, [f"{i} {'word ' * 60}" for i in range(260)], side)
+    bench.backend.answer = lambda request: request.messages[-1].content
+    bench.backend.fault = lambda call: bench.stop.set() if call.text.startswith("220 ") else None
+    assert not bench.run().finished
+    assert meta_of(bench, "anchored") == []
+    assert plans_of(bench)[-1]["tokens_per_byte"] < 0.5, "now they would fit"
+    bench.backend.fault = lambda _: None
+    assert bench.run().finished
+    assert {tuple(plan["anchors"]) for plan in plans_of(bench)} == {()}
+
+
+def test_the_bound_is_learned_behind_anchors_as_well(tmp_path: Path) -> None:
+    """No row there tells its own length; those that were asked alone do."""
+    bench = Bench(tmp_path, texts(300), ANCHORS + "segment: 5\n")
+    bench.run()
+    assert plans_of(bench)[-1]["tokens_per_byte"] < 1.0
+
+
+def test_settled_anchors_do_not_make_their_segments_begun(tmp_path: Path) -> None:
+    """They are spread over the file; where a resume goes on is told by the rows that were asked in turn."""
+    bench = Bench(tmp_path, texts(200), ANCHORS + "segment: 5\n")
+    asked = 0
+
+    def stops(call: Call) -> None:
+        nonlocal asked
+        asked += len(call.request.messages) > 2  # behind anchors, and not alone beforehand
+        if asked == 8:
+            bench.stop.set()
+
+    bench.backend.fault = stops
+    bench.run()
+
+    async def begun() -> int:
+        ledger = JobLedger(bench.path, bench.clock)
+        try:
+            return await ledger.last_segment()
+        finally:
+            await ledger.close()
+
+    assert max(o.ordinal for o in bench.outcomes if o.state == "ok") > 100
+    assert asyncio.run(begun()) == 1
+
+
+def test_two_reloads_in_a_row_do_not_confirm_each_other(tmp_path: Path) -> None:
+    """Two lanes may meet the same reload; only a reply for which nothing was loaded tells what is kept."""
+    bench = Bench(tmp_path, texts(60), SIDECAR + "segment: 20\n")
+
+    def fault(call: Call) -> Reply | None:
+        if call.text.startswith(("row 5", "row 6")):
+            bench.backend.held = replace(HELD, num_ctx=128)
+            return replace(bench.backend._reply(call.request), load_s=0.4)
+        bench.backend.held = HELD
+        return None
+
+    bench.backend.fault = fault
+    bench.run()
+    assert {plan["window"] for plan in plans_of(bench)} == {None}
+
+
+def test_a_job_without_a_prefix_says_that_nothing_was_primed(tmp_path: Path) -> None:
+    """What is not done is not said to be done."""
+    bench = Bench(
+        tmp_path, texts(10), SIDECAR.replace("system: Judge.\n", "") + "mode: isolated\n", copies=True
+    )
+    bench.run(2)
+    notes = primer_of(bench)
+    assert (notes["requests"], notes["copied"]) == (0, 0)
+    assert notes["state"].endswith("no prompt asked for it")

@@ -114,13 +114,13 @@ def test_a_row_that_cannot_be_rendered(source: str, code: str) -> None:
 )
 def test_no_template_takes_the_service_down(source: str) -> None:
     """What would take all memory or all time ends as that row's error, soon."""
-    began = time.monotonic()
+    began = time.process_time()  # not the clock on the wall: others may have the cores
 
     with pytest.raises(RowError) as caught:
         PromptTemplate(source).render(FIELDS)
 
     assert caught.value.code == "template_error"
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(

@@ -307,6 +307,8 @@ def test_every_key_says_what_it_expects_with_an_example_that_holds() -> None:
     # Not every key of `trim` goes with every strategy.
     for strategy, fitting in STRATEGY_KEYS.items():
         own = [(k, e) for k, e in inner_of_trim if k in fitting | {"high"} and k != "important"]
+        # A score needs something to choose by it.
+        own = [(k, "important" if k == "choose" else e) for k, e in own]
         lines = [f"  {k}: {e}" for k, e in [("strategy", strategy), *own]]
         assert parse_sidecar(OK + "trim:\n" + "\n".join(lines) + "\n", "a.yaml")
 
@@ -323,3 +325,30 @@ def test_the_published_schema_is_current_and_takes_what_the_code_takes() -> None
     validator.validate(json.loads(parse_sidecar(FULL, "a.yaml").model_dump_json(exclude_none=True)))
     assert not validator.is_valid({"model": "m", "prompt": "x", "modle": 1})
     assert Sidecar().model == ""
+
+
+@pytest.mark.parametrize(
+    ("trim", "said"),
+    [
+        ("{strategy: anchors, choose: important}", "needs a score: uncertain"),
+        (
+            "{strategy: anchors, choose: important, score: spread}",
+            "needs a score: uncertain",
+        ),
+        (
+            "{strategy: anchors, score: answer.score}",
+            "score means nothing here; with strategy anchors",
+        ),
+        ("{strategy: hybrid, score: uncertain}", "score means nothing here; with strategy hybrid"),
+        ("{strategy: window, score: uncertain}", "score means nothing with strategy window"),
+        ("{strategy: hybrid, important: 3, score: uncertain}", None),
+        ("{strategy: anchors, choose: important, score: uncertain}", None),
+    ],
+)
+def test_a_score_must_have_something_to_choose(trim: str, said: str | None) -> None:
+    """What would be ignored in silence is refused, with what to write instead."""
+    if said is None:
+        assert parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")
+        return
+    with pytest.raises(SidecarError, match=said):
+        parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")

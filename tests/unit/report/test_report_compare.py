@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from spoolama.errors import InputError, RowError
 from spoolama.job.row import Row
 from spoolama.report.analysis import analyze_job
 from spoolama.report.compare import compare_jobs
+from spoolama.report.conduct import trim_sentence
 from spoolama.testing.published import publish_job
 
 SIDECAR = """
@@ -46,6 +48,52 @@ def test_the_same_rows_in_conversation_and_alone(tmp_path: Path) -> None:
     assert "Rank correlation (Spearman) with gold 0.87 (95 % interval" in right["Agreement"]
     assert (left["Rows are answered"], right["Rows are answered"]) == ("in conversation", "alone")
     assert left["Tokens evaluated"] == "480"
+
+
+def test_two_conversations_are_told_apart_by_their_names_and_trims(tmp_path: Path) -> None:
+    """Both are "in conversation": that would name neither."""
+    for name in ("first", "second"):
+        sidecar = SIDECAR.replace("MODE", "conversation")
+        publish_job(tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold)
+
+    comparison = compare_jobs(tmp_path / "first", tmp_path / "second")
+
+    cost = comparison.sentences()[1]
+    assert comparison.left.job in cost
+    assert comparison.right.job in cost
+    assert "In sight of" in comparison.left.cells
+
+
+@pytest.mark.parametrize(
+    ("trim", "more", "said"),
+    [
+        (None, {}, None),
+        (
+            {"strategy": "window", "keep": 20, "every": 30, "marks": "safe"},
+            {},
+            "strategy window; 20 rows kept at a trim; a trim every 30 rows (a safe value, not learned)",
+        ),
+        (
+            {"strategy": "anchors", "every": 1, "gold": True},
+            {"anchors": [4, 9]},
+            "strategy anchors; the same 2 rows before all others, with their known answers;"
+            " each row alone behind them",
+        ),
+        (
+            {"strategy": "important", "keep": 5, "every": 9, "score": "uncertain"},
+            {"logprobs": 0},
+            "strategy important; 5 rows kept at a trim; a trim every 9 rows;"
+            " the server told no log probabilities, so `uncertain` chose the latest rows",
+        ),
+        ({"strategy": "budget", "tokens": 1500}, {}, "strategy budget; at most 1,500 tokens of earlier rows"),
+    ],
+)
+def test_what_stood_before_a_row_is_said_in_words(
+    trim: dict[str, Any] | None, more: dict[str, Any], said: str | None
+) -> None:
+    """How many rows, how rarely they are trimmed, and where what was asked for could not be had."""
+    ordinary = {"keep": 0, "every": 0, "important": 0, "tokens": None, "gold": False, "marks": "fixed"}
+    assert trim_sentence({"trim": None if trim is None else ordinary | trim, **more}) == said
 
 
 def test_jobs_about_other_data_are_refused(tmp_path: Path) -> None:

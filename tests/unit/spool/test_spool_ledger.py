@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,30 @@ def test_a_row_answered_apart_is_not_the_conversations_last(tmp_path: Path) -> N
         assert last.ordinal == 1
         assert [r.ordinal for r in await ledger.turns(((0, 4),))] == [0, 1]
         await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_a_write_that_fails_while_the_ledger_is_closed_does_not_keep_it_open(tmp_path: Path) -> None:
+    """The last word was heard already; waiting for another one would never end."""
+
+    async def main() -> None:
+        ledger = await filled(tmp_path / "l", 2)
+        held, go = threading.Event(), threading.Event()
+
+        def hold(_: sqlite3.Connection) -> None:
+            held.set()
+            go.wait(30)
+
+        ledger._thread.post(hold)
+        await asyncio.to_thread(held.wait, 30)
+        ledger.answered(answered(0))
+        ledger.answered(answered(0))  # fails, in one batch with the end
+        closing = asyncio.create_task(ledger.close())
+        await asyncio.sleep(0)  # it has queued the end
+        go.set()
+        async with asyncio.timeout(30):
+            await closing
 
     asyncio.run(main())
 
