@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from bench.engine.settings import CONFIGURATIONS
@@ -58,18 +59,18 @@ def _ceiling(groups: Groups, model: str) -> str:
         best, ceiling = _best(group), _rate(group, CEILING)
         if best is None or best.rate is None or ceiling is None:
             break
-        once = next(s for s in group if s.name == CEILING).rate_with_prefix or ceiling
-        share = best.rate / ceiling
+        raw = next(s for s in group if s.name == CEILING)
+        once = raw.rate_with_prefix or ceiling
+        share = _paired(best, raw) or best.rate / ceiling
         if share > MOST_SHARE:
             # What is above a ceiling shows that the runs met unlike machines, and nothing else.
-            raw = next(s for s in group if s.name == CEILING)
             others = [f"{(s.median(lambda run: run.others) or 0.0):.0%}" for s in (best, raw)]
             why = f"{best.name} {best.rate:.2f} of {ceiling:.2f} rows/s, {share:.0%}: above the ceiling, so"
             why += f" the runs were disturbed unlike (others' CPU {others[0]} and {others[1]})"
             return _verdict(f"{aim} ({why})", None, "")
         numbers = (
-            f"{best.name} {best.rate:.2f} of {ceiling:.2f} rows/s, {share:.1%}"
-            f" ({best.rate / once:.1%} if the ceiling evaluated the prefix once, as the engine does)"
+            f"{best.name} {best.rate:.2f} of {ceiling:.2f} rows/s, {share:.1%} round by round"
+            f" ({share * ceiling / once:.1%} if the ceiling evaluated the prefix once, as the engine does)"
         )
         return _verdict(aim, share >= CEILING_SHARE, numbers)
     return _verdict(aim, None, "")
@@ -78,15 +79,15 @@ def _ceiling(groups: Groups, model: str) -> str:
 def _loop(groups: Groups) -> list[str]:
     lines = []
     for group in groups:
-        best, loop = _best(group), _rate(group, LOOP)
+        best, loop = _best(group), next((s for s in group if s.name == LOOP), None)
         if group[0].model != LOOP_MODEL:
             continue
         aim = f"at least {LOOP_FACTOR:g} times the first try's loop on {_where(group)}"
-        if best is None or best.rate is None or loop is None:
+        factor = None if best is None or loop is None else _paired(best, loop)
+        if best is None or best.rate is None or loop is None or loop.rate is None or factor is None:
             lines.append(_verdict(aim, None, ""))
             continue
-        factor = best.rate / loop
-        numbers = f"{best.name} {best.rate:.2f} to {loop:.2f} rows/s, {factor:.2f} times"
+        numbers = f"{best.name} {best.rate:.2f} to {loop.rate:.2f} rows/s, {factor:.2f} times round by round"
         lines.append(_verdict(aim, factor >= LOOP_FACTOR, numbers))
     return lines or [_verdict(f"{LOOP_FACTOR:g} times the first try's loop on {LOOP_MODEL}", None, "")]
 
@@ -132,6 +133,13 @@ def _verdict(aim: str, met: bool | None, numbers: str) -> str:
     if met is None:
         return f"- not measured: {aim}"
     return f"- {'met' if met else '**not met**'}: {aim}: {numbers}"
+
+
+def _paired(one: Summary, other: Summary) -> float | None:
+    """Median over the rounds of one rate to the other in the same round: both met the same machine there."""
+    rates = {run.round: run.rate for run in other.runs}
+    ratios = [run.rate / rate for run in one.runs if run.rate and (rate := rates.get(run.round))]
+    return statistics.median(ratios) if ratios else None
 
 
 def _best(group: Sequence[Summary]) -> Summary | None:
