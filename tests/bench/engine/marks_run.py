@@ -1,7 +1,7 @@
 """Learned and fixed rows between two trims on a real model, side by side.
 
-First 64 rows of a conversation are answered with safe marks, and costs learned from them, as a job does. Then
-one conversation for each number of rows tried, and for the learned one, are held in as many slots of one
+The first rows of a conversation are answered with safe marks, and costs learned from them, as a job does.
+Then one conversation for each number of rows tried, and for the learned one, are held in as many slots of one
 server. They take turns, a row each, one request at a time: whatever the machine does, it does to all alike.
 """
 
@@ -23,7 +23,7 @@ from spoolama.backends.embedded import EmbeddedBackend
 from spoolama.clock import Clock
 from spoolama.context.costs import CostModel, Sample, fit_costs
 from spoolama.context.marks import SAFE_EVERY
-from spoolama.engine.planner import COST_ROWS, learned_every
+from spoolama.engine.planner import learned_every
 from spoolama.job.asking import Asker
 from spoolama.job.sidecar import Sidecar
 from spoolama.spool.job_ledger import JobLedger
@@ -129,6 +129,7 @@ async def compare_marks(
     *,
     keep: int,
     tried: Sequence[int],
+    learn_rows: int,
     rows: int,
     judged_from: int,
     threads: int,
@@ -141,6 +142,7 @@ async def compare_marks(
         model: The model.
         keep: Rows that a trim keeps.
         tried: Fixed rows between two trims.
+        learn_rows: Rows that are learned from; a job takes 64.
         rows: Rows of each conversation.
         judged_from: Rows before this one are not judged: their conversations are not at their length yet.
         threads: CPU threads of llama.cpp.
@@ -150,7 +152,7 @@ async def compare_marks(
     backend = EmbeddedBackend(clock=clock, threads=threads, cache_dir=cache_dir)
     with tempfile.TemporaryDirectory() as base:
         try:
-            learned = await _learn(model, keep, backend, Path(base) / "learn.sqlite", clock)
+            learned = await _learn(model, keep, learn_rows, backend, Path(base) / "learn.sqlite", clock)
             marks = sorted({*tried, *([] if learned.every is None else [min(learned.every, rows)])})
             sidecars = [_sidecar(model, keep, every, rows) for every in marks]
             shared = Asker(sidecars[0], openai=False).load_spec(model, len(marks))
@@ -171,14 +173,16 @@ async def compare_marks(
     return MarksRun(model, learned, tuple(found))
 
 
-async def _learn(model: str, keep: int, backend: EmbeddedBackend, path: Path, clock: Clock) -> Learned:
+async def _learn(
+    model: str, keep: int, rows: int, backend: EmbeddedBackend, path: Path, clock: Clock
+) -> Learned:
     """As `engine/planner.py` does with the first rows of a job."""
-    sidecar = _sidecar(model, keep, SAFE_EVERY, COST_ROWS)
-    await answer(path, "learn", sidecar, read_reviews(COST_ROWS), 1, backend, clock)
+    sidecar = _sidecar(model, keep, SAFE_EVERY, rows)
+    await answer(path, "learn", sidecar, read_reviews(rows), 1, backend, clock)
     ledger = JobLedger(path, clock)
     try:
-        samples = [Sample(*row) for row in await ledger.solo_costs(COST_ROWS - 1)]
-        means, front = await ledger.means(COST_ROWS - 1), await ledger.first_prompt_tokens(0)
+        samples = [Sample(*row) for row in await ledger.solo_costs(rows - 1)]
+        means, front = await ledger.means(rows - 1), await ledger.first_prompt_tokens(0)
     finally:
         await ledger.close()
     fit = fit_costs(samples)
