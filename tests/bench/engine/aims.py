@@ -33,10 +33,11 @@ def best_lines(groups: Groups) -> list[str]:
             lines.append(f"- {where}: no configuration ran to its end.")
             continue
         text = f"- {where}: best is {best.name} with {best.rate:.2f} rows/s"
-        if (ceiling := _rate(group, CEILING)) is not None:
-            text += f", {best.rate / ceiling:.0%} of the ceiling"
-        if (loop := _rate(group, LOOP)) is not None:
-            text += f", {best.rate / loop:.2f} times the first try's loop"
+        by_name = {summary.name: summary for summary in group}
+        if CEILING in by_name and (share := _paired(best, by_name[CEILING])) is not None:
+            text += f", round by round {share:.0%} of the ceiling"
+        if LOOP in by_name and (factor := _paired(best, by_name[LOOP])) is not None:
+            text += f", {factor:.2f} times the first try's loop"
         lines.append(text + ".")
     return lines
 
