@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--real-keep", type=int, default=10, help="rows that a trim keeps there")
     parser.add_argument("--real-tried", default="4,10,20,40", help="rows between two trims tried there")
     parser.add_argument("--real-rows", type=int, default=120, help="rows of each conversation there")
-    parser.add_argument("--real-from", type=int, default=40, help="first row that is judged there")
     parser.add_argument("--threads", type=int, default=2, help="of llama.cpp")
     given = parser.parse_args(arguments)
     print(f"{given.rows} rows, learned from {given.learn_rows}, answers of 16 tokens, seed {given.seed}")
@@ -72,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 tried=tuple(map(int, given.real_tried.split(","))),
                 learn_rows=given.real_learn_rows,
                 rows=given.real_rows,
-                judged_from=given.real_from,
                 threads=given.threads,
                 cache_dir=default_cache_dir(),
                 clock=SystemClock(),
@@ -85,12 +83,12 @@ def real_lines(run: MarksRun, keep: int) -> list[str]:
     """The comparison in words."""
     learned, best = run.learned, run.best
     lines = ["", f"{run.model}, keep {keep}"]
-    lines.append(f"{'every':>8} {'ms a row':>9} {'to best':>8} {'evaluated':>10} {'prompt':>7}")
+    lines.append(f"{'every':>8} {'judged':>6} {'ms a row':>9} {'to best':>8} {'evaluated':>10} {'prompt':>7}")
     for tried in run.tried:
         mark = "*" if tried.every == learned.every else " "
         lines.append(
-            f"{mark}{tried.every:>7} {tried.seconds * 1000:>9.1f} {tried.seconds / best.seconds:>8.3f}"
-            f" {tried.evaluated:>10.1f} {tried.prompt:>7.0f}"
+            f"{mark}{tried.every:>7} {tried.judged:>6} {tried.seconds * 1000:>9.1f}"
+            f" {tried.seconds / best.seconds:>8.3f} {tried.evaluated:>10.1f} {tried.prompt:>7.0f}"
         )
     if learned.costs is None:
         return [*lines, f"nothing was learned: {learned.reason}"]

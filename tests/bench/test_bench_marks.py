@@ -17,7 +17,7 @@ def test_conversations_take_turns_and_each_mark_has_its_line(capsys: pytest.Capt
             *("--keep", "5", "--tokens", "60", "--rows", "60", "--step", "3"),
             *("--models", "smollm2:135m", "--threads", "1", "--learn-rows", "64"),
             *("--real-learn-rows", "14", "--real-keep", "2", "--real-tried", "2,4"),
-            *("--real-rows", "14", "--real-from", "6"),
+            *("--real-rows", "14"),
         ]
     )
     lines = capsys.readouterr().out.splitlines()
@@ -26,8 +26,9 @@ def test_conversations_take_turns_and_each_mark_has_its_line(capsys: pytest.Capt
     start = lines.index("smollm2:135m, keep 2")
     real = [line.split() for line in lines[start + 2 : start + 4]]
     assert [row[0] for row in real] == ["2", "4"]
-    assert "1.000" in {row[2] for row in real}
-    evaluated, prompt = ([float(row[n]) for row in real] for n in (3, 4))
+    assert [int(row[1]) for row in real] == [10, 8], "whole periods, from the first trim on"
+    assert "1.000" in {row[3] for row in real}
+    evaluated, prompt = ([float(row[n]) for row in real] for n in (4, 5))
     assert evaluated[0] > evaluated[1], "trims are dear: the kept rows are evaluated again"
     assert prompt[0] < prompt[1], "and make prompts short"
     assert lines[start + 4].startswith("nothing was learned: only 14 requests")

@@ -29,7 +29,10 @@ from spoolama.job.sidecar import Sidecar
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_schema import open_reader
 
-__all__ = ["Learned", "MarksRun", "Tried", "compare_marks"]
+LONGEST = 100
+"""Rows between two trims that are tried at most: two periods of them are to be waited for."""
+
+__all__ = ["LONGEST", "Learned", "MarksRun", "Tried", "compare_marks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class Tried:
     """A number of rows between two trims, and what it cost."""
 
     every: int
+    judged: int
+    """Rows that are judged: from the first trim on, whole periods."""
     seconds: float
     """By the server's own times, a row, over the rows that are judged."""
     evaluated: float
@@ -131,7 +136,6 @@ async def compare_marks(
     tried: Sequence[int],
     learn_rows: int,
     rows: int,
-    judged_from: int,
     threads: int,
     cache_dir: Path,
     clock: Clock,
@@ -143,8 +147,7 @@ async def compare_marks(
         keep: Rows that a trim keeps.
         tried: Fixed rows between two trims.
         learn_rows: Rows that are learned from; a job takes 64.
-        rows: Rows of each conversation.
-        judged_from: Rows before this one are not judged: their conversations are not at their length yet.
+        rows: Rows of each conversation, or as many as the rarest trims need to come twice.
         threads: CPU threads of llama.cpp.
         cache_dir: Where models are put together.
         clock: Time.
@@ -153,7 +156,8 @@ async def compare_marks(
     with tempfile.TemporaryDirectory() as base:
         try:
             learned = await _learn(model, keep, learn_rows, backend, Path(base) / "learn.sqlite", clock)
-            marks = sorted({*tried, *([] if learned.every is None else [min(learned.every, rows)])})
+            marks = sorted({*tried, *([] if learned.every is None else [min(learned.every, LONGEST)])})
+            rows = max(rows, keep + 2 * marks[-1])
             sidecars = [_sidecar(model, keep, every, rows) for every in marks]
             shared = Asker(sidecars[0], openai=False).load_spec(model, len(marks))
             await backend.release()
@@ -169,7 +173,7 @@ async def compare_marks(
                     )
         finally:
             await backend.aclose()
-        found = [_read(path, every, judged_from) for path, every in zip(paths, marks, strict=True)]
+        found = [_read(path, keep, every) for path, every in zip(paths, marks, strict=True)]
     return MarksRun(model, learned, tuple(found))
 
 
@@ -199,13 +203,17 @@ def _sidecar(model: str, keep: int, every: int, rows: int) -> Sidecar:
     return found
 
 
-def _read(path: Path, every: int, judged_from: int) -> Tried:
-    """The median would not see the rows that are dear because of a trim; the mean does."""
+def _read(path: Path, keep: int, every: int) -> Tried:
+    """Whole periods of trims, or rare trims would count once too often or not at all; and no median, which
+    would not see the rows that are dear because of a trim."""
     with closing(open_reader(path)) as db:
         db.row_factory = sqlite3.Row
-        found = db.execute("SELECT * FROM results WHERE ordinal >= ?", (judged_from,)).fetchall()
+        found = db.execute("SELECT * FROM results ORDER BY ordinal").fetchall()
+    first = keep + every  # the first row that is asked after a trim
+    found = found[first : first + (len(found) - first) // every * every]
     return Tried(
         every,
+        judged=len(found),
         seconds=statistics.fmean(row["prompt_s"] + row["eval_s"] for row in found),
         evaluated=statistics.fmean(row["prompt_tokens"] - row["cached_tokens"] for row in found),
         prompt=statistics.fmean(row["prompt_tokens"] for row in found),
