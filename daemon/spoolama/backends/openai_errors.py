@@ -13,6 +13,7 @@ from spoolama.backends.http import HttpReply, excerpt
 from spoolama.backends.refusals import error_object, is_out_of_memory, overflow
 from spoolama.errors import (
     BackendError,
+    ContextOverflow,
     OutOfMemory,
     RequestRefused,
     ServerAway,
@@ -50,7 +51,9 @@ def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
             return ServerBusy(message, status=status)
         case 502 | 504:
             return ServerAway(f"HTTP {status} from a proxy: {message}", status=status)
-        case 400 | 405 | 410 | 413 | 415 | 422:
+        case 413:  # by a proxy's or the server's bound of bytes: this row is long, others need not be
+            return ContextOverflow(message, status=status)
+        case 400 | 405 | 410 | 415 | 422:
             return RequestRefused(message, status=status, mend=_mend(message))
     if 300 <= status < 400:
         return RequestRefused(

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import jsonschema
 import referencing
-import referencing.exceptions
 
 from spoolama.errors import RowError
 from spoolama.job.strict_json import BadJson, canonical, parse_json
@@ -51,16 +50,18 @@ class AnswerCheck:
         if self._validator is not None:
             try:
                 worst = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
-            except (referencing.exceptions.Unresolvable, RecursionError) as error:
-                raise RowError(
-                    "answer_invalid", f"the schema cannot be followed: {error}", answer=text
-                ) from None
+            except Exception as error:  # a reference to nowhere, a number too large for a float, an odd `$id`
+                reason = _short(str(error) or type(error).__name__)
+                message = f"the schema cannot be followed: {reason}"
+                raise RowError("answer_invalid", message, answer=text) from None
             if worst is not None:
-                reason = worst.message
-                if len(reason) > _REASON_CHARS:
-                    reason = reason[:_REASON_CHARS] + "…"
-                raise RowError("answer_invalid", f"{worst.json_path}: {reason}", answer=text)
+                message = f"{worst.json_path}: {_short(worst.message)}"
+                raise RowError("answer_invalid", message, answer=text)
         return value
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= _REASON_CHARS else reason[:_REASON_CHARS] + "…"
 
 
 def label_of(parsed: object | None, text: str, answer_key: str | None) -> str | None:

@@ -25,7 +25,7 @@ def gold_answer(sidecar: Sidecar, fields: Mapping[str, Any], answer: str) -> str
     if sidecar.gold is None:
         return None
     gold = fields.get(sidecar.gold)
-    if gold is None or gold == "":
+    if gold is None or (isinstance(gold, str) and not gold.strip()):
         return None
     if sidecar.format is None:
         return str(gold).strip()

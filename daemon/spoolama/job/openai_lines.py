@@ -16,6 +16,7 @@ from typing import Any, Literal
 import jsonschema
 
 from spoolama.errors import RowError
+from spoolama.job.schema_check import dialect_problem
 from spoolama.job.strict_json import canonical, parse_json
 
 __all__ = ["PARAMETERS", "LineRequest", "Parameter", "parameter_table", "read_line"]
@@ -285,11 +286,15 @@ def _format(value: Any) -> Mapping[str, Any] | Literal["json"] | None:
 def _schema_problem(schema: str) -> str | None:
     """What is wrong with a schema; cached, since the lines of one file bring the same one."""
     parsed = parse_json(schema)
-    validator = jsonschema.validators.validator_for(parsed, default=jsonschema.Draft202012Validator)
+    if problem := dialect_problem(parsed):
+        return problem
     try:
+        validator = jsonschema.validators.validator_for(parsed, default=jsonschema.Draft202012Validator)
         validator.check_schema(parsed)
     except jsonschema.SchemaError as error:
         return f"{error.json_path}: {error.message[:200]}"
+    except Exception as error:  # the library takes a schema for sane, and raises whatever an odd one leads to
+        return str(error)[:200] or type(error).__name__
     return None
 
 

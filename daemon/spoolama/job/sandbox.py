@@ -4,6 +4,7 @@ Jinja2's sandbox keeps a template away from Python.
 It does not keep it from taking all memory or all time, and some of its helpers are random.
 So here every loop turn, call and printed character is charged to a budget, and only those filters and text
 methods are there whose cost and result follow from what they are given.
+What each of them costs stands in `template_costs.py`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
 from jinja2 import StrictUndefined, Undefined, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from spoolama.job.template_costs import (
+    BEFORE,
+    bits,
+    budget,
+    charge_inside,
+    charge_percent,
+    kept,
+    size,
+    spend,
+    summed,
+    wordwrapped,
+)
 
 __all__ = ["FieldUndefinedError", "SandboxEnvironment", "budget"]
 
@@ -65,30 +77,6 @@ class FieldUndefinedError(UndefinedError):
         self.of = of
 
 
-class _Budget:
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.left = limit
-
-    def spend(self, cost: int) -> None:
-        self.left -= cost
-        if self.left < 0:
-            raise SecurityError(f"the template makes too much text or too many turns (limit {self.limit})")
-
-
-_current: ContextVar[_Budget] = ContextVar("template_budget")
-
-
-@contextmanager
-def budget(limit: int) -> Iterator[None]:
-    """Give the rendering inside this block so many characters and turns."""
-    token = _current.set(_Budget(limit))
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
 class _Missing(StrictUndefined):
     """StrictUndefined that remembers in its exception what was missing."""
 
@@ -117,38 +105,18 @@ def _printed(value: Any) -> Any:
     if value is None:
         return ""
     if not isinstance(value, str):
-        _charge_inside(value)
+        charge_inside(value)
         try:
             value = json.dumps(value, ensure_ascii=False)
         except TypeError:  # its spelling would hold a memory address, and differ from run to run
             raise SecurityError(
                 f"{type(value).__name__} is no value to print; add | list or | join"
             ) from None
-    _current.get().spend(len(value))
+    spend(len(value))
     return value
 
 
-def _charge_inside(value: Any) -> None:
-    """Charge for what is inside of lists: a few that hold one another may stand for billions of items."""
-    waiting = [value]
-    spend = _current.get().spend
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, Mapping):
-            item = list(item.values())
-        if isinstance(item, list | tuple):
-            spend(len(item))
-            waiting.extend(item)
-        elif isinstance(item, str):
-            spend(len(item) // 16)
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str | list | tuple | dict) else 0
-
-
 def _charged(items: Iterable[Any], cost: int) -> Iterator[Any]:
-    spend = _current.get().spend
     for item in items:
         spend(cost)
         yield item
@@ -161,7 +129,7 @@ def _loop_items(items: Any, cost: int) -> Any:
     if isinstance(items, Mapping):
         items = list(items)
     if isinstance(items, str | list | tuple | range):
-        _current.get().spend(cost * len(items))
+        spend(cost * len(items))
         return items
     return _charged(items, cost)
 
@@ -174,13 +142,13 @@ def _join(items: Iterable[Any], d: str = "", attribute: Any = None) -> str:
     if attribute is not None:
         items = [item[attribute] for item in items]
     texts = [str(_printed(item)) for item in items]
-    _current.get().spend(len(str(d)) * len(texts))
+    spend(len(str(d)) * len(texts))
     return str(d).join(texts)
 
 
 def _replace(text: Any, old: str, new: str, count: int = -1) -> str:
     text, old, new = str(text), str(old), str(new)
-    _current.get().spend(len(text) + text.count(old) * len(new))
+    spend(len(text) + text.count(old) * len(new))
     replaced: str = text.replace(old, new, count)
     return replaced
 
@@ -201,21 +169,24 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
             finalize=_printed,
             cache_size=0,
         )
-        self.filters = {name: self._bounded(name, f) for name, f in self.filters.items() if name in _FILTERS}
-        self.filters |= {"join": _join, "replace": _replace, "_concat": _concat, "_loop": _loop_items}
+        filters = {**self.filters, "wordwrap": wordwrapped, "sum": summed}
+        self.filters = {name: self._bounded(name, f) for name, f in filters.items() if name in _FILTERS}
+        self.filters |= {"join": _join, "replace": _replace}
+        self.filters |= {"_concat": _concat, "_loop": _loop_items, "_kept": kept}
         self.globals = {
             key: value for key, value in self.globals.items() if key in ("range", "dict", "namespace")
         }
 
     @staticmethod
     def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The filter, refusing large numbers for widths and the like, and `%` formats with widths."""
+        """The filter, refusing large numbers for widths and the like, and charged for what it may make."""
         subject_at = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            subject = args[subject_at]
-            _charge_inside([*args[subject_at:], *kwargs.values()])
+            for value in (*args[subject_at:], *kwargs.values()):
+                spend(1)
+                charge_inside(value)
             for value in (*args[subject_at + 1 :], *kwargs.values()):
                 if (
                     isinstance(value, int)
@@ -223,10 +194,11 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
                     and name not in ("d", "default", "sum")
                 ):
                     raise SecurityError(f"{value} is too large for the filter {name}")
-            if name == "format":
-                _check_percent(str(subject))
-            result = function(*args, **kwargs)
-            _current.get().spend(_size(result) // 16)
+            if name in BEFORE:
+                BEFORE[name](*args[subject_at:], **kwargs)
+            result = kept(function(*args, **kwargs))
+            if name == "int" and isinstance(result, int) and bits(result) > _MAX_BITS:
+                raise SecurityError("a number is too large")
             return result
 
         return bounded
@@ -236,13 +208,17 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         for kind in (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends):
             for node in tree.find_all(kind):
                 raise TemplateSyntaxError("a prompt stands alone: it cannot include others", node.lineno)
-        for loop in list(tree.find_all(nodes.For)):
+        return tree
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        """Templates and single expressions alike come through here: what cannot be intercepted is charged."""
+        for loop in list(source.find_all(nodes.For)):
             text = sum(len(data.data) for part in loop.body for data in _data(part))
             cost = nodes.Const(1 + text)
             loop.iter = nodes.Filter(loop.iter, "_loop", [cost], [], None, None, lineno=loop.lineno)
-        _wrap_concats(tree)
-        tree.set_environment(self)
-        return tree
+        _wrap_uncharged(source)
+        source.set_environment(self)
+        return super()._generate(source, *args, **kwargs)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str):
@@ -257,29 +233,24 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str) and getattr(__obj, "__name__", "") == "replace":
             return _replace(owner, *args, **kwargs)
         # What a macro prints as constant text is not charged by the character, so a call is not cheap.
-        _current.get().spend(64 + (_size(owner) >> 4))
-        return super().call(__context, __obj, *args, **kwargs)
+        spend(64 + (size(owner) >> 4))
+        return kept(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "%":
             if isinstance(left, str):
-                _check_percent(left)
-                _charge_inside(right)
+                charge_percent(str(left), right)
         elif operator == "+":
-            _current.get().spend(_size(left) + _size(right))
+            spend(size(left) + size(right))
         elif operator == "*":
             for sized, times in ((left, right), (right, left)):
-                if isinstance(times, int) and _size(sized):
-                    _current.get().spend(_size(sized) * max(times, 0))
-            if isinstance(left, int) and isinstance(right, int) and _bits(left) + _bits(right) > _MAX_BITS:
+                if isinstance(times, int) and size(sized):
+                    spend(size(sized) * max(times, 0))
+            if isinstance(left, int) and isinstance(right, int) and bits(left) + bits(right) > _MAX_BITS:
                 raise SecurityError("a product is too large")
-        elif isinstance(left, int) and isinstance(right, int) and _bits(left) * max(right, 0) > _MAX_BITS:
+        elif isinstance(left, int) and isinstance(right, int) and bits(left) * max(right, 0) > _MAX_BITS:
             raise SecurityError("a power is too large")
         return super().call_binop(context, operator, left, right)
-
-
-def _bits(value: int) -> int:
-    return abs(value).bit_length()
 
 
 def _data(node: nodes.Node) -> Iterator[nodes.TemplateData]:
@@ -288,27 +259,23 @@ def _data(node: nodes.Node) -> Iterator[nodes.TemplateData]:
     yield from node.find_all(nodes.TemplateData)
 
 
-def _wrap_concats(node: nodes.Node) -> None:
-    """Turn each `a ~ b` into a call that is charged: the operator itself cannot be intercepted."""
+def _wrap_uncharged(node: nodes.Node) -> None:
+    """Turn each `a ~ b` and `a[1:]` into a call that is charged: neither can be intercepted."""
     for field, value in node.iter_fields():
         if isinstance(value, list):
             for place, item in enumerate(value):
                 if isinstance(item, nodes.Node):
-                    _wrap_concats(item)
-                    value[place] = _charged_concat(item)
+                    _wrap_uncharged(item)
+                    value[place] = _charged_node(item)
         elif isinstance(value, nodes.Node):
-            _wrap_concats(value)
-            setattr(node, field, _charged_concat(value))
+            _wrap_uncharged(value)
+            setattr(node, field, _charged_node(value))
 
 
-def _charged_concat(node: nodes.Node) -> nodes.Node:
-    if not isinstance(node, nodes.Concat):
-        return node
-    parts = nodes.List(node.nodes, lineno=node.lineno)
-    return nodes.Filter(parts, "_concat", [], [], None, None, lineno=node.lineno)
-
-
-def _check_percent(form: str) -> None:
-    """`%` formats may not set widths: `%999999999d` is a gigabyte."""
-    if re.search(r"%[^a-zA-Z%]*(?:\d{4}|\*)", form):
-        raise SecurityError("a width in a % format is too large")
+def _charged_node(node: nodes.Node) -> nodes.Node:
+    if isinstance(node, nodes.Concat):
+        parts = nodes.List(node.nodes, lineno=node.lineno)
+        return nodes.Filter(parts, "_concat", [], [], None, None, lineno=node.lineno)
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
+        return nodes.Filter(node, "_kept", [], [], None, None, lineno=node.lineno)
+    return node

@@ -5,27 +5,60 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 
-__all__ = ["schema_problems"]
+__all__ = ["dialect_problem", "schema_problems"]
 
 _MAX_PROBLEMS = 10
+
+_MAX_DIGITS = 9
+"""Of a place in a list: more are no place, and Python does not read thousands of them."""
 
 
 def schema_problems(schema: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
     """What is wrong with a schema: pairs of the path in it and the reason in words."""
+    if problem := dialect_problem(schema):
+        return [(("$schema",), problem)]
+    try:
+        return list(_unspeakable(schema, ())) or _not_a_schema(schema) or list(_unusable(schema, schema, ()))
+    except RecursionError:
+        return [((), "nested too deeply")]
+    except Exception as error:  # the library takes a schema for sane, and raises whatever an odd one leads to
+        return [((), f"this JSON Schema cannot be used: {str(error)[:200] or type(error).__name__}")]
+
+
+def dialect_problem(schema: Mapping[str, Any]) -> str | None:
+    """What is wrong with `$schema`, which the library looks up before it checks anything."""
+    if "$schema" not in schema:
+        return None
+    if not isinstance(schema["$schema"], str):
+        return "$schema must be a text: the address of a dialect of JSON Schema"
+    return None if _is_address(schema["$schema"]) else f"$schema: {schema['$schema'][:200]} is no address"
+
+
+def _not_a_schema(schema: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     out: list[tuple[tuple[str | int, ...], str]] = []
-    try:
-        for error in kind(kind.META_SCHEMA).iter_errors(schema):
-            worst = jsonschema.exceptions.best_match([error]) or error
-            out.append((tuple(worst.absolute_path), f"not a JSON Schema: {worst.message[:200]}"))
-            if len(out) == _MAX_PROBLEMS:
-                break
-    except RecursionError:
-        out.append(((), "nested too deeply"))
-    return out or list(_unusable(schema, schema, ()))
+    for error in kind(kind.META_SCHEMA).iter_errors(schema):
+        worst = jsonschema.exceptions.best_match([error]) or error
+        out.append((tuple(worst.absolute_path), f"not a JSON Schema: {worst.message[:200]}"))
+        if len(out) == _MAX_PROBLEMS:
+            break
+    return out
+
+
+def _unspeakable(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Numbers that YAML can hold, in base 16 or 2, and Python does not write in base 10."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _unspeakable(value, (*path, key))
+    elif isinstance(node, int):
+        try:
+            str(node)
+        except ValueError:
+            yield path, "this number has too many digits"
 
 
 def _unusable(
@@ -48,8 +81,18 @@ def _unusable(
                 yield here, "a schema cannot refer to another file or address; write it out, or use $defs"
             elif not _resolves(value, root):
                 yield here, f"{value} is not in this schema"
+        elif key == "$id" and isinstance(value, str) and not _is_address(value):
+            yield here, f"{value[:200]} is no address"
         if key not in ("const", "enum", "default", "examples"):
             yield from _unusable(value, root, here)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        urlsplit(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _bad_pattern(pattern: str, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -63,8 +106,9 @@ def _resolves(pointer: str, root: Mapping[str, Any]) -> bool:
     node: Any = root
     for step in pointer[1:].split("/")[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(node, list) and step.isdigit() and int(step) < len(node):
-            node = node[int(step)]
+        place = int(step) if step.isdecimal() and len(step) <= _MAX_DIGITS else None
+        if isinstance(node, list) and place is not None and place < len(node):
+            node = node[place]
         elif isinstance(node, dict) and step in node:
             node = node[step]
         else:

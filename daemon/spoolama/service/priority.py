@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-from spoolama.errors import JobError
 from spoolama.job.rows import detect
 from spoolama.job.sidecar_file import load_sidecar
 from spoolama.spool.claim import JobDir
@@ -16,7 +15,8 @@ def priority_of(job: JobDir) -> int:
     """The sidecar's priority; 0 where it cannot be read: the executor will say why."""
     if job.sidecar is None:
         return 0
-    with contextlib.suppress(JobError, OSError):
+    # Whatever a sidecar leads to must not end the scanner, and with it the service, at each start again.
+    with contextlib.suppress(Exception):
         openai = detect(job.data, job.data.name).format == "openai"
         return load_sidecar(job.sidecar, openai=openai).priority
     return 0

@@ -240,6 +240,14 @@ def test_openai_overflow(body: Any, prompt: int | None, window: int | None) -> N
     assert (caught.value.prompt_tokens, caught.value.num_ctx) == (prompt, window)
 
 
+def test_a_request_of_too_many_bytes_is_an_overflow_without_sizes() -> None:
+    """HTTP 413, which a proxy says of one long request, is that row's failure and does not end the job."""
+    with pytest.raises(ContextOverflow) as caught:
+        _openai_chat(httpx.Response(413, text="<html>413 Request Entity Too Large</html>"))
+
+    assert (caught.value.status, caught.value.prompt_tokens, caught.value.num_ctx) == (413, None, None)
+
+
 def _choice(content: str | None, reason: str | None) -> httpx.Response:
     return httpx.Response(200, json={"choices": [{"message": {"content": content}, "finish_reason": reason}]})
 

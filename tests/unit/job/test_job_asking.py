@@ -11,6 +11,7 @@ from spoolama.backends.base import Message
 from spoolama.errors import RowError
 from spoolama.job.answer import AnswerCheck, label_of
 from spoolama.job.asking import Asker
+from spoolama.job.gold import gold_answer
 from spoolama.job.plan import Plan, first_plan
 from spoolama.job.sidecar import Example, Options, Sidecar, Trim
 
@@ -90,6 +91,7 @@ def test_segments_of_the_first_plan(changes: dict[str, Any], rows: int) -> None:
     assert (plan.segment_rows, plan.strategy, plan.keep, plan.tokens_per_byte) == (rows, "window", 5, 1.0)
 
 
+BAD_ID = {"$id": "http://a/", "$ref": "#/$defs/x", "$defs": {"x": {"$id": "http://[", "type": "object"}}}
 SCHEMA = {"type": "object", "properties": {"score": {"type": "integer"}}, "required": ["score"]}
 
 
@@ -113,6 +115,8 @@ def test_answers_that_hold(form: Any, text: str, expected: object) -> None:
         (SCHEMA, "{}", "answer_invalid", "$: 'score' is a required property"),
         ("json", "[" * 100_000, "answer_invalid", "levels deep"),
         ({"$ref": "http://127.0.0.1:9/x"}, "1", "answer_invalid", "the schema cannot be followed"),
+        ({"multipleOf": 0.5}, "1" + "0" * 310, "answer_invalid", "cannot be followed: int too large"),
+        (BAD_ID, "1", "answer_invalid", "cannot be followed: Invalid IPv6 URL"),
     ],
 )
 def test_answers_that_do_not(form: Any, text: str, code: str, words: str) -> None:
@@ -145,3 +149,13 @@ def test_answers_that_do_not(form: Any, text: str, code: str, words: str) -> Non
 def test_labels_are_spelled_as_a_cell_would(parsed: object, key: str | None, expected: str | None) -> None:
     """So that a gold column, which is text, can be compared."""
     assert label_of(parsed, " free text\n", key) == expected
+
+
+@pytest.mark.parametrize("form", [None, {"type": "object", "properties": {"label": {"type": "string"}}}])
+@pytest.mark.parametrize("blank", [None, "", "   ", "\t\n"])
+def test_a_blank_gold_cell_is_no_gold(form: Any, blank: str | None) -> None:
+    """An anchor never carries an empty answer because somebody left a blank in a cell."""
+    sidecar = SIDECAR.model_copy(update={"gold": "g", "format": form})
+
+    assert gold_answer(sidecar, {"g": blank}, '{"label": "good"}') is None
+    assert gold_answer(sidecar, {"g": " bad "}, '{"label": "good"}') is not None

@@ -118,6 +118,29 @@ def test_what_would_change_the_answer_is_refused_by_name(parameter: str, broken:
     assert caught.value.message.startswith(f"{parameter}: ")
 
 
+@pytest.mark.parametrize("dialect", [3, ["x"], {"a": 1}, "http://["])
+def test_an_odd_schema_is_the_error_of_its_row(dialect: Any) -> None:
+    """A `$schema` on which the library for schemas fails is refused by name, and ends no other row."""
+    form = {"type": "json_schema", "json_schema": {"schema": {"$schema": dialect, "type": "object"}}}
+
+    with pytest.raises(RowError, match=r"\$schema") as caught:
+        read_line(line(response_format=form))
+
+    assert caught.value.details == {"parameter": "response_format"}
+
+
+def test_a_schema_at_which_the_library_fails_is_the_error_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises is that row's error too."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr("jsonschema.Draft202012Validator.check_schema", fail)
+
+    with pytest.raises(RowError, match="no JSON Schema: odd"):
+        read_line(line(response_format={"type": "json_schema", "json_schema": {"schema": {"minLength": 77}}}))
+
+
 def test_an_empty_prompt_is_an_empty_prompt() -> None:
     """As in a sidecar's job."""
     with pytest.raises(RowError) as caught:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from spoolama.errors import RowError
 from spoolama.job.prompt import PromptTemplate, TemplateProblem
+from spoolama.job.score import score_of
 
 FIELDS: dict[str, Any] = {
     "name": "Ann <b>",
@@ -41,6 +44,12 @@ FIELDS: dict[str, Any] = {
         ("{{ name.split()[0] | upper }} {{ 2 * 3 + 1 }} {{ 'a' * 3 }} {{ '%s!' % years }}", "ANN 7 aaa 3!"),
         ("{{ object | tojson }} {{ number | round(0) | int }} {{ name | replace('n', 'm') }}",
          '{"x": 1, "y": null} 2 Amm <b>'),
+        ("{{ '%(x)5.2f%% %(y)s' % object }}{{ '|%-3s|' | format('a') }}", " 1.00% None|a  |"),
+        ("{{ 'a bb ccc' | wordwrap(4, true, '/') }} {{ 'a bb\nccc' | wordwrap(4) }}", "a bb/ccc a bb\nccc"),
+        ("{{ 'a\n\nb' | indent(2) }}{{ 'a\nb' | indent('> ', true) }}", "a\n\n  b> a\n> b"),
+        ("{{ object | tojson(indent=1) }}", '{\n "x": 1,\n "y": null\n}'),
+        ("{{ [[1], [2]] | sum(start=[]) }} {{ [object] | sum(attribute='x') }} {{ name[1:3] }}",
+         "[1, 2] 1 nn"),
     ],
 )  # fmt: skip
 def test_what_a_template_prints(source: str, expected: str) -> None:
@@ -108,6 +117,8 @@ def test_a_row_that_cannot_be_rendered(source: str, code: str) -> None:
         "{% set x = 'a' * 99999 %}{{ x.replace('a', x) }}",
         "{% set x = 'a' * 99999 %}{{ x | replace('a', x) }}",
         "{{ range(99999) | list | join('x' * 99999) }}",
+        "{{ ([[1]] * 300000) | sum(start=[]) | length }}",
+        "{{ ('a' * 900000) | wordwrap(1) | length }}",
         "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     ],
@@ -121,6 +132,54 @@ def test_no_template_takes_the_service_down(source: str) -> None:
 
     assert caught.value.code == "template_error"
     assert time.process_time() - began < 10
+
+
+ALLOCATING = [
+    "{{ '%(a)100000000d' % {'a': 1} }}",
+    "{{ '%(a(b))100000000d' | format(**{'a(b)': 1}) }}",
+    "{{ (('%(a)s' * 2000) % {'a': 'x' * 100000}) | length }}",
+    "{{ (('%(a)s' * 2000) | format(a='x' * 100000)) | length }}",
+    "{{ (('%(a)999d' * 100000) % {'a': 1}) | length }}",
+    "{{ (('%(a)d' * 150000) % {'a': 2 ** 2000}) | length }}",
+    "{{ ('\n' * 20000) | indent(10000, blank=true) | length }}",
+    "{{ ('a\n' * 20000) | indent('x' * 10000) | length }}",
+    "{{ ('a b ' * 4000) | wordwrap(1, true, 'x' * 20000) | length }}",
+    "{{ ([1] * 20000) | tojson(indent=10000) | length }}",
+    "{{ ([1] * 2000) | tojson(indent='x' * 100000) | length }}",
+    "{{ (['😀' * 1000] * 14000) | tojson | length }}",
+    "{% set k = 'x' * 50000 %}{{ [{k: 1}] * 2000 }}",
+    "{{ [2 ** 2000] * 200000 }}",
+    "{% set a = 'x' * 400000 %}{% set n = namespace(l=[]) %}"
+    "{% for i in range(1000) %}{% set n.l = n.l + [a[1:]] %}{% endfor %}{{ n.l | length }}",
+]
+
+
+@pytest.mark.parametrize("source", ALLOCATING)
+def test_memory_is_charged_for_before_it_is_taken(source: str) -> None:
+    """A result a hundred times as long as its parts is refused while it is still not there."""
+    template = PromptTemplate(source)
+    tracemalloc.start()
+    try:
+        with pytest.raises(RowError) as caught:
+            template.render(FIELDS)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert caught.value.code == "template_error"
+    assert peak < 32 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("expression", "fields"),
+    [
+        ("'%(a)100000000d' % {'a': 1}", {}),
+        ("(" + " ~ ".join(["text"] * 200) + ") > 'a'", {"text": "x" * 10000}),
+    ],
+)
+def test_a_score_is_bounded_as_a_prompt_is(expression: str, fields: dict[str, Any]) -> None:
+    """Long results are refused in the sidecar's expressions too, and the row is the least important."""
+    assert score_of(expression, fields, "x") == -math.inf
 
 
 @pytest.mark.parametrize(

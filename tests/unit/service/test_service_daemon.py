@@ -90,6 +90,29 @@ async def test_jobs_go_by_priority_then_by_arrival(service: Service) -> None:
 
 
 @in_loop
+async def test_an_odd_schema_in_a_sidecar_does_not_end_the_service(service: Service) -> None:
+    """The scanner reads a sidecar for its priority alone: what is wrong in it is the job's affair."""
+    service.drop("odd", sidecar=SIDECAR + "format: {$schema: 3, type: object}\n")
+    service.drop("good")
+    assert await service.daemon(once=True).run() == 0
+    assert service.published() == ["good", "odd"]
+
+
+@in_loop
+async def test_nothing_that_a_sidecar_leads_to_ends_the_service(service: Service) -> None:
+    """Where reading one raises what nobody thought of, its priority is 0 and the job goes on."""
+
+    def fail(path: Path, *, openai: bool = False) -> None:
+        raise ZeroDivisionError(path, openai)
+
+    service.drop("odd")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spoolama.service.priority.load_sidecar", fail)
+        assert await service.daemon(once=True).run() == 0
+    assert service.published() == ["odd"]
+
+
+@in_loop
 async def test_sigterm_drains_and_leaves_the_rest(service: Service) -> None:
     """The executor is asked to stop, and what it leaves goes on at the next start."""
 
