@@ -35,7 +35,7 @@ from spoolama.backends.ollama_model import (
 )
 from spoolama.backends.ollama_reply import read_generated, read_rendered, read_reply
 from spoolama.clock import Clock
-from spoolama.errors import BackendError, UnexpectedReply
+from spoolama.errors import BackendError, ServerBusy, UnexpectedReply
 
 __all__ = ["OllamaBackend"]
 
@@ -43,6 +43,8 @@ PROBE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 1800.0
 """Ollama gives a load up after five minutes without progress; a large model on a slow disk makes some."""
+LEAST_LOAD_TIMEOUT_S = 60.0
+"""What is left of it at least for a second try."""
 RELEASE_TIMEOUT_S = 30.0
 RENDER_TIMEOUT_S = 600.0
 """Rendering takes no time; but a server that does not know it evaluates the prompt."""
@@ -89,16 +91,39 @@ class OllamaBackend:
         return self._server
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """Load the model with just these options, for good, and verify what the server then holds."""
+        """Load the model with just these options, for good, and verify what the server then holds.
+
+        Between the load and the look another client may have loaded it with a window of its own. So a smaller
+        one that the model itself does not explain is believed to be ours only where both of two tries say so
+        and nothing is known of the model; else the server is busy with others.
+        """
         model = await self._describe(spec.model)
         # Before the answer: a load that we no longer wait for still ends with a model that we must release.
         self._loaded.add(spec.model)
         began = self._clock.monotonic()
+        loaded = await self._load(spec, model, began)
+        window, trained = loaded.num_ctx, model.trained_ctx
+        if window is None or window >= spec.num_ctx:
+            return loaded
+        if trained is None or trained >= spec.num_ctx:
+            loaded = await self._load(spec, model, began)
+            again = loaded.num_ctx
+            if again is None or again >= spec.num_ctx:
+                return loaded
+            if trained is not None or again != window:
+                raise ServerBusy(
+                    f"the server holds {spec.model!r} with a window of {again} tokens instead of "
+                    f"{spec.num_ctx}: other clients load it with options of their own"
+                )
+        raise too_small(spec, window, trained)
+
+    async def _load(self, spec: LoadSpec, model: ModelFacts, began: float) -> LoadedModel:
+        """Load it once, within what is left of the time, and look at what the server holds."""
         payload = self._checked(
             await self._http.post(
                 "/api/generate",
                 {"model": spec.model, "stream": False, "keep_alive": -1, "options": _load_options(spec)},
-                timeout_s=LOAD_TIMEOUT_S,
+                timeout_s=max(LEAST_LOAD_TIMEOUT_S, LOAD_TIMEOUT_S - (self._clock.monotonic() - began)),
             ),
             model=spec.model,
         )
@@ -110,10 +135,7 @@ class OllamaBackend:
             raise UnexpectedReply(
                 f"{spec.model!r} was loaded, yet the server does not list it as loaded", status=200
             )
-        loaded = loaded_model(spec.model, entry, model, self._server, load_s=load_s)
-        if loaded.num_ctx is not None and loaded.num_ctx < spec.num_ctx:
-            raise too_small(spec, loaded.num_ctx, model.trained_ctx)
-        return loaded
+        return loaded_model(spec.model, entry, model, self._server, load_s=load_s)
 
     async def chat(self, request: ChatRequest) -> Reply:
         """One prompt, one answer."""

@@ -115,7 +115,9 @@ def prepare(
     if plan.prefix_tokens is not None:
         alone = replace(alone, prefix=min(alone.prefix, plan.prefix_tokens))
     if bare_tokens is not None:
-        alone = replace(alone, prefix=0, own=min(bare_tokens, alone.prefix + alone.own))
+        # Whatever bound was learned, it may be what let this row be refused.
+        sure = bound(replace(plan, tokens_per_byte=1.0), (*ask.prefix, *ask.own))
+        alone = replace(alone, prefix=0, own=min(bare_tokens, sure))
     tail = () if bare else conversation.tail
     anchors = () if bare else conversation.anchors
     front = alone.prefix + sum(turn.tokens for turn in anchors)

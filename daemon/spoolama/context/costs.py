@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MAX_ERROR", "MIN_SAMPLES", "CostModel", "Fit", "Sample", "fit_costs"]
+__all__ = ["ATTENTION", "MAX_ERROR", "MIN_SAMPLES", "CostModel", "Fit", "Sample", "fit_costs"]
 
 MIN_SAMPLES = 40
 """Usable requests that a fit needs."""
@@ -31,7 +31,7 @@ _SPREAD = 0.2
 _DIFFERENT = 4
 """... and there is a spread if so many do: a single one may be the one that stalled."""
 
-_ATTENTION = 5e-5
+ATTENTION = 5e-5
 """What attention to one more token costs a token, as a share of the rest, where times cannot tell.
 
 By sizes: 135M parameters read 23 KB of cache for each token before and 270 MB of weights (9e-5), a 12B model
@@ -124,7 +124,7 @@ def fit_costs(samples: Sequence[Sample]) -> Fit:
     The two times are fitted apart, each by the logarithm of predicted / measured, so that a short request
     counts as much as a long one, with a loss that grows linearly once a request is off by more than the
     noise (`soft_l1`). The noise is measured by a first fit. c and e are sought as shares of b and d, with a
-    pull towards `_ATTENTION` that weighs as much as one request (a factor of ten off is as far as one request
+    pull towards `ATTENTION` that weighs as much as one request (a factor of ten off is as far as one request
     off by the noise). Where noisy rows cannot tell them from nothing, they would else come out as nothing,
     and a window would hardly ever be trimmed.
 
@@ -181,10 +181,10 @@ def _line(
         return np.asarray(np.log(requests * once + tokens * each * (1 + share * context)) - measured)
 
     def residuals(x: NDArray[Any], noise: float) -> NDArray[Any]:
-        return np.append(off(x) / noise, (x[2] - math.log(_ATTENTION)) / math.log(10))
+        return np.append(off(x) / noise, (x[2] - math.log(ATTENTION)) / math.log(10))
 
     each = float(np.median(seconds / tokens)) / 2
-    x = np.log([each * float(np.median(tokens)), each, _ATTENTION])
+    x = np.log([each * float(np.median(tokens)), each, ATTENTION])
     low, high = x - math.log(1e6), x + math.log(1e6)
     for noise in (_FIRST_NOISE, None):
         scale = noise or max(_LEAST_NOISE, 1.4826 * float(np.median(np.abs(off(x)))))  # MAD to deviation

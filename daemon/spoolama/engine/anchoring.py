@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from spoolama.context.anchors import candidates, choose
+from spoolama.context.budget import bound
 from spoolama.context.spread import Choice
 from spoolama.context.trimming import Turn
 from spoolama.context.turns import Turns
@@ -15,18 +16,32 @@ from spoolama.engine.planner import Planner
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.errors import JobError
+from spoolama.job.asking import Asker
 from spoolama.job.plan import Plan
 from spoolama.job.record import StoredRow
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.trim import CANDIDATES
+from spoolama.job.trim import ANCHORS, CANDIDATES
 
-__all__ = ["Anchoring"]
+__all__ = ["Anchoring", "Front", "RunLanes"]
 
 _MOST_OF_THE_ROOM = 0.5
-"""Anchors take no more than this share of the room for prompts."""
+"""Anchors take no more than this share of the room for prompts, and no more than the longest row that was
+answered alone leaves of it: what does not fit behind them is asked twice, and in sight of none."""
 
 RunLanes = Callable[[Callable[[Lane], Awaitable[None]]], Awaitable[None]]
 """Runs a piece of work in every lane at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Rows that could stand in front."""
+
+    anchors: tuple[int, ...]
+    """0-based ordinals, in their order there."""
+    gold: bool
+    """Whether they would carry their known answers."""
+    prefix_tokens: int | None
+    """Upper bound of the shared prefix, from prompts of rows that were asked alone."""
 
 
 class Anchoring:
@@ -51,6 +66,7 @@ class Anchoring:
         *,
         total: int,
     ) -> None:
+        self._sidecar = sidecar
         self._trim = sidecar.trim
         self._options = sidecar.options
         self._wanted = 0 if sidecar.mode == "isolated" else sidecar.trim.anchor_rows
@@ -59,7 +75,7 @@ class Anchoring:
         self._turns = turns
         self._tally = tally
         self._total = total
-        self._made: dict[int, tuple[Turn, ...]] = {}
+        self._made: dict[tuple[tuple[int, ...], bool, float], tuple[Turn, ...]] = {}
 
     async def prepare(self, run: RunLanes) -> None:
         """Have the candidates answered, choose, and write the plan; nothing if that was done before.
@@ -71,21 +87,38 @@ class Anchoring:
             return
         decided = self._planner.latest.anchors or await self._store.meta("anchored") is not None
         if not decided:
+            front = await self.propose(run)
+            if front.anchors:
+                await self._planner.anchor(front.anchors, gold=front.gold, prefix_tokens=front.prefix_tokens)
+            # That none fits is a choice as well: a later bound would let some, in mid-conversation.
+            await self._store.note(anchored=[ordinal + 1 for ordinal in front.anchors])
+        await self.settle()
+
+    async def propose(self, run: RunLanes) -> Front:
+        """Have the candidates answered and choose, or tell what was chosen before.
+
+        Raises:
+            JobError: the sidecar names rows that are not there.
+        """
+        if await self._store.meta("proposed") is None:
             asked = await self._candidates()
             await self._answer(asked, run)
-            await self._choose(asked)
-        await self._settle()
+            front = await self._choose(asked)
+            await self._store.note(
+                proposed=[list(front.anchors), front.gold, front.prefix_tokens],
+            )
+        anchors, gold, prefix_tokens = await self._store.meta("proposed")
+        return Front(tuple(anchors), gold, prefix_tokens)
 
     async def turns_of(self, plan: Plan) -> tuple[Turn, ...]:
         """The turns that stand in front under this plan."""
         if not plan.anchors:
             return ()
-        if plan.version not in self._made:
+        key = (plan.anchors, plan.gold, plan.tokens_per_byte)
+        if key not in self._made:
             rows = {row.ordinal: row for row in await self._store.samples()}
-            self._made[plan.version] = tuple(
-                self._turns.anchor(rows[ordinal], plan) for ordinal in plan.anchors
-            )
-        return self._made[plan.version]
+            self._made[key] = tuple(self._turns.anchor(rows[ordinal], plan) for ordinal in plan.anchors)
+        return self._made[key]
 
     async def _candidates(self) -> list[int]:
         named = self._trim.choose
@@ -119,7 +152,7 @@ class Anchoring:
                 if not row.alone:
                     yield row
 
-    async def _choose(self, asked: list[int]) -> None:
+    async def _choose(self, asked: list[int]) -> Front:
         trim = self._trim
         rows = {row.ordinal: row for row in await self._store.samples() if row.ordinal in set(asked)}
         if isinstance(trim.choose, tuple):
@@ -129,26 +162,37 @@ class Anchoring:
                 Choice(row.ordinal, self._turns.label(row.answer or ""), self._score(row))
                 for row in rows.values()
             ]
-            chosen = choose(choices, self._wanted, trim.choose or "spread", self._options.seed)
+            chosen = choose(choices, self._wanted or ANCHORS, trim.choose or "spread", self._options.seed)
         gold = self._turns.gold_fits(list(rows.values()))
         plan = replace(self._planner.latest, gold=gold)
-        left = _MOST_OF_THE_ROOM * (self._options.num_ctx - self._options.num_predict)
+        left = self._room_for(list(rows.values()), plan)
         fitting: list[int] = []
         for ordinal in chosen:
             tokens = self._turns.anchor(rows[ordinal], plan).tokens
             if tokens <= left:
                 left -= tokens
                 fitting.append(ordinal)
-        if fitting:
-            counts = [row.prompt_tokens for row in rows.values() if row.prompt_tokens is not None]
-            await self._planner.anchor(tuple(fitting), gold=gold, prefix_tokens=min(counts, default=None))
-        # That none fits is a choice as well: a later bound would let some, in the middle of conversations.
-        await self._store.note(anchored=[ordinal + 1 for ordinal in fitting])
+        counts = [row.prompt_tokens for row in rows.values() if row.prompt_tokens is not None]
+        return Front(tuple(fitting), gold, min(counts, default=None))
+
+    def _room_for(self, rows: list[StoredRow], plan: Plan) -> float:
+        """Tokens that anchors may take, by the server's counts of these rows; bytes where it told none."""
+        window = min(self._options.num_ctx, plan.window or self._options.num_ctx)
+        room = window - self._options.num_predict - 1
+        asker = Asker(self._sidecar, openai=False)
+        longest = 0
+        for row in rows:
+            tokens = row.prompt_tokens
+            if tokens is None:
+                ask = asker.ask(row.fields)
+                tokens = bound(plan, (*ask.prefix, *ask.own))
+            longest = max(longest, tokens)
+        return min(_MOST_OF_THE_ROOM * room, room - longest)
 
     def _score(self, row: StoredRow) -> float:
         return self._turns.score(row, row.answer or "", row.logprob)
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
         """An anchor is not asked again: in its place it would be judged in sight of itself."""
         anchors = set(self._planner.latest.anchors)
         for row in await self._store.samples():

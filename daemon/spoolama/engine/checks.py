@@ -9,10 +9,10 @@ from typing import Any, Literal
 from spoolama.backends.base import Reply
 from spoolama.context.budget import message_bytes
 from spoolama.context.conversation import Conversation, Prompt
-from spoolama.errors import RowError
+from spoolama.errors import ContextOverflow, RowError
 from spoolama.job.answer import AnswerCheck
 
-__all__ = ["AnswerChecks", "check_reply", "cut_error", "looks_halved"]
+__all__ = ["AnswerChecks", "check_reply", "check_room", "cut_error", "looks_halved", "overflow"]
 
 Format = Mapping[str, Any] | Literal["json"] | None
 
@@ -62,6 +62,35 @@ def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> Non
             },
             answer=reply.text,
         )
+
+
+def check_room(reply: Reply, prompt: Prompt) -> None:
+    """See that the answer had its room, where the prompt turned out longer than its bound said.
+
+    Behind such a prompt a server ends the answer early, or drops the beginning of what it reads and goes on
+    without a word. An answer that came to its end inside the window met neither.
+
+    Raises:
+        ContextOverflow: it may have run out of room, or nobody can tell.
+    """
+    tokens, answered, budget = reply.prompt_tokens, reply.completion_tokens, prompt.budget
+    if tokens is None or budget.fits(tokens):
+        return
+    if reply.finish == "stop" and answered is not None and tokens + answered < budget.num_ctx:
+        return
+    raise overflow(tokens, prompt)
+
+
+def overflow(tokens: int | None, prompt: Prompt) -> ContextOverflow:
+    """The prompt leaves no room for the answer; without a count: it may leave none."""
+    budget = prompt.budget
+    length = f"has {tokens}" if tokens is not None else f"may have {prompt.tokens} (uncounted)"
+    return ContextOverflow(
+        f"the prompt {length} tokens and the answer may have {budget.num_predict}, "
+        f"together too many for num_ctx {budget.num_ctx}",
+        prompt_tokens=tokens,
+        num_ctx=budget.num_ctx,
+    )
 
 
 def cut_error(reply: Reply, prompt: Prompt) -> RowError:

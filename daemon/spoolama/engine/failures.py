@@ -75,8 +75,11 @@ def policy_of(error: BackendError) -> Policy:
 
 
 SERVER_LOSSES = 20
-"""A row at which the server was away or busy so often, and back each time, is itself the reason. Until then
-such tries count for nothing: an outage costs a row one of them, however long it lasts."""
+"""A row at which the server was away or busy so often, and seen to work between, is itself the reason. Until
+then such tries count for nothing, and an outage is one of them: those after the first, before anything was
+answered again, say nothing of the row, however well the server looks (`Attempt.counted` is false)."""
+
+_LOSSES = ("server_away", "server_busy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ class Standing:
     """Ask it without earlier rows: with them it did not fit."""
     exclusive: bool
     """Ask it with nothing else in flight, so that a further death can only be its own."""
+    prove: bool
+    """If the server is away or busy at it again, only a real generation says that it is back."""
     last: bool
     """If the next try fails on the row's account, none follows."""
     over: str | None
@@ -103,8 +108,9 @@ def standing_of(attempts: Sequence[Attempt], retries: int) -> Standing:
     overflows = sum(a.code == "context_overflow" for a in attempts)
     deaths = sum(a.code in ("server_died", "out_of_memory") for a in attempts)
     lost = sum(a.code == "open" for a in attempts)
-    away = sum(a.code in ("server_away", "server_busy") for a in attempts)
-    counted = [a for a in attempts if a.counted and a.code not in ("open", "context_overflow")]
+    losses = [a for a in attempts if a.code in _LOSSES]
+    away = sum(a.counted for a in losses)
+    counted = [a for a in attempts if a.counted and a.code not in ("open", "context_overflow", *_LOSSES)]
     over: str | None = None
     if deaths >= SERVER_DEATHS:
         over = "server_died"
@@ -121,6 +127,7 @@ def standing_of(attempts: Sequence[Attempt], retries: int) -> Standing:
         apart=repairs >= APART_AFTER,
         bare=overflows > 0,
         exclusive=deaths > 0 or lost > 1 or away > 2,
+        prove=bool(losses),
         last=len(counted) >= retries,
         over=over,
     )

@@ -12,12 +12,13 @@ from spoolama.engine.progress import Progress
 from spoolama.engine.store import Stop
 from spoolama.errors import BackendError, RequestRefused, ServerDied
 
-__all__ = ["Gate", "Pass", "Stopping"]
+__all__ = ["LOAD_BOUND_S", "Gate", "Pass", "Stopping"]
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
-TRY_BOUND_S = 900.0
-"""A single try may load a model of many gigabytes from a slow disk."""
+LOAD_BOUND_S = 2400.0
+"""A single try may load a model of many gigabytes from a slow disk. It is longer than what the backends allow
+for a load, what they ask around it, and a short generation: they give up first, and the watchdog never."""
 
 
 class Stopping(Exception):
@@ -52,12 +53,16 @@ class Gate:
         self._most = limit
         self._limit = limit
         self._good = 0
+        self._delay = FIRST_DELAY_S
+        """Before the next look at a server that was away or busy; it begins anew with a row's answer."""
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
         self._changed = asyncio.Condition()
         self._closed = False
         self._exclusive = 0
         self._held: set[Pass] = set()
         self.in_flight = 0
+        self.served = 0
+        """Requests that the server was seen to answer."""
         self.waited_s = 0.0
         """Seconds the job stood still because the server did not answer."""
 
@@ -122,7 +127,9 @@ class Gate:
         await self._wake()
 
     def went_well(self) -> None:
-        """A request was answered; after 20 of them one more may be in flight again."""
+        """A row's request was answered; after 20 of them one more may be in flight again."""
+        self.served += 1
+        self._delay = FIRST_DELAY_S
         self._good += 1
         if self._good >= 20 and self._limit < self._most:
             self._limit += 1
@@ -134,7 +141,12 @@ class Gate:
         self._good = 0
 
     async def recover(
-        self, reason: str, attempt: Callable[[], Awaitable[object]], *, patience: int = 0
+        self,
+        reason: str,
+        attempt: Callable[[], Awaitable[object]],
+        *,
+        patience: int = 0,
+        carry: bool = False,
     ) -> None:
         """Close the door, try until `attempt` works, open it. Whoever comes second just waits at the door.
 
@@ -145,6 +157,8 @@ class Gate:
             reason: In words, for the status.
             attempt: What must work.
             patience: After so many deaths of the server in `attempt` its error is raised; 0: never.
+            carry: Begin with the distance at which the last such wait ended, if no row was answered since: a
+                server may look well again and again, and yet answer none.
 
         Raises:
             RequestRefused: by `attempt`; waiting would not help.
@@ -154,14 +168,17 @@ class Gate:
         self._closed = True
         before, began = self._progress.phase, self._clock.monotonic()
         self._progress.waiting, self._progress.phase = True, f"waiting for the server: {reason}"
-        delay, deaths = FIRST_DELAY_S, 0
+        delay, deaths = self._delay if carry else FIRST_DELAY_S, 0
         try:
             while not self._stop.is_set():
                 await self.pause(delay * self._rng.uniform(1.0, 1.25))
                 if self._stop.is_set():
                     return
+                delay = min(LONGEST_DELAY_S, delay * 2)
+                if carry:
+                    self._delay = delay
                 try:
-                    with self._progress.pulse.wait(TRY_BOUND_S):
+                    with self._progress.pulse.wait(LOAD_BOUND_S):
                         await attempt()
                     return
                 except RequestRefused:
@@ -171,7 +188,6 @@ class Gate:
                     if patience and deaths >= patience:
                         raise
                     self._progress.phase = f"waiting for the server: {error.message}"
-                delay = min(LONGEST_DELAY_S, delay * 2)
         finally:
             self.waited_s += self._clock.monotonic() - began
             self._closed = False

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
-from spoolama.clock import Clock
+from spoolama.backends.base import ChatRequest, LoadSpec, Message
 from spoolama.context.conversation import Conversation, extended, prepare, rebuild
 from spoolama.context.trimming import Turn
-from spoolama.context.turns import Turns
-from spoolama.engine.checks import AnswerChecks, check_reply, cut_error, looks_halved
+from spoolama.engine.checks import (
+    check_reply,
+)
 from spoolama.engine.failures import POLICIES, Then, standing_of
-from spoolama.engine.gate import Gate, Pass
-from spoolama.engine.patience import Patience
-from spoolama.engine.progress import Progress
-from spoolama.engine.store import RowStore
-from spoolama.engine.tally import Tally
-from spoolama.engine.tries import Lost, Try, Won, bare_tokens_of, end_of, record, together, too_long
-from spoolama.engine.watch import Watch
+from spoolama.engine.sender import Sender
+from spoolama.engine.shared import Shared
+from spoolama.engine.tries import Lost, Try, Won, bare_tokens_of, end_of, record, too_long
 from spoolama.errors import (
     BackendError,
     ConfigError,
@@ -28,44 +24,12 @@ from spoolama.errors import (
     RowError,
     WrongServer,
 )
-from spoolama.job.asking import Asker
 from spoolama.job.plan import Plan
 from spoolama.job.record import Attempt, Failed, StoredRow
 
-__all__ = ["Lane", "Shared"]
+__all__ = ["Lane"]
 
 _CHUNK = 64
-_MORE_TEXT = "\nand so on, and so on" * 8
-_MORE_TOKENS = 10
-"""Far fewer than the text above has."""
-_GRACE_S = 30.0
-"""A request may outlast its bound by this much before the watchdog wonders."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What the lanes of a job have in common."""
-
-    store: RowStore
-    backend: Backend
-    asker: Asker
-    checks: AnswerChecks
-    gate: Gate
-    patience: Patience
-    progress: Progress
-    tally: Tally
-    clock: Clock
-    retries: int
-    turns: Turns
-    watch: Watch
-    """What the loaded model is seen to do, and the prefix that it is kept primed with."""
-    row_ended: Callable[[], None]
-    """Called when a row has its end."""
-    defers: bool
-    """Whether rows too long for the window are left for the second pass."""
-    repair_temperature: float
-    refusal_ends_job: bool
-    """Whether a refused request is the job's fault (all rows ask alike) or that row's (OpenAI lines)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +43,16 @@ class _Place:
     """Answered alone beforehand."""
     long: bool = False
     """In the second pass, with a larger window."""
+    kind: str | None = None
+    """Answered for this comparison."""
+    apart: bool = False
+    """For comparison, and alone."""
+    ended: bool = False
+    """For comparison, while the row has its end already."""
 
     @property
     def alone(self) -> bool:
-        return self.sample or self.long
+        return self.sample or self.long or self.apart
 
 
 class Lane:
@@ -98,6 +68,9 @@ class Lane:
         self.number = number
         self._s = shared
         self._load = load
+        self._sender = Sender(number, shared, load)
+        self._served_at_loss = -1
+        """What the gate had seen answered when the server was last away or busy at the row in hand."""
 
     async def run_segment(
         self, segment: int, first: int, last: int, model: str | None, plan: Plan, anchors: tuple[Turn, ...]
@@ -127,10 +100,32 @@ class Lane:
         """Answer a row alone that is too long for the job's window; the larger one is loaded."""
         await self._row(row, Conversation(), _Place(segment, place, plan, long=True))
 
+    async def run_trial(
+        self, kind: str, first: int, last: int, plan: Plan, anchors: tuple[Turn, ...]
+    ) -> None:
+        """Answer rows in a conversation of their own, for comparison; they go on unless they fail."""
+        s, fixed = self._s, set(plan.anchors)
+        conversation = Conversation(anchors)
+        for row in await s.store.pending(first, last, None, last - first + 1):
+            if row.ordinal not in fixed:  # it would be judged in sight of itself
+                place = _Place(0, row.ordinal - first, plan, kind=kind)
+                conversation = await self._row(row, conversation, place)
+
+    async def run_apart(self, kind: str, ordinals: Sequence[int], plan: Plan) -> None:
+        """Answer rows alone, for comparison; those without an end go on unless they fail."""
+        for ordinal in ordinals:
+            rows = await self._s.store.pending(ordinal, ordinal, None, 1)
+            ended = not rows
+            for row in rows or await self._s.store.rows_of([ordinal]):
+                if row.state in ("pending", "ok"):
+                    place = _Place(0, 0, plan, kind=kind, apart=True, ended=ended)
+                    await self._row(row, Conversation(), place)
+
     async def _row(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
         """Ask until the row has its end; what stands in the conversation afterwards."""
         s, plan = self._s, place.plan
         attempts = list(row.attempts)
+        self._served_at_loss = 0 if standing_of(attempts, s.retries).prove else -1
         lost: Lost | None = None
         try:
             ask = s.asker.ask(row.fields)
@@ -138,8 +133,6 @@ class Lane:
                 # What was too long for the first window says nothing about the second.
                 told = [a for a in attempts if not (place.long and a.code == "context_overflow")]
                 standing = standing_of(told, s.retries)
-                if standing.over is not None or (lost is not None and lost.final):
-                    raise end_of(standing.over, lost, len(attempts))
                 bare = row.alone or standing.apart or standing.bare or place.alone
                 known = [a.bare_tokens for a in attempts if a.bare_tokens is not None]
                 prompt = prepare(
@@ -150,6 +143,8 @@ class Lane:
                     bare=bare,
                     bare_tokens=min(known, default=None),
                 )
+                if standing.over is not None or (lost is not None and lost.final):
+                    raise end_of(standing.over, lost, attempts, prompt, plan)
                 # Without the anchors it would break what all rows of the job have in common.
                 apart = row.alone or standing.apart or place.alone
                 apart = apart or bool(conversation.anchors and not prompt.anchors)
@@ -168,7 +163,10 @@ class Lane:
     def _won(self, this: Try, won: Won, place: _Place) -> Conversation:
         s, reply = self._s, won.reply
         answer = record(this, won, place.plan, place.segment, place.place)
-        if place.sample:
+        if place.kind is not None:
+            s.store.tried(place.kind, answer)
+            s.tally.good()
+        elif place.sample:
             s.store.sampled(answer)
             s.tally.good()
         else:
@@ -189,8 +187,11 @@ class Lane:
 
     def _lost(self, row: StoredRow, error: RowError, tries: int, place: _Place) -> None:
         s = self._s
+        if place.ended:
+            s.store.untried(row.ordinal)
+            return
         details = dict(error.details)
-        tokens = details.get("prompt_tokens")
+        tokens = details.get("prompt_tokens") or details.get("prompt_tokens_at_most")
         if error.code == "context_overflow" and s.defers and not place.long and isinstance(tokens, int):
             s.store.defer(row.ordinal, tokens + int(str(details.get("num_predict") or 0)))
             return
@@ -206,7 +207,7 @@ class Lane:
         async with s.gate.through(exclusive=this.standing.exclusive) as place:
             await s.store.begin(ordinal, number)
             try:
-                won = await self._send(this, place)
+                won = await self._sender.send(this, place)
                 check_reply(won.reply, this.prompt, this.conversation)
                 s.checks.of(this.ask.format).check(won.reply.text)
             except RowError as error:
@@ -229,103 +230,29 @@ class Lane:
                 return won
         return await self._server_failed(this, failure, plan)
 
-    async def _send(self, this: Try, place: Pass) -> Won:
-        s = self._s
-        sampling = dict(this.ask.sampling)
-        if this.standing.repairs:
-            # At temperature 0 another seed alone would give the same answer again.
-            sampling["seed"] = int(sampling.get("seed") or 0) + this.standing.repairs
-            sampling["temperature"] = max(float(sampling.get("temperature") or 0.0), s.repair_temperature)
-        request = ChatRequest(
-            load=self._load,
-            messages=this.prompt.messages,
-            num_predict=this.ask.num_predict,
-            sampling=sampling,
-            format=this.ask.format,
-            think=this.ask.think,
-            timeout_s=s.patience.bound_s,
-            slot=self.number,
-            logprobs=s.turns.logprobs,
-        )
-        front = this.prompt.messages[: this.prompt.front] if not this.row.alone else ()
-        if this.conversation.anchors and not this.prompt.anchors:
-            front = ()  # the slot would lose the anchors for one row
-        branches = not this.prompt.appended
-        with s.progress.pulse.wait(request.timeout_s * 3 + _GRACE_S):
-            await s.watch.before(self.number, front, branches=branches)
-            cold = s.watch.take_cold()
-            began = s.clock.monotonic()
-            counted = None if this.prompt.fits else await self._measure(this, request, branches=branches)
-            reply = await s.backend.chat(request)
-            latency_s = s.clock.monotonic() - began
-            reloaded = await s.watch.after(
-                self.number, reply, this.row.ordinal, branches=branches and counted is None
-            )
-            if counted is not None:
-                reply, reloaded = together(counted[0], reply), reloaded or counted[1]
-            if looks_halved(reply, this.prompt) and not await self._counts_more(request, reply):
-                raise cut_error(reply, this.prompt)
-        s.patience.saw(latency_s)
-        return Won(reply, latency_s, solo=place.solo, cold=cold or reloaded)
-
-    async def _measure(self, this: Try, request: ChatRequest, *, branches: bool) -> tuple[Reply, bool] | None:
-        """The bound says that the prompt may not fit: have it counted before an answer is asked for.
-
-        Where the server cannot count without evaluating, the prompt is sent with an answer of one token; it
-        then stands in the server's cache, so that the real request costs little.
-
-        Returns:
-            The reply and whether the model was loaded again for it, where that was a request.
-        """
-        budget = this.prompt.budget
-        found: tuple[Reply, bool] | None = None
-        tokens = await self._s.backend.count_tokens(self._load, request.messages)
-        if tokens is None:
-            reply = await self._s.backend.chat(replace(request, num_predict=1, format=None))
-            found = reply, await self._s.watch.after(self.number, reply, this.row.ordinal, branches=branches)
-            tokens = reply.prompt_tokens
-        if tokens is not None and not budget.fits(tokens):
-            raise ContextOverflow(
-                f"the prompt has {tokens} tokens and the answer may have {budget.num_predict}, "
-                f"together too many for num_ctx {budget.num_ctx}",
-                prompt_tokens=tokens,
-                num_ctx=budget.num_ctx,
-            )
-        return found
-
-    async def _counts_more(self, request: ChatRequest, reply: Reply) -> bool:
-        """Whether the same prompt with more text is longer to the server; one that cuts counts the same."""
-        last = request.messages[-1]
-        longer = (*request.messages[:-1], Message(last.role, last.content + _MORE_TEXT))
-        try:
-            again = await self._s.backend.chat(replace(request, messages=longer, num_predict=1, format=None))
-        except ContextOverflow:
-            return True  # it refuses what is too long, so it cuts nothing
-        return (again.prompt_tokens or 0) > (reply.prompt_tokens or 0) + _MORE_TOKENS
-
     async def _server_failed(self, this: Try, error: BackendError, plan: Plan) -> Lost:
         """The request gave no answer: do what the table of failures says."""
         s, gate = self._s, self._s.gate
         code = error.code
         policy = POLICIES[code]
         bare_tokens = bare_tokens_of(error, this, plan)
+        counted = policy.counts
+        if policy.then in (Then.WAIT, Then.YIELD):
+            counted, self._served_at_loss = gate.served > self._served_at_loss, gate.served
+        attempt = Attempt(code, counted=counted, bare_tokens=bare_tokens)
         s.store.end(
-            this.row.ordinal,
-            this.number,
-            code,
-            error.message,
-            counted=policy.counts,
-            bare_tokens=bare_tokens,
+            this.row.ordinal, this.number, code, error.message, counted=counted, bare_tokens=bare_tokens
         )
+        look = self._generate if this.standing.prove else self._reload
         final, message = False, error.message
         details: dict[str, object] = {}
         try:
             match policy.then:
                 case Then.WAIT:
-                    await gate.recover(error.message, self._reload)
+                    await gate.recover(error.message, look, carry=True)
                 case Then.YIELD:
                     gate.slow_down()
-                    await gate.recover(error.message, self._reload)
+                    await gate.recover(error.message, look, carry=True)
                 case Then.REVIVE:
                     await gate.recover(f"the model's process died: {error.message}", self._reload)
                 case Then.PROBE:
@@ -334,7 +261,8 @@ class Lane:
                     raise error
                 case Then.SHRINK:
                     final = this.prompt.alone
-                    message, details = too_long(error, this)
+                    tokens = error.prompt_tokens if isinstance(error, ContextOverflow) else None
+                    message, details = too_long(tokens, this.prompt, plan)
                 case Then.REPAIR:
                     s.tally.reset_streak()
                 case Then.RETRY:
@@ -349,15 +277,11 @@ class Lane:
             if s.refusal_ends_job:
                 raise JobError(refused.message, mend=refused.mend, code=refused.code) from refused
             return Lost(
-                Attempt(code, counted=policy.counts),
+                attempt,
                 RowError(refused.code, refused.message, details={"mend": refused.mend}),
                 final=True,
             )
-        return Lost(
-            Attempt(code, counted=policy.counts, bare_tokens=bare_tokens),
-            RowError(code, message, details=details),
-            final=final,
-        )
+        return Lost(attempt, RowError(code, message, details=details), final=final)
 
     async def _reload(self) -> None:
         self._s.watch.loaded(await self._s.backend.load(self._load))
@@ -367,3 +291,4 @@ class Lane:
         await self._reload()
         request = ChatRequest(self._load, (Message("user", "Say OK."),), num_predict=2, timeout_s=120.0)
         await self._s.backend.chat(request)
+        self._s.gate.served += 1

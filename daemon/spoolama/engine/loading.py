@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec
-from spoolama.engine.gate import Gate, Stopping
+from spoolama.engine.gate import LOAD_BOUND_S, Gate, Stopping
 from spoolama.engine.progress import Progress
 from spoolama.errors import BackendError, ConfigError, JobError, RequestRefused, WrongServer
 
@@ -11,7 +11,6 @@ __all__ = ["load_model"]
 
 _DEATHS = 5
 """A model whose process dies so often while it loads does not fit or is broken."""
-_LOAD_BOUND_S = 900.0
 
 
 async def load_model(backend: Backend, spec: LoadSpec, gate: Gate, progress: Progress) -> LoadedModel:
@@ -30,7 +29,7 @@ async def load_model(backend: Backend, spec: LoadSpec, gate: Gate, progress: Pro
 
     try:
         try:
-            with progress.pulse.wait(_LOAD_BOUND_S):
+            with progress.pulse.wait(LOAD_BOUND_S):
                 await attempt()
         except RequestRefused:
             raise

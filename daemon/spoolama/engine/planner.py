@@ -5,7 +5,9 @@
 - *Cost* (rows between two trims): learned from the first 64 rows, which one lane answers while the others
   wait, in force from the next segment on. What is learned are times, so they differ from run to run; the
   plan that follows from them is written down before it is used, and a resume does not learn again.
-- *Anchors*: chosen before the first segment.
+- *Anchors*, and the form that a pilot chose: before the first segment.
+- *Harm*: where the guard saw a conversation change answers that the pilot had trusted it with, rows stand
+  alone from the next segment that nobody has begun.
 - *Window*: where the server turns out to hold a smaller one, from the next segment that nobody has begun.
 
 The places depend on the plan alone, not on lanes, crashes or speed; a lane that gets there early waits.
@@ -149,6 +151,16 @@ class Planner:
     async def anchor(self, ordinals: tuple[int, ...], *, gold: bool, prefix_tokens: int | None) -> None:
         """These rows stand in front from the first segment on, behind a prefix of at most so many tokens."""
         await self._add(0, anchors=ordinals, gold=gold, prefix_tokens=prefix_tokens)
+
+    async def adopt(self, **changes: Any) -> None:
+        """The form that the pilot has chosen, in force from the first segment on."""
+        await self._add(0, **changes)
+
+    async def leave_conversations(self) -> None:
+        """From the next segment that nobody has begun each row stands alone."""
+        latest = self._plans[-1]
+        if latest.anchors or latest.strategy != "reset" or latest.every != 1:
+            await self._add(None, strategy="reset", every=1, keep=0, anchors=(), gold=False, marks="fixed")
 
     async def shrink(self, window: int) -> None:
         """The server holds a window of this size, whatever was asked for."""

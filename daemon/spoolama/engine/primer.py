@@ -14,6 +14,7 @@ share. Whether it pays is seen on the job: a few branching prompts without it, a
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 from collections.abc import Sequence
@@ -120,34 +121,49 @@ class Primer:
         self._primed.clear()
         self._seen.clear()
 
-    async def before(self, lane: int, front: tuple[Message, ...], *, branches: bool) -> None:
+    async def before(
+        self, lane: int, front: tuple[Message, ...], *, branches: bool, timeout_s: float
+    ) -> bool:
         """To be called before a prompt is sent; primes this lane's slot where it is not.
 
         Args:
             lane: Its number; also the slot where a backend can choose.
             front: The messages that all prompts of the segment begin with.
             branches: Whether the prompt goes back to them, and does not just append to the last one.
+            timeout_s: Bound on all that is asked of the server.
+
+        Returns:
+            Whether it primed.
         """
         if not front or not branches:
-            return
+            return False
         if self._trying:
             if not self._without.full:
-                return
+                return False
         elif not self._on:
-            return
-        text = await self._text(front)
-        if text is None or self._primed.get(lane) == text:
-            return
+            return False
         try:
-            reply = await self._backend.prime(self._load, text, slot=lane)
+            # Many renderings, or another lane's priming, may each stay within a bound of their own.
+            async with asyncio.timeout(timeout_s):
+                text = await self._text(front)
+                if text is None or self._primed.get(lane) == text:
+                    return False
+                reply = await self._backend.prime(self._load, text, slot=lane, timeout_s=timeout_s)
+        except TimeoutError:
+            self._give_up(f"the server took longer than {timeout_s:g} s over it")
+            return False
         except (ServerAway, ServerBusy, ServerDied):
-            return  # the row's own request will meet it, and is dealt with there
+            return False  # the row's own request will meet it, and is dealt with there
         except BackendError as error:
             self._give_up(f"the server does not take it ({error.code})")
-            return
+            return False
         if reply is None:
             self._give_up("this server takes no raw prompts")
-            return
+            return False
+        self._note(lane, text, reply)
+        return True
+
+    def _note(self, lane: int, text: str, reply: Reply) -> None:
         self._primed[lane] = text
         self.notes.requests += 1
         if reply.prompt_tokens is not None:

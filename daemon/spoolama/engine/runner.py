@@ -12,24 +12,28 @@ from spoolama.backends.base import Backend, LoadedModel, LoadSpec, Message
 from spoolama.clock import Clock
 from spoolama.context.budget import message_bytes
 from spoolama.context.turns import Turns
-from spoolama.engine.anchoring import Anchoring
+from spoolama.engine.anchoring import Anchoring, RunLanes
+from spoolama.engine.auditing import audit_rows
 from spoolama.engine.checks import AnswerChecks
 from spoolama.engine.gate import Gate, Stopping
+from spoolama.engine.guarding import Guarding
 from spoolama.engine.handout import Handout
-from spoolama.engine.lane import Lane, Shared
+from spoolama.engine.lane import Lane
 from spoolama.engine.loading import load_model
 from spoolama.engine.patience import Patience
+from spoolama.engine.piloting import Piloting
 from spoolama.engine.planner import Planner, Wanted
 from spoolama.engine.primer import Primer
 from spoolama.engine.progress import Progress
 from spoolama.engine.second_pass import sort_out
+from spoolama.engine.shared import Shared
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.surprises import Surprises
 from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
 from spoolama.errors import JobError, RowError, SpoolamaError
 from spoolama.job.asking import Asker
-from spoolama.job.plan import first_plan
+from spoolama.job.plan import Plan, first_plan, pilot_asks
 from spoolama.job.record import Failed, StoredRow
 from spoolama.job.sidecar import Sidecar
 
@@ -105,9 +109,10 @@ class JobRunner:
             await self._store.note(asked_models=asked)
         self._one_model = asked in ([None], []) and not self._openai
         conversation = self._sidecar.mode == "conversation"
+        pilot = self._one_model and pilot_asks(self._sidecar, total) > 0
         planner = Planner(
             self._store,
-            first_plan(self._sidecar),
+            first_plan(self._sidecar, total, pilot=pilot),
             prefix_bytes=message_bytes(self._asker.prefix),
             total=total,
             stop=self._stop,
@@ -147,7 +152,17 @@ class JobRunner:
         await self._store.note(trained={**trained, loaded.name: loaded.trained_ctx})
         shared = await self._shared(spec, loaded, planner, tally, model)
         anchoring = Anchoring(self._sidecar, self._store, planner, self._turns, tally, total=total)
+        guarding = Guarding(self._sidecar, self._store, planner, self._turns, tally)
+        watched = model is None and not self._openai
         segments = Handout(self._segments(planner, model))
+
+        async def answer(lane: Lane, segment: int, plan: Plan) -> None:
+            first = segment * planner.segment_rows
+            last = min(total, first + planner.segment_rows) - 1
+            anchors = await anchoring.turns_of(plan)
+            await lane.run_segment(segment, first, last, model, plan, anchors)
+            if watched and first < last and await guarding.look(segment, lane):
+                await lane.run_segment(segment, first, last, model, plan, anchors)
 
         async def work(lane: Lane) -> None:
             while await planner.ready(lane.number):
@@ -157,19 +172,39 @@ class JobRunner:
                 plan = await planner.plan_for(segment)
                 if plan is None:
                     return
-                first = segment * planner.segment_rows
-                last = min(total, first + planner.segment_rows) - 1
-                anchors = await anchoring.turns_of(plan)
-                await lane.run_segment(segment, first, last, model, plan, anchors)
+                await answer(lane, segment, plan)
+
+        def run(work: Callable[[Lane], Awaitable[None]]) -> Awaitable[None]:
+            return self._in_lanes(shared, spec, work)
 
         try:
-            if model is None and not self._openai:
+            if watched:
                 self._progress.phase = "answering rows of which the anchors are chosen"
-                await anchoring.prepare(lambda sampling: self._in_lanes(shared, spec, sampling))
+                await anchoring.prepare(run)
+                await self._pilot(planner, anchoring, run, total)
             self._progress.phase = "answering"
-            await self._in_lanes(shared, spec, work)
+            await run(work)
+            if watched:
+                left = Handout(_each(await self._store.unguarded()))
+
+                async def look(lane: Lane) -> None:
+                    while (segment := await left.take()) is not None:
+                        plan = await planner.plan_for(segment)
+                        if plan is not None:
+                            await answer(lane, segment, plan)
+
+                await run(look)
+                self._progress.phase = "audit: answering rows again alone"
+                await audit_rows(self._sidecar, self._store, planner.latest, run)
         finally:
             await self._note_watch(spec, shared.watch)
+
+    async def _pilot(self, planner: Planner, anchoring: Anchoring, run: RunLanes, total: int) -> None:
+        if not self._one_model or not pilot_asks(self._sidecar, total):
+            return
+        self._progress.phase = "pilot: answering a sample of rows in several ways"
+        piloting = Piloting(self._sidecar, self._store, planner, anchoring, self._turns, total=total)
+        await piloting.prepare(run)
 
     async def _run_long(
         self, model: str | None, sizes: list[tuple[int, int]], planner: Planner, tally: Tally
@@ -316,3 +351,8 @@ def _first(group: BaseExceptionGroup[SpoolamaError]) -> SpoolamaError:
     for error in group.exceptions:
         return _first(error) if isinstance(error, BaseExceptionGroup) else error
     raise AssertionError("an exception group is never empty")
+
+
+async def _each(segments: list[int]) -> AsyncIterator[int]:
+    for segment in segments:
+        yield segment

@@ -56,6 +56,30 @@ class RowStore(AnsweredRows, Protocol):
         """The rows that were answered alone beforehand, with those answers."""
         ...
 
+    async def trials(self, kind: str) -> list[StoredRow]:
+        """The rows answered for this comparison, with those answers."""
+        ...
+
+    async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
+        """(Prompt, cached, answered tokens, own bytes, seconds of each) of them, where all are known."""
+        ...
+
+    async def in_company(self) -> list[int]:
+        """Ordinals of the rows that were answered in sight of others."""
+        ...
+
+    async def company_of(self, segment: int) -> list[StoredRow]:
+        """The rows of a segment that were answered in its conversation, in sight of others."""
+        ...
+
+    async def rows_of(self, ordinals: Sequence[int]) -> list[StoredRow]:
+        """These rows with their results, in order."""
+        ...
+
+    async def unguarded(self) -> list[int]:
+        """Segments with answers in conversation that nobody has looked at."""
+        ...
+
     async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
         """The first row of each id."""
         ...
@@ -99,6 +123,22 @@ class RowStore(AnsweredRows, Protocol):
 
     def sampled(self, answer: Answered) -> None:
         """An answer given alone beforehand; the row itself goes on."""
+        ...
+
+    def tried(self, kind: str, answer: Answered) -> None:
+        """An answer given for comparison; the row itself goes on, or has its end already."""
+        ...
+
+    def untried(self, ordinal: int) -> None:
+        """A row that has its end already could not be answered for comparison."""
+        ...
+
+    async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
+        """A segment was looked at; a suspicion has a verdict."""
+        ...
+
+    async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
+        """Have the segment's rows that had others in sight asked again, alone; how many they are."""
         ...
 
     def settle(self, ordinal: int) -> None:

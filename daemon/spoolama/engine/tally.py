@@ -34,6 +34,10 @@ class Tally:
         """A row was answered."""
         self._ok += 1
 
+    def undone(self, rows: int) -> None:
+        """Rows that had their answer are asked again."""
+        self._ok -= rows
+
     def good(self) -> None:
         """A row was answered beforehand, which is not its end: the job as such works."""
         self._works = True

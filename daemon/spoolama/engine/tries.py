@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spoolama.backends.base import Message, Reply
@@ -107,16 +108,28 @@ def together(counted: Reply, reply: Reply) -> Reply:
     )
 
 
-def too_long(error: BackendError, this: Try) -> tuple[str, dict[str, object]]:
-    """What a person needs to know to make the row fit."""
-    budget = this.prompt.budget
-    tokens = error.prompt_tokens if isinstance(error, ContextOverflow) else None
+def too_long(tokens: int | None, prompt: Prompt, plan: Plan) -> tuple[str, dict[str, object]]:
+    """What a person needs to know to make the row fit.
+
+    Args:
+        tokens: The prompt's length as it was counted; None: nobody did.
+        prompt: The row behind the bare prefix.
+        plan: The rules in force.
+    """
+    budget = prompt.budget
     sizes: dict[str, object] = {
         "prompt_tokens": tokens,
         "num_predict": budget.num_predict,
         "num_ctx": budget.num_ctx,
     }
-    length = "is too long" if tokens is None else f"has {tokens:,} tokens"
+    if tokens is None:
+        most = prompt.tokens
+        if prompt.fits:  # and yet it was refused: the learned bound is wrong, but no byte makes two tokens
+            most = max(bound(replace(plan, tokens_per_byte=1.0), prompt.messages), budget.num_ctx)
+        sizes["prompt_tokens_at_most"] = most
+        length = f"is too long (no count was told; by its bytes it has up to {most:,} tokens)"
+    else:
+        length = f"has {tokens:,} tokens"
     message = (
         f"the prompt {length}: num_ctx {budget.num_ctx:,} less {budget.num_predict:,} for the answer leaves "
         f"room for {budget.room:,}. Shorten the row, or set a larger options.num_ctx."
@@ -124,8 +137,19 @@ def too_long(error: BackendError, this: Try) -> tuple[str, dict[str, object]]:
     return message, sizes
 
 
-def end_of(over: str | None, lost: Lost | None, tried: int) -> RowError:
-    """The row's error after its last try."""
+def end_of(
+    over: str | None, lost: Lost | None, attempts: Sequence[Attempt], prompt: Prompt, plan: Plan
+) -> RowError:
+    """The row's error after its last try.
+
+    Args:
+        over: Code of the end, by the tries.
+        lost: The last try, if it was made since the start.
+        attempts: All of them.
+        prompt: What would be asked next.
+        plan: The rules in force.
+    """
+    tried = len(attempts)
     if over == "server_died":
         message = f"the model's process died each time this row was asked ({tried} tries); it is set aside"
         return RowError(over, message)
@@ -134,6 +158,10 @@ def end_of(over: str | None, lost: Lost | None, tried: int) -> RowError:
         return RowError(over, message)
     if lost is not None:
         return lost.error
+    if over == "context_overflow":  # the service ended between the refusal and this
+        known = [a.bare_tokens for a in attempts if a.bare_tokens is not None]
+        message, sizes = too_long(min(known, default=None), prompt, plan)
+        return RowError(over, message, details=sizes)
     return RowError(
         over or "unexpected", f"no usable answer in {tried} tries before the service was restarted"
     )
@@ -146,7 +174,7 @@ def bare_tokens_of(error: BackendError, this: Try, plan: Plan) -> int | None:
     before = this.conversation.used
     if this.prompt.appended and before is not None:
         seen = this.conversation.front_seen
-        prefix = bound(plan, this.ask.prefix)
+        prefix = bound(replace(plan, tokens_per_byte=1.0), this.ask.prefix)
         own = error.prompt_tokens - before
         return own + (prefix if seen is None else min(prefix, seen))
     return error.prompt_tokens

@@ -37,12 +37,14 @@ class Watch:
         self._shrink = shrink
         self._cold = surprises.fresh
 
-    async def before(self, lane: int, front: tuple[Message, ...], *, branches: bool) -> None:
-        """A prompt is about to be sent."""
-        requests = self._primer.notes.requests
-        await self._primer.before(lane, front, branches=branches)
-        if self._primer.notes.requests > requests:
+    async def before(
+        self, lane: int, front: tuple[Message, ...], *, branches: bool, timeout_s: float
+    ) -> bool:
+        """A prompt is about to be sent; whether its slot was primed for it, in so many seconds at most."""
+        primed = await self._primer.before(lane, front, branches=branches, timeout_s=timeout_s)
+        if primed:
             self._cold = False
+        return primed
 
     def take_cold(self) -> bool:
         """Whether the next request is the first since the model was loaded."""

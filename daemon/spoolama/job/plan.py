@@ -13,7 +13,7 @@ from typing import Any
 
 from spoolama.job.sidecar import Sidecar
 
-__all__ = ["Plan", "first_plan"]
+__all__ = ["PILOT_ROWS", "Plan", "first_plan", "pilot_asks"]
 
 _SAFE_TOKENS_PER_BYTE = 1.0
 """A tokenizer hardly ever makes more tokens than there are bytes; what the server counts lowers it."""
@@ -86,12 +86,41 @@ class Plan:
         return cls(**{**data, "anchors": tuple(data["anchors"])})
 
 
-def first_plan(sidecar: Sidecar) -> Plan:
-    """The plan that a job starts with: the sidecar's wishes, and safe bounds where nothing is measured."""
-    if sidecar.mode == "isolated":
+PILOT_ROWS = 5000
+"""Jobs with fewer rows have no pilot unless the sidecar asks for one: 2 % of them prove nothing."""
+_PILOT_SHARE = 0.02
+"""Of the job's rows: answers that a pilot takes at most."""
+_LEAST_SEGMENT = 21
+"""Rows of a segment after a pilot, so that every form has its longest conversation."""
+_SEGMENTS = 16
+"""So many segments a small job is cut into, for lanes to share."""
+
+
+def pilot_asks(sidecar: Sidecar, total: int) -> int:
+    """Answers that the pilot of a job of `total` rows may take; 0: there is none."""
+    trim = sidecar.trim
+    if sidecar.mode == "isolated" or trim.strategy != "auto":
+        return 0
+    if trim.pilot == "auto":
+        return int(total * _PILOT_SHARE) if total >= PILOT_ROWS else 0
+    return trim.pilot
+
+
+def first_plan(sidecar: Sidecar, total: int = 0, *, pilot: bool = False) -> Plan:
+    """The plan that a job starts with: the sidecar's wishes, and safe bounds where nothing is measured.
+
+    Args:
+        sidecar: What is asked.
+        total: Rows of the job.
+        pilot: Whether a pilot is to choose what stands before a row. Without one `auto` is each row alone.
+    """
+    auto = sidecar.trim.strategy == "auto"
+    if sidecar.mode == "isolated" or (auto and not pilot):
         rows = 1
     elif sidecar.segment == "all":
         rows = 0
+    elif auto and "segment" not in sidecar.model_fields_set:
+        rows = min(sidecar.segment, max(_LEAST_SEGMENT, total // _SEGMENTS))
     else:
         rows = sidecar.segment
     trim = sidecar.trim
@@ -99,7 +128,7 @@ def first_plan(sidecar: Sidecar) -> Plan:
         version=1,
         from_segment=0,
         segment_rows=rows,
-        strategy=trim.strategy,
+        strategy="reset" if auto else trim.strategy,
         high=trim.high,
         low=trim.low,
         every=trim.every_rows,

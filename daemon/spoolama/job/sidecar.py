@@ -131,6 +131,18 @@ class Sidecar(_Model):
         None, ge=1, le=256, description="Requests at once; default: the service's setting."
     )
     gold: str | None = Field(None, description="A column of known answers: agreement is reported.")
+    audit: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="So many rows that were answered in conversation are answered again alone at the end, "
+        "and the two compared: did the conversation change the answers?",
+    )
+    on_collapse: Literal["report", "redo", "fail"] = Field(
+        "report",
+        description="What becomes of a segment whose conversation was seen to change its answers. report: "
+        "the summary says so first. redo: its rows are asked again, alone. fail: the job ends.",
+    )
     answer_key: str | None = Field(
         None,
         description="With `format`: the answer's key that is compared with `gold`; default: the only key.",

@@ -13,7 +13,7 @@ from spoolama.errors import Problem, SidecarError
 from spoolama.job.prompt import PromptTemplate, TemplateProblem
 from spoolama.job.schema_check import schema_problems
 from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim
-from spoolama.job.sidecar_words import EXPECTED, NOT_YET, NOT_YET_STRATEGIES
+from spoolama.job.sidecar_words import EXPECTED, NOT_YET
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
 
 __all__ = ["load_sidecar", "parse_sidecar", "sidecar_schema"]
@@ -98,7 +98,6 @@ class _Check:
         """The sidecar, if nothing is wrong; `problems` otherwise."""
         data = self._tree.data
         sidecar: Sidecar | None = None
-        self._later_strategy()
         try:
             # By way of JSON: there a list is as good as a tuple, while types stay strict.
             sidecar = Sidecar.model_validate_json(json.dumps(data))
@@ -133,15 +132,6 @@ class _Check:
         place = self._tree.places.get(path)
         line, column = (place.line, place.column) if place else (None, None)
         self.problems.append(Problem(self._name, line, column, key, message, hint))
-
-    def _later_strategy(self) -> None:
-        trim = self._tree.data.get("trim")
-        strategy = trim.get("strategy") if isinstance(trim, dict) else None
-        if isinstance(trim, dict) and isinstance(strategy, str) and strategy in NOT_YET_STRATEGIES:
-            path = ("trim", "strategy")
-            self._add(path, f"{strategy} is not available yet in this version", NOT_YET_STRATEGIES[strategy])
-            self._bad |= {f"trim.{key}" for key in trim if key not in Trim.model_fields}
-            self._bad.add("trim")
 
     def _translate(self, error: Any) -> None:
         """One of pydantic's errors as a problem of the key it stands at."""

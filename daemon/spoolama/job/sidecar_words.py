@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["EXPECTED", "NOT_YET", "NOT_YET_STRATEGIES"]
+__all__ = ["EXPECTED", "NOT_YET"]
 
 _TEXT = "a text"
 _COLUMN = "the name of a column"
@@ -45,7 +45,7 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     ),
     "think": ("true, false, low, medium, high or max", "false"),
     "trim": ("a mapping with strategy", "{strategy: window, keep: 20}"),
-    "trim.strategy": ("reset, window, anchors, important, hybrid or budget", "anchors"),
+    "trim.strategy": ("auto, reset, window, anchors, important, hybrid or budget", "anchors"),
     "trim.every": ("a whole number of rows from 1, or auto", "20"),
     "trim.keep": ("a whole number of rows from 1", "20"),
     "trim.anchors": ("a whole number of rows from 1 to 24", "6"),
@@ -56,6 +56,8 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "trim.tokens": ("a whole number of tokens from 1", "1500"),
     "trim.high": ("a share above 0 and up to 1", "0.75"),
     "trim.low": ("a share from 0 and below 1", "0.375"),
+    "trim.pilot": ("a whole number of answers from 0, or auto", "400"),
+    "trim.margin": ("a share above 0 and up to 0.5", "0.05"),
     "prime": ("auto, always or never", "auto"),
     "long_rows": ("fail or second_pass", "second_pass"),
     "repair": ("a mapping with temperature", "{temperature: 0.3}"),
@@ -63,6 +65,8 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "segment": ("a whole number of rows from 1, or all", "200"),
     "lanes": ("a whole number from 1 to 256", "4"),
     "gold": (_COLUMN, "human_rating"),
+    "audit": ("a whole number of rows from 0", "50"),
+    "on_collapse": ("report, redo or fail", "redo"),
     "answer_key": ("a key of the answer, as a text", "score"),
     "retries": ("a whole number from 0 to 20", "3"),
     "timeout": ("a number of seconds above 0", "120"),
@@ -77,14 +81,6 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
 """Dotted key (`[]` for any item) to what it expects and an example, both as a person would write them."""
 
 NOT_YET: Mapping[str, str] = {
-    "audit": "leave it out; to compare, drop the job a second time with mode: isolated",
     "vram": "leave it out; lower options.num_ctx or lanes if memory is short",
-    "on_collapse": "leave it out; watch the spread of answers with spoolama analyze",
-    "trim.pilot": "leave it out",
 }
 """Keys of later versions, and what to do until then."""
-
-NOT_YET_STRATEGIES: Mapping[str, str] = {
-    "auto": "use strategy: reset, or mode: isolated to be safe",
-}
-"""Trimming strategies of later versions, and what to use until then."""

@@ -8,10 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spoolama.job.score import ScoreProblem, check_score
 
-__all__ = ["BUILT_IN_SCORES", "CANDIDATES", "SAFE_EVERY", "STRATEGY_KEYS", "Trim"]
+__all__ = ["ANCHORS", "BUILT_IN_SCORES", "CANDIDATES", "SAFE_EVERY", "STRATEGY_KEYS", "Trim"]
 
 CANDIDATES = 24
 """Rows answered alone before the first segment, of which the anchors are chosen."""
+
+ANCHORS = 6
+"""Rows that stand in front unless the sidecar says otherwise."""
 
 SAFE_EVERY = 30
 """Rows between two trims where the cost of trims is not learned: within a tenth of the best on most."""
@@ -19,6 +22,7 @@ SAFE_EVERY = 30
 BUILT_IN_SCORES = ("spread", "uncertain")
 
 STRATEGY_KEYS: dict[str, frozenset[str]] = {
+    "auto": frozenset({"pilot"}),
     "reset": frozenset({"every"}),
     "window": frozenset({"every", "keep", "low"}),
     "anchors": frozenset({"every", "anchors", "choose", "score"}),
@@ -26,14 +30,15 @@ STRATEGY_KEYS: dict[str, frozenset[str]] = {
     "hybrid": frozenset({"every", "keep", "anchors", "choose", "important", "score", "low"}),
     "budget": frozenset({"tokens", "low"}),
 }
-"""Keys besides `strategy` and `high` that mean something with each strategy."""
+"""Keys besides `strategy`, `high` and `margin` that mean something with each strategy."""
 
 _ORDINARY: dict[str, dict[str, int | str]] = {
+    "auto": {"every": 1},
     "reset": {"every": 20},
     "window": {"every": "auto", "keep": 20},
-    "anchors": {"every": 1, "anchors": 6},
+    "anchors": {"every": 1, "anchors": ANCHORS},
     "important": {"every": "auto", "keep": 10},
-    "hybrid": {"every": "auto", "keep": 10, "anchors": 6},
+    "hybrid": {"every": "auto", "keep": 10, "anchors": ANCHORS},
     "budget": {},
 }
 
@@ -50,17 +55,31 @@ class Trim(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    strategy: Literal["reset", "window", "anchors", "important", "hybrid", "budget"] = Field(
+    strategy: Literal["auto", "reset", "window", "anchors", "important", "hybrid", "budget"] = Field(
         "reset",
-        description="What a trim keeps. reset: the shared prefix alone. window: the latest rows. anchors: a "
-        "fixed set of rows, the same for the whole job. important: the rows with the highest score. hybrid: "
-        "anchors or important rows, and the latest. budget: the latest rows within a number of tokens.",
+        description="What stands before a row, and what a trim keeps. auto: a pilot on some of the job's "
+        "rows decides; without proof that earlier rows do no harm, each row stands alone. reset: the shared "
+        "prefix alone. window: the latest rows. anchors: a fixed set of rows, the same for the whole job. "
+        "important: the rows with the highest score. hybrid: anchors or important rows, and the latest. "
+        "budget: the latest rows within a number of tokens.",
     )
     every: Annotated[int, Field(ge=1, le=100_000)] | Literal["auto"] | None = Field(
         None,
         description="Rows that come between two trims: with keep 20 and every 30 a row sees 20 to 49 earlier "
         "ones. auto: learned from the first 64 rows in jobs of 1,280 rows or more, else 30. "
         "Default: 20 for reset, 1 for anchors (each row alone behind them), else auto.",
+    )
+    pilot: Annotated[int, Field(ge=0, le=1_000_000)] | Literal["auto"] = Field(
+        "auto",
+        description="auto: answers that the pilot takes at most. auto: 2 % of the rows, in jobs of 5,000 "
+        "rows or more. 0: no pilot, each row alone.",
+    )
+    margin: float = Field(
+        0.05,
+        gt=0,
+        le=0.5,
+        description="Share of rows that may be answered otherwise than alone before a conversation counts as "
+        "harmful: for the pilot, the guard and the audit.",
     )
     keep: int | None = Field(
         None,
@@ -109,7 +128,7 @@ class Trim(BaseModel):
     def _fitting_keys(self) -> Trim:
         if self.low >= self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
-        for key in sorted(self.model_fields_set - {"strategy", "high"}):
+        for key in sorted(self.model_fields_set - {"strategy", "high", "margin"}):
             if key not in STRATEGY_KEYS[self.strategy]:
                 fitting = ", ".join(name for name, keys in STRATEGY_KEYS.items() if key in keys)
                 raise ValueError(f"{key} means nothing with strategy {self.strategy}; it goes with {fitting}")

@@ -4,7 +4,7 @@ What is compared depends on what both sides are:
 
 - both labels: accuracy with Wilson's interval; Cohen's kappa with a bootstrap interval;
 - both numbers: Spearman's rank correlation with an interval, and the mean absolute error;
-- answers labels, gold numbers: Spearman's, if the labels have an order (`labels.order_of` has the rule).
+- answers labels, gold numbers: Spearman's, if the labels have an order (`job/labels.order_of` has the rule).
 
 Anything else is not compared, and the report says why.
 """
@@ -17,8 +17,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from spoolama.job.labels import number_of, order_of
 from spoolama.report import statistics
-from spoolama.report.labels import number_of, order_of, word_of
+from spoolama.report.labels import word_of
 
 __all__ = ["Agreement", "AnswerTally", "Spread"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from spoolama.job.labels import enum_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.agreement import AnswerTally
-from spoolama.report.labels import enum_of, label_of_record
+from spoolama.report.labels import label_of_record
 from spoolama.report.record import Record
 
 __all__ = ["Tally"]

@@ -97,7 +97,8 @@ class Findings:
         """
         lanes = self.lanes or lanes
         conversations = -(-self.rows // self.segment) if self.segment else 1
-        if self.mode != "conversation" or conversations >= lanes or self.rows < lanes:
+        alone = self.mode != "conversation" or self.strategy == "auto"
+        if alone or conversations >= lanes or self.rows < lanes:
             return None
         made = "1 conversation" if conversations == 1 else f"{conversations} conversations"
         return (

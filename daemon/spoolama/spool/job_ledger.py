@@ -11,6 +11,7 @@ from typing import Any
 from spoolama.clock import Clock
 from spoolama.job.record import Answered, Failed, Ranges, StoredRow
 from spoolama.spool.ledger import Durable, LedgerThread
+from spoolama.spool.ledger_effect import EffectLedger
 from spoolama.spool.ledger_learning import LearningLedger
 from spoolama.spool.ledger_rows import (
     NewRow,
@@ -25,7 +26,7 @@ from spoolama.spool.ledger_rows import (
 __all__ = ["JobLedger", "NewRow"]
 
 
-class JobLedger(LearningLedger):
+class JobLedger(LearningLedger, EffectLedger):
     """A job's ledger, open for writing.
 
     Args:
@@ -89,7 +90,16 @@ class JobLedger(LearningLedger):
         await self._thread.do(
             lambda db: [
                 db.execute(f"DELETE FROM {t}")  # noqa: S608 - constants
-                for t in ("rows", "failures", "attempts", "results", "samples")
+                for t in (
+                    "rows",
+                    "failures",
+                    "attempts",
+                    "results",
+                    "samples",
+                    "trials",
+                    "guarded",
+                    "replaced",
+                )
             ]
         )
 

@@ -50,14 +50,17 @@ def stored_rows(answers: str = "results") -> str:
     return _STORED.format(answers=answers)
 
 
-def insert_answer(db: sqlite3.Connection, table: str, answer: Answered, at: float) -> None:
-    """Write an answer. A second result of one row is a defect, and fails; a sample may be given again."""
+def insert_answer(
+    db: sqlite3.Connection, table: str, answer: Answered, at: float, *, kind: str | None = None
+) -> None:
+    """Write an answer. A second result of one row is a defect, and fails; others may be given again."""
     values = {name: getattr(answer, name) for name in ANSWERED}
-    again = "OR REPLACE" if table == "samples" else ""
-    columns, marks = ", ".join(ANSWERED), ", :".join(ANSWERED)
+    again = "" if table == "results" else "OR REPLACE"
+    names = [*ANSWERED, "at"] if kind is None else [*ANSWERED, "at", "kind"]
+    columns, marks = ", ".join(names), ", :".join(names)
     db.execute(
-        f"INSERT {again} INTO {table} ({columns}, at) VALUES (:{marks}, :at)",  # noqa: S608 - names of our own
-        {**values, "sight": json.dumps(answer.sight), "at": at},
+        f"INSERT {again} INTO {table} ({columns}) VALUES (:{marks})",  # noqa: S608 - names of our own
+        {**values, "sight": json.dumps(answer.sight), "at": at, "kind": kind},
     )
 
 

@@ -14,7 +14,7 @@ from spoolama.errors import DiskFailed, DiskFull, LedgerError, SpoolamaError
 
 __all__ = ["FORMAT", "ledger_error", "open_reader", "open_writer"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the tables; a ledger of another version is refused."""
 
 _RESULT_COLUMNS = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
@@ -50,6 +50,15 @@ CREATE TABLE results (
 ) STRICT;
 CREATE INDEX results_segment ON results (segment, ordinal);  -- what a segment goes on from, at any size
 CREATE TABLE samples (            -- rows answered alone beforehand, of which the anchors are chosen
+  ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
+) STRICT;
+CREATE TABLE trials (             -- rows answered for comparison: by the pilot, the guard, the audit
+  kind TEXT NOT NULL, ordinal INTEGER NOT NULL, RESULT_COLUMNS, PRIMARY KEY (kind, ordinal)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE guarded (            -- segments whose answers were looked at; the verdict on a suspicion
+  segment INTEGER PRIMARY KEY, verdict TEXT NOT NULL
+) STRICT;
+CREATE TABLE replaced (           -- answers of conversations gone wrong, whose rows were asked again alone
   ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
 ) STRICT;
 CREATE TABLE failures (

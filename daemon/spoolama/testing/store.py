@@ -30,6 +30,9 @@ class MemoryStore:
         self.tries: dict[int, dict[int, Attempt]] = {}
         self.notes: dict[str, Any] = {}
         self.plan_bodies: list[dict[str, Any]] = []
+        self.trial_answers: dict[str, dict[int, Answered]] = {}
+        self.verdicts: dict[int, dict[str, Any] | None] = {}
+        self.replaced: dict[int, Answered] = {}
 
     # --- reading -----------------------------------------------------------------------------------------
 
@@ -79,6 +82,32 @@ class MemoryStore:
 
     async def samples(self) -> list[StoredRow]:
         return [self._answered(answer) for _, answer in sorted(self.sampled_answers.items())]
+
+    async def trials(self, kind: str) -> list[StoredRow]:
+        return [self._answered(answer) for _, answer in sorted(self.trial_answers.get(kind, {}).items())]
+
+    async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
+        found = []
+        for answer in self.trial_answers.get(kind, {}).values():
+            known = (answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
+            if None not in known and answer.prompt_s is not None and answer.eval_s is not None:
+                prompt, cached, answered = (n or 0 for n in known)
+                found.append((prompt, cached, answered, answer.own_bytes, answer.prompt_s, answer.eval_s))
+        return found
+
+    async def in_company(self) -> list[int]:
+        return sorted(n for n, answer in self.results.items() if answer.sight)
+
+    async def company_of(self, segment: int) -> list[StoredRow]:
+        found = [a for a in self.results.values() if a.segment == segment and a.sight and not a.aside]
+        return [self._answered(answer) for answer in sorted(found, key=lambda a: a.ordinal)]
+
+    async def rows_of(self, ordinals: Sequence[int]) -> list[StoredRow]:
+        return [self._answered(self.results[n]) if n in self.results else self.rows[n] for n in ordinals]
+
+    async def unguarded(self) -> list[int]:
+        found = {a.segment for a in self.results.values() if a.sight and not a.aside}
+        return sorted(found - set(self.verdicts))
 
     async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
         return {row.id: row.ordinal for row in self.rows if row.id in ids and row.id is not None}
@@ -139,6 +168,24 @@ class MemoryStore:
         self.results[answer.ordinal] = answer
         self._state(answer.ordinal, "ok")
         self.tries.pop(answer.ordinal, None)
+
+    def tried(self, kind: str, answer: Answered) -> None:
+        self.trial_answers.setdefault(kind, {})[answer.ordinal] = answer
+        self.tries.pop(answer.ordinal, None)
+
+    def untried(self, ordinal: int) -> None:
+        self.tries.pop(ordinal, None)
+
+    async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
+        self.verdicts[segment] = None if verdict is None else dict(verdict)
+
+    async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
+        asked = [n for n, a in self.results.items() if a.segment == segment and a.sight]
+        for n in asked:
+            self.replaced[n] = self.results.pop(n)
+            self.rows[n] = replace(self.rows[n], state="pending", alone=True)
+        self.verdicts[segment] = dict(verdict)
+        return len(asked)
 
     def sampled(self, answer: Answered) -> None:
         self.sampled_answers[answer.ordinal] = answer

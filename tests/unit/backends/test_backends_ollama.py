@@ -7,13 +7,14 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import httpx
 import pytest
 
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
 from spoolama.backends.factory import BackendSettings, make_backend
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
-from spoolama.errors import BackendError, RequestRefused, ServerDied, UnexpectedReply
+from spoolama.errors import BackendError, RequestRefused, ServerBusy, ServerDied, UnexpectedReply
 from spoolama.testing.fake_ollama import SMOLLM2, FakeModel, FakeOllama, Fault, Script
 
 T = TypeVar("T")
@@ -160,6 +161,56 @@ def test_a_smaller_window_than_asked_is_refused(script: Script, words: list[str]
     message = run(script, scenario)
 
     assert [word for word in words if word not in message] == []
+
+
+def look_at_windows(windows: list[int], trained: int | None) -> tuple[int | None, int]:
+    """Load a model of which `/api/ps` shows these windows one after another; what is held, and the loads."""
+    left, loads = iter(windows), 0
+    info = {"general.architecture": "llama", **({"llama.context_length": trained} if trained else {})}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal loads
+        body: dict[str, Any] = {"version": "0.33.4"}
+        match request.url.path:
+            case "/api/show":
+                body = {"capabilities": ["completion"], "model_info": info}
+            case "/api/generate":
+                loads += 1
+                body = {"done": True, "done_reason": "load"}
+            case "/api/ps":
+                body = {"models": [{"name": "m:latest", "context_length": next(left)}]}
+        return httpx.Response(200, json=body)
+
+    async def inside() -> int | None:
+        backend = OllamaBackend("http://x", transport=httpx.MockTransport(answer), clock=SystemClock())
+        try:
+            return (await backend.load(LoadSpec("m", 8192))).num_ctx
+        finally:
+            await backend.aclose()
+
+    return asyncio.run(inside()), loads
+
+
+@pytest.mark.parametrize("trained", [131_072, None])
+def test_another_clients_window_seen_once_is_not_taken_for_ours(trained: int | None) -> None:
+    """It loaded the model between our load and our look; loading it once more brings ours back."""
+    assert look_at_windows([2048, 8192], trained) == (8192, 2)
+    assert look_at_windows([8192], trained) == (8192, 1)
+
+
+@pytest.mark.parametrize(
+    ("windows", "trained"), [([2048, 2048], 131_072), ([2048, 4096], 131_072), ([2048, 4096], None)]
+)
+def test_a_server_whose_clients_fight_over_a_window_is_busy(windows: list[int], trained: int | None) -> None:
+    """The model has the window and the job is not at fault, so that it waits."""
+    with pytest.raises(ServerBusy, match="other clients"):
+        look_at_windows(windows, trained)
+
+
+def test_a_window_that_stays_small_for_no_known_reason_is_refused() -> None:
+    """Where the model does not tell its own window, two looks alike say that this is it."""
+    with pytest.raises(RequestRefused, match="2048"):
+        look_at_windows([2048, 2048], None)
 
 
 def test_a_model_named_without_its_tag_is_found() -> None:

@@ -144,14 +144,15 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
             id="template in quotes",
         ),
         pytest.param(
-            OK + "audit: 50\nvram: {high: 0.9}\ntrim: {strategy: auto, pilot: 10}\n",
+            OK + "vram: {high: 0.9}\n",
             [
-                (3, 1, "audit", "this key is not available yet in this version",
-                 "leave it out; to compare, drop the job a second time with mode: isolated"),
-                (4, 1, "vram", "this key is not available yet in this version",
-                 "leave it out; lower options.num_ctx or lanes if memory is short"),
-                (5, 8, "trim.strategy", "auto is not available yet in this version",
-                 "use strategy: reset, or mode: isolated to be safe"),
+                (
+                    3,
+                    1,
+                    "vram",
+                    "this key is not available yet in this version",
+                    "leave it out; lower options.num_ctx or lanes if memory is short",
+                )
             ],
             id="not yet",
         ),
@@ -276,6 +277,44 @@ def test_nothing_but_sidecar_errors(text: str | bytes) -> None:
 def test_bombs(text: str) -> None:
     """Nesting and endless numbers are problems of the file."""
     assert problems(text)
+
+
+HUGE = "0x" + "f" * 4000
+
+
+@pytest.mark.parametrize(
+    ("schema", "key", "words"),
+    [
+        ("{$schema: 3}", "format.$schema", "$schema must be a text: the address of a dialect of JSON Schema"),
+        ("{$schema: [1]}", "format.$schema", "$schema must be a text"),
+        ("{$schema: {a: 1}}", "format.$schema", "$schema must be a text"),
+        ("{$schema: 'http://['}", "format.$schema", "$schema: http://[ is no address"),
+        ("{properties: {a: {$id: 'http://['}}}", "format.properties.a.$id", "http://[ is no address"),
+        ("{enum: [1], $ref: '#/enum/²'}", "format.$ref", "#/enum/² is not in this schema"),
+        ("{enum: [1], $ref: '#/enum/" + "9" * 5000 + "'}", "format.$ref", "is not in this schema"),
+        ("{maxLength: " + HUGE + "}", "format.maxLength", "this number has too many digits"),
+        ("{enum: [-0b" + "1" * 15000 + "]}", "format.enum[0]", "this number has too many digits"),
+        ("{type: " + HUGE + "}", "format.type", "this number has too many digits"),
+    ],
+)
+def test_an_odd_schema_is_a_problem_of_its_key(schema: str, key: str, words: str) -> None:
+    """What the library for schemas would fail on is said like every other problem, at its key."""
+    found = {p_key: message for _, _, p_key, message, _ in problems(f"{OK}format: {schema}\n")}
+
+    assert words in found[key]
+
+
+def test_a_schema_at_which_the_library_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises on a schema that nobody thought of, the answer is a list of problems."""
+
+    def fail(pattern: str) -> None:
+        raise ZeroDivisionError(pattern)
+
+    monkeypatch.setattr("spoolama.job.schema_check.re.compile", fail)
+
+    assert [message for _, _, _, message, _ in problems(OK + "format: {pattern: odd}\n")] == [
+        "this JSON Schema cannot be used: odd"
+    ]
 
 
 def test_every_key_says_what_it_expects_with_an_example_that_holds() -> None:

@@ -1,0 +1,114 @@
+"""The guard at work: looks at each segment's answers when it is done, and does what the sidecar says."""
+
+from __future__ import annotations
+
+from spoolama.context.turns import Turns
+from spoolama.effect.forms import ALONE
+from spoolama.effect.guard import Settled, rows_to_check, settle, suspicion
+from spoolama.effect.likeness import likeness_of
+from spoolama.engine.lane import Lane
+from spoolama.engine.planner import Planner
+from spoolama.engine.store import RowStore
+from spoolama.engine.tally import Tally
+from spoolama.errors import JobError
+from spoolama.job.labels import enum_of
+from spoolama.job.sidecar import Sidecar
+
+__all__ = ["GUARD", "GUARD_AGAIN", "Guarding"]
+
+GUARD = "guard"
+"""Rows answered again alone to settle a suspicion."""
+GUARD_AGAIN = "guard-again"
+"""Likewise a second time, where the temperature is above 0."""
+
+
+class Guarding:
+    """Watches what conversations do to the answers of a job.
+
+    Args:
+        sidecar: What to do about a segment that went its own way.
+        store: Has the answers, and keeps the verdicts.
+        planner: Is told to leave conversations, where it was the pilot that chose them.
+        turns: Says what of an answer counts.
+        tally: Is told of rows that are asked again.
+    """
+
+    def __init__(
+        self, sidecar: Sidecar, store: RowStore, planner: Planner, turns: Turns, tally: Tally
+    ) -> None:
+        self._sidecar = sidecar
+        self._store = store
+        self._planner = planner
+        self._turns = turns
+        self._tally = tally
+        self._listed = enum_of(sidecar) is not None
+        self._alone: dict[int, str] | None = None
+
+    async def look(self, segment: int, lane: Lane) -> bool:
+        """Look at a segment that is done; whether its rows are to be asked again, alone.
+
+        Raises:
+            JobError: the sidecar wants the job to fail.
+        """
+        rows = await self._store.company_of(segment)
+        if not rows:
+            return False
+        labels = {row.ordinal: self._turns.label(row.answer or "") for row in rows}
+        alone = await self._reference()
+        others = [label for ordinal, label in alone.items() if ordinal not in labels]
+        why = suspicion(list(labels.values()), others)
+        if why is None:
+            await self._store.guarded(segment, None)
+            return False
+        settled = await self._settle(segment, why, labels, lane)
+        verdict = settled.to_json()
+        if not settled.harm:
+            await self._store.guarded(segment, verdict)
+            return False
+        if self._sidecar.trim.strategy == "auto":
+            await self._planner.leave_conversations()
+        if self._sidecar.on_collapse == "redo":
+            self._tally.undone(await self._store.redo(segment, verdict))
+            return True
+        await self._store.guarded(segment, verdict)
+        if self._sidecar.on_collapse == "fail":
+            raise JobError(
+                f"the conversation changed the answers: in segment {segment + 1} {why}, and"
+                f" {settled.differ:g} of {settled.rows} of its rows are answered otherwise alone",
+                mend="Drop it again with mode: isolated, or with on_collapse: redo.",
+                code="collapsed",
+            )
+        return False
+
+    async def _settle(self, segment: int, why: str, labels: dict[int, str], lane: Lane) -> Settled:
+        asked = rows_to_check(list(labels), segment, self._sidecar.options.seed)
+        noisy, plan = self._sidecar.options.temperature > 0, self._planner.latest
+        await lane.run_apart(GUARD, asked, plan)
+        if noisy:
+            await lane.run_apart(GUARD_AGAIN, asked, plan)
+        alone = await self._labels(GUARD)
+        again = await self._labels(GUARD_AGAIN) if noisy else {}
+        compared = [n for n in asked if n in alone and (not noisy or n in again)]
+        assert self._alone is not None
+        self._alone.update({n: alone[n] for n in compared})
+        return settle(
+            segment,
+            why,
+            [labels[n] for n in compared],
+            [alone[n] for n in compared],
+            [again[n] for n in compared] if noisy else [],
+            likeness_of(list(self._alone.values()), listed=self._listed),
+            self._sidecar.trim.margin,
+        )
+
+    async def _reference(self) -> dict[int, str]:
+        """What was answered alone, from all over the job."""
+        if self._alone is None:
+            samples = {
+                row.ordinal: self._turns.label(row.answer or "") for row in await self._store.samples()
+            }
+            self._alone = {**samples, **await self._labels(ALONE), **await self._labels(GUARD)}
+        return self._alone
+
+    async def _labels(self, kind: str) -> dict[int, str]:
+        return {row.ordinal: self._turns.label(row.answer or "") for row in await self._store.trials(kind)}

@@ -1,0 +1,188 @@
+"""The phase of the pilot: its sample is answered, and the form of the job's conversations written down."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from spoolama.context.trimming import Turn
+from spoolama.context.turns import Turns
+from spoolama.effect.forms import AGAIN, ALONE, FORMS, AloneCosts, form_named
+from spoolama.effect.pilot import next_step
+from spoolama.effect.sample import Decision, Rules, Seen, Step, again_rows, blocks_of
+from spoolama.engine.anchoring import Anchoring, RunLanes
+from spoolama.engine.handout import Handout
+from spoolama.engine.lane import Lane
+from spoolama.engine.planner import Planner
+from spoolama.engine.store import RowStore
+from spoolama.job.labels import enum_of
+from spoolama.job.plan import Plan, pilot_asks
+from spoolama.job.sidecar import Sidecar
+
+__all__ = ["Piloting"]
+
+
+class Piloting:
+    """Runs a job's pilot.
+
+    Args:
+        sidecar: What is asked, and how much the pilot may take.
+        store: Keeps the answers, and what was decided.
+        planner: Is told the form that was chosen.
+        anchoring: Chooses the rows that would stand in front.
+        turns: Says what of an answer counts.
+        total: Rows of the job.
+    """
+
+    def __init__(
+        self,
+        sidecar: Sidecar,
+        store: RowStore,
+        planner: Planner,
+        anchoring: Anchoring,
+        turns: Turns,
+        *,
+        total: int,
+    ) -> None:
+        self._sidecar = sidecar
+        self._store = store
+        self._planner = planner
+        self._anchoring = anchoring
+        self._turns = turns
+        self._done: list[list[Any]] = []
+        asks = pilot_asks(sidecar, total)
+        noisy = sidecar.options.temperature > 0
+        enum = enum_of(sidecar)
+        self._rules = Rules(
+            blocks_of(total, asks, sidecar.options.seed) if asks else (),
+            asks,
+            sidecar.trim.margin,
+            noisy,
+            sidecar.gold is not None,
+            None if enum is None else tuple(enum),
+            enum is not None,
+        )
+
+    async def prepare(self, run: RunLanes) -> None:
+        """Have the sample answered, decide, and write the plan; nothing if that was done before."""
+        if not self._rules.asks:
+            return
+        if await self._store.meta("pilot") is None:
+            self._done = await self._store.meta("pilot_done", [])
+            while True:
+                seen = await self._seen()
+                step = next_step(self._rules, seen)
+                if isinstance(step, Decision):
+                    break
+                await self._take(step, run)
+            await self._adopt(step)
+        else:
+            await self._adopted()
+
+    async def _adopt(self, decision: Decision) -> None:
+        form = form_named(decision.form)
+        plan = None if form is None else await self._plan_of(decision.form)
+        # Before the plan: a resume that finds it writes the plan again.
+        changes = {} if plan is None else _changes(plan)
+        await self._store.note(pilot={**decision.to_json(), "changes": changes})
+        await self._adopted()
+
+    async def _adopted(self) -> None:
+        noted = await self._store.meta("pilot")
+        changes = noted["changes"]
+        if changes and self._planner.latest.version == 1:
+            changes = {**changes, "anchors": tuple(changes["anchors"])}
+            await self._planner.adopt(**changes)
+        await self._anchoring.settle()
+
+    async def _take(self, step: Step, run: RunLanes) -> None:
+        fronts: dict[str, tuple[Plan, tuple[Turn, ...]]] = {}
+        for kind in step.kinds:
+            form = form_named(kind)
+            if form is None:
+                fronts[kind] = self._planner.latest, ()
+                continue
+            if form.anchored:
+                await self._anchoring.propose(run)
+            plan = await self._plan_of(kind)
+            fronts[kind] = plan, await self._anchoring.turns_of(plan)
+        waiting = Handout(_each(step.blocks))
+
+        async def work(lane: Lane) -> None:
+            while (block := await waiting.take()) is not None:
+                rows = self._rules.blocks[block]
+                for kind in step.kinds:
+                    wanted = again_rows(rows, self._rules) if kind == AGAIN else rows
+                    plan, front = fronts[kind]
+                    if kind in (ALONE, AGAIN):
+                        await lane.run_apart(kind, wanted, plan)
+                    else:
+                        await lane.run_trial(kind, wanted[0], wanted[-1], plan, front)
+                    self._done.append([block, kind])
+                    await self._store.note(pilot_done=self._done)
+
+        await run(work)
+
+    async def _plan_of(self, name: str) -> Plan:
+        form = form_named(name)
+        assert form is not None
+        base = self._planner.latest
+        if not form.anchored:
+            return form.plan(base, (), gold=False, prefix_tokens=base.prefix_tokens)
+        front = await self._anchoring.propose(_nobody)
+        return form.plan(base, front.anchors, gold=front.gold, prefix_tokens=front.prefix_tokens)
+
+    async def _seen(self) -> Seen:
+        labels: dict[str, dict[int, str]] = {}
+        gold: dict[int, str] = {}
+        for kind in (ALONE, AGAIN, *(form.name for form in FORMS)):
+            rows = await self._store.trials(kind)
+            if rows:
+                labels[kind] = {row.ordinal: self._turns.label(row.answer or "") for row in rows}
+            if self._sidecar.gold is not None:
+                gold.update({row.ordinal: _text(row.fields.get(self._sidecar.gold)) for row in rows})
+        return Seen(labels, gold, frozenset((block, kind) for block, kind in self._done), await self._costs())
+
+    async def _costs(self) -> AloneCosts | None:
+        rows = await self._store.trial_costs(ALONE)
+        if len(rows) < 10:
+            return None
+        return costs_of(rows)
+
+
+def costs_of(rows: Sequence[tuple[int, int, int, int, float, float]]) -> AloneCosts:
+    """Averages over rows asked alone; their own tokens by a line through prompt tokens and own bytes.
+
+    Args:
+        rows: (Prompt, cached, answered tokens, own bytes, seconds of evaluation and of the answer).
+    """
+    number = len(rows)
+    prompt, cached, answered, size, prompt_s, eval_s = (sum(r[i] for r in rows) / number for i in range(6))
+    spread = sum((r[3] - size) ** 2 for r in rows)
+    slope = sum((r[3] - size) * (r[0] - prompt) for r in rows) / spread if spread > 0 else 0.0
+    own = min(prompt, max(1.0, slope * size if slope > 0 else 0.3 * size))
+    return AloneCosts(prompt, max(0.0, prompt - cached), own, answered, prompt_s, eval_s)
+
+
+def _changes(plan: Plan) -> dict[str, Any]:
+    return {
+        "strategy": plan.strategy,
+        "every": plan.every,
+        "anchors": list(plan.anchors),
+        "gold": plan.gold,
+        "prefix_tokens": plan.prefix_tokens,
+    }
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+async def _each(blocks: Sequence[int]) -> AsyncIterator[int]:
+    for block in blocks:
+        yield block
+
+
+async def _nobody(work: Callable[[Lane], Awaitable[None]]) -> None:
+    """What was proposed is known by then: nothing is left to be asked."""
+    raise AssertionError(work)

@@ -1,0 +1,128 @@
+"""Sends one request for a row: primes the prefix, counts the prompt where it must, checks the reply."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spoolama.backends.base import ChatRequest, LoadSpec, Message, Reply
+from spoolama.engine.checks import check_room, cut_error, looks_halved, overflow
+from spoolama.engine.gate import Pass
+from spoolama.engine.shared import Shared
+from spoolama.engine.tries import Try, Won, together
+from spoolama.errors import ContextOverflow
+
+__all__ = ["Sender"]
+
+_MORE_TEXT = "\nand so on, and so on" * 8
+_MORE_TOKENS = 10
+"""Far fewer than the text above has."""
+_GRACE_S = 180.0
+"""Beyond the bounds of the requests themselves: what a backend may ask around them, 30 s each."""
+
+
+class Sender:
+    """Sends the requests of a lane.
+
+    Args:
+        number: Of the lane, from 0; a backend that can pin conversations to slots uses it.
+        shared: What the lanes of the job have in common.
+        load: The loaded model's terms.
+    """
+
+    def __init__(self, number: int, shared: Shared, load: LoadSpec) -> None:
+        self._number = number
+        self._s = shared
+        self._load = load
+
+    async def send(self, this: Try, place: Pass) -> Won:
+        """The reply, with what it took.
+
+        Raises:
+            BackendError: there is none.
+            RowError: it was given to less than was sent.
+        """
+        s = self._s
+        sampling = dict(this.ask.sampling)
+        if this.standing.repairs:
+            # At temperature 0 another seed alone would give the same answer again.
+            sampling["seed"] = int(sampling.get("seed") or 0) + this.standing.repairs
+            sampling["temperature"] = max(float(sampling.get("temperature") or 0.0), s.repair_temperature)
+        request = ChatRequest(
+            load=self._load,
+            messages=this.prompt.messages,
+            num_predict=this.ask.num_predict,
+            sampling=sampling,
+            format=this.ask.format,
+            think=this.ask.think,
+            timeout_s=s.patience.bound_s,
+            slot=self._number,
+            logprobs=s.turns.logprobs,
+        )
+        front = this.prompt.messages[: this.prompt.front] if not this.row.alone else ()
+        if this.conversation.anchors and not this.prompt.anchors:
+            front = ()  # the slot would lose the anchors for one row
+        branches = not this.prompt.appended
+        with s.progress.pulse.wait(request.timeout_s + _GRACE_S):
+            began = s.clock.monotonic()
+            if await s.watch.before(self._number, front, branches=branches, timeout_s=request.timeout_s):
+                s.patience.saw(s.clock.monotonic() - began)
+        with s.progress.pulse.wait(request.timeout_s * 3 + _GRACE_S):
+            cold = s.watch.take_cold()
+            began = s.clock.monotonic()
+            counted = None if this.prompt.fits else await self._measure(this, request, branches=branches)
+            reply = await s.backend.chat(request)
+            latency_s = s.clock.monotonic() - began
+            reloaded = await s.watch.after(
+                self._number, reply, this.row.ordinal, branches=branches and counted is None
+            )
+            if counted is not None:
+                reply, reloaded = together(counted[0], reply), reloaded or counted[1]
+            if looks_halved(reply, this.prompt) and not await self._counts_more(request, reply):
+                raise cut_error(reply, this.prompt)
+        check_room(reply, this.prompt)
+        s.patience.saw(latency_s)
+        return Won(reply, latency_s, solo=place.solo, cold=cold or reloaded)
+
+    async def _measure(self, this: Try, request: ChatRequest, *, branches: bool) -> tuple[Reply, bool] | None:
+        """The bound says that the prompt may not fit: have it counted before an answer is asked for.
+
+        Where the server cannot count without evaluating, the prompt is sent with an answer of one token; it
+        then stands in the server's cache, so that the real request costs little.
+
+        Returns:
+            The reply and whether the model was loaded again for it, where that was a request.
+        """
+        found: tuple[Reply, bool] | None = None
+        tokens = await self._s.backend.count_tokens(self._load, request.messages)
+        if tokens is None:
+            reply = await self._s.backend.chat(replace(request, num_predict=1, format=None))
+            found = reply, await self._s.watch.after(self._number, reply, this.row.ordinal, branches=branches)
+            tokens = reply.prompt_tokens
+            if tokens is None and await self._leaves_room(request):
+                return found
+        if tokens is None or not this.prompt.budget.fits(tokens):
+            raise overflow(tokens, this.prompt)  # what nobody counts may be cut and nobody would see
+        return found
+
+    async def _leaves_room(self, request: ChatRequest) -> bool:
+        """Whether a server that counts nothing takes the prompt with as much more as the answer may have.
+
+        It refuses what fills its window, and a word is at least one token.
+        """
+        last = request.messages[-1]
+        longer = (*request.messages[:-1], Message(last.role, last.content + " the" * (request.num_predict + 1)))
+        try:
+            await self._s.backend.chat(replace(request, messages=longer, num_predict=1, format=None))
+        except ContextOverflow:
+            return False
+        return True
+
+    async def _counts_more(self, request: ChatRequest, reply: Reply) -> bool:
+        """Whether the same prompt with more text is longer to the server; one that cuts counts the same."""
+        last = request.messages[-1]
+        longer = (*request.messages[:-1], Message(last.role, last.content + _MORE_TEXT))
+        try:
+            again = await self._s.backend.chat(replace(request, messages=longer, num_predict=1, format=None))
+        except ContextOverflow:
+            return True  # it refuses what is too long, so it cuts nothing
+        return (again.prompt_tokens or 0) > (reply.prompt_tokens or 0) + _MORE_TOKENS

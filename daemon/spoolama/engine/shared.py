@@ -1,0 +1,46 @@
+"""What the lanes of a job have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from spoolama.backends.base import Backend
+from spoolama.clock import Clock
+from spoolama.context.turns import Turns
+from spoolama.engine.checks import AnswerChecks
+from spoolama.engine.gate import Gate
+from spoolama.engine.patience import Patience
+from spoolama.engine.progress import Progress
+from spoolama.engine.store import RowStore
+from spoolama.engine.tally import Tally
+from spoolama.engine.watch import Watch
+from spoolama.job.asking import Asker
+
+__all__ = ["Shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the lanes of a job have in common."""
+
+    store: RowStore
+    backend: Backend
+    asker: Asker
+    checks: AnswerChecks
+    gate: Gate
+    patience: Patience
+    progress: Progress
+    tally: Tally
+    clock: Clock
+    retries: int
+    turns: Turns
+    watch: Watch
+    """What the loaded model is seen to do, and the prefix that it is kept primed with."""
+    row_ended: Callable[[], None]
+    """Called when a row has its end."""
+    defers: bool
+    """Whether rows too long for the window are left for the second pass."""
+    repair_temperature: float
+    refusal_ends_job: bool
+    """Whether a refused request is the job's fault (all rows ask alike) or that row's (OpenAI lines)."""

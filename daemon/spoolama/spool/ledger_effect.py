@@ -1,0 +1,145 @@
+"""The part of a job's ledger that is about what the conversation does: pilot, guard and audit."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spoolama.clock import Clock
+from spoolama.job.record import Answered, StoredRow
+from spoolama.spool.ledger import LedgerThread
+from spoolama.spool.ledger_rows import insert_answer, stored_row, stored_rows
+
+__all__ = ["EffectLedger"]
+
+
+class EffectLedger:
+    """Answers that are compared, and what came of it. `JobLedger` is the whole."""
+
+    _thread: LedgerThread
+    _clock: Clock
+
+    def tried(self, kind: str, answer: Answered) -> None:
+        """An answer given for comparison; the row itself goes on, or has its end already.
+
+        Args:
+            kind: What it is for: a form of the pilot, `guard`, `audit`, ...
+            answer: The answer. A second one of the same kind takes the place of the first.
+        """
+        at = self._clock.time()
+
+        def run(db: sqlite3.Connection) -> None:
+            insert_answer(db, "trials", answer, at, kind=kind)
+            db.execute("DELETE FROM attempts WHERE ordinal=?", (answer.ordinal,))
+
+        self._thread.post(run)
+
+    def untried(self, ordinal: int) -> None:
+        """A row that has its end already could not be answered for comparison."""
+        self._thread.post(lambda db: db.execute("DELETE FROM attempts WHERE ordinal=?", (ordinal,)))
+
+    async def trials(self, kind: str) -> list[StoredRow]:
+        """The rows answered for this comparison, with those answers."""
+        return await self._thread.do(
+            lambda db: [
+                stored_row(row)
+                for row in db.execute(stored_rows("trials") + " WHERE a.kind=? ORDER BY r.ordinal", (kind,))
+            ]
+        )
+
+    async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
+        """(Prompt, cached, answered tokens, bytes of the row's own, seconds of each) where all are known."""
+        return await self._thread.do(
+            lambda db: db.execute(
+                "SELECT prompt_tokens, cached_tokens, completion_tokens, own_bytes, prompt_s, eval_s"
+                " FROM trials WHERE kind=? AND prompt_tokens IS NOT NULL AND cached_tokens IS NOT NULL"
+                " AND completion_tokens IS NOT NULL AND prompt_s IS NOT NULL AND eval_s IS NOT NULL"
+                " ORDER BY ordinal",
+                (kind,),
+            ).fetchall()
+        )
+
+    async def in_company(self) -> list[int]:
+        """Ordinals of the rows that were answered in sight of others and stand so in the results."""
+        return await self._thread.do(
+            lambda db: [
+                n for (n,) in db.execute("SELECT ordinal FROM results WHERE sight != '[]' ORDER BY ordinal")
+            ]
+        )
+
+    async def company_of(self, segment: int) -> list[StoredRow]:
+        """The rows of a segment that were answered in its conversation, in sight of others."""
+        return await self._thread.do(
+            lambda db: [
+                stored_row(row)
+                for row in db.execute(
+                    stored_rows() + " WHERE a.segment=? AND a.sight != '[]' AND NOT a.aside"
+                    " ORDER BY r.ordinal",
+                    (segment,),
+                )
+            ]
+        )
+
+    async def rows_of(self, ordinals: Sequence[int]) -> list[StoredRow]:
+        """These rows with their results, in order."""
+
+        def run(db: sqlite3.Connection) -> list[StoredRow]:
+            found = (
+                db.execute(stored_rows() + " WHERE r.ordinal=?", (n,)).fetchone() for n in sorted(ordinals)
+            )
+            return [stored_row(row) for row in found if row is not None]
+
+        return await self._thread.do(run)
+
+    async def unguarded(self) -> list[int]:
+        """Segments with answers in conversation that nobody has looked at."""
+        return await self._thread.do(
+            lambda db: [
+                n
+                for (n,) in db.execute(
+                    "SELECT DISTINCT segment FROM results WHERE sight != '[]' AND NOT aside"
+                    " AND segment NOT IN (SELECT segment FROM guarded) ORDER BY segment"
+                )
+            ]
+        )
+
+    async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
+        """A segment was looked at; a suspicion has a verdict."""
+        text = json.dumps(verdict)
+        await self._thread.do(
+            lambda db: db.execute("INSERT OR REPLACE INTO guarded VALUES (?, ?)", (segment, text)), sync=True
+        )
+
+    async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
+        """Have the segment's rows that had others in sight asked again, alone; how many they are.
+
+        Their answers are kept in `replaced`. All of it is one step: a kill leaves it done or not begun.
+        """
+        text = json.dumps(verdict)
+
+        def run(db: sqlite3.Connection) -> int:
+            where = " WHERE segment=? AND sight != '[]'"
+            db.execute(f"INSERT INTO replaced SELECT * FROM results{where}", (segment,))  # noqa: S608 - a constant
+            db.execute(
+                "UPDATE rows SET state='pending', alone=1 WHERE ordinal IN"
+                " (SELECT ordinal FROM results WHERE segment=? AND sight != '[]')",
+                (segment,),
+            )
+            rows = db.execute(f"DELETE FROM results{where}", (segment,)).rowcount  # noqa: S608 - likewise
+            db.execute("INSERT OR REPLACE INTO guarded VALUES (?, ?)", (segment, text))
+            return rows
+
+        return await self._thread.do(run, sync=True)
+
+    async def verdicts(self) -> list[dict[str, Any]]:
+        """How suspicions were settled, by segment."""
+        return await self._thread.do(
+            lambda db: [
+                json.loads(text)
+                for (text,) in db.execute(
+                    "SELECT verdict FROM guarded WHERE verdict != 'null' ORDER BY segment"
+                )
+            ]
+        )
