@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from statistics import median
 from typing import Any
 
 from spoolama.context.trimming import Turn
@@ -20,6 +21,12 @@ from spoolama.job.plan import Plan, pilot_asks
 from spoolama.job.sidecar import Sidecar
 
 __all__ = ["Piloting"]
+
+
+_FRAME = 12
+"""Tokens that a chat template puts around a row and the opened answer, generously."""
+_DENSITY = 0.35
+"""Tokens a byte where rows are too alike to tell: more than English prose has."""
 
 
 class Piloting:
@@ -151,17 +158,26 @@ class Piloting:
 
 
 def costs_of(rows: Sequence[tuple[int, int, int, int, float, float]]) -> AloneCosts:
-    """Averages over rows asked alone; their own tokens by a line through prompt tokens and own bytes.
+    """What a row costs alone: medians, since the first one after a load evaluates what later ones need not.
+
+    A row's own tokens by a line through prompt tokens and own bytes, and what a template puts around them.
 
     Args:
         rows: (Prompt, cached, answered tokens, own bytes, seconds of evaluation and of the answer).
     """
     number = len(rows)
-    prompt, cached, answered, size, prompt_s, eval_s = (sum(r[i] for r in rows) / number for i in range(6))
-    spread = sum((r[3] - size) ** 2 for r in rows)
-    slope = sum((r[3] - size) * (r[0] - prompt) for r in rows) / spread if spread > 0 else 0.0
-    own = min(prompt, max(1.0, slope * size if slope > 0 else 0.3 * size))
-    return AloneCosts(prompt, max(0.0, prompt - cached), own, answered, prompt_s, eval_s)
+    prompt, size = sum(row[0] for row in rows) / number, sum(row[3] for row in rows) / number
+    spread = sum((row[3] - size) ** 2 for row in rows)
+    slope = sum((row[3] - size) * (row[0] - prompt) for row in rows) / spread if spread > 0 else 0.0
+    own = min(prompt, _FRAME + (slope if slope > 0 else _DENSITY) * size)
+    return AloneCosts(
+        prompt_tokens=prompt,
+        evaluated=median(row[0] - row[1] for row in rows),
+        own_tokens=own,
+        answer_tokens=sum(row[2] for row in rows) / number,
+        prompt_s=median(row[4] for row in rows),
+        eval_s=median(row[5] for row in rows),
+    )
 
 
 def _changes(plan: Plan) -> dict[str, Any]:

@@ -110,7 +110,10 @@ class Sender:
         It refuses what fills its window, and a word is at least one token.
         """
         last = request.messages[-1]
-        longer = (*request.messages[:-1], Message(last.role, last.content + " the" * (request.num_predict + 1)))
+        longer = (
+            *request.messages[:-1],
+            Message(last.role, last.content + " the" * (request.num_predict + 1)),
+        )
         try:
             await self._s.backend.chat(replace(request, messages=longer, num_predict=1, format=None))
         except ContextOverflow:

@@ -131,7 +131,9 @@ class EffectLedger:
             db.execute("INSERT OR REPLACE INTO guarded VALUES (?, ?)", (segment, text))
             return rows
 
-        return await self._thread.do(run, sync=True)
+        rows = await self._thread.do(run, sync=True)
+        self._thread.post(lambda _: None, ok=-rows)
+        return rows
 
     async def verdicts(self) -> list[dict[str, Any]]:
         """How suspicions were settled, by segment."""
