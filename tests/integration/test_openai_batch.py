@@ -109,7 +109,7 @@ def mended(line: Line, number: int) -> Line:
 
 @pytest.mark.timeout(90)
 def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: Path) -> None:
-    """Lines of one shape converse, odd ones stand alone, refused ones tell why, are mended and come home."""
+    """Each line is asked alone, refused ones tell why, are mended and come home."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
     sent = batch()
     with fake_ollama(log) as url:
@@ -141,8 +141,7 @@ def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: 
 
         assert len(asked) == len(wanted)
         rows = [body for body in asked if texts(body)[-1].startswith("review")]
-        grown = [2 * n for n in range(1, 21)]
-        assert [len(texts(body)) for body in rows] == [*grown, *grown[:10]], "a conversation, reset after 20"
+        assert [len(texts(body)) for body in rows] == [2] * 30, "each alone behind the shared message"
         assert not any("odd" in text for body in rows for text in texts(body))
         odd = {body["messages"][-1]["content"]: body for body in asked if body not in rows}
         assert {text: texts(body) for text, body in odd.items()} == {

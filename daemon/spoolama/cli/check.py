@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from spoolama.cli.settings_options import settings_from
+from spoolama.job.plan import PILOT_ROWS
 
 if TYPE_CHECKING:
     from spoolama.service.checking import Drop, Findings
@@ -68,7 +69,7 @@ def check_one(drop: Drop, settings: Settings) -> Findings:
 
 def _behind(findings: Findings, number: int) -> str:
     """What else stands before a row: it is known only when the job runs."""
-    if findings.mode != "conversation":
+    if findings.alone:
         return ""
     seen = []
     if findings.anchors:
@@ -77,6 +78,18 @@ def _behind(findings: Findings, number: int) -> str:
     if number > 1 and findings.strategy != "anchors":
         seen.append("the rows before it and their answers")
     return f" (behind {', '.join(seen)})" if seen else ""
+
+
+def _what_auto_does(findings: Findings) -> str:
+    if not findings.pilot:
+        return (
+            "Each row stands alone behind the shared part: a pilot, which looks whether earlier rows do any "
+            f"good, is worth its answers from {PILOT_ROWS:,} rows on (trim.pilot: N has one in any case)."
+        )
+    return (
+        f"A pilot of at most {findings.pilot:,} answers looks whether earlier rows may stand before a row. "
+        "Without proof that they do no harm each row stands alone."
+    )
 
 
 def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: int = 1) -> None:
@@ -107,6 +120,8 @@ def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: 
             f"The longest prompt (line {findings.longest_line}, {findings.longest:,} characters) may not "
             f"fit: num_ctx less num_predict leaves {findings.room_tokens:,} tokens."
         )
+    if findings.mode == "conversation" and findings.alone:
+        click.echo(_what_auto_does(findings))
     if idle := findings.idle_lanes(lanes):
         click.echo(idle)
     if rate is None:

@@ -4,10 +4,23 @@ The agreement is told overall, by depth in the conversation and along the job. R
 all that had others in sight, so the interval of the overall share holds for all of them. It does not say
 which of two answers is right. At a temperature above 0 alone differs from alone as well: rows are then
 answered alone twice, and that floor is told beside it.
+
+Two verdicts, and a gap between them where rows are too few for either:
+- `changed`: by the best guess more rows are answered otherwise than the margin allows, and it is no chance.
+- `clear`: twice the margin can be ruled out.
+
+Where alone repeats itself, "no chance" is that more than half the margin differ (Clopper and Pearson,
+one-sided 95 %). Where all rows were answered alone twice, it is a permutation test: if a conversation does
+nothing, its answer and the two given alone to a row are alike, and any of the three is as likely to be the
+odd one out (normal approximation, from 20 rows on; one-sided 1 %). Where only some were, and some of these
+differ, the two shares are compared (Agresti and Caffo 2000, Am. Stat. 54, 280-288: two answers of each kind
+added).
+For free texts nearly every answer is worded otherwise: the share then says how far, not how wrong.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +31,14 @@ from spoolama.effect.likeness import Likeness
 
 __all__ = ["Audit", "Part", "audit", "rows_to_audit"]
 
-_DRIFT = 0.025
-"""Probability, one-sided, below which agreement that falls is called drift."""
+_DRIFT = 0.01
+"""Probability, one-sided and of both that are looked at, below which falling agreement is called drift."""
 _LEAST = 20
-"""With fewer rows nothing is said of drift."""
+"""With fewer rows nothing is said of drift, and nothing of change where alone differs from alone."""
+_FEW = 8
+"""With fewer rows nothing is said of change at all: one that differs would do."""
+_SURE_Z, _CLEAR_Z = 2.326, 1.645
+"""Standard errors: one-sided 1 % for an alarm (the guard may raise false ones too), 5 % for an all-clear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +58,16 @@ class Audit:
 
     rows: int
     agreement: float
-    """Mean likeness of the answers in conversation and alone."""
+    """Mean likeness of the answers in conversation and alone, of both alone where there are two."""
     low: float
     high: float
     """Its 95 % interval."""
     floor: float | None
     """Mean likeness of alone and alone again; None: not measured."""
     changed: bool
-    """Whether the conversation changed the answers: by more than the margin, beyond chance."""
+    """Whether the conversation changed the answers: by more than the margin, and it is no chance."""
+    clear: bool
+    """Whether a change of twice the margin can be ruled out. If neither: the rows are too few to tell."""
     drift: str | None
     """`depth` or `job`, where agreement surely falls along it; None: not shown."""
     compared: str
@@ -60,20 +79,6 @@ class Audit:
         """For metrics.json."""
         found = asdict(self)
         return {**found, "by_depth": list(found["by_depth"]), "along_job": list(found["along_job"])}
-
-    def sentence(self) -> str:
-        """One line for people."""
-        share = f"{self.agreement:.0%} of {self.rows} answers agree with those given alone again"
-        text = f"{share} (95 % interval {self.low:.0%} to {self.high:.0%})"
-        if self.floor is not None:
-            text += f"; alone agrees with alone in {self.floor:.0%}"
-        text += ": the conversation changed the answers" if self.changed else ": no change beyond the margin"
-        if not self.changed and self.low < (self.floor or 1.0) - 0.1:
-            text += ", but too few rows to be sure"
-        if self.drift is not None:
-            along = "the deeper in a conversation" if self.drift == "depth" else "the later in the job"
-            text += f", the more so {along}"
-        return text + "."
 
 
 def rows_to_audit(ordinals: Sequence[int], number: int, seed: int) -> list[int]:
@@ -104,13 +109,18 @@ def audit(
     rows = [n for n in sorted(given) if n in alone]
     if not rows:
         return None
-    values = {n: like.of(given[n], alone[n]) for n in rows}
-    twice = [like.of(again[n], alone[n]) for n in rows if n in again]
-    floor = sum(twice) / len(twice) if twice else None
-    whole = _part("all", [values[n] for n in rows])
-    changed = whole.high < (1.0 if floor is None else floor) - margin
-    if twice and floor is not None and changed:
-        changed = _surely_more([1 - values[n] for n in rows if n in again], [1 - v for v in twice])
+    both = {n: like.of(again[n], alone[n]) for n in rows if n in again}
+    values = {n: _likeness(given[n], alone[n], again.get(n), like) for n in rows}
+    floor = sum(both.values()) / len(both) if both else None
+    whole = _part("all", list(values.values()))
+    if floor is None or floor == 1.0:
+        changed, clear = _against_itself(list(values.values()), margin)
+    elif len(both) == len(rows):
+        changed, clear = _odd_one_out(
+            [(like.of(given[n], alone[n]), like.of(given[n], again[n]), both[n]) for n in rows], margin
+        )
+    else:
+        changed, clear = _two_shares(list(values.values()), list(both.values()), margin)
     deep = sorted(rows, key=lambda n: (depth[n], n))
     return Audit(
         len(rows),
@@ -119,6 +129,7 @@ def audit(
         whole.high,
         None if floor is None else round(floor, 4),
         changed,
+        clear,
         _drift(rows, values, depth),
         like.words,
         tuple(
@@ -132,12 +143,41 @@ def audit(
     )
 
 
-def _surely_more(off: Sequence[float], noise: Sequence[float]) -> bool:
-    from scipy.stats import wilcoxon
+def _likeness(given: str, alone: str, again: str | None, like: Likeness) -> float:
+    once = like.of(given, alone)
+    return once if again is None else (once + like.of(given, again)) / 2
 
-    if all(a == b for a, b in zip(off, noise, strict=True)):
-        return False
-    return float(wilcoxon(off, noise, alternative="greater").pvalue) < _DRIFT
+
+def _against_itself(values: Sequence[float], margin: float) -> tuple[bool, bool]:
+    """(Changed, clear) where alone agrees with alone."""
+    low, high = share_interval(sum(values), len(values), level=0.9)
+    changed = len(values) >= _FEW and sum(values) / len(values) < 1 - margin and high < 1 - margin / 2
+    return changed, not changed and low > 1 - 2 * margin
+
+
+def _odd_one_out(likes: Sequence[tuple[float, float, float]], margin: float) -> tuple[bool, bool]:
+    """(Changed, clear) from rows answered thrice: (given and alone, given and again, alone and again)."""
+    rows = len(likes)
+    if rows < _LEAST:
+        return False, False
+    lost = [c - (a + b) / 2 for a, b, c in likes]
+    mean = sum(lost) / rows
+    # What it would be were the first, the second, the third answer the one of the conversation.
+    chance = sum(
+        ((c - (a + b) / 2) ** 2 + (b - (a + c) / 2) ** 2 + (a - (b + c) / 2) ** 2) / 3 for a, b, c in likes
+    )
+    changed = mean > margin and sum(lost) > _SURE_Z * math.sqrt(chance)
+    error = math.sqrt(sum((value - mean) ** 2 for value in lost) / (rows - 1) / rows)
+    return changed, not changed and mean + _CLEAR_Z * error < 2 * margin
+
+
+def _two_shares(values: Sequence[float], both: Sequence[float], margin: float) -> tuple[bool, bool]:
+    """(Changed, clear) where only some rows were answered alone twice."""
+    first, second = (sum(values) + 1) / (len(values) + 2), (sum(both) + 1) / (len(both) + 2)
+    error = math.sqrt(first * (1 - first) / (len(values) + 2) + second * (1 - second) / (len(both) + 2))
+    lost = sum(both) / len(both) - sum(values) / len(values)
+    changed = lost > margin and second - first > _SURE_Z * error
+    return changed, not changed and second - first + _CLEAR_Z * error < 2 * margin
 
 
 def _drift(rows: Sequence[int], values: Mapping[int, float], depth: Mapping[int, int]) -> str | None:

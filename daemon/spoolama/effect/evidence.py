@@ -11,6 +11,7 @@ many conversations. That is why a pilot's rows come from several, and why the gu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "HARM_STAKES",
     "NOISE_STAKES",
     "PROOF_STAKES",
+    "odds_above",
     "paired_odds",
     "refuted_above",
     "refuted_below",
@@ -25,7 +27,8 @@ __all__ = [
 ]
 
 ALPHA = 0.05
-"""Chance of a wrong claim that is accepted, over a whole job."""
+"""Chance that a wrong claim is accepted, over a whole pilot, for each kind of claim: that a form does no
+harm, and that it agrees better with gold. Several forms on trial share it."""
 
 Stakes = Sequence[tuple[float, float]]
 """(Part of the stake that would lose everything, share of the money that plays it)."""
@@ -36,8 +39,11 @@ PROOF_STAKES: Stakes = ((0.97, 0.6), (0.75, 0.4))
 HARM_STAKES: Stakes = ((0.03, 0.2), (0.1, 0.2), (0.25, 0.3), (0.5, 0.3))
 """For proofs that more differ than may, be it a few or nearly all."""
 
-NOISE_STAKES: Stakes = ((0.05, 0.3), (0.1, 0.4), (0.2, 0.3))
+NOISE_STAKES: Stakes = ((0.05, 0.2), (0.1, 0.3), (0.2, 0.3), (0.4, 0.2))
 """For means of values that go both ways."""
+
+_MOST = 700.0
+"""Odds are told up to e to this power: a float holds no more."""
 
 
 def refuted_below(values: Iterable[float], claim: float, stakes: Stakes = PROOF_STAKES) -> float:
@@ -62,16 +68,27 @@ def refuted_above(values: Iterable[float], claim: float, stakes: Stakes = HARM_S
 
 
 def paired_odds(wins: int, losses: int) -> float:
-    """Odds against "a win is no likelier than a loss" (McNemar's pairs), by a bet spread over all advantages.
+    """Odds against "a win is no likelier than a loss" (McNemar's pairs)."""
+    return odds_above(wins, losses, 0.5)
 
-    A uniform prior on the chance of a win above one half: the mean of p^wins (1-p)^losses 2^(wins+losses).
+
+def odds_above(hits: int, misses: int, chance: float) -> float:
+    """Odds against "a hit has at most this chance", by a bet spread evenly over all chances above it.
+
+    The mean over p from `chance` to 1 of (p / chance)^hits ((1 - p) / (1 - chance))^misses, which is a beta
+    integral. It may be looked at after every row, as `refuted_below`; 1 where there are no rows.
     """
-    steps = 200
-    total = 0.0
-    for step in range(steps):
-        chance = 0.5 + 0.5 * (step + 0.5) / steps
-        total += (2 * chance) ** wins * (2 * (1 - chance)) ** losses
-    return total / steps
+    from scipy.special import betaln
+    from scipy.stats import beta
+
+    log = (
+        float(betaln(hits + 1, misses + 1))
+        + float(beta.logsf(chance, hits + 1, misses + 1))
+        - hits * math.log(chance)
+        - misses * math.log(1 - chance)
+        - math.log(1 - chance)
+    )
+    return math.exp(min(log, _MOST))
 
 
 def share_interval(total: float, rows: int, level: float = 0.95) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +51,8 @@ class Likeness:
         last = len(self.numbers) - 1
         middle = self.numbers[last - last // 20] - self.numbers[last // 20]
         by_value = abs(first - second) / middle if middle > 0 else 1.0
+        if math.isnan(by_value):  # both too large for a float: ranks tell all the same
+            by_value = 0.0
         by_rank = abs(self._rank(first) - self._rank(second))
         return max(0.0, 1.0 - max(by_value, by_rank))
 
@@ -75,8 +78,8 @@ def likeness_of(alone: Sequence[str], *, listed: bool = False) -> Likeness:
         alone: These answers, as CSV cells would spell them.
         listed: Whether the schema lists the answers that there are.
     """
-    values = [number_of(answer) for answer in alone]
-    numbers = sorted(value for value in values if value is not None)
+    values = {answer: number_of(answer) for answer in set(alone)}
+    numbers = sorted(value for answer in alone if (value := values[answer]) is not None)
     different = {answer.strip().casefold() for answer in alone}
     if alone and len(numbers) == len(alone) and (len(different) > 2 or not listed):
         if len(different) > 2:

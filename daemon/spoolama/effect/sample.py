@@ -48,7 +48,8 @@ class Seen:
     done: frozenset[tuple[int, str]] = frozenset()
     """Blocks that were answered, with the form."""
     costs: AloneCosts | None = None
-    """What the rows cost that were asked alone; None where counts are missing."""
+    """What rows cost that were asked alone; None where counts are missing. Always of the same rows, those of
+    the first block: which forms are tried follows from it, and may not change while they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ async def audit_rows(sidecar: Sidecar, store: RowStore, plan: Plan, run: RunLane
                 await lane.run_apart(kind, some, plan)
 
         await run(work)
+    await store.note(audited=True)
 
 
 async def _chunks(rows: Sequence[int]) -> AsyncIterator[Sequence[int]]:

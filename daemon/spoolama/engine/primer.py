@@ -107,6 +107,7 @@ class Primer:
         copies = copies and mode == "auto" and len(rows) > 1
         self._on = mode == "always" or copies
         self._trying = mode == "auto" and sliding and not copies
+        self._by_rule = self._on  # else it is on trial, and what came of that is to be told
         if mode == "never":
             self.notes.state = "switched off by the sidecar (prime: never, or think)"
         elif copies:
@@ -175,7 +176,7 @@ class Primer:
                 if evaluated == 0:
                     self.notes.copied += 1
                     self.notes.state = "evaluated once and copied into the other slots"
-                elif self.notes.requests > 1 and self.notes.copied == 0:
+                elif self.notes.requests > 1 and self.notes.copied == 0 and self._by_rule:
                     self.notes.state = "evaluated in each slot"
 
     def saw(self, lane: int, reply: Reply, *, branches: bool) -> None:

@@ -26,6 +26,7 @@ from spoolama.engine.planner import Planner, Wanted
 from spoolama.engine.primer import Primer
 from spoolama.engine.progress import Progress
 from spoolama.engine.second_pass import sort_out
+from spoolama.engine.segments import Segments
 from spoolama.engine.shared import Shared
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.surprises import Surprises
@@ -33,7 +34,7 @@ from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
 from spoolama.errors import JobError, RowError, SpoolamaError
 from spoolama.job.asking import Asker
-from spoolama.job.plan import Plan, first_plan, pilot_asks
+from spoolama.job.plan import first_plan, pilot_asks
 from spoolama.job.record import Failed, StoredRow
 from spoolama.job.sidecar import Sidecar
 
@@ -102,6 +103,8 @@ class JobRunner:
         counts = await self._store.counts()
         total = sum(counts.values())
         models = await self._store.models()
+        if not models and not self._openai and await self._left_to_look_at():
+            models = [None]
         # Of all rows, not of those that are left: what is learned must not depend on where a resume begins.
         asked = await self._store.meta("asked_models")
         if asked is None:
@@ -152,27 +155,9 @@ class JobRunner:
         await self._store.note(trained={**trained, loaded.name: loaded.trained_ctx})
         shared = await self._shared(spec, loaded, planner, tally, model)
         anchoring = Anchoring(self._sidecar, self._store, planner, self._turns, tally, total=total)
-        guarding = Guarding(self._sidecar, self._store, planner, self._turns, tally)
         watched = model is None and not self._openai
-        segments = Handout(self._segments(planner, model))
-
-        async def answer(lane: Lane, segment: int, plan: Plan) -> None:
-            first = segment * planner.segment_rows
-            last = min(total, first + planner.segment_rows) - 1
-            anchors = await anchoring.turns_of(plan)
-            await lane.run_segment(segment, first, last, model, plan, anchors)
-            if watched and first < last and await guarding.look(segment, lane):
-                await lane.run_segment(segment, first, last, model, plan, anchors)
-
-        async def work(lane: Lane) -> None:
-            while await planner.ready(lane.number):
-                segment = await segments.take()
-                if segment is None or self._stop.is_set():
-                    return
-                plan = await planner.plan_for(segment)
-                if plan is None:
-                    return
-                await answer(lane, segment, plan)
+        guarding = Guarding(self._sidecar, self._store, planner, self._turns, tally) if watched else None
+        segments = Segments(model, self._store, planner, anchoring, guarding, self._stop, total=total)
 
         def run(work: Callable[[Lane], Awaitable[None]]) -> Awaitable[None]:
             return self._in_lanes(shared, spec, work)
@@ -183,21 +168,17 @@ class JobRunner:
                 await anchoring.prepare(run)
                 await self._pilot(planner, anchoring, run, total)
             self._progress.phase = "answering"
-            await run(work)
+            await segments.answer(run)
             if watched:
-                left = Handout(_each(await self._store.unguarded()))
-
-                async def look(lane: Lane) -> None:
-                    while (segment := await left.take()) is not None:
-                        plan = await planner.plan_for(segment)
-                        if plan is not None:
-                            await answer(lane, segment, plan)
-
-                await run(look)
                 self._progress.phase = "audit: answering rows again alone"
                 await audit_rows(self._sidecar, self._store, planner.latest, run)
         finally:
             await self._note_watch(spec, shared.watch)
+
+    async def _left_to_look_at(self) -> bool:
+        """Whether all rows have their end, but the guard or the audit has not."""
+        audited = not self._sidecar.audit or await self._store.meta("audited", False)
+        return not audited or bool(await self._store.unguarded())
 
     async def _pilot(self, planner: Planner, anchoring: Anchoring, run: RunLanes, total: int) -> None:
         if not self._one_model or not pilot_asks(self._sidecar, total):
@@ -324,13 +305,6 @@ class JobRunner:
             watch=[*notes, {"model": spec.model, "num_ctx": spec.num_ctx, **watch.notes()}]
         )
 
-    async def _segments(self, planner: Planner, model: str | None) -> AsyncIterator[int]:
-        after = -1
-        while found := await self._store.pending_segments(after, planner.segment_rows, model, _AHEAD):
-            for segment in found:
-                yield segment
-            after = found[-1]
-
     async def _long_rows(self, model: str | None) -> AsyncIterator[StoredRow]:
         after = -1
         while found := await self._store.deferred(model, after, _AHEAD):
@@ -351,8 +325,3 @@ def _first(group: BaseExceptionGroup[SpoolamaError]) -> SpoolamaError:
     for error in group.exceptions:
         return _first(error) if isinstance(error, BaseExceptionGroup) else error
     raise AssertionError("an exception group is never empty")
-
-
-async def _each(segments: list[int]) -> AsyncIterator[int]:
-    for segment in segments:
-        yield segment

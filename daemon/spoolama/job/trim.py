@@ -56,7 +56,7 @@ class Trim(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     strategy: Literal["auto", "reset", "window", "anchors", "important", "hybrid", "budget"] = Field(
-        "reset",
+        "auto",
         description="What stands before a row, and what a trim keeps. auto: a pilot on some of the job's "
         "rows decides; without proof that earlier rows do no harm, each row stands alone. reset: the shared "
         "prefix alone. window: the latest rows. anchors: a fixed set of rows, the same for the whole job. "

@@ -14,16 +14,20 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from spoolama.job.labels import number_of, order_of
 from spoolama.report import statistics
+from spoolama.report.agreed import MAX_LABELS, Agreement, Spread, Third, short
 from spoolama.report.labels import word_of
 
-__all__ = ["Agreement", "AnswerTally", "Spread"]
+__all__ = ["LEAST_ALONG", "Agreement", "AnswerTally", "Spread", "Third"]
 
-_MAX_LABELS = 1000
+LEAST_ALONG = 30
+"""With fewer rows nothing is said of the agreement along the job."""
+
 _SPEARMAN = (
     "Spearman's rank correlation (scipy), mean ranks for ties; 95 % interval by Fisher's z with the standard"
     " error of Bonett and Wright (approximate where there are many ties)"
@@ -35,89 +39,8 @@ _KAPPA = (
 _MAE = "mean of |answer - gold|"
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Which answers there were, and how often."""
-
-    rows: int
-    """Answered rows that have a label."""
-    counts: dict[str, int] | None
-    """Rows by answer, most first; None: too many different ones to count (free text)."""
-    entropy_bits: float | None
-    """0: one answer for everything. 1: as uncertain as a coin."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For metrics.json."""
-        return asdict(self)
-
-    def sentence(self, most: int = 8) -> str:
-        """`positive 137 (98 %), negative 3 (2 %)`."""
-        if not self.rows:
-            return "no answers to count"
-        if self.counts is None:
-            return f"over {_MAX_LABELS} different answers in {self.rows} rows: free text is not counted"
-        listed = list(self.counts.items())
-        if len(listed) == 1:
-            return f'every one of the {self.rows} answers is "{_short(listed[0][0])}"'
-        parts = [f"{_short(label)} {count} ({_percent(count / self.rows)})" for label, count in listed[:most]]
-        if len(listed) > most:
-            parts.append(f"{len(listed) - most} more different answers")
-        return ", ".join(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How well the answers agree with the known ones. What does not apply is None."""
-
-    gold: str
-    """The column of known answers."""
-    rows: int
-    """Rows that have both an answer and a known one."""
-    kind: str
-    """`labels`, `numbers`, `scale` (labels against numbers), or `none`."""
-    accuracy: float | None = None
-    accuracy_interval: tuple[float, float] | None = None
-    kappa: float | None = None
-    kappa_interval: tuple[float, float] | None = None
-    correlation: float | None = None
-    correlation_interval: tuple[float, float] | None = None
-    mean_absolute_error: float | None = None
-    scale: str | None = None
-    """The order that was given to labels, in words."""
-    notes: list[str] = field(default_factory=list)
-    """What could not be said, and why."""
-    how: dict[str, str] = field(default_factory=dict)
-    """How each measure was made."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For metrics.json."""
-        return asdict(self)
-
-    def sentences(self) -> list[str]:
-        """What a person wants to know, a sentence each."""
-        over = f"over {self.rows} rows"
-        out: list[str] = []
-        if self.accuracy is not None:
-            out.append(
-                f"{_percent(self.accuracy)} equal to {self.gold}{_range(self.accuracy_interval, True)},"
-                f" {over}."
-            )
-        if self.kappa is not None:
-            out.append(
-                f"Cohen's kappa (agreement beyond chance) {self.kappa:.2f}{_range(self.kappa_interval)}."
-            )
-        if self.correlation is not None:
-            value = f"{self.correlation:.2f}{_range(self.correlation_interval)}"
-            out.append(f"Rank correlation (Spearman) with {self.gold} {value}, {over}.")
-        if self.mean_absolute_error is not None:
-            out.append(f"On average {self.mean_absolute_error:.3g} away from {self.gold}.")
-        if self.scale is not None:
-            out.append(f"Answers ranked as {self.scale}.")
-        return out + self.notes
-
-
 class AnswerTally:
-    """Takes answers one by one and tells spread and agreement at the end; 24 bytes a row with gold.
+    """Takes answers one by one and tells spread and agreement at the end; 32 bytes a row with gold.
 
     Args:
         gold: The column of known answers; None: only the spread is told.
@@ -134,19 +57,32 @@ class AnswerTally:
         self._gold_names = array("i")
         self._answer_numbers = array("d")
         self._gold_numbers = array("d")
+        self._numbers_of_rows = array("q")
+        self._left_out = 0
 
-    def add(self, label: Any, gold: Any) -> None:
-        """An answered row: its label (None: it has none) and its known answer (None: not known)."""
+    def add(self, label: Any, gold: Any, *, row: int = 0, used: bool = False) -> None:
+        """The next answered row.
+
+        Args:
+            label: Its label; None: it has none.
+            gold: Its known answer; None: not known.
+            row: Its number, from 1.
+            used: Whether the known answer was used to choose what stands before the rows: it does not count.
+        """
         if label is None:
             return
         word = word_of(label)
         self._rows += 1
         if self._counts is not None:
             self._counts[word] += 1
-            if len(self._counts) > _MAX_LABELS:
+            if len(self._counts) > MAX_LABELS:
                 self._counts = None
         if self._gold is None or gold is None:
             return
+        if used:
+            self._left_out += 1
+            return
+        self._numbers_of_rows.append(row)
         self._answer_names.append(self._name(word))
         self._gold_names.append(self._name(word_of(gold)))
         self._answer_numbers.append(_or_nan(number_of(label)))
@@ -154,7 +90,7 @@ class AnswerTally:
 
     def _name(self, word: str) -> int:
         folded = word.casefold()
-        if folded not in self._names and len(self._names) >= 2 * _MAX_LABELS:
+        if folded not in self._names and len(self._names) >= 2 * MAX_LABELS:
             return -1
         return self._names.setdefault(folded, len(self._names))
 
@@ -171,8 +107,31 @@ class AnswerTally:
         """The agreement with gold; None where no gold was named."""
         if self._gold is None:
             return None
+        return replace(self._agreement(), left_out=self._left_out)
+
+    def along_job(self) -> list[Third]:
+        """Agreement in thirds of the rows that can be compared; none where these are under `LEAST_ALONG`."""
+        whole = self.agreement()
         rows = len(self._gold_names)
-        if not rows:
+        if whole is None or whole.kind == "none" or rows < LEAST_ALONG:
+            return []
+        ends = [rows * part // 3 for part in range(4)]
+        return [self._third(whole.kind, *part) for part in pairwise(ends)]
+
+    def _third(self, kind: str, first: int, end: int) -> Third:
+        rows, where = end - first, slice(first, end)
+        names = self._numbers_of_rows[first], self._numbers_of_rows[end - 1], rows
+        if kind == "labels":
+            pairs = zip(self._answer_names[where], self._gold_names[where], strict=True)
+            hits = sum(answer == gold for answer, gold in pairs)
+            return Third(*names, accuracy=hits / rows, accuracy_interval=statistics.wilson(hits, rows))
+        values = self._answer_numbers if kind == "numbers" else self._ranks()
+        value = statistics.spearman(values[where], self._gold_numbers[where])
+        interval = None if value is None else statistics.spearman_interval(value, rows)
+        return Third(*names, correlation=value, correlation_interval=interval)
+
+    def _agreement(self) -> Agreement:
+        if not self._gold_names:
             return self._none(f"No row has both an answer and a value in {self._gold}.")
         gold_is_number = not any(math.isnan(value) for value in self._gold_numbers)
         answer_is_number = not any(math.isnan(value) for value in self._answer_numbers)
@@ -180,7 +139,7 @@ class AnswerTally:
             return self._numbers()
         if self._counts is None or -1 in self._answer_names or -1 in self._gold_names:
             return self._none(
-                f"The answers are free text (over {_MAX_LABELS} different ones):"
+                f"The answers are free text (over {MAX_LABELS} different ones):"
                 f" they cannot be compared with {self._gold}."
             )
         return self._scale() if gold_is_number else self._labels()
@@ -220,18 +179,25 @@ class AnswerTally:
         return self._ranked(self._answer_numbers, "numbers", error=error)
 
     def _scale(self) -> Agreement:
-        words = list(self._names)
-        labels = {words[name] for name in set(self._answer_names)}
-        enum = [label.casefold() for label in self._enum] if self._enum else None
-        order = order_of(sorted(labels), enum)
+        order = self._order()
         if order is None:
             return self._none(
                 f"The answers are labels without a known order and {self._gold} has numbers:"
                 " they cannot be compared."
             )
         ranks, words_of_order = order
-        values = array("d", (ranks[words[name]] for name in self._answer_names))
-        return self._ranked(values, "scale", scale=words_of_order if len(labels) > 1 else None)
+        return self._ranked(self._ranks(), "scale", scale=words_of_order if len(ranks) > 1 else None)
+
+    def _order(self) -> tuple[dict[str, float], str] | None:
+        words = list(self._names)
+        labels = {words[name] for name in set(self._answer_names)}
+        enum = [label.casefold() for label in self._enum] if self._enum else None
+        return order_of(sorted(labels), enum)
+
+    def _ranks(self) -> array[float]:
+        order, words = self._order(), list(self._names)
+        assert order is not None
+        return array("d", (order[0][words[name]] for name in self._answer_names))
 
     def _ranked(
         self, values: array[float], kind: str, *, error: float | None = None, scale: str | None = None
@@ -267,27 +233,10 @@ def _undefined(rows: int, gold: str, constant: bool, word: str | None) -> str:
     if rows == 1:
         return f"The rank correlation with {gold} is undefined: only one row can be compared."
     if constant:
-        same = f'"{_short(word)}"' if word is not None else "the same"
+        same = f'"{short(word)}"' if word is not None else "the same"
         return f"The rank correlation with {gold} is undefined: every answer was {same}."
     return f"The rank correlation is undefined: every value in {gold} is the same."
 
 
 def _or_nan(number: float | None) -> float:
     return math.nan if number is None else number
-
-
-def _short(text: str, most: int = 40) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.0f} %" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{share * 100:.1f} %"
-
-
-def _range(interval: tuple[float, float] | None, percent: bool = False) -> str:
-    if interval is None:
-        return ""
-    low, high = interval
-    shown = f"{low * 100:.0f} to {high * 100:.0f} %" if percent else f"{low:.2f} to {high:.2f}"
-    return f" (95 % interval {shown})"

@@ -12,9 +12,11 @@ from typing import Any
 
 from spoolama.errors import LedgerError
 from spoolama.job.sidecar import Sidecar
+from spoolama.report.agreed import Agreement, along_sentence
 from spoolama.report.columns import Columns, KeyUnion, answer_keys
 from spoolama.report.metrics import job_metrics
 from spoolama.report.outputs import OPENAI_COLUMNS, Outputs
+from spoolama.report.pilot import used_rows
 from spoolama.report.record import record_of
 from spoolama.report.summary import Summary, summary_text
 from spoolama.report.tally import Tally
@@ -51,13 +53,15 @@ def build_outputs(
         model=str((ledger.meta("model") or {}).get("name") or sidecar.model),
         with_sidecar=ledger.meta("sidecar_name") is not None,
     )
+    used = used_rows(ledger) if sidecar.gold is not None and not openai else set()
     with outputs:
         for ordinal, outcome in enumerate(ledger.outcomes()):
             if outcome.ordinal != ordinal:
                 raise _unbalanced(f"row {ordinal + 1} is missing in the ledger")
             if outcome.state == "pending" and ended_early is None:
                 raise _unbalanced(f"row {ordinal + 1} has neither an answer nor an error")
-            record = record_of(outcome, parse_answer=parsed, gold=None if openai else sidecar.gold)
+            gold = None if openai else sidecar.gold
+            record = record_of(outcome, parse_answer=parsed, gold=gold, used=used)
             tally.add(record)
             outputs.add(record, outcome.fields, outcome.raw, outcome.details)
     _check_books(ledger, tally)
@@ -67,13 +71,20 @@ def build_outputs(
         metrics,
         examples=tally.examples,
         answers=tally.answers.spread().sentence(),
-        agreement=[] if agreement is None else agreement.sentences(),
+        agreement=_agreement_words(agreement, tally),
         openai=openai,
     )
     (out / "metrics.json").write_bytes(json_document(metrics))
     (out / "summary.txt").write_text(text, encoding="utf-8")
     by = tally.by_status
     return Summary(tally.rows, by["ok"], by["failed"], by["skipped"], text, metrics)
+
+
+def _agreement_words(agreement: Agreement | None, tally: Tally) -> list[str]:
+    if agreement is None:
+        return []
+    along = along_sentence(tally.answers.along_job())
+    return [*agreement.sentences(), *([] if along is None else [along])]
 
 
 def _columns(ledger: LedgerReader, sidecar: Sidecar, *, openai: bool) -> Columns:

@@ -83,8 +83,10 @@ def compare_jobs(left: Path, right: Path) -> Comparison:
     both = different = 0
     for pair in zip(first.records(), second.records(), strict=True):
         labels = []
+        # Out of both, so that both are held against the same known answers.
+        used = any(record.gold_used for record in pair)
         for job, tally, record in zip((first, second), tallies, pair, strict=True):
-            tally.add(record)
+            tally.add(record, gold_used=used)
             label = label_of_record(record, parsed=job.parsed, key=job.sidecar.answer_key)
             labels.append(record.answer if label is None else label)
         if pair[0].status == pair[1].status == "ok":
@@ -100,9 +102,10 @@ def _name(side: Side) -> str:
 def _side(job: Published, tally: Tally) -> Side:
     m, by = job.metrics, tally.by_status
     agreement = tally.answers.agreement()
+    mode = "isolated" if job.sidecar.mode == "isolated" or _chose_alone(m) else "conversation"
     cells = {
         "Job": job.job,
-        "Rows are answered": "in conversation" if job.sidecar.mode == "conversation" else "alone",
+        "Rows are answered": "in conversation" if mode == "conversation" else "alone",
         "In sight of": trim_sentence(m) or ("nothing else" if job.sidecar.mode == "isolated" else "-"),
         "Model": str(m.get("model") or job.sidecar.model),
         "Rows": f"{count(by['ok'])} ok, {count(by['failed'])} failed, {count(by['skipped'])} skipped",
@@ -116,7 +119,13 @@ def _side(job: Published, tally: Tally) -> Side:
     }
     if agreement is not None:
         cells["Agreement"] = "\n".join(agreement.sentences())
-    return Side(job.job, job.sidecar.mode, by["ok"], by["failed"], by["skipped"], cells)
+    return Side(job.job, mode, by["ok"], by["failed"], by["skipped"], cells)
+
+
+def _chose_alone(m: Mapping[str, Any]) -> bool:
+    """Whether `auto` asked each row alone, from the first one to the last."""
+    trim = m.get("trim") or {}
+    return trim.get("asked") == "auto" and (m.get("pilot") or {"form": "alone"})["form"] == "alone"
 
 
 def _number(value: Any, form: str) -> str:

@@ -30,9 +30,11 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
     keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "marks", "gold", "score")
     put(
         "trim",
-        {key: newest[key] for key in keys} if newest and conversation else None,
-        "the newest plan that a row was asked under; `marks`: whether `every` was fixed by the sidecar, "
-        "safe, or learned",
+        {**{key: newest[key] for key in keys}, "asked": sidecar.trim.strategy}
+        if newest and conversation
+        else None,
+        "the newest plan that a row was asked under; `asked`: the sidecar's strategy; `marks`: whether "
+        "`every` was fixed by the sidecar, safe, or learned",
         missing=alone or "no plan was made",
     )
     put(
@@ -113,7 +115,7 @@ def trim_sentence(m: Mapping[str, Any]) -> str | None:
     if not trim:
         return None
     every, anchors = trim["every"], m.get("anchors")
-    parts = [f"strategy {trim['strategy']}"]
+    parts = [f"strategy {'auto' if trim.get('asked') == 'auto' else trim['strategy']}"]
     if anchors:
         gold = ", with their known answers" if trim["gold"] else ""
         parts.append(f"the same {len(anchors)} rows before all others{gold}")

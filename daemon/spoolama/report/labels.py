@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from spoolama.job.answer import label_of
+from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import BadJson, parse_json
 from spoolama.report.record import Record
 from spoolama.report.text import csv_cell
 
-__all__ = ["label_of_record", "word_of"]
+__all__ = ["label_of_answer", "label_of_record", "word_of"]
 
 
 def label_of_record(record: Record, *, parsed: bool, key: str | None) -> str | None:
@@ -27,6 +29,23 @@ def label_of_record(record: Record, *, parsed: bool, key: str | None) -> str | N
         except BadJson:
             return answer.strip()
     return label_of(answer, "null", key) if parsed else label_of(None, str(answer), key)
+
+
+def label_of_answer(answer: str, sidecar: Sidecar) -> str:
+    """What of an answer is compared with other answers to its row, as the engine compares it.
+
+    Args:
+        answer: As the model wrote it.
+        sidecar: What was asked.
+    """
+    parsed: object | None = None
+    if sidecar.format is not None:
+        try:
+            parsed = parse_json(answer)
+        except BadJson:
+            parsed = None
+    label = label_of(parsed, answer, sidecar.answer_key)
+    return json.dumps(parsed, sort_keys=True) if label is None else label
 
 
 def word_of(value: Any) -> str:

@@ -144,6 +144,7 @@ def _second_end(
         id=end.id if first.id is None or (named and end.id is not None) else first.id,
         home=first.home,
         gold=end.gold if end.gold is not None else first.gold,
+        gold_used=first.gold_used or end.gold_used,
         attempts=first.attempts + end.attempts,
         by=[job, end.row] if end.by is None else end.by,
         fields=mended if mended != asked else None,
@@ -188,6 +189,13 @@ def _metrics(
         "completed rows against the sidecar's gold column; each measure has its own `how`",
         missing="the sidecar names no gold column",
     )
+    for name in ("guard", "audit"):
+        put(
+            name,
+            home.metrics.get(name),
+            "of the first job, from which the rows with an answer come",
+            missing="the first job has none",
+        )
     sources = [{k: v for k, v in job.metrics.items() if k != "how"} for job in (home, retry)]
     put("merged_from", sources, "metrics.json of both jobs; speed, tokens and times are told there")
     return metrics

@@ -6,13 +6,16 @@ A number that nobody measured is null, and its `how` says why. The one estimate 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from spoolama import __version__
 from spoolama.job.sidecar import Sidecar
-from spoolama.report.agreement import Agreement, Spread
+from spoolama.report.agreement import LEAST_ALONG, Agreement, Spread
+from spoolama.report.audit import audit_metrics
 from spoolama.report.conduct import conduct_metrics
+from spoolama.report.guard import guard_metrics
+from spoolama.report.pilot import pilot_metrics
 from spoolama.report.tally import Tally
 from spoolama.spool.ledger_read import LedgerReader, Totals
 
@@ -67,6 +70,7 @@ def job_metrics(
     _speed(metrics, ledger, tally, totals)
     _model(metrics, ledger)
     _answers(metrics, tally.answers.spread(), agreement)
+    _effect(metrics, ledger, tally, agreement, sidecar)
     return metrics
 
 
@@ -128,7 +132,8 @@ def _tokens(metrics: Metrics, tally: Tally, totals: Totals) -> None:
 
     def counted(rows: int) -> str:
         return (
-            f"sum of the server's counts over {rows} of {answered} answered rows; failed tries not included"
+            f"sum of the server's counts over {rows} of {answered} answered rows; failed tries, and answers"
+            " given only to be compared, are not included"
         )
 
     no_count = "the server gave no such count" if answered else "no row was answered"
@@ -257,3 +262,26 @@ def _answers(metrics: Metrics, spread: Spread, agreement: Agreement | None) -> N
         "completed rows against the sidecar's gold column; each measure has its own `how`",
         missing="the sidecar names no gold column",
     )
+
+
+def _effect(
+    metrics: Metrics, ledger: LedgerReader, tally: Tally, agreement: Agreement | None, sidecar: Sidecar
+) -> None:
+    """What the conversation did to the answers."""
+    thirds = tally.answers.along_job()
+    if agreement is None:
+        why = "the sidecar names no gold column"
+    elif agreement.kind == "none":
+        why = "the answers cannot be compared with gold"
+    else:
+        why = f"under {LEAST_ALONG} rows can be compared"
+    metrics.put(
+        "agreement_along_job",
+        [asdict(third) for third in thirds] or None,
+        "`agreement` in thirds of the rows that can be compared, in the order of the file: accuracy, or rank"
+        " correlation, with its 95 % interval as there; `first` and `last` are row numbers from 1",
+        missing=why,
+    )
+    pilot_metrics(metrics.put, ledger, sidecar)
+    guard_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"])
+    audit_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"])

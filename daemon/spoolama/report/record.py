@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from spoolama.spool.ledger_read import Outcome
 
 __all__ = ["Record", "home_of", "record_of"]
 
-_OPTIONAL = ("gold", "home", "model", "thinking", "by", "fields")
+_OPTIONAL = ("gold", "home", "model", "thinking", "by", "fields", "redone", "gold_used")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,12 @@ class Record:
     """A merged row: [job, row] that gave the answer; segment, place, seen and plan are told of that job."""
     fields: dict[str, Any] | None = None
     """A merged row: the fields it was asked with, where somebody mended them."""
+    redone: bool | None = None
+    """true: its conversation was seen to change answers, so its answer was taken back and it was asked
+    again, alone."""
+    gold_used: bool | None = None
+    """true: by its answer, and its known one, was chosen what stands before the rows; it does not count for
+    the agreement with gold."""
 
     def to_json(self) -> dict[str, Any]:
         """The line's keys in order; the last ones only where there is something to say."""
@@ -73,13 +79,14 @@ class Record:
         return cls(**{name: line[name] for name in cls.__slots__ if name in line})
 
 
-def record_of(outcome: Outcome, *, parse_answer: bool, gold: str | None) -> Record:
+def record_of(outcome: Outcome, *, parse_answer: bool, gold: str | None, used: Container[int] = ()) -> Record:
     """What the ledger has of a row, as results.jsonl tells it.
 
     Args:
         outcome: The row. One that is still `pending` is told as skipped.
         parse_answer: Whether answers are JSON by the sidecar's `format`.
         gold: The column of known answers.
+        used: Ordinals of the rows by which was chosen what stands before the others.
     """
     fields = outcome.fields or {}
     known = fields.get(gold) if gold is not None else None
@@ -94,6 +101,8 @@ def record_of(outcome: Outcome, *, parse_answer: bool, gold: str | None) -> Reco
         gold=known if known != "" else None,
         home=home_of(fields) or None,
         model=outcome.model,
+        redone=outcome.redone or None,
+        gold_used=(known not in (None, "") and outcome.ordinal in used) or None,
     )
     if status == "skipped":
         return common

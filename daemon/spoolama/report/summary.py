@@ -65,7 +65,7 @@ def summary_text(
     """
     m = metrics
     books = balance(m["total"], m["completed"], m["failed"], m["skipped"])
-    lines = [str(m["job"] or ""), books, ""]
+    lines = [str(m["job"] or ""), books, "", *_warned(m)]
     if m["ended_early"]:
         lines += _entry("Ended early", _early(m["ended_early"]))
     lines += _entry("Model", _model(m))
@@ -73,8 +73,9 @@ def summary_text(
         lines += _entry("Speed", _speed(m))
         lines += _entry("Tokens", _tokens(m))
         lines += _entry("Context", _context(m))
-        if sentence := trim_sentence(m):
+        if (sentence := trim_sentence(m)) and not _alone_by_choice(m):
             lines += _entry("Trims", sentence)
+        lines += _effect(m)
         for number, sentence in enumerate(server_sentences(m)):
             lines += _entry("Server" if number == 0 else "", sentence)
     if m["peak_vram_gb"] is not None:
@@ -110,7 +111,7 @@ def merged_text(
     """
     m = metrics
     books = balance(m["total"], m["completed"], m["failed"], m["skipped"])
-    lines = [str(m["job"]), books, ""]
+    lines = [str(m["job"]), books, "", *_warned(m)]
     brought = f"{count(m['brought_home'])} answers from {retry}"
     if answered_before:
         brought += f"; {count(answered_before)} rows of it had an answer already, which stays"
@@ -126,6 +127,37 @@ def merged_text(
     return "\n".join(lines).strip() + "\n"
 
 
+def _warned(m: Mapping[str, Any]) -> list[str]:
+    """What the guard and the audit found wrong with the answers: it comes before all else."""
+    texts = [(m.get(name) or {}).get("warning") for name in ("guard", "audit")]
+    return [
+        line for text in texts if text for line in (*textwrap.wrap(text, _WIDTH, break_on_hyphens=False), "")
+    ]
+
+
+def _effect(m: Mapping[str, Any]) -> list[str]:
+    """Pilot, guard and audit: what they found, or why there was none of them."""
+    lines: list[str] = []
+    for name in ("pilot", "guard", "audit"):
+        value = m[name]
+        if value is not None:
+            lines += _entry(name.capitalize(), value["sentence"])
+        elif name == "pilot" or m["guard"] is not None:  # else no row saw another
+            why = m["how"][name].removeprefix("null: ")
+            lines += _entry(name.capitalize(), f"None: {why}." if name == "pilot" else f"{_capital(why)}.")
+    return lines
+
+
+def _alone_by_choice(m: Mapping[str, Any]) -> bool:
+    """Whether rows stood alone since nothing else was chosen: the line of the pilot says that."""
+    trim = m["trim"]
+    return bool(trim and trim["asked"] == "auto" and trim["every"] == 1 and not m["anchors"])
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _entry(label: str, text: str) -> list[str]:
     indent = " " * _LABEL
     return textwrap.wrap(
@@ -138,8 +170,9 @@ def _entry(label: str, text: str) -> list[str]:
 
 
 def _early(ended: Mapping[str, Any]) -> str:
-    mend = ended.get("mend")
-    return f"{ended.get('message', '')}{f' {mend}' if mend else ''}"
+    mend, message = ended.get("mend"), str(ended.get("message", ""))
+    dot = "" if message.endswith((".", "!", "?")) else "."
+    return f"{message}{dot} {mend}" if mend else message
 
 
 def _model(m: Mapping[str, Any]) -> str:

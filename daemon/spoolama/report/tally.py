@@ -61,8 +61,13 @@ class Tally:
         """Failed rows by class, most first."""
         return dict(sorted(self.errors.items(), key=lambda item: (-item[1], item[0])))
 
-    def add(self, record: Record) -> None:
-        """The next row."""
+    def add(self, record: Record, *, gold_used: bool = False) -> None:
+        """The next row.
+
+        Args:
+            record: How it ended.
+            gold_used: Leave it out of the agreement with gold, whatever it says of that itself.
+        """
         self.rows += 1
         self.by_status[record.status] += 1
         self.asked += record.status != "skipped" and record.attempts > 0
@@ -71,11 +76,11 @@ class Tally:
             self.errors[code] = self.errors.get(code, 0) + 1
             self.examples.setdefault(code, record)
         if record.status == "ok":
-            self._add_answered(record)
+            self._add_answered(record, used=bool(record.gold_used) or gold_used)
 
-    def _add_answered(self, record: Record) -> None:
+    def _add_answered(self, record: Record, *, used: bool) -> None:
         label = label_of_record(record, parsed=self.parsed, key=self.sidecar.answer_key)
-        self.answers.add(label, record.gold)
+        self.answers.add(label, record.gold, row=record.row, used=used)
         if record.segment is not None:
             if record.segment >= len(self._segments):
                 self._segments.extend(bytes(record.segment + 1 - len(self._segments)))

@@ -18,6 +18,7 @@ from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.errors import ConfigError, InputError, RowError
 from spoolama.job.asking import Ask, Asker
+from spoolama.job.plan import pilot_asks
 from spoolama.job.rows import Limits, detect
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.sidecar_file import load_sidecar
@@ -62,7 +63,9 @@ class Findings:
     mode: str
     anchors: int = 0
     """Rows that will stand before every other one."""
-    strategy: str = "reset"
+    strategy: str = "auto"
+    pilot: int = 0
+    """Answers that the pilot may take; 0: there is none."""
     segment: int = 0
     """Rows of one conversation; 0: all are one."""
     lanes: int | None = None
@@ -89,6 +92,11 @@ class Findings:
         """Rows that will be asked."""
         return self.rows - sum(self.faults.values())
 
+    @property
+    def alone(self) -> bool:
+        """Whether each row stands alone, or a pilot has yet to say."""
+        return self.mode != "conversation" or self.strategy == "auto"
+
     def idle_lanes(self, lanes: int) -> str | None:
         """What to say where there are fewer conversations than lanes; None: every lane has work.
 
@@ -97,8 +105,7 @@ class Findings:
         """
         lanes = self.lanes or lanes
         conversations = -(-self.rows // self.segment) if self.segment else 1
-        alone = self.mode != "conversation" or self.strategy == "auto"
-        if alone or conversations >= lanes or self.rows < lanes:
+        if self.alone or conversations >= lanes or self.rows < lanes:
             return None
         made = "1 conversation" if conversations == 1 else f"{conversations} conversations"
         return (
@@ -194,6 +201,7 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
         finally:
             await ledger.close()
         await asyncio.to_thread(_read_back, job.ledger, Asker(sidecar, openai=openai), findings)
+    findings.pilot = 0 if openai else pilot_asks(sidecar, findings.rows)
     return findings
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from spoolama.spool.ledger_read_effect import EffectReader
 from spoolama.spool.ledger_schema import open_reader
 
 __all__ = ["LedgerReader", "Outcome", "Totals"]
@@ -46,6 +47,8 @@ class Outcome:
     code: str | None = None
     message: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
+    redone: bool = False
+    """Whether an answer given in a conversation was taken back, and the row asked again alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,12 @@ SELECT r.ordinal, r.line, r.id, r.fields, r.raw, r.state, r.alone, r.model,
        coalesce(a.attempts, f.attempts, 0), coalesce(a.at, f.at),
        a.answer, a.thinking, a.finish, a.segment, a.place, a.sight, a.plan_version,
        a.prompt_tokens, a.cached_tokens, a.completion_tokens, a.load_s, a.prompt_s, a.eval_s, a.latency_s,
-       f.code, f.message, f.details
+       f.code, f.message, f.details, EXISTS (SELECT 1 FROM replaced p WHERE p.ordinal = r.ordinal)
 FROM rows r LEFT JOIN results a USING (ordinal) LEFT JOIN failures f USING (ordinal)
 """
 
 
-class LedgerReader:
+class LedgerReader(EffectReader):
     """A read-only view of a ledger; use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
@@ -144,6 +147,7 @@ class LedgerReader:
                 code=row[24],
                 message=row[25],
                 details={} if row[26] is None else json.loads(row[26]),
+                redone=bool(row[27]),
             )
 
     def failures(self) -> dict[str, int]:

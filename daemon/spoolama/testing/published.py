@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from spoolama.spool.ledger_read import LedgerReader
 from spoolama.spool.states import UPLOADED
 from spoolama.testing.clock import VirtualClock
 
-__all__ = ["Script", "publish_job"]
+__all__ = ["Fill", "Script", "answered", "publish_job"]
 
 Script = Callable[[Row], str | RowError | None]
 """What becomes of a readable row: its answer, its error, or nothing (it is never tried)."""
+
+Fill = Callable[[JobLedger], Awaitable[None]]
+"""Writes into the ledger what else there is: answers given for comparison, verdicts, plans."""
 
 
 def publish_job(
@@ -35,6 +39,8 @@ def publish_job(
     sidecar: str,
     answer: Script,
     counts: bool = True,
+    fill: Fill | None = None,
+    segment: int = 10,
     **meta: Any,
 ) -> Summary:
     """Make `path` what a published job looks like.
@@ -46,6 +52,8 @@ def publish_job(
         sidecar: YAML; empty for OpenAI requests without one.
         answer: What becomes of each readable row.
         counts: Whether the server counted tokens.
+        fill: Called with the ledger when every row has its end.
+        segment: Rows of a segment.
         meta: Notes of the ledger besides the usual ones, or in their place.
     """
     uploaded = path / UPLOADED
@@ -59,18 +67,28 @@ def publish_job(
         asked = Sidecar(model="test")
     ledger = path.parent / f"{path.name}.sqlite"
     notes: dict[str, Any] = {"sidecar_name": "job.yaml" if sidecar else None, "data_name": data_name, **meta}
-    ended_early = asyncio.run(_fill(ledger, uploaded / data_name, asked, answer, counts, path.name, notes))
+    ended_early = asyncio.run(
+        _fill(ledger, uploaded / data_name, asked, answer, counts, path.name, notes, fill, segment)
+    )
     with LedgerReader(ledger) as reader:
         return build_outputs(path, reader, asked, ended_early=ended_early)
 
 
 async def _fill(
-    file: Path, data: Path, sidecar: Sidecar, answer: Script, counts: bool, job: str, notes: dict[str, Any]
+    file: Path,
+    data: Path,
+    sidecar: Sidecar,
+    answer: Script,
+    counts: bool,
+    job: str,
+    notes: dict[str, Any],
+    fill: Fill | None,
+    segment: int,
 ) -> dict[str, str] | None:
     ledger = JobLedger(file, VirtualClock())
     kind = detect(data, data.name)
     ended_early = None
-    await ledger.add_plan(1, first_plan(sidecar).to_json())
+    await ledger.add_plan(1, replace(first_plan(sidecar), segment_rows=segment).to_json())
     with read_rows(data, kind) as rows:
         for row in rows:
             name = row.id
@@ -82,7 +100,7 @@ async def _fill(
                 continue  # it could not be read, or its id was used before
             end = answer(row)
             if isinstance(end, str):
-                ledger.answered(_answered(row, end, counts))
+                ledger.answered(answered(row.ordinal, end, counts=counts, segment=segment))
             elif end is not None:
                 details = {**end.details, **({"answer": end.answer} if end.answer is not None else {})}
                 ledger.failed(Failed(row.ordinal, end.code, end.message, 1, details))
@@ -103,20 +121,33 @@ async def _fill(
             "peak_vram_bytes": None,
         }
         await ledger.note(**{**usual, **notes})
+    if fill is not None:
+        await fill(ledger)
     await ledger.flush()
     await ledger.close()
     return ended_early
 
 
-def _answered(row: Row, text: str, counts: bool) -> Answered:
-    place = row.ordinal % 10
+def answered(
+    ordinal: int, text: str, *, counts: bool = True, alone: bool = False, segment: int = 10
+) -> Answered:
+    """An answer as a ledger keeps it.
+
+    Args:
+        ordinal: The row's, from 0.
+        text: The answer.
+        counts: Whether the server counted tokens.
+        alone: Whether it was given in sight of no other row.
+        segment: Rows of a segment.
+    """
+    place = ordinal % segment
     return Answered(
-        ordinal=row.ordinal,
+        ordinal=ordinal,
         answer=text,
         finish="stop",
-        segment=row.ordinal // 10,
+        segment=ordinal // segment,
         place=place,
-        sight=((row.ordinal - place, row.ordinal - 1),) if place else (),
+        sight=((ordinal - place, ordinal - 1),) if place and not alone else (),
         aside=False,
         trimmed=False,
         plan_version=1,
@@ -124,11 +155,11 @@ def _answered(row: Row, text: str, counts: bool) -> Answered:
         own_bytes=20,
         own_tokens=None,
         prompt_tokens=100 + 20 * place if counts else None,
-        cached_tokens=(80 + 20 * place if row.ordinal else 0) if counts else None,
+        cached_tokens=(80 + 20 * place if ordinal else 0) if counts else None,
         completion_tokens=5 if counts else None,
         load_s=0.0,
         prompt_s=0.1,
         eval_s=0.2,
-        latency_s=0.3 + row.ordinal / 100,
+        latency_s=0.3 + ordinal / 100,
         attempts=1,
     )

@@ -105,11 +105,29 @@ def test_check_reckons_time_only_with_a_rate(drop: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "said"),
     [
+        ("", "Each row stands alone behind the shared part: a pilot, which looks"),
+        ("trim: {pilot: 40}\n", "A pilot of at most 40 answers looks whether earlier rows may stand"),
+        ("trim: {strategy: window}\n", "(behind the rows before it and their answers)"),
+        ("mode: isolated\n", None),
+    ],
+)
+def test_check_says_what_will_stand_before_a_row(drop: Path, side: str, said: str | None) -> None:
+    """With `auto` that is known when the pilot has ended, or at once where there is none."""
+    sidecar = drop.with_suffix(".yaml")
+    sidecar.write_text(sidecar.read_text() + side)
+    output = " ".join(call("check", drop).output.split())
+    assert said in output if said is not None else "pilot" not in output
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
         (
-            "lanes: 2\n",
+            "lanes: 2\ntrim: {strategy: reset}\n",
             "1 conversation, and a conversation is held by one lane: 1 of 2 lanes will",
         ),
-        ("lanes: 2\nsegment: 2\n", None),
+        ("lanes: 2\ntrim: {strategy: reset}\nsegment: 2\n", None),
+        ("lanes: 2\n", None),
         ("lanes: 2\nmode: isolated\n", None),
         ("lanes: 1\n", None),
     ],

@@ -48,6 +48,8 @@ class Bench:
 
     def __init__(self, path: Path, texts: list[str], sidecar: str = SIDECAR, **backend: Any) -> None:
         self.clock = VirtualClock()
+        if "trim:" not in sidecar:  # most tests of the engine are about conversations
+            sidecar += "trim: {strategy: reset}\n"
         self.sidecar = parse_sidecar(sidecar, "job.yaml")
         self.backend = ScriptedBackend(self.clock, **backend)
         self.path = path / "ledger.sqlite"

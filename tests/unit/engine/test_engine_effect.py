@@ -222,19 +222,17 @@ def test_a_restart_around_a_redo_balances_the_books(tmp_path: Path, kill_at: int
 
 def test_a_pilots_choice_that_turns_out_harmful_is_left(tmp_path: Path) -> None:
     """Harm that comes only later than the pilot looks: from the next segment on rows stand alone."""
-    late = {"now": False}
+    decided: list[bool] = []
 
     def turns(request: ChatRequest) -> str:
-        return follows(request) if late["now"] else own(request)
+        return follows(request) if decided else own(request)
 
     def fault(call: Call) -> Reply | None:
         del call
-        late["now"] = late["now"] or meta["done"]()
+        if not decided and rows_of(bench, "SELECT 1 FROM plan WHERE version=2"):
+            decided.append(True)
         return None
 
-    meta = {
-        "done": lambda: bench.path.exists() and bool(rows_of(bench, "SELECT 1 FROM plan WHERE version=2"))
-    }
     bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nsegment: 60\n", answer=turns)
     bench.backend.fault = fault
     assert bench.run().finished
@@ -270,3 +268,29 @@ def test_rows_that_fail_when_audited_keep_their_results(tmp_path: Path) -> None:
     assert bench.run().finished
     assert [o.state for o in bench.outcomes] == ["ok"] * 120
     assert rows_of(bench, "SELECT count(*) FROM attempts") == [(0,)]
+
+
+@pytest.mark.parametrize("kill_at", [119, 121, 130, 141])
+def test_a_restart_in_the_audit_finishes_it(tmp_path: Path, kill_at: int) -> None:
+    """All rows have their end by then; what is left to be asked again is asked, and nothing else."""
+
+    class Killed(Exception):
+        pass
+
+    def fault(call: Call) -> Reply | None:
+        del call
+        if len(bench.backend.calls) == kill_at:
+            raise Killed
+        return None
+
+    bench = bench_of(tmp_path, COLLAPSE + "audit: 20\n", rows=120)
+    bench.backend.fault = fault
+    with pytest.raises(BaseExceptionGroup):
+        bench.run()
+    assert bench.run().finished
+    assert len(rows_of(bench, "SELECT 1 FROM trials WHERE kind='audit'")) == 20
+    assert len(bench.backend.calls) == 120 + 20 + 5 + 1
+    assert [o.state for o in bench.outcomes] == ["ok"] * 120
+    calls = len(bench.backend.calls)
+    assert bench.run().finished
+    assert len(bench.backend.calls) == calls, "nothing is audited twice"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from spoolama.report import statistics
+from spoolama.report.agreed import along_sentence
 from spoolama.report.agreement import Agreement, AnswerTally
 
 
@@ -158,3 +159,46 @@ def test_spread_of_free_text_is_not_counted() -> None:
         tally.add(f"text {n}", None)
     assert tally.spread().counts is None
     assert "over 1000 different answers in 1200 rows" in tally.spread().sentence()
+
+
+def test_agreement_along_the_job_is_told_in_thirds() -> None:
+    """Labels by their accuracy, numbers by their rank correlation, each third with its rows and interval."""
+    labels, numbers = AnswerTally("gold"), AnswerTally("gold")
+    for n in range(90):
+        labels.add("yes" if n < 60 or n % 2 else "no", "yes", row=2 * n + 1)
+        numbers.add(n, n if n < 60 else -n, row=n + 1)
+    first, _, last = labels.along_job()
+    assert (first.first, first.last, first.rows, first.accuracy) == (1, 59, 30, 1.0)
+    assert (last.first, last.last, last.accuracy) == (121, 179, 0.5)
+    assert last.accuracy_interval == statistics.wilson(15, 30)
+    assert along_sentence([first, last]) == (
+        "First, middle and last third of these rows: 100 % (89 to 100), 50 % (33 to 67)."
+    )
+    assert [third.correlation for third in numbers.along_job()] == [
+        pytest.approx(1),
+        pytest.approx(1),
+        pytest.approx(-1),
+    ]
+
+
+def test_too_few_rows_have_no_thirds() -> None:
+    """Under 30 rows, or without a comparison, nothing is said of the agreement along the job."""
+    tally, text = AnswerTally("gold"), AnswerTally("gold")
+    for n in range(29):
+        tally.add("a", "a", row=n + 1)
+    for n in range(60):
+        text.add(f"word {n}", n, row=n + 1)
+    assert (tally.along_job(), text.along_job()) == ([], [])
+    assert along_sentence([]) is None
+
+
+def test_rows_that_were_used_are_counted_and_left_out() -> None:
+    """They have no part in any measure, but in the spread of the answers."""
+    tally = AnswerTally("gold")
+    for n in range(10):
+        tally.add("a", "b" if n < 4 else "a", row=n + 1, used=n < 4)
+    agreement = tally.agreement()
+    assert agreement is not None
+    assert (agreement.rows, agreement.left_out, agreement.accuracy) == (6, 4, 1.0)
+    assert tally.spread().rows == 10
+    assert any("4 rows more are left out" in sentence for sentence in agreement.sentences())

@@ -14,13 +14,15 @@ from spoolama.job.row import Row
 from spoolama.report.analysis import analyze_job
 from spoolama.report.compare import compare_jobs
 from spoolama.report.conduct import trim_sentence
-from spoolama.testing.published import publish_job
+from spoolama.spool.job_ledger import JobLedger
+from spoolama.testing.published import answered, publish_job
 
 SIDECAR = """
 model: m
 prompt: "{{ text }}"
 gold: gold
 mode: MODE
+trim: {strategy: reset}
 format: {type: object, properties: {s: {enum: [negative, positive]}}, required: [s]}
 """
 DATA = b"text,gold\n" + b"".join(b"x,%d\n" % n for n in range(20))
@@ -62,6 +64,40 @@ def test_two_conversations_are_told_apart_by_their_names_and_trims(tmp_path: Pat
     assert comparison.left.job in cost
     assert comparison.right.job in cost
     assert "In sight of" in comparison.left.cells
+
+
+def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
+    """Whatever `mode` says: without a pilot that chose otherwise no row saw another."""
+    for name, strategy in (("auto", "auto"), ("window", "window")):
+        sidecar = SIDECAR.replace("MODE", "conversation").replace("reset", strategy)
+        publish_job(tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold)
+
+    comparison = compare_jobs(tmp_path / "auto", tmp_path / "window")
+
+    assert [side.cells["Rows are answered"] for side in (comparison.left, comparison.right)] == [
+        "alone",
+        "in conversation",
+    ]
+    assert comparison.left.cells["In sight of"] == "strategy auto; each row alone"
+
+
+def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
+    """Rows by which one job chose what stands before the rows are left out of the other's agreement too."""
+
+    async def fill(ledger: JobLedger) -> None:
+        for ordinal in range(5):
+            ledger.tried("alone", answered(ordinal, '{"s": "positive"}', alone=True))
+
+    for name, filled in (("first", fill), ("second", None)):
+        sidecar = SIDECAR.replace("MODE", "conversation")
+        publish_job(
+            tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold, fill=filled
+        )
+
+    comparison = compare_jobs(tmp_path / "first", tmp_path / "second")
+
+    for side in (comparison.left, comparison.right):
+        assert "over 15 rows" in side.cells["Agreement"]
 
 
 @pytest.mark.parametrize(

@@ -207,3 +207,16 @@ def test_the_data_is_read_again_by_the_bounds_of_the_first_reading(
     with open_published(tmp_path / "home").rows() as rows:
         (row,) = rows
     assert (row.fault and row.fault.code) == code
+
+
+def test_a_warning_of_the_first_job_comes_along(home: Path, tmp_path: Path) -> None:
+    """What the guard found wrong with its answers is said first in the merged summary, too."""
+    metrics = json.loads((home / "metrics.json").read_bytes())
+    metrics["guard"] = {"warning": "Warning: rows 1 to 30 went wrong."}
+    (home / "metrics.json").write_text(json.dumps(metrics))
+    second = retry(home, (home / "errors.jsonl").read_bytes(), lambda _: "second")
+
+    summary = merge_jobs(home, second, tmp_path / "whole")
+
+    assert summary.text.splitlines()[3] == "Warning: rows 1 to 30 went wrong."
+    assert summary.metrics["guard"]["warning"] == "Warning: rows 1 to 30 went wrong."

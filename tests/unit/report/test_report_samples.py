@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spoolama.job.asking import Asker
+from spoolama.job.plan import pilot_asks
 from spoolama.job.rows import detect, read_rows
 from spoolama.job.sidecar_file import load_sidecar
 from spoolama.report.samples import SAMPLES, reviews, write_sample
@@ -56,9 +57,9 @@ def test_the_package_has_the_reviews_of_the_project() -> None:
     assert len({row[0] for row in rows}) == 200
 
 
-def test_the_demo_asks_the_same_in_both_modes() -> None:
-    """The two sidecars of the demo differ in their mode and in nothing else."""
-    together = load_sidecar(CONFIG / "reviews.yaml")
-    alone = load_sidecar(CONFIG / "reviews-alone.yaml")
-    assert together.mode == "conversation"
-    assert alone == together.model_copy(update={"mode": "isolated"})
+def test_the_demo_has_a_pilot_though_it_is_small() -> None:
+    """Its 200 rows would have none by themselves: the sidecar asks for one, and for an audit."""
+    sidecar = load_sidecar(CONFIG / "reviews.yaml")
+    assert (sidecar.mode, sidecar.trim.strategy) == ("conversation", "auto")
+    assert pilot_asks(sidecar, 200) > 0
+    assert sidecar.audit > 0

@@ -1,0 +1,100 @@
+"""Hands the segments of a model to lanes, and has each one looked at when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from spoolama.engine.anchoring import Anchoring, RunLanes
+from spoolama.engine.guarding import Guarding
+from spoolama.engine.handout import Handout
+from spoolama.engine.lane import Lane
+from spoolama.engine.planner import Planner
+from spoolama.engine.store import RowStore, Stop
+from spoolama.job.plan import Plan
+
+__all__ = ["Segments"]
+
+_AHEAD = 64
+
+
+class Segments:
+    """The segments of one model's rows.
+
+    Args:
+        model: The model that these rows ask for; None is the job's own.
+        store: Has the rows.
+        planner: Has the plan of each segment.
+        anchoring: Has the turns in front.
+        guarding: Looks at what conversations did; None: nobody does.
+        stop: A wish to stop.
+        total: Rows of the job.
+    """
+
+    def __init__(
+        self,
+        model: str | None,
+        store: RowStore,
+        planner: Planner,
+        anchoring: Anchoring,
+        guarding: Guarding | None,
+        stop: Stop,
+        *,
+        total: int,
+    ) -> None:
+        self._model = model
+        self._store = store
+        self._planner = planner
+        self._anchoring = anchoring
+        self._guarding = guarding
+        self._stop = stop
+        self._total = total
+
+    async def answer(self, run: RunLanes) -> None:
+        """Have every row answered that has no end yet, and every conversation looked at."""
+        waiting = Handout(self._pending())
+
+        async def work(lane: Lane) -> None:
+            while await self._planner.ready(lane.number):
+                segment = await waiting.take()
+                if segment is None or self._stop.is_set() or not await self._one(lane, segment):
+                    return
+
+        await run(work)
+        if self._guarding is None:
+            return
+        # The service may have ended between a segment's last row and the look at it.
+        left = Handout(_each(await self._store.unguarded()))
+
+        async def look(lane: Lane) -> None:
+            while (segment := await left.take()) is not None:
+                await self._one(lane, segment)
+
+        await run(look)
+
+    async def _one(self, lane: Lane, segment: int) -> bool:
+        """False if the service stops before its plan can be known."""
+        plan = await self._planner.plan_for(segment)
+        if plan is None:
+            return False
+        first = segment * self._planner.segment_rows
+        last = min(self._total, first + self._planner.segment_rows) - 1
+        await self._rows(lane, segment, first, last, plan)
+        if self._guarding is not None and first < last and await self._guarding.look(segment, lane):
+            await self._rows(lane, segment, first, last, plan)
+        return True
+
+    async def _rows(self, lane: Lane, segment: int, first: int, last: int, plan: Plan) -> None:
+        anchors = await self._anchoring.turns_of(plan)
+        await lane.run_segment(segment, first, last, self._model, plan, anchors)
+
+    async def _pending(self) -> AsyncIterator[int]:
+        after, rows = -1, self._planner.segment_rows
+        while found := await self._store.pending_segments(after, rows, self._model, _AHEAD):
+            for segment in found:
+                yield segment
+            after = found[-1]
+
+
+async def _each(segments: list[int]) -> AsyncIterator[int]:
+    for segment in segments:
+        yield segment

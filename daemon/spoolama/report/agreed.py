@@ -1,0 +1,159 @@
+"""What is said of answers and known answers: spread, agreement, and agreement along the job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = [
+    "MAX_LABELS",
+    "Agreement",
+    "Spread",
+    "Third",
+    "along_sentence",
+    "interval_words",
+    "percent",
+    "short",
+]
+
+MAX_LABELS = 1000
+"""Past so many different answers they are free text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Which answers there were, and how often."""
+
+    rows: int
+    """Answered rows that have a label."""
+    counts: dict[str, int] | None
+    """Rows by answer, most first; None: too many different ones to count (free text)."""
+    entropy_bits: float | None
+    """0: one answer for everything. 1: as uncertain as a coin."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For metrics.json."""
+        return asdict(self)
+
+    def sentence(self, most: int = 8) -> str:
+        """`positive 137 (98 %), negative 3 (2 %)`."""
+        if not self.rows:
+            return "no answers to count"
+        if self.counts is None:
+            return f"over {MAX_LABELS} different answers in {self.rows} rows: free text is not counted"
+        listed = list(self.counts.items())
+        if len(listed) == 1:
+            return f'every one of the {self.rows} answers is "{short(listed[0][0])}"'
+        parts = [f"{short(label)} {count} ({percent(count / self.rows)})" for label, count in listed[:most]]
+        if len(listed) > most:
+            parts.append(f"{len(listed) - most} more different answers")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well the answers agree with the known ones. What does not apply is None."""
+
+    gold: str
+    """The column of known answers."""
+    rows: int
+    """Rows that have both an answer and a known one."""
+    kind: str
+    """`labels`, `numbers`, `scale` (labels against numbers), or `none`."""
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    kappa: float | None = None
+    kappa_interval: tuple[float, float] | None = None
+    correlation: float | None = None
+    correlation_interval: tuple[float, float] | None = None
+    mean_absolute_error: float | None = None
+    scale: str | None = None
+    """The order that was given to labels, in words."""
+    left_out: int = 0
+    """Rows whose known answers were used to choose what stands before the rows."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be said, and why."""
+    how: dict[str, str] = field(default_factory=dict)
+    """How each measure was made."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For metrics.json."""
+        return asdict(self)
+
+    def sentences(self) -> list[str]:
+        """What a person wants to know, a sentence each."""
+        over = f"over {self.rows} rows"
+        out: list[str] = []
+        if self.accuracy is not None:
+            interval = interval_words(self.accuracy_interval, True)
+            out.append(f"{percent(self.accuracy)} equal to {self.gold}{interval}, {over}.")
+        if self.kappa is not None:
+            interval = interval_words(self.kappa_interval)
+            out.append(f"Cohen's kappa (agreement beyond chance) {self.kappa:.2f}{interval}.")
+        if self.correlation is not None:
+            value = f"{self.correlation:.2f}{interval_words(self.correlation_interval)}"
+            out.append(f"Rank correlation (Spearman) with {self.gold} {value}, {over}.")
+        if self.mean_absolute_error is not None:
+            out.append(f"On average {self.mean_absolute_error:.3g} away from {self.gold}.")
+        if self.scale is not None:
+            out.append(f"Answers ranked as {self.scale}.")
+        if self.left_out:
+            out.append(
+                f"{self.left_out:,} rows more are left out: by them was chosen what stands before the rows."
+            )
+        return out + self.notes
+
+
+@dataclass(frozen=True, slots=True)
+class Third:
+    """A third of the rows that can be compared with gold, in the order of the file."""
+
+    first: int
+    """Its first row, from 1."""
+    last: int
+    rows: int
+    """Rows that could be compared."""
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    correlation: float | None = None
+    correlation_interval: tuple[float, float] | None = None
+
+    def words(self) -> str:
+        """`71 % (64 to 77)`."""
+        if self.accuracy is not None:
+            low, high = self.accuracy_interval or (0.0, 1.0)
+            return f"{percent(self.accuracy)} ({low * 100:.0f} to {high * 100:.0f})"
+        if self.correlation is None:
+            return "undefined"
+        if self.correlation_interval is None:
+            return f"{self.correlation:.2f}"
+        low, high = self.correlation_interval
+        return f"{self.correlation:.2f} ({low:.2f} to {high:.2f})"
+
+
+def along_sentence(thirds: Sequence[Third]) -> str | None:
+    """The agreement of each third; None where there are none."""
+    if not thirds:
+        return None
+    return f"First, middle and last third of these rows: {', '.join(third.words() for third in thirds)}."
+
+
+def short(text: str, most: int = 40) -> str:
+    """The text on one line, cut where it is too long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def percent(share: float) -> str:
+    """`93 %`; near the ends with one place more."""
+    return f"{share * 100:.0f} %" if share in (0, 1) or 0.01 <= share <= 0.99 else f"{share * 100:.1f} %"
+
+
+def interval_words(interval: tuple[float, float] | None, shares: bool = False) -> str:
+    """` (95 % interval 0.41 to 0.57)`, or nothing."""
+    if interval is None:
+        return ""
+    low, high = interval
+    shown = f"{low * 100:.0f} to {high * 100:.0f} %" if shares else f"{low:.2f} to {high:.2f}"
+    return f" (95 % interval {shown})"

@@ -1,0 +1,121 @@
+"""What is told of the audit: whether rows asked again alone were answered as in the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from spoolama.effect.audit import Audit, audit
+from spoolama.effect.forms import ALONE
+from spoolama.effect.likeness import likeness_of
+from spoolama.job.labels import enum_of
+from spoolama.job.sidecar import Sidecar
+from spoolama.report.agreed import percent
+from spoolama.report.labels import label_of_answer
+from spoolama.report.pilot import span
+from spoolama.spool.ledger_read import LedgerReader
+
+__all__ = ["audit_metrics"]
+
+Put = Callable[..., None]
+
+_HOW = (
+    "rows drawn at random from all that were answered in sight of others were answered again alone at"
+    " the end. `agreement`: mean likeness of both answers, 0 to 1 (`compared` says of what), with 95 %"
+    " intervals by Clopper and Pearson; `by_depth`: in thirds by the number of rows in sight,"
+    " `along_job`: by their place in the file; `floor`: likeness of alone and alone again, of all rows"
+    " above temperature 0, else of a quarter; `changed`: by more than `margin` beyond the floor, and"
+    " beyond chance; `clear`: twice the margin can be ruled out; if neither, the rows are too few to"
+    " tell; `drift`: Spearman's correlation of likeness with depth or place, from 20 rows on. It does"
+    " not say which answer is right"
+)
+
+_WARNING = (
+    "Warning: the audit shows that the conversation changed the answers (see Audit). What to do: nothing, if"
+    " earlier rows were meant to count; else drop the job again with `mode: isolated`."
+)
+
+
+def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mapping[str, Any] | None) -> None:
+    """Add `audit`.
+
+    Args:
+        put: Takes name, value, how it was measured and, as `missing`, why there is none.
+        ledger: The job's ledger.
+        sidecar: What was asked.
+        pilot: What metrics.json says of the pilot.
+    """
+    found, depths = _found(ledger, sidecar)
+    if sidecar.mode == "isolated":
+        why = "rows were asked alone"
+    elif not ledger.in_company():
+        left = "is left that " if ledger.replaced() else ""
+        why = f"no row {left}was answered in sight of others"
+    elif not sidecar.audit:
+        why = "not asked for; `audit: 200` has 200 rows answered again alone and compared"
+    else:
+        why = "the job ended before its audit"
+    value = None
+    if found is not None:
+        value = {**found.to_json(), "asked": sidecar.audit, "margin": sidecar.trim.margin}
+        if len(depths) == 1:  # its thirds would be the same depth three times
+            whole = {**asdict(found.by_depth[0]), "where": f"{min(depths)} rows in sight", "rows": found.rows}
+            value["by_depth"] = [
+                {**whole, "agreement": found.agreement, "low": found.low, "high": found.high}
+            ]
+        wanted = (pilot or {}).get("why") == "better"
+        value["sentence"] = f"{_likeness(found)}. {_verdict(found, sidecar, wanted=wanted)}"
+        value["warning"] = _WARNING if found.changed and not wanted else None
+    put("audit", value, _HOW, missing=why)
+
+
+def _found(ledger: LedgerReader, sidecar: Sidecar) -> tuple[Audit | None, set[int]]:
+    def label(answer: str) -> str:
+        return label_of_answer(answer, sidecar)
+
+    rows = ledger.compared("audit")
+    alone = {row.ordinal: label(row.alone) for row in rows}
+    others = {**ledger.sample_answers(), **ledger.trial_answers(ALONE), **ledger.trial_answers("guard")}
+    known = [*alone.values(), *(label(answer) for ordinal, answer in others.items() if ordinal not in alone)]
+    found = audit(
+        {row.ordinal: label(row.given) for row in rows},
+        alone,
+        {n: label(answer) for n, answer in ledger.trial_answers("audit-again").items()},
+        {row.ordinal: row.depth for row in rows},
+        likeness_of(known, listed=enum_of(sidecar) is not None),
+        margin=sidecar.trim.margin,
+    )
+    return found, {row.depth for row in rows}
+
+
+def _likeness(found: Audit) -> str:
+    interval = f"95 % interval {span(found.low, found.high)}"
+    if found.compared == "equal answers":
+        same = f"{percent(found.agreement)} of {found.rows:,} rows got the same answer"
+        text = f"Asked again alone, {same} ({interval})"
+    else:
+        text = (
+            f"Asked again alone, {found.rows:,} rows are answered {percent(found.agreement)} alike"
+            f" ({found.compared}; {interval})"
+        )
+    if found.floor is not None and found.floor < 1:
+        text += f"; alone, asked twice, {percent(found.floor)}"
+    return text
+
+
+def _verdict(found: Audit, sidecar: Sidecar, *, wanted: bool) -> str:
+    allowed, twice = (f"{sidecar.trim.margin * times * 100:g} %" for times in (1, 2))
+    if found.changed and wanted:
+        text = f"The conversation changed answers, as it was to: it agrees better with {sidecar.gold}."
+    elif found.changed:
+        text = f"The conversation changed the answers, by more than the {allowed} that `margin` allows."
+    elif found.clear:
+        text = f"No sign that the conversation changed the answers: {twice} or more can be ruled out."
+    else:
+        text = f"A change beyond {allowed} is not shown, but so few rows cannot rule one of {twice} out."
+    if found.drift == "depth":
+        text += " The more rows stood before a row, the less its answers agree."
+    elif found.drift == "job":
+        text += " The later in the job, the less the answers agree."
+    return text

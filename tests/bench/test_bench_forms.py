@@ -1,0 +1,22 @@
+"""The bench of forms at a size that takes seconds."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import bench_forms
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_each_form_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """`make bench-forms` in small: 24 rows alone, behind one earlier row, and as a pilot decides."""
+    bench_forms.main(
+        [*("--rows", "24", "--forms", "alone,tail-1,auto", "--pilot", "60", "--lanes", "2")],
+    )
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+
+    assert [line[0].split(":")[0] for line in lines[1:]] == ["| alone", "| tail-1", "| auto"]
+    assert lines[1][2] == "–"
+    assert lines[3][2].startswith("100%"), "auto found no proof on 24 rows, so rows stand alone"

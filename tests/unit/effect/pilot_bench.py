@@ -1,0 +1,93 @@
+"""Pilots run to their end, with answers made to order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from spoolama.effect.forms import AGAIN, ALONE, FORMS, AloneCosts, form_named
+from spoolama.effect.pilot import next_step
+from spoolama.effect.sample import Decision, Rules, Seen, Step, again_rows, blocks_of
+from spoolama.job.trim import CANDIDATES
+
+__all__ = ["CACHED", "FORGOTTEN", "WORDS", "Run", "Says", "plain", "rules_of", "run"]
+
+CACHED = AloneCosts(270, 47, 47, 4, 0.05, 0.05)
+"""No form is faster."""
+FORGOTTEN = AloneCosts(270, 270, 47, 4, 0.27, 0.05)
+"""tail-20, tail-5, anchors-tail-5 and tail-1 are, in this order."""
+WORDS = ("negative", "neutral", "positive")
+
+Says = Callable[[str, int], str]
+"""What a row is answered, by kind and ordinal; the same whenever it is asked."""
+
+
+def plain(kind: str, n: int) -> str:
+    """As if it stood alone."""
+    return WORDS[n * 7 % 3]
+
+
+def rules_of(
+    asks: int = 200,
+    *,
+    total: int = 10_000,
+    noisy: bool = False,
+    gold: bool = False,
+    seed: int = 1,
+    margin: float = 0.05,
+) -> Rules:
+    """The rules of a job with three labels."""
+    return Rules(blocks_of(total, asks, seed), asks, margin, noisy, gold, WORDS, listed=True)
+
+
+@dataclass(slots=True)
+class Run:
+    """A pilot on its way."""
+
+    rules: Rules
+    says: Says
+    gold: Callable[[int], str] | None = None
+    costs: AloneCosts | None = FORGOTTEN
+    labels: dict[str, dict[int, str]] = field(default_factory=dict)
+    done: list[tuple[int, str]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def asked(self) -> int:
+        """Counted here, not there."""
+        anchored = any(form.anchored for form in FORMS if form.name in self.labels)
+        return sum(map(len, self.labels.values())) + (CANDIDATES if anchored else 0)
+
+    def next(self) -> Step | Decision:
+        """What the pilot says now."""
+        gold = {} if self.gold is None else {n: self.gold(n) for ls in self.labels.values() for n in ls}
+        return next_step(self.rules, Seen(self.labels, gold, frozenset(self.done), self.costs))
+
+    def ask(self, block: int, kind: str, rows: int | None = None) -> None:
+        """Answer a block in one way; only its first rows if the service dies in it."""
+        ordinals = self.rules.blocks[block]
+        wanted = again_rows(ordinals, self.rules) if kind == AGAIN else list(ordinals)
+        assert kind in (ALONE, AGAIN) or form_named(kind)
+        self.labels.setdefault(kind, {}).update({n: self.says(kind, n) for n in wanted[:rows]})
+        if rows is None:
+            self.done.append((block, kind))
+
+    def to_end(self, dies: random.Random | None = None) -> Decision:
+        """Go on until it is decided; `dies` says where the service dies, in the middle of blocks."""
+        while isinstance(step := self.next(), Step):
+            self.steps.append(step)
+            assert step.kinds, "a step asks something"
+            for block in step.blocks:
+                for kind in step.kinds:
+                    assert (block, kind) not in self.done, "nothing is asked twice"
+                    if dies is not None and dies.random() < 0.3:
+                        self.ask(block, kind, dies.randrange(1, 20))
+                        break
+                    self.ask(block, kind)
+        return step
+
+
+def run(rules: Rules, says: Says = plain, **more: object) -> Decision:
+    """How a pilot ends."""
+    return Run(rules, says, **more).to_end()  # type: ignore[arg-type]

@@ -1,0 +1,162 @@
+"""What is told of the pilot: what was chosen, why, and what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolama.effect.sample import Judged
+from spoolama.spool.job_ledger import JobLedger
+from unit.report.effect_jobs import again, decision, judged, line_of, own, publish, records_of
+
+AUTO = "trim: {strategy: auto}\n"
+GOLD = "gold: gold\n" + AUTO
+FRONT = "the same rows before each row"
+
+
+@pytest.mark.parametrize(
+    ("side", "form", "why", "tried", "said"),
+    [
+        (
+            AUTO,
+            "tail-5",
+            "no_harm",
+            [judged()],
+            "Chosen: up to 5 earlier rows before each row. Proved harmless in the sample: 98 % of 90 answers"
+            " are those given alone (95 % interval 93 to 99 %); reckoned 1.4 times as fast.",
+        ),
+        (
+            GOLD,
+            "anchors",
+            "better",
+            [
+                judged(
+                    "anchors", FRONT, wins=31, losses=9, compared=120, how="rows answered right", better=True
+                )
+            ],
+            "Chosen: the same rows before each row. Proved in the sample to agree better with gold than rows"
+            " alone: 31 better, 9 worse, the rest as good (120 compared: rows answered right).",
+        ),
+        (
+            AUTO,
+            "alone",
+            "no_proof",
+            [judged(agreement=0.88, low=0.8, high=0.94, proof=False, harm=True)],
+            "Chosen: each row alone. Up to 5 earlier rows before each row was not proved harmless: 88 %"
+            " of 90 answers are those given alone (95 % interval 80 to 94 %);"
+            " 95 % had to be proved.",
+        ),
+        (
+            GOLD,
+            "alone",
+            "no_proof",
+            [
+                judged("anchors", FRONT, wins=5, losses=9, compared=40, how="rows answered right"),
+                judged(wins=8, losses=7, compared=40, how="rows answered right"),
+            ],
+            "Chosen: each row alone. None of 2 other ways that were tried was proved better on gold, or"
+            " harmless and faster. Best was up to 5 earlier rows before each row: 8 better, 7 worse,"
+            " the rest as good (40 compared: rows answered right).",
+        ),
+        (
+            AUTO,
+            "alone",
+            "none_faster",
+            [],
+            "Chosen: each row alone. Nothing else was reckoned to be 1.1 times as fast, so nothing else was"
+            " tried.",
+        ),
+        (
+            AUTO,
+            "alone",
+            "costs_unknown",
+            [],
+            "Chosen: each row alone. The server tells no tokens or times, so whether anything else is faster"
+            " is unknown.",
+        ),
+        (
+            AUTO,
+            "alone",
+            "too_small",
+            [],
+            "Chosen: each row alone. The answers that the pilot may take are too few to prove anything else"
+            " harmless.",
+        ),
+    ],
+)
+def test_each_ending_is_said_in_words(
+    tmp_path: Path, side: str, form: str, why: str, tried: list[Judged], said: str
+) -> None:
+    """What was chosen comes first, then why, then what it cost; without gold, that alone is usual."""
+
+    async def fill(ledger: JobLedger) -> None:
+        await ledger.note(pilot=decision(form, why, *tried))
+        again(ledger, "alone", range(40), own)
+        again(ledger, "tail-5", range(40), own)
+
+    summary = publish(tmp_path / "j", side, fill=fill)
+
+    line, told = line_of(summary, "Pilot"), summary.metrics["pilot"]
+    assert line.startswith(said)
+    assert "It cost 118 further answers (39 % of the rows, " in line
+    assert line.endswith("Rows alone is what `auto` usually finds without known answers (`gold`).") == (
+        form == "alone" and side == AUTO
+    )
+    assert (told["form"], told["why"], told["asked"], told["floor"]) == (form, why, 118, 1.0)
+    assert line == told["sentence"]
+    assert len(told["tried"]) == len(tried)
+    assert (line_of(summary, "Trims") == "") == (form == "alone") or form != "alone"
+
+
+def test_alone_that_differs_from_alone_is_told(tmp_path: Path) -> None:
+    """Above temperature 0 the floor is what has to be reached, and numbers and texts are alike, not equal."""
+
+    async def fill(ledger: JobLedger) -> None:
+        tried = judged(agreement=0.7, low=0.6, high=0.8, proof=False)
+        await ledger.note(pilot=decision("alone", "no_proof", tried, floor=0.9, compared="words in common"))
+
+    line = line_of(publish(tmp_path / "j", AUTO, fill=fill), "Pilot")
+    assert "90 answers are 70 % like those given alone (words in common; 95 % interval 60 to 80 %)" in line
+    assert "85 % had to be proved. Alone, asked twice, agrees with itself in 90 %." in line
+
+
+@pytest.mark.parametrize(
+    ("side", "meta", "why"),
+    [
+        ("mode: isolated\n", {}, "`mode: isolated`, so each row was asked alone"),
+        ("trim: {strategy: window}\n", {}, "names `window` itself"),
+        (AUTO, {}, "below 5,000 rows a sample of 2 % proves nothing, so each row was asked alone."),
+        (AUTO, {}, "Rows alone is what `auto` usually finds without known answers"),
+        ("trim: {strategy: auto, pilot: 0}\n", {}, "`pilot: 0`, so each row was asked alone"),
+        ("trim: {strategy: auto, pilot: 90}\n", {}, "the job ended before its pilot did"),
+        (AUTO, {"asked_models": ["a", None]}, "each row was asked alone"),
+    ],
+)
+def test_a_job_without_a_pilot_says_why(tmp_path: Path, side: str, meta: dict[str, Any], why: str) -> None:
+    """null, the reason beside it, and the same reason in the summary."""
+    summary = publish(tmp_path / "j", side, **meta)
+    assert summary.metrics["pilot"] is None
+    assert why in summary.metrics["how"]["pilot"]
+    assert line_of(summary, "Pilot").startswith("None: ")
+    assert why in line_of(summary, "Pilot")
+
+
+def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
+    """Known answers of the pilot's rows are left out of the agreement, and how many is said."""
+
+    async def fill(ledger: JobLedger) -> None:
+        again(ledger, "alone", range(40), own)
+        again(ledger, "tail-5", range(40), own)
+        again(ledger, "audit", range(100, 120), own)
+
+    def says(n: int) -> str:
+        return own(n + 1) if n < 40 else own(n)  # wrong in every row of the sample
+
+    agreement = publish(tmp_path / "j", GOLD, says=says, fill=fill).metrics["agreement"]
+    assert (agreement["rows"], agreement["left_out"]) == (260, 40)
+    assert agreement["correlation"] == pytest.approx(1)
+    used = [record.get("gold_used") for record in records_of(tmp_path / "j")]
+    assert used == [True] * 40 + [None] * 260
+    assert "40 rows more are left out" in (tmp_path / "j" / "summary.txt").read_text()

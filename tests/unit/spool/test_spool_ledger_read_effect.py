@@ -1,0 +1,74 @@
+"""Reading what a ledger has of pilot, guard and audit."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from spoolama.job.plan import Plan
+from spoolama.spool.job_ledger import JobLedger
+from spoolama.spool.ledger_read import LedgerReader
+from spoolama.testing.hand_clock import HandClock
+from spoolama.testing.published import answered
+from unit.spool.test_spool_ledger import row
+
+
+async def job(path: Path) -> None:
+    """Six answered rows in two segments of three, and everything that can be compared of them."""
+    ledger = JobLedger(path, HandClock())
+    await ledger.take_in([row(n) for n in range(8)])
+    await ledger.add_plan(1, Plan(1, 0, 3, "anchors", anchors=(7,)).to_json())
+    for n in range(6):
+        ledger.answered(answered(n, f"given {n}", segment=3))
+    for kind, ordinals in (("alone", (0, 1)), ("tail-1", (1,)), ("guard", (4,)), ("audit", (0, 1, 2, 4))):
+        for n in ordinals:
+            ledger.tried(kind, answered(n, f"{kind} {n}", alone=True, segment=3))
+    ledger.sampled(answered(6, "sample 6", alone=True, segment=3))
+    await ledger.guarded(0, None)
+    await ledger.redo(1, {"segment": 1, "harm": True})
+    ledger.answered(answered(4, "redone 4", alone=True, segment=3))
+    await ledger.close()
+
+
+def test_what_can_be_compared_is_what_stands_in_sight_of_others(tmp_path: Path) -> None:
+    """Not a conversation's first row, nor one that was redone alone."""
+    asyncio.run(job(tmp_path / "l.sqlite"))
+    with LedgerReader(tmp_path / "l.sqlite") as ledger:
+        found = ledger.compared("audit")
+        assert [(c.ordinal, c.given, c.alone, c.depth) for c in found] == [
+            (1, "given 1", "audit 1", 1),
+            (2, "given 2", "audit 2", 2),
+        ]
+        assert ledger.in_company() == 2
+        assert ledger.trial_answers("guard") == {4: "guard 4"}
+        assert ledger.sample_answers() == {6: "sample 6"}
+
+
+def test_rows_that_had_a_part_in_the_choice_are_known(tmp_path: Path) -> None:
+    """Rows of the named trials, candidates for anchors, and anchors; not those of guard and audit."""
+    asyncio.run(job(tmp_path / "l.sqlite"))
+    with LedgerReader(tmp_path / "l.sqlite") as ledger:
+        assert ledger.chosen_with(("alone", "tail-1")) == {0, 1, 6, 7}
+        assert ledger.chosen_with(()) == {6, 7}
+
+
+def test_what_was_guarded_and_redone_is_counted(tmp_path: Path) -> None:
+    """Segments that were judged, verdicts, rows taken back and those of them that are answered again."""
+    asyncio.run(job(tmp_path / "l.sqlite"))
+    with LedgerReader(tmp_path / "l.sqlite") as ledger:
+        found = ledger.guarded(2)
+        assert (found.judged, found.short, found.checked) == (2, 0, 1)
+        assert ledger.guarded(3).short == 1
+        assert (found.replaced, found.answered_again) == (2, 1)
+        assert found.verdicts == [{"segment": 1, "harm": True}]
+        assert [outcome.ordinal for outcome in ledger.outcomes() if outcome.redone] == [4, 5]
+
+
+def test_every_answer_costs_its_time_once(tmp_path: Path) -> None:
+    """Results, trials, answers taken back and samples; each answer took 0.3 s and a hundredth a row."""
+    asyncio.run(job(tmp_path / "l.sqlite"))
+    with LedgerReader(tmp_path / "l.sqlite") as ledger:
+        assert ledger.requests(("alone", "tail-1")).answers == 3
+        assert ledger.requests(("alone", "tail-1"), samples=True).answers == 4
+        assert round(ledger.requests(("alone",)).seconds, 6) == 0.61
+        assert ledger.all_requests().answers == 5 + 8 + 2 + 1
