@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 from spoolama.context.turns import Turns
 from spoolama.effect.forms import ALONE
-from spoolama.effect.guard import Settled, rows_to_check, settle, suspicion
+from spoolama.effect.gold import compare
+from spoolama.effect.guard import (
+    GOLD_CHECKS,
+    Settled,
+    rows_to_check,
+    settle,
+    settle_by_gold,
+    suspicion,
+)
 from spoolama.effect.likeness import likeness_of
 from spoolama.engine.lane import Lane
 from spoolama.engine.planner import Planner
@@ -12,6 +23,7 @@ from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.errors import JobError
 from spoolama.job.labels import enum_of
+from spoolama.job.record import StoredRow
 from spoolama.job.sidecar import Sidecar
 
 __all__ = ["GUARD", "GUARD_AGAIN", "Guarding"]
@@ -20,6 +32,18 @@ GUARD = "guard"
 """Rows answered again alone to settle a suspicion."""
 GUARD_AGAIN = "guard-again"
 """Likewise a second time, where the temperature is above 0."""
+
+
+@dataclass(slots=True)
+class _Reference:
+    """What segments are held against."""
+
+    alone: dict[int, str]
+    """Answers given alone, from all over the job."""
+    form: dict[int, str] | None
+    """Answers of the pilot in the form that was chosen for agreeing better with gold."""
+    earlier: list[Settled]
+    """Suspicions that were settled before."""
 
 
 class Guarding:
@@ -42,7 +66,7 @@ class Guarding:
         self._turns = turns
         self._tally = tally
         self._listed = enum_of(sidecar) is not None
-        self._alone: dict[int, str] | None = None
+        self._seen: _Reference | None = None
 
     async def look(self, segment: int, lane: Lane) -> bool:
         """Look at a segment that is done; whether its rows are to be asked again, alone.
@@ -54,13 +78,16 @@ class Guarding:
         if not rows:
             return False
         labels = {row.ordinal: self._turns.label(row.answer or "") for row in rows}
-        alone = await self._reference()
-        others = [label for ordinal, label in alone.items() if ordinal not in labels]
+        seen = await self._reference()
+        # A form that was chosen for agreeing better with gold is to differ from alone.
+        like = seen.alone if seen.form is None else seen.form
+        others = [label for ordinal, label in like.items() if ordinal not in labels]
         why = suspicion(list(labels.values()), others)
         if why is None:
             await self._store.guarded(segment, None)
             return False
-        settled = await self._settle(segment, why, labels, lane)
+        settled = await self._settle(segment, why, rows, labels, seen, lane)
+        seen.earlier.append(settled)
         verdict = settled.to_json()
         if not settled.harm:
             await self._store.guarded(segment, verdict)
@@ -80,35 +107,59 @@ class Guarding:
             )
         return False
 
-    async def _settle(self, segment: int, why: str, labels: dict[int, str], lane: Lane) -> Settled:
-        asked = rows_to_check(list(labels), segment, self._sidecar.options.seed)
-        noisy, plan = self._sidecar.options.temperature > 0, self._planner.latest
+    async def _settle(
+        self,
+        segment: int,
+        why: str,
+        rows: Sequence[StoredRow],
+        labels: Mapping[int, str],
+        seen: _Reference,
+        lane: Lane,
+    ) -> Settled:
+        seed, plan = self._sidecar.options.seed, self._planner.latest
+        if seen.form is not None:
+            gold = self._gold_of(rows)
+            asked = rows_to_check([n for n in labels if n in gold], segment, seed, GOLD_CHECKS)
+            await lane.run_apart(GUARD, asked, plan)
+            alone = await self._labels(GUARD)
+            given = {n: labels[n] for n in asked}
+            pairs = compare(given, alone, gold, enum=enum_of(self._sidecar))
+            return settle_by_gold(segment, why, pairs, seen.earlier)
+        asked = rows_to_check(list(labels), segment, seed)
+        noisy = self._sidecar.options.temperature > 0
         await lane.run_apart(GUARD, asked, plan)
         if noisy:
             await lane.run_apart(GUARD_AGAIN, asked, plan)
         alone = await self._labels(GUARD)
         again = await self._labels(GUARD_AGAIN) if noisy else {}
         compared = [n for n in asked if n in alone and (not noisy or n in again)]
-        assert self._alone is not None
-        self._alone.update({n: alone[n] for n in compared})
+        seen.alone.update({n: alone[n] for n in compared})
         return settle(
             segment,
             why,
             [labels[n] for n in compared],
             [alone[n] for n in compared],
             [again[n] for n in compared] if noisy else [],
-            likeness_of(list(self._alone.values()), listed=self._listed),
+            likeness_of(list(seen.alone.values()), listed=self._listed),
             self._sidecar.trim.margin,
+            seen.earlier,
         )
 
-    async def _reference(self) -> dict[int, str]:
-        """What was answered alone, from all over the job."""
-        if self._alone is None:
-            samples = {
-                row.ordinal: self._turns.label(row.answer or "") for row in await self._store.samples()
-            }
-            self._alone = {**samples, **await self._labels(ALONE), **await self._labels(GUARD)}
-        return self._alone
+    async def _reference(self) -> _Reference:
+        """What segments are held against: answers given alone, or in the form that gold has chosen."""
+        if self._seen is None:
+            given = await self._store.samples()
+            alone = {row.ordinal: self._turns.label(row.answer or "") for row in given}
+            alone |= {**await self._labels(ALONE), **await self._labels(GUARD)}
+            pilot = await self._store.meta("pilot") or {}
+            form = await self._labels(pilot["form"]) if pilot.get("why") == "better" else None
+            earlier = [Settled.from_json(verdict) for verdict in await self._store.verdicts()]
+            self._seen = _Reference(alone, form, earlier)
+        return self._seen
+
+    def _gold_of(self, rows: Sequence[StoredRow]) -> dict[int, str]:
+        found = {row.ordinal: row.fields.get(self._sidecar.gold or "") for row in rows}
+        return {n: str(value).strip() for n, value in found.items() if value not in (None, "")}
 
     async def _labels(self, kind: str) -> dict[int, str]:
         return {row.ordinal: self._turns.label(row.answer or "") for row in await self._store.trials(kind)}

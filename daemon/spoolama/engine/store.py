@@ -76,6 +76,10 @@ class RowStore(AnsweredRows, Protocol):
         """These rows with their results, in order."""
         ...
 
+    async def verdicts(self) -> list[dict[str, Any]]:
+        """How suspicions were settled, by segment."""
+        ...
+
     async def unguarded(self) -> list[int]:
         """Segments with answers in conversation that nobody has looked at."""
         ...

@@ -31,7 +31,7 @@ class MemoryStore:
         self.notes: dict[str, Any] = {}
         self.plan_bodies: list[dict[str, Any]] = []
         self.trial_answers: dict[str, dict[int, Answered]] = {}
-        self.verdicts: dict[int, dict[str, Any] | None] = {}
+        self.looked_at: dict[int, dict[str, Any] | None] = {}
         self.replaced: dict[int, Answered] = {}
 
     # --- reading -----------------------------------------------------------------------------------------
@@ -105,9 +105,12 @@ class MemoryStore:
     async def rows_of(self, ordinals: Sequence[int]) -> list[StoredRow]:
         return [self._answered(self.results[n]) if n in self.results else self.rows[n] for n in ordinals]
 
+    async def verdicts(self) -> list[dict[str, Any]]:
+        return [verdict for _, verdict in sorted(self.looked_at.items()) if verdict is not None]
+
     async def unguarded(self) -> list[int]:
         found = {a.segment for a in self.results.values() if a.sight and not a.aside}
-        return sorted(found - set(self.verdicts))
+        return sorted(found - set(self.looked_at))
 
     async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
         return {row.id: row.ordinal for row in self.rows if row.id in ids and row.id is not None}
@@ -177,14 +180,14 @@ class MemoryStore:
         self.tries.pop(ordinal, None)
 
     async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
-        self.verdicts[segment] = None if verdict is None else dict(verdict)
+        self.looked_at[segment] = None if verdict is None else dict(verdict)
 
     async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
         asked = [n for n, a in self.results.items() if a.segment == segment and a.sight]
         for n in asked:
             self.replaced[n] = self.results.pop(n)
             self.rows[n] = replace(self.rows[n], state="pending", alone=True)
-        self.verdicts[segment] = dict(verdict)
+        self.looked_at[segment] = dict(verdict)
         return len(asked)
 
     def sampled(self, answer: Answered) -> None:

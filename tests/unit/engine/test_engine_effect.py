@@ -242,6 +242,36 @@ def test_a_pilots_choice_that_turns_out_harmful_is_left(tmp_path: Path) -> None:
     assert not seen_by(bench.outcomes[-1])
 
 
+def test_a_form_chosen_by_gold_is_held_against_gold(tmp_path: Path) -> None:
+    """It is to differ from alone; harm is where alone would have been right more often."""
+    decided: list[bool] = []
+
+    def turns(request: ChatRequest) -> str:
+        shown = sum(m.role == "assistant" for m in request.messages)
+        text = request.messages[-1].content
+        if decided and shown:
+            return "gone wrong"
+        return text if shown >= 6 or int(text.split()[-1]) % 2 else "something else"
+
+    def fault(call: Call) -> Reply | None:
+        del call
+        if not decided and rows_of(bench, "SELECT 1 FROM plan WHERE version=2"):
+            decided.append(True)
+        return None
+
+    side = "trim: {strategy: auto, pilot: 900}\ngold: text\nsegment: 60\non_collapse: redo\n"
+    bench = bench_of(tmp_path, side, rows=900, answer=turns, server=WARM)
+    bench.sidecar = bench.sidecar.model_copy(update={"format": None})
+    bench.backend.fault = fault
+    assert bench.run().finished
+    assert meta_of(bench, "pilot")["why"] == "better"
+    (verdict, *_) = [json.loads(v) for (v,) in rows_of(bench, "SELECT verdict FROM guarded ORDER BY segment")]
+    assert verdict["harm"]
+    assert (verdict["rows"], verdict["floor"]) == (24, 0)
+    assert verdict["differ"] >= 7
+    assert not any(o.answer == "gone wrong" for o in bench.outcomes)
+
+
 def test_audited_rows_are_answered_again_alone(tmp_path: Path) -> None:
     """As many as were asked for, of those that had others in sight; their results stay as they were."""
     bench = bench_of(tmp_path, COLLAPSE + "audit: 20\n", rows=120)
