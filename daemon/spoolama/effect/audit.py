@@ -102,7 +102,7 @@ def audit(
         given: Labels in conversation by ordinal.
         alone: Likewise, answered alone at the end.
         again: Likewise, alone a second time; may be empty.
-        depth: Rows in sight of each.
+        depth: Rows that the conversation of each had before.
         like: What being alike means.
         margin: Share of rows that may be answered differently.
     """
@@ -133,7 +133,7 @@ def audit(
         _drift(rows, values, depth),
         like.words,
         tuple(
-            _part(f"{depth[part[0]]} to {depth[part[-1]]} rows in sight", [values[n] for n in part])
+            _part(f"after {depth[part[0]]} to {depth[part[-1]]} rows", [values[n] for n in part])
             for part in _thirds(deep)
         ),
         tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict
 from statistics import median
 from typing import Any
 
@@ -27,6 +28,10 @@ _FRAME = 12
 """Tokens that a chat template puts around a row and the opened answer, generously."""
 _DENSITY = 0.35
 """Tokens a byte where rows are too alike to tell: more than English prose has."""
+
+
+_LEAST_COSTS = 10
+"""Rows with all counts and times that costs are told from."""
 
 
 class Piloting:
@@ -151,10 +156,15 @@ class Piloting:
         return Seen(labels, gold, frozenset((block, kind) for block, kind in self._done), await self._costs())
 
     async def _costs(self) -> AloneCosts | None:
-        rows = await self._store.trial_costs(ALONE)
-        if len(rows) < 10:
+        """Of the first block alone: they must not change while forms are on trial, nor after a restart."""
+        if [0, ALONE] not in self._done:
             return None
-        return costs_of(rows)
+        noted = await self._store.meta("pilot_costs")
+        if noted is None:
+            rows = await self._store.trial_costs(ALONE)
+            noted = asdict(costs_of(rows)) if len(rows) >= _LEAST_COSTS else {}
+            await self._store.note(pilot_costs=noted)
+        return AloneCosts(**noted) if noted else None
 
 
 def costs_of(rows: Sequence[tuple[int, int, int, int, float, float]]) -> AloneCosts:

@@ -23,7 +23,8 @@ Put = Callable[..., None]
 _HOW = (
     "rows drawn at random from all that were answered in sight of others were answered again alone at"
     " the end. `agreement`: mean likeness of both answers, 0 to 1 (`compared` says of what), with 95 %"
-    " intervals by Clopper and Pearson; `by_depth`: in thirds by the number of rows in sight,"
+    " intervals by Clopper and Pearson; `by_depth`: in thirds by the number of rows that the"
+    " conversation had before,"
     " `along_job`: by their place in the file; `floor`: likeness of alone and alone again, of all rows"
     " above temperature 0, else of a quarter; `changed`: by more than `margin` beyond the floor, and"
     " beyond chance; `clear`: twice the margin can be ruled out; if neither, the rows are too few to"
@@ -60,7 +61,7 @@ def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
     if found is not None:
         value = {**found.to_json(), "asked": sidecar.audit, "margin": sidecar.trim.margin}
         if len(depths) == 1:  # its thirds would be the same depth three times
-            whole = {**asdict(found.by_depth[0]), "where": f"{min(depths)} rows in sight", "rows": found.rows}
+            whole = {**asdict(found.by_depth[0]), "where": f"after {min(depths)} rows", "rows": found.rows}
             value["by_depth"] = [
                 {**whole, "agreement": found.agreement, "low": found.low, "high": found.high}
             ]
@@ -78,15 +79,18 @@ def _found(ledger: LedgerReader, sidecar: Sidecar) -> tuple[Audit | None, set[in
     alone = {row.ordinal: label(row.alone) for row in rows}
     others = {**ledger.sample_answers(), **ledger.trial_answers(ALONE), **ledger.trial_answers("guard")}
     known = [*alone.values(), *(label(answer) for ordinal, answer in others.items() if ordinal not in alone)]
+    # A trim that keeps rows hands on what they did; else the conversation begins anew.
+    keeps = sidecar.trim.keep_rows or sidecar.trim.strategy == "budget"
+    depths = {row.ordinal: row.place if keeps else row.depth for row in rows}
     found = audit(
         {row.ordinal: label(row.given) for row in rows},
         alone,
         {n: label(answer) for n, answer in ledger.trial_answers("audit-again").items()},
-        {row.ordinal: row.depth for row in rows},
+        depths,
         likeness_of(known, listed=enum_of(sidecar) is not None),
         margin=sidecar.trim.margin,
     )
-    return found, {row.depth for row in rows}
+    return found, set(depths.values())
 
 
 def _likeness(found: Audit) -> str:

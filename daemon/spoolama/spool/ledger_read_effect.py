@@ -21,6 +21,8 @@ class Compared:
     alone: str
     depth: int
     """Rows in sight of which the answer in the results was given."""
+    place: int
+    """Rows of its segment before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,10 @@ class EffectReader:
     def compared(self, kind: str) -> list[Compared]:
         """Rows answered again alone for this comparison whose answer was given in sight of others."""
         return [
-            Compared(ordinal, given, alone, sum(last - first + 1 for first, last in json.loads(sight)))
-            for ordinal, given, alone, sight in self._db.execute(
-                "SELECT t.ordinal, r.answer, t.answer, r.sight FROM trials t JOIN results r USING (ordinal)"
-                " WHERE t.kind=? AND r.sight != '[]' ORDER BY t.ordinal",
+            Compared(ordinal, given, alone, sum(last - first + 1 for first, last in json.loads(sight)), place)
+            for ordinal, given, alone, sight, place in self._db.execute(
+                "SELECT t.ordinal, r.answer, t.answer, r.sight, r.place FROM trials t"
+                " JOIN results r USING (ordinal) WHERE t.kind=? AND r.sight != '[]' ORDER BY t.ordinal",
                 (kind,),
             )
         ]

@@ -135,7 +135,7 @@ def test_agreement_that_falls_with_depth_is_told() -> None:
     assert found.drift == "depth"
     shallow, middle, deep = found.by_depth
     assert shallow.agreement == 1 > deep.agreement
-    assert (shallow.where, deep.where.split(" to ")[1]) == ("1 to 14 rows in sight", "40 rows in sight")
+    assert (shallow.where, deep.where.split(" to ")[1]) == ("after 1 to 14 rows", "40 rows")
     assert shallow.rows + middle.rows + deep.rows == 200
 
 

@@ -40,7 +40,7 @@ def test_answers_that_stay_the_same_are_said_to(tmp_path: Path) -> None:
     assert (told["rows"], told["asked"], told["changed"], told["floor"]) == (100, 100, False, 1.0)
     assert (top_of(summary), told["warning"]) == ("", None)
     assert [part["rows"] for part in told["by_depth"]] == [34, 34, 32]
-    assert told["by_depth"][0]["where"] == "1 to 10 rows in sight"
+    assert told["by_depth"][0]["where"] == "after 1 to 10 rows"
     assert told["along_job"][-1]["where"].startswith("rows ")
 
 
@@ -99,7 +99,7 @@ def test_one_depth_is_told_once(tmp_path: Path) -> None:
         again(ledger, "audit", ROWS[::10], own)
 
     told = publish(tmp_path / "j", WINDOW, fill=fill).metrics["audit"]
-    assert [(part["where"], part["rows"]) for part in told["by_depth"]] == [("1 rows in sight", 10)]
+    assert [(part["where"], part["rows"]) for part in told["by_depth"]] == [("after 1 rows", 10)]
 
 
 def test_free_text_is_alike_not_equal(tmp_path: Path) -> None:
