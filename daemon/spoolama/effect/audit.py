@@ -7,7 +7,9 @@ answered alone twice, and that floor is told beside it.
 
 Two verdicts, and a gap between them where rows are too few for either:
 - `changed`: by the best guess more rows are answered otherwise than the margin allows, and it is no chance.
-- `clear`: twice the margin can be ruled out.
+- `clear`: by the best guess no more than the margin, and twice the margin can be ruled out.
+
+Beside them `certain`: whether any change at all is beyond chance, be it within the margin or not.
 
 Where alone repeats itself, "no chance" is that more than half the margin differ (Clopper and Pearson,
 one-sided 95 %). Where all rows were answered alone twice, it is a permutation test: if a conversation does
@@ -67,7 +69,13 @@ class Audit:
     changed: bool
     """Whether the conversation changed the answers: by more than the margin, and it is no chance."""
     clear: bool
-    """Whether a change of twice the margin can be ruled out. If neither: the rows are too few to tell."""
+    """Whether the best guess is within the margin, and a change of twice the margin can be ruled out. If
+    neither: the rows are too few to tell."""
+    certain: bool
+    """Whether the conversation changed some of the answers, however few: where alone agrees with alone, each
+    that differs; else beyond chance."""
+    lost: float
+    """Best guess of the share that it changed: what alone agrees with alone, less what it does with alone."""
     drift: str | None
     """`depth` or `job`, where agreement surely falls along it; None: not shown."""
     compared: str
@@ -114,13 +122,13 @@ def audit(
     floor = sum(both.values()) / len(both) if both else None
     whole = _part("all", list(values.values()))
     if floor is None or floor == 1.0:
-        changed, clear = _against_itself(list(values.values()), margin)
+        found = _against_itself(list(values.values()), margin)
     elif len(both) == len(rows):
-        changed, clear = _odd_one_out(
+        found = _odd_one_out(
             [(like.of(given[n], alone[n]), like.of(given[n], again[n]), both[n]) for n in rows], margin
         )
     else:
-        changed, clear = _two_shares(list(values.values()), list(both.values()), margin)
+        found = _two_shares(list(values.values()), list(both.values()), margin)
     deep = sorted(rows, key=lambda n: (depth[n], n))
     return Audit(
         len(rows),
@@ -128,8 +136,10 @@ def audit(
         whole.low,
         whole.high,
         None if floor is None else round(floor, 4),
-        changed,
-        clear,
+        found.changed,
+        found.clear,
+        found.certain,
+        round(found.lost, 4),
         _drift(rows, values, depth),
         like.words,
         tuple(
@@ -148,36 +158,50 @@ def _likeness(given: str, alone: str, again: str | None, like: Likeness) -> floa
     return once if again is None else (once + like.of(given, again)) / 2
 
 
-def _against_itself(values: Sequence[float], margin: float) -> tuple[bool, bool]:
-    """(Changed, clear) where alone agrees with alone."""
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """As `Audit` has them."""
+
+    changed: bool
+    clear: bool
+    certain: bool
+    lost: float
+
+
+def _against_itself(values: Sequence[float], margin: float) -> _Verdict:
+    """Where alone agrees with alone."""
     low, high = share_interval(sum(values), len(values), level=0.9)
-    changed = len(values) >= _FEW and sum(values) / len(values) < 1 - margin and high < 1 - margin / 2
-    return changed, not changed and low > 1 - 2 * margin
+    mean = sum(values) / len(values)
+    beyond = mean < 1 - margin
+    changed = len(values) >= _FEW and beyond and high < 1 - margin / 2
+    return _Verdict(changed, not beyond and low > 1 - 2 * margin, mean < 1, 1 - mean)
 
 
-def _odd_one_out(likes: Sequence[tuple[float, float, float]], margin: float) -> tuple[bool, bool]:
-    """(Changed, clear) from rows answered thrice: (given and alone, given and again, alone and again)."""
+def _odd_one_out(likes: Sequence[tuple[float, float, float]], margin: float) -> _Verdict:
+    """From rows answered thrice: (given and alone, given and again, alone and again)."""
     rows = len(likes)
-    if rows < _LEAST:
-        return False, False
     lost = [c - (a + b) / 2 for a, b, c in likes]
     mean = sum(lost) / rows
+    if rows < _LEAST:
+        return _Verdict(changed=False, clear=False, certain=False, lost=mean)
     # What it would be were the first, the second, the third answer the one of the conversation.
     chance = sum(
         ((c - (a + b) / 2) ** 2 + (b - (a + c) / 2) ** 2 + (a - (b + c) / 2) ** 2) / 3 for a, b, c in likes
     )
-    changed = mean > margin and sum(lost) > _SURE_Z * math.sqrt(chance)
+    certain = sum(lost) > _SURE_Z * math.sqrt(chance)
     error = math.sqrt(sum((value - mean) ** 2 for value in lost) / (rows - 1) / rows)
-    return changed, not changed and mean + _CLEAR_Z * error < 2 * margin
+    clear = mean <= margin and mean + _CLEAR_Z * error < 2 * margin
+    return _Verdict(mean > margin and certain, clear, certain, mean)
 
 
-def _two_shares(values: Sequence[float], both: Sequence[float], margin: float) -> tuple[bool, bool]:
-    """(Changed, clear) where only some rows were answered alone twice."""
+def _two_shares(values: Sequence[float], both: Sequence[float], margin: float) -> _Verdict:
+    """Where only some rows were answered alone twice."""
     first, second = (sum(values) + 1) / (len(values) + 2), (sum(both) + 1) / (len(both) + 2)
     error = math.sqrt(first * (1 - first) / (len(values) + 2) + second * (1 - second) / (len(both) + 2))
     lost = sum(both) / len(both) - sum(values) / len(values)
-    changed = lost > margin and second - first > _SURE_Z * error
-    return changed, not changed and second - first + _CLEAR_Z * error < 2 * margin
+    certain = second - first > _SURE_Z * error
+    clear = lost <= margin and second - first + _CLEAR_Z * error < 2 * margin
+    return _Verdict(lost > margin and certain, clear, certain, lost)
 
 
 def _drift(rows: Sequence[int], values: Mapping[int, float], depth: Mapping[int, int]) -> str | None:

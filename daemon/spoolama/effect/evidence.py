@@ -6,7 +6,10 @@ ever holds 1 / alpha times his money is at most alpha (Ville's inequality). Rows
 the decision to go on may depend on what was seen. Values lie between 0 and 1, and need not be hits or misses.
 
 What they cannot know: rows of one conversation lean on one another, so they tell less than as many rows of
-many conversations. That is why a pilot's rows come from several, and why the guard watches every segment.
+many conversations, and the bound does not hold for them. A form that locks onto one answer in 10 % of its
+conversations, and so changes 6 % of the rows, was called harmless in 63 % of 300 simulated jobs, since 4 to 5
+conversations often have none of these. That is why a pilot's rows come from several, why what is told of
+them says how many, and why guard and audit are there for the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ __all__ = [
 
 ALPHA = 0.05
 """Chance that a wrong claim is accepted, over a whole pilot, for each kind of claim: that a form does no
-harm, and that it agrees better with gold. Several forms on trial share it."""
+harm, and that it agrees better with gold. Several forms on trial share it. It holds where rows of a
+conversation do not lean on one another."""
 
 Stakes = Sequence[tuple[float, float]]
 """(Part of the stake that would lose everything, share of the money that plays it)."""

@@ -9,13 +9,28 @@ from spoolama.context.costs import ATTENTION
 from spoolama.job.plan import Plan
 from spoolama.job.trim import ANCHORS
 
-__all__ = ["AGAIN", "ALONE", "FASTER", "FORMS", "AloneCosts", "Form", "faster", "form_named", "speed_of"]
+__all__ = [
+    "AGAIN",
+    "ALONE",
+    "FASTER",
+    "FORMS",
+    "SEED",
+    "AloneCosts",
+    "Form",
+    "faster",
+    "form_named",
+    "speed_of",
+]
 
 ALONE = "alone"
 """The form without a conversation: each row behind the shared prefix."""
 
 AGAIN = "again"
 """Rows answered alone a second time: how far alone agrees with itself."""
+
+SEED = 1000
+"""Added to the sampler's seed for an answer that is compared, and twice for a second one: shared dice would
+agree by themselves."""
 
 FASTER = 1.1
 """A form without gold is worth a trial if it is so many times as fast as rows alone."""

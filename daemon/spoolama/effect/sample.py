@@ -35,6 +35,8 @@ class Rules:
     """The labels that the schema lists, in its order."""
     listed: bool = False
     """Whether the schema lists what answers there are."""
+    longest: int | None = None
+    """Rows of a segment at most; forms for which that is too short are not tried. None: any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,11 @@ class Seen:
     costs: AloneCosts | None = None
     """What rows cost that were asked alone; None where counts are missing. Always of the same rows, those of
     the first block: which forms are tried follows from it, and may not change while they are."""
+    left: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """Rows by form that could not be answered in the conversation at the first try: they were answered apart,
+    or after a repair, or not at all. They count against the form, whatever answer they have."""
+    no_anchors: bool = False
+    """Whether the candidates gave no row that fits in front: forms with anchors are then not tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,9 @@ class Judged:
     form: str
     words: str
     rows: int
-    """Rows that were answered in both ways."""
+    """Rows that were asked in both ways."""
+    conversations: int
+    """Blocks that they come from: rows of one lean on one another."""
     agreement: float
     """Mean likeness with the answers given alone, from 0 to 1."""
     low: float
@@ -96,7 +105,7 @@ class Decision:
     form: str
     """A form's name, or `ALONE`."""
     why: str
-    """`better`, `no_harm`, `no_proof`, `none_faster`, `costs_unknown` or `too_small`."""
+    """`better`, `no_harm`, `no_proof`, `none_faster`, `none_fits`, `costs_unknown` or `too_small`."""
     asked: int
     """Answers it took."""
     floor: float | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from spoolama.effect.evidence import ALPHA, NOISE_STAKES, paired_odds, refuted_below, share_interval
 from spoolama.effect.forms import AGAIN, ALONE, FORMS, Form, speed_of
@@ -35,6 +36,16 @@ class Trials:
             }
             for kind, given in seen.labels.items()
         }
+        self.left = {
+            form.name: frozenset(
+                n
+                for b, block in enumerate(rules.blocks)
+                if (b, form.name) in seen.done
+                for n in (block if form.anchored else block[1:])
+                if n in seen.left.get(form.name, ())
+            )
+            for form in FORMS
+        }
         self.alone, self.again = self.labels.get(ALONE, {}), self.labels.get(AGAIN, {})
         self.like: Likeness = likeness_of(list(self.alone.values()), listed=rules.listed)
         self.floor_values = [
@@ -49,7 +60,11 @@ class Trials:
 
     @property
     def _anchored(self) -> bool:
-        return any(form.anchored for form in FORMS if self.labels.get(form.name))
+        return self.seen.no_anchors or any(form.anchored for form in FORMS if self.was_tried(form))
+
+    def was_tried(self, form: Form) -> bool:
+        """Whether any of its rows came to something, be it that they had to leave the conversation."""
+        return bool(self.labels.get(form.name) or self.left[form.name])
 
     def price(self, kinds: Sequence[str]) -> int:
         """Answers that a block takes, asked in these ways."""
@@ -71,17 +86,21 @@ class Trials:
         return tuple(kind for kind in kinds if (block, kind) not in self.seen.done)
 
     def rows_of(self, form: Form, first: int = 0) -> list[int]:
-        """Rows of blocks from this one on that were answered in this form and alone, as they came.
+        """Rows of blocks from this one on that were asked in this form and answered alone, as they came.
 
         The first of a conversation sees none, and is left out.
         """
-        given = self.labels.get(form.name, {})
+        given = {*self.labels.get(form.name, {}), *self.left[form.name]}
         return [
             n
             for block in self.rules.blocks[first:]
             for n in (block if form.anchored else block[1:])
             if n in given and n in self.alone
         ]
+
+    def like_alone(self, form: Form, n: int, label: str) -> float:
+        """How far the form's answer to this row is the one given alone; 0 where it left the conversation."""
+        return 0.0 if n in self.left[form.name] else self.like.of(self.labels[form.name][n], label)
 
     def odds(self, form: Form, more: int = 0) -> float:
         """Odds against "it does harm beyond the margin", were so many rows more to agree.
@@ -91,15 +110,15 @@ class Trials:
         of them, on average. It lies between -1/2 and 1 (a likeness keeps the triangle's inequality; texts'
         does so nearly, and is cut off there, which costs proof but never makes one).
         """
-        given, margin = self.labels.get(form.name, {}), self.rules.margin
+        margin = self.rules.margin
         rows = self.rows_of(form)
-        plain = [self.like.of(given[n], self.alone[n]) for n in rows]
+        plain = [self.like_alone(form, n, self.alone[n]) for n in rows]
         odds = refuted_below([*plain, *[1.0] * more], 1 - margin)
         if not self.rules.noisy:
             return odds
         lost = [
             self.like.of(self.alone[n], self.again[n])
-            - (self.like.of(given[n], self.alone[n]) + self.like.of(given[n], self.again[n])) / 2
+            - (self.like_alone(form, n, self.alone[n]) + self.like_alone(form, n, self.again[n])) / 2
             for n in rows
             if n in self.again
         ]
@@ -109,8 +128,8 @@ class Trials:
 
     def judge(self, form: Form, tests: int) -> Judged:
         """How far the form's answers are those given alone."""
-        given = self.labels.get(form.name, {})
-        values = [self.like.of(given[n], self.alone[n]) for n in self.rows_of(form)]
+        rows = self.rows_of(form)
+        values = [self.like_alone(form, n, self.alone[n]) for n in rows]
         low, high = share_interval(sum(values), len(values)) if values else (0.0, 1.0)
         floor = 1.0
         if self.rules.noisy and self.floor_values:
@@ -119,6 +138,7 @@ class Trials:
             form.name,
             form.words,
             len(values),
+            sum(not set(rows).isdisjoint(block) for block in self.rules.blocks),
             round(sum(values) / len(values), 4) if values else 0.0,
             round(low, 4),
             round(high, 4),
@@ -128,9 +148,12 @@ class Trials:
         )
 
     def pairs(self, form: Form, *, within: set[int]) -> Pairs:
-        """Wins and losses against alone on gold, on these rows."""
-        given = {n: label for n, label in self.labels.get(form.name, {}).items() if n in within}
-        return compare(given, self.alone, self.seen.gold, enum=self.rules.enum)
+        """Wins and losses against alone on gold, on these rows; a row that left its conversation is lost."""
+        left, gold = self.left[form.name], self.seen.gold
+        given = {n: label for n, label in self.labels.get(form.name, {}).items() if n in within - left}
+        pairs = compare(given, self.alone, gold, enum=self.rules.enum)
+        lost = sum(n in within and n in self.alone and bool(gold.get(n, "").strip()) for n in left)
+        return replace(pairs, losses=pairs.losses + lost, compared=pairs.compared + lost)
 
     def rate(self, form: Form, fresh: int) -> tuple[Pairs, bool]:
         """Wins and losses on rows that had no part in the selection, and whether they prove it better."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from spoolama.effect.audit import rows_to_audit
+from spoolama.effect.forms import SEED
 from spoolama.engine.anchoring import RunLanes
 from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane
@@ -12,7 +13,7 @@ from spoolama.engine.store import RowStore
 from spoolama.job.plan import Plan
 from spoolama.job.sidecar import Sidecar
 
-__all__ = ["AUDIT", "AUDIT_AGAIN", "audit_rows"]
+__all__ = ["AUDIT", "AUDIT_AGAIN", "audit_rows", "left_to_look_at"]
 
 AUDIT = "audit"
 AUDIT_AGAIN = "audit-again"
@@ -33,10 +34,18 @@ async def audit_rows(sidecar: Sidecar, store: RowStore, plan: Plan, run: RunLane
 
         async def work(lane: Lane, kind: str = kind, waiting: Handout[Sequence[int]] = waiting) -> None:
             while (some := await waiting.take()) is not None:
-                await lane.run_apart(kind, some, plan)
+                await lane.run_apart(kind, some, plan, seed=SEED if kind == AUDIT else 2 * SEED)
 
         await run(work)
     await store.note(audited=True)
+
+
+async def left_to_look_at(sidecar: Sidecar, store: RowStore) -> bool:
+    """Whether guard or audit have not ended, though all rows may have."""
+    if await store.unguarded():
+        return True
+    audited = not sidecar.audit or await store.meta("audited", False)
+    return not audited and bool(await store.in_company())
 
 
 async def _chunks(rows: Sequence[int]) -> AsyncIterator[Sequence[int]]:

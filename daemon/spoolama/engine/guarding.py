@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spoolama.context.turns import Turns
-from spoolama.effect.forms import ALONE
+from spoolama.effect.forms import ALONE, SEED
 from spoolama.effect.gold import compare
 from spoolama.effect.guard import (
+    CHECKS,
     GOLD_CHECKS,
     Settled,
     rows_to_check,
@@ -87,7 +88,8 @@ class Guarding:
             await self._store.guarded(segment, None)
             return False
         settled = await self._settle(segment, why, rows, labels, seen, lane)
-        seen.earlier.append(settled)
+        if settled.rows:  # else nothing was settled
+            seen.earlier.append(settled)
         verdict = settled.to_json()
         if not settled.harm:
             await self._store.guarded(segment, verdict)
@@ -98,14 +100,28 @@ class Guarding:
             self._tally.undone(await self._store.redo(segment, verdict))
             return True
         await self._store.guarded(segment, verdict)
+        self._end_where_asked(settled)
+        return False
+
+    async def recall(self) -> None:
+        """End the job if a verdict wants it that was given before a restart.
+
+        Raises:
+            JobError: the sidecar wants the job to fail.
+        """
+        for verdict in await self._store.verdicts():
+            if verdict["harm"]:
+                self._end_where_asked(Settled.from_json(verdict))
+
+    def _end_where_asked(self, settled: Settled) -> None:
         if self._sidecar.on_collapse == "fail":
             raise JobError(
-                f"the conversation changed the answers: in segment {segment + 1} {why}, and"
-                f" {settled.differ:g} of {settled.rows} of its rows are answered otherwise alone",
+                f"the conversation changed the answers: in segment {settled.segment + 1}"
+                f" {settled.suspicion}, and {settled.differ:g} of {settled.rows} of its rows are answered"
+                " otherwise alone",
                 mend="Drop it again with mode: isolated, or with on_collapse: redo.",
                 code="collapsed",
             )
-        return False
 
     async def _settle(
         self,
@@ -117,19 +133,20 @@ class Guarding:
         lane: Lane,
     ) -> Settled:
         seed, plan = self._sidecar.options.seed, self._planner.latest
-        if seen.form is not None:
-            gold = self._gold_of(rows)
-            asked = rows_to_check([n for n in labels if n in gold], segment, seed, GOLD_CHECKS)
-            await lane.run_apart(GUARD, asked, plan)
+        gold = self._gold_of(rows)
+        known = [n for n in labels if n in gold]
+        if seen.form is not None and len(known) >= CHECKS:
+            asked = rows_to_check(known, segment, seed, GOLD_CHECKS)
+            await lane.run_apart(GUARD, asked, plan, seed=SEED)
             alone = await self._labels(GUARD)
             given = {n: labels[n] for n in asked}
             pairs = compare(given, alone, gold, enum=enum_of(self._sidecar))
             return settle_by_gold(segment, why, pairs, seen.earlier)
         asked = rows_to_check(list(labels), segment, seed)
         noisy = self._sidecar.options.temperature > 0
-        await lane.run_apart(GUARD, asked, plan)
+        await lane.run_apart(GUARD, asked, plan, seed=SEED)
         if noisy:
-            await lane.run_apart(GUARD_AGAIN, asked, plan)
+            await lane.run_apart(GUARD_AGAIN, asked, plan, seed=2 * SEED)
         alone = await self._labels(GUARD)
         again = await self._labels(GUARD_AGAIN) if noisy else {}
         compared = [n for n in asked if n in alone and (not noisy or n in again)]

@@ -49,6 +49,8 @@ class _Place:
     """For comparison, and alone."""
     ended: bool = False
     """For comparison, while the row has its end already."""
+    seed: int = 0
+    """Added to the sampler's seed."""
 
     @property
     def alone(self) -> bool:
@@ -103,7 +105,7 @@ class Lane:
     async def run_trial(
         self, kind: str, first: int, last: int, plan: Plan, anchors: tuple[Turn, ...]
     ) -> None:
-        """Answer rows in a conversation of their own, for comparison; they go on unless they fail."""
+        """Answer rows in a conversation of their own, for comparison; they go on whatever becomes of that."""
         s, fixed = self._s, set(plan.anchors)
         conversation = Conversation(anchors)
         for row in await s.store.pending(first, last, None, last - first + 1):
@@ -111,14 +113,21 @@ class Lane:
                 place = _Place(0, row.ordinal - first, plan, kind=kind)
                 conversation = await self._row(row, conversation, place)
 
-    async def run_apart(self, kind: str, ordinals: Sequence[int], plan: Plan) -> None:
-        """Answer rows alone, for comparison; those without an end go on unless they fail."""
+    async def run_apart(self, kind: str, ordinals: Sequence[int], plan: Plan, *, seed: int = 0) -> None:
+        """Answer rows alone, for comparison: whatever becomes of that, they go on, or keep their end.
+
+        Args:
+            kind: The comparison.
+            ordinals: The rows.
+            plan: The plan in force; it bounds their lengths.
+            seed: Added to the sampler's seed.
+        """
         for ordinal in ordinals:
             rows = await self._s.store.pending(ordinal, ordinal, None, 1)
             ended = not rows
             for row in rows or await self._s.store.rows_of([ordinal]):
                 if row.state in ("pending", "ok"):
-                    place = _Place(0, 0, plan, kind=kind, apart=True, ended=ended)
+                    place = _Place(0, 0, plan, kind=kind, apart=True, ended=ended, seed=seed)
                     await self._row(row, Conversation(), place)
 
     async def _row(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
@@ -148,7 +157,9 @@ class Lane:
                 # Without the anchors it would break what all rows of the job have in common.
                 apart = row.alone or standing.apart or place.alone
                 apart = apart or bool(conversation.anchors and not prompt.anchors)
-                this = Try(len(attempts) + 1, row, ask, prompt, standing, conversation, apart)
+                this = Try(
+                    len(attempts) + 1, row, ask, prompt, standing, conversation, apart, place.kind, place.seed
+                )
                 outcome = await self._ask(this, plan)
                 if isinstance(outcome, Won):
                     return self._won(this, outcome, place)
@@ -187,8 +198,8 @@ class Lane:
 
     def _lost(self, row: StoredRow, error: RowError, tries: int, place: _Place) -> None:
         s = self._s
-        if place.ended:
-            s.store.untried(row.ordinal)
+        if place.kind is not None:
+            s.store.untried(row.ordinal)  # it is judged in its own place
             return
         details = dict(error.details)
         tokens = details.get("prompt_tokens") or details.get("prompt_tokens_at_most")
@@ -274,7 +285,7 @@ class Lane:
             raise ConfigError(f"{wrong.message}. {wrong.mend}") from wrong
         except RequestRefused as refused:
             # The request itself, or what was to bring the server back: a model may be gone by then.
-            if s.refusal_ends_job:
+            if s.refusal_ends_job and this.kind is None:
                 raise JobError(refused.message, mend=refused.mend, code=refused.code) from refused
             return Lost(
                 attempt,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import median
 from typing import Any
 
 from spoolama.context.trimming import Turn
 from spoolama.context.turns import Turns
-from spoolama.effect.forms import AGAIN, ALONE, FORMS, AloneCosts, form_named
+from spoolama.effect.forms import AGAIN, ALONE, FORMS, SEED, AloneCosts, Form, form_named
 from spoolama.effect.pilot import next_step
 from spoolama.effect.sample import Decision, Rules, Seen, Step, again_rows, blocks_of
 from spoolama.engine.anchoring import Anchoring, RunLanes
@@ -73,6 +73,7 @@ class Piloting:
             sidecar.gold is not None,
             None if enum is None else tuple(enum),
             enum is not None,
+            longest=None if planner.segment_rows > total else planner.segment_rows,
         )
 
     async def prepare(self, run: RunLanes) -> None:
@@ -102,9 +103,10 @@ class Piloting:
     async def _adopted(self) -> None:
         noted = await self._store.meta("pilot")
         changes = noted["changes"]
-        if changes and self._planner.latest.version == 1:
+        if changes and not await self._store.meta("pilot_adopted", False):
             changes = {**changes, "anchors": tuple(changes["anchors"])}
             await self._planner.adopt(**changes)
+            await self._store.note(pilot_adopted=True)
         await self._anchoring.settle()
 
     async def _take(self, step: Step, run: RunLanes) -> None:
@@ -126,8 +128,11 @@ class Piloting:
                 for kind in step.kinds:
                     wanted = again_rows(rows, self._rules) if kind == AGAIN else rows
                     plan, front = fronts[kind]
-                    if kind in (ALONE, AGAIN):
-                        await lane.run_apart(kind, wanted, plan)
+                    form = form_named(kind)
+                    if form is not None and form.anchored and not plan.anchors:
+                        pass  # no row fits in front: there is nothing to try
+                    elif form is None:
+                        await lane.run_apart(kind, wanted, plan, seed=SEED if kind == ALONE else 2 * SEED)
                     else:
                         await lane.run_trial(kind, wanted[0], wanted[-1], plan, front)
                     self._done.append([block, kind])
@@ -153,7 +158,24 @@ class Piloting:
                 labels[kind] = {row.ordinal: self._turns.label(row.answer or "") for row in rows}
             if self._sidecar.gold is not None:
                 gold.update({row.ordinal: _text(row.fields.get(self._sidecar.gold)) for row in rows})
-        return Seen(labels, gold, frozenset((block, kind) for block, kind in self._done), await self._costs())
+        proposed = await self._store.meta("proposed")
+        return Seen(
+            labels,
+            gold,
+            frozenset((block, kind) for block, kind in self._done),
+            await self._costs(),
+            left={form.name: await self._left(form, labels, proposed or [()]) for form in FORMS},
+            no_anchors=proposed is not None and not proposed[0],
+        )
+
+    async def _left(
+        self, form: Form, labels: Mapping[str, Mapping[int, str]], proposed: Sequence[Any]
+    ) -> frozenset[int]:
+        """Rows that were not answered in this form at the first try, or not at all."""
+        asked = {n for b, kind in self._done if kind == form.name for n in self._rules.blocks[b]}
+        anchors = set(proposed[0]) if form.anchored else set()
+        unanswered = (asked & set(labels.get(ALONE, {}))) - set(labels.get(form.name, {})) - anchors
+        return frozenset({*await self._store.strays(form.name), *unanswered})
 
     async def _costs(self) -> AloneCosts | None:
         """Of the first block alone: they must not change while forms are on trial, nor after a restart."""

@@ -13,7 +13,7 @@ from spoolama.clock import Clock
 from spoolama.context.budget import message_bytes
 from spoolama.context.turns import Turns
 from spoolama.engine.anchoring import Anchoring, RunLanes
-from spoolama.engine.auditing import audit_rows
+from spoolama.engine.auditing import audit_rows, left_to_look_at
 from spoolama.engine.checks import AnswerChecks
 from spoolama.engine.gate import Gate, Stopping
 from spoolama.engine.guarding import Guarding
@@ -103,7 +103,7 @@ class JobRunner:
         counts = await self._store.counts()
         total = sum(counts.values())
         models = await self._store.models()
-        if not models and not self._openai and await self._left_to_look_at():
+        if not models and not self._openai and await left_to_look_at(self._sidecar, self._store):
             models = [None]
         # Of all rows, not of those that are left: what is learned must not depend on where a resume begins.
         asked = await self._store.meta("asked_models")
@@ -174,11 +174,6 @@ class JobRunner:
                 await audit_rows(self._sidecar, self._store, planner.latest, run)
         finally:
             await self._note_watch(spec, shared.watch)
-
-    async def _left_to_look_at(self) -> bool:
-        """Whether all rows have their end, but the guard or the audit has not."""
-        audited = not self._sidecar.audit or await self._store.meta("audited", False)
-        return not audited or bool(await self._store.unguarded())
 
     async def _pilot(self, planner: Planner, anchoring: Anchoring, run: RunLanes, total: int) -> None:
         if not self._one_model or not pilot_asks(self._sidecar, total):

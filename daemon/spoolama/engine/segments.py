@@ -50,7 +50,13 @@ class Segments:
         self._total = total
 
     async def answer(self, run: RunLanes) -> None:
-        """Have every row answered that has no end yet, and every conversation looked at."""
+        """Have every row answered that has no end yet, and every conversation looked at.
+
+        Raises:
+            JobError: the job cannot go on.
+        """
+        if self._guarding is not None:
+            await self._guarding.recall()
         waiting = Handout(self._pending())
 
         async def work(lane: Lane) -> None:

@@ -43,6 +43,8 @@ class Sender:
         """
         s = self._s
         sampling = dict(this.ask.sampling)
+        if this.seed:
+            sampling["seed"] = int(sampling.get("seed") or 0) + this.seed
         if this.standing.repairs:
             # At temperature 0 another seed alone would give the same answer again.
             sampling["seed"] = int(sampling.get("seed") or 0) + this.standing.repairs

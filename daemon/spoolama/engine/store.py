@@ -60,6 +60,10 @@ class RowStore(AnsweredRows, Protocol):
         """The rows answered for this comparison, with those answers."""
         ...
 
+    async def strays(self, kind: str) -> list[int]:
+        """Rows of this comparison that were not answered in their conversation at the first try."""
+        ...
+
     async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
         """(Prompt, cached, answered tokens, own bytes, seconds of each) of them, where all are known."""
         ...
@@ -134,7 +138,7 @@ class RowStore(AnsweredRows, Protocol):
         ...
 
     def untried(self, ordinal: int) -> None:
-        """A row that has its end already could not be answered for comparison."""
+        """A row could not be answered for comparison; it goes on, or keeps its end."""
         ...
 
     async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:

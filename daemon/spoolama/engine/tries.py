@@ -29,6 +29,10 @@ class Try:
     conversation: Conversation
     apart: bool
     """Whether it is asked apart from the conversation and leaves no trace in it."""
+    kind: str | None = None
+    """The comparison that it is asked for."""
+    seed: int = 0
+    """Added to the sampler's seed: an answer that is compared must not share its dice."""
 
 
 @dataclass(frozen=True, slots=True)

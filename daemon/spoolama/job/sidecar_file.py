@@ -119,9 +119,8 @@ class _Check:
         self._prompt(data.get("prompt"))
         if sidecar is not None:
             self._answer_key(sidecar)
-            if self._openai and sidecar.trim.anchor_rows:
-                hint = "use strategy reset or window, or put the turns into the lines"
-                self._add(("trim", "strategy"), "OpenAI lines have no anchors", hint)
+            if self._openai:
+                self._lines(sidecar)
         return sidecar
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None) -> None:
@@ -261,6 +260,16 @@ class _Check:
             line = place.value_line + problem.line - (0 if block else 1)
             column = None if block or problem.line > 1 else place.value_column
             self.problems.append(Problem(self._name, line, column, "prompt", problem.message, problem.hint))
+
+    def _lines(self, sidecar: Sidecar) -> None:
+        """What is not done for OpenAI lines is refused rather than ignored."""
+        if sidecar.trim.anchor_rows:
+            hint = "use strategy reset or window, or put the turns into the lines"
+            self._add(("trim", "strategy"), "OpenAI lines have no anchors", hint)
+        if sidecar.audit:
+            self._add(("audit",), "OpenAI lines have no audit", "leave it out")
+        if sidecar.on_collapse != "report":
+            self._add(("on_collapse",), "nobody watches the conversations of OpenAI lines", "leave it out")
 
     def _answer_key(self, sidecar: Sidecar) -> None:
         keys = sidecar.format.get("properties") if isinstance(sidecar.format, dict) else None

@@ -26,10 +26,12 @@ _HOW = (
     " intervals by Clopper and Pearson; `by_depth`: in thirds by the number of rows that the"
     " conversation had before,"
     " `along_job`: by their place in the file; `floor`: likeness of alone and alone again, of all rows"
-    " above temperature 0, else of a quarter; `changed`: by more than `margin` beyond the floor, and"
-    " beyond chance; `clear`: twice the margin can be ruled out; if neither, the rows are too few to"
-    " tell; `drift`: Spearman's correlation of likeness with depth or place, from 20 rows on. It does"
-    " not say which answer is right"
+    " above temperature 0, else of a quarter; `lost`: best guess of the share that the conversation"
+    " changed; `changed`: by more than `margin` beyond the floor, and beyond chance; `clear`: `lost` is"
+    " within `margin`, and twice the margin can be ruled out; if neither, the rows are too few to tell;"
+    " `certain`: whether it changed any answers at all, however few;"
+    " `drift`: Spearman's correlation of likeness with depth or place, from 20 rows on. It"
+    " does not say which answer is right"
 )
 
 _WARNING = (
@@ -114,10 +116,24 @@ def _verdict(found: Audit, sidecar: Sidecar, *, wanted: bool) -> str:
         text = f"The conversation changed answers, as it was to: it agrees better with {sidecar.gold}."
     elif found.changed:
         text = f"The conversation changed the answers, by more than the {allowed} that `margin` allows."
-    elif found.clear:
-        text = f"No sign that the conversation changed the answers: {twice} or more can be ruled out."
+    elif found.lost > sidecar.trim.margin:
+        text = (
+            f"By the best guess more changed than the {allowed} that `margin` allows, but so few rows cannot"
+            " tell."
+        )
     else:
-        text = f"A change beyond {allowed} is not shown, but so few rows cannot rule one of {twice} out."
+        sure = f"{twice} or more can be ruled out"
+        if not found.clear:
+            sure = f"so few rows cannot rule a change of {twice} out"
+        if found.certain and found.lost > 0:
+            much = f"{percent(found.lost)} of the answers"
+            if found.compared != "equal answers":
+                much = f"the answers by {percent(found.lost)}"
+            text = f"The conversation changed {much}, within the {allowed} that `margin` allows; {sure}."
+        elif found.clear:
+            text = f"No sign that the conversation changed the answers: {sure}."
+        else:
+            text = f"A change beyond {allowed} is not shown, but {sure}."
     if found.drift == "depth":
         text += " The more rows stood before a row, the less its answers agree."
     elif found.drift == "job":

@@ -32,7 +32,8 @@ _HOW = (
     " the pilot chose a form for agreeing better with gold: `differ` rows or pairs further from gold"
     " than alone, `floor` nearer to it. `segment` counts from 0 as in results.jsonl, `first_row` and"
     " `last_row` from 1. `in_sight`: rows whose answer in the results was given in sight of others."
-    " Small changes go unseen: an audit finds them"
+    " `not_settled`: suspicions for which no row could be compared. Small changes go unseen:"
+    " an audit finds them"
 )
 
 
@@ -50,7 +51,7 @@ def guard_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
     if sidecar.mode == "isolated":
         why = "rows were asked alone"
     elif ledger.in_company():
-        why = "the rows bring their own requests or models, and are not watched"
+        why = _why_none(ledger)
     put(
         "guard",
         _told(found, ledger, sidecar, by_gold=(pilot or {}).get("why") == "better")
@@ -61,6 +62,18 @@ def guard_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
     )
 
 
+def _why_none(ledger: LedgerReader) -> str:
+    """Why nobody looked at rows that were answered in sight of others."""
+    if ledger.meta("input_format") == "openai" or ledger.meta("asked_models", [None]) not in ([None], []):
+        return "the rows bring their own requests or models, and are not watched"
+    plans = ledger.plans()
+    if plans and 0 < plans[0]["segment_rows"] < LEAST:
+        return (
+            f"segments are too short to be judged, which takes {LEAST} answers given in sight of other rows"
+        )
+    return "the job ended before a segment was done"
+
+
 def _told(found: Guarded, ledger: LedgerReader, sidecar: Sidecar, *, by_gold: bool) -> dict[str, Any]:
     harmed = _placed([v for v in found.verdicts if v["harm"]], ledger)
     told: dict[str, Any] = {
@@ -69,6 +82,7 @@ def _told(found: Guarded, ledger: LedgerReader, sidecar: Sidecar, *, by_gold: bo
         "suspicions": len(found.verdicts),
         "checked": found.checked,
         "harmed": len(harmed),
+        "not_settled": sum(not v["rows"] for v in found.verdicts),
         "verdicts": harmed[:_MOST],
         "replaced": found.replaced,
         "answered_again": found.answered_again,
@@ -101,15 +115,22 @@ def _sentence(told: Mapping[str, Any], *, reference: bool) -> str:
     looked, suspicions = told["looked_at"], told["suspicions"]
     if told["harmed"]:
         text = f"Harm in {told['harmed']:,} of {_segments(looked)}: see the top."
-    elif suspicions:
+    elif suspicions > told["not_settled"]:
         text = (
             f"{_segments(looked)} looked at, {suspicions:,} of them closely: {told['checked']:,} rows"
             " answered again alone show no harm."
         )
+    elif suspicions:
+        text = f"{_segments(looked)} looked at, {suspicions:,} of them closely."
     elif looked:
         text = f"{_segments(looked)} looked at, no sign of harm."
     else:
         return f"Nothing to judge: no segment has {LEAST} answers given in sight of other rows."
+    if told["not_settled"]:
+        text += (
+            f" Not settled in {_segments(told['not_settled'])}: no row answered again alone could be compared"
+            " there."
+        )
     if told["too_short"]:
         text += f" {told['too_short']:,} more had too few answers to judge."
     if not reference and not told["harmed"]:

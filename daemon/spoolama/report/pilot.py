@@ -20,7 +20,9 @@ _FORMS = tuple(form.name for form in FORMS)
 _HOW = (
     "the pilot's own record: a seeded sample of the rows was answered alone, alone again, and in each"
     " form in `tried`. `agreement`: likeness with the answers given alone, 0 to 1 (`compared` says of"
-    " what), with a 95 % interval by Clopper and Pearson; `floor`: likeness of alone and alone again;"
+    " what), with a 95 % interval by Clopper and Pearson; a row that left its conversation or was repaired"
+    " in it counts 0; `conversations`: the runs of rows that `rows` come from, which lean on one another:"
+    " where they do, interval and test promise too much; `floor`: likeness of alone and alone again;"
     " `speed`: times as fast as alone, reckoned from the server's counts and times; `wins`, `losses`:"
     " against alone on gold, on rows that had no part in the selection; `proof`, `better`: shown by a"
     " test that may be looked at after each row, at 5 % for all forms together; `seconds`: its answered"
@@ -116,8 +118,13 @@ def _reason(told: Mapping[str, Any], sidecar: Sidecar) -> str:
         return "The answers that the pilot may take are too few to prove anything else harmless."
     if why == "none_faster":
         return f"Nothing else was reckoned to be {FASTER:g} times as fast, so nothing else was tried."
+    if why == "none_fits":
+        return (
+            "Nothing else that may be faster can be had: segments are too short for it, or no rows fit in"
+            " front of the others."
+        )
     if why == "costs_unknown":
-        return "The server tells no tokens or times, so whether anything else is faster is unknown."
+        return "Too few rows came with the server's tokens and times to tell whether anything else is faster."
     chosen = next((one for one in tried if one["form"] == told["form"]), None)
     if why == "better" and chosen:
         return f"Proved in the sample to agree better with {sidecar.gold} than rows alone: {_duel(chosen)}."
@@ -147,11 +154,13 @@ def _no_proof(tried: Sequence[Mapping[str, Any]], told: Mapping[str, Any], sidec
 
 def _likeness(one: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     interval = f"95 % interval {span(one['low'], one['high'])}"
+    number = one.get("conversations")  # notes of earlier versions do not say
+    where = "" if number is None else f" in {number:,} conversation{'s' * (number != 1)}"
     if told["compared"] == "equal answers":
-        same = f"{percent(one['agreement'])} of {one['rows']:,} answers are those given alone"
+        same = f"{percent(one['agreement'])} of {one['rows']:,} answers{where} are those given alone"
         return f"{same} ({interval})"
     return (
-        f"{one['rows']:,} answers are {percent(one['agreement'])} like those given alone"
+        f"{one['rows']:,} answers{where} are {percent(one['agreement'])} like those given alone"
         f" ({told['compared']}; {interval})"
     )
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
+from spoolama.engine.auditing import left_to_look_at
 from spoolama.engine.progress import Progress
 from spoolama.engine.runner import JobRunner
 from spoolama.engine.store import Stop
@@ -160,12 +161,14 @@ class JobExecutor:
         await ledger.add("runs", 1)
         if await ledger.meta("started_at") is None:
             await ledger.note(started_at=self._clock.time())
-        if counts["pending"]:
+        openai = kind.format == "openai"
+        # All rows may have their end, but guard or audit not: the service ended in between.
+        if counts["pending"] or (not openai and await left_to_look_at(sidecar, ledger)):
             if not counts["ok"]:
                 check_first_failures(await ledger.first_failures(FIRST_ROWS))
             runner = JobRunner(
                 sidecar=sidecar,
-                openai=kind.format == "openai",
+                openai=openai,
                 store=ledger,
                 backend=self._backend,
                 clock=self._clock,

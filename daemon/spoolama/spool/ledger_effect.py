@@ -37,7 +37,7 @@ class EffectLedger:
         self._thread.post(run)
 
     def untried(self, ordinal: int) -> None:
-        """A row that has its end already could not be answered for comparison."""
+        """A row could not be answered for comparison; it goes on, or keeps its end."""
         self._thread.post(lambda db: db.execute("DELETE FROM attempts WHERE ordinal=?", (ordinal,)))
 
     async def trials(self, kind: str) -> list[StoredRow]:
@@ -46,6 +46,18 @@ class EffectLedger:
             lambda db: [
                 stored_row(row)
                 for row in db.execute(stored_rows("trials") + " WHERE a.kind=? ORDER BY r.ordinal", (kind,))
+            ]
+        )
+
+    async def strays(self, kind: str) -> list[int]:
+        """Rows of this comparison that were not answered in their conversation at the first try."""
+        return await self._thread.do(
+            lambda db: [
+                n
+                for (n,) in db.execute(
+                    "SELECT ordinal FROM trials WHERE kind=? AND (aside OR attempts > 1) ORDER BY ordinal",
+                    (kind,),
+                )
             ]
         )
 

@@ -86,6 +86,10 @@ class MemoryStore:
     async def trials(self, kind: str) -> list[StoredRow]:
         return [self._answered(answer) for _, answer in sorted(self.trial_answers.get(kind, {}).items())]
 
+    async def strays(self, kind: str) -> list[int]:
+        given = self.trial_answers.get(kind, {})
+        return sorted(n for n, answer in given.items() if answer.aside or answer.attempts > 1)
+
     async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
         found = []
         for answer in self.trial_answers.get(kind, {}).values():

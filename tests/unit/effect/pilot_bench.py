@@ -36,9 +36,10 @@ def rules_of(
     gold: bool = False,
     seed: int = 1,
     margin: float = 0.05,
+    longest: int | None = None,
 ) -> Rules:
     """The rules of a job with three labels."""
-    return Rules(blocks_of(total, asks, seed), asks, margin, noisy, gold, WORDS, listed=True)
+    return Rules(blocks_of(total, asks, seed), asks, margin, noisy, gold, WORDS, listed=True, longest=longest)
 
 
 @dataclass(slots=True)
@@ -52,17 +53,24 @@ class Run:
     labels: dict[str, dict[int, str]] = field(default_factory=dict)
     done: list[tuple[int, str]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    left: dict[str, frozenset[int]] = field(default_factory=dict)
+    barren: bool = False
+    """The candidates give no anchors: known once they were asked."""
+    no_anchors: bool = False
 
     @property
     def asked(self) -> int:
         """Counted here, not there."""
         anchored = any(form.anchored for form in FORMS if form.name in self.labels)
-        return sum(map(len, self.labels.values())) + (CANDIDATES if anchored else 0)
+        return sum(map(len, self.labels.values())) + (CANDIDATES if anchored or self.no_anchors else 0)
 
     def next(self) -> Step | Decision:
         """What the pilot says now."""
         gold = {} if self.gold is None else {n: self.gold(n) for ls in self.labels.values() for n in ls}
-        return next_step(self.rules, Seen(self.labels, gold, frozenset(self.done), self.costs))
+        return next_step(
+            self.rules,
+            Seen(self.labels, gold, frozenset(self.done), self.costs, self.left, self.no_anchors),
+        )
 
     def ask(self, block: int, kind: str, rows: int | None = None) -> None:
         """Answer a block in one way; only its first rows if the service dies in it."""
@@ -78,9 +86,16 @@ class Run:
         while isinstance(step := self.next(), Step):
             self.steps.append(step)
             assert step.kinds, "a step asks something"
+            if self.barren and any((form := form_named(kind)) and form.anchored for kind in step.kinds):
+                assert not self.no_anchors, "without anchors nothing with anchors is tried"
+                self.no_anchors = True
             for block in step.blocks:
                 for kind in step.kinds:
                     assert (block, kind) not in self.done, "nothing is asked twice"
+                    form = form_named(kind)
+                    if form is not None and form.anchored and self.no_anchors:
+                        self.done.append((block, kind))
+                        continue
                     if dies is not None and dies.random() < 0.3:
                         self.ask(block, kind, dies.randrange(1, 20))
                         break

@@ -75,6 +75,21 @@ def test_a_change_is_told_beyond_the_margin_and_an_all_clear_where_twice_the_mar
     assert found.low <= found.agreement <= found.high
 
 
+def test_a_change_within_the_margin_is_certain_where_alone_repeats_itself() -> None:
+    """8 of 200: neither harm nor nothing; without a row that differs, nothing."""
+    found = audited(200, set(range(0, 80, 10)))
+    assert (found.certain, found.changed, found.clear, found.lost) == (True, False, True, 0.04)
+    assert not audited(200, set()).certain
+
+
+def test_a_best_guess_beyond_the_margin_is_never_clear() -> None:
+    """Be it no more than chance: 300 audits at 6 points, with noise and without."""
+    found = [noisy(400, 0.08, seed) for seed in range(300)]
+    assert not any(one.clear for one in found if one.lost > 0.05)
+    assert any(one.clear for one in found)
+    assert not any(audited(100, set(range(n)), margin=0.2).clear for n in range(21, 40))
+
+
 def test_without_answers_alone_twice_no_floor_is_told() -> None:
     """It was not measured; the verdict is as if alone agreed with alone."""
     found = audited(200, set(range(0, 40)), twice={})

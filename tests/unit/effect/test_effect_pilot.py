@@ -31,6 +31,7 @@ def test_a_faster_form_that_changes_nothing_is_chosen_on_proof() -> None:
     assert decision.asked <= 200
     (tried,) = decision.tried
     assert (tried.proof, tried.harm, tried.agreement, tried.rows) == (True, False, 1.0, 76)
+    assert tried.conversations == 4
     assert decision.floor == 1.0
     assert decision.floor_rows == 16
 
@@ -207,6 +208,9 @@ jobs = st.fixed_dictionaries(
         "noisy": st.booleans(),
         "gold": st.booleans(),
         "seed": st.integers(0, 5),
+        "left": st.booleans(),
+        "barren": st.booleans(),
+        "longest": st.sampled_from([0, 0, 1, 2, 6, 20]),
     }
 )
 
@@ -214,10 +218,17 @@ jobs = st.fixed_dictionaries(
 def random_pilot(job: dict[str, int], share: float, flip: int) -> Run:
     """A pilot whose answers change here and there, on a server of either kind."""
     rules = rules_of(
-        job["asks"], total=job["total"], noisy=bool(job["noisy"]), gold=bool(job["gold"]), seed=job["seed"]
+        job["asks"],
+        total=job["total"],
+        noisy=bool(job["noisy"]),
+        gold=bool(job["gold"]),
+        seed=job["seed"],
+        longest=job["longest"] or None,
     )
     costs = (None, CACHED, FORGOTTEN)[flip]
-    return Run(rules, follows(share), right if job["gold"] else None, costs)
+    left = strays(rules, "tail-5", 7) if job["left"] else {}
+    known = right if job["gold"] else None
+    return Run(rules, follows(share), known, costs, left=left, barren=bool(job["barren"]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -285,6 +296,93 @@ def test_rows_that_got_no_answer_are_left_out() -> None:
     assert isinstance(step, Decision)
     assert step.why == "no_harm"
     assert step.tried[0].rows == 72
+
+
+def strays(rules: Rules, kind: str, place: int) -> dict[str, frozenset[int]]:
+    """In each block one row leaves its conversation."""
+    return {kind: frozenset(block[place % len(block)] for block in rules.blocks)}
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_rows_that_left_their_conversation_count_against_the_form(answered: bool) -> None:
+    """Answered apart they are as alone would have them, which says nothing of the conversation."""
+    rules = rules_of(400)
+    left = strays(rules, "tail-20", 5)
+    pilot = Run(rules, plain, left=left)
+    while isinstance(step := pilot.next(), Step):
+        for kind in step.kinds:
+            pilot.ask(step.blocks[0], kind)
+            for n in left.get(kind, ()) if not answered else ():
+                pilot.labels[kind].pop(n, None)
+    decision = step
+    assert (decision.form, decision.why) == (ALONE, "no_proof")
+    assert decision.tried[0].agreement == pytest.approx(18 / 19, abs=1e-4)
+
+
+def test_a_row_that_sees_none_may_be_repaired() -> None:
+    """The first of a conversation is asked as alone; what becomes of it says nothing of the form."""
+    rules = rules_of()
+    assert run(rules, left=strays(rules, "tail-20", 0)).why == "no_harm"
+
+
+def test_rows_that_left_their_conversation_are_lost_on_gold() -> None:
+    """A form that wins wherever it answers, and leaves as many rows, is not better."""
+
+    def says(kind: str, n: int) -> str:
+        return right(n) if kind == "anchors" else plain(kind, n)
+
+    rules = rules_of(gold=True)
+    left = {"anchors": frozenset(n for block in rules.blocks for n in block if n % 3 == 1)}
+    decision = run(rules, says, gold=right, costs=CACHED, left=left)
+    assert (decision.form, decision.why) == (ALONE, "no_proof")
+    (tried,) = decision.tried
+    assert abs(tried.wins - tried.losses) <= 3
+    assert tried.compared == tried.rows
+
+
+def test_forms_that_segments_are_too_short_for_are_not_tried() -> None:
+    """A segment of 20 rows has 19 before its last one; where nothing is left that is faster, it is said."""
+    assert run(rules_of(longest=21)).form == "tail-20"
+    assert run(rules_of(longest=20)).form == "tail-5"
+    assert run(rules_of(longest=2)).form == "tail-1"
+    short = run(rules_of(longest=1))
+    assert (short.form, short.why, short.tried) == (ALONE, "none_fits", ())
+    assert run(rules_of(longest=1), costs=CACHED).why == "none_faster"
+    assert run(rules_of(longest=1), costs=None).why == "costs_unknown"
+    only = run(rules_of(longest=1, gold=True), gold=right)
+    assert [one.form for one in only.tried] == ["anchors"]
+
+
+def test_where_no_anchors_fit_the_other_forms_are_tried() -> None:
+    """The candidates were asked all the same, and are counted."""
+    pilot = Run(rules_of(400, gold=True), plain, right, CACHED, barren=True)
+    decision = pilot.to_end()
+    assert pilot.no_anchors
+    assert decision.tried
+    assert not any(one.form.startswith("anchors") for one in decision.tried)
+    assert decision.asked == pilot.asked <= 400
+    nothing = Run(rules_of(gold=True, longest=1), plain, right, barren=True).to_end()
+    assert (nothing.form, nothing.why) == (ALONE, "none_fits")
+
+
+def test_one_conversation_in_ten_that_locks_is_often_called_harmless() -> None:
+    """What no bound holds for, and the README says: rows of one conversation lean on one another."""
+
+    def locks(seed: int) -> Says:
+        starts: dict[int, int] = {}
+        rules = rules_of(seed=seed)
+        for block in rules.blocks:
+            starts.update(dict.fromkeys(block, block[0]))
+
+        def says(kind: str, n: int) -> str:
+            lone = kind in (ALONE, AGAIN) or n == starts[n]
+            locked = not lone and random.Random(f"{seed} {starts[n]}").random() < 0.1
+            return WORDS[0] if locked else plain(kind, n)
+
+        return says
+
+    wrong = sum(run(rules_of(seed=seed), locks(seed)).why == "no_harm" for seed in range(100))
+    assert 50 <= wrong <= 80
 
 
 def test_a_decision_is_plain_json() -> None:

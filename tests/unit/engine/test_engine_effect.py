@@ -6,15 +6,16 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spoolama.backends.base import ChatRequest, Reply
-from spoolama.errors import JobError
+from spoolama.errors import JobError, RequestRefused
 from spoolama.testing.backend import Call
-from unit.engine.engine_bench import Bench, meta_of, plans_of, seen_by
+from unit.engine.engine_bench import HELD, Bench, meta_of, plans_of, seen_by
 
 WORDS = "format: {type: string, enum: [a, b, c]}\n"
 LONG_PREFIX = "Judge " + "with great care " * 60
@@ -324,3 +325,86 @@ def test_a_restart_in_the_audit_finishes_it(tmp_path: Path, kill_at: int) -> Non
     calls = len(bench.backend.calls)
     assert bench.run().finished
     assert len(bench.backend.calls) == calls, "nothing is audited twice"
+
+
+def test_answers_that_are_compared_do_not_share_their_dice(tmp_path: Path) -> None:
+    """A seeded sampler repeats itself: with the same seed alone would always agree with alone."""
+    side = COLLAPSE.replace("60", "120") + "audit: 20\n"
+    bench = bench_of(tmp_path, side, rows=120, answer=follows)
+    bench.sidecar = bench.sidecar.model_copy(
+        update={"options": bench.sidecar.options.model_copy(update={"temperature": 1.0})}
+    )
+    bench.run()
+    alone = [c.request for c in bench.backend.calls if len(c.request.messages) == 2][1:]
+    seeds: dict[str, list[int]] = {}
+    for request in alone:
+        seeds.setdefault(request.messages[-1].content, []).append(int(request.sampling["seed"]))
+    assert {7, *(n for given in seeds.values() for n in given)} == {7, 1007, 2007}
+    assert all(len(set(given)) == len(given) for given in seeds.values() if len(given) == 2)
+
+
+def test_a_form_whose_rows_leave_the_conversation_is_not_taken_for_harmless(tmp_path: Path) -> None:
+    """Each row that is asked apart in the end agrees with alone, and says nothing for the conversation."""
+
+    def breaks(request: ChatRequest) -> str:
+        return own(request) if len(request.messages) == 2 else "no json"
+
+    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nretries: 3\n", answer=breaks)
+    assert bench.run(2).finished
+    assert meta_of(bench, "pilot")["form"] == "alone"
+    assert [o.attempts for o in bench.outcomes] == [1] * 600
+
+
+def test_rows_that_fail_on_trial_are_judged_in_their_own_place(tmp_path: Path) -> None:
+    """What cannot be answered in a form that is not chosen may well be answered alone."""
+
+    def breaks(request: ChatRequest) -> str:
+        return own(request) if len(request.messages) == 2 else "no json"
+
+    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nretries: 0\n", answer=breaks)
+    assert bench.run(2).finished
+    assert [o.state for o in bench.outcomes] == ["ok"] * 600
+
+
+def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: Path) -> None:
+    """The plan of the smaller window comes first, and the choice after it keeps that window."""
+    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nsegment: 60\n")
+    smaller = replace(HELD, num_ctx=2048)
+    met: list[int] = []
+
+    def fault(call: Call) -> Reply | None:
+        if len(bench.backend.calls) >= 30 and len(met) < 2:
+            met.append(1)
+            bench.backend.held = smaller
+            return replace(bench.backend._reply(call.request), load_s=0.4)
+        return None
+
+    bench.backend.fault = fault
+    assert bench.run().finished
+    assert meta_of(bench, "pilot")["form"] == "tail-20"
+    plan = plans_of(bench)[-1]
+    assert (plan["strategy"], plan["every"], plan["window"]) == ("reset", 21, 2048)
+    assert max(len(seen_by(outcome)) for outcome in bench.outcomes) == 20
+
+
+def test_a_verdict_that_ends_the_job_is_not_forgotten_by_a_restart(tmp_path: Path) -> None:
+    """The service may die between the verdict and the end."""
+    bench = bench_of(tmp_path, COLLAPSE + "on_collapse: fail\n", rows=120, answer=follows)
+    for _ in range(2):
+        with pytest.raises(JobError, match="the conversation changed the answers"):
+            bench.run()
+
+
+def test_a_model_that_is_gone_by_the_audit_takes_no_answer_away(tmp_path: Path) -> None:
+    """Every row has its end by then."""
+
+    def fault(call: Call) -> Reply | None:
+        del call
+        if len(bench.backend.calls) > 125:
+            raise RequestRefused("model 'm' not found", status=404)
+        return None
+
+    bench = bench_of(tmp_path, COLLAPSE + "audit: 20\n", rows=120)
+    bench.backend.fault = fault
+    assert bench.run().finished
+    assert [o.state for o in bench.outcomes] == ["ok"] * 120

@@ -74,6 +74,28 @@ def test_openai_lines_need_neither_model_nor_prompt() -> None:
     assert [p[2] for p in problems("options: {num_ctx: 8192}\n")] == ["model", "prompt"]
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("audit: 50\n", [(1, 1, "audit", "OpenAI lines have no audit", "leave it out")]),
+        (
+            "options: {}\non_collapse: redo\n",
+            [(2, 1, "on_collapse", "nobody watches the conversations of OpenAI lines", "leave it out")],
+        ),
+        ("trim: {strategy: window}\naudit: 0\non_collapse: report\n", None),
+    ],
+)
+def test_what_is_not_done_for_openai_lines_is_refused(
+    text: str, expected: list[tuple[int, int, str, str, str]] | None
+) -> None:
+    """At the key that asks for it; for tables the same keys are fine."""
+    if expected is None:
+        assert parse_sidecar(text, "a.yaml", openai=True)
+    else:
+        assert problems(text, openai=True) == expected
+        assert parse_sidecar("model: m\nprompt: x\n" + text, "a.yaml")
+
+
 OK = "model: m\nprompt: x\n"
 QUOTE = "put a text with a colon in quotes, or on the next line behind `|`"
 BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next line behind `|`"

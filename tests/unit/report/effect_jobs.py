@@ -68,6 +68,7 @@ def judged(form: str = "tail-5", words: str = TAIL, **more: Any) -> Judged:
     """A form that was on trial."""
     usual: dict[str, Any] = {
         "rows": 90,
+        "conversations": 5,
         "agreement": 0.98,
         "low": 0.93,
         "high": 0.99,

@@ -44,6 +44,36 @@ def test_answers_that_stay_the_same_are_said_to(tmp_path: Path) -> None:
     assert told["along_job"][-1]["where"].startswith("rows ")
 
 
+def test_a_change_within_the_margin_is_said_to_be_one(tmp_path: Path) -> None:
+    """Alone repeats itself and 4 rows of 100 differ: that is not "no sign", bounded or not."""
+
+    def some(n: int) -> str:
+        return own(n + 1) if n in ROWS[3:100:25] else own(n)
+
+    told = publish(tmp_path / "a", WINDOW, fill=audited(some)).metrics["audit"]
+    assert (told["lost"], told["certain"], told["changed"]) == (0.04, True, False)
+    assert told["sentence"].endswith(
+        "The conversation changed 4 % of the answers, within the 5 % that `margin` allows; "
+        + (
+            "10 % or more can be ruled out."
+            if told["clear"]
+            else "so few rows cannot rule a change of 10 % out."
+        )
+    )
+
+
+def test_a_best_guess_beyond_the_margin_is_never_cleared(tmp_path: Path) -> None:
+    """Seven rows of which one differs: too few to tell, and said so."""
+
+    async def fill(ledger: JobLedger) -> None:
+        again(ledger, "audit", ROWS[:7], lambda n: own(n + 1) if n == ROWS[3] else own(n))
+
+    line = line_of(publish(tmp_path / "j", WINDOW, fill=fill), "Audit")
+    assert line.endswith(
+        "By the best guess more changed than the 5 % that `margin` allows, but so few rows cannot tell."
+    )
+
+
 def test_changed_answers_are_warned_of(tmp_path: Path) -> None:
     """Deep in each conversation the answers are others: that is said first, and that depth does it."""
 
@@ -89,7 +119,9 @@ def test_few_rows_are_no_all_clear(tmp_path: Path) -> None:
         again(ledger, "audit", ROWS[:10], own)
 
     line = line_of(publish(tmp_path / "j", WINDOW, fill=fill), "Audit")
-    assert line.endswith("A change beyond 5 % is not shown, but so few rows cannot rule one of 10 % out.")
+    assert line.endswith(
+        "A change beyond 5 % is not shown, but so few rows cannot rule a change of 10 % out."
+    )
 
 
 def test_one_depth_is_told_once(tmp_path: Path) -> None:

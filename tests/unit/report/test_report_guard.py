@@ -9,6 +9,7 @@ import pytest
 
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.testing.published import answered
+from unit.report import effect_jobs
 from unit.report.effect_jobs import (
     SEGMENT,
     again,
@@ -156,6 +157,47 @@ def test_short_segments_are_not_said_to_be_sound(tmp_path: Path) -> None:
     told = summary.metrics["guard"]
     assert (told["looked_at"], told["too_short"]) == (0, 1)
     assert line_of(summary, "Guard").startswith("Nothing to judge: no segment has 20 answers")
+
+
+def test_a_suspicion_without_a_row_to_compare_is_not_settled(tmp_path: Path) -> None:
+    """That nothing was found is not that there is nothing."""
+    empty = {**verdict(4, 0.0, harm=False), "rows": 0}
+
+    async def one(ledger: JobLedger) -> None:
+        await ledger.guarded(4, empty)
+        again(ledger, "alone", range(40), own)
+
+    async def two(ledger: JobLedger) -> None:
+        await looked(ledger, calm=1)
+        await ledger.guarded(4, empty)
+        again(ledger, "alone", range(40), own)
+
+    alone = publish(tmp_path / "one", WINDOW, fill=one)
+    assert line_of(alone, "Guard") == (
+        "1 segment looked at, 1 of them closely. Not settled in 1 segment: no row answered again alone could"
+        " be compared there."
+    )
+    assert (alone.metrics["guard"]["not_settled"], alone.metrics["guard"]["harmed"]) == (1, 0)
+    line = line_of(publish(tmp_path / "two", WINDOW, fill=two), "Guard")
+    assert "8 rows answered again alone show no harm. Not settled in 1 segment" in line
+
+
+@pytest.mark.parametrize(
+    ("models", "segment", "why"),
+    [
+        ([], 30, "the job ended before a segment was done"),
+        (["a", None], 30, "the rows bring their own requests or models, and are not watched"),
+        ([], 10, "segments are too short to be judged, which takes 20 answers given in sight of other rows"),
+    ],
+)
+def test_why_nobody_looked_is_told_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: list[str | None], segment: int, why: str
+) -> None:
+    """Rows with a model of their own are not watched; others were cut short, or in short segments."""
+    monkeypatch.setattr(effect_jobs, "SEGMENT", segment)
+    summary = publish(tmp_path / "j", WINDOW, asked_models=models)
+    assert summary.metrics["guard"] is None
+    assert summary.metrics["how"]["guard"] == f"null: {why}"
 
 
 def test_without_a_conversation_there_is_nothing_to_guard(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ FRONT = "the same rows before each row"
             "no_harm",
             [judged()],
             "Chosen: up to 5 earlier rows before each row. Proved harmless in the sample: 98 % of 90 answers"
-            " are those given alone (95 % interval 93 to 99 %); reckoned 1.4 times as fast.",
+            " in 5 conversations are those given alone (95 % interval 93 to 99 %); reckoned 1.4 times"
+            " as fast.",
         ),
         (
             GOLD,
@@ -45,7 +46,7 @@ FRONT = "the same rows before each row"
             "no_proof",
             [judged(agreement=0.88, low=0.8, high=0.94, proof=False, harm=True)],
             "Chosen: each row alone. Up to 5 earlier rows before each row was not proved harmless: 88 %"
-            " of 90 answers are those given alone (95 % interval 80 to 94 %);"
+            " of 90 answers in 5 conversations are those given alone (95 % interval 80 to 94 %);"
             " 95 % had to be proved.",
         ),
         (
@@ -73,8 +74,16 @@ FRONT = "the same rows before each row"
             "alone",
             "costs_unknown",
             [],
-            "Chosen: each row alone. The server tells no tokens or times, so whether anything else is faster"
-            " is unknown.",
+            "Chosen: each row alone. Too few rows came with the server's tokens and times to tell whether"
+            " anything else is faster.",
+        ),
+        (
+            AUTO,
+            "alone",
+            "none_fits",
+            [],
+            "Chosen: each row alone. Nothing else that may be faster can be had: segments are too short for"
+            " it, or no rows fit in front of the others.",
         ),
         (
             AUTO,
@@ -118,8 +127,22 @@ def test_alone_that_differs_from_alone_is_told(tmp_path: Path) -> None:
         await ledger.note(pilot=decision("alone", "no_proof", tried, floor=0.9, compared="words in common"))
 
     line = line_of(publish(tmp_path / "j", AUTO, fill=fill), "Pilot")
-    assert "90 answers are 70 % like those given alone (words in common; 95 % interval 60 to 80 %)" in line
+    assert "90 answers in 5 conversations are 70 % like those given alone (words in common;" in line
+    assert "95 % interval 60 to 80 %)" in line
     assert "85 % had to be proved. Alone, asked twice, agrees with itself in 90 %." in line
+
+
+def test_one_conversation_and_notes_of_earlier_versions_are_told(tmp_path: Path) -> None:
+    """Singular; and a note that does not say how many is read all the same."""
+    for number, said in ((1, "of 90 answers in 1 conversation are"), (None, "of 90 answers are")):
+
+        async def fill(ledger: JobLedger, number: int | None = number) -> None:
+            noted = decision("tail-5", "no_harm", judged(conversations=1))
+            if number is None:
+                del noted["tried"][0]["conversations"]
+            await ledger.note(pilot=noted)
+
+        assert said in line_of(publish(tmp_path / f"j{number}", AUTO, fill=fill), "Pilot")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
-"""The way of one job, where the disk gets in the way."""
+"""The way of one job, where the disk or the end of the service gets in the way."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,3 +103,44 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
 
     assert ended.where == "done"
     assert 0 < asked < 300, "what was answered before is kept"
+
+
+@pytest.mark.parametrize("stop_at", [43, 48], ids=["guard or audit begins", "amid the audit"])
+def test_a_job_stopped_after_its_last_row_is_looked_at_after_the_restart(
+    tmp_path: Path, stop_at: int
+) -> None:
+    """All 40 rows have their end; the audit is finished all the same before anything is published."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.incoming / "j.csv").write_text("text\n" + "".join(f"row {n}\n" for n in range(40)))
+    (spool.incoming / "j.yaml").write_text(
+        'model: smollm2:135m\nprompt: "{{ text }}"\naudit: 12\ntrim: {strategy: reset}\n'
+    )
+    clock, stop = SystemClock(), StopSignal()
+    job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
+
+    async def execute(signal: StopSignal) -> Ended:
+        async with FakeOllama(Script(faults=[Fault("busy", when=stops)])) as server:
+            asked.append(server)
+            backend = OllamaBackend(server.url, clock=clock)
+            try:
+                executor = JobExecutor(spool, backend, clock)
+                return await executor.execute(job, Progress(job.name, clock, Pulse(clock)), signal)
+            finally:
+                await backend.aclose()
+
+    asked: list[FakeOllama] = []
+
+    def stops(call: Call) -> bool:
+        del call
+        if len(asked[-1].chats) >= stop_at:
+            stop.set()
+        return False
+
+    assert asyncio.run(execute(stop)).where != "done"
+    ended = asyncio.run(execute(StopSignal()))
+
+    assert ended.where == "done"
+    assert ended.path is not None
+    audit = json.loads((ended.path / "metrics.json").read_text())["audit"]
+    assert (audit["rows"], audit["asked"]) == (12, 12)
