@@ -82,8 +82,8 @@ async def test_jobs_go_by_priority_then_by_arrival(service: Service) -> None:
         service.drop("third")
         service.drop("urgent", sidecar=SIDECAR + "priority: 5\n")
         await until(lambda: (service.spool.status / "urgent.csv.json").exists())
-        await until(lambda: status_of(service, "third.csv").get("place") == 3)
-        assert [status_of(service, f"{n}.csv")["place"] for n in ("urgent", "second")] == [1, 2]
+        waiting = ("urgent", "second", "third")
+        await until(lambda: [status_of(service, f"{n}.csv").get("place") for n in waiting] == [1, 2, 3])
         gate.set()
         await until(lambda: len(service.published()) == 4)
     assert service.executor.executed == ["first.csv", "urgent.csv", "second.csv", "third.csv"]
