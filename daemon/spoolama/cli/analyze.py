@@ -47,6 +47,8 @@ def analyze(jobdir: Path, table: Path | None, most: int) -> None:
 def _show(analysis: Analysis, console: Console) -> None:
     console.print(f"[bold]{escape(analysis.job)}[/bold]")
     console.print(analysis.balance)
+    for text in analysis.warnings:
+        console.print(escape(text), highlight=False)
     if analysis.spread.counts:
         answers = Table("Answer", title="Answers", title_justify="left")
         answers.add_column("Rows", justify="right")

@@ -37,7 +37,7 @@ __all__ = [
     "suspicion",
 ]
 
-LEAST = 20
+LEAST = 15
 """A segment with fewer answers in conversation is not looked at."""
 CHECKS = 8
 """Rows answered again alone to settle a suspicion."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from spoolama.report.agreement import Agreement, Spread
 from spoolama.report.published import open_published
 from spoolama.report.record import Record
-from spoolama.report.summary import balance
+from spoolama.report.summary import balance, warnings_of
 from spoolama.report.tally import Tally
 from spoolama.report.text import csv_line
 
@@ -40,6 +40,8 @@ class Analysis:
     job: str
     balance: str
     """The sentence in which the books balance."""
+    warnings: list[str]
+    """What guard and audit found wrong with the answers."""
     spread: Spread
     agreement: Agreement | None
     failures: list[Failure]
@@ -55,6 +57,8 @@ class Analysis:
 
     def _table(self) -> Iterator[tuple[str, str, str, str]]:
         yield "rows", self.job, "", self.balance
+        for text in self.warnings:
+            yield "warnings", "", "", text
         for label, rows in (self.spread.counts or {}).items():
             yield "answers", label, str(rows), f"{rows / self.spread.rows:.4f}"
         if self.spread.counts is None:
@@ -104,6 +108,7 @@ def analyze_job(path: Path, *, most: int = 5) -> Analysis:
     return Analysis(
         job=job.job,
         balance=balance(tally.rows, by["ok"], by["failed"], by["skipped"]),
+        warnings=warnings_of(job.metrics),
         spread=tally.answers.spread(),
         agreement=tally.answers.agreement(),
         failures=[Failure(code, rows, tally.examples[code]) for code, rows in tally.failures.items()],

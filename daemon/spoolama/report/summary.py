@@ -10,7 +10,7 @@ from typing import Any
 from spoolama.report.conduct import server_sentences, trim_sentence
 from spoolama.report.record import Record
 
-__all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text"]
+__all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text", "warnings_of"]
 
 _WIDTH = 100
 _LABEL = 11
@@ -127,12 +127,22 @@ def merged_text(
     return "\n".join(lines).strip() + "\n"
 
 
+def warnings_of(m: Mapping[str, Any]) -> list[str]:
+    """What the guard and the audit found wrong with the answers.
+
+    The guard's comes alone where its rows are still as the conversation left them: one advice is enough.
+    """
+    guard, audit = m.get("guard") or {}, m.get("audit") or {}
+    texts = [guard.get("warning"), audit.get("warning")]
+    if texts[0] and not guard.get("replaced"):
+        texts = texts[:1]
+    return [text for text in texts if text]
+
+
 def _warned(m: Mapping[str, Any]) -> list[str]:
-    """What the guard and the audit found wrong with the answers: it comes before all else."""
-    texts = [(m.get(name) or {}).get("warning") for name in ("guard", "audit")]
-    return [
-        line for text in texts if text for line in (*textwrap.wrap(text, _WIDTH, break_on_hyphens=False), "")
-    ]
+    """It comes before all else."""
+    texts = warnings_of(m)
+    return [line for text in texts for line in (*textwrap.wrap(text, _WIDTH, break_on_hyphens=False), "")]
 
 
 def _effect(m: Mapping[str, Any]) -> list[str]:
@@ -251,7 +261,7 @@ def _next(m: Mapping[str, Any], *, openai: bool) -> str:
     if not m["total"]:
         return "The data file had no rows."
     if m["failed"] + m["skipped"] == 0:
-        return "Nothing: every row has its answer."
+        return "Mind the warning at the top." if warnings_of(m) else "Nothing: every row has its answer."
     if openai:
         what = "Mend retry.jsonl where it needs it and drop it again."
     elif m["failed"] and m["skipped"]:

@@ -57,8 +57,8 @@ def test_free_texts_which_all_differ_raise_no_suspicion_but_one_text_for_all_doe
 
 
 def test_short_segments_are_left_alone_and_long_ones_looked_into_where_nothing_can_be_compared() -> None:
-    """19 answers are too few whatever they say; 100 are worth eight questions if alone is unknown."""
-    assert suspicion(["positive"] * 19, MIXED) is None
+    """14 answers are too few whatever they say; 100 are worth eight questions if alone is unknown."""
+    assert suspicion(["positive"] * 14, MIXED) is None
     assert suspicion(MIXED, []) is None
     assert suspicion(MIXED * 2, MIXED[:19]) is not None
     assert suspicion(MIXED * 2, MIXED[:20]) is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spoolama.report.analysis import analyze_job
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.testing.published import answered
 from unit.report import effect_jobs
@@ -74,7 +75,8 @@ def test_rows_that_were_redone_are_told_and_marked(tmp_path: Path) -> None:
     assert (told["replaced"], told["answered_again"], told["harmed"]) == (29, 29, 1)
     assert "in 1 of 10 segments (rows 61 to 90)" in top
     assert (
-        "29 rows were therefore asked again, each alone; the results hold those answers, marked `redone`."
+        "29 rows were therefore asked again, each alone; the results hold those answers, marked"
+        " `redone` in results.jsonl."
         " What came after them was asked alone. What to do: nothing for these rows; `audit: 200` tells about"
         " the others."
     ) in top
@@ -156,7 +158,7 @@ def test_short_segments_are_not_said_to_be_sound(tmp_path: Path) -> None:
     summary = publish(tmp_path / "j", WINDOW, rows=10, fill=fill)
     told = summary.metrics["guard"]
     assert (told["looked_at"], told["too_short"]) == (0, 1)
-    assert line_of(summary, "Guard").startswith("Nothing to judge: no segment has 20 answers")
+    assert line_of(summary, "Guard").startswith("Nothing to judge: no segment has 15 answers")
 
 
 def test_a_suspicion_without_a_row_to_compare_is_not_settled(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_a_suspicion_without_a_row_to_compare_is_not_settled(tmp_path: Path) -> 
     [
         ([], 30, "the job ended before a segment was done"),
         (["a", None], 30, "the rows bring their own requests or models, and are not watched"),
-        ([], 10, "segments are too short to be judged, which takes 20 answers given in sight of other rows"),
+        ([], 10, "segments are too short to be judged, which takes 15 answers given in sight of other rows"),
     ],
 )
 def test_why_nobody_looked_is_told_as_it_was(
@@ -206,3 +208,11 @@ def test_without_a_conversation_there_is_nothing_to_guard(tmp_path: Path) -> Non
     assert summary.metrics["guard"] is None
     assert summary.metrics["how"]["guard"] == "null: rows were asked alone"
     assert (line_of(summary, "Guard"), line_of(summary, "Audit")) == ("", "")
+
+
+def test_a_warning_is_in_analyze_and_in_what_comes_next(tmp_path: Path) -> None:
+    """Whoever looks at the answers by another way than the summary hears of it too."""
+    summary = publish(tmp_path / "j", WINDOW, fill=lambda ledger: looked(ledger, 0))
+    assert "Mind the warning at the top." in summary.text
+    (warning,) = analyze_job(tmp_path / "j").warnings
+    assert warning.startswith("Warning: the conversation changed the answers")
