@@ -11,7 +11,7 @@ from spoolama.errors import InputError
 from spoolama.report.conduct import trim_sentence
 from spoolama.report.labels import label_of_record
 from spoolama.report.published import Published, open_published
-from spoolama.report.summary import count, duration
+from spoolama.report.summary import count, duration, warnings_of
 from spoolama.report.tally import Tally
 
 __all__ = ["Comparison", "Side", "compare_jobs"]
@@ -119,6 +119,8 @@ def _side(job: Published, tally: Tally) -> Side:
     }
     if agreement is not None:
         cells["Agreement"] = "\n".join(agreement.sentences())
+    if warnings := warnings_of(m):
+        cells["Mind"] = "\n".join(warnings)
     return Side(job.job, mode, by["ok"], by["failed"], by["skipped"], cells)
 
 

@@ -149,7 +149,8 @@ def _no_proof(tried: Sequence[Mapping[str, Any]], told: Mapping[str, Any], sidec
     best = f" Best was {near['words']}: {_duel(near)}." if near["compared"] else ""
     if len(tried) == 1:
         others = "The other way that was tried was not proved"
-    return f"{others} better on {sidecar.gold}, or harmless and faster.{best}"
+    like = ", ".join(f"{one['form']} {percent(one['agreement'])}" for one in tried)
+    return f"{others} better on {sidecar.gold}, or harmless and faster.{best} As alone answers: {like}."
 
 
 def _likeness(one: Mapping[str, Any], told: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from spoolama.report.analysis import analyze_job
+from spoolama.report.compare import compare_jobs
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.testing.published import answered
 from unit.report import effect_jobs
@@ -210,9 +211,10 @@ def test_without_a_conversation_there_is_nothing_to_guard(tmp_path: Path) -> Non
     assert (line_of(summary, "Guard"), line_of(summary, "Audit")) == ("", "")
 
 
-def test_a_warning_is_in_analyze_and_in_what_comes_next(tmp_path: Path) -> None:
+def test_a_warning_is_in_analyze_in_compare_and_in_what_comes_next(tmp_path: Path) -> None:
     """Whoever looks at the answers by another way than the summary hears of it too."""
     summary = publish(tmp_path / "j", WINDOW, fill=lambda ledger: looked(ledger, 0))
     assert "Mind the warning at the top." in summary.text
     (warning,) = analyze_job(tmp_path / "j").warnings
     assert warning.startswith("Warning: the conversation changed the answers")
+    assert compare_jobs(tmp_path / "j", tmp_path / "j").left.cells["Mind"] == warning
