@@ -58,6 +58,7 @@ class Planner:
         total: Rows of the job.
         stop: A wish to stop ends every wait.
         wanted: What is to be learned.
+        room: Tokens that a prompt may have; None: unknown.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class Planner:
         total: int,
         stop: Stop,
         wanted: Wanted | None = None,
+        room: int | None = None,
     ) -> None:
         self._store = store
         self._plans = [first]
         self._prefix_bytes = prefix_bytes
         self._stop = stop
         self._wanted = wanted or Wanted()
+        self._room = room
         self._total = total
         rows = first.segment_rows or total or 1
         self._rows = rows
@@ -206,7 +209,9 @@ class Planner:
         plan = self._plans[-1]
         every, reason = plan.every, fit.reason
         if fit.model is not None and means is not None:
-            every = learned_every(fit.model, keep=plan.keep + plan.important, means=means, front=front)
+            keep, room = plan.keep + plan.important, self._room
+            high = None if room is None else plan.high * room
+            every = learned_every(fit.model, keep=keep, means=means, front=front, high=high)
         costs = None if fit.model is None or means is None else fit.model.to_json()
         await self._store.note(learned={"every": every, "costs": costs, "reason": reason})
         if costs is not None:
@@ -244,7 +249,14 @@ class Planner:
             self._plans.append(plan)
 
 
-def learned_every(costs: CostModel, *, keep: int, means: tuple[float, float], front: int | None) -> int:
+def learned_every(
+    costs: CostModel,
+    *,
+    keep: int,
+    means: tuple[float, float],
+    front: int | None,
+    high: float | None = None,
+) -> int:
     """Rows between two trims, by what the first rows have shown.
 
     Args:
@@ -252,7 +264,12 @@ def learned_every(costs: CostModel, *, keep: int, means: tuple[float, float], fr
         keep: Rows that a trim keeps.
         means: Tokens of a row's turn and of its answer, on average.
         front: Prompt tokens of the first row.
+        high: Tokens of a prompt at which a trim is due in any case; None: unknown. It would come first, and
+            keep other rows than these.
     """
     turn, answer = means
     prefix = max(0.0, (front or 0) - turn + answer)
-    return best_every(costs, keep=keep, turn_tokens=turn, answer_tokens=answer, prefix_tokens=prefix)
+    every = best_every(costs, keep=keep, turn_tokens=turn, answer_tokens=answer, prefix_tokens=prefix)
+    if high is None:
+        return every
+    return max(1, min(every, int((high - prefix) / max(1.0, turn)) - keep))

@@ -123,6 +123,7 @@ class JobRunner:
                 density=asked == [None],
                 costs=asked == [None] and conversation and self._sidecar.trim.learns,
             ),
+            room=self._sidecar.options.num_ctx - self._sidecar.options.num_predict,
         )
         await planner.open()
         tally = Tally(total, ok=counts["ok"], failed=counts["failed"], max_failed=self._sidecar.max_failed)

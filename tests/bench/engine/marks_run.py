@@ -190,9 +190,11 @@ async def _learn(
     finally:
         await ledger.close()
     fit = fit_costs(samples)
+    options, trim = sidecar.options, sidecar.trim
+    high = trim.high * (options.num_ctx - options.num_predict)
     if fit.model is None or means is None:
         return Learned(None, None, fit.reason)
-    return Learned(learned_every(fit.model, keep=keep, means=means, front=front), fit.model, "")
+    return Learned(learned_every(fit.model, keep=keep, means=means, front=front, high=high), fit.model, "")
 
 
 def _sidecar(model: str, keep: int, every: int, rows: int) -> Sidecar:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from spoolama.backends.base import ChatRequest, LoadSpec, Reply
+from spoolama.context.costs import CostModel
+from spoolama.engine.planner import learned_every
 from spoolama.errors import (
     ContextOverflow,
     JobError,
@@ -406,3 +408,13 @@ def test_rows_of_one_to_two_hundred_thousand_tokens_all_have_their_end(tmp_path:
     assert max(refused.values()) == 1
     windows = [spec.num_ctx for _, spec in bench.backend.loads]
     assert windows == [1024, 131_072], "the model's own is the longest"
+
+
+def test_a_learned_number_of_rows_stays_below_the_high_mark() -> None:
+    """Where tokens would have a trim made first, it would keep other rows than these: that costs more."""
+    costs = CostModel(a=0.04, b=2e-3, c=5e-7, d=8e-3, e=3e-7)
+    free = learned_every(costs, keep=10, means=(60.0, 3.0), front=320)
+    capped = learned_every(costs, keep=10, means=(60.0, 3.0), front=320, high=3000.0)
+    assert free > capped
+    assert (10 + capped) * 60 + 263 <= 3000 < (10 + capped + 1) * 60 + 263
+    assert learned_every(costs, keep=100, means=(60.0, 3.0), front=320, high=3000.0) == 1
