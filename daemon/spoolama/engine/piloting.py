@@ -23,12 +23,10 @@ from spoolama.job.sidecar import Sidecar
 
 __all__ = ["Piloting"]
 
-
 _FRAME = 12
 """Tokens that a chat template puts around a row and the opened answer, generously."""
 _DENSITY = 0.35
 """Tokens a byte where rows are too alike to tell: more than English prose has."""
-
 
 _LEAST_COSTS = 10
 """Rows with all counts and times that costs are told from."""

@@ -59,6 +59,24 @@ def bench_of(
     return Bench(path, [text_of(n) for n in range(rows)], SIDE + side, answer=answer, **server)
 
 
+class Killed(Exception):
+    """The service ends."""
+
+
+def dies(bench: Bench, at: int) -> None:
+    """A run in which the service ends with this request."""
+
+    def fault(call: Call) -> Reply | None:
+        del call
+        if len(bench.backend.calls) == at:
+            raise Killed
+        return None
+
+    bench.backend.fault = fault
+    with pytest.raises(BaseExceptionGroup):
+        bench.run()
+
+
 def test_without_a_gain_each_row_stands_alone_and_little_is_asked_for_it(tmp_path: Path) -> None:
     """Where the prefix comes from the cache no conversation is faster: 20 rows show it, 4 of them twice."""
     bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\n", server=WARM)
@@ -132,24 +150,13 @@ def test_a_small_job_has_no_pilot_and_stands_alone(tmp_path: Path) -> None:
 def test_a_restart_in_the_pilot_makes_the_same_choice_once(tmp_path: Path, kill_at: int) -> None:
     """Wherever the service ends: the books balance, each row has one result, and there is one choice."""
 
-    class Killed(Exception):
-        pass
-
-    def fault(call: Call) -> Reply | None:
-        del call
-        if len(bench.backend.calls) == kill_at:
-            raise Killed
-        return None
-
     side = "trim: {strategy: auto, pilot: 400}\nsegment: 60\n"
     whole = bench_of(tmp_path / "whole", side)
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     whole.run()
     bench = bench_of(tmp_path / "killed", side)
-    bench.backend.fault = fault
-    with pytest.raises(BaseExceptionGroup):
-        bench.run()
+    dies(bench, kill_at)
     assert bench.run().finished
     assert meta_of(bench, "pilot")["form"] == meta_of(whole, "pilot")["form"] == "tail-20"
     assert [p["version"] for p in plans_of(bench)].count(2) == 1
@@ -202,19 +209,8 @@ def test_a_file_sorted_by_outcome_raises_no_alarm(tmp_path: Path) -> None:
 def test_a_restart_around_a_redo_balances_the_books(tmp_path: Path, kill_at: int) -> None:
     """While eight rows are asked again, right after the verdict, and while the segment is done again."""
 
-    class Killed(Exception):
-        pass
-
-    def fault(call: Call) -> Reply | None:
-        del call
-        if len(bench.backend.calls) == kill_at:
-            raise Killed
-        return None
-
     bench = bench_of(tmp_path, COLLAPSE + "on_collapse: redo\n", rows=120, answer=follows)
-    bench.backend.fault = fault
-    with pytest.raises(BaseExceptionGroup):
-        bench.run()
+    dies(bench, kill_at)
     assert bench.run().finished
     assert [(o.state, o.answer) for o in bench.outcomes] == [
         ("ok", json.dumps(text_of(n)[0])) for n in range(120)
@@ -305,19 +301,8 @@ def test_rows_that_fail_when_audited_keep_their_results(tmp_path: Path) -> None:
 def test_a_restart_in_the_audit_finishes_it(tmp_path: Path, kill_at: int) -> None:
     """All rows have their end by then; what is left to be asked again is asked, and nothing else."""
 
-    class Killed(Exception):
-        pass
-
-    def fault(call: Call) -> Reply | None:
-        del call
-        if len(bench.backend.calls) == kill_at:
-            raise Killed
-        return None
-
     bench = bench_of(tmp_path, COLLAPSE + "audit: 20\n", rows=120)
-    bench.backend.fault = fault
-    with pytest.raises(BaseExceptionGroup):
-        bench.run()
+    dies(bench, kill_at)
     assert bench.run().finished
     assert len(rows_of(bench, "SELECT 1 FROM trials WHERE kind='audit'")) == 20
     assert len(bench.backend.calls) == 120 + 20 + 5 + 1

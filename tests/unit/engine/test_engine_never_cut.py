@@ -137,7 +137,7 @@ def answer_all(sidecar: Sidecar, store: MemoryStore, server: Exact) -> None:
 def test_rows_denser_than_the_learned_bound_are_answered_whole_or_fail() -> None:
     """Prompts that pass the room although the bound let them are not taken with a spoiled answer."""
     sidecar = parse_sidecar(
-        "model: m\nsystem: Judge.\nprompt: '{{ text }}'\nsegment: 8\n"
+        "model: m\nsystem: Judge.\nprompt: '{{ text }}'\nsegment: 8\ntrim: {strategy: reset}\n"
         f"options: {{num_ctx: 512, num_predict: {NUM_PREDICT}}}\n",
         "job.yaml",
     )
