@@ -1,107 +1,135 @@
-"""Readings of GPU memory. What follows from them is decided elsewhere."""
+"""What is known of memory at one moment: cards, this machine, the model's process, what the server lists.
+
+Nothing here decides. None means everywhere: it could not be read, and nobody guesses.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
 
-__all__ = ["GpuProbe", "GpuReading", "NoGpu", "NvmlProbe", "VramSampler"]
+__all__ = ["Card", "CardProbe", "Host", "Listed", "NoCards", "NoReading", "Readings", "Runner"]
 
 
 @dataclass(frozen=True, slots=True)
-class GpuReading:
-    """Memory of all GPUs of this machine at one moment."""
+class Card:
+    """One GPU, or one MIG instance of one."""
 
-    used_bytes: int
+    index: int
+    """NVML's number of the card."""
+    name: str
     total_bytes: int
+    used_bytes: int
+    """What is not free: programs' memory and the driver's own."""
+    uuid: str | None = None
+    reserved_bytes: int | None = None
+    """The driver's own part of `used_bytes` (480 MiB on an H100); NVML's second memory call tells it."""
+    processes: Mapping[int, int | None] | None = None
+    """Process id -> bytes on this card, None where its size is not told; None as a whole: not permitted."""
+    temperature_c: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    throttled: tuple[str, ...] | None = None
+    """Why the clocks are lowered, in words: `power`, `heat`, ...; empty: they are not."""
+    mig: str | None = None
+    """Of a MIG instance, its number; `on` for a card that is cut up while its instances cannot be read."""
+
+    @property
+    def free_bytes(self) -> int:
+        """What a program could still get."""
+        return max(0, self.total_bytes - self.used_bytes)
 
 
-class GpuProbe(Protocol):
-    """Reads GPU memory; None where there is nothing to read."""
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A process on this machine that holds a model: `ollama runner`, `llama-server`, our own child."""
 
-    method: str
-    """How it reads, for reports."""
+    pid: int
+    name: str
+    rss_bytes: int
+    """Resident memory, weights that it maps included."""
+    anonymous_bytes: int | None = None
+    """The part that no file stands behind; llama-server's prompt cache grows here."""
 
-    def read(self) -> GpuReading | None:
-        """The memory now. May block; call it from a thread of its own."""
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Memory of this machine, or of the part of it that this service may use."""
+
+    total_bytes: int
+    available_bytes: int
+    swap_total_bytes: int = 0
+    swap_free_bytes: int = 0
+    bound: str | None = None
+    """What bounds it, where that is less than the machine: `memory.max of the unit`."""
+
+    @property
+    def used_bytes(self) -> int:
+        """What programs hold that cannot be taken back."""
+        return max(0, self.total_bytes - self.available_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model as the server lists it (`/api/ps`): from its load log, not live."""
+
+    name: str
+    size_bytes: int | None
+    vram_bytes: int | None
+    num_ctx: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """One record a second."""
+
+    at: float
+    """Monotonic seconds."""
+    cards: tuple[Card, ...] | None
+    """None: no card can be read, and `blind` says why."""
+    blind: str | None = None
+    """Why the cards cannot be read now, in words."""
+    cards_age_s: float = 0.0
+    """How old the cards' part is; a call that hangs makes it grow."""
+    host: Host | None = None
+    runners: tuple[Runner, ...] = ()
+    models: tuple[Listed, ...] | None = None
+    """What the server lists; None: it was not asked, or does not list."""
+
+
+class NoReading(Exception):
+    """The cards cannot be read.
+
+    Args:
+        reason: In words.
+        lasting: Nothing will change while the service runs: there is no NVIDIA card or driver.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.lasting = lasting
+
+
+class CardProbe(Protocol):
+    """Reads the cards. May block for ever, so it is called from a thread of its own."""
+
+    def read(self) -> tuple[Card, ...]:
+        """All cards now.
+
+        Raises:
+            NoReading: there are none, or the driver does not answer.
+        """
         ...
 
 
-class NoGpu:
-    """A machine without a GPU that can be read."""
+@dataclass(frozen=True, slots=True)
+class NoCards:
+    """A machine without cards, or one whose cards say nothing of a server elsewhere."""
 
-    method = "no NVIDIA GPU on this machine"
+    reason: str = field(default="no NVIDIA GPU on this machine")
 
-    def read(self) -> GpuReading | None:
+    def read(self) -> tuple[Card, ...]:
         """Nothing."""
-        return None
-
-
-class NvmlProbe:
-    """NVIDIA's management library, through the module `pynvml` of nvidia-ml-py."""
-
-    method = "NVML, memory used on all GPUs by all programs, once a second"
-
-    def __init__(self) -> None:
-        self._nvml: Any = None
-
-    def read(self) -> GpuReading | None:
-        """The sum over all GPUs; None without a driver, or while the driver does not answer."""
-        try:
-            if self._nvml is None:
-                import pynvml
-
-                pynvml.nvmlInit()
-                self._nvml = pynvml
-            nvml = self._nvml
-            handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-            infos = [nvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
-        except Exception:
-            # Any NVMLError at run time means the same: no reading now. Initialise again next time.
-            self._nvml = None
-            return None
-        if not infos:
-            return None
-        return GpuReading(sum(i.used for i in infos), sum(i.total for i in infos))
-
-
-class VramSampler:
-    """Keeps the highest reading while it runs; on a daemon thread, so that a hanging driver blocks nobody.
-
-    Args:
-        probe: Where readings come from.
-        every_s: Seconds between two readings.
-    """
-
-    def __init__(self, probe: GpuProbe, *, every_s: float = 1.0) -> None:
-        self._probe = probe
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-        self.peak_bytes: int | None = None
-        """The highest memory use seen; None if there was no reading."""
-
-    def __enter__(self) -> VramSampler:
-        self._thread = threading.Thread(target=self._run, name="vram sampler", daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            with contextlib.suppress(RuntimeError):
-                self._thread.join(timeout=0.2)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            reading = self._probe.read()
-            if reading is not None:
-                self.peak_bytes = max(self.peak_bytes or 0, reading.used_bytes)
-            self._stop.wait(self._every_s)
-
-    @property
-    def method(self) -> str:
-        """How it was measured, in words."""
-        return self._probe.method if self.peak_bytes is not None else NoGpu.method
+        raise NoReading(self.reason, lasting=True)

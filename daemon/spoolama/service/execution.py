@@ -18,7 +18,7 @@ from spoolama.engine.runner import JobRunner
 from spoolama.engine.store import Stop
 from spoolama.engine.tally import FIRST_ROWS, check_first_failures
 from spoolama.errors import InputError, JobError, LedgerError, SidecarError
-from spoolama.gpu.readings import GpuProbe, NvmlProbe, VramSampler
+from spoolama.gpu.sampler import GpuProbe, NvmlProbe, VramSampler
 from spoolama.job.rows import InputKind, Limits, detect
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.sidecar_file import load_sidecar

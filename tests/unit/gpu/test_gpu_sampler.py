@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from spoolama.gpu.readings import GpuReading, NoGpu, NvmlProbe, VramSampler
+from spoolama.gpu.sampler import GpuReading, NoGpu, NvmlProbe, VramSampler
 
 
 class Scripted:
