@@ -59,6 +59,8 @@ def _show(analysis: Analysis, console: Console) -> None:
         if len(listed) > _MAX_ANSWERS:
             rest = sum(rows for _, rows in listed[_MAX_ANSWERS:])
             answers.add_row(f"({len(listed) - _MAX_ANSWERS} more)", str(rest), "")
+        for label in analysis.spread.never:
+            answers.add_row(escape(label), "0", "never given")
         console.print(answers)
     else:
         console.print(f"Answers: {analysis.spread.sentence()}")

@@ -15,10 +15,15 @@ __all__ = [
     "interval_words",
     "percent",
     "short",
+    "strength_words",
 ]
 
 MAX_LABELS = 1000
 """Past so many different answers they are free text."""
+
+_STRENGTHS = ((0.2, "very weak"), (0.4, "weak"), (0.6, "moderate"), (0.8, "strong"), (1.01, "very strong"))
+"""Bounds of a correlation's size and its name (J. D. Evans 1996, Straightforward Statistics for the
+Behavioral Sciences)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +36,24 @@ class Spread:
     """Rows by answer, most first; None: too many different ones to count (free text)."""
     entropy_bits: float | None
     """0: one answer for everything. 1: as uncertain as a coin."""
+    never: tuple[str, ...] = ()
+    """Labels that the schema lists, and that no row was answered."""
 
     def to_json(self) -> dict[str, Any]:
         """For metrics.json."""
         return asdict(self)
 
     def sentence(self, most: int = 8) -> str:
-        """`positive 137 (98 %), negative 3 (2 %)`."""
+        """`positive 137 (98 %), negative 3 (2 %); never given: neutral`."""
+        given = self._given(most)
+        if not self.never:
+            return given
+        named = [short(label) for label in self.never[:most]]
+        if len(self.never) > most:
+            named.append(f"{len(self.never) - most} more")
+        return f"{given}; never given: {', '.join(named)}"
+
+    def _given(self, most: int) -> str:
         if not self.rows:
             return "no answers to count"
         if self.counts is None:
@@ -93,14 +109,17 @@ class Agreement:
             out.append(f"Cohen's kappa (agreement beyond chance) {self.kappa:.2f}{interval}.")
         if self.correlation is not None:
             value = f"{self.correlation:.2f}{interval_words(self.correlation_interval)}"
-            out.append(f"Rank correlation (Spearman) with {self.gold} {value}, {over}.")
+            words = strength_words(self.correlation, self.correlation_interval)
+            out.append(f"Rank correlation (Spearman) with {self.gold} {value}, {over}: {words}.")
+            out.append("(1: the same order; 0: no relation; weak is below 0.4, strong from 0.6; Evans 1996.)")
         if self.mean_absolute_error is not None:
             out.append(f"On average {self.mean_absolute_error:.3g} away from {self.gold}.")
         if self.scale is not None:
             out.append(f"Answers ranked as {self.scale}.")
         if self.left_out:
             out.append(
-                f"{self.left_out:,} rows more are left out: by them was chosen what stands before the rows."
+                f"{self.left_out:,} more with a known answer do not count here: by their help was chosen what"
+                " each row is asked in sight of, which would flatter the result."
             )
         return out + self.notes
 
@@ -118,6 +137,8 @@ class Third:
     accuracy_interval: tuple[float, float] | None = None
     correlation: float | None = None
     correlation_interval: tuple[float, float] | None = None
+    undefined: str | None = None
+    """Why there is no correlation."""
 
     def words(self) -> str:
         """`71 % (64 to 77)`."""
@@ -125,7 +146,7 @@ class Third:
             low, high = self.accuracy_interval or (0.0, 1.0)
             return f"{percent(self.accuracy)} ({low * 100:.0f} to {high * 100:.0f})"
         if self.correlation is None:
-            return "undefined"
+            return f"undefined ({self.undefined})" if self.undefined else "undefined"
         if self.correlation_interval is None:
             return f"{self.correlation:.2f}"
         low, high = self.correlation_interval
@@ -137,6 +158,15 @@ def along_sentence(thirds: Sequence[Third]) -> str | None:
     if not thirds:
         return None
     return f"First, middle and last third of these rows: {', '.join(third.words() for third in thirds)}."
+
+
+def strength_words(correlation: float, interval: tuple[float, float] | None) -> str:
+    """How strong a correlation is, which way round, and whether it may as well be none."""
+    name = next(name for bound, name in _STRENGTHS if abs(correlation) < bound)
+    words = name if correlation >= 0 else f"{name}, but the other way round"
+    if interval is not None and interval[0] <= 0 <= interval[1]:
+        words += "; so few rows cannot tell it from none"
+    return words
 
 
 def short(text: str, most: int = 40) -> str:

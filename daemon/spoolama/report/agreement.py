@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -101,7 +102,9 @@ class AnswerTally:
         shares = [count / self._rows for count in self._counts.values()]
         entropy = sum(-share * math.log2(share) for share in shares)
         ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
-        return Spread(self._rows, dict(ordered), round(entropy, 4) if self._rows else None)
+        given = {word.casefold() for word in self._counts}
+        never = [label for label in self._enum or () if label.casefold() not in given] if self._rows else []
+        return Spread(self._rows, dict(ordered), round(entropy, 4) if self._rows else None, tuple(never))
 
     def agreement(self) -> Agreement | None:
         """The agreement with gold; None where no gold was named."""
@@ -127,7 +130,9 @@ class AnswerTally:
             return Third(*names, accuracy=hits / rows, accuracy_interval=statistics.wilson(hits, rows))
         values = self._answer_numbers if kind == "numbers" else self._ranks()
         value = statistics.spearman(values[where], self._gold_numbers[where])
-        interval = None if value is None else statistics.spearman_interval(value, rows)
+        if value is None:
+            return Third(*names, undefined=_why_undefined(values[where]))
+        interval = statistics.spearman_interval(value, rows)
         return Third(*names, correlation=value, correlation_interval=interval)
 
     def _agreement(self) -> Agreement:
@@ -227,6 +232,13 @@ class AnswerTally:
 
     def _only_word(self) -> str | None:
         return next(iter(self._counts)) if self._counts is not None and len(self._counts) == 1 else None
+
+
+def _why_undefined(answers: Sequence[float]) -> str:
+    """In few words."""
+    if len(answers) < 2:
+        return "too few rows"
+    return "all answers alike" if statistics.is_constant(answers) else "all known answers alike"
 
 
 def _undefined(rows: int, gold: str, constant: bool, word: str | None) -> str:

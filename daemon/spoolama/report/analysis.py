@@ -61,6 +61,8 @@ class Analysis:
             yield "warnings", "", "", text
         for label, rows in (self.spread.counts or {}).items():
             yield "answers", label, str(rows), f"{rows / self.spread.rows:.4f}"
+        for label in self.spread.never:
+            yield "answers", label, "0", f"{0:.4f}"
         if self.spread.counts is None:
             yield "answers", "", "", self.spread.sentence()
         if self.agreement is not None:

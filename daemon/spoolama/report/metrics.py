@@ -254,7 +254,10 @@ def _model(metrics: Metrics, ledger: LedgerReader) -> None:
 
 def _answers(metrics: Metrics, spread: Spread, agreement: Agreement | None) -> None:
     metrics.put(
-        "answers", spread.to_json(), "answers (with `format`: the compared key) of completed rows, counted"
+        "answers",
+        spread.to_json(),
+        "answers (with `format`: the compared key) of completed rows, counted; `never`: labels of the schema"
+        " that no row was answered",
     )
     metrics.put(
         "agreement",
@@ -279,7 +282,8 @@ def _effect(
         "agreement_along_job",
         [asdict(third) for third in thirds] or None,
         "`agreement` in thirds of the rows that can be compared, in the order of the file: accuracy, or rank"
-        " correlation, with its 95 % interval as there; `first` and `last` are row numbers from 1",
+        " correlation, with its 95 % interval as there, or why it is undefined; `first` and `last` are row"
+        " numbers from 1",
         missing=why,
     )
     pilot_metrics(metrics.put, ledger, sidecar)

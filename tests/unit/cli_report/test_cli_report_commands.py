@@ -54,6 +54,16 @@ def test_analyze_shows_and_writes(job: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text().startswith("section,item,value,note\n")
 
 
+def test_analyze_names_the_labels_that_no_row_was_answered(tmp_path: Path) -> None:
+    """A label of the schema that never came stands in table and CSV with its 0 rows."""
+    sidecar = SIDECAR + 'format: {type: string, enum: ["yes", "no", maybe]}\n'
+    publish_job(tmp_path / "j", data_name="d.csv", data=DATA, sidecar=sidecar, answer=lambda _: '"yes"')
+    output = call(analyze, tmp_path / "j", "--csv", tmp_path / "a.csv")
+    line = next(line for line in output.splitlines() if "maybe" in line)
+    assert "never given" in line
+    assert "answers,maybe,0,0.0000\n" in (tmp_path / "a.csv").read_text()
+
+
 def test_merge_prints_books_that_balance(job: Path, tmp_path: Path) -> None:
     """The whole way: errors dropped again, merged, and the sentence says that all is there."""
     publish_job(

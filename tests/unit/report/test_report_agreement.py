@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spoolama.report import statistics
-from spoolama.report.agreed import along_sentence
+from spoolama.report.agreed import along_sentence, strength_words
 from spoolama.report.agreement import Agreement, AnswerTally
 
 
@@ -181,6 +181,51 @@ def test_agreement_along_the_job_is_told_in_thirds() -> None:
     ]
 
 
+def test_a_third_without_a_correlation_says_why() -> None:
+    """All answers alike, or all known ones: words in place of a bare `undefined`."""
+    tally = AnswerTally("gold")
+    for n in range(90):
+        tally.add(7 if n < 30 else n, 3 if 30 <= n < 60 else n, row=n + 1)
+    thirds = tally.along_job()
+    assert along_sentence(thirds) == (
+        "First, middle and last third of these rows: undefined (all answers alike), undefined (all known"
+        " answers alike), 1.00."
+    )
+    assert [third.undefined for third in thirds] == ["all answers alike", "all known answers alike", None]
+
+
+@pytest.mark.parametrize(
+    ("correlation", "interval", "words"),
+    [
+        (0.1, None, "very weak"),
+        (0.39, (0.2, 0.55), "weak"),
+        (0.4, None, "moderate"),
+        (-0.7, (-0.8, -0.5), "strong, but the other way round"),
+        (1.0, None, "very strong"),
+        (0.3, (-0.1, 0.6), "weak; so few rows cannot tell it from none"),
+    ],
+)
+def test_a_correlation_is_told_in_words(
+    correlation: float, interval: tuple[float, float] | None, words: str
+) -> None:
+    """How strong by a stated convention, which way round, and whether it may be chance."""
+    assert strength_words(correlation, interval) == words
+    told = Agreement("gold", 20, "numbers", correlation=correlation, correlation_interval=interval)
+    first, convention = told.sentences()
+    assert first.endswith(f"over 20 rows: {words}.")
+    assert "weak is below 0.4, strong from 0.6" in convention
+
+
+def test_labels_that_were_never_given_are_named() -> None:
+    """The schema's labels that no row was answered, whatever their case; none where nothing was answered."""
+    tally, empty = AnswerTally("gold", ["Negative", "neutral", "positive"]), AnswerTally(None, ["a"])
+    for label in ("negative", "positive", "positive"):
+        tally.add(label, None)
+    assert tally.spread().never == ("neutral",)
+    assert tally.spread().sentence() == "positive 2 (67 %), negative 1 (33 %); never given: neutral"
+    assert empty.spread().sentence() == "no answers to count"
+
+
 def test_too_few_rows_have_no_thirds() -> None:
     """Under 30 rows, or without a comparison, nothing is said of the agreement along the job."""
     tally, text = AnswerTally("gold"), AnswerTally("gold")
@@ -201,4 +246,6 @@ def test_rows_that_were_used_are_counted_and_left_out() -> None:
     assert agreement is not None
     assert (agreement.rows, agreement.left_out, agreement.accuracy) == (6, 4, 1.0)
     assert tally.spread().rows == 10
-    assert any("4 rows more are left out" in sentence for sentence in agreement.sentences())
+    assert any(
+        "4 more with a known answer do not count here" in sentence for sentence in agreement.sentences()
+    )

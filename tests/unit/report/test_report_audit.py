@@ -149,7 +149,7 @@ def test_free_text_is_alike_not_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "guarded", "why", "shown"),
     [
-        ("mode: isolated\naudit: 10\n", False, "rows were asked alone", ""),
+        ("mode: isolated\n", False, "rows were asked alone", ""),
         (
             "trim: {strategy: window}\n",
             True,

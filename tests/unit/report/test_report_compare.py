@@ -45,7 +45,7 @@ def test_the_same_rows_in_conversation_and_alone(tmp_path: Path) -> None:
     assert (comparison.both, comparison.different) == (20, 10)
     assert comparison.sentences()[0] == "The same rows got a different answer in 10 of 20 rows (50 %)."
     assert len(comparison.sentences()) == 2
-    assert left["Answers"] == 'every one of the 20 answers is "positive"'
+    assert left["Answers"] == ('every one of the 20 answers is "positive"; never given: negative')
     assert "undefined" in left["Agreement"]
     assert "Rank correlation (Spearman) with gold 0.87 (95 % interval" in right["Agreement"]
     assert (left["Rows are answered"], right["Rows are answered"]) == ("in conversation", "alone")
