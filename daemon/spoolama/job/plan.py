@@ -13,7 +13,7 @@ from typing import Any
 
 from spoolama.job.sidecar import Sidecar
 
-__all__ = ["PILOT_ROWS", "Plan", "first_plan", "pilot_asks"]
+__all__ = ["PILOT_ROWS", "Plan", "first_plan", "pilot_asks", "sees_others"]
 
 _SAFE_TOKENS_PER_BYTE = 1.0
 """A tokenizer hardly ever makes more tokens than there are bytes; what the server counts lowers it."""
@@ -104,6 +104,23 @@ def pilot_asks(sidecar: Sidecar, total: int) -> int:
     if trim.pilot == "auto":
         return int(total * _PILOT_SHARE) if total >= PILOT_ROWS else 0
     return trim.pilot
+
+
+def sees_others(sidecar: Sidecar, total: int | None = None) -> bool:
+    """Whether any row of a job of `total` rows may have others in sight.
+
+    Args:
+        sidecar: What is asked.
+        total: Rows of the job; None: not known yet, and what depends on it may be.
+    """
+    trim = sidecar.trim
+    if sidecar.mode == "isolated":
+        return False
+    if trim.strategy == "auto":
+        return trim.pilot != 0 if total is None else pilot_asks(sidecar, total) > 0
+    if trim.anchor_rows:
+        return True
+    return sidecar.segment != 1 and not (trim.strategy == "reset" and trim.every_rows == 1)
 
 
 def first_plan(sidecar: Sidecar, total: int = 0, *, pilot: bool = False) -> Plan:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from spoolama.errors import Problem, SidecarError
 from spoolama.job.prompt import PromptTemplate, TemplateProblem
 from spoolama.job.schema_check import schema_problems
 from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim
+from spoolama.job.sidecar_fit import misfits
 from spoolama.job.sidecar_words import EXPECTED, NOT_YET
+from spoolama.job.trim import STRATEGY_KEYS
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
 
 __all__ = ["load_sidecar", "parse_sidecar", "sidecar_schema"]
@@ -28,6 +33,9 @@ _MODELS: dict[str, type[BaseModel]] = {
 }
 
 _REQUIRED = ("model", "prompt")
+
+_ROUNDS = 50
+"""More than there are keys that may fail to fit together."""
 
 _SYNONYMS = {
     "instruction": "system",
@@ -93,19 +101,12 @@ class _Check:
         self.problems = list(tree.problems)
         self._bad = {p.key for p in tree.problems}
         self._meant: set[str] = set()  # required keys that stand there misspelled
+        self._gone: dict[KeyPath, set[str]] = {}  # by mapping: keys whose real value nobody knows
 
     def run(self) -> Sidecar | None:
         """The sidecar, if nothing is wrong; `problems` otherwise."""
         data = self._tree.data
-        sidecar: Sidecar | None = None
-        try:
-            # By way of JSON: there a list is as good as a tuple, while types stay strict.
-            sidecar = Sidecar.model_validate_json(json.dumps(data))
-        except ValidationError as error:
-            for problem in error.errors():
-                self._translate(problem)
-        except (RecursionError, ValueError) as error:
-            self._add((), f"the file cannot be read: {error}")
+        sidecar = self._validated()
         for key in () if self._openai else _REQUIRED:
             if key in self._meant:
                 continue
@@ -118,10 +119,52 @@ class _Check:
         self._format(data.get("format"))
         self._prompt(data.get("prompt"))
         if sidecar is not None:
-            self._answer_key(sidecar)
-            if self._openai:
-                self._lines(sidecar)
+            for misfit in misfits(sidecar, openai=self._openai, unknown=self._unknown()):
+                self._add(*misfit)
         return sidecar
+
+    def _validated(self) -> Sidecar | None:
+        """The sidecar, or what is left of it without the keys that are wrong.
+
+        pydantic looks whether keys fit together only where each of them is right, and stops at the first two
+        that do not. So what is wrong is left out and the rest looked at again.
+        """
+        rest = copy.deepcopy(self._tree.data)
+        for _ in range(_ROUNDS):
+            try:
+                # By way of JSON: there a list is as good as a tuple, while types stay strict.
+                return Sidecar.model_validate_json(json.dumps(rest))
+            except ValidationError as error:
+                wrong = [self._translate(problem) for problem in error.errors()]
+            except (RecursionError, ValueError) as error:
+                self._add((), f"the file cannot be read: {error}")
+                return None
+            for path in wrong:
+                if not self._leave_out(rest, path):
+                    return None
+        return None
+
+    def _leave_out(self, rest: dict[str, Any], path: KeyPath) -> bool:
+        """Take a key out; a list as a whole, since the places of its items count. False: nothing is left."""
+        items = [n for n, step in enumerate(path) if isinstance(step, int)]
+        path = path[: items[0]] if items else path
+        if not path:
+            return False
+        self._gone.setdefault(path[:-1], set()).add(str(path[-1]))
+        inner: Any = rest
+        for step in path[:-1]:
+            inner = inner.get(step, {})
+        inner.pop(path[-1], None)
+        return True
+
+    def _unknown(self) -> set[str]:
+        """Top keys that are left out, or that something in them is."""
+        return self._gone.get((), set()) | {str(path[0]) for path in self._gone if path}
+
+    def _gone_with(self, path: KeyPath, message: str) -> bool:
+        """Whether what does not fit together is about a key that was left out: its default, not its value."""
+        about = message.partition("; it goes with")[0]  # behind it are names of strategies
+        return not self._gone.get(path, set()).isdisjoint(re.findall(r"\w+", about))
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None) -> None:
         key = dotted(path)
@@ -132,8 +175,8 @@ class _Check:
         line, column = (place.line, place.column) if place else (None, None)
         self.problems.append(Problem(self._name, line, column, key, message, hint))
 
-    def _translate(self, error: Any) -> None:
-        """One of pydantic's errors as a problem of the key it stands at."""
+    def _translate(self, error: Any) -> KeyPath:
+        """One of pydantic's errors as a problem of the key it stands at, which is returned."""
         path = self._known(error["loc"])
         if error["type"] == "extra_forbidden":
             self._unknown_key(path)
@@ -149,9 +192,13 @@ class _Check:
         elif error["type"] == "value_error":
             message = str(error["ctx"]["error"])
             child = next((w for w in message.split() if (*path, w) in self._tree.places), None)
-            self._add(path if child is None else (*path, child), message)
+            told = self._gone_with(path, message)
+            path = path if child is None else (*path, child)
+            if not told:
+                self._add(path, message)
         else:
             self._wrong_value(path)
+        return path
 
     def _known(self, loc: tuple[int | str, ...]) -> KeyPath:
         """The longest beginning of pydantic's location that is in the file; behind it are names of types."""
@@ -177,6 +224,7 @@ class _Check:
             self._meant.add(meant[0])
         hint = None
         if close:
+            self._gone.setdefault(path[:-1], set()).add(close[0])
             hint = f"did you mean {close[0]}?"
         elif elsewhere := [p for p, m in _MODELS.items() if p and "[" not in p and lower in m.model_fields]:
             hint = f"it belongs under {elsewhere[0]}: {elsewhere[0]}: {{{lower}: …}}"
@@ -205,6 +253,8 @@ class _Check:
             elif not isinstance(value, str):
                 shown = f"{place.source}, which YAML reads as {_kind(value)},"
                 hint = f"put it in quotes: {path[-1]}: '{place.source}'"
+        elif path == ("trim",) and isinstance(value, str) and (close := _closest(value, STRATEGY_KEYS)):
+            hint = f"did you mean trim: {{strategy: {close}}}?"
         elif isinstance(value, str) and place is not None and place.style is not None and _is_number(value):
             hint = f"leave the quotes out: {path[-1]}: {value}"
         elif isinstance(value, str) and _is_number(value) and "number" in words:
@@ -214,8 +264,8 @@ class _Check:
             hint = f"in brackets: {path[-1]}: [{value}]"
         elif value is None:
             shown = "nothing"
-        elif isinstance(value, str) and (close := difflib.get_close_matches(value, words.split(), n=1)):
-            hint = f"did you mean {close[0]}?"
+        elif isinstance(value, str) and (close := _closest(value, words.replace(",", "").split())):
+            hint = f"did you mean {close}?"
         self._add(path, f"{shown} is not {words}", hint)
 
     def _value(self, path: KeyPath) -> Any:
@@ -261,28 +311,6 @@ class _Check:
             column = None if block or problem.line > 1 else place.value_column
             self.problems.append(Problem(self._name, line, column, "prompt", problem.message, problem.hint))
 
-    def _lines(self, sidecar: Sidecar) -> None:
-        """What is not done for OpenAI lines is refused rather than ignored."""
-        if sidecar.trim.anchor_rows:
-            hint = "use strategy reset or window, or put the turns into the lines"
-            self._add(("trim", "strategy"), "OpenAI lines have no anchors", hint)
-        if sidecar.audit:
-            self._add(("audit",), "OpenAI lines have no audit", "leave it out")
-        if sidecar.on_collapse != "report":
-            self._add(("on_collapse",), "nobody watches the conversations of OpenAI lines", "leave it out")
-
-    def _answer_key(self, sidecar: Sidecar) -> None:
-        keys = sidecar.format.get("properties") if isinstance(sidecar.format, dict) else None
-        if not isinstance(keys, dict):
-            return
-        if sidecar.answer_key is not None and sidecar.answer_key not in keys:
-            self._add(
-                ("answer_key",), f"format has no key {sidecar.answer_key!r}", f"one of {', '.join(keys)}"
-            )
-        elif sidecar.gold is not None and sidecar.answer_key is None and len(keys) > 1:
-            hint = f"for example answer_key: {next(iter(keys))}"
-            self._add(("gold",), "the answer has several keys: say in answer_key which one is compared", hint)
-
 
 def _general(path: KeyPath) -> str:
     """The dotted path with every item of a list alike: `examples[].user`."""
@@ -303,6 +331,11 @@ def _shown(value: Any) -> str:
 
 def _kind(value: Any) -> str:
     return json.dumps(value) if isinstance(value, bool) else "a number"
+
+
+def _closest(value: str, names: Iterable[str]) -> str | None:
+    found = difflib.get_close_matches(value.lower(), list(names), n=1)
+    return found[0] if found else None
 
 
 def _is_number(text: str) -> bool:

@@ -18,7 +18,7 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "examples[]": ("a turn with user and assistant", "{user: Great phone!, assistant: positive}"),
     "examples[].user": (_TEXT, "Great phone!"),
     "examples[].assistant": (_TEXT, "positive"),
-    "mode": ("conversation or isolated", "isolated"),
+    "mode": ("conversation or isolated", "conversation"),
     "id": (_COLUMN, "candidate_id"),
     "options": ("a mapping of the model's options", "{num_ctx: 8192, num_predict: 200}"),
     "options.num_ctx": ("a whole number of tokens from 128 to 10000000", "8192"),

@@ -154,6 +154,57 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
             id="numbers that do not fit together",
         ),
         pytest.param(
+            OK + "trim: {strategy: window, kep: 20, keep: x, anchors: 3, pilot: 1, low: 0.9}\n",
+            [
+                (3, 26, "trim.kep", "unknown key", "did you mean keep?"),
+                (3, 35, "trim.keep", '"x" is not a whole number of rows from 1', "for example keep: 20"),
+                (3, 44, "trim.anchors",
+                 "anchors means nothing with strategy window; it goes with anchors, hybrid", None),
+                (3, 56, "trim.pilot", "pilot means nothing with strategy window; it goes with auto", None),
+                (3, 66, "trim.low", "low 0.9 must be below high 0.75", None),
+            ],
+            id="what does not fit together is not hidden by what is wrong",
+        ),
+        pytest.param(
+            OK + "trim: {strategy: windw, keep: 3, low: 0.9, high: x}\n"
+            + "options: {num_ctx: 4k, num_predict: 9000}\nformat: {properties: {a: {}, b: {}}}\n"
+            + "gold: g\nanser_key: a\naudit: 5\nmdoe: isolated\n",
+            [
+                (3, 8, "trim.strategy",
+                 '"windw" is not auto, reset, window, anchors, important, hybrid or budget',
+                 "did you mean window?"),
+                (3, 44, "trim.high", '"x" is not a share above 0 and up to 1', "for example high: 0.75"),
+                (4, 11, "options.num_ctx", '"4k" is not a whole number of tokens from 128 to 10000000',
+                 "for example num_ctx: 8192"),
+                (7, 1, "anser_key", "unknown key", "did you mean answer_key?"),
+                (9, 1, "mdoe", "unknown key", "did you mean mode?"),
+            ],
+            id="what is wrong is not said again of the keys beside it",
+        ),
+        pytest.param(
+            OK + "seed: 3\noptions: {num_ctx: 200, top_k: x}\nmode: isolated\naudit: 50\n",
+            [
+                (3, 1, "seed", "unknown key", "it belongs under options: options: {seed: …}"),
+                (4, 11, "options.num_ctx",
+                 "num_predict 256 leaves no room for a prompt in num_ctx 200", None),
+                (4, 25, "options.top_k", '"x" is not a whole number from 0', "for example top_k: 40"),
+                (6, 1, "audit", "with mode: isolated no row has others in sight, so nothing can be audited",
+                 "leave audit out, or let rows see others"),
+            ],
+            id="in every part of the file",
+        ),
+        pytest.param(
+            OK + "trim: auto\n",
+            [(3, 1, "trim", '"auto" is not a mapping with strategy', "did you mean trim: {strategy: auto}?")],
+            id="a strategy by itself",
+        ),
+        pytest.param(
+            OK + "trim: Ancors\n",
+            [(3, 1, "trim", '"Ancors" is not a mapping with strategy',
+              "did you mean trim: {strategy: anchors}?")],
+            id="a strategy by itself, misspelled",
+        ),
+        pytest.param(
             "model: m\nprompt: |\n\n  Hi\n  {{ name }\nsystem: x\n",
             [(5, None, "prompt", "unexpected '}'",
               "a field stands in two braces on each side: {{ name }}; "
@@ -413,3 +464,27 @@ def test_a_score_must_have_something_to_choose(trim: str, said: str | None) -> N
         return
     with pytest.raises(SidecarError, match=said):
         parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("side", "fine"),
+    [
+        ("mode: isolated\n", False),
+        ("trim: {pilot: 0}\n", False),
+        ("trim: {strategy: reset, every: 1}\n", False),
+        ("trim: {strategy: window}\nsegment: 1\n", False),
+        ("trim: {strategy: hybrid, important: 3}\nsegment: 1\n", False),
+        ("trim: {strategy: anchors}\nsegment: 1\n", True),
+        ("trim: {pilot: 300}\n", True),
+        ("", True),
+    ],
+)
+def test_an_audit_needs_rows_that_see_others(side: str, fine: bool) -> None:
+    """Where none ever can, it is an error at its key; where a pilot may yet let them, it is not."""
+    if fine:
+        assert parse_sidecar(OK + side + "audit: 50\non_collapse: redo\n", "a.yaml").audit == 50
+    else:
+        found = problems(OK + side + "audit: 50\n")
+        assert [key for _, _, key, _, _ in found] == ["audit"]
+        assert "no row has others in sight" in found[0][3]
+        assert parse_sidecar(OK + side + "on_collapse: redo\n", "a.yaml").audit == 0
