@@ -16,12 +16,14 @@ from pathlib import Path
 
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
-from spoolama.errors import ConfigError, InputError, RowError
+from spoolama.errors import ConfigError, InputError, RowError, SidecarError
 from spoolama.job.asking import Ask, Asker
+from spoolama.job.columns import column_problems
 from spoolama.job.plan import pilot_asks
-from spoolama.job.rows import Limits, detect
+from spoolama.job.rows import InputKind, Limits, detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.sidecar_file import load_sidecar
+from spoolama.job.yaml_tree import read_yaml
 from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
 from spoolama.spool.content import sha256_of
@@ -166,7 +168,7 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
     kind = await asyncio.to_thread(detect, drop.data, drop.data.name)
     openai = kind.format == "openai"
     if drop.sidecar is not None:
-        sidecar = await asyncio.to_thread(load_sidecar, drop.sidecar, openai=openai)
+        sidecar = await asyncio.to_thread(_sidecar, drop.data, drop.sidecar, kind, limits)
     elif openai:
         sidecar = Sidecar(model="")
     else:
@@ -203,6 +205,18 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
         await asyncio.to_thread(_read_back, job.ledger, Asker(sidecar, openai=openai), findings)
     findings.pilot = 0 if openai else pilot_asks(sidecar, findings.rows)
     return findings
+
+
+def _sidecar(data: Path, path: Path, kind: InputKind, limits: Limits) -> Sidecar:
+    """The sidecar; what is wrong in it must not hide the columns that it names and the data does not have."""
+    try:
+        return load_sidecar(path, openai=kind.format == "openai")
+    except SidecarError as error:
+        found = list(error.problems)
+        with contextlib.suppress(InputError), read_rows(data, kind, limits=limits) as reader:
+            tree = read_yaml(path.read_bytes(), path.name)
+            found += column_problems(tree, path.name, reader.columns, data.name) if reader.columns else []
+        raise SidecarError(sorted(found, key=lambda p: (p.line or 0, p.column or 0))) from None
 
 
 def data_stem(data: Path) -> str:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
 from spoolama.engine.progress import Progress
 from spoolama.errors import InputError
+from spoolama.job.columns import column_problems
 from spoolama.job.row import Row, RowFault
 from spoolama.job.rows import InputKind, Limits, RowReader, read_rows
 from spoolama.job.sidecar import Sidecar
+from spoolama.job.yaml_tree import Tree, read_yaml
 from spoolama.spool.claim import JobDir
 from spoolama.spool.job_ledger import JobLedger, NewRow
 
@@ -40,7 +41,9 @@ async def take_in(
     """
     await ledger.begin_intake()
     reader = read_rows(job.data, kind, limits=limits)
-    namer = _Namer(sidecar, kind, reader.columns)
+    if reader.columns is not None:
+        await asyncio.to_thread(_check_columns, job, sidecar, reader.columns)
+    namer = _Namer(sidecar, kind)
     count = 0
     rows = iter(reader)
     while batch := await asyncio.to_thread(_batch, rows, namer):
@@ -78,23 +81,11 @@ _NO_MODEL = RowFault("unsupported_request", "model: the line names none, and the
 class _Namer:
     """Gives each row its id: from its column, from the format, or its number."""
 
-    def __init__(self, sidecar: Sidecar, kind: InputKind, columns: list[str] | None) -> None:
+    def __init__(self, sidecar: Sidecar, kind: InputKind) -> None:
         self._openai = kind.format == "openai"
         self._model = sidecar.model
         self._models = sidecar.models
         self._column = None if self._openai else sidecar.id
-        if columns is not None:
-            named = [(key, name) for key, name in (("id", sidecar.id), ("gold", sidecar.gold)) if name]
-            wrong = [(key, name) for key, name in named if name not in columns]
-            if wrong:
-                raise InputError(
-                    " ".join(
-                        f"{key}: the data has no column {name!r}. {_did_you_mean(name, columns)}".strip()
-                        for key, name in wrong
-                    ),
-                    mend=f"Its columns are: {', '.join(columns)}.",
-                    code="no_such_column",
-                )
 
     def name(self, row: Row) -> NewRow:
         if self._openai:
@@ -116,9 +107,17 @@ class _Namer:
         return NewRow(row, str(value), unique=True)
 
 
-def _did_you_mean(column: str, columns: list[str]) -> str:
-    close = difflib.get_close_matches(column, columns, 1)
-    return f"Did you mean {close[0]!r}?" if close else ""
+def _check_columns(job: JobDir, sidecar: Sidecar, columns: list[str]) -> None:
+    """Every column that the sidecar names is in the header."""
+    tree, name = Tree(sidecar.model_dump(include={"id", "gold"}), {}, []), "the sidecar"
+    if job.sidecar is not None:  # it knows where its keys stand
+        tree, name = read_yaml(job.sidecar.read_bytes(), job.sidecar.name), job.sidecar.name
+    if problems := column_problems(tree, name, columns, job.data.name):
+        raise InputError(
+            "\n".join(str(problem) for problem in problems),
+            mend=f"Mend the sidecar, or the header of {job.data.name}, and drop both files again.",
+            code="no_such_column",
+        )
 
 
 def _check_whole(

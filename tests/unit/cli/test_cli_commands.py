@@ -155,7 +155,19 @@ def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
     [
         ("modle: m\nprompt: x\n", DATA, "r.yaml:1:1: modle:"),
         ("model: m\nprompt: '{{ txt }}'\n", DATA, "No row can be asked"),
-        ("model: m\nprompt: x\nid: nam\n", DATA, "no column 'nam'"),
+        (
+            "model: m\nprompt: x\nid: idd\ngold: g\n",
+            DATA,
+            "r.yaml:3:1: id: the header of r.csv has no column 'idd' (did you mean 'id'?)\n"
+            "r.yaml:4:1: gold: the header of r.csv has no column 'g' (its columns are id, text)\n",
+        ),
+        (
+            "model: m\ngold: txt\nprompt: x\nlanse: 3\n",
+            DATA,
+            "r.yaml:2:1: gold: the header of r.csv has no column 'txt' (did you mean 'text'?)\n"
+            "r.yaml:4:1: lanse: unknown key (did you mean lanes?)\n",
+        ),
+        ("model: m\nprompt: x\nlanse: 3\n", "", "r.yaml:3:1: lanse: unknown key"),
         ("model: m\nprompt: x\nexpect: {rows: 9}\n", DATA, "the sidecar expects 9"),
         ("model: m\nprompt: x\n", DATA + "e,five", "does not end with a line end"),
         ("model: m\nprompt: '{{ name'\n", DATA, "r.yaml:2"),
@@ -169,7 +181,7 @@ def test_check_says_what_would_fail_the_job(
     data: str,
     said: str,
 ) -> None:
-    """In one kind line, with exit status 1 and no traceback."""
+    """In kind lines that name file, line and key, one hiding no other; exit status 1 and no traceback."""
     drop.write_text(data)
     drop.with_suffix(".yaml").write_text(sidecar)
     status, text = as_a_person(monkeypatch, capsys, "check", drop)
