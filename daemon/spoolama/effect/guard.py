@@ -30,6 +30,7 @@ __all__ = [
     "CHECKS",
     "GOLD_CHECKS",
     "LEAST",
+    "NO_REFERENCE",
     "Settled",
     "rows_to_check",
     "settle",
@@ -43,6 +44,8 @@ CHECKS = 8
 """Rows answered again alone to settle a suspicion."""
 GOLD_CHECKS = 24
 """Likewise in a job whose form was chosen for agreeing better with gold: there it is to differ from alone."""
+NO_REFERENCE = "there were too few answers given alone to compare with"
+"""Why a segment is looked into that shows nothing odd by itself."""
 _SURE = 20.0
 """Odds that settle it: wrong at most once in so many times, where rows differ just as often as they may.
 Times one more than the suspicions that were settled before and proved unfounded."""
@@ -112,7 +115,7 @@ def suspicion(labels: Sequence[str], alone: Sequence[str]) -> str | None:
     if share >= _ONE_ANSWER and (not given or given.count(label) / len(given) < _ALONE_SO):
         return f'{most} of {len(folded)} answers are "{label[:40]}"'
     if len(given) < _LEAST_ALONE:
-        return "there were too few answers given alone to compare with" if len(labels) >= _LONG else None
+        return NO_REFERENCE if len(labels) >= _LONG else None
     chance = _chance(folded, given)
     if chance is None or chance >= _UNLIKELY:
         return None

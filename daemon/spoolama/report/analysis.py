@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spoolama.report.agreement import Agreement, Spread
+from spoolama.report.harm import warnings_of
 from spoolama.report.published import open_published
 from spoolama.report.record import Record
-from spoolama.report.summary import balance, warnings_of
+from spoolama.report.summary import balance
 from spoolama.report.tally import Tally
 from spoolama.report.text import csv_line
 

@@ -69,7 +69,11 @@ def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
             ]
         wanted = (pilot or {}).get("why") == "better"
         value["sentence"] = f"{_likeness(found)}. {_verdict(found, sidecar, wanted=wanted)}"
-        value["warning"] = _WARNING if found.changed and not wanted else None
+        harm = found.changed and not wanted
+        value["warning"] = _WARNING if harm else None
+        value["warning_in_short"] = (
+            "the audit shows that the conversation changed the answers" if harm else None
+        )
     put("audit", value, _HOW, missing=why)
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from spoolama.errors import InputError
 from spoolama.report.conduct import trim_sentence
+from spoolama.report.harm import warnings_of
 from spoolama.report.labels import label_of_record
 from spoolama.report.published import Published, open_published
-from spoolama.report.summary import count, duration, warnings_of
+from spoolama.report.summary import count, duration
 from spoolama.report.tally import Tally
 
 __all__ = ["Comparison", "Side", "compare_jobs"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spoolama.effect.forms import ALONE
-from spoolama.effect.guard import LEAST
+from spoolama.effect.guard import LEAST, NO_REFERENCE
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.agreed import percent
 from spoolama.spool.ledger_read import LedgerReader
@@ -94,6 +94,7 @@ def _told(found: Guarded, ledger: LedgerReader, sidecar: Sidecar, *, by_gold: bo
         **told,
         "sentence": _sentence(told, reference=len(alone) >= _REFERENCE),
         "warning": _warning(harmed, told, sidecar, by_gold=by_gold) if harmed else None,
+        "warning_in_short": _brief(harmed, told, by_gold=by_gold) if harmed else None,
     }
 
 
@@ -148,14 +149,31 @@ def _segments(number: int) -> str:
 def _warning(
     harmed: Sequence[Mapping[str, Any]], told: Mapping[str, Any], sidecar: Sidecar, *, by_gold: bool
 ) -> str:
-    named = [f"{v['first_row']:,} to {v['last_row']:,}" for v in harmed[:_NAMED]]
+    named = [_place(verdict) for verdict in harmed[:_NAMED]]
     if len(harmed) > _NAMED:
-        named.append(f"{len(harmed) - _NAMED:,} more in metrics.json")
+        named.append(f"{_segments(len(harmed) - _NAMED)} more in metrics.json")
     return (
-        f"Warning: the conversation {'spoiled' if by_gold else 'changed'} the answers in"
-        f" {len(harmed):,} of {_segments(told['looked_at'])} (rows {', '.join(named)})."
+        f"Warning: {_what(harmed, told, by_gold=by_gold)} ({'; '.join(named)})."
         f" {_worse(harmed, sidecar) if by_gold else _proof(harmed)} {_remedy(told, sidecar)}"
     )
+
+
+def _what(harmed: Sequence[Mapping[str, Any]], told: Mapping[str, Any], *, by_gold: bool) -> str:
+    return (
+        f"the conversation {'spoiled' if by_gold else 'changed'} the answers in {len(harmed):,} of"
+        f" {_segments(told['looked_at'])}"
+    )
+
+
+def _brief(harmed: Sequence[Mapping[str, Any]], told: Mapping[str, Any], *, by_gold: bool) -> str:
+    again = f"; {told['replaced']:,} rows were asked again, alone" if told["replaced"] else ""
+    return _what(harmed, told, by_gold=by_gold) + again
+
+
+def _place(verdict: Mapping[str, Any]) -> str:
+    """Which rows, and what was odd about them."""
+    rows, odd = f"rows {verdict['first_row']:,} to {verdict['last_row']:,}", verdict["suspicion"]
+    return rows if odd == NO_REFERENCE else f"{rows}: {odd}"
 
 
 def _proof(harmed: Sequence[Mapping[str, Any]]) -> str:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolama.report.conduct import server_sentences, trim_sentence
+from spoolama.report.harm import harm_in_short, warnings_of
 from spoolama.report.record import Record
 
-__all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text", "warnings_of"]
+__all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text"]
 
 _WIDTH = 100
 _LABEL = 11
@@ -34,6 +35,20 @@ class Summary:
     def balance(self) -> str:
         """`200 rows in = 198 ok + 2 failed + 0 skipped`."""
         return balance(self.total, self.ok, self.failed, self.skipped)
+
+    def outcome(self, early: str | None = None) -> str:
+        """What became of the job, in one line for status and log: harm that was seen is part of it.
+
+        Args:
+            early: Why it ended before its last row, in words; None: it did not.
+        """
+        said = self.balance if early is None else early
+        harm = harm_in_short(self.metrics)
+        if (
+            harm is None or (self.metrics["ended_early"] or {}).get("code") == "collapsed"
+        ):  # it says so itself
+            return said
+        return f"{said.rstrip('.')}. {harm}"
 
 
 def count(number: int | None) -> str:
@@ -125,18 +140,6 @@ def merged_text(
     if m["failed"] + m["skipped"]:
         lines.append(f"{' ' * _LABEL}spoolama merge {m['job']} RETRY -o OUT")
     return "\n".join(lines).strip() + "\n"
-
-
-def warnings_of(m: Mapping[str, Any]) -> list[str]:
-    """What the guard and the audit found wrong with the answers.
-
-    The guard's comes alone where its rows are still as the conversation left them: one advice is enough.
-    """
-    guard, audit = m.get("guard") or {}, m.get("audit") or {}
-    texts = [guard.get("warning"), audit.get("warning")]
-    if texts[0] and not guard.get("replaced"):
-        texts = texts[:1]
-    return [text for text in texts if text]
 
 
 def _warned(m: Mapping[str, Any]) -> list[str]:

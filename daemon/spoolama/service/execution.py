@@ -222,7 +222,6 @@ class JobExecutor:
         message = await asyncio.to_thread(_build, job, sidecar, early)
         if failure is not None:
             await asyncio.to_thread(_write_error, job, failure)
-            message = failure.message
         path = await asyncio.to_thread(publish, self._spool, job, where)
         return Ended(where, path, message)
 
@@ -244,7 +243,8 @@ def _count(progress: Progress, durable: Durable) -> None:
 def _build(job: JobDir, sidecar: Sidecar, early: Mapping[str, Any] | None) -> str:
     open_out(job)
     with in_words(f"writing the results of {job.name}"), LedgerReader(job.ledger) as reader:
-        return build_outputs(job.out, reader, sidecar, ended_early=early).balance
+        summary = build_outputs(job.out, reader, sidecar, ended_early=early)
+    return summary.outcome(None if early is None else early["message"])
 
 
 def _keep_ledger(job: JobDir) -> None:

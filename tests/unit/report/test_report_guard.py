@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from spoolama.effect.guard import NO_REFERENCE
 from spoolama.report.analysis import analyze_job
 from spoolama.report.compare import compare_jobs
 from spoolama.spool.job_ledger import JobLedger
@@ -45,7 +47,8 @@ def test_harm_is_said_before_all_else(tmp_path: Path) -> None:
     summary = publish(tmp_path / "j", WINDOW, fill=lambda ledger: looked(ledger, 2, 9))
 
     assert top_of(summary) == (
-        "Warning: the conversation changed the answers in 2 of 10 segments (rows 61 to 90, 271 to 300)."
+        "Warning: the conversation changed the answers in 2 of 10 segments (rows 61 to 90:"
+        ' 29 of 29 answers are "positive"; rows 271 to 300: 29 of 29 answers are "positive").'
         " Of 16 such rows asked again alone, without other rows before them, 12 got another answer."
         " Their answers stand in the results as they came. What to do: do not rely on them; drop the job"
         " again with `mode: isolated`, or with `on_collapse: redo`, which asks such rows again alone."
@@ -61,6 +64,27 @@ def test_harm_is_said_before_all_else(tmp_path: Path) -> None:
     assert told["on_collapse"] == "report"
 
 
+def test_status_and_log_hear_of_harm_in_one_line(tmp_path: Path) -> None:
+    """Behind the books, or behind why the job ended early; once only where that is the reason."""
+    summary = publish(tmp_path / "j", WINDOW, fill=lambda ledger: looked(ledger, 2, 9))
+    harm = "Warning: the conversation changed the answers in 2 of 10 segments; see summary.txt"
+    assert summary.outcome() == f"300 rows in = 300 ok + 0 failed + 0 skipped. {harm}"
+    assert summary.outcome("cancelled by j.cancel") == f"cancelled by j.cancel. {harm}"
+    calm = publish(tmp_path / "calm", WINDOW, fill=looked)
+    assert calm.outcome() == "300 rows in = 300 ok + 0 failed + 0 skipped"
+    collapsed = replace(summary, metrics={**summary.metrics, "ended_early": {"code": "collapsed"}})
+    assert collapsed.outcome("the conversation changed the answers") == "the conversation changed the answers"
+
+
+def test_what_was_not_odd_is_not_told_as_a_reason(tmp_path: Path) -> None:
+    """A segment that was looked into for want of a reference has its rows in the warning, and no more."""
+
+    async def fill(ledger: JobLedger) -> None:
+        await ledger.guarded(3, {**verdict(3), "suspicion": NO_REFERENCE})
+
+    assert "in 1 of 1 segment (rows 91 to 120). Of 8" in top_of(publish(tmp_path / "j", WINDOW, fill=fill))
+
+
 def test_rows_that_were_redone_are_told_and_marked(tmp_path: Path) -> None:
     """With `redo` the results hold the new answers; those rows, and no others, carry `redone`."""
 
@@ -74,7 +98,11 @@ def test_rows_that_were_redone_are_told_and_marked(tmp_path: Path) -> None:
 
     told, top = summary.metrics["guard"], top_of(summary)
     assert (told["replaced"], told["answered_again"], told["harmed"]) == (29, 29, 1)
-    assert "in 1 of 10 segments (rows 61 to 90)" in top
+    assert "in 1 of 10 segments (rows 61 to 90: " in top
+    assert summary.outcome().endswith(
+        "Warning: the conversation changed the answers in 1 of 10 segments; 29 rows were asked again, alone;"
+        " see summary.txt"
+    )
     assert (
         "29 rows were therefore asked again, each alone; the results hold those answers, marked"
         " `redone` in results.jsonl."
@@ -89,7 +117,7 @@ def test_rows_that_were_redone_are_told_and_marked(tmp_path: Path) -> None:
 def test_a_job_that_was_to_fail_says_how_to_go_on(tmp_path: Path) -> None:
     """With `fail` the end is explained, and what to drop instead."""
     summary = publish(tmp_path / "j", WINDOW + "on_collapse: fail\n", fill=lambda ledger: looked(ledger, 0))
-    assert "in 1 of 10 segments (rows 1 to 30)" in top_of(summary)
+    assert "in 1 of 10 segments (rows 1 to 30: " in top_of(summary)
     assert "The job ended there, as `on_collapse: fail` asks. What to do: drop it again" in top_of(summary)
 
 
@@ -113,7 +141,7 @@ def test_a_form_chosen_by_gold_is_held_against_gold(tmp_path: Path) -> None:
         await ledger.guarded(3, {**verdict(3, 14.0, floor=1.0), "rows": 24})
 
     top = top_of(publish(tmp_path / "j", "gold: gold\ntrim: {strategy: auto}\n", fill=fill))
-    assert top.startswith("Warning: the conversation spoiled the answers in 1 of 1 segment (rows 91 to 120).")
+    assert top.startswith("Warning: the conversation spoiled the answers in 1 of 1 segment (rows 91 to 120: ")
     assert (
         "Held against gold beside the same rows asked again alone, 14 of 24 came out worse and 1 better."
         in top

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from spoolama.backends.base import ChatRequest
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
@@ -23,6 +24,7 @@ from spoolama.spool.claim import claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import LedgerThread
 from spoolama.spool.ready import Drop
+from spoolama.testing.backend import ScriptedBackend
 from spoolama.testing.fake_ollama import Call, FakeOllama, Fault, Script
 
 
@@ -103,6 +105,29 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
 
     assert ended.where == "done"
     assert 0 < asked < 300, "what was answered before is kept"
+
+
+@pytest.mark.parametrize("then", ["report", "fail"])
+def test_harm_that_was_seen_is_part_of_how_a_job_ended(tmp_path: Path, then: str) -> None:
+    """Status, log and the last line of `run` show this sentence: it says that answers were changed."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.incoming / "j.csv").write_text("text\n" + "".join(f"{'abc'[n % 3]} {n}\n" for n in range(40)))
+    (spool.incoming / "j.yaml").write_text(
+        f'model: m\nprompt: "{{{{ text }}}}"\ntrim: {{strategy: window, every: 5}}\non_collapse: {then}\n'
+    )
+    clock = SystemClock()
+    job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
+
+    def follows(request: ChatRequest) -> str:
+        given = [m.content for m in request.messages if m.role == "assistant"]
+        return given[-1] if given else request.messages[-1].content[0]
+
+    executor = JobExecutor(spool, ScriptedBackend(clock, answer=follows, latency_s=0.0), clock)
+    ended = asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
+
+    assert ended.message.lower().count("the conversation changed the answers") == 1
+    assert ended.message.startswith("40 rows in") == (then == "report")
 
 
 @pytest.mark.parametrize("stop_at", [43, 48], ids=["guard or audit begins", "amid the audit"])
