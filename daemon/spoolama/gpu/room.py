@@ -1,0 +1,113 @@
+"""Whether a load fits: what it needs, held against what is free below the critical mark."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from spoolama.gpu.level import Level
+from spoolama.gpu.limits import Limits, in_gb
+from spoolama.gpu.readings import Card, Host
+
+__all__ = ["Memory", "Need", "Room", "Unwatched", "room_on_cards", "room_on_host"]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a load takes, as far as it is known before it."""
+
+    size_bytes: int
+    where: Literal["card", "host"]
+    words: str = ""
+    """Of what it is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Whether a load fits now."""
+
+    fits: bool
+    why: str
+    """In words, for the status and the log."""
+    ever: bool = True
+    """Whether it would fit if nothing else were there."""
+
+
+class Memory(Protocol):
+    """What the engine sees of the memory watchdog."""
+
+    @property
+    def level(self) -> Level:
+        """How tense memory is."""
+        ...
+
+    @property
+    def words(self) -> str:
+        """Why, in words."""
+        ...
+
+    def room(self, need: Need | None) -> Room:
+        """Whether a load of this need fits; None: its need is not known, and the level alone decides."""
+        ...
+
+    async def looked(self) -> None:
+        """Wait for the next look at memory."""
+        ...
+
+    def did(self, action: str, **facts: object) -> None:
+        """Something was done about memory: for the log, the status and the metrics."""
+        ...
+
+
+class Unwatched:
+    """Nobody watches memory: everything fits. For tests, and for servers of which nothing can be known."""
+
+    level = Level.OK
+    words = "memory is not watched"
+
+    def room(self, need: Need | None) -> Room:  # noqa: ARG002
+        """Always."""
+        return Room(fits=True, why=self.words)
+
+    async def looked(self) -> None:
+        """For ever: nobody looks."""
+        await asyncio.Event().wait()
+
+    def did(self, action: str, **facts: object) -> None:
+        """Nobody keeps it."""
+
+
+def room_on_cards(
+    need: Need, cards: Sequence[Card], limits: Mapping[int, Limits], *, reclaimed_bytes: int = 0
+) -> Room:
+    """Whether a model fits on one card, or spread over all of them, below their critical marks.
+
+    Args:
+        need: The load.
+        cards: As read now.
+        limits: By the card's place in `cards`.
+        reclaimed_bytes: What the server gives back by itself for a load: its other models.
+    """
+    free = [max(0, limits[n].critical_bytes - card.used_bytes) for n, card in enumerate(cards)]
+    empty = [limits[n].critical_bytes - (card.reserved_bytes or 0) for n, card in enumerate(cards)]
+    best = max(range(len(cards)), key=lambda n: free[n])
+    size = need.size_bytes
+    fits = max(free[best], sum(free)) + reclaimed_bytes >= size
+    ever = sum(empty) >= size
+    there = f"{in_gb(free[best])} of {in_gb(cards[best].total_bytes)} may still be taken on "
+    words = need.words or f"it needs {in_gb(size)}"
+    return Room(fits, f"{words}; {there}{_name(cards, best)}", ever)
+
+
+def room_on_host(need: Need, host: Host, limits: Limits) -> Room:
+    """Whether a load fits into this machine's memory below its critical mark."""
+    free = max(0, limits.critical_bytes - host.used_bytes)
+    there = f"{in_gb(free)} of {in_gb(host.total_bytes)} of this machine's memory may still be taken"
+    words = need.words or f"it needs {in_gb(need.size_bytes)}"
+    return Room(free >= need.size_bytes, f"{words}; {there}", limits.critical_bytes >= need.size_bytes)
+
+
+def _name(cards: Sequence[Card], n: int) -> str:
+    return "the GPU" if len(cards) == 1 else f"GPU {cards[n].index}"

@@ -1,0 +1,267 @@
+"""The memory watchdog: one look a second at cards and machine, and the level that follows.
+
+It decides nothing about rows: the engine and the service ask it (`gpu/room.Memory`) and act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from spoolama.clock import Clock
+from spoolama.gpu.level import Level, Rules, State, step
+from spoolama.gpu.limits import Limits, Marks, stricter
+from spoolama.gpu.readings import Card, Host, Listed, Readings, Runner
+from spoolama.gpu.room import Need, Room, room_on_cards, room_on_host
+from spoolama.gpu.tally import MemoryTally
+from spoolama.gpu.words import figures, in_words
+
+__all__ = ["CardSource", "HostSource", "MemoryWatchdog", "Seen"]
+
+EVERY_S = 1.0
+_LISTED_FOR_S = 30.0
+"""What the server listed so long ago says nothing any more."""
+HOST_MARKS = Marks(high=0.9, critical=0.95, keep_free_gb=0.0)
+
+
+class Seen(Protocol):
+    """The latest the cards told."""
+
+    @property
+    def cards(self) -> tuple[Card, ...] | None:
+        """None: they cannot be read."""
+        ...
+
+    @property
+    def blind(self) -> str | None:
+        """Why."""
+        ...
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since they were read."""
+        ...
+
+
+class CardSource(Protocol):
+    """Has the latest reading of the cards ready; never blocks."""
+
+    def latest(self) -> Seen:
+        """The latest."""
+        ...
+
+
+class HostSource(Protocol):
+    """Reads this machine's memory."""
+
+    def host(self) -> Host | None:
+        """The machine now."""
+        ...
+
+    def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
+        """Processes that hold a model."""
+        ...
+
+
+@dataclass(slots=True)
+class _Job:
+    name: str
+    marks: Marks | None
+    tally: MemoryTally
+
+
+class MemoryWatchdog:
+    """Looks once a second, and says how tense memory is.
+
+    Args:
+        cards: Has the cards' latest reading.
+        host: Reads this machine's memory; None: the server is elsewhere, and its memory cannot be known.
+        clock: Time.
+        marks: The service's limits of cards.
+        host_marks: The same of this machine's memory.
+        rules: Times of the state machine.
+        only: NVML's numbers of the cards that count; empty: all.
+        pids: Process ids of our own engine.
+        on_change: Told of each change of level and of each action: an event's name and its facts.
+    """
+
+    def __init__(
+        self,
+        cards: CardSource,
+        host: HostSource | None,
+        clock: Clock,
+        *,
+        marks: Marks | None = None,
+        host_marks: Marks = HOST_MARKS,
+        rules: Rules | None = None,
+        only: Sequence[int] = (),
+        pids: Callable[[], Iterable[int]] = tuple,
+        on_change: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
+    ) -> None:
+        self._cards = cards
+        self._host = host
+        self._clock = clock
+        self.marks = marks or Marks()
+        self.host_marks = host_marks
+        self._rules = rules or Rules()
+        self._only = tuple(only)
+        self._pids = pids
+        self.on_change = on_change
+        self._states: dict[int | None, State] = {}
+        """By the card's place among the readings; None: this machine's memory."""
+        self._looked = asyncio.Event()
+        self._models: tuple[float, tuple[Listed, ...]] | None = None
+        self._job: _Job | None = None
+        self._said_blind: str | None = None
+        self._host_now: tuple[Host | None, tuple[Runner, ...]] = (None, ())
+        self.latest: Readings | None = None
+        self.level = Level.OK
+        self.words = "nothing was read yet"
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.to_thread(self._read_host)
+            self.look()
+            await self._clock.sleep(EVERY_S)
+
+    def _read_host(self) -> None:
+        if self._host is not None:
+            self._host_now = self._host.host(), self._host.runners(self._pids())
+
+    def look(self) -> None:
+        """One look: take the latest readings, step, and tell whoever waits."""
+        now, seen = self._clock.monotonic(), self._cards.latest()
+        cards = seen.cards
+        if cards is not None and self._only:
+            cards = tuple(card for card in cards if card.index in self._only) or None
+        host, runners = self._host_now
+        models = self._models
+        self.latest = readings = Readings(
+            at=now,
+            cards=cards,
+            blind=seen.blind
+            if seen.cards is None
+            else None
+            if cards
+            else "none of the cards that count is there",
+            cards_age_s=seen.age_s,
+            host=host,
+            runners=runners,
+            models=models[1] if models is not None and now - models[0] <= _LISTED_FOR_S else None,
+        )
+        for place, used, limits in self._gauges(readings):
+            state = self._states.get(place) or State(since=now - self._rules.fall_s)
+            self._states[place] = step(state, used, limits, now, self._rules)
+        self._say_blind(readings)
+        self._settle(readings)
+        if self._job is not None:
+            self._job.tally.add(readings, self.level, EVERY_S)
+        self._looked.set()
+        self._looked = asyncio.Event()
+
+    def listed(self, models: tuple[Listed, ...] | None) -> None:
+        """What the model server lists, as somebody just asked it."""
+        self._models = None if models is None else (self._clock.monotonic(), models)
+
+    def _gauges(self, readings: Readings) -> Iterator[tuple[int | None, int | None, Limits | None]]:
+        """Each thing that is measured: its place, bytes in use, limits."""
+        cards = readings.cards or ()
+        known = {place for place in self._states if place is not None}
+        for place in sorted(known | set(range(len(cards)))):
+            if place < len(cards):
+                yield place, cards[place].used_bytes, self.limits_of(cards[place])
+            else:
+                yield place, None, None
+        if readings.host is not None:
+            yield None, readings.host.used_bytes, self.host_marks.limits(readings.host.total_bytes)
+
+    def limits_of(self, card: Card) -> Limits:
+        """The limits in force on a card: the service's, and a job's where they are lower."""
+        limits = self.marks.limits(card.total_bytes)
+        if self._job is not None and self._job.marks is not None:
+            limits = stricter(limits, self._job.marks.limits(card.total_bytes))
+        return limits
+
+    def _settle(self, readings: Readings) -> None:
+        """The level of all: of the cards that matter, and of this machine."""
+        places: list[int | None] = [None] if None in self._states else []
+        counting = [(place, self._states[place]) for place in (*places, *self._mattering(readings))]
+        place, state = max(counting, key=lambda each: each[1].level, default=(None, State()))
+        before, self.level = self.level, state.level
+        self.words = in_words(readings, place, state)
+        if self.level is not before:
+            facts = {"from": str(before), "to": str(self.level), **figures(readings, place, state)}
+            self.on_change("memory.level", {"reason": self.words, **facts})
+            if self._job is not None:
+                self._job.tally.changed(self._clock.time(), {"reason": self.words, **facts})
+
+    def _mattering(self, readings: Readings) -> list[int]:
+        """Cards on which a model's runner has memory; where that is not known, the one with most room.
+
+        A server takes the card with most room, or spreads a model over all. A card that others have filled,
+        and on which nothing of ours is, is none of our business.
+        """
+        cards = readings.cards
+        if cards is None:
+            return [place for place in self._states if place is not None]  # until they are ok, being blind
+        pids = {runner.pid for runner in readings.runners}
+        ours = [n for n, card in enumerate(cards) if pids & set(card.processes or ())]
+        if ours:
+            return ours
+        return [max(range(len(cards)), key=lambda n: cards[n].free_bytes)] if cards else []
+
+    def _say_blind(self, readings: Readings) -> None:
+        """Once for each time that the cards cannot be read, and once when they can be again."""
+        lost = readings.cards is None
+        if lost and self._said_blind is None:
+            self.on_change("memory.blind", {"reason": readings.blind or "no reading"})
+        elif not lost and self._said_blind is not None:
+            self.on_change("memory.seen", {"cards": len(readings.cards or ())})
+        self._said_blind = (readings.blind or "no reading") if lost else None
+
+    # What the engine and the service ask.
+
+    def room(self, need: Need | None) -> Room:
+        """Whether a load fits now. At high and critical nothing is loaded, whatever it needs."""
+        readings = self.latest
+        if self.level is not Level.OK or readings is None or need is None:
+            return Room(fits=self.level is Level.OK, why=self.words)
+        if need.where == "card" and readings.cards:
+            limits: Mapping[int, Limits] = {n: self.limits_of(card) for n, card in enumerate(readings.cards)}
+            back = sum(model.vram_bytes or 0 for model in readings.models or ())
+            return room_on_cards(need, readings.cards, limits, reclaimed_bytes=back)
+        if need.where == "host" and readings.host is not None:
+            return room_on_host(need, readings.host, self.host_marks.limits(readings.host.total_bytes))
+        return Room(fits=True, why=self.words)
+
+    async def looked(self) -> None:
+        """Wait for the next look."""
+        await self._looked.wait()
+
+    def did(self, action: str, **facts: object) -> None:
+        """Something was done about memory."""
+        self.on_change("memory.action", {"action": action, **facts, "reason": self.words})
+        if self._job is not None:
+            self._job.tally.did(self._clock.time(), action, {**facts, "reason": self.words})
+
+    @contextmanager
+    def during(
+        self, job: str, marks: Marks | None = None, before: Mapping[str, Any] | None = None
+    ) -> Iterator[MemoryTally]:
+        """While a job runs: its own limits are in force, and its tally is kept.
+
+        Args:
+            job: Its name.
+            marks: Its sidecar's limits; None: the service's alone.
+            before: The tally of the job's earlier runs.
+        """
+        tally = MemoryTally(before)
+        self._job = _Job(job, marks, tally)
+        try:
+            yield tally
+        finally:
+            self._job = None
