@@ -91,14 +91,14 @@ def _columns(ledger: LedgerReader, sidecar: Sidecar, *, openai: bool) -> Columns
     keys = answer_keys(sidecar.format)
     if openai:
         return Columns(OPENAI_COLUMNS, [])
-    inputs = ledger.meta("columns")
+    inputs, redone = ledger.meta("columns"), ledger.replaced() > 0
     if inputs is not None:
-        return Columns(inputs, keys)
+        return Columns(inputs, keys, redone=redone)
     union = KeyUnion()
     if "csv" in sidecar.output:
         for outcome in ledger.outcomes():
             union.add(outcome.fields or {})
-    return Columns(union.keys, keys, more=union.more)
+    return Columns(union.keys, keys, more=union.more, redone=redone)
 
 
 def _check_books(ledger: LedgerReader, tally: Tally) -> None:

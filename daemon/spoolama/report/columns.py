@@ -1,4 +1,4 @@
-"""results.csv: the input's columns, and beside them the answer's, `status` and `error`."""
+"""results.csv: the input's columns, and the answer's, `status`, `error`, and `redone` where rows were."""
 
 from __future__ import annotations
 
@@ -61,15 +61,20 @@ class Columns:
         inputs: The input's columns in order.
         keys: Keys of the answer with a column each, `answer.KEY`; none: one column, `answer`.
         more: Whether the last column holds what has no column of its own.
+        redone: Whether a column says which rows were asked again, alone.
     """
 
-    def __init__(self, inputs: Sequence[str], keys: Sequence[str], *, more: bool = False) -> None:
+    def __init__(
+        self, inputs: Sequence[str], keys: Sequence[str], *, more: bool = False, redone: bool = False
+    ) -> None:
         self._inputs = list(inputs)
         self._keys = list(keys)
         self._more = more
+        self._redone = redone
         taken = set(self._inputs)
         ours = [f"answer.{key}" for key in keys] or ["answer"]
-        named = [_free(name, taken) for name in [*ours, "status", "error", *([MORE] if more else [])]]
+        others = ["status", "error", *(["redone"] if redone else []), *([MORE] if more else [])]
+        named = [_free(name, taken) for name in [*ours, *others]]
         self.answers = named[: len(ours)]
         """Names of the answer's columns."""
         self.header = [*self._inputs, *named]
@@ -82,6 +87,8 @@ class Columns:
         cells += self._answer_cells(record)
         cells.append(record.status)
         cells.append(_error_cell(record))
+        if self._redone:
+            cells.append(csv_cell(record.redone))
         if self._more:
             inputs = set(self._inputs)
             rest = {k: v for k, v in fields.items() if k not in inputs and k != NOTE_KEY}

@@ -205,7 +205,7 @@ def _remedy(told: Mapping[str, Any], sidecar: Sidecar) -> str:
         others = f"; {'the line Audit' if sidecar.audit else '`audit: 200`'} tells about the others"
         return (
             f"{told['replaced']:,} rows were therefore asked again, each alone{some}; the results hold those"
-            f" answers, marked `redone` in results.jsonl.{after} What to do: nothing for these rows"
+            f" answers, marked `redone`.{after} What to do: nothing for these rows"
             f"{others if told['in_sight'] else ''}."
         )
     if told["on_collapse"] == "fail":

@@ -156,16 +156,17 @@ def _columns(home: Published, retry: Published) -> Columns:
     if home.openai:
         return Columns(OPENAI_COLUMNS, [])
     keys = answer_keys(home.sidecar.format)
+    redone = any(record.redone for job in (home, retry) for record in job.records())
     with home.rows() as rows:
         if rows.columns is not None:
-            return Columns(rows.columns, keys)
+            return Columns(rows.columns, keys, redone=redone)
         union = KeyUnion()
         for row in rows:
             union.add(row.fields or {})
     with retry.rows() as rows:
         for row in rows:
             union.add(row.fields or {})
-    return Columns(union.keys, keys, more=union.more)
+    return Columns(union.keys, keys, more=union.more, redone=redone)
 
 
 def _metrics(

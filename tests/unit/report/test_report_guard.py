@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from spoolama.effect.guard import NO_REFERENCE
 from spoolama.report.analysis import analyze_job
 from spoolama.report.compare import compare_jobs
+from spoolama.report.merge import merge_jobs
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.testing.published import answered
 from unit.report import effect_jobs
@@ -28,6 +30,11 @@ from unit.report.effect_jobs import (
 )
 
 WINDOW = "trim: {strategy: window}\n"
+
+
+def table_of(job: Path, column: str) -> list[str]:
+    with (job / "results.csv").open(newline="", encoding="utf-8") as file:
+        return [row[column] for row in csv.DictReader(file)]
 
 
 async def looked(ledger: JobLedger, *harmed: int, calm: int | None = None) -> None:
@@ -104,14 +111,25 @@ def test_rows_that_were_redone_are_told_and_marked(tmp_path: Path) -> None:
         " see summary.txt"
     )
     assert (
-        "29 rows were therefore asked again, each alone; the results hold those answers, marked"
-        " `redone` in results.jsonl."
+        "29 rows were therefore asked again, each alone; the results hold those answers, marked `redone`."
         " What came after them was asked alone. What to do: nothing for these rows; `audit: 200` tells about"
         " the others."
     ) in top
     rows = records_of(tmp_path / "j")
     assert [row["row"] for row in rows if row.get("redone")] == list(range(62, 91))
     assert all("redone" not in row for row in rows[:61])
+    cells = table_of(tmp_path / "j", "redone")
+    assert [n for n, cell in enumerate(cells, 1) if cell == "true"] == list(range(62, 91))
+    assert set(cells) == {"", "true"}
+    publish(tmp_path / "retry", rows=0)
+    merge_jobs(tmp_path / "j", tmp_path / "retry", tmp_path / "whole")
+    assert table_of(tmp_path / "whole", "redone") == cells
+
+
+def test_a_table_without_redone_rows_has_no_column_for_them(tmp_path: Path) -> None:
+    """A job whose answers stand as they came has the columns that it always had."""
+    publish(tmp_path / "j", WINDOW, fill=looked)
+    assert (tmp_path / "j" / "results.csv").read_bytes().startswith(b"text,gold,answer,status,error\n")
 
 
 def test_a_job_that_was_to_fail_says_how_to_go_on(tmp_path: Path) -> None:
