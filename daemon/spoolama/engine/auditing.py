@@ -9,6 +9,7 @@ from spoolama.effect.forms import SEED
 from spoolama.engine.anchoring import RunLanes
 from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane
+from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
 from spoolama.job.plan import Plan
 from spoolama.job.sidecar import Sidecar
@@ -22,21 +23,28 @@ _AGAIN_EVERY = 4
 _CHUNK = 8
 
 
-async def audit_rows(sidecar: Sidecar, store: RowStore, plan: Plan, run: RunLanes) -> None:
+async def audit_rows(
+    sidecar: Sidecar, store: RowStore, plan: Plan, run: RunLanes, progress: Progress
+) -> None:
     """Answer as many rows again as the sidecar asks for; those that were before a restart are not."""
     if not sidecar.audit:
         return
     rows = rows_to_audit(await store.in_company(), sidecar.audit, sidecar.options.seed)
     twice = rows if sidecar.options.temperature > 0 else rows[::_AGAIN_EVERY]
+    left: dict[str, list[int]] = {}
     for kind, wanted in ((AUDIT, rows), (AUDIT_AGAIN, twice)):
         done = {row.ordinal for row in await store.trials(kind)}
-        waiting = Handout(_chunks([n for n in wanted if n not in done]))
+        left[kind] = [n for n in wanted if n not in done]
+    most = len(rows) + len(twice)
+    with progress.counting("audit", most, done=most - sum(map(len, left.values()))):
+        for kind, wanted in left.items():
+            waiting = Handout(_chunks(wanted))
 
-        async def work(lane: Lane, kind: str = kind, waiting: Handout[Sequence[int]] = waiting) -> None:
-            while (some := await waiting.take()) is not None:
-                await lane.run_apart(kind, some, plan, seed=SEED if kind == AUDIT else 2 * SEED)
+            async def work(lane: Lane, kind: str = kind, waiting: Handout[Sequence[int]] = waiting) -> None:
+                while (some := await waiting.take()) is not None:
+                    await lane.run_apart(kind, some, plan, seed=SEED if kind == AUDIT else 2 * SEED)
 
-        await run(work)
+            await run(work)
     await store.note(audited=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from spoolama.context.turns import Turns
@@ -20,6 +21,7 @@ from spoolama.effect.guard import (
 from spoolama.effect.likeness import likeness_of
 from spoolama.engine.lane import Lane
 from spoolama.engine.planner import Planner
+from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.errors import JobError
@@ -56,16 +58,24 @@ class Guarding:
         planner: Is told to leave conversations, where it was the pilot that chose them.
         turns: Says what of an answer counts.
         tally: Is told of rows that are asked again.
+        progress: Where to tell that a segment is looked at again.
     """
 
     def __init__(
-        self, sidecar: Sidecar, store: RowStore, planner: Planner, turns: Turns, tally: Tally
+        self,
+        sidecar: Sidecar,
+        store: RowStore,
+        planner: Planner,
+        turns: Turns,
+        tally: Tally,
+        progress: Progress,
     ) -> None:
         self._sidecar = sidecar
         self._store = store
         self._planner = planner
         self._turns = turns
         self._tally = tally
+        self._progress = progress
         self._listed = enum_of(sidecar) is not None
         self._seen: _Reference | None = None
 
@@ -87,7 +97,8 @@ class Guarding:
         if why is None:
             await self._store.guarded(segment, None)
             return False
-        settled = await self._settle(segment, why, rows, labels, seen, lane)
+        with self._progress.task(f"looking again at segment {segment + 1}"):
+            settled = await self._settle(segment, why, rows, labels, seen, lane)
         if settled.rows:  # else nothing was settled
             seen.earlier.append(settled)
         verdict = settled.to_json()
@@ -102,6 +113,10 @@ class Guarding:
         await self._store.guarded(segment, verdict)
         self._end_where_asked(settled)
         return False
+
+    def redoing(self, segment: int) -> AbstractContextManager[None]:
+        """To be held while a segment's rows are asked again, alone."""
+        return self._progress.task(f"asking segment {segment + 1} again, each row alone")
 
     async def recall(self) -> None:
         """End the job if a verdict wants it that was given before a restart.

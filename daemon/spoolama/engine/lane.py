@@ -177,9 +177,11 @@ class Lane:
         if place.kind is not None:
             s.store.tried(place.kind, answer)
             s.tally.good()
+            s.progress.compared()
         elif place.sample:
             s.store.sampled(answer)
             s.tally.good()
+            s.progress.compared()
         else:
             s.store.answered(answer)
             s.tally.ok()
@@ -200,6 +202,7 @@ class Lane:
         s = self._s
         if place.kind is not None:
             s.store.untried(row.ordinal)  # it is judged in its own place
+            s.progress.compared()
             return
         details = dict(error.details)
         tokens = details.get("prompt_tokens") or details.get("prompt_tokens_at_most")

@@ -12,10 +12,12 @@ from spoolama.context.turns import Turns
 from spoolama.effect.forms import AGAIN, ALONE, FORMS, SEED, AloneCosts, Form, form_named
 from spoolama.effect.pilot import next_step
 from spoolama.effect.sample import Decision, Rules, Seen, Step, again_rows, blocks_of
+from spoolama.effect.trials import Trials
 from spoolama.engine.anchoring import Anchoring, RunLanes
 from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane
 from spoolama.engine.planner import Planner
+from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
 from spoolama.job.labels import enum_of
 from spoolama.job.plan import Plan, pilot_asks
@@ -41,6 +43,7 @@ class Piloting:
         planner: Is told the form that was chosen.
         anchoring: Chooses the rows that would stand in front.
         turns: Says what of an answer counts.
+        progress: Where to tell how far it is.
         total: Rows of the job.
     """
 
@@ -51,6 +54,7 @@ class Piloting:
         planner: Planner,
         anchoring: Anchoring,
         turns: Turns,
+        progress: Progress,
         *,
         total: int,
     ) -> None:
@@ -59,6 +63,7 @@ class Piloting:
         self._planner = planner
         self._anchoring = anchoring
         self._turns = turns
+        self._progress = progress
         self._done: list[list[Any]] = []
         asks = pilot_asks(sidecar, total)
         noisy = sidecar.options.temperature > 0
@@ -80,12 +85,14 @@ class Piloting:
             return
         if await self._store.meta("pilot") is None:
             self._done = await self._store.meta("pilot_done", [])
-            while True:
-                seen = await self._seen()
-                step = next_step(self._rules, seen)
-                if isinstance(step, Decision):
-                    break
-                await self._take(step, run)
+            with self._progress.counting("pilot", self._rules.asks, at_most=True) as count:
+                while True:
+                    seen = await self._seen()
+                    count.done = Trials(self._rules, seen).asked
+                    step = next_step(self._rules, seen)
+                    if isinstance(step, Decision):
+                        break
+                    await self._take(step, run)
             await self._adopt(step)
         else:
             await self._adopted()

@@ -157,7 +157,11 @@ class JobRunner:
         shared = await self._shared(spec, loaded, planner, tally, model)
         anchoring = Anchoring(self._sidecar, self._store, planner, self._turns, tally, total=total)
         watched = model is None and not self._openai
-        guarding = Guarding(self._sidecar, self._store, planner, self._turns, tally) if watched else None
+        guarding = (
+            Guarding(self._sidecar, self._store, planner, self._turns, tally, self._progress)
+            if watched
+            else None
+        )
         segments = Segments(model, self._store, planner, anchoring, guarding, self._stop, total=total)
 
         def run(work: Callable[[Lane], Awaitable[None]]) -> Awaitable[None]:
@@ -171,16 +175,16 @@ class JobRunner:
             self._progress.phase = "answering"
             await segments.answer(run)
             if watched:
-                self._progress.phase = "audit: answering rows again alone"
-                await audit_rows(self._sidecar, self._store, planner.latest, run)
+                await audit_rows(self._sidecar, self._store, planner.latest, run, self._progress)
         finally:
             await self._note_watch(spec, shared.watch)
 
     async def _pilot(self, planner: Planner, anchoring: Anchoring, run: RunLanes, total: int) -> None:
         if not self._one_model or not pilot_asks(self._sidecar, total):
             return
-        self._progress.phase = "pilot: answering a sample of rows in several ways"
-        piloting = Piloting(self._sidecar, self._store, planner, anchoring, self._turns, total=total)
+        piloting = Piloting(
+            self._sidecar, self._store, planner, anchoring, self._turns, self._progress, total=total
+        )
         await piloting.prepare(run)
 
     async def _run_long(

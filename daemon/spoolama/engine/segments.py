@@ -86,7 +86,8 @@ class Segments:
         last = min(self._total, first + self._planner.segment_rows) - 1
         await self._rows(lane, segment, first, last, plan)
         if self._guarding is not None and first < last and await self._guarding.look(segment, lane):
-            await self._rows(lane, segment, first, last, plan)
+            with self._guarding.redoing(segment):
+                await self._rows(lane, segment, first, last, plan)
         return True
 
     async def _rows(self, lane: Lane, segment: int, first: int, last: int, plan: Plan) -> None:

@@ -74,6 +74,7 @@ def _rate(rows_per_s: float) -> str:
 def _snapshot(snap: Snapshot, now: float) -> dict[str, Any]:
     return {
         "phase": snap.phase,
+        "besides": snap.besides,
         "waiting_for_server": snap.waiting,
         "rows": {
             "total": snap.total,
@@ -162,6 +163,8 @@ def status_line(state: ServiceState) -> str:
         if running["waiting_for_server"] or not running["rows"]["done"]:
             text = f"{name}: {running['phase']}"
             text += f"; {rows_text(running)}" if running["rows"]["total"] else ""
+        elif running["besides"]:
+            text = f"{name}: {running['besides']}; {rows_text(running)}"
         failed = failures_text(running["failures"])
         text += f"; {failed}" if failed else ""
     elif state.server.away is not None:

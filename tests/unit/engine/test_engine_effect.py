@@ -77,6 +77,48 @@ def dies(bench: Bench, at: int) -> None:
         bench.run()
 
 
+def phases_of(bench: Bench) -> list[str]:
+    """What was shown while each request was on its way."""
+    shown: list[str] = []
+
+    def fault(call: Call) -> Reply | None:
+        del call
+        shown.append(bench.progress.snapshot().phase)
+        return None
+
+    bench.backend.fault = fault
+    return shown
+
+
+def test_a_pilot_says_how_many_of_its_answers_it_has(tmp_path: Path) -> None:
+    """After a restart with those that count already; then rows have the word."""
+    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\n", server=WARM)
+    dies(bench, 23)  # amid the four rows that are asked alone twice
+    shown = phases_of(bench)
+    assert bench.run().finished
+    assert shown[:5] == [*(f"pilot: {n} of at most 400 answers" for n in range(20, 24)), "answering"]
+
+
+def test_a_look_at_a_segment_and_an_audit_are_shown(tmp_path: Path) -> None:
+    """While eight rows are asked again, while a segment is asked anew, and at the end during the audit."""
+
+    def follows_at_first(request: ChatRequest) -> str:
+        return follows(request) if int(request.messages[-1].content.split()[-1]) < 60 else own(request)
+
+    side = COLLAPSE + "on_collapse: redo\naudit: 20\n"
+    bench = bench_of(tmp_path, side, rows=120, answer=follows_at_first)
+    shown = phases_of(bench)
+    assert bench.run().finished
+    assert shown == [
+        *["answering"] * 60,
+        *["answering; looking again at segment 1"] * 8,
+        *["answering; asking segment 1 again, each row alone"] * 59,
+        *["answering"] * 60,
+        *(f"audit: {n} of 25 answers" for n in range(25)),
+    ]
+    assert bench.progress.snapshot().phase == "answering"
+
+
 def test_without_a_gain_each_row_stands_alone_and_little_is_asked_for_it(tmp_path: Path) -> None:
     """Where the prefix comes from the cache no conversation is faster: 20 rows show it, 4 of them twice."""
     bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\n", server=WARM)

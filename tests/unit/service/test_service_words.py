@@ -72,6 +72,30 @@ def test_the_status_line_says_what_is_waited_for() -> None:
     assert line.startswith("c.csv: waiting for the server: connection refused; 470 of 170,000 rows")
 
 
+@pytest.mark.parametrize("waiting", [False, True])
+def test_the_status_line_says_what_is_done_besides_rows(waiting: bool) -> None:
+    """An audit, or a look at a segment, is not taken for a standstill of the rows; a wait comes before it."""
+    state = running(470, {}, "answering" if not waiting else "waiting for the server: no", waiting=waiting)
+    assert state.running is not None
+    progress = state.running.progress
+    with progress.task("looking again at segment 7"), progress.task("looking again at segment 9"):
+        with progress.task("looking again at segment 8"):
+            line = status_line(state)
+        if waiting:
+            assert line.startswith("c.csv: waiting for the server: no; 470 of")
+            return
+        assert line.startswith(
+            "c.csv: looking again at segment 7, looking again at segment 9 and 1 more; 470 of"
+        )
+        assert progress.snapshot().phase.startswith("answering; looking again at segment 7, ")
+    with progress.counting("audit", 1250, done=29) as count:
+        progress.compared()
+        assert status_line(state).startswith("c.csv: audit: 30 of 1,250 answers; 470 of 170,000 rows")
+        count.done = 2000
+        assert progress.snapshot().phase == "audit: 1,250 of 1,250 answers"
+    assert status_line(state).startswith("c.csv: 470 of 170,000 rows")
+
+
 def test_before_the_first_row_no_number_is_made_up() -> None:
     """No rate, no time left."""
     payload = service_payload(running(0, {}, "loading m"), version="1", pid=1, started_at=0.0)
