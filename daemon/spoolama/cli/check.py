@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from spoolama.cli.check_words import besides, earlier_rows
 from spoolama.cli.settings_options import settings_from
-from spoolama.job.plan import PILOT_ROWS
 
 if TYPE_CHECKING:
     from spoolama.service.checking import Drop, Findings
@@ -80,18 +80,6 @@ def _behind(findings: Findings, number: int) -> str:
     return f" (behind {', '.join(seen)})" if seen else ""
 
 
-def _what_auto_does(findings: Findings) -> str:
-    if not findings.pilot:
-        return (
-            "Each row stands alone behind the shared part: a pilot, which looks whether earlier rows do any "
-            f"good, is worth its answers from {PILOT_ROWS:,} rows on (trim.pilot: N has one in any case)."
-        )
-    return (
-        f"A pilot of at most {findings.pilot:,} answers looks whether earlier rows may stand before a row. "
-        "Without proof that they do no harm each row stands alone."
-    )
-
-
 def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: int = 1) -> None:
     """Say what was found."""
     from spoolama.service.checking import CHARACTERS_PER_TOKEN
@@ -115,13 +103,15 @@ def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: 
         f"\nPrompt tokens: about {findings.tokens:,}. This is an estimate, {CHARACTERS_PER_TOKEN} characters "
         "a token, each row alone behind the shared part; what a cache serves again costs less."
     )
+    if words := earlier_rows(findings):
+        click.echo(words)
     if findings.perhaps_too_long:
         click.echo(
             f"The longest prompt (line {findings.longest_line}, {findings.longest:,} characters) may not "
             f"fit: num_ctx less num_predict leaves {findings.room_tokens:,} tokens."
         )
-    if findings.mode == "conversation" and findings.alone:
-        click.echo(_what_auto_does(findings))
+    for line in besides(findings):
+        click.echo(line)
     if idle := findings.idle_lanes(lanes):
         click.echo(idle)
     if rate is None:

@@ -181,3 +181,11 @@ class Trim(BaseModel):
         if self.strategy not in ("anchors", "hybrid") or self.important is not None:
             return 0
         return self.anchors if self.anchors is not None else int(_ORDINARY[self.strategy]["anchors"])
+
+    @property
+    def rows_before(self) -> int | None:
+        """Rows before a row at most, those in front not counted, unless `every` is learned; None: any number
+        that fits the tokens."""
+        if self.strategy == "budget":
+            return None
+        return self.keep_rows + (self.important or 0) + self.every_rows - 1

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spoolama.clock import SystemClock
+from spoolama.effect.extra import Extra, extra_of
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.errors import ConfigError, InputError, RowError, SidecarError
 from spoolama.job.asking import Ask, Asker
 from spoolama.job.columns import column_problems
 from spoolama.job.plan import pilot_asks
 from spoolama.job.rows import InputKind, Limits, detect, read_rows
-from spoolama.job.sidecar import Sidecar
+from spoolama.job.sidecar import Sidecar, Trim
 from spoolama.job.sidecar_file import load_sidecar
 from spoolama.job.yaml_tree import read_yaml
 from spoolama.service.intake import take_in
@@ -67,7 +68,12 @@ class Findings:
     """Rows that will stand before every other one."""
     strategy: str = "auto"
     pilot: int = 0
-    """Answers that the pilot may take; 0: there is none."""
+    """Answers that the pilot may take, as asked for; 0: there is none."""
+    extra: Extra = field(default_factory=Extra)
+    """What is asked besides the rows, at most."""
+    trim: Trim = field(default_factory=Trim)
+    audit: int = 0
+    on_collapse: str = "report"
     segment: int = 0
     """Rows of one conversation; 0: all are one."""
     lanes: int | None = None
@@ -98,6 +104,18 @@ class Findings:
     def alone(self) -> bool:
         """Whether each row stands alone, or a pilot has yet to say."""
         return self.mode != "conversation" or self.strategy == "auto"
+
+    @property
+    def rows_before(self) -> int | None:
+        """Earlier rows before a row at most, those in front not counted; None: any number that fits."""
+        longest = min(self.segment or self.rows, self.rows) - 1
+        rows = self.trim.rows_before
+        return None if rows is None else min(rows, longest)
+
+    @property
+    def high_tokens(self) -> int:
+        """No earlier rows stand before a row whose prompt would pass this (`context/budget.py`)."""
+        return int((self.room_tokens - 1) * self.trim.high)
 
     def idle_lanes(self, lanes: int) -> str | None:
         """What to say where there are fewer conversations than lanes; None: every lane has work.
@@ -187,6 +205,9 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
         strategy=sidecar.trim.strategy,
         segment=0 if sidecar.segment == "all" else sidecar.segment,
         lanes=sidecar.lanes,
+        trim=sidecar.trim,
+        audit=sidecar.audit,
+        on_collapse=sidecar.on_collapse,
     )
     findings.room_tokens = sidecar.options.num_ctx - sidecar.options.num_predict
     clock = SystemClock()
@@ -203,7 +224,9 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
         finally:
             await ledger.close()
         await asyncio.to_thread(_read_back, job.ledger, Asker(sidecar, openai=openai), findings)
-    findings.pilot = 0 if openai else pilot_asks(sidecar, findings.rows)
+    if not openai:
+        findings.pilot = pilot_asks(sidecar, findings.rows)
+        findings.extra = extra_of(sidecar, findings.rows)
     return findings
 
 

@@ -119,6 +119,63 @@ def test_check_says_what_will_stand_before_a_row(drop: Path, side: str, said: st
     assert said in output if said is not None else "pilot" not in output
 
 
+BOUND = "and are dropped before a prompt passes 2,879 tokens (0.75 of the room, trim.high)."
+
+
+@pytest.mark.parametrize(
+    ("rows", "side", "said", "unsaid"),
+    [
+        (
+            300,
+            "trim: {strategy: window, every: 30}\naudit: 50\non_collapse: redo\n",
+            f"up to 49 earlier ones stand before a row with their answers, {BOUND} "
+            "Guard: where a conversation's answers look odd, up to 8 of its rows are answered again alone: "
+            "at most 16 answers in 2 conversations. on_collapse: redo: conversations that are found to "
+            "change answers are asked again, row by row alone: at most 300 answers. "
+            "Audit: 50 rows that saw others are answered again alone at the end, 13 of them twice. "
+            "Together at most 379 requests more than the 300 rows",
+            "pilot",
+        ),
+        (
+            300,
+            "trim: {strategy: anchors}\nsegment: 10\n",
+            "6 fixed rows stand before a row with their answers, in at most half of the room of 3,839 "
+            "tokens. Anchors: 24 rows are answered alone first, to choose from. Together at most 24 requests",
+            "Guard",
+        ),
+        (300, "trim: {strategy: window}\nsegment: 12\n", "up to 11 earlier ones (more or", "Guard"),
+        (300, "trim: {strategy: budget, tokens: 500}\n", "earlier ones within 500 tokens stand", "up to 0"),
+        (
+            300,
+            "trim: {pilot: 400}\naudit: 9\noptions: {temperature: 1}\n",
+            "up to 20 earlier ones, or 6 fixed and up to 5 earlier ones, stand before a row with their "
+            f"answers, {BOUND} A pilot of at most 400 answers",
+            "Warning",
+        ),
+        (300, "trim: {pilot: 100}\n", "Warning: 100 answers are too few for such a proof. It takes at least "
+         "trim.pilot: 176, and more where some answers differ.", "more than can"),
+        (300, "trim: {pilot: 50}\ngold: text\n", "A pilot of at most 50 answers", "Warning"),
+        (300, "trim: {pilot: 5000}\n", "A pilot of at most 1,884 answers looks", "too few"),
+        (300, "trim: {pilot: 5000}\n", "Warning: trim.pilot: 5,000 is more than can be asked: 300 rows in "
+         "all forms are 1,884 answers. A proof takes at least 176.", "too few"),
+        (7, "trim: {strategy: window}\nsegment: all\n", "up to 6 earlier ones", "Together"),
+        (60, "trim: {pilot: 300}\n", "Warning: 60 rows cannot give such a proof, whatever", "takes at least"),
+        (5000, "", "Warning: 100 answers are too few for such a proof", "Audit"),
+        (300, "audit: 50\n", "Audit: nothing is audited, since each row stands alone.", "Together"),
+        (300, "mode: isolated\non_collapse: redo\n", "Time: not known", "answered again"),
+    ],
+)  # fmt: skip
+def test_check_says_what_is_asked_besides_the_rows(
+    drop: Path, rows: int, side: str, said: str, unsaid: str
+) -> None:
+    """And how much that is at most, and of which size a pilot can be of any use."""
+    drop.write_text("id,text\n" + "".join(f"{n},row {n}\n" for n in range(rows)))
+    drop.with_suffix(".yaml").write_text(SIDECAR + side)
+    output = " ".join(call("check", drop).output.split())
+    assert said in output
+    assert unsaid not in output
+
+
 @pytest.mark.parametrize(
     ("side", "said"),
     [
