@@ -28,7 +28,7 @@ Examples:
 @click.option(
     "--backend",
     type=click.Choice(["ollama", "embedded", "openai"]),
-    help="Who answers, instead of the settings'.",
+    help="Who answers, instead of the settings'. embedded takes a .gguf file, smollm2:135m or gemma3:270m.",
 )
 @click.option("--url", help="The model server's address, instead of the settings'.")
 @click.option("--lanes", type=click.IntRange(1, 256), help="Requests at once, instead of the settings'.")

@@ -12,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from spoolama.backends.embedded_models import _PACKAGED
 from spoolama.cli.main import COMMANDS, main, spoolama
 from spoolama.cli.watch import picture
 from spoolama.spool.layout import Spool
@@ -65,6 +66,17 @@ def test_help_has_an_example_that_the_command_understands(name: str, monkeypatch
         words = shlex.split(example)
         assert words[:2] == ["spoolama", name]
         command.make_context(name, words[2:])
+
+
+def test_the_models_that_come_along_are_named_where_the_embedded_engine_is() -> None:
+    """In the README's line and in the help: nobody has to guess a name."""
+    (line,) = [one for one in (ROOT / "README.md").read_text().splitlines() if "`--backend embedded`" in one]
+    run = spoolama.get_command(click.Context(spoolama), "run")
+    assert run is not None
+    said = CliRunner().invoke(run, ["--help"], terminal_width=200).output
+    for name in _PACKAGED:
+        assert f"`{name}`" in line
+        assert name in said
 
 
 def test_every_command_of_the_list_is_described_in_its_own_help() -> None:
