@@ -84,8 +84,8 @@ class HostProbe:
     def _model_program(self, pid: int) -> str | None:
         """`llama-server`, `ollama runner` or `ollama_llama_server`; None for any other program.
 
-        Ollama starts llama-server since 0.30; before that itself as `ollama runner`, as it still does for MLX;
-        and long before a program called ollama_llama_server.
+        Ollama starts llama-server since 0.30; before that itself as `ollama runner`, as for MLX still; and
+        long before a program called ollama_llama_server.
         """
         words = _text(self._root / str(pid) / "cmdline").split("\0")
         program = PurePosixPath(words[0]).name
@@ -135,7 +135,9 @@ def _numbers(file: Path, *, of_kib: bool = False) -> dict[str, int]:
     """`name number` on each line; or `Name: number kB`, which are KiB, in bytes. Other lines are left out."""
     found: dict[str, int] = {}
     for line in _text(file).splitlines():
-        name, number, *unit = (line.split() + ["", ""])[: 3 if of_kib else 2]
-        if number.isdigit() and unit == (["kB"] if of_kib else []):
-            found[name.rstrip(":")] = int(number) * (1024 if of_kib else 1)
+        match line.split():
+            case [name, number, "kB"] if of_kib and number.isdigit():
+                found[name.rstrip(":")] = int(number) * 1024
+            case [name, number] if not of_kib and number.isdigit():
+                found[name] = int(number)
     return found

@@ -220,20 +220,17 @@ class NvmlCards:
         that cannot draw refuse the second list alone, which is then empty.
         """
         nvml = self._nvml
-        compute = self._first(
-            lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle),
-            lambda: nvml.nvmlDeviceGetComputeRunningProcesses_v2(handle),  # before driver 510
-        )
-        if compute is None:
+        try:
+            lists = [self._listed("Compute", handle)]
+        except nvml.NVMLError:
             return None
         try:
-            drawing = nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
+            lists.append(self._listed("Graphics", handle))
         except nvml.NVMLError as error:
             if error.value not in (_NOT_SUPPORTED, _FUNCTION_NOT_FOUND):
                 return None
-            drawing = []
         sizes: dict[int, int | None] = {}
-        for listed in (compute, drawing):
+        for listed in lists:
             # In both lists a program has the same size twice; two entries in one list are two parts of it.
             here: dict[int, int | None] = {}
             for process in listed:
@@ -241,6 +238,20 @@ class NvmlCards:
                 here[process.pid] = None if size is None or before is None else before + int(size)
             sizes = here | sizes
         return sizes
+
+    def _listed(self, kind: str, handle: Any) -> list[Any]:
+        """The programs that NVML lists of this kind, by the call of driver 510 and later or the one before.
+
+        By their versions, since pynvml's functions without one raise an error outside of its tree with an
+        older driver.
+        """
+        call = f"nvmlDeviceGet{kind}RunningProcesses"
+        try:
+            return list(getattr(self._nvml, f"{call}_v3")(handle))
+        except self._nvml.NVMLError as error:
+            if error.value != _FUNCTION_NOT_FOUND:
+                raise
+            return list(getattr(self._nvml, f"{call}_v2")(handle))
 
     def _first(self, *calls: Callable[[], T]) -> T | None:
         """What the first of these calls says that works."""

@@ -1,0 +1,44 @@
+"""Compiles the stand-in library, once for each state of its source."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+__all__ = ["SONAME", "build"]
+
+SONAME = "libnvidia-ml.so.1"
+"""What pynvml asks the loader for."""
+
+_SOURCE = Path(__file__).with_name("nvml_stub.c")
+_ROOT = Path(__file__).parents[2]
+
+
+def build(folder: Path | None = None) -> Path:
+    """The library's folder, for LD_LIBRARY_PATH. Skips the test where there is no C compiler.
+
+    Args:
+        folder: Where built libraries are kept; None: `build/nvml_stub` of the checkout.
+    """
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("no C compiler for the stand-in of NVML; install gcc and libc6-dev")
+    key = hashlib.sha256(_SOURCE.read_bytes() + platform.machine().encode()).hexdigest()[:16]
+    home = (folder or _ROOT / "build" / "nvml_stub") / key
+    if not (home / SONAME).exists():
+        home.mkdir(parents=True, exist_ok=True)
+        # Renamed when it is whole: another test run may build at the same time.
+        part = home / f"part-{os.getpid()}"
+        flags = ["-std=gnu11", "-O1", "-Wall", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}", "-pthread"]
+        done = subprocess.run(
+            [compiler, *flags, "-o", part, _SOURCE], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        part.rename(home / SONAME)
+    return home

@@ -1,0 +1,82 @@
+"""Reads the cards in a process of its own, since the loader looks for libraries where it did at its start."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+from nvml_stub.script import Script
+from spoolama.gpu.nvml import NvmlCards
+from spoolama.gpu.readings import Card, NoReading
+
+__all__ = ["Reader"]
+
+
+class Reader:
+    """A child process with real pynvml over the stand-in. A `CardProbe` whose `read` asks the child.
+
+    Args:
+        script: What the library says.
+    """
+
+    def __init__(self, script: Script) -> None:
+        self._child = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", f"import sys; sys.path[:] = {sys.path!r}\n{_CHILD}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | script.env(),
+        )
+
+    def read(self, only: tuple[int, ...] | None = None) -> tuple[Card, ...]:
+        """What `NvmlCards(only=only).read()` says there; one probe for each `only`, kept until the end.
+
+        Raises:
+            NoReading: the child's.
+        """
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps(only) + "\n")
+        self._child.stdin.flush()
+        answer: Any = json.loads(self._child.stdout.readline())
+        if isinstance(answer, dict):
+            raise NoReading(**answer)
+        return tuple(_card(fields) for fields in answer)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.communicate(timeout=30)
+
+
+def _card(fields: dict[str, Any]) -> Card:
+    """The card as it was before JSON, which knows no numbers as keys and no tuples."""
+    if (processes := fields["processes"]) is not None:
+        fields["processes"] = {int(pid): size for pid, size in processes.items()}
+    if (throttled := fields["throttled"]) is not None:
+        fields["throttled"] = tuple(throttled)
+    return Card(**fields)
+
+
+_CHILD = "from nvml_stub.reader import serve; serve()"
+
+
+def serve() -> None:
+    """In the child: a line of JSON for each line asked."""
+    probes: dict[str, NvmlCards] = {}
+    for line in sys.stdin:
+        only = json.loads(line)
+        probe = probes.setdefault(line, NvmlCards(only=None if only is None else tuple(only)))
+        try:
+            answer: Any = [asdict(card) for card in probe.read()]
+        except NoReading as error:
+            answer = {"reason": error.reason, "lasting": error.lasting}
+        print(json.dumps(answer), flush=True)

@@ -1,0 +1,89 @@
+"""The script of the stand-in library, written from Python objects."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nvml_stub.build import build
+
+__all__ = ["FakeCard", "Script"]
+
+Sizes = dict[int, int | None]
+"""Process id -> bytes, None where NVML does not tell."""
+
+
+@dataclass
+class FakeCard:
+    """A card, or a MIG instance of one. Units are NVML's: bytes, degrees Celsius, milliwatts."""
+
+    total: int = 16 << 30
+    used: int = 0
+    """Without `reserved`, as the second version of the memory call tells it."""
+    reserved: int = 0
+    name: str = "NVIDIA L4"
+    uuid: str = "GPU-1"
+    temp: int = 40
+    power: int = 50_000
+    limit: int = 72_000
+    throttle: int = 0
+    processes: Sizes = field(default_factory=dict)
+    drawing: Sizes = field(default_factory=dict)
+    instances: dict[int, FakeCard] | None = None
+    """Not None: MIG is on, with these instances by number."""
+
+    def lines(self, place: str) -> list[str]:
+        """What the script says of it."""
+        memory = f"total {self.total} used {self.used} reserved {self.reserved}"
+        rest = f"temp {self.temp} power {self.power} limit {self.limit} throttle {self.throttle}"
+        said = [f"card {place} {memory} {rest}", f"name {place} {self.name}", f"uuid {place} {self.uuid}"]
+        for word, sizes in (("proc", self.processes), ("draw", self.drawing)):
+            said += [f"{word} {place} {pid} {'-' if size is None else size}" for pid, size in sizes.items()]
+        if self.instances is not None:
+            said.append(f"migmode {place} 1")
+            for number, instance in self.instances.items():
+                said += instance.lines(f"{place}/{number}")
+        return said
+
+
+@dataclass
+class Script:
+    """What the library says; `write` after each change.
+
+    A process that is started with `env()` reads it at each call of NVML, changes included.
+    """
+
+    path: Path
+    cards: list[FakeCard] = field(default_factory=lambda: [FakeCard()])
+    errors: dict[str, int] = field(default_factory=dict)
+    """`FUNCTION`, `FUNCTION CARD` or `*` -> code of nvml.h; a name without `_v2` means all its versions."""
+    hanging: list[str] = field(default_factory=list)
+    """Functions that block until they are taken out here, 60 s at most."""
+    epoch: int = 1
+    """Another number: the driver was reloaded, and the library must be initialised anew."""
+    driver: str = "580.159.04"
+
+    def write(self) -> None:
+        """Let it hold from the next call on."""
+        lines = [f"driver {self.driver}", f"epoch {self.epoch}", f"cards {len(self.cards)}"]
+        for index, card in enumerate(self.cards):
+            lines += card.lines(str(index))
+        for where, code in self.errors.items():
+            function, _, card_number = where.partition(" ")
+            lines.append(f"error {function} {code} {card_number}")
+        lines += [f"hang {function}" for function in self.hanging]
+        part = self.path.with_suffix(".part")
+        part.write_text("\n".join(lines) + "\n")
+        # The library looks for another time, and the file system's clock moves in steps of milliseconds.
+        now = time.time_ns()
+        os.utime(part, ns=(now, now))
+        part.rename(self.path)
+
+    def env(self) -> dict[str, str]:
+        """Variables for a process that is to find the library and this script; written or not yet written."""
+        found = str(build())
+        if before := os.environ.get("LD_LIBRARY_PATH"):
+            found += f":{before}"
+        return {"LD_LIBRARY_PATH": found, "NVML_STUB_SCRIPT": str(self.path)}
