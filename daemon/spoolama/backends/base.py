@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from spoolama.backends.model_shape import ModelShape
+
 __all__ = [
     "MOST_COUNTED",
     "Backend",
@@ -202,6 +204,10 @@ class Backend(Protocol):
 
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
         """What the server holds of this model right now; nothing is loaded. None: it is not in memory."""
+        ...
+
+    async def shape(self, spec: LoadSpec) -> ModelShape | None:
+        """What the model is made of, for an estimate of its memory; nothing is loaded. None: not told."""
         ...
 
     async def release(self) -> None:

@@ -16,8 +16,9 @@ from spoolama.backends import llama_server
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.embedded_models import default_cache_dir, find_weights
 from spoolama.backends.embedded_process import EngineProcess
-from spoolama.backends.gguf_header import GgufFacts, read_gguf_facts
+from spoolama.backends.gguf_header import GgufFacts, read_gguf, read_gguf_facts
 from spoolama.backends.http import HttpCaller
+from spoolama.backends.model_shape import ModelShape, shape_of
 from spoolama.backends.openai_errors import checked
 from spoolama.backends.openai_stream import fold
 from spoolama.backends.openai_wire import chat_body, read_reply
@@ -174,6 +175,13 @@ class EmbeddedBackend:
         if self._loaded is None or not alive or self._loaded[1].name != spec.model:
             return None
         return self._loaded[1]
+
+    async def shape(self, spec: LoadSpec) -> ModelShape | None:
+        """From the header of the weights; no child is started."""
+        weights = await asyncio.to_thread(find_weights, spec.model, self._cache_dir)
+        header = await asyncio.to_thread(read_gguf, weights.path)
+        size = (await asyncio.to_thread(weights.path.stat)).st_size
+        return shape_of(header.pairs, size, header.tensors)
 
     async def release(self) -> None:
         """End the child: all its memory is free again."""

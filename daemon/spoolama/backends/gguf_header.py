@@ -2,19 +2,21 @@
 
 The format (ggml-org/ggml, docs/gguf.md), little-endian: magic `GGUF`, u32 version, u64 tensor count, u64
 count of key-value pairs, then the pairs: a string (u64 length, bytes), a u32 type, the value; an array is a
-u32 type of its items, a u64 count, the items. Version 1 had u32 where later ones have u64, and is not read.
+u32 type of its items, a u64 count, the items. After the pairs each tensor: name, u32 count of dimensions, a
+u64 for each, u32 type, u64 offset. Version 1 had u32 where later ones have u64, and is not read.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-__all__ = ["GgufFacts", "read_gguf_facts"]
+__all__ = ["GgufFacts", "GgufHeader", "Tensor", "read_gguf", "read_gguf_facts"]
 
 MAGIC = b"GGUF"
 VERSIONS = {2, 3}
@@ -22,6 +24,10 @@ MOST_PAIRS = 4096
 """Real files have some dozens."""
 MOST_ITEMS = 1 << 24
 """Of all arrays together; the largest vocabularies have some 300 000 tokens, in three arrays."""
+MOST_KEPT = 1024
+"""Numbers of an array that is kept, as one for each layer; longer ones are stepped over."""
+MOST_TENSORS = 1 << 16
+MOST_DIMENSIONS = 8
 MOST_NAME = 1024
 """Bytes of a key, and of a text that is kept; longer ones (chat templates) are stepped over."""
 MOST_HEADER = 1 << 28
@@ -42,6 +48,33 @@ _NUMBERS = {
 }
 _STRING = 8
 _ARRAY = 9
+_TYPES: dict[str, tuple[int, int, int]] = {
+    "F32": (0, 1, 4),
+    "F16": (1, 1, 2),
+    "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20),
+    "Q5_0": (6, 32, 22),
+    "Q5_1": (7, 32, 24),
+    "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
+    "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210),
+    "IQ2_XXS": (16, 256, 66),
+    "IQ2_XS": (17, 256, 74),
+    "IQ3_XXS": (18, 256, 98),
+    "IQ1_S": (19, 256, 50),
+    "IQ4_NL": (20, 32, 18),
+    "IQ3_S": (21, 256, 110),
+    "IQ2_S": (22, 256, 82),
+    "IQ4_XS": (23, 256, 136),
+    "IQ1_M": (29, 256, 56),
+    "BF16": (30, 1, 2),
+    "MXFP4": (39, 32, 17),
+}
+"""Types of tensors: number, numbers in a block, its bytes (llama.cpp, gguf-py/gguf/constants.py)."""
+_KINDS = {number: kind for kind, (number, _, _) in _TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +91,55 @@ class GgufFacts:
     """Bytes of keys and values that one token takes in all layers, at 16 bits a number."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor, as a header or `/api/show` tells it."""
+
+    name: str
+    kind: str | None
+    """Its type, by llama.cpp's name: `Q4_K`; None: one that we do not know."""
+    shape: tuple[int, ...]
+
+    @property
+    def items(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Its bytes; None for a type that we do not know."""
+        if self.kind not in _TYPES:
+            return None
+        _, block, size = _TYPES[self.kind]
+        return -(-self.items // block) * size
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """A header; empty where there is none."""
+
+    pairs: Mapping[str, Any] = field(default_factory=dict)
+    """Numbers, short texts and short lists of numbers. `<architecture>.vocab_size` is filled in."""
+    tensors: tuple[Tensor, ...] = ()
+
+
 class _Foreign(Exception):
     """Not what the format promises."""
 
 
+def read_gguf(path: Path) -> GgufHeader:
+    """The header of a file. One that is none, or ends early, is empty."""
+    try:
+        with path.open("rb") as file:
+            reader = _Reader(file)
+            pairs = reader.pairs()
+            return GgufHeader(pairs, reader.tensors())
+    except (OSError, _Foreign):
+        return GgufHeader()
+
+
 def read_gguf_facts(path: Path) -> GgufFacts:
-    """The header of a file. One that is none, or ends early, leaves everything unknown."""
+    """What a header says of the model. A file without one leaves everything unknown."""
     try:
         with path.open("rb") as file:
             pairs = _Reader(file).pairs()
@@ -91,9 +167,12 @@ def _kv_bytes(pairs: Mapping[str, Any], architecture: str) -> int | None:
     whole = number("embedding_length")
     each = whole // heads if whole and heads else None
     key, value = number("attention.key_length") or each, number("attention.value_length") or each
-    if layers is None or kv_heads is None or key is None or value is None:
+    if layers is None or key is None or value is None:
         return None
-    return layers * kv_heads * (key + value) * 2
+    row = pairs.get(f"{architecture}.attention.head_count_kv")
+    if isinstance(row, list):
+        return sum(n for n in row[:layers] if isinstance(n, int) and n > 0) * (key + value) * 2 or None
+    return layers * kv_heads * (key + value) * 2 if kv_heads is not None else None
 
 
 def _tokens(pairs: Mapping[str, Any], key: str) -> int | None:
@@ -107,14 +186,18 @@ class _Reader:
         self._file = file
         self._left = MOST_HEADER
         self._items = MOST_ITEMS
+        self._tensors = 0
+        self._tokens: int | None = None
+        self._last_count: int | None = None
+        """Items of the array that was read last."""
 
     def pairs(self) -> dict[str, Any]:
-        """Every pair whose value is a number or a short text."""
+        """Every pair whose value is a number, a short text or a short list of numbers."""
         if self._take(4) != MAGIC:
             raise _Foreign("no GGUF")
         if self._number("<I") not in VERSIONS:
             raise _Foreign("a version that we do not know")
-        self._number("<Q")  # tensors
+        self._tensors = self._number("<Q")
         count = self._number("<Q")
         if count > MOST_PAIRS:
             raise _Foreign("more pairs than any model has")
@@ -123,13 +206,34 @@ class _Reader:
             key = self._text()
             if key is None:
                 raise _Foreign("a key of no sane length")
+            self._last_count = None
             value = self._value(self._number("<I"))
+            if key == "tokenizer.ggml.tokens":
+                self._tokens = self._last_count
             if value is not None:
                 found[key] = value
+        architecture = found.get("general.architecture")
+        if isinstance(architecture, str) and self._tokens is not None:
+            found.setdefault(f"{architecture}.vocab_size", self._tokens)
         return found
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What stands after the pairs."""
+        if self._tensors > MOST_TENSORS:
+            raise _Foreign("more tensors than any model has")
+        return tuple(self._tensor() for _ in range(self._tensors))
+
+    def _tensor(self) -> Tensor:
+        name, dimensions = self._text(), self._number("<I")
+        if name is None or dimensions > MOST_DIMENSIONS:
+            raise _Foreign("a tensor of no sane kind")
+        shape = tuple(self._number("<Q") for _ in range(dimensions))
+        kind = _KINDS.get(self._number("<I"))
+        self._number("<Q")  # where it stands
+        return Tensor(name, kind, shape)
+
     def _value(self, kind: int) -> Any:
-        """A number or a short text; None for what is stepped over."""
+        """A number, a short text or a short list of numbers; None for what is stepped over."""
         if kind in _NUMBERS:
             return self._number(_NUMBERS[kind])
         if kind == _STRING:
@@ -137,9 +241,12 @@ class _Reader:
         if kind != _ARRAY:
             raise _Foreign("a type that we do not know")
         inner, count = self._number("<I"), self._number("<Q")
+        self._last_count = count
         self._items -= count
         if self._items < 0:
             raise _Foreign("more items than any model has")
+        if inner in _NUMBERS and count <= MOST_KEPT:
+            return [self._number(_NUMBERS[inner]) for _ in range(count)]
         if inner in _NUMBERS:
             self._skip(count * struct.calcsize(_NUMBERS[inner]))
         elif inner == _STRING:

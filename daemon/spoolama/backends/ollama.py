@@ -24,6 +24,7 @@ import httpx
 
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.http import HttpCaller, HttpReply, excerpt
+from spoolama.backends.model_shape import ModelShape, lacks_arrays, shape_of
 from spoolama.backends.ollama_errors import failure
 from spoolama.backends.ollama_model import (
     ModelFacts,
@@ -31,6 +32,7 @@ from spoolama.backends.ollama_model import (
     loaded_model,
     read_show,
     refuse_cloud_name,
+    size_of,
     too_small,
 )
 from spoolama.backends.ollama_reply import read_generated, read_rendered, read_reply
@@ -203,6 +205,16 @@ class OllamaBackend:
             return None
         return loaded_model(spec.model, entry, await self._facts(spec.model), self._server)
 
+    async def shape(self, spec: LoadSpec) -> ModelShape | None:
+        """From `/api/show`, whose lists are asked for where they count, and the size in `/api/tags`."""
+        facts = await self._facts(spec.model)
+        if lacks_arrays(facts.info):
+            # All of the vocabulary comes along, some MB, so it is not asked for every model.
+            facts = await self._describe(spec.model, verbose=True)
+        tags = self._checked(await self._http.get("/api/tags", timeout_s=DESCRIBE_TIMEOUT_S))
+        size = size_of(spec.model, tags)
+        return shape_of(facts.info, size, facts.tensors) if size is not None else None
+
     async def release(self) -> None:
         """Unload what was loaded from here. Every model is tried before the first error is raised."""
         if self._shared:
@@ -259,12 +271,13 @@ class OllamaBackend:
     async def _facts(self, name: str) -> ModelFacts:
         return self._models.get(name) or await self._describe(name)
 
-    async def _describe(self, name: str) -> ModelFacts:
+    async def _describe(self, name: str, *, verbose: bool = False) -> ModelFacts:
         """What the server knows of a model; nothing of a job is sent before this was seen."""
         refuse_cloud_name(name)
         await self.probe()
+        body = {"model": name, **({"verbose": True} if verbose else {})}
         payload = self._checked(
-            await self._http.post("/api/show", {"model": name}, timeout_s=DESCRIBE_TIMEOUT_S), model=name
+            await self._http.post("/api/show", body, timeout_s=DESCRIBE_TIMEOUT_S), model=name
         )
         facts = self._models[name] = read_show(name, payload)
         return facts

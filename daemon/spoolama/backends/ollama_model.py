@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from spoolama.backends.base import LoadedModel, LoadSpec, ServerInfo
+from spoolama.backends.gguf_header import Tensor
 from spoolama.errors import RequestRefused
 
-__all__ = ["ModelFacts", "listed", "loaded_model", "read_show", "refuse_cloud_name", "too_small"]
+__all__ = [
+    "ModelFacts",
+    "listed",
+    "loaded_model",
+    "read_show",
+    "refuse_cloud_name",
+    "size_of",
+    "too_small",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +28,9 @@ class ModelFacts:
     can_think: bool
     trained_ctx: int | None
     sliding_window: int | None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """`model_info`: the keys of the GGUF header; lists are left out unless the answer is `verbose`."""
+    tensors: tuple[Tensor, ...] = ()
 
 
 def read_show(name: str, payload: Mapping[str, Any]) -> ModelFacts:
@@ -47,11 +59,32 @@ def read_show(name: str, payload: Mapping[str, Any]) -> ModelFacts:
         can_think="thinking" in known,
         trained_ctx=_int(info.get(f"{kind}.context_length")) or None,
         sliding_window=_int(info.get(f"{kind}.attention.sliding_window")) or None,
+        info=info,
+        tensors=tuple(_tensors(payload.get("tensors"))),
     )
 
 
+def _tensors(listed: Any) -> Iterator[Tensor]:
+    """Name, type by llama.cpp's name, and shape; what is no tensor is left out."""
+    for entry in listed if isinstance(listed, list) else []:
+        if not isinstance(entry, dict):
+            continue
+        name, kind, shape = _str(entry.get("name")), _str(entry.get("type")), entry.get("shape")
+        if name is None or not isinstance(shape, list):
+            continue
+        sizes = [size for item in shape if (size := _int(item)) is not None and size > 0]
+        if len(sizes) == len(shape):
+            yield Tensor(name, kind, tuple(sizes))
+
+
+def size_of(name: str, payload: Mapping[str, Any]) -> int | None:
+    """Bytes of the model's files, from the body of `/api/tags`; None: it is not listed."""
+    entry = listed(name, payload)
+    return (_int(entry.get("size")) or None) if entry is not None else None
+
+
 def listed(name: str, payload: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The model's entry in the list of loaded ones, the body of `/api/ps`; None: it is not in memory."""
+    """The model's entry in the body of `/api/ps` or `/api/tags`; None: it is not listed."""
     full = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     models = payload.get("models")
     for entry in models if isinstance(models, list) else []:

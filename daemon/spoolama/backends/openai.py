@@ -15,6 +15,7 @@ import httpx
 from spoolama.backends import llama_server
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.http import HttpCaller
+from spoolama.backends.model_shape import ModelShape
 from spoolama.backends.openai_errors import checked
 from spoolama.backends.openai_wire import Dialect, chat_body, dialect_of, read_reply, wire_messages
 from spoolama.clock import Clock
@@ -132,6 +133,10 @@ class OpenAIBackend:
         """The server's facts of the model as long as it is listed: what is listed is held."""
         entry = (await self._models(DESCRIBE_TIMEOUT_S)).get(spec.model)
         return None if entry is None else await self._model(spec.model, entry)
+
+    async def shape(self, spec: LoadSpec) -> ModelShape | None:  # noqa: ARG002 - interface
+        """None: these servers do not tell."""
+        return None
 
     async def release(self) -> None:
         """Nothing: such a server holds its model as long as it runs."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.model_shape import ModelShape
 from spoolama.clock import Clock
 from spoolama.errors import ContextOverflow
 
@@ -82,6 +83,7 @@ class ScriptedBackend:
         held: What the server holds: set by `load`, emptied by `release`; a test may put another there.
         times: Reported times of replies.
         trained_ctx: What the model says of its own longest window.
+        shape_: What the model is made of, as far as the server tells.
     """
 
     clock: Clock
@@ -107,6 +109,7 @@ class ScriptedBackend:
     held: LoadedModel | None = None
     times: Times | None = None
     trained_ctx: int | None = None
+    shape_: ModelShape | None = None
     primes: list[tuple[str, int | None]] = field(default_factory=list)
     inspected: int = 0
     _saved: set[str] = field(default_factory=set)
@@ -190,6 +193,10 @@ class ScriptedBackend:
         self.inspected += 1
         self.inspect_fault(spec)
         return self.held if self.held is not None and self.held.name == spec.model else None
+
+    async def shape(self, spec: LoadSpec) -> ModelShape | None:  # noqa: ARG002 - interface
+        """As it is set."""
+        return self.shape_
 
     async def release(self) -> None:
         """Counted; nothing is held any more."""

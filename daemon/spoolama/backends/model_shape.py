@@ -1,0 +1,307 @@
+"""The numbers of a model that decide how much memory a load of it takes.
+
+Read from the keys of a GGUF header. Ollama's `/api/show` gives the same ones as `model_info`. Which layers
+have a sliding window is for some architectures known to llama.cpp alone (b10488, `src/models/*.cpp`,
+`load_arch_hparams`), and so repeated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spoolama.backends.gguf_header import Tensor
+
+__all__ = ["ModelShape", "lacks_arrays", "shape_of"]
+
+_MOST_LAYERS = 1024
+_REPACKED = {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
+"""Types that llama.cpp copies into an order that suits the CPU (AVX2; `ggml-cpu/repack.cpp`)."""
+_INPUT = {"token_embd.weight", "per_layer_token_embd.weight"}
+"""Looked up by row: they stay in main memory even where every layer is on a card."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What a model is made of, as far as memory goes. None: not told."""
+
+    architecture: str
+    """`general.architecture`: `llama`, `gemma3`, ..."""
+    layers: int
+    kv_heads: tuple[int, ...]
+    """Key-value heads of each layer; 0: it keeps no keys and values."""
+    slides: tuple[bool, ...]
+    """Of each layer, whether it keeps only a sliding window."""
+    key_length: int
+    """Numbers in a key of one head."""
+    value_length: int
+    """The same of a value; 0 where values are made from keys (multi-head latent attention)."""
+    sliding_key_length: int
+    """As `key_length`, in layers that slide."""
+    sliding_value_length: int
+    head_count: int
+    """Query heads, of the layer that has most."""
+    embedding_length: int
+    weights_bytes: int
+    """The file's size: all tensors, and some MB of vocabulary."""
+    feed_forward_length: int | None = None
+    """Numbers between the two halves of a layer, of the layer that has most; all experts used for a token."""
+    vocab_size: int | None = None
+    sliding_window: int | None = None
+    """Tokens that a sliding layer looks back; None: no layer slides."""
+    trained_ctx: int | None = None
+    """The longest window that the model was made for, in tokens."""
+    state_bytes: int = 0
+    """What recurrent layers keep for one slot, at any window."""
+    input_bytes: int | None = None
+    """Embedding tables, which stay in main memory."""
+    tied: bool | None = None
+    """Whether the token embeddings serve as output as well: then a card holds a copy of them."""
+    repacked_bytes: int | None = None
+    """Tensors that a CPU copies, at most."""
+    experts: int | None = None
+    experts_used: int | None = None
+    parameters: int | None = None
+    file_type: int | None = None
+    """`general.file_type`: llama.cpp's number of the quantisation."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    """How an architecture's layers slide, where the file does not say."""
+
+    period: int | None = None
+    """Every so many layers one sees everything; None: only the file can tell."""
+    dense_first: bool = False
+    """Whether that one is the first of its period, not the last."""
+    window: int | None = None
+    """Where the file names none; else no layer slides."""
+    fixed: bool = False
+    """Whether `window` holds against what the file says."""
+
+
+_PATTERNS = {
+    "afmoe": _Pattern(4),
+    "cohere2": _Pattern(4),
+    "cohere2moe": _Pattern(4, dense_first=True),
+    "exaone-moe": _Pattern(4, window=128),
+    "exaone4": _Pattern(4),
+    "gemma2": _Pattern(2, window=4096),
+    "gemma3": _Pattern(6),
+    "gemma3n": _Pattern(5),
+    "gemma4": _Pattern(),
+    "gpt-oss": _Pattern(2),
+    "gptoss": _Pattern(2),
+    "laguna": _Pattern(4, dense_first=True),
+    "llama4": _Pattern(4, window=8192, fixed=True),
+    "mellum": _Pattern(4),
+    "mimo2": _Pattern(),
+    "muse-glimmer": _Pattern(4),
+    "olmo2": _Pattern(4),
+    "plamo3": _Pattern(8),
+    "smallthinker": _Pattern(4, dense_first=True, window=4096, fixed=True),
+    "step35": _Pattern(),
+}
+"""Others may name a window (llama for Mistral 7B, phi3, qwen2): llama.cpp keeps all of theirs."""
+_OWN_CACHE = {"deepseek4", "deepseek32", "glm-dsa", "minimax-m3"}
+"""They keep more than keys and values, in ways that are not reckoned here."""
+_INTERVAL = {"qwen3next", "qwen35", "qwen35moe"}
+"""Every fourth layer keeps keys and values, the others a state (`full_attention_interval`)."""
+_SHARED_AFTER = {"gemma3n": 20}
+"""Layers from this one on use keys and values of earlier ones."""
+
+
+def shape_of(
+    pairs: Mapping[str, Any], weights_bytes: int, tensors: Iterable[Tensor] = ()
+) -> ModelShape | None:
+    """The shape, read from GGUF keys; None where one that is needed is missing, or the kind is not known.
+
+    Args:
+        pairs: A GGUF header's keys, or `model_info` of `/api/show`.
+        weights_bytes: The size of the file.
+        tensors: What it holds, where that is told: it says what stays in main memory.
+    """
+    kind = pairs.get("general.architecture")
+    if not isinstance(kind, str) or kind in _OWN_CACHE:
+        return None
+    reader = _Keys(pairs, kind)
+    layers, width = reader.number("block_count"), reader.number("embedding_length")
+    if layers is None or width is None or layers > _MOST_LAYERS:
+        return None
+    heads = reader.each("attention.head_count", layers)
+    told = not reader.missing("attention.head_count_kv")
+    kv_heads = reader.each("attention.head_count_kv", layers) if told else heads
+    if heads is None or kv_heads is None or not any(heads):
+        return None
+    most_heads = max(heads)
+    each = width // (heads[0] or most_heads)
+    key = reader.number("attention.key_length") or each
+    value = reader.number("attention.value_length") or each
+    sliding = _sliding(reader, kind, layers)
+    if sliding is None:
+        return None
+    window, slides = sliding
+    latent = reader.number("attention.key_length_mla") is not None
+    kept, state = _kept(reader, kind, kv_heads, layers)
+    facts = _tensor_facts(tuple(tensors))
+    used = reader.number("expert_used_count")
+    return ModelShape(
+        architecture=kind,
+        layers=layers,
+        kv_heads=kept,
+        slides=slides,
+        key_length=key,
+        value_length=0 if latent else value,
+        sliding_key_length=reader.number("attention.key_length_swa") or key,
+        sliding_value_length=0 if latent else reader.number("attention.value_length_swa") or value,
+        head_count=most_heads,
+        embedding_length=width,
+        weights_bytes=weights_bytes,
+        feed_forward_length=_feed_forward(reader, layers, used),
+        vocab_size=reader.number("vocab_size") or facts.vocab,
+        sliding_window=window,
+        trained_ctx=reader.number("context_length"),
+        state_bytes=state,
+        input_bytes=facts.input_bytes,
+        tied=facts.tied,
+        repacked_bytes=facts.repacked_bytes,
+        experts=reader.number("expert_count"),
+        experts_used=used,
+        parameters=_whole(pairs.get("general.parameter_count")) or facts.parameters,
+        file_type=_whole(pairs.get("general.file_type")),
+    )
+
+
+def lacks_arrays(pairs: Mapping[str, Any]) -> bool:
+    """Whether a list that is needed was left out, as `/api/show` does unless asked to be `verbose`."""
+    kind = pairs.get("general.architecture")
+    names = ("attention.head_count", "attention.head_count_kv", "attention.sliding_window_pattern")
+    return any(f"{kind}.{name}" in pairs and pairs[f"{kind}.{name}"] in (None, []) for name in names)
+
+
+class _Keys:
+    """The keys of one architecture."""
+
+    def __init__(self, pairs: Mapping[str, Any], kind: str) -> None:
+        self._pairs = pairs
+        self._kind = kind
+
+    def get(self, name: str) -> Any:
+        """As it stands there."""
+        return self._pairs.get(f"{self._kind}.{name}")
+
+    def missing(self, name: str) -> bool:
+        """Whether the key is not there at all; one whose list was left out is."""
+        return f"{self._kind}.{name}" not in self._pairs
+
+    def number(self, name: str) -> int | None:
+        """A count over 0; 0 stands for: none."""
+        return _whole(self.get(name)) or None
+
+    def each(self, name: str, layers: int) -> tuple[int, ...] | None:
+        """One number for each layer. A list may leave out the layers that predict ahead, at the end."""
+        value = self.get(name)
+        one = _whole(value)
+        if one is not None:
+            return (one,) * layers
+        if not _is_list(value) or not value:
+            return None
+        found = [_whole(item) for item in value[:layers]]
+        numbers = [item for item in found if item is not None]
+        if len(numbers) < len(found):
+            return None
+        return tuple(numbers) + (0,) * (layers - len(numbers))
+
+
+def _sliding(reader: _Keys, kind: str, layers: int) -> tuple[int | None, tuple[bool, ...]] | None:
+    """The window and which layers have it; None: only a list that we do not have could tell."""
+    everything = (None, (False,) * layers)
+    pattern = _PATTERNS.get(kind)
+    told = reader.get("attention.sliding_window")
+    if pattern is None or told == 0 or (kind == "exaone4" and layers < 64):
+        return everything
+    window = pattern.window if pattern.fixed or told is None else _whole(told)
+    if window is None or (kind == "smallthinker" and told is None):
+        return everything
+    given = reader.get("attention.sliding_window_pattern")
+    if _is_list(given) and given:
+        row = [bool(item) for item in given]
+        return window, tuple(row[n] if n < len(row) else False for n in range(layers))
+    period = _whole(given) or pattern.period
+    if period is None:
+        return None
+    if pattern.dense_first:
+        return window, tuple(n % period != 0 for n in range(layers))
+    return window, tuple(n % period < period - 1 for n in range(layers))
+
+
+def _kept(reader: _Keys, kind: str, kv_heads: Sequence[int], layers: int) -> tuple[tuple[int, ...], int]:
+    """Heads of the layers that keep keys and values, and the bytes of state of those that do not."""
+    shared = layers - (reader.number("attention.shared_kv_layers") or 0)
+    first = min(shared, _SHARED_AFTER.get(kind, layers))
+    kept = [heads if n < first else 0 for n, heads in enumerate(kv_heads)]
+    recurrent = [n for n, heads in enumerate(kv_heads) if heads == 0]
+    if kind in _INTERVAL:
+        every = reader.number("full_attention_interval") or 4
+        recurrent = [n for n in range(layers) if (n + 1) % every != 0]
+        kept = [0 if (n + 1) % every != 0 else heads for n, heads in enumerate(kept)]
+    elif kind == "falcon-h1":
+        recurrent = list(range(layers))  # each layer has both
+    return tuple(kept), len(recurrent) * _state(reader)
+
+
+def _state(reader: _Keys) -> int:
+    """Bytes that a recurrent layer keeps, as floats (`llama_hparams::n_embd_r` and `n_embd_s`)."""
+    short = reader.number("shortconv.l_cache")
+    if short is not None:
+        return (reader.number("embedding_length") or 0) * (short - 1) * 4
+    inner, state = reader.number("ssm.inner_size") or 0, reader.number("ssm.state_size") or 0
+    kernel, groups = reader.number("ssm.conv_kernel") or 1, reader.number("ssm.group_count") or 0
+    return ((kernel - 1) * (inner + 2 * groups * state) + state * inner) * 4
+
+
+def _feed_forward(reader: _Keys, layers: int, used: int | None) -> int | None:
+    """The widest layer; with experts all that work on one token, whichever is more."""
+    each = reader.each("feed_forward_length", layers)
+    widest = max(each) if each else 0
+    expert = reader.number("expert_feed_forward_length")
+    if expert is None and used is not None:
+        expert = widest  # the older way to write a model of experts
+    return max(widest, (expert or 0) * (used or 0)) or None
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorFacts:
+    vocab: int | None = None
+    input_bytes: int | None = None
+    tied: bool | None = None
+    repacked_bytes: int | None = None
+    parameters: int | None = None
+
+
+def _tensor_facts(tensors: Sequence[Tensor]) -> _TensorFacts:
+    inputs = [tensor for tensor in tensors if tensor.name in _INPUT]
+    if not inputs:
+        return _TensorFacts()
+    sizes = [tensor.size_bytes for tensor in inputs]
+    known = [size for size in sizes if size is not None]
+    return _TensorFacts(
+        vocab=next((t.shape[-1] for t in inputs if t.name == "token_embd.weight" and t.shape), None),
+        input_bytes=sum(known) if len(known) == len(sizes) else None,
+        tied=all(tensor.name != "output.weight" for tensor in tensors),
+        repacked_bytes=sum(
+            tensor.size_bytes or 0
+            for tensor in tensors
+            if tensor.kind in _REPACKED and tensor.name not in _INPUT
+        ),
+        parameters=sum(tensor.items for tensor in tensors),
+    )
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
