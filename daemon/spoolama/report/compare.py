@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.errors import InputError
+from spoolama.report.besides import besides_words
 from spoolama.report.conduct import trim_sentence
 from spoolama.report.harm import warnings_of
 from spoolama.report.labels import label_of_record
@@ -118,6 +119,8 @@ def _side(job: Published, tally: Tally) -> Side:
         "Longest context": _tokens(m.get("context_peak")),
         "Answers": tally.answers.spread().sentence(),
     }
+    if besides := besides_words(m):
+        cells["Besides"] = besides
     if agreement is not None:
         cells["Agreement"] = "\n".join(agreement.sentences())
     if warnings := warnings_of(m):

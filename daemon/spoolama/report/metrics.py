@@ -13,6 +13,7 @@ from spoolama import __version__
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.agreement import LEAST_ALONG, Agreement, Spread
 from spoolama.report.audit import audit_metrics
+from spoolama.report.besides import besides_metrics
 from spoolama.report.conduct import conduct_metrics
 from spoolama.report.guard import guard_metrics
 from spoolama.report.pilot import pilot_metrics
@@ -68,6 +69,7 @@ def job_metrics(
     _context(metrics, ledger, tally, totals, sidecar.options.num_ctx)
     conduct_metrics(metrics.put, ledger, sidecar)
     _speed(metrics, ledger, tally, totals)
+    besides_metrics(metrics.put, ledger, sidecar)
     _model(metrics, ledger)
     _answers(metrics, tally.answers.spread(), agreement)
     _effect(metrics, ledger, tally, agreement, sidecar)
@@ -122,8 +124,12 @@ def _rows(metrics: Metrics, tally: Tally, totals: Totals) -> None:
     put("failed", by["failed"], "rows that ended with an error, counted as written")
     put("skipped", by["skipped"], "rows never tried (cancelled, or the job ended early), counted as written")
     put("errors", tally.failures, "failed rows by class, counted as written")
-    put("attempts", totals.attempts, "requests sent to the model server for rows, from the ledger")
-    put("retries", totals.retries, "requests beyond each row's first, from the ledger")
+    put(
+        "attempts",
+        totals.attempts,
+        "requests sent for what stands in the results, from the ledger; see `besides`",
+    )
+    put("retries", totals.retries, "requests beyond each row's first, of those in `attempts`")
     put("segments", tally.segments, "different segments that have an answered row")
 
 
@@ -132,8 +138,8 @@ def _tokens(metrics: Metrics, tally: Tally, totals: Totals) -> None:
 
     def counted(rows: int) -> str:
         return (
-            f"sum of the server's counts over {rows} of {answered} answered rows; failed tries, and answers"
-            " given only to be compared, are not included"
+            f"sum of the server's counts over {rows} of {answered} answered rows; failed tries are not"
+            " included, nor are the answers of `besides`"
         )
 
     no_count = "the server gave no such count" if answered else "no row was answered"
@@ -175,7 +181,8 @@ def _speed(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Totals)
     put(
         "active_s",
         active,
-        "seconds of answering by the machine's monotonic clock, over all times the job was taken up",
+        "seconds of answering by the machine's monotonic clock, over all times the job was taken up, for"
+        " answers of `besides` too",
         missing=unknown,
     )
     waited = ledger.meta("waited_s")
@@ -190,26 +197,27 @@ def _speed(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Totals)
     put(
         "rows_per_second",
         speed,
-        "rows that were asked and ended (completed or failed) / active_s; unreadable rows do not count",
+        "rows that were asked and ended (completed or failed) / active_s; unreadable rows do not count, nor"
+        " do the answers of `besides`",
         missing=unknown,
     )
     tokens = totals.completion_tokens
     put(
         "tokens_per_second",
         tokens / active if active and tokens is not None else None,
-        "completion_tokens / active_s",
+        "completion_tokens / active_s; those of `besides` do not count",
         missing=unknown if not active else "the server gave no count of answer tokens",
     )
     put(
         "prompt_eval_s",
         totals.prompt_s or None,
-        "sum of the server's own times",
+        "sum of the server's own times, of answers in the results",
         missing="the server gave none",
     )
     put(
         "answer_eval_s",
         totals.eval_s or None,
-        "sum of the server's own times",
+        "sum of the server's own times, of answers in the results",
         missing="the server gave none",
     )
     for q in (0.5, 0.9, 0.99):

@@ -81,7 +81,7 @@ def _why_none(ledger: LedgerReader, sidecar: Sidecar, total: int) -> str:
 
 def _told(noted: Mapping[str, Any], ledger: LedgerReader, sidecar: Sidecar, total: int) -> dict[str, Any]:
     anchored = any(form.anchored for one in noted["tried"] if (form := form_named(one["form"])))
-    spent = ledger.requests((ALONE, AGAIN, *_FORMS), samples=anchored).seconds
+    spent = ledger.requests((ALONE, AGAIN, *_FORMS), samples="all" if anchored else "none").seconds
     everything = ledger.all_requests().seconds
     told = {
         "form": noted["form"],

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spoolama.report.besides import besides_tokens, besides_words
 from spoolama.report.conduct import server_sentences, trim_sentence
 from spoolama.report.harm import harm_in_short, warnings_of
 from spoolama.report.record import Record
@@ -211,6 +212,8 @@ def _speed(m: Mapping[str, Any]) -> str:
         text += f"; a row took {', '.join(shown)}"
     if m["retries"]:
         text += f"; {count(m['retries'])} retries"
+    if besides := besides_words(m):
+        text += f"; in the same time {besides}"
     return text
 
 
@@ -228,7 +231,10 @@ def _tokens(m: Mapping[str, Any]) -> str:
         cached = "the server does not count cached ones"
     else:
         cached = f"{count(m['cached_tokens'])} of them from the cache ({m['cache_hit_rate'] * 100:.1f} %)"
-    return f"{count(m['prompt_tokens'])} in prompts, {cached}; {count(m['completion_tokens'])} in answers"
+    text = f"{count(m['prompt_tokens'])} in prompts, {cached}; {count(m['completion_tokens'])} in answers"
+    if besides := besides_tokens(m):
+        text += f". For answers not in the results: {besides}"
+    return text
 
 
 def _context(m: Mapping[str, Any]) -> str:

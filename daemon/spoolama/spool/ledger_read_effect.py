@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["Compared", "EffectReader", "Guarded", "Requests"]
 
@@ -50,6 +50,26 @@ class Requests:
     answers: int
     seconds: float
     """From sending to the answer, added up."""
+    attempts: int
+    """Requests that were sent for them. Those for rows that could not be answered leave no trace."""
+    prompt_tokens: int | None
+    """By the server's counts; None: it did not count each of them."""
+    cached_tokens: int | None
+    completion_tokens: int | None
+
+
+_COSTS = "latency_s, attempts, prompt_tokens, cached_tokens, completion_tokens"
+# An anchor's answer stands in the results as it was given beforehand: it is counted there.
+_UNUSED = (
+    "SELECT s.latency_s, s.attempts, s.prompt_tokens, s.cached_tokens, s.completion_tokens FROM samples s"
+    " LEFT JOIN results r USING (ordinal) WHERE r.at IS NOT s.at OR r.latency_s != s.latency_s"
+)
+
+_SAMPLES = {
+    "none": "",
+    "all": f" UNION ALL SELECT {_COSTS} FROM samples",  # noqa: S608 - constants
+    "unused": f" UNION ALL {_UNUSED}",
+}
 
 
 class EffectReader:
@@ -127,28 +147,36 @@ class EffectReader:
             answered_again=self._number("SELECT count(*) FROM replaced JOIN results USING (ordinal)"),
         )
 
-    def requests(self, kinds: Collection[str], *, samples: bool = False) -> Requests:
-        """Answers given for these comparisons, with the candidates for anchors where `samples` says so."""
+    def requests(
+        self, kinds: Collection[str], *, samples: Literal["none", "all", "unused"] = "none"
+    ) -> Requests:
+        """Answers given for these comparisons.
+
+        Args:
+            kinds: The comparisons.
+            samples: Which candidates for anchors to add: those that are `unused` have another answer in
+                the results, or none.
+        """
         marks = ",".join("?" * len(kinds))
-        sql = f"SELECT count(*), coalesce(sum(latency_s), 0.0) FROM trials WHERE kind IN ({marks})"  # noqa: S608 - likewise
-        answers, seconds = self._db.execute(sql, tuple(kinds)).fetchone()
-        if samples:
-            more, longer = self._db.execute(
-                "SELECT count(*), coalesce(sum(latency_s), 0.0) FROM samples"
-            ).fetchone()
-            answers, seconds = answers + more, seconds + longer
-        return Requests(answers, seconds)
+        source = f"SELECT {_COSTS} FROM trials WHERE kind IN ({marks})"  # noqa: S608 - constants, question marks
+        return self._requests(source + _SAMPLES[samples], tuple(kinds))
+
+    def taken_back(self) -> Requests:
+        """Answers given in conversations that went wrong, whose rows were asked again, alone."""
+        return self._requests(f"SELECT {_COSTS} FROM replaced")  # noqa: S608 - constants
 
     def all_requests(self) -> Requests:
         """Every answer that the job was given, whatever became of it."""
-        # An anchor's answer stands in the results as it was given beforehand: it is counted once.
-        answers, seconds = self._db.execute(
-            "SELECT count(*), coalesce(sum(latency_s), 0.0) FROM ("
-            " SELECT latency_s FROM results UNION ALL SELECT latency_s FROM trials"
-            " UNION ALL SELECT latency_s FROM replaced UNION ALL SELECT s.latency_s FROM samples s"
-            " LEFT JOIN results r USING (ordinal) WHERE r.at IS NOT s.at OR r.latency_s != s.latency_s)"
-        ).fetchone()
-        return Requests(answers, seconds)
+        tables = (f"SELECT {_COSTS} FROM {table}" for table in ("results", "trials", "replaced"))  # noqa: S608 - likewise
+        return self._requests(" UNION ALL ".join((*tables, _UNUSED)))
+
+    def _requests(self, source: str, parameters: tuple[str, ...] = ()) -> Requests:
+        tokens = ", ".join(
+            f"CASE WHEN count({name}) = count(*) THEN sum({name}) END"
+            for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
+        )
+        sql = f"SELECT count(*), coalesce(sum(latency_s), 0.0), coalesce(sum(attempts), 0), {tokens}"
+        return Requests(*self._db.execute(f"{sql} FROM ({source})", parameters).fetchone())
 
     def _number(self, sql: str) -> int:
         found: int = self._db.execute(sql).fetchone()[0]

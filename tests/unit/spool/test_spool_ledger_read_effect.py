@@ -69,6 +69,24 @@ def test_every_answer_costs_its_time_once(tmp_path: Path) -> None:
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
         assert ledger.requests(("alone", "tail-1")).answers == 3
-        assert ledger.requests(("alone", "tail-1"), samples=True).answers == 4
+        assert ledger.requests(("alone", "tail-1"), samples="all").answers == 4
         assert round(ledger.requests(("alone",)).seconds, 6) == 0.61
         assert ledger.all_requests().answers == 5 + 8 + 2 + 1
+
+
+def test_tokens_are_added_up_only_where_each_answer_was_counted(tmp_path: Path) -> None:
+    """A sum over some of them would look like one over all."""
+
+    async def fill() -> None:
+        ledger = JobLedger(tmp_path / "l.sqlite", HandClock())
+        for n in range(3):
+            ledger.tried("audit", answered(n, "a", alone=True, segment=3))
+            ledger.tried("guard", answered(n, "a", alone=True, segment=3, counts=n != 1))
+        await ledger.close()
+
+    asyncio.run(fill())
+    with LedgerReader(tmp_path / "l.sqlite") as ledger:
+        audit, guard = ledger.requests(("audit",)), ledger.requests(("guard",))
+        assert (audit.answers, audit.attempts) == (guard.answers, guard.attempts) == (3, 3)
+        assert (audit.prompt_tokens, audit.cached_tokens, audit.completion_tokens) == (360, 280 - 80 + 20, 15)
+        assert (guard.prompt_tokens, guard.cached_tokens, guard.completion_tokens) == (None, None, None)
