@@ -117,9 +117,10 @@ class Agreement:
         if self.scale is not None:
             out.append(f"Answers ranked as {self.scale}.")
         if self.left_out:
+            rows = "1 row" if self.left_out == 1 else f"{self.left_out:,} rows"
             out.append(
-                f"{self.left_out:,} more with a known answer do not count here: by their help was chosen what"
-                " each row is asked in sight of, which would flatter the result."
+                f"Not counted: {rows} whose known answers helped to choose what each row is asked in sight of,"
+                " which would flatter the result."
             )
         return out + self.notes
 
@@ -157,7 +158,7 @@ def along_sentence(thirds: Sequence[Third]) -> str | None:
     """The agreement of each third; None where there are none."""
     if not thirds:
         return None
-    return f"First, middle and last third of these rows: {', '.join(third.words() for third in thirds)}."
+    return f"In the first, middle and last third of the rows: {', '.join(third.words() for third in thirds)}."
 
 
 def strength_words(correlation: float, interval: tuple[float, float] | None) -> str:
@@ -165,7 +166,7 @@ def strength_words(correlation: float, interval: tuple[float, float] | None) -> 
     name = next(name for bound, name in _STRENGTHS if abs(correlation) < bound)
     words = name if correlation >= 0 else f"{name}, but the other way round"
     if interval is not None and interval[0] <= 0 <= interval[1]:
-        words += "; so few rows cannot tell it from none"
+        words += "; it may as well be none"
     return words
 
 

@@ -35,7 +35,7 @@ class Record:
     completion_tokens: int | None = None
     latency_s: float | None = None
     attempts: int = 0
-    """Requests sent for the row."""
+    """Requests sent for the row; of one that was redone, for the answer it has now."""
     at: float | None = None
     """When the row ended, seconds since the epoch."""
     segment: int | None = None

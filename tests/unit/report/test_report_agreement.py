@@ -172,7 +172,7 @@ def test_agreement_along_the_job_is_told_in_thirds() -> None:
     assert (last.first, last.last, last.accuracy) == (121, 179, 0.5)
     assert last.accuracy_interval == statistics.wilson(15, 30)
     assert along_sentence([first, last]) == (
-        "First, middle and last third of these rows: 100 % (89 to 100), 50 % (33 to 67)."
+        "In the first, middle and last third of the rows: 100 % (89 to 100), 50 % (33 to 67)."
     )
     assert [third.correlation for third in numbers.along_job()] == [
         pytest.approx(1),
@@ -188,7 +188,7 @@ def test_a_third_without_a_correlation_says_why() -> None:
         tally.add(7 if n < 30 else n, 3 if 30 <= n < 60 else n, row=n + 1)
     thirds = tally.along_job()
     assert along_sentence(thirds) == (
-        "First, middle and last third of these rows: undefined (all answers alike), undefined (all known"
+        "In the first, middle and last third of the rows: undefined (all answers alike), undefined (all known"
         " answers alike), 1.00."
     )
     assert [third.undefined for third in thirds] == ["all answers alike", "all known answers alike", None]
@@ -202,7 +202,7 @@ def test_a_third_without_a_correlation_says_why() -> None:
         (0.4, None, "moderate"),
         (-0.7, (-0.8, -0.5), "strong, but the other way round"),
         (1.0, None, "very strong"),
-        (0.3, (-0.1, 0.6), "weak; so few rows cannot tell it from none"),
+        (0.3, (-0.1, 0.6), "weak; it may as well be none"),
     ],
 )
 def test_a_correlation_is_told_in_words(
@@ -247,5 +247,5 @@ def test_rows_that_were_used_are_counted_and_left_out() -> None:
     assert (agreement.rows, agreement.left_out, agreement.accuracy) == (6, 4, 1.0)
     assert tally.spread().rows == 10
     assert any(
-        "4 more with a known answer do not count here" in sentence for sentence in agreement.sentences()
+        "Not counted: 4 rows whose known answers helped" in sentence for sentence in agreement.sentences()
     )

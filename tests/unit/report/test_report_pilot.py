@@ -183,4 +183,4 @@ def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
     assert agreement["correlation"] == pytest.approx(1)
     used = [record.get("gold_used") for record in records_of(tmp_path / "j")]
     assert used == [True] * 40 + [None] * 260
-    assert "40 more with a known answer do not count here" in line_of(summary, "Agreement")
+    assert "Not counted: 40 rows whose known answers helped" in line_of(summary, "Agreement")
