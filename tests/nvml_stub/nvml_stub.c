@@ -16,7 +16,8 @@
  *   proc 0 4242 7000000000       a program that computes; `-` for a size that is not told
  *   draw 0 4243 1000000          a program that draws
  *   error FUNCTION CODE [CARD]   FUNCTION without _vN means all its versions; `*` all functions
- *   hang FUNCTION                blocks until the script says otherwise, 60 s at most
+ *   hang FUNCTION                blocks until the script says otherwise, 60 s at most; meanwhile there is a
+ *                                file SCRIPT.hanging
  *
  * `used` is without the reserved part, as the second version of the memory call tells it. */
 
@@ -28,6 +29,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { OK, UNINITIALIZED, INVALID, NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND = 6, TOO_SMALL, NOT_LOADED = 9,
        VERSION_MISMATCH = 25 };
@@ -155,17 +157,29 @@ static const Rule *rule_for(const char *function, int card, int instance, int ha
     return NULL;
 }
 
+/* Says to whoever tests that a call hangs now, or no more. */
+static void tell(int hanging) {
+    char path[4096];
+    FILE *file = NULL;
+    snprintf(path, sizeof path, "%s.hanging", getenv("NVML_STUB_SCRIPT"));
+    if (!hanging) unlink(path);
+    else if ((file = fopen(path, "w"))) fclose(file);
+}
+
 /* Takes the lock; whoever called gives it back through `leave`. While it hangs, others may go on. */
 static int enter(const char *function, int card, int instance) {
     const struct timespec moment = {0, 10 * 1000 * 1000};
     pthread_mutex_lock(&lock);
     read_script();
-    for (int waited = 0; waited < 6000 && rule_for(function, card, instance, 1); waited++) {
+    int waited;
+    for (waited = 0; waited < 6000 && rule_for(function, card, instance, 1); waited++) {
+        if (!waited) tell(1);
         pthread_mutex_unlock(&lock);
         nanosleep(&moment, NULL);
         pthread_mutex_lock(&lock);
         read_script();
     }
+    if (waited) tell(0);
     if (!script.loaded) return NOT_LOADED;
     const Rule *rule = rule_for(function, card, instance, 0);
     return rule ? rule->code : OK;

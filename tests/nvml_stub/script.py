@@ -81,6 +81,14 @@ class Script:
         os.utime(part, ns=(now, now))
         part.rename(self.path)
 
+    def wait_until_a_call_hangs(self, timeout_s: float = 30) -> None:
+        """Returns while a function of `hanging` blocks somebody; fails if nobody calls it in that time."""
+        sign = self.path.with_name(self.path.name + ".hanging")
+        deadline = time.monotonic() + timeout_s
+        while not sign.exists():
+            assert time.monotonic() < deadline, f"nobody called {self.hanging} in {timeout_s} s"
+            time.sleep(0.01)
+
     def env(self) -> dict[str, str]:
         """Variables for a process that is to find the library and this script; written or not yet written."""
         found = str(build())
