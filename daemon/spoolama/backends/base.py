@@ -17,6 +17,7 @@ __all__ = [
     "MOST_COUNTED",
     "Backend",
     "ChatRequest",
+    "HeldModel",
     "LoadSpec",
     "LoadedModel",
     "Message",
@@ -97,6 +98,18 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldModel:
+    """A model that the server lists as loaded, whoever loaded it."""
+
+    name: str
+    size_bytes: int | None
+    """From the log of its load, not live; of sliding-window models Ollama counts one of two KV buffers."""
+    vram_bytes: int | None
+    """The part of it on GPUs."""
+    num_ctx: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One prompt to be answered. The load options stand in `load`, so that a reload cannot slip in."""
 
@@ -157,6 +170,8 @@ class Backend(Protocol):
     """A model server. All methods may raise a `BackendError`."""
 
     kind: str
+    releases: bool
+    """Whether `release` gives memory back: not where others share the server, or it has no such route."""
 
     async def probe(self) -> ServerInfo:
         """A cheap sign of life; no model is touched."""
@@ -210,8 +225,19 @@ class Backend(Protocol):
         """What the model is made of, for an estimate of its memory; nothing is loaded. None: not told."""
         ...
 
-    async def release(self) -> None:
-        """Give back the memory of every model that this backend loaded; a no-op where others share it."""
+    async def in_memory(self) -> tuple[HeldModel, ...] | None:
+        """All models that the server lists as loaded; None where it has no such list."""
+        ...
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+        """Give back the memory of every model that this backend loaded; a no-op where others share it.
+
+        Args:
+            keep: A model that stays.
+
+        Returns:
+            Names of the models that were released.
+        """
         ...
 
     async def aclose(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spoolama.backends import llama_server
-from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.embedded_models import default_cache_dir, find_weights
 from spoolama.backends.embedded_process import EngineProcess
 from spoolama.backends.gguf_header import GgufFacts, read_gguf, read_gguf_facts
@@ -57,6 +57,7 @@ class EmbeddedBackend:
     """
 
     kind = "embedded"
+    releases = True
 
     def __init__(self, *, clock: Clock, threads: int | None = None, cache_dir: Path | None = None) -> None:
         self._clock = clock
@@ -183,10 +184,20 @@ class EmbeddedBackend:
         size = (await asyncio.to_thread(weights.path.stat)).st_size
         return shape_of(header.pairs, size, header.tensors)
 
-    async def release(self) -> None:
+    async def in_memory(self) -> tuple[HeldModel, ...] | None:
+        """The one that is loaded; of its size nothing is told."""
+        if self._loaded is None or self.pid is None:
+            return ()
+        return (HeldModel(self._loaded[1].name, None, None, self._loaded[1].num_ctx),)
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
         """End the child: all its memory is free again."""
         async with self._lock:
+            name = self._loaded[1].name if self._loaded is not None else None
+            if name is not None and name == keep:
+                return ()
             await self._stop()
+            return () if name is None else (name,)
 
     async def aclose(self) -> None:
         """The same: the child never outlives its backend."""

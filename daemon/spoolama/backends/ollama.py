@@ -22,12 +22,13 @@ from typing import Any
 
 import httpx
 
-from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.http import HttpCaller, HttpReply, excerpt
 from spoolama.backends.model_shape import ModelShape, lacks_arrays, shape_of
 from spoolama.backends.ollama_errors import failure
 from spoolama.backends.ollama_model import (
     ModelFacts,
+    held_models,
     listed,
     loaded_model,
     read_show,
@@ -77,6 +78,7 @@ class OllamaBackend:
         self._http = HttpCaller(url, transport=transport, connect_timeout_s=connect_timeout_s)
         self._clock = clock
         self._shared = shared
+        self.releases = not shared
         self._server = ServerInfo(self.kind, None)
         self._models: dict[str, ModelFacts] = {}
         self._loaded: set[str] = set()
@@ -215,12 +217,17 @@ class OllamaBackend:
         size = size_of(spec.model, tags)
         return shape_of(facts.info, size, facts.tensors) if size is not None else None
 
-    async def release(self) -> None:
+    async def in_memory(self) -> tuple[HeldModel, ...] | None:
+        """The list of loaded models; one that still loads is not in it."""
+        return held_models(await self._running())
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
         """Unload what was loaded from here. Every model is tried before the first error is raised."""
         if self._shared:
-            return
+            return ()
         first: BackendError | None = None
-        for name in sorted(self._loaded):
+        released = []
+        for name in sorted(self._loaded - {keep}):
             try:
                 reply = await self._http.post(
                     "/api/generate",
@@ -230,10 +237,12 @@ class OllamaBackend:
                 if reply.status != 404:  # deleted meanwhile: nothing left to release
                     self._checked(reply, model=name)
                 self._loaded.discard(name)
+                released.append(name)
             except BackendError as error:
                 first = first or error
         if first is not None:
             raise first
+        return tuple(released)
 
     async def aclose(self) -> None:
         """Close the connections; loaded models stay as they are."""

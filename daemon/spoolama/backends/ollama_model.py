@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spoolama.backends.base import LoadedModel, LoadSpec, ServerInfo
+from spoolama.backends.base import HeldModel, LoadedModel, LoadSpec, ServerInfo
 from spoolama.backends.gguf_header import Tensor
 from spoolama.errors import RequestRefused
 
 __all__ = [
     "ModelFacts",
+    "held_models",
     "listed",
     "loaded_model",
     "read_show",
@@ -94,6 +95,21 @@ def listed(name: str, payload: Mapping[str, Any]) -> Mapping[str, Any] | None:
         }:
             return entry
     return None
+
+
+def held_models(payload: Mapping[str, Any]) -> tuple[HeldModel, ...]:
+    """Every model in the body of `/api/ps`."""
+    models = payload.get("models")
+    return tuple(
+        HeldModel(
+            str(entry.get("name")),
+            _int(entry.get("size")),
+            _int(entry.get("size_vram")),
+            _int(entry.get("context_length")),
+        )
+        for entry in (models if isinstance(models, list) else [])
+        if isinstance(entry, dict)
+    )
 
 
 def loaded_model(

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from spoolama.backends import llama_server
-from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.http import HttpCaller
 from spoolama.backends.model_shape import ModelShape
 from spoolama.backends.openai_errors import checked
@@ -39,6 +39,7 @@ class OpenAIBackend:
     """
 
     kind = "openai"
+    releases = False
 
     def __init__(
         self,
@@ -138,8 +139,13 @@ class OpenAIBackend:
         """None: these servers do not tell."""
         return None
 
-    async def release(self) -> None:
+    async def in_memory(self) -> tuple[HeldModel, ...] | None:
+        """None: it has no list of what is in memory."""
+        return None
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:  # noqa: ARG002
         """Nothing: such a server holds its model as long as it runs."""
+        return ()
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["Card", "CardProbe", "Host", "Listed", "NoCards", "NoReading", "Readings", "Runner"]
+from spoolama.backends.base import HeldModel
+
+__all__ = ["Card", "CardProbe", "Host", "NoCards", "NoReading", "Readings", "Runner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +73,6 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A model as the server lists it (`/api/ps`): from its load log, not live."""
-
-    name: str
-    size_bytes: int | None
-    vram_bytes: int | None
-    num_ctx: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Readings:
     """One record a second."""
 
@@ -94,7 +86,7 @@ class Readings:
     """How old the cards' part is; a call that hangs makes it grow."""
     host: Host | None = None
     runners: tuple[Runner, ...] = ()
-    models: tuple[Listed, ...] | None = None
+    models: tuple[HeldModel, ...] | None = None
     """What the server lists; None: it was not asked, or does not list."""
 
 

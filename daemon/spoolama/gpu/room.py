@@ -49,7 +49,7 @@ class Memory(Protocol):
         ...
 
     def room(self, need: Need | None) -> Room:
-        """Whether a load of this need fits; None: its need is not known, and the level alone decides."""
+        """Whether a load of this need fits, by its size; one whose need is not known does."""
         ...
 
     async def looked(self) -> None:

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from spoolama.backends.base import HeldModel
 from spoolama.clock import Clock
 from spoolama.gpu.level import Level, Rules, State, step
 from spoolama.gpu.limits import Limits, Marks, stricter
-from spoolama.gpu.readings import Card, Host, Listed, Readings, Runner
+from spoolama.gpu.readings import Card, Host, Readings, Runner
 from spoolama.gpu.room import Need, Room, room_on_cards, room_on_host
 from spoolama.gpu.tally import MemoryTally
 from spoolama.gpu.words import figures, in_words
@@ -113,7 +114,7 @@ class MemoryWatchdog:
         self._states: dict[int | None, State] = {}
         """By the card's place among the readings; None: this machine's memory."""
         self._looked = asyncio.Event()
-        self._models: tuple[float, tuple[Listed, ...]] | None = None
+        self._models: tuple[float, tuple[HeldModel, ...]] | None = None
         self._job: _Job | None = None
         self._said_blind: str | None = None
         self._host_now: tuple[Host | None, tuple[Runner, ...]] = (None, ())
@@ -163,7 +164,7 @@ class MemoryWatchdog:
         self._looked.set()
         self._looked = asyncio.Event()
 
-    def listed(self, models: tuple[Listed, ...] | None) -> None:
+    def listed(self, models: tuple[HeldModel, ...] | None) -> None:
         """What the model server lists, as somebody just asked it."""
         self._models = None if models is None else (self._clock.monotonic(), models)
 
@@ -226,10 +227,10 @@ class MemoryWatchdog:
     # What the engine and the service ask.
 
     def room(self, need: Need | None) -> Room:
-        """Whether a load fits now. At high and critical nothing is loaded, whatever it needs."""
+        """Whether a load fits now, by its size; the level is another question."""
         readings = self.latest
-        if self.level is not Level.OK or readings is None or need is None:
-            return Room(fits=self.level is Level.OK, why=self.words)
+        if readings is None or need is None:
+            return Room(fits=True, why=self.words)
         if need.where == "card" and readings.cards:
             limits: Mapping[int, Limits] = {n: self.limits_of(card) for n, card in enumerate(readings.cards)}
             back = sum(model.vram_bytes or 0 for model in readings.models or ())

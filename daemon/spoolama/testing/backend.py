@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.model_shape import ModelShape
 from spoolama.clock import Clock
 from spoolama.errors import ContextOverflow
@@ -94,6 +94,7 @@ class ScriptedBackend:
     counts: bool = True
     exact_count: bool = False
     kind: str = "scripted"
+    releases: bool = True
     calls: list[Call] = field(default_factory=list)
     loads: list[tuple[float, LoadSpec]] = field(default_factory=list)
     in_flight: int = 0
@@ -198,11 +199,20 @@ class ScriptedBackend:
         """As it is set."""
         return self.shape_
 
-    async def release(self) -> None:
+    async def in_memory(self) -> tuple[HeldModel, ...] | None:
+        """What it holds; of its size nothing is told."""
+        now = self.held
+        return () if now is None else (HeldModel(now.name, now.size_bytes, now.vram_bytes, now.num_ctx),)
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
         """Counted; nothing is held any more."""
+        name = self.held.name if self.held is not None else None
+        if name is not None and name == keep:
+            return ()
         self.released += 1
         self.held = None
         self._slots.clear()
+        return () if name is None else (name,)
 
     async def aclose(self) -> None:
         """Nothing to close."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.engine.job_run import accepted, answer
 from bench.engine.settings import Configuration, read_reviews
-from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.embedded import EmbeddedBackend
 from spoolama.clock import Clock
 from spoolama.context.costs import CostModel, Sample, fit_costs
@@ -122,8 +122,12 @@ class _Seat:
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
         return await self._backend.inspect(self._shared)
 
-    async def release(self) -> None:
+    async def in_memory(self) -> tuple[HeldModel, ...] | None:
+        return await self._backend.in_memory()
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:  # noqa: ARG002
         """The others still sit there."""
+        return ()
 
     async def aclose(self) -> None:
         """Likewise."""

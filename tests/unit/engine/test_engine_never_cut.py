@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner
@@ -102,8 +102,11 @@ class Exact:
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
         return None
 
-    async def release(self) -> None:
-        pass
+    async def in_memory(self) -> tuple[HeldModel, ...] | None:
+        return None
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+        return ()
 
     async def aclose(self) -> None:
         pass
