@@ -119,8 +119,8 @@ class Agreement:
         if self.left_out:
             rows = "1 row" if self.left_out == 1 else f"{self.left_out:,} rows"
             out.append(
-                f"Not counted: {rows} whose known answers helped to choose what each row is asked in sight of,"
-                " which would flatter the result."
+                f"Not counted: {rows} whose known answers helped to choose what each row is asked in sight"
+                " of, which would flatter the result."
             )
         return out + self.notes
 
