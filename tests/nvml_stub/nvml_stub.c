@@ -210,6 +210,7 @@ static Device *device_of(const char *function, void *handle, int *code) {
 
 #define DEVICE int code; Device *device = device_of(__func__, handle, &code); if (!device) return leave(code)
 #define CARD DEVICE; int number = (int)((uintptr_t)handle - 4096); \
+    (void)device; \
     if (number % (INSTANCES + 1) != WHOLE) return leave(NOT_SUPPORTED)
 
 static int init(const char *function) {
@@ -311,17 +312,18 @@ LISTS(nvmlDeviceGetComputeRunningProcesses_v3, compute, computing)
 LISTS(nvmlDeviceGetGraphicsRunningProcesses_v2, draw, drawing)
 LISTS(nvmlDeviceGetGraphicsRunningProcesses_v3, draw, drawing)
 
-#define TELLS(function, type, field) \
+/* Power is told of instances as well, so that a test shows who would count it twice; the rest is not. */
+#define TELLS(of_what, function, type, field) \
     int function(void *handle, type *into) { \
-        CARD; \
+        of_what; \
         *into = device->field; \
         return leave(OK); \
     }
-TELLS(nvmlDeviceGetPowerUsage, unsigned, power)
-TELLS(nvmlDeviceGetEnforcedPowerLimit, unsigned, limit)
-TELLS(nvmlDeviceGetPowerManagementLimit, unsigned, limit)
-TELLS(nvmlDeviceGetCurrentClocksThrottleReasons, u64, throttle)
-TELLS(nvmlDeviceGetCurrentClocksEventReasons, u64, throttle)
+TELLS(DEVICE, nvmlDeviceGetPowerUsage, unsigned, power)
+TELLS(DEVICE, nvmlDeviceGetEnforcedPowerLimit, unsigned, limit)
+TELLS(DEVICE, nvmlDeviceGetPowerManagementLimit, unsigned, limit)
+TELLS(CARD, nvmlDeviceGetCurrentClocksThrottleReasons, u64, throttle)
+TELLS(CARD, nvmlDeviceGetCurrentClocksEventReasons, u64, throttle)
 
 int nvmlDeviceGetTemperature(void *handle, unsigned sensor, unsigned *into) {
     CARD;

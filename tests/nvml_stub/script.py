@@ -11,8 +11,8 @@ from nvml_stub.build import build
 
 __all__ = ["FakeCard", "Script"]
 
-Sizes = dict[int, int | None]
-"""Process id -> bytes, None where NVML does not tell."""
+Sizes = list[tuple[int, int | None]]
+"""Process ids and bytes, None where NVML does not tell; one id may come twice."""
 
 
 @dataclass
@@ -29,8 +29,8 @@ class FakeCard:
     power: int = 50_000
     limit: int = 72_000
     throttle: int = 0
-    processes: Sizes = field(default_factory=dict)
-    drawing: Sizes = field(default_factory=dict)
+    processes: Sizes = field(default_factory=list)
+    drawing: Sizes = field(default_factory=list)
     instances: dict[int, FakeCard] | None = None
     """Not None: MIG is on, with these instances by number."""
 
@@ -40,7 +40,7 @@ class FakeCard:
         rest = f"temp {self.temp} power {self.power} limit {self.limit} throttle {self.throttle}"
         said = [f"card {place} {memory} {rest}", f"name {place} {self.name}", f"uuid {place} {self.uuid}"]
         for word, sizes in (("proc", self.processes), ("draw", self.drawing)):
-            said += [f"{word} {place} {pid} {'-' if size is None else size}" for pid, size in sizes.items()]
+            said += [f"{word} {place} {pid} {'-' if size is None else size}" for pid, size in sizes]
         if self.instances is not None:
             said.append(f"migmode {place} 1")
             for number, instance in self.instances.items():

@@ -96,7 +96,7 @@ def test_an_old_driver_without_the_second_memory_call_says_the_same_used(
 
 def test_an_old_driver_tells_processes_and_clocks_by_its_older_calls(script: Script, reader: Reader) -> None:
     """Before driver 510 and 535 the third list of processes and the event reasons do not exist."""
-    script.cards = [FakeCard(processes={4242: 7}, throttle=0x4)]
+    script.cards = [FakeCard(processes=[(4242, 7)], throttle=0x4)]
     script.errors = {
         "nvmlDeviceGetComputeRunningProcesses_v3": 13,
         "nvmlDeviceGetGraphicsRunningProcesses_v3": 13,
@@ -154,7 +154,7 @@ def test_each_mig_instance_is_a_card(script: Script, reader: Reader) -> None:
             temp=61,
             throttle=0x20,
             instances={
-                0: FakeCard(10 * GB, 4 * GB, name="H100 MIG 1g.10gb", uuid="MIG-a", processes={7: 4 * GB}),
+                0: FakeCard(10 * GB, 4 * GB, name="H100 MIG 1g.10gb", uuid="MIG-a", processes=[(7, 4 * GB)]),
                 3: FakeCard(20 * GB, GB, name="H100 MIG 2g.20gb", uuid="MIG-b"),
             },
         )
@@ -185,9 +185,16 @@ def test_a_card_whose_instances_cannot_be_read_says_that_it_is_cut_up(
 
 def test_programs_that_compute_and_draw_are_counted_once(script: Script, reader: Reader) -> None:
     """A program in both lists has one size; a size that NVML does not tell stays unknown."""
-    script.cards = [FakeCard(processes={10: 5 * GB, 11: None}, drawing={10: 5 * GB, 12: GB})]
+    script.cards = [FakeCard(processes=[(10, 5 * GB), (11, None)], drawing=[(10, 5 * GB), (12, GB)])]
     script.write()
     assert reader.read()[0].processes == {10: 5 * GB, 11: None, 12: GB}
+
+
+def test_two_parts_of_a_program_are_added_up(script: Script, reader: Reader) -> None:
+    """A program may stand twice in one list; its sum is known if both parts are."""
+    script.cards = [FakeCard(processes=[(10, GB), (11, None), (12, GB), (10, 2 * GB), (11, GB), (12, None)])]
+    script.write()
+    assert reader.read()[0].processes == {10: 3 * GB, 11: None, 12: None}
 
 
 @pytest.mark.parametrize(
@@ -195,7 +202,7 @@ def test_programs_that_compute_and_draw_are_counted_once(script: Script, reader:
 )
 def test_processes_that_may_not_be_listed_are_unknown(script: Script, reader: Reader, call: str) -> None:
     """Not permitted is no empty list, and costs no other field; half a list is none."""
-    script.cards = [FakeCard(processes={10: GB}, drawing={11: GB})]
+    script.cards = [FakeCard(processes=[(10, GB)], drawing=[(11, GB)])]
     script.errors = {call: 4}
     script.write()
     (card,) = reader.read()
@@ -205,7 +212,7 @@ def test_processes_that_may_not_be_listed_are_unknown(script: Script, reader: Re
 
 def test_a_card_that_cannot_draw_still_lists_who_computes(script: Script, reader: Reader) -> None:
     """The second list is not supported there, so it is empty."""
-    script.cards = [FakeCard(processes={10: GB})]
+    script.cards = [FakeCard(processes=[(10, GB)])]
     script.errors = {"nvmlDeviceGetGraphicsRunningProcesses": 3}
     script.write()
     assert reader.read()[0].processes == {10: GB}
