@@ -70,8 +70,8 @@ class CardThread:
         self._kept = _Kept(self._clock.monotonic(), None, _NOT_YET)
 
     def start(self) -> None:
-        """Begin to read. A thread that Python does not wait for at its end."""
-        if self._thread is None and not self._stop.is_set():
+        """Begin to read, in a thread that Python does not wait for at its end. Nothing happens after `stop`."""
+        if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="gpu readings", daemon=True)
             self._thread.start()
 

@@ -13,7 +13,7 @@ import pytest
 
 from nvml_stub import Script
 from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.readings import Card, NoCards, NoReading
+from spoolama.gpu.readings import Card, NoReading
 from spoolama.testing.cards import GB, ScriptedCards, card
 from spoolama.testing.hand_clock import HandClock
 
@@ -156,12 +156,15 @@ def test_stop_leaves_a_hanging_call_behind() -> None:
     assert probe.calls == 2
 
 
-def test_a_stopped_thread_does_not_start_again() -> None:
-    """Two threads must never call one probe; and stopping what never ran is no error."""
-    cards = CardThread(NoCards())
+def test_what_was_stopped_reads_no_more() -> None:
+    """Started after its end it does not call the probe; and stopping what never ran is no error."""
+    clock = HandClock()
+    probe = ScriptedCards([(0, (card(1),))], clock)
+    cards = CardThread(probe, clock)
     cards.stop()
     cards.start()
-    assert "gpu readings" not in [t.name for t in threading.enumerate()]
+    cards.stop()
+    assert probe.reads == 0
 
 
 _HANGS = """

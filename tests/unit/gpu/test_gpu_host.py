@@ -89,6 +89,10 @@ def test_the_smallest_limit_around_the_unit_counts(machine: Machine) -> None:
     assert host is not None
     assert (host.total_bytes, host.available_bytes) == (4 * GB, GB)
     assert host.bound == "memory.max of system.slice"
+    machine.group("system.slice/spoolama.service", memory_max=2 * GB, memory_current=GB)
+    host = machine.probe.host()
+    assert host is not None
+    assert (host.total_bytes, host.bound) == (2 * GB, "memory.max of spoolama.service")
 
 
 def test_a_wide_limit_changes_nothing(machine: Machine) -> None:
