@@ -1,7 +1,7 @@
 """Cards read through NVML, NVIDIA's management library, by the module `pynvml` of nvidia-ml-py.
 
 Facts are from nvml.h (the comments of its functions) and from calls on an H100, tests/data/h100-ollama.json.
-One reading of one idle card took 1 to 3 ms there.
+The calls of one reading took 4.6 ms there in sum, 3.4 of them for power, with the card idle.
 """
 
 from __future__ import annotations
