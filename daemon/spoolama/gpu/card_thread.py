@@ -70,7 +70,7 @@ class CardThread:
         self._kept = _Kept(self._clock.monotonic(), None, _NOT_YET)
 
     def start(self) -> None:
-        """Begin to read, in a thread that Python does not wait for at its end. After `stop` it does nothing."""
+        """Begin to read, in a thread that Python does not wait for at its end. After `stop`: nothing."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="gpu readings", daemon=True)
             self._thread.start()
