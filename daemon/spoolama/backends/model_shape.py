@@ -18,8 +18,9 @@ __all__ = ["ModelShape", "lacks_arrays", "shape_of"]
 _MOST_LAYERS = 1024
 _REPACKED = {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
 """Types that llama.cpp copies into an order that suits the CPU (AVX2; `ggml-cpu/repack.cpp`)."""
-_INPUT = {"token_embd.weight", "per_layer_token_embd.weight"}
-"""Looked up by row: they stay in main memory even where every layer is on a card."""
+_TOKENS = "token_embd.weight"
+_PER_LAYER = "per_layer_token_embd.weight"
+"""Tables that rows are looked up in: they stay in main memory even where every layer is on a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,11 @@ class ModelShape:
     """The longest window that the model was made for, in tokens."""
     state_bytes: int = 0
     """What recurrent layers keep for one slot, at any window."""
-    input_bytes: int | None = None
-    """Embedding tables, which stay in main memory."""
-    tied: bool | None = None
-    """Whether the token embeddings serve as output as well: then a card holds a copy of them."""
+    host_bytes: int | None = None
+    """Tables of embeddings that stay in main memory where all layers are on a card; None: only tensors tell.
+    Token embeddings that serve as output as well (Gemma) are not among them: a card has its own copy."""
     repacked_bytes: int | None = None
     """Tensors that a CPU copies, at most."""
-    experts: int | None = None
     experts_used: int | None = None
     parameters: int | None = None
     file_type: int | None = None
@@ -86,7 +85,7 @@ _PATTERNS = {
     "cohere2": _Pattern(4),
     "cohere2moe": _Pattern(4, dense_first=True),
     "exaone-moe": _Pattern(4, window=128),
-    "exaone4": _Pattern(4),
+    "exaone4": _Pattern(4, window=4096),
     "gemma2": _Pattern(2, window=4096),
     "gemma3": _Pattern(6),
     "gemma3n": _Pattern(5),
@@ -110,6 +109,8 @@ _INTERVAL = {"qwen3next", "qwen35", "qwen35moe"}
 """Every fourth layer keeps keys and values, the others a state (`full_attention_interval`)."""
 _SHARED_AFTER = {"gemma3n": 20}
 """Layers from this one on use keys and values of earlier ones."""
+_NO_AHEAD = {"hy_v3", "mimo2", "step35"} | _INTERVAL
+"""Layers that predict ahead, at the end, keep nothing; those of others are counted: more rather than less."""
 
 
 def shape_of(
@@ -130,12 +131,10 @@ def shape_of(
     if layers is None or width is None or layers > _MOST_LAYERS:
         return None
     heads = reader.each("attention.head_count", layers)
-    told = not reader.missing("attention.head_count_kv")
-    kv_heads = reader.each("attention.head_count_kv", layers) if told else heads
+    kv_heads = reader.each("attention.head_count_kv", layers, absent=heads)
     if heads is None or kv_heads is None or not any(heads):
         return None
-    most_heads = max(heads)
-    each = width // (heads[0] or most_heads)
+    each = width // (heads[0] or max(heads))
     key = reader.number("attention.key_length") or each
     value = reader.number("attention.value_length") or each
     sliding = _sliding(reader, kind, layers)
@@ -155,7 +154,7 @@ def shape_of(
         value_length=0 if latent else value,
         sliding_key_length=reader.number("attention.key_length_swa") or key,
         sliding_value_length=0 if latent else reader.number("attention.value_length_swa") or value,
-        head_count=most_heads,
+        head_count=max(heads),
         embedding_length=width,
         weights_bytes=weights_bytes,
         feed_forward_length=_feed_forward(reader, layers, used),
@@ -163,10 +162,8 @@ def shape_of(
         sliding_window=window,
         trained_ctx=reader.number("context_length"),
         state_bytes=state,
-        input_bytes=facts.input_bytes,
-        tied=facts.tied,
+        host_bytes=facts.host_bytes,
         repacked_bytes=facts.repacked_bytes,
-        experts=reader.number("expert_count"),
         experts_used=used,
         parameters=_whole(pairs.get("general.parameter_count")) or facts.parameters,
         file_type=_whole(pairs.get("general.file_type")),
@@ -191,25 +188,24 @@ class _Keys:
         """As it stands there."""
         return self._pairs.get(f"{self._kind}.{name}")
 
-    def missing(self, name: str) -> bool:
-        """Whether the key is not there at all; one whose list was left out is."""
-        return f"{self._kind}.{name}" not in self._pairs
-
     def number(self, name: str) -> int | None:
         """A count over 0; 0 stands for: none."""
         return _whole(self.get(name)) or None
 
-    def each(self, name: str, layers: int) -> tuple[int, ...] | None:
+    def each(
+        self, name: str, layers: int, *, absent: tuple[int, ...] | None = None
+    ) -> tuple[int, ...] | None:
         """One number for each layer. A list may leave out the layers that predict ahead, at the end."""
+        if f"{self._kind}.{name}" not in self._pairs:
+            return absent
         value = self.get(name)
         one = _whole(value)
         if one is not None:
             return (one,) * layers
-        if not _is_list(value) or not value:
+        if not isinstance(value, list) or not value:
             return None
-        found = [_whole(item) for item in value[:layers]]
-        numbers = [item for item in found if item is not None]
-        if len(numbers) < len(found):
+        numbers = [number for item in value[:layers] if (number := _whole(item)) is not None]
+        if len(numbers) < len(value[:layers]):
             return None
         return tuple(numbers) + (0,) * (layers - len(numbers))
 
@@ -225,7 +221,7 @@ def _sliding(reader: _Keys, kind: str, layers: int) -> tuple[int | None, tuple[b
     if window is None or (kind == "smallthinker" and told is None):
         return everything
     given = reader.get("attention.sliding_window_pattern")
-    if _is_list(given) and given:
+    if isinstance(given, list) and given:
         row = [bool(item) for item in given]
         return window, tuple(row[n] if n < len(row) else False for n in range(layers))
     period = _whole(given) or pattern.period
@@ -238,17 +234,18 @@ def _sliding(reader: _Keys, kind: str, layers: int) -> tuple[int | None, tuple[b
 
 def _kept(reader: _Keys, kind: str, kv_heads: Sequence[int], layers: int) -> tuple[tuple[int, ...], int]:
     """Heads of the layers that keep keys and values, and the bytes of state of those that do not."""
-    shared = layers - (reader.number("attention.shared_kv_layers") or 0)
-    first = min(shared, _SHARED_AFTER.get(kind, layers))
-    kept = [heads if n < first else 0 for n, heads in enumerate(kv_heads)]
-    recurrent = [n for n, heads in enumerate(kv_heads) if heads == 0]
+    ahead = (reader.number("nextn_predict_layers") or 0) if kind in _NO_AHEAD else 0
+    shared = reader.number("attention.shared_kv_layers") or 0
+    first = min(layers - max(ahead, shared), _SHARED_AFTER.get(kind, layers))
     if kind in _INTERVAL:
         every = reader.number("full_attention_interval") or 4
-        recurrent = [n for n in range(layers) if (n + 1) % every != 0]
-        kept = [0 if (n + 1) % every != 0 else heads for n, heads in enumerate(kept)]
-    elif kind == "falcon-h1":
-        recurrent = list(range(layers))  # each layer has both
-    return tuple(kept), len(recurrent) * _state(reader)
+        kept = [heads if n < first and (n + 1) % every == 0 else 0 for n, heads in enumerate(kv_heads)]
+        recurrent = sum((n + 1) % every != 0 for n in range(layers - ahead))
+    else:
+        kept = [heads if n < first else 0 for n, heads in enumerate(kv_heads)]
+        # In falcon-h1 each layer has both.
+        recurrent = layers if kind == "falcon-h1" else sum(heads == 0 for heads in kv_heads)
+    return tuple(kept), recurrent * _state(reader)
 
 
 def _state(reader: _Keys) -> int:
@@ -274,34 +271,30 @@ def _feed_forward(reader: _Keys, layers: int, used: int | None) -> int | None:
 @dataclass(frozen=True, slots=True)
 class _TensorFacts:
     vocab: int | None = None
-    input_bytes: int | None = None
-    tied: bool | None = None
+    host_bytes: int | None = None
     repacked_bytes: int | None = None
     parameters: int | None = None
 
 
 def _tensor_facts(tensors: Sequence[Tensor]) -> _TensorFacts:
-    inputs = [tensor for tensor in tensors if tensor.name in _INPUT]
-    if not inputs:
+    named = {tensor.name: tensor for tensor in tensors}
+    tokens = named.get(_TOKENS)
+    if tokens is None or not tokens.shape:
         return _TensorFacts()
-    sizes = [tensor.size_bytes for tensor in inputs]
+    tables = [tokens] if "output.weight" in named else []
+    tables += [named[_PER_LAYER]] if _PER_LAYER in named else []
+    sizes = [table.size_bytes for table in tables]
     known = [size for size in sizes if size is not None]
+    repacked = [
+        t.size_bytes or 0 for t in tensors if t.kind in _REPACKED and t.name not in (_TOKENS, _PER_LAYER)
+    ]
     return _TensorFacts(
-        vocab=next((t.shape[-1] for t in inputs if t.name == "token_embd.weight" and t.shape), None),
-        input_bytes=sum(known) if len(known) == len(sizes) else None,
-        tied=all(tensor.name != "output.weight" for tensor in tensors),
-        repacked_bytes=sum(
-            tensor.size_bytes or 0
-            for tensor in tensors
-            if tensor.kind in _REPACKED and tensor.name not in _INPUT
-        ),
+        vocab=tokens.shape[-1],
+        host_bytes=sum(known) if len(known) == len(sizes) else None,
+        repacked_bytes=sum(repacked),
         parameters=sum(tensor.items for tensor in tensors),
     )
 
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list | tuple)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spoolama.backends.base import HeldModel, LoadedModel, LoadSpec, ServerInfo
-from spoolama.backends.gguf_header import Tensor
+from spoolama.backends.gguf_header import MOST_KEPT, Tensor
 from spoolama.errors import RequestRefused
 
 __all__ = [
@@ -60,9 +60,14 @@ def read_show(name: str, payload: Mapping[str, Any]) -> ModelFacts:
         can_think="thinking" in known,
         trained_ctx=_int(info.get(f"{kind}.context_length")) or None,
         sliding_window=_int(info.get(f"{kind}.attention.sliding_window")) or None,
-        info=info,
+        info={key: value for key, value in info.items() if not _is_long(value)},
         tensors=tuple(_tensors(payload.get("tensors"))),
     )
+
+
+def _is_long(value: Any) -> bool:
+    """Vocabularies come along in a `verbose` answer: some 30 MB that nobody needs."""
+    return isinstance(value, list | str) and len(value) > MOST_KEPT
 
 
 def _tensors(listed: Any) -> Iterator[Tensor]:

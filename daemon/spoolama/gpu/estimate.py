@@ -1,24 +1,57 @@
 """What a load of a model will need in memory, estimated before it, as llama.cpp allocates.
 
-Keys and values are reckoned as llama.cpp reckons them (b10488, `llama-context.cpp`, `llama-kv-cache.cpp`,
-`llama-kv-cache-iswa.cpp`) and were exact wherever they were measured. Everything else is an estimate.
+Keys and values are reckoned as llama.cpp does it (b10488, `llama-context.cpp`, `llama-kv-cache.cpp`,
+`llama-kv-cache-iswa.cpp`) and were exact wherever they were measured. What computing takes was read off
+measured loads (an H100 under Ollama, the embedded engine on a CPU) and follows the widest place of the graph.
+Assumed: flash attention, keys and values of 16 bits, one card or none. Not in it: the prompt cache, which
+grows in main memory while rows are answered, and what a model of several cards or of images takes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from spoolama.backends.model_shape import ModelShape
 
-__all__ = ["Estimate", "Quantisation", "estimate", "fitting_quantisations", "largest_window", "words_of"]
+__all__ = [
+    "Estimate",
+    "Quantisation",
+    "estimate",
+    "fitting_quantisations",
+    "largest_window",
+    "ollama_batch",
+    "words_of",
+]
 
 PAD = 256
 """Cells come in such steps."""
-BATCH = 512
-"""llama.cpp's own number of tokens that it evaluates at once."""
-CUDA_BYTES = 632_000_000
-"""What CUDA itself takes beside the buffers (an H100, driver 580, CUDA 13; 7 loads alike)."""
-HOST_BYTES = 60_000_000
+CELL_BYTES = 2
+"""Of a number in keys, values and masks: 16 bits."""
+FLOAT_BYTES = 4
+LLAMA_BATCH = 512
+"""Tokens that llama.cpp evaluates at once unless told otherwise (`n_ubatch`)."""
+CUDA_BYTES = 655_000_000
+"""CUDA's own memory: 632 MB after each of seven loads, 19 to 23 MB more after a long prompt (an H100, driver
+580, CUDA 13). Other cards will differ by some hundred MB."""
+PROCESS_BYTES = 48_000_000
+TOKEN_BYTES = 172
+"""Python with the engine, and what it keeps for each token of the vocabulary: from the resident memory of
+SmolLM2-135M and Gemma 3 270M, loaded with windows from 2K to 32K."""
+LONGEST = 1 << 20
+"""Tokens: where a model does not say what it was made for, no longer window is looked at."""
+
+BITS = {
+    "Q8_0": (7, 8.5008),
+    "Q6_K": (18, 6.5633),
+    "Q5_K_M": (17, 5.7036),
+    "Q4_K_M": (15, 4.8944),
+    "Q3_K_M": (12, 3.9960),
+    "Q2_K": (10, 3.1593),
+}
+"""`general.file_type` and bits a weight: those of Llama 3.1 8B in llama.cpp's tools/quantize/README.md."""
+_FILE_BITS = {1: 16.0005, 11: 3.6429, 13: 4.2979, 14: 4.6672, 16: 5.5704, 25: 4.6818, 30: 4.4597, 32: 16.0005}
+"""Further file types that a model may come in, from the same tables; 32 is BF16, as wide as F16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +62,7 @@ class Estimate:
     kv_bytes: int
     """Keys and values, and the state of recurrent layers."""
     compute_bytes: int
-    """What evaluating takes: the largest intermediate results and masks."""
+    """The widest intermediate results, masks and outputs."""
     overhead_bytes: int
     """CUDA's own memory on a card; the process and its vocabulary in main memory."""
 
@@ -46,9 +79,9 @@ class Quantisation:
     name: str
     """llama.cpp's name: `Q4_K_M`."""
     weights_bytes: int
-    """About; models differ by some percent."""
+    """About: models differ by some percent."""
     total_bytes: int
-    """With everything else that the load needs."""
+    """With all that the load needs beside them."""
 
 
 def estimate(
@@ -64,13 +97,37 @@ def estimate(
 
     Args:
         shape: The model.
-        num_ctx: Window of one slot in tokens; a longer one than the model was made for counts as that.
+        num_ctx: Window of one slot in tokens; one that is longer than the model was made for counts as that.
         slots: Requests at once; each has its own cells.
         batch: Tokens evaluated at once; None: as Ollama chooses on a card, llama.cpp's 512 elsewhere.
         swa_full: Whether sliding layers keep the whole window.
-        on_card: Whether all of it goes to one card; else it stays in main memory.
+        on_card: Whether all layers go to one card; else all of it stays in main memory.
     """
-    raise NotImplementedError
+    slots = max(1, slots)
+    window = max(1, num_ctx if shape.trained_ctx is None else min(num_ctx, shape.trained_ctx))
+    if batch is None:
+        batch = ollama_batch(window, slots) if on_card else LLAMA_BATCH
+    cells = _padded(_padded(window * slots) // slots)
+    batch = min(batch, cells * slots)  # llama.cpp evaluates no more at once than all windows hold
+    sliding = cells
+    if shape.sliding_window is not None and not swa_full:
+        sliding = _padded(min(cells, shape.sliding_window + batch))
+    masks = CELL_BYTES * batch * (cells + (sliding if any(shape.slides) else 0))
+    return Estimate(
+        weights_bytes=_weights(shape, on_card=on_card),
+        kv_bytes=slots * (_kv_bytes(shape, cells, sliding) + shape.state_bytes),
+        compute_bytes=masks + _widest(shape, batch, slots, on_card=on_card),
+        overhead_bytes=CUDA_BYTES if on_card else PROCESS_BYTES + TOKEN_BYTES * (shape.vocab_size or 0),
+    )
+
+
+def ollama_batch(num_ctx: int, slots: int) -> int:
+    """Tokens that Ollama has evaluated at once, from all slots' windows together.
+
+    `generationBatchForContext` in server/sched.go of 0.33; it takes less where little memory is free.
+    """
+    total = num_ctx * max(1, slots)
+    return 512 if total <= 4096 else 1024 if total <= 32768 else 2048
 
 
 def largest_window(
@@ -83,7 +140,17 @@ def largest_window(
     on_card: bool = True,
 ) -> int | None:
     """The longest window, in steps of 256, that is expected to fit; None: not even the shortest."""
-    raise NotImplementedError
+
+    def fits(steps: int) -> bool:
+        need = estimate(shape, steps * PAD, slots, batch=batch, swa_full=swa_full, on_card=on_card)
+        return need.total_bytes <= room_bytes
+
+    # Need grows with the window, so the bound is found by halving.
+    low, high = 0, max(1, (shape.trained_ctx or LONGEST) // PAD)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low * PAD or None
 
 
 def fitting_quantisations(
@@ -96,10 +163,94 @@ def fitting_quantisations(
     swa_full: bool = False,
     on_card: bool = True,
 ) -> tuple[Quantisation, ...]:
-    """Smaller quantisations of the model that are expected to fit, the largest first."""
-    raise NotImplementedError
+    """Smaller quantisations of the model that are expected to fit, the largest first.
+
+    Sizes are about: from the number of weights and the bits that llama.cpp's own table gives for Llama 3.1
+    8B. Whether anybody offers the model like this is not known here.
+    """
+    return tuple(
+        Quantisation(name, other.weights_bytes, total)
+        for name, other in _smaller(shape)
+        if (
+            total := estimate(
+                other, num_ctx, slots, batch=batch, swa_full=swa_full, on_card=on_card
+            ).total_bytes
+        )
+        <= room_bytes
+    )
 
 
 def words_of(estimate: Estimate) -> str:
-    """`an estimated 9.4 GB: weights 7.3, keys and values 1.1, ...`, in units of 10^9 bytes."""
-    raise NotImplementedError
+    """`an estimated 9.4 GB: weights 7.3, keys and values 1.1, computing 0.3, the rest 0.7`; 10^9 bytes."""
+    return (
+        f"an estimated {_gb(estimate.total_bytes)} GB: weights {_gb(estimate.weights_bytes)}, "
+        f"keys and values {_gb(estimate.kv_bytes)}, computing {_gb(estimate.compute_bytes)}, "
+        f"the rest {_gb(estimate.overhead_bytes)}"
+    )
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // PAD) * PAD
+
+
+def _kv_bytes(shape: ModelShape, cells: int, sliding: int) -> int:
+    """Of one slot: in each layer that keeps any, cells x heads x (key + value)."""
+    total = 0
+    for heads, slides in zip(shape.kv_heads, shape.slides, strict=True):
+        if slides:
+            total += sliding * heads * (shape.sliding_key_length + shape.sliding_value_length)
+        else:
+            total += cells * heads * (shape.key_length + shape.value_length)
+    return total * CELL_BYTES
+
+
+def _weights(shape: ModelShape, *, on_card: bool) -> int:
+    """What of the file is where the load runs. Without a list of tensors all of it: an upper bound."""
+    if on_card:
+        return max(0, shape.weights_bytes - (shape.host_bytes or 0))
+    return shape.weights_bytes + (shape.repacked_bytes or 0)
+
+
+def _widest(shape: ModelShape, batch: int, slots: int, *, on_card: bool) -> int:
+    """The most that intermediate results take at one time.
+
+    For each token of a batch: gate, up and their product (3 x feed-forward floats) beside the stream and its
+    norm (3 x embedding), and in main memory the looked-up embeddings (2 x). Read off measured loads of three
+    models. Not measured: with experts each token has several such, and as many results to be added up;
+    attention can be wider where the feed-forward part is narrow. Logits are one row for each slot.
+    """
+    width, forward = shape.embedding_length, shape.feed_forward_length or 0
+    queries, keys = shape.head_count * shape.key_length, max(shape.kv_heads) * shape.key_length
+    experts = forward + (shape.experts_used or 0) * width
+    widest = max(3 * forward, experts, 2 * queries + 2 * keys) + (3 if on_card else 5) * width
+    return max(batch * widest, slots * (shape.vocab_size or 0)) * FLOAT_BYTES + _output(shape, slots, on_card)
+
+
+def _output(shape: ModelShape, slots: int, on_card: bool) -> int:
+    """Logits as they are handed out, in main memory always."""
+    return 0 if on_card else slots * (shape.vocab_size or 0) * FLOAT_BYTES
+
+
+def _smaller(shape: ModelShape) -> Iterator[tuple[str, ModelShape]]:
+    """The model in other quantisations, those that make it smaller."""
+    weights = shape.parameters or _parameters(shape)
+    if weights is None:
+        return
+    for name, (_, bits) in BITS.items():
+        size = round(weights * bits / 8)
+        if size < shape.weights_bytes:
+            share = size / shape.weights_bytes
+            host = None if shape.host_bytes is None else round(shape.host_bytes * share)
+            # Of these a CPU copies the types of Q4_K_M alone, and that not all of it.
+            copied = size if name == "Q4_K_M" and shape.repacked_bytes is not None else 0
+            yield name, replace(shape, weights_bytes=size, host_bytes=host, repacked_bytes=copied)
+
+
+def _parameters(shape: ModelShape) -> int | None:
+    """About how many weights a file of this size and type has; None for a type that is not in the table."""
+    bits = {**dict(BITS.values()), **_FILE_BITS}.get(-1 if shape.file_type is None else shape.file_type)
+    return None if bits is None else round(shape.weights_bytes * 8 / bits)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f}"
