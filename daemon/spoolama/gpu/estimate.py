@@ -53,6 +53,9 @@ BITS = {
 _FILE_BITS = {1: 16.0005, 11: 3.6429, 13: 4.2979, 14: 4.6672, 16: 5.5704, 25: 4.6818, 30: 4.4597, 32: 16.0005}
 """Further file types that a model may come in, from the same tables; 32 is BF16, as wide as F16."""
 
+SMALLER = 0.97
+"""Sizes are known to some percent: what is closer to the model's own is its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -232,13 +235,13 @@ def _output(shape: ModelShape, slots: int, on_card: bool) -> int:
 
 
 def _smaller(shape: ModelShape) -> Iterator[tuple[str, ModelShape]]:
-    """The model in other quantisations, those that make it smaller."""
+    """The model in other quantisations, those that make it clearly smaller."""
     weights = shape.parameters or _parameters(shape)
     if weights is None:
         return
     for name, (_, bits) in BITS.items():
         size = round(weights * bits / 8)
-        if size < shape.weights_bytes:
+        if size < shape.weights_bytes * SMALLER:
             share = size / shape.weights_bytes
             host = None if shape.host_bytes is None else round(shape.host_bytes * share)
             # Of these a CPU copies the types of Q4_K_M alone, and that not all of it.

@@ -1,0 +1,342 @@
+"""What a model is made of, read from GGUF keys, from `/api/show`, and from the list of tensors."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from spoolama.backends.base import LoadSpec
+from spoolama.backends.gguf_header import GgufHeader, Tensor, read_gguf, read_gguf_facts
+from spoolama.backends.model_shape import lacks_arrays, shape_of
+from spoolama.backends.ollama import OllamaBackend
+from spoolama.backends.ollama_model import read_show
+from spoolama.clock import SystemClock
+from spoolama.testing.fake_ollama import FakeOllama
+
+RECORDED = Path(__file__).parents[2] / "wire"
+SIZE = 98_362_745
+LLAMA = {
+    "general.architecture": "llama",
+    "general.parameter_count": 134_515_008,
+    "general.file_type": 3,
+    "llama.block_count": 30,
+    "llama.context_length": 8192,
+    "llama.embedding_length": 576,
+    "llama.feed_forward_length": 1536,
+    "llama.attention.head_count": 9,
+    "llama.attention.head_count_kv": 3,
+    "llama.vocab_size": 49152,
+}
+
+
+def of_kind(kind: str, **keys: Any) -> dict[str, Any]:
+    """A model of 12 layers of some architecture; `__` in a name stands for a dot."""
+    pairs: dict[str, Any] = {
+        "block_count": 12,
+        "embedding_length": 512,
+        "feed_forward_length": 2048,
+        "attention__head_count": 8,
+        "attention__head_count_kv": 2,
+        **keys,
+    }
+    return {
+        "general.architecture": kind,
+        **{f"{kind}.{name.replace('__', '.')}": value for name, value in pairs.items()},
+    }
+
+
+def full_layers(pairs: dict[str, Any]) -> list[int]:
+    """Which layers see everything."""
+    shape = shape_of(pairs, SIZE)
+    assert shape is not None
+    return [n for n, slides in enumerate(shape.slides) if not slides]
+
+
+def test_a_recorded_answer_of_ollama_is_read() -> None:
+    """The numbers of SmolLM2-135M, with head length, tied output and vocabulary from keys and tensors."""
+    body = json.loads((RECORDED / "show.json").read_text())["response"]["json"]
+    tensors = [Tensor(t["name"], t["type"], tuple(t["shape"])) for t in body["tensors"]]
+
+    shape = shape_of(body["model_info"], SIZE, tensors)
+
+    assert shape is not None
+    assert (shape.architecture, shape.layers, shape.kv_heads) == ("llama", 30, (3,) * 30)
+    assert (shape.key_length, shape.value_length, shape.vocab_size) == (64, 64, 49152)
+    assert (shape.trained_ctx, shape.sliding_window, any(shape.slides)) == (8192, None, False)
+    assert (shape.host_bytes, shape.repacked_bytes, shape.parameters) == (0, 0, 134_515_008)
+    # Every tensor's type is known: without the vocabulary that is the file.
+    assert sum(t.size_bytes or 0 for t in tensors) == pytest.approx(SIZE, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys", "expected"),
+    [
+        ("gemma3", {}, [5, 11]),
+        ("gemma2", {}, [1, 3, 5, 7, 9, 11]),
+        ("gpt-oss", {}, [1, 3, 5, 7, 9, 11]),
+        ("gptoss", {}, [1, 3, 5, 7, 9, 11]),
+        ("cohere2", {}, [3, 7, 11]),
+        ("gemma3n", {}, [4, 9]),
+        ("smallthinker", {}, [0, 4, 8]),
+        ("gemma3", {"attention__sliding_window_pattern": 4}, [3, 7, 11]),
+        ("gemma4", {"attention__sliding_window_pattern": [True, True, False] * 4}, [2, 5, 8, 11]),
+        ("gemma3", {"attention__sliding_window": 0}, list(range(12))),
+        ("exaone4", {}, list(range(12))),
+        ("llama", {}, list(range(12))),
+        ("phi3", {}, list(range(12))),
+        ("qwen2", {}, list(range(12))),
+    ],
+)
+def test_layers_slide_as_llama_cpp_has_it(kind: str, keys: dict[str, Any], expected: list[int]) -> None:
+    """Every second, fourth or sixth layer sees everything; where llama.cpp ignores a window, all do."""
+    assert full_layers(of_kind(kind, **{"attention__sliding_window": 1024, **keys})) == expected
+
+
+def test_windows_that_the_file_does_not_decide() -> None:
+    """Gemma 2 has 4096 where nothing is said; Llama 4 has 8192 whatever is said."""
+    gemma = shape_of(of_kind("gemma2"), SIZE)
+    llama = shape_of(of_kind("llama4", attention__sliding_window=512), SIZE)
+
+    assert gemma is not None
+    assert llama is not None
+    assert (gemma.sliding_window, llama.sliding_window) == (4096, 8192)
+
+
+def test_each_layer_has_its_own_heads() -> None:
+    """A list of heads is read; layers without any keep a state instead (LFM2: 2 x 512 floats)."""
+    heads = [0, 0, 8, 0] * 3
+    shape = shape_of(of_kind("lfm2", attention__head_count_kv=heads, shortconv__l_cache=3), SIZE)
+
+    assert shape is not None
+    assert shape.kv_heads == tuple(heads)
+    assert shape.state_bytes == 9 * 512 * 2 * 4
+
+
+def test_layers_that_use_keys_of_others_keep_none() -> None:
+    """In Gemma 3n the layers after the twentieth, in Gemma 4 as many at the end as it says."""
+    nano = shape_of(of_kind("gemma3n", block_count=30, attention__sliding_window=512), SIZE)
+    pattern = [True, False] * 6
+    four = shape_of(
+        of_kind(
+            "gemma4",
+            attention__sliding_window=512,
+            attention__sliding_window_pattern=pattern,
+            attention__shared_kv_layers=5,
+            attention__key_length=512,
+            attention__value_length=512,
+            attention__key_length_swa=256,
+            attention__value_length_swa=256,
+        ),
+        SIZE,
+    )
+
+    assert nano is not None
+    assert four is not None
+    assert nano.kv_heads == (2,) * 20 + (0,) * 10
+    assert four.kv_heads == (2,) * 7 + (0,) * 5
+    assert (four.key_length, four.sliding_key_length, four.sliding_value_length) == (512, 256, 256)
+
+
+def test_latent_attention_keeps_keys_alone() -> None:
+    """Where values are made from keys (`key_length_mla`), none are kept."""
+    latent = {"attention__key_length": 576, "attention__value_length": 512, "attention__key_length_mla": 192}
+    shape = shape_of(of_kind("deepseek2", attention__head_count_kv=1, **latent), SIZE)
+
+    assert shape is not None
+    assert (shape.key_length, shape.value_length) == (576, 0)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        {},
+        {"general.architecture": 7},
+        of_kind("deepseek4"),
+        of_kind("llama", block_count=0),
+        of_kind("llama", block_count=1 << 30),
+        of_kind("llama", embedding_length=None),
+        of_kind("llama", attention__head_count=None),
+        of_kind("llama", attention__head_count_kv=None),
+        of_kind("llama", attention__head_count_kv=["2"] * 12),
+        of_kind("mamba", attention__head_count=0, attention__head_count_kv=0),
+        of_kind("gemma4", attention__sliding_window=512, attention__sliding_window_pattern=None),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_known_is_not_guessed(pairs: dict[str, Any]) -> None:
+    """A key that is needed is missing, broken or left out, or the kind keeps more than keys and values."""
+    assert shape_of(pairs, SIZE) is None
+
+
+def test_embeddings_stay_in_main_memory_unless_they_are_the_output() -> None:
+    """With an output of its own the table is off the card; tied, a copy is on it; Gemma 3n has one more."""
+    tokens = Tensor("token_embd.weight", "Q6_K", (576, 49152))
+    output = Tensor("output.weight", "Q6_K", (576, 49152))
+    layers = Tensor("per_layer_token_embd.weight", "Q8_0", (256, 49152))
+    up = Tensor("blk.0.ffn_up.weight", "Q4_K", (512, 1536))
+    untold = Tensor("token_embd.weight", "Q9_Z", (576, 49152))
+
+    def host(*tensors: Tensor) -> int | None:
+        shape = shape_of(LLAMA, SIZE, tensors)
+        assert shape is not None
+        return shape.host_bytes
+
+    assert host(tokens, output) == tokens.size_bytes == 576 * 49152 * 210 // 256
+    assert host(tokens) == 0
+    assert host(tokens, layers) == layers.size_bytes == 256 * 49152 * 34 // 32
+    assert host() is None
+    assert host(untold, output) is None
+    repacked = shape_of(LLAMA, SIZE, (tokens, up))
+    assert repacked is not None
+    assert repacked.repacked_bytes == up.size_bytes == 512 * 1536 * 144 // 256
+
+
+def text(value: str) -> bytes:
+    """A string as GGUF has it."""
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def header(*, heads: int = 3, tensors: bytes = b"", count: int = 0) -> bytes:
+    """A file with a list of heads, a long list of numbers and three tokens."""
+    row = struct.pack(f"<IQ{heads}I", 4, heads, *range(1, heads + 1))
+    scores = struct.pack("<IQ", 6, 2000) + b"\0" * 8000
+    tokens = struct.pack("<IQ", 8, 3) + text("a") + text("b") + text("c")
+    pairs = [
+        text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+        text("llama.attention.head_count_kv") + struct.pack("<I", 9) + row,
+        text("tokenizer.ggml.tokens") + struct.pack("<I", 9) + tokens,
+        text("tokenizer.ggml.scores") + struct.pack("<I", 9) + scores,
+    ]
+    return b"GGUF" + struct.pack("<IQQ", 3, count, len(pairs)) + b"".join(pairs) + tensors
+
+
+def test_a_header_gives_short_lists_the_vocabulary_and_tensors(tmp_path: Path) -> None:
+    """Lists of one number a layer are kept, scores of tokens are not, and tokens are counted."""
+    path = tmp_path / "model.gguf"
+    tensor = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 256, 3, 14, 0)
+    path.write_bytes(header(tensors=tensor, count=1))
+
+    read = read_gguf(path)
+
+    assert dict(read.pairs) == {
+        "general.architecture": "llama",
+        "llama.attention.head_count_kv": [1, 2, 3],
+        "llama.vocab_size": 3,
+    }
+    assert read.tensors == (Tensor("token_embd.weight", "Q6_K", (256, 3)),)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "count"),
+    [
+        (b"", 1),
+        (text("x") + struct.pack("<I", 9), 1),
+        (b"", 1 << 40),
+        (text("x" * 2000) + struct.pack("<IIQ", 0, 0, 0), 1),
+    ],
+    ids=["ends early", "too many dimensions", "too many", "a long name"],
+)
+def test_a_header_with_broken_tensors_is_none(tmp_path: Path, tensors: bytes, count: int) -> None:
+    """What cannot be read whole is empty, and the facts before it are read as ever."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(header(tensors=tensors, count=count))
+
+    assert read_gguf(path) == GgufHeader()
+    assert read_gguf_facts(path).architecture == "llama"
+
+
+def test_bytes_of_a_token_are_those_of_each_layer(tmp_path: Path) -> None:
+    """With a list of heads the embedded engine's bound counts it instead of all query heads."""
+    numbers = {"block_count": 3, "embedding_length": 64, "attention.head_count": 8}
+    pairs = [text(f"llama.{name}") + struct.pack("<II", 4, value) for name, value in numbers.items()]
+    content = header()
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content[:16] + struct.pack("<Q", 4 + len(pairs)) + content[24:] + b"".join(pairs))
+
+    assert read_gguf_facts(path).kv_bytes == (1 + 2 + 3) * (8 + 8) * 2
+
+
+def test_lists_that_ollama_leaves_out_are_noticed() -> None:
+    """As null or empty; a key that is not there at all is not waited for."""
+    assert lacks_arrays(of_kind("lfm2", attention__head_count_kv=None))
+    assert lacks_arrays(of_kind("gemma4", attention__sliding_window_pattern=[]))
+    assert not lacks_arrays(of_kind("llama"))
+    assert not lacks_arrays({"general.architecture": "llama"})
+
+
+def shape_by(answer: Any) -> Any:
+    """The shape that the client of an Ollama makes of its answers."""
+
+    async def inside() -> Any:
+        transport = httpx.MockTransport(answer)
+        backend = OllamaBackend("http://ollama.invalid", transport=transport, clock=SystemClock())
+        try:
+            return await backend.shape(LoadSpec("lfm2", 4096))
+        finally:
+            await backend.aclose()
+
+    return asyncio.run(inside())
+
+
+def test_lists_are_asked_for_where_they_count() -> None:
+    """A model whose heads were left out is asked for once more, `verbose`."""
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/version":
+            return httpx.Response(200, json={"version": "0.33.0"})
+        if request.url.path == "/api/tags":
+            return httpx.Response(200, json={"models": [{"name": "lfm2:latest", "size": SIZE}]})
+        body = json.loads(request.content)
+        asked.append(body)
+        heads = [0, 0, 8] * 4 if body.get("verbose") else None
+        info = of_kind("lfm2", attention__head_count_kv=heads)
+        return httpx.Response(200, json={"capabilities": ["completion"], "model_info": info})
+
+    shape = shape_by(answer)
+
+    assert asked == [{"model": "lfm2"}, {"model": "lfm2", "verbose": True}]
+    assert shape.kv_heads == (0, 0, 8) * 4
+    assert shape.weights_bytes == SIZE
+
+
+def test_vocabularies_are_not_kept() -> None:
+    """A `verbose` answer brings lists of every token; a client that lives for days keeps none."""
+    info = of_kind("lfm2") | {"tokenizer.ggml.tokens": ["x"] * 5000}
+
+    assert read_show("lfm2", {"model_info": info}).info == of_kind("lfm2")
+
+
+def test_a_model_that_is_not_listed_has_no_shape() -> None:
+    """Without the size of its file there is nothing to estimate with."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/version":
+            return httpx.Response(200, json={"version": "0.33.0"})
+        if request.url.path == "/api/tags":
+            return httpx.Response(200, json={"models": []})
+        return httpx.Response(200, json={"capabilities": ["completion"], "model_info": of_kind("llama")})
+
+    assert shape_by(answer) is None
+
+
+def test_the_fake_tells_a_shape() -> None:
+    """Tests of the service have an estimate to look at: SmolLM2's, with the size that the fake lists."""
+
+    async def inside() -> Any:
+        async with FakeOllama() as server:
+            backend = OllamaBackend(server.url, clock=SystemClock())
+            try:
+                return await backend.shape(LoadSpec("smollm2:135m", 2048))
+            finally:
+                await backend.aclose()
+
+    shape = asyncio.run(inside())
+
+    assert (shape.layers, shape.kv_heads[0], shape.key_length, shape.weights_bytes) == (30, 3, 64, SIZE)
