@@ -106,7 +106,7 @@ def standing_of(attempts: Sequence[Attempt], retries: int) -> Standing:
     """What the earlier tries of a row mean; a pure function, so that a resumed row is asked the same."""
     repairs = sum(a.code in ANSWER_FAILURES for a in attempts)
     overflows = sum(a.code == "context_overflow" for a in attempts)
-    deaths = sum(a.code in ("server_died", "out_of_memory") for a in attempts)
+    deaths = sum(a.code == "server_died" or (a.code == "out_of_memory" and a.counted) for a in attempts)
     lost = sum(a.code == "open" for a in attempts)
     losses = [a for a in attempts if a.code in _LOSSES]
     away = sum(a.counted for a in losses)

@@ -65,6 +65,8 @@ class Gate:
         """Requests that the server was seen to answer."""
         self.waited_s = 0.0
         """Seconds the job stood still because the server did not answer."""
+        self.held_s = 0.0
+        """Seconds it stood still because memory was short."""
 
     @property
     def limit(self) -> int:
@@ -139,6 +141,42 @@ class Gate:
         """The server had too much to do."""
         self._limit = max(1, self._limit - 1)
         self._good = 0
+
+    def narrow(self, limit: int) -> None:
+        """From now on no more requests than this at once."""
+        self._most = max(1, limit)
+        self._limit = min(self._limit, self._most)
+
+    @asynccontextmanager
+    async def hold(self, phase: str) -> AsyncIterator[None]:
+        """Close the door and wait until nothing is in flight; it opens at the end.
+
+        Args:
+            phase: In words, for the status.
+
+        Raises:
+            Stopping: the service stops.
+        """
+        async with self._changed:
+            while self._closed and not self._stop.is_set():
+                await self._changed.wait()
+            if self._stop.is_set():
+                raise Stopping
+            self._closed = True
+        before, began = self._progress.phase, self._clock.monotonic()
+        self._progress.waiting, self._progress.phase = True, phase
+        try:
+            async with self._changed:
+                while self.in_flight and not self._stop.is_set():
+                    await self._changed.wait()
+            if self._stop.is_set():
+                raise Stopping
+            yield
+        finally:
+            self.held_s += self._clock.monotonic() - began
+            self._closed = False
+            self._progress.waiting, self._progress.phase = False, before
+            await self._wake()
 
     async def recover(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from spoolama.backends.base import ChatRequest, LoadSpec, Message
+from spoolama.backends.base import ChatRequest, Message
 from spoolama.context.conversation import Conversation, extended, prepare, rebuild
 from spoolama.context.trimming import Turn
 from spoolama.engine.checks import (
@@ -20,6 +20,7 @@ from spoolama.errors import (
     ConfigError,
     ContextOverflow,
     JobError,
+    OutOfMemory,
     RequestRefused,
     RowError,
     WrongServer,
@@ -63,14 +64,12 @@ class Lane:
     Args:
         number: 0-based; a backend that can pin conversations to slots uses it.
         shared: What the lanes of the job have in common.
-        load: The loaded model's terms.
     """
 
-    def __init__(self, number: int, shared: Shared, load: LoadSpec) -> None:
+    def __init__(self, number: int, shared: Shared) -> None:
         self.number = number
         self._s = shared
-        self._load = load
-        self._sender = Sender(number, shared, load)
+        self._sender = Sender(number, shared)
         self._served_at_loss = -1
         """What the gate had seen answered when the server was last away or busy at the row in hand."""
 
@@ -148,7 +147,7 @@ class Lane:
                     conversation,
                     ask,
                     plan if not place.long else replace(plan, window=None),
-                    self._load.num_ctx,
+                    s.holder.spec.num_ctx,
                     bare=bare,
                     bare_tokens=min(known, default=None),
                 )
@@ -206,9 +205,11 @@ class Lane:
             return
         details = dict(error.details)
         tokens = details.get("prompt_tokens") or details.get("prompt_tokens_at_most")
-        if error.code == "context_overflow" and s.defers and not place.long and isinstance(tokens, int):
-            s.store.defer(row.ordinal, tokens + int(str(details.get("num_predict") or 0)))
-            return
+        if error.code == "context_overflow" and not place.long and isinstance(tokens, int):
+            whole = tokens + int(str(details.get("num_predict") or 0))
+            if s.defers or s.holder.would_fit(whole):
+                s.store.defer(row.ordinal, whole)
+                return
         if error.answer is not None:
             details["answer"] = error.answer
         s.store.failed(Failed(row.ordinal, error.code, error.message, tries, details))
@@ -253,11 +254,14 @@ class Lane:
         counted = policy.counts
         if policy.then in (Then.WAIT, Then.YIELD):
             counted, self._served_at_loss = gate.served > self._served_at_loss, gate.served
+        elif isinstance(error, OutOfMemory):
+            # While a smaller load is left to be tried, it is not known to be the row's doing.
+            counted = not s.holder.ran_short(error.message)
         attempt = Attempt(code, counted=counted, bare_tokens=bare_tokens)
         s.store.end(
             this.row.ordinal, this.number, code, error.message, counted=counted, bare_tokens=bare_tokens
         )
-        look = self._generate if this.standing.prove else self._reload
+        look = self._generate if this.standing.prove else s.holder.reload
         final, message = False, error.message
         details: dict[str, object] = {}
         try:
@@ -268,7 +272,7 @@ class Lane:
                     gate.slow_down()
                     await gate.recover(error.message, look, carry=True)
                 case Then.REVIVE:
-                    await gate.recover(f"the model's process died: {error.message}", self._reload)
+                    await gate.recover(f"the model's process died: {error.message}", s.holder.reload)
                 case Then.PROBE:
                     await gate.recover(error.message, self._generate)
                 case Then.END_JOB:
@@ -297,12 +301,10 @@ class Lane:
             )
         return Lost(attempt, RowError(code, message, details=details), final=final)
 
-    async def _reload(self) -> None:
-        self._s.watch.loaded(await self._s.backend.load(self._load))
-
     async def _generate(self) -> None:
         """A real generation: a server can look well and yet answer nothing."""
-        await self._reload()
-        request = ChatRequest(self._load, (Message("user", "Say OK."),), num_predict=2, timeout_s=120.0)
+        holder = self._s.holder
+        await holder.reload()
+        request = ChatRequest(holder.spec, (Message("user", "Say OK."),), num_predict=2, timeout_s=120.0)
         await self._s.backend.chat(request)
         self._s.gate.served += 1

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from spoolama.backends.base import Backend, LoadedModel, LoadSpec
+from spoolama.backends.base import LoadedModel
 from spoolama.engine.gate import LOAD_BOUND_S, Gate, Stopping
+from spoolama.engine.holder import Holder
 from spoolama.engine.progress import Progress
-from spoolama.errors import BackendError, ConfigError, JobError, RequestRefused, WrongServer
+from spoolama.errors import BackendError, ConfigError, JobError, OutOfMemory, RequestRefused, WrongServer
 
 __all__ = ["load_model"]
 
@@ -13,7 +14,7 @@ _DEATHS = 5
 """A model whose process dies so often while it loads does not fit or is broken."""
 
 
-async def load_model(backend: Backend, spec: LoadSpec, gate: Gate, progress: Progress) -> LoadedModel:
+async def load_model(holder: Holder, gate: Gate, progress: Progress) -> LoadedModel:
     """Load the model.
 
     Raises:
@@ -21,27 +22,31 @@ async def load_model(backend: Backend, spec: LoadSpec, gate: Gate, progress: Pro
         ConfigError: this is not the server that the settings say it is.
         Stopping: the service stops.
     """
-    progress.phase = f"loading {spec.model}"
+    name = holder.spec.model
+    progress.phase = f"loading {name}"
     loaded: list[LoadedModel] = []
 
     async def attempt() -> None:
-        loaded.append(await backend.load(spec))
+        loaded.append(await holder.load())
 
     try:
         try:
             with progress.pulse.wait(LOAD_BOUND_S):
                 await attempt()
-        except RequestRefused:
-            raise
+        except (RequestRefused, OutOfMemory):
+            raise  # every smaller load was tried
         except BackendError as error:
             await gate.recover(error.message, attempt, patience=_DEATHS)
     except WrongServer as error:
         raise ConfigError(f"{error.message}. {error.mend}") from error
     except RequestRefused as error:
         raise JobError(error.message, mend=error.mend, code=error.code) from error
+    except OutOfMemory as error:
+        mend = holder.advice() or "Free memory on the server, take a smaller model or a smaller num_ctx."
+        raise JobError(f"{name} does not fit: {error.message}", mend=mend, code=error.code) from error
     except BackendError as error:
         raise JobError(
-            f"{spec.model} cannot be loaded: {error.message}",
+            f"{name} cannot be loaded: {error.message}",
             mend="Free memory on the server, take a smaller model or a smaller num_ctx.",
             code=error.code,
         ) from error

@@ -117,8 +117,9 @@ class Primer:
         elif self._trying:
             self.notes.state = "on trial: too few branching prompts to tell"
 
-    def lost(self) -> None:
-        """The model was loaded again: nothing is primed any more."""
+    def lost(self, load: LoadSpec | None = None) -> None:
+        """The model was loaded again, on these terms where they are others: nothing is primed any more."""
+        self._load = load or self._load
         self._primed.clear()
         self._seen.clear()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spoolama.backends.base import ChatRequest, LoadSpec, Message, Reply
+from spoolama.backends.base import ChatRequest, Message, Reply
 from spoolama.engine.checks import check_room, cut_error, looks_halved, overflow
 from spoolama.engine.gate import Pass
 from spoolama.engine.shared import Shared
@@ -26,13 +26,11 @@ class Sender:
     Args:
         number: Of the lane, from 0; a backend that can pin conversations to slots uses it.
         shared: What the lanes of the job have in common.
-        load: The loaded model's terms.
     """
 
-    def __init__(self, number: int, shared: Shared, load: LoadSpec) -> None:
+    def __init__(self, number: int, shared: Shared) -> None:
         self._number = number
         self._s = shared
-        self._load = load
 
     async def send(self, this: Try, place: Pass) -> Won:
         """The reply, with what it took.
@@ -50,7 +48,7 @@ class Sender:
             sampling["seed"] = int(sampling.get("seed") or 0) + this.standing.repairs
             sampling["temperature"] = max(float(sampling.get("temperature") or 0.0), s.repair_temperature)
         request = ChatRequest(
-            load=self._load,
+            load=s.holder.spec,
             messages=this.prompt.messages,
             num_predict=this.ask.num_predict,
             sampling=sampling,
@@ -95,7 +93,7 @@ class Sender:
             The reply and whether the model was loaded again for it, where that was a request.
         """
         found: tuple[Reply, bool] | None = None
-        tokens = await self._s.backend.count_tokens(self._load, request.messages)
+        tokens = await self._s.backend.count_tokens(request.load, request.messages)
         if tokens is None:
             reply = await self._s.backend.chat(replace(request, num_predict=1, format=None))
             found = reply, await self._s.watch.after(self._number, reply, this.row.ordinal, branches=branches)

@@ -10,6 +10,7 @@ from spoolama.clock import Clock
 from spoolama.context.turns import Turns
 from spoolama.engine.checks import AnswerChecks
 from spoolama.engine.gate import Gate
+from spoolama.engine.holder import Holder
 from spoolama.engine.patience import Patience
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
@@ -26,6 +27,8 @@ class Shared:
 
     store: RowStore
     backend: Backend
+    holder: Holder
+    """The loaded model, on whose terms every request is sent."""
     asker: Asker
     checks: AnswerChecks
     gate: Gate

@@ -57,8 +57,9 @@ class Surprises:
         """Whether our load put the model into memory, as far as its time tells: then its slots are empty."""
         return (self._held.load_s or 0.0) > RELOAD_S
 
-    def loaded_by_us(self, held: LoadedModel) -> None:
-        """We loaded the model again ourselves."""
+    def loaded_by_us(self, held: LoadedModel, load: LoadSpec) -> None:
+        """We loaded the model again ourselves, on these terms."""
+        self._load = load
         self._held = held
         self.window = self._of(held)
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
-from spoolama.backends.base import LoadedModel, Message, Reply
+from spoolama.backends.base import LoadedModel, LoadSpec, Message, Reply
 from spoolama.engine.primer import Primer
 from spoolama.engine.progress import Progress
 from spoolama.engine.surprises import Surprise, Surprises
@@ -73,10 +73,10 @@ class Watch:
         self._surprises.note(surprise)
         self._progress.on_notice(surprise.kind, surprise.message)
 
-    def loaded(self, model: LoadedModel) -> None:
-        """We loaded the model again ourselves, after it had died or was away."""
-        self._surprises.loaded_by_us(model)
-        self._primer.lost()
+    def loaded(self, model: LoadedModel, load: LoadSpec) -> None:
+        """We loaded the model again ourselves: it had died or was away, or memory was short."""
+        self._surprises.loaded_by_us(model, load)
+        self._primer.lost(load)
         self._cold = self._surprises.fresh
 
     def notes(self) -> dict[str, Any]:

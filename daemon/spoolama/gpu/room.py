@@ -11,7 +11,10 @@ from spoolama.gpu.level import Level
 from spoolama.gpu.limits import Limits, in_gb
 from spoolama.gpu.readings import Card, Host
 
-__all__ = ["Memory", "Need", "Room", "Unwatched", "room_on_cards", "room_on_host"]
+__all__ = ["Memory", "Need", "Room", "Taken", "Unwatched", "Where", "room_on_cards", "room_on_host"]
+
+
+Where = Literal["card", "host"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class Need:
     """What a load takes, as far as it is known before it."""
 
     size_bytes: int
-    where: Literal["card", "host"]
+    where: Where
     words: str = ""
     """Of what it is made."""
 
@@ -35,6 +38,18 @@ class Room:
     """Whether it would fit if nothing else were there."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Memory in use at one moment; None: not known."""
+
+    cards_bytes: int | None = None
+    """On all cards that count, by everybody."""
+    runners_bytes: int | None = None
+    """Of it by processes that hold models."""
+    runners_rss_bytes: int | None = None
+    """Resident memory of these."""
+
+
 class Memory(Protocol):
     """What the engine sees of the memory watchdog."""
 
@@ -44,12 +59,25 @@ class Memory(Protocol):
         ...
 
     @property
+    def where(self) -> Where:
+        """Which memory decides that."""
+        ...
+
+    @property
     def words(self) -> str:
         """Why, in words."""
         ...
 
     def room(self, need: Need | None) -> Room:
         """Whether a load of this need fits, by its size; one whose need is not known does."""
+        ...
+
+    def most_bytes(self, where: Where) -> int | None:
+        """What a load may take there were nothing else in memory; None: not known."""
+        ...
+
+    def taken(self) -> Taken:
+        """What is in use now."""
         ...
 
     async def looked(self) -> None:
@@ -65,11 +93,20 @@ class Unwatched:
     """Nobody watches memory: everything fits. For tests, and for servers of which nothing can be known."""
 
     level = Level.OK
+    where: Where = "card"
     words = "memory is not watched"
 
     def room(self, need: Need | None) -> Room:  # noqa: ARG002
         """Always."""
         return Room(fits=True, why=self.words)
+
+    def most_bytes(self, where: Where) -> int | None:  # noqa: ARG002
+        """Not known."""
+        return None
+
+    def taken(self) -> Taken:
+        """Not known."""
+        return Taken()
 
     async def looked(self) -> None:
         """For ever: nobody looks."""

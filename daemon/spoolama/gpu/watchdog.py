@@ -16,7 +16,7 @@ from spoolama.clock import Clock
 from spoolama.gpu.level import Level, Rules, State, step
 from spoolama.gpu.limits import Limits, Marks, stricter
 from spoolama.gpu.readings import Card, Host, Readings, Runner
-from spoolama.gpu.room import Need, Room, room_on_cards, room_on_host
+from spoolama.gpu.room import Need, Room, Taken, Where, room_on_cards, room_on_host
 from spoolama.gpu.tally import MemoryTally
 from spoolama.gpu.words import figures, in_words
 
@@ -85,6 +85,8 @@ class MemoryWatchdog:
         host_marks: The same of this machine's memory.
         rules: Times of the state machine.
         only: NVML's numbers of the cards that count; empty: all.
+        on_cards: Whether the server puts models on cards by itself. If not, a card counts only while a
+            model's process has memory on it.
         pids: Process ids of our own engine.
         on_change: Told of each change of level and of each action: an event's name and its facts.
     """
@@ -99,6 +101,7 @@ class MemoryWatchdog:
         host_marks: Marks = HOST_MARKS,
         rules: Rules | None = None,
         only: Sequence[int] = (),
+        on_cards: bool = True,
         pids: Callable[[], Iterable[int]] = tuple,
         on_change: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
     ) -> None:
@@ -109,6 +112,7 @@ class MemoryWatchdog:
         self.host_marks = host_marks
         self._rules = rules or Rules()
         self._only = tuple(only)
+        self._on_cards = on_cards
         self._pids = pids
         self.on_change = on_change
         self._states: dict[int | None, State] = {}
@@ -120,6 +124,7 @@ class MemoryWatchdog:
         self._host_now: tuple[Host | None, tuple[Runner, ...]] = (None, ())
         self.latest: Readings | None = None
         self.level = Level.OK
+        self.where: Where = "card"
         self.words = "nothing was read yet"
 
     async def run(self) -> None:
@@ -191,8 +196,10 @@ class MemoryWatchdog:
         """The level of all: of the cards that matter, and of this machine."""
         places: list[int | None] = [None] if None in self._states else []
         counting = [(place, self._states[place]) for place in (*places, *self._mattering(readings))]
-        place, state = max(counting, key=lambda each: each[1].level, default=(None, State()))
+        # Of two that are equally tense the card is told.
+        place, state = max(counting, key=lambda c: (c[1].level, c[0] is not None), default=(None, State()))
         before, self.level = self.level, state.level
+        self.where = "host" if place is None else "card"
         self.words = in_words(readings, place, state)
         if self.level is not before:
             facts = {"from": str(before), "to": str(self.level), **figures(readings, place, state)}
@@ -211,7 +218,7 @@ class MemoryWatchdog:
             return [place for place in self._states if place is not None]  # until they are ok, being blind
         pids = {runner.pid for runner in readings.runners}
         ours = [n for n, card in enumerate(cards) if pids & set(card.processes or ())]
-        if ours:
+        if ours or not self._on_cards:
             return ours
         return [max(range(len(cards)), key=lambda n: cards[n].free_bytes)] if cards else []
 
@@ -238,6 +245,37 @@ class MemoryWatchdog:
         if need.where == "host" and readings.host is not None:
             return room_on_host(need, readings.host, self.host_marks.limits(readings.host.total_bytes))
         return Room(fits=True, why=self.words)
+
+    def most_bytes(self, where: Where) -> int | None:
+        """What a load may take below the critical mark, were nothing else in memory; None: not known."""
+        readings = self.latest
+        if readings is None:
+            return None
+        if where == "host":
+            host = readings.host
+            return None if host is None else self.host_marks.limits(host.total_bytes).critical_bytes
+        if readings.cards is None:
+            return None
+        return sum(
+            self.limits_of(card).critical_bytes - (card.reserved_bytes or 0) for card in readings.cards
+        )
+
+    def taken(self) -> Taken:
+        """What is in use now."""
+        readings = self.latest
+        if readings is None:
+            return Taken()
+        pids = {runner.pid for runner in readings.runners}
+        rss = sum(runner.rss_bytes for runner in readings.runners) if pids else None
+        if readings.cards is None:
+            return Taken(runners_rss_bytes=rss)
+        ours = [
+            size
+            for card in readings.cards
+            for pid, size in (card.processes or {}).items()
+            if pid in pids and size is not None
+        ]
+        return Taken(sum(card.used_bytes for card in readings.cards), sum(ours) if ours else None, rss)
 
     async def looked(self) -> None:
         """Wait for the next look."""

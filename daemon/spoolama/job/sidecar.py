@@ -79,6 +79,28 @@ class Repair(_Model):
     )
 
 
+class Vram(_Model):
+    """When memory of the GPU counts as tense while this job runs."""
+
+    high: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="From here on nothing is loaded or enlarged: a share of the card, or above 1 GB.",
+    )
+    critical: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+        description="From here on no rows are sent, and the model is released until there is room.",
+    )
+    keep_free_gb: float | None = Field(
+        None, ge=0, le=10_000, allow_inf_nan=False, description="GB that stay free in any case."
+    )
+
+
 class Sidecar(_Model):
     """What a user asks of a job."""
 
@@ -120,6 +142,10 @@ class Sidecar(_Model):
         "fail",
         description="Rows too long for num_ctx. fail: their error, with the sizes. second_pass: "
         "they are answered at the end, each alone, with the model loaded once more with a window that fits.",
+    )
+    vram: Vram | None = Field(
+        None,
+        description="Limits of GPU memory for this job. It may be more careful than the service, not less.",
     )
     repair: Repair = Field(
         default_factory=Repair, description="How a row is asked again whose answer cannot be used."

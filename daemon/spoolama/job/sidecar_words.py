@@ -60,6 +60,10 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "trim.margin": ("a share above 0 and up to 0.5", "0.05"),
     "prime": ("auto, always or never", "auto"),
     "long_rows": ("fail or second_pass", "second_pass"),
+    "vram": ("a mapping with high, critical or keep_free_gb", "{critical: 0.9}"),
+    "vram.high": ("a share of the card up to 1, or GB above it", "0.8"),
+    "vram.critical": ("a share of the card up to 1, or GB above it", "14.5"),
+    "vram.keep_free_gb": ("a number of GB from 0", "1"),
     "repair": ("a mapping with temperature", "{temperature: 0.3}"),
     "repair.temperature": ("a number from 0", "0.3"),
     "segment": ("a whole number of rows from 1, or all", "200"),
@@ -80,7 +84,5 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
 }
 """Dotted key (`[]` for any item) to what it expects and an example, both as a person would write them."""
 
-NOT_YET: Mapping[str, str] = {
-    "vram": "leave it out; lower options.num_ctx or lanes if memory is short",
-}
+NOT_YET: Mapping[str, str] = {}
 """Keys of later versions, and what to do until then."""

@@ -16,6 +16,7 @@ from spoolama.report.audit import audit_metrics
 from spoolama.report.besides import besides_metrics
 from spoolama.report.conduct import conduct_metrics
 from spoolama.report.guard import guard_metrics
+from spoolama.report.memory import memory_metrics
 from spoolama.report.pilot import pilot_metrics
 from spoolama.report.tally import Tally
 from spoolama.spool.ledger_read import LedgerReader, Totals
@@ -192,6 +193,12 @@ def _speed(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Totals)
         "seconds in which the job stood still because the server did not answer; not in active_s",
         missing="not noted",
     )
+    put(
+        "held_s",
+        ledger.meta("held_s"),
+        "seconds in which no rows were sent since memory was short; not in active_s",
+        missing="not noted",
+    )
     put("intake_s", ledger.meta("intake_s"), "seconds of reading the data file", missing="not noted")
     speed = tally.asked / active if active else None
     put(
@@ -251,13 +258,7 @@ def _model(metrics: Metrics, ledger: LedgerReader) -> None:
         missing=silent,
     )
     put("model_vram_bytes", model.get("vram_bytes"), "the part of it on the GPU, as reported", missing=silent)
-    peak = ledger.meta("peak_vram_bytes")
-    put(
-        "peak_vram_gb",
-        None if peak is None else peak / 1e9,
-        f"bytes / 10^9; {ledger.meta('vram_method') or 'method not noted'}",
-        missing=str(ledger.meta("vram_method") or "GPU memory was not sampled"),
-    )
+    memory_metrics(put, ledger)
 
 
 def _answers(metrics: Metrics, spread: Spread, agreement: Agreement | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from spoolama.report.besides import besides_tokens, besides_words
 from spoolama.report.conduct import server_sentences, trim_sentence
 from spoolama.report.harm import harm_in_short, warnings_of
+from spoolama.report.memory import memory_lines
 from spoolama.report.record import Record
 
 __all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text"]
@@ -94,8 +95,8 @@ def summary_text(
         lines += _effect(m)
         for number, sentence in enumerate(server_sentences(m)):
             lines += _entry("Server" if number == 0 else "", sentence)
-    if m["peak_vram_gb"] is not None:
-        lines += _entry("GPU memory", f"{m['peak_vram_gb']:.1f} GB at most")
+    for number, sentence in enumerate(memory_lines(m)):
+        lines += _entry("Memory" if number == 0 else "", sentence)
     if m["completed"]:
         lines += _entry("Answers", answers)
     for number, sentence in enumerate(agreement):
@@ -206,6 +207,8 @@ def _speed(m: Mapping[str, Any]) -> str:
     parts.append(f"{duration(m['active_s'])} of answering")
     if m["waited_s"]:
         parts.append(f"and {duration(m['waited_s'])} of waiting for the server")
+    if m["held_s"]:
+        parts.append(f"and {duration(m['held_s'])} of waiting for memory")
     text = ", ".join(parts)
     if m["latency_p50_s"] is not None:
         shown = [f"{m[f'latency_p{p}_s']:.2f} s (p{p})" for p in (50, 90, 99)]

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
+import socket
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from spoolama.backends.base import Backend
 from spoolama.backends.factory import BackendSettings, make_backend
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
+from spoolama.gpu.card_thread import CardThread
+from spoolama.gpu.host import HostProbe
+from spoolama.gpu.nvml import NvmlCards
+from spoolama.gpu.readings import CardProbe, NoCards
+from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.job.rows import Limits
 from spoolama.service.daemon import Daemon
 from spoolama.service.execution import JobExecutor
@@ -19,7 +27,7 @@ from spoolama.service.settings import BackendSection, Settings
 from spoolama.service.state import ServiceState
 from spoolama.spool.layout import Spool
 
-__all__ = ["backend_for", "backend_settings", "daemon_for", "limits_for", "serve"]
+__all__ = ["backend_for", "backend_settings", "daemon_for", "limits_for", "memory_for", "serve"]
 
 
 def backend_settings(section: BackendSection) -> BackendSettings:
@@ -65,6 +73,41 @@ def limits_for(settings: Settings) -> Limits:
     return Limits.for_cells(settings.max_cell_bytes)
 
 
+def memory_for(settings: Settings, backend: Backend, clock: Clock) -> tuple[MemoryWatchdog, CardThread]:
+    """What watches memory. Of a server elsewhere nothing can be known but what it lists."""
+    own, vram = server_is_here(settings.backend), settings.vram
+    cards: CardProbe = NvmlCards() if own else NoCards("the model server is on another machine")
+    thread = CardThread(cards, clock)
+    watchdog = MemoryWatchdog(
+        thread,
+        HostProbe(clock=clock) if own else None,
+        clock,
+        marks=vram.marks,
+        host_marks=vram.host_marks,
+        only=vram.cards,
+        on_cards=settings.backend.kind != "embedded",
+        pids=lambda: own_pids(backend),
+    )
+    return watchdog, thread
+
+
+def own_pids(backend: Backend) -> list[int]:
+    """The process of our own engine, where the backend has one and it runs."""
+    pid = getattr(backend, "pid", None)
+    return [] if pid is None else [pid]
+
+
+def server_is_here(section: BackendSection) -> bool:
+    """Whether the model server runs on this machine, so that its memory is this machine's."""
+    if section.address is None:
+        return True
+    host = urlsplit(section.address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in ("localhost", socket.gethostname())
+
+
 def daemon_for(
     settings: Settings,
     *,
@@ -76,6 +119,7 @@ def daemon_for(
     clock = SystemClock()
     spool = Spool(settings.spool)
     backend = backend_for(settings, clock)
+    memory = memory_for(settings, backend, clock)
     executor = JobExecutor(
         spool,
         backend,
@@ -83,6 +127,7 @@ def daemon_for(
         lanes=settings.lanes,
         limits=limits_for(settings),
         newline_required=settings.final_newline == "require",
+        memory=memory[0],
     )
     return Daemon(
         settings,
@@ -94,6 +139,7 @@ def daemon_for(
         reload=reload,
         watchdog_s=watchdog_interval(env),
         once=once,
+        memory=memory,
     )
 
 

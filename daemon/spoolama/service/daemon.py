@@ -16,9 +16,12 @@ from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.engine.progress import Pulse
 from spoolama.errors import ConfigError, SpoolError
+from spoolama.gpu.card_thread import CardThread
+from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.service.heartbeat import Heartbeat
 from spoolama.service.keeping import Keeping
 from spoolama.service.logs import say, set_level
+from spoolama.service.memory import Watching
 from spoolama.service.model import Executor
 from spoolama.service.models import Probing, Releasing, release
 from spoolama.service.notify import Notifier
@@ -52,6 +55,7 @@ class Daemon:
         reload: Reads the settings again, for SIGHUP; raises ConfigError.
         watchdog_s: Seconds between two pings; None: nobody wants them.
         once: Work off what is there, then end.
+        memory: What watches memory, and the thread that reads for it; None: nobody does.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Daemon:
         reload: Callable[[], Settings] | None = None,
         watchdog_s: float | None = None,
         once: bool = False,
+        memory: tuple[MemoryWatchdog, CardThread] | None = None,
     ) -> None:
         self._settings = settings
         self._spool = spool
@@ -83,6 +88,7 @@ class Daemon:
         self._reporting = Reporting(spool, self.state, clock)
         self._keeping = Keeping(spool, settings.keep, clock)
         self._probing = Probing(backend, self.state, clock)
+        self._watching = None if memory is None else Watching(*memory, backend, self.state, clock)
         self._releasing = Releasing(backend, self.state, clock, models, after_s=settings.release_after_s)
         self._stop = asyncio.Event()
         self._reload_wanted = asyncio.Event()
@@ -152,6 +158,12 @@ class Daemon:
                 ("reloader", self._reload_on_hup()),
             )
         }
+        if self._watching is not None:
+            for name, work in (
+                ("memory watch", self._watching.look()),
+                ("model lister", self._watching.list_models()),
+            ):
+                tasks[name] = group.create_task(_guarded(name, work), name=name)
         work = _guarded("worker", self._working.run(), may_end=self._stop.is_set)
         worker = group.create_task(work, name="worker")
         say(
@@ -228,6 +240,9 @@ class Daemon:
         self._scanning.adopt(new)
         self._keeping.keep = new.keep
         self._releasing.after_s = new.release_after_s
+        if self._watching is not None:
+            self._watching.watchdog.marks = new.vram.marks
+            self._watching.watchdog.host_marks = new.vram.host_marks
         words = ", ".join(key for key in changed if key not in later) or "nothing changed"
         if later:
             words += f"; after a restart: {', '.join(later)}"

@@ -68,6 +68,26 @@ EVENTS: Mapping[str, EventKind] = {
     "models.release_failed": EventKind(
         "warning", "The models could not be released: {error}", "ac62e7cc30044057bf7cc9e9e729b48b"
     ),
+    "memory.ok": EventKind("info", "Memory is ok again: {reason}.", "96e19cbad29d4d84ade13c743cd5d7e0"),
+    "memory.high": EventKind(
+        "warning",
+        "Memory is high: {reason}. Nothing is loaded until it is ok.",
+        "ed92c84b8c7c49d1a32aa9004238b5d2",
+    ),
+    "memory.critical": EventKind(
+        "warning",
+        "Memory is critical: {reason}. The model makes room.",
+        "05517df525ad4078b6136920ad1db035",
+    ),
+    "memory.blind": EventKind(
+        "info", "GPU memory is not watched: {reason}.", "d0240c0058fb451199ce8037e43318dc"
+    ),
+    "memory.seen": EventKind(
+        "info", "GPU memory is watched: {cards} card(s).", "1022aaa46ec84b84a338e13e8f22ebf7"
+    ),
+    "memory.action": EventKind(
+        "warning", "For want of memory: {action} ({reason}).", "7efdc4d12a0d4b5b9c249e69fa691b35"
+    ),
     "spool.recovered": EventKind(
         "info", "Found in processing/: {action}.", "328948bb6d7241a487dafc701b1cd0ae"
     ),

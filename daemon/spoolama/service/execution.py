@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
 from spoolama.backends.base import Backend
@@ -18,7 +18,8 @@ from spoolama.engine.runner import JobRunner
 from spoolama.engine.store import Stop
 from spoolama.engine.tally import FIRST_ROWS, check_first_failures
 from spoolama.errors import InputError, JobError, LedgerError, SidecarError
-from spoolama.gpu.sampler import GpuProbe, NvmlProbe, VramSampler
+from spoolama.gpu.limits import Marks
+from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.job.rows import InputKind, Limits, detect
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.sidecar_file import load_sidecar
@@ -37,6 +38,7 @@ from spoolama.spool.publish import open_out, publish
 __all__ = ["JobExecutor"]
 
 _LEAST_PATIENCE_S = 120.0
+_NOTE_EVERY_S = 30.0
 _SLOW_BYTES_PER_S = 1e6
 """Hashing, sorting and writing results, on a slow and busy disk."""
 
@@ -51,7 +53,7 @@ class JobExecutor:
         lanes: Requests at once, unless the sidecar says otherwise.
         limits: Bounds of rows.
         newline_required: Whether data must end with a line end.
-        gpu: Reads GPU memory.
+        memory: Watches memory; None: nobody does.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class JobExecutor:
         lanes: int = 1,
         limits: Limits | None = None,
         newline_required: bool = True,
-        gpu: GpuProbe | None = None,
+        memory: MemoryWatchdog | None = None,
     ) -> None:
         self._spool = spool
         self._backend = backend
@@ -71,7 +73,7 @@ class JobExecutor:
         self._lanes = lanes
         self._limits = limits or Limits()
         self._newline_required = newline_required
-        self._gpu = gpu or NvmlProbe()
+        self._memory = memory
 
     async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> Ended:
         """Take the job from where its ledger stands to its end, or to `stop`."""
@@ -175,15 +177,40 @@ class JobExecutor:
                 progress=progress,
                 lanes=sidecar.lanes or self._lanes,
                 stop=stop,
+                memory=self._memory,
             )
-            with VramSampler(self._gpu) as vram:
+            async with self._watched(job.name, sidecar, ledger):
                 end = await runner.run()
-            peak = max(vram.peak_bytes or 0, await ledger.meta("peak_vram_bytes") or 0) or None
-            await ledger.note(peak_vram_bytes=peak, vram_method=vram.method)
             if not end.finished:
                 return False
         await ledger.note(ended_at=self._clock.time())
         return True
+
+    @contextlib.asynccontextmanager
+    async def _watched(self, job: str, sidecar: Sidecar, ledger: JobLedger) -> AsyncIterator[None]:
+        """Its limits of memory in force, and what memory was like noted now and then: a kill loses little."""
+        if self._memory is None:
+            yield
+            return
+        marks = None
+        if sidecar.vram is not None:
+            # What it leaves out is the service's: of two limits the lower one counts.
+            vram = sidecar.vram
+            marks = Marks(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
+        with self._memory.during(job, marks, await ledger.meta("memory")) as tally:
+
+            async def note() -> None:
+                while True:
+                    await self._clock.sleep(_NOTE_EVERY_S)
+                    await ledger.note(memory=tally.to_json())
+
+            notes = asyncio.create_task(note(), name="memory notes")
+            try:
+                yield
+            finally:
+                notes.cancel()
+                await asyncio.gather(notes, return_exceptions=True)
+                await ledger.note(memory=tally.to_json())
 
     async def _same_files(self, job: JobDir, sidecar: Sidecar, ledger: JobLedger) -> None:
         """A ledger belongs to the very files it was made from."""

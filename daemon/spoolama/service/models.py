@@ -7,6 +7,7 @@ import asyncio
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.errors import BackendError
+from spoolama.gpu.level import Level
 from spoolama.service.logs import say
 from spoolama.service.state import ServiceState
 
@@ -65,7 +66,7 @@ class Probing:
 
 
 class Releasing:
-    """Releases the models when the queue has been empty for a while.
+    """Releases the models when the queue has been empty for a while, or is empty and memory is tense.
 
     Args:
         backend: Whose models.
@@ -95,7 +96,9 @@ class Releasing:
         """Release if it is time, once for each time of idleness."""
         since = self._state.idle_since
         idle = self._state.running is None and self._state.queue.next() is None
-        if not idle or since == self._released_at or self._clock.monotonic() - since < self.after_s:
+        tense = self._state.memory is not None and self._state.memory.level is not Level.OK
+        waited = self._clock.monotonic() - since >= self.after_s
+        if not idle or since == self._released_at or not (waited or tense):
             return
         async with self._models:
             if self._state.running is None and await release(self._backend):

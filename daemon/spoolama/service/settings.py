@@ -22,11 +22,21 @@ from pydantic import (
 )
 
 from spoolama.errors import ConfigError, Problem
+from spoolama.gpu.limits import Marks
 from spoolama.job.rows import MAX_CELL_BYTES
 from spoolama.job.yaml_tree import Tree, read_yaml
 from spoolama.service.settings_words import meant, problems_of
 
-__all__ = ["PREFIX", "BackendSection", "KeepSection", "LogSection", "Settings", "load_settings", "variables"]
+__all__ = [
+    "PREFIX",
+    "BackendSection",
+    "KeepSection",
+    "LogSection",
+    "Settings",
+    "VramSection",
+    "load_settings",
+    "variables",
+]
 
 PREFIX = "SPOOLAMA_"
 OLLAMA_URL = "http://127.0.0.1:11434"
@@ -40,6 +50,8 @@ def _as_path(value: object) -> object:
 
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Mark = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Days = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -74,6 +86,43 @@ class BackendSection(_Section):
         if self.kind == "embedded":
             return None
         return self.url or (OLLAMA_URL if self.kind == "ollama" else None)
+
+
+class VramSection(_Section):
+    """When memory counts as tense. A number up to 1 is a share of the whole, above it GB (2^30 bytes)."""
+
+    high: Mark = Field(
+        0.875, description="From here on nothing is loaded or enlarged, and idle models are released."
+    )
+    critical: Mark = Field(
+        0.9375, description="From here on no rows are sent, and the model is released until there is room."
+    )
+    keep_free_gb: float = Field(
+        0.5, ge=0, allow_inf_nan=False, description="GB that stay free in any case: critical comes before."
+    )
+    host_high: Share = Field(0.9, description="The same of this machine's memory: a share in use.")
+    host_critical: Share = Field(0.95, description="Likewise.")
+    cards: list[int] = Field(
+        default_factory=list, description="NVML's numbers of the GPUs that count. Default: all of them."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> VramSection:
+        if (self.high <= 1) == (self.critical <= 1) and self.high > self.critical:
+            raise ValueError("vram.high is above vram.critical")
+        if self.host_high > self.host_critical:
+            raise ValueError("vram.host_high is above vram.host_critical")
+        return self
+
+    @property
+    def marks(self) -> Marks:
+        """Of cards."""
+        return Marks(self.high, self.critical, self.keep_free_gb)
+
+    @property
+    def host_marks(self) -> Marks:
+        """Of this machine's memory."""
+        return Marks(self.host_high, self.host_critical, 0.0)
 
 
 class LogSection(_Section):
@@ -140,6 +189,9 @@ class Settings(_Section):
     )
     drain_s: Seconds = Field(
         60.0, description="Seconds that rows in flight get at stop; keep it below the unit's TimeoutStopSec."
+    )
+    vram: VramSection = Field(
+        default_factory=VramSection, description="When memory counts as tense, and which GPUs count."
     )
     log: LogSection = Field(default_factory=LogSection, description="What is logged.")
     keep: KeepSection = Field(default_factory=KeepSection, description="How long results stay.")

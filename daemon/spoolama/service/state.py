@@ -9,6 +9,7 @@ from typing import Literal
 
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress, Pulse
+from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.service.model import Ended, StopSignal
 from spoolama.service.queue import JobQueue, Queued
 from spoolama.spool.claim import JobDir
@@ -73,6 +74,8 @@ class ServiceState:
     """Ended jobs whose status file does not say so yet."""
     idle_since: float = 0.0
     """Monotonic time of the last job's end."""
+    memory: MemoryWatchdog | None = None
+    """What watches memory; None: nobody does."""
     pulses: dict[str, Pulse] = field(default_factory=dict)
     """Who must show signs of life, by name."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -118,7 +118,7 @@ async def _fill(
             "runs": 1,
             "lanes": 1,
             "trim_count": 0,
-            "peak_vram_bytes": None,
+            "memory": None,
         }
         await ledger.note(**{**usual, **notes})
     if fill is not None:

@@ -20,6 +20,7 @@ from bench.engine.job_run import accepted, answer
 from bench.engine.settings import Configuration, read_reviews
 from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.embedded import EmbeddedBackend
+from spoolama.backends.model_shape import ModelShape
 from spoolama.clock import Clock
 from spoolama.context.costs import CostModel, Sample, fit_costs
 from spoolama.context.marks import SAFE_EVERY
@@ -85,6 +86,7 @@ class _Seat:
     """One slot of a server that several jobs use in turns; each takes it for a server of its own."""
 
     kind = "embedded"
+    releases = False
 
     def __init__(self, backend: EmbeddedBackend, shared: LoadSpec, number: int, turn: asyncio.Lock) -> None:
         self._backend = backend
@@ -122,10 +124,13 @@ class _Seat:
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
         return await self._backend.inspect(self._shared)
 
+    async def shape(self, spec: LoadSpec) -> ModelShape | None:
+        return await self._backend.shape(self._shared)
+
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
         return await self._backend.in_memory()
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:  # noqa: ARG002
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
         """The others still sit there."""
         return ()
 

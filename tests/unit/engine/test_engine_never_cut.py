@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
+from spoolama.backends.model_shape import ModelShape
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner
@@ -66,6 +67,7 @@ class Exact:
 
     num_ctx: int
     kind: str = "exact"
+    releases: bool = True
     refused: Counter[str] = field(default_factory=Counter)
     spoiled: int = 0
     """Answers that ran over the end of the window."""
@@ -100,6 +102,9 @@ class Exact:
         return None
 
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
+        return None
+
+    async def shape(self, spec: LoadSpec) -> ModelShape | None:
         return None
 
     async def in_memory(self) -> tuple[HeldModel, ...] | None:

@@ -1,0 +1,337 @@
+"""The model that a job holds: loaded when there is room, released when memory is critical, loaded smaller
+where it does not fit.
+
+Keys and values are allocated when a model is loaded (`gpu/estimate.py`), so neither fewer rows in flight nor
+shorter conversations free anything. What frees memory is to release the model, and to load it with a smaller
+window or with fewer slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from spoolama.backends.base import Backend, LoadedModel, LoadSpec
+from spoolama.clock import Clock
+from spoolama.engine.gate import LOAD_BOUND_S, Gate, Stopping
+from spoolama.engine.progress import Progress
+from spoolama.engine.sizing import Sizing
+from spoolama.engine.store import Stop
+from spoolama.errors import BackendError, JobError, OutOfMemory, RequestRefused
+from spoolama.gpu.level import Level
+from spoolama.gpu.limits import GB, in_gb
+from spoolama.gpu.pacing import HOUR_S, wait_before_load
+from spoolama.gpu.room import Memory, Need, Taken
+
+__all__ = ["PATIENCE_S", "Holder"]
+
+PATIENCE_S = 600.0
+"""So long a load waits for room; then a smaller one is tried."""
+_TRIES = 2
+"""Loads that run out of memory before the next rung of the ladder is tried."""
+_OFTEN = 3
+"""Times in an hour that the same load made memory critical: then it is too large."""
+_LOOK_S = 60.0
+_HARDLY_BYTES = GB // 4
+"""What a runner may grow by after its load: 20 MB were seen (an H100), libraries may take more."""
+
+
+class Holder:
+    """Loads one model, and keeps it as memory allows.
+
+    Args:
+        backend: The model server.
+        rungs: Loads from the one asked for down to the smallest; see `engine/ladder.py`.
+        gate: Nothing is in flight while the model is released or exchanged.
+        progress: Where to say what it waits for.
+        memory: The watchdog.
+        clock: Time.
+        stop: A wish to stop.
+        sizing: What a load takes, as far as it can be told beforehand.
+        must_fit: A load for which there is no room in `PATIENCE_S` is given up instead of tried all the same.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        rungs: Sequence[LoadSpec],
+        *,
+        gate: Gate,
+        progress: Progress,
+        memory: Memory,
+        clock: Clock,
+        stop: Stop,
+        sizing: Sizing,
+        must_fit: bool = False,
+    ) -> None:
+        self._backend = backend
+        self._rungs = tuple(rungs)
+        self._rung = 0
+        self._gate = gate
+        self._progress = progress
+        self._memory = memory
+        self._clock = clock
+        self._stop = stop
+        self._sizing = sizing
+        self._measured: dict[tuple[int, int], int] = {}
+        """What loads were seen to take on the cards, by window and slots."""
+        self._before: Taken | None = None
+        """What was in use before the last load, until the load was measured."""
+        self._must_fit = must_fit
+        self._shortages = 0
+        """Loads and answers that ran out of memory on this rung."""
+        self._releases: list[tuple[float, int]] = []
+        """When the model was released for want of memory, and on which rung."""
+        self.on_load: Callable[[LoadSpec, LoadedModel], Awaitable[None]] | None = None
+        """Called after each load but the first, before rows go on."""
+        self.loads = 0
+        """Loads that worked."""
+        self.loaded: LoadedModel | None = None
+
+    @property
+    def spec(self) -> LoadSpec:
+        """The load that is in force."""
+        return self._rungs[self._rung]
+
+    @property
+    def smaller(self) -> bool:
+        """Whether it is smaller than what was asked for."""
+        return self._rung > 0
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether a smaller load is left to be tried."""
+        return self._rung + 1 < len(self._rungs)
+
+    def would_fit(self, tokens: int) -> bool:
+        """Whether a row of this length fits the window that was asked for, though not the one in force."""
+        return self.spec.num_ctx < self._rungs[0].num_ctx and tokens < self._rungs[0].num_ctx
+
+    async def load(self) -> LoadedModel:
+        """Load the model as soon as there is room, smaller where it runs out of memory.
+
+        Raises:
+            OutOfMemory: even the smallest load does.
+            BackendError: it cannot be loaded now for another reason.
+            Stopping: the service stops.
+        """
+        while True:
+            await self._wait_for_room()
+            self._before = self._memory.taken()
+            try:
+                with self._progress.pulse.wait(LOAD_BOUND_S):
+                    self.loaded = await self._backend.load(self.spec)
+            except OutOfMemory as error:
+                self.loaded = None
+                if not self._ran_short(f"the load ran out of memory: {error.message}"):
+                    raise
+                await self._gate.pause(1.0)
+                continue
+            self._gate.narrow(self.spec.slots)
+            self.loads += 1
+            return self.loaded
+
+    async def reload(self) -> None:
+        """Load the model again after it died or was away, or see that it is still there."""
+        loaded = await self.load()
+        if self.on_load is not None:
+            await self.on_load(self.spec, loaded)
+
+    def ran_short(self, message: str) -> bool:
+        """An answer ran out of memory; whether a smaller load is left to be tried, now or next time."""
+        left = self.can_shrink
+        self._ran_short(message)
+        return left
+
+    def _ran_short(self, message: str) -> bool:
+        """Count it; whether to try again, on this rung or on the next."""
+        self._memory.did("out_of_memory", message=message, **self.figures())
+        self._shortages += 1
+        if self._shortages < _TRIES:
+            return True
+        return self.descend("it ran out of memory")
+
+    def descend(self, why: str) -> bool:
+        if not self.can_shrink:
+            return False
+        self._rung += 1
+        self._shortages = 0
+        self._memory.did("smaller_load", why=why, **self.figures())
+        return True
+
+    def advice(self) -> str:
+        """What would fit instead, in words; empty where nothing is known."""
+        return self._sizing.advice(self._rungs[0], self._memory)
+
+    # Room.
+
+    def _need(self, spec: LoadSpec) -> Need | None:
+        """What it was seen to take, where that is more than was expected."""
+        need, seen = self._sizing.need(spec), self._measured.get((spec.num_ctx, spec.slots), 0)
+        if need is None or need.where == "host" or seen <= need.size_bytes:
+            return need
+        return Need(seen, need.where, f"{spec.model} took {in_gb(seen)} when it was loaded last")
+
+    def measure(self) -> dict[str, Any]:
+        """The load in force as it was expected and as it is seen, for the metrics; sizes in bytes."""
+        before, now = self._before, self._memory.taken()
+        taken = None
+        if before is not None and now.runners_bytes is not None:
+            taken = now.runners_bytes
+        elif before is not None and before.cards_bytes is not None and now.cards_bytes is not None:
+            taken = max(0, now.cards_bytes - before.cards_bytes)
+        if taken:
+            self._measured[self.spec.num_ctx, self.spec.slots] = taken
+        loaded = self.loaded
+        return {
+            **self.figures(),
+            "estimate": self._sizing.to_json(self.spec),
+            "listed_bytes": loaded.size_bytes if loaded else None,
+            "listed_vram_bytes": loaded.vram_bytes if loaded else None,
+            "taken_on_cards_bytes": taken,
+            "runner_rss_bytes": now.runners_rss_bytes,
+        }
+
+    async def _wait_for_room(self) -> None:
+        """Until the load fits; what waits too long is loaded smaller, and in the end as it is.
+
+        Raises:
+            OutOfMemory: it must fit, and there is no room.
+            Stopping: the service stops.
+        """
+        if await self._fits_now():
+            return
+        before = self._progress.phase
+        began = self._clock.monotonic()
+        await self.release_idle(None)
+        try:
+            while not self._stop.is_set():
+                if await self._fits_now():
+                    return
+                room, level = self._memory.room(self._need(self.spec)), self._memory.level
+                why = room.why if level is Level.OK else self._memory.words
+                if self._clock.monotonic() - began >= PATIENCE_S and level < Level.CRITICAL:
+                    if self._must_fit:
+                        raise OutOfMemory(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}")
+                    if room.fits or not self.descend(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}"):
+                        self._memory.did("loaded_in_spite", why=why, **self.figures())
+                        return
+                    began = self._clock.monotonic()
+                self._progress.waiting, self._progress.phase = True, f"waiting for memory: {why}"
+                await self.look()
+            raise Stopping
+        finally:
+            self._progress.waiting, self._progress.phase = False, before
+
+    async def _fits_now(self) -> bool:
+        """Whether the load may be tried: memory is ok, it fits, and it was not released too often lately."""
+        if self._memory.level is Level.OK and self._memory.room(self._need(self.spec)).fits:
+            paced = wait_before_load([at for at, _ in self._releases], self._clock.monotonic())
+            if not paced:
+                return True
+        return await self._is_held()
+
+    async def _is_held(self) -> bool:
+        """Whether the server holds the model just so: then a load takes nothing."""
+        try:
+            now = await self._backend.inspect(self.spec)
+        except BackendError:
+            return False
+        return now is not None and now.num_ctx == self.spec.num_ctx
+
+    async def look(self) -> None:
+        """Wait for the next look at memory, or for a wish to stop."""
+        with self._progress.pulse.wait(_LOOK_S):
+            looked = asyncio.ensure_future(self._memory.looked())
+            stop = asyncio.ensure_future(self._stop.wait())
+            try:
+                await asyncio.wait({looked, stop}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                looked.cancel()
+                stop.cancel()
+                await asyncio.gather(looked, stop, return_exceptions=True)
+
+    # For whoever keeps it while the job runs (`engine/keeper.py`).
+
+    async def let_go_for_memory(self) -> None:
+        """Release the model since memory is critical; where that comes often, the next load is smaller."""
+        alone = self.fills_alone()
+        await self.let_go()
+        now = self._clock.monotonic()
+        self._releases.append((now, self._rung))
+        same = sum(rung == self._rung and now - at < HOUR_S for at, rung in self._releases)
+        if alone:
+            self.descend("the model alone made memory critical")
+        elif same >= _OFTEN:
+            self.descend(f"memory became critical {same} times in an hour")
+
+    def fills_alone(self) -> bool:
+        """Whether others take hardly more of the cards than before the load: then it was the load."""
+        before, now = self._before, self._memory.taken()
+        ours = self._measured.get((self.spec.num_ctx, self.spec.slots))
+        if self._memory.where != "card" or before is None or ours is None:
+            return False
+        if before.cards_bytes is None or now.cards_bytes is None:
+            return False
+        return now.cards_bytes - ours <= before.cards_bytes + _HARDLY_BYTES
+
+    def could_climb(self) -> bool:
+        """Whether the next larger load fits in place of this one."""
+        if not self.smaller:
+            return False
+        need, now = self._need(self._rungs[self._rung - 1]), self._need(self.spec)
+        if need is not None and now is not None:
+            need = Need(max(0, need.size_bytes - now.size_bytes), need.where, need.words)
+        return self._memory.room(need).fits
+
+    def climb(self) -> None:
+        """The next load is one rung larger."""
+        self._rung -= 1
+        self._shortages = 0
+
+    async def load_patiently(self) -> None:
+        """Load, with the door closed; a server that is away or busy is tried again at growing distances.
+
+        Raises:
+            JobError: the model cannot be had any more.
+            Stopping: the service stops.
+        """
+        delay = 1.0
+        while not self._stop.is_set():
+            try:
+                await self.reload()
+                return
+            except (OutOfMemory, RequestRefused) as error:
+                mend = getattr(error, "mend", "") or self.advice()
+                raise JobError(
+                    f"{self.spec.model} cannot be loaded again: {error.message}", mend=mend, code=error.code
+                ) from error
+            except BackendError as error:
+                self._progress.phase = f"waiting for the server: {error.message}"
+                await self._gate.pause(delay)
+                delay = min(30.0, delay * 2)
+        raise Stopping
+
+    async def let_go(self) -> None:
+        """Release the model. A server that does not answer has other troubles, and tells at the next load."""
+        self.loaded = None
+        try:
+            await self._backend.release()
+        except BackendError as error:
+            self._memory.did("release_failed", message=error.message)
+        else:
+            self._memory.did("released", **self.figures())
+
+    async def release_idle(self, keep: str | None) -> None:
+        """Other models that were loaded from here."""
+        try:
+            names = await self._backend.release(keep=keep)
+        except BackendError:
+            return
+        if names:
+            self._memory.did("idle_released", models=", ".join(names))
+
+    def figures(self) -> dict[str, object]:
+        """The load in force, for the log and the metrics."""
+        return {"model": self.spec.model, "num_ctx": self.spec.num_ctx, "slots": self.spec.slots}

@@ -1,0 +1,243 @@
+"""One model of a job: loaded, kept as memory allows, and worked at by all lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from spoolama.backends.base import Backend, LoadedModel, LoadSpec, Message
+from spoolama.clock import Clock
+from spoolama.context.turns import Turns
+from spoolama.engine.checks import AnswerChecks
+from spoolama.engine.gate import Gate, Stopping
+from spoolama.engine.holder import Holder
+from spoolama.engine.keeper import Keeper
+from spoolama.engine.ladder import ladder
+from spoolama.engine.lane import Lane
+from spoolama.engine.loading import load_model
+from spoolama.engine.patience import Patience
+from spoolama.engine.planner import Planner
+from spoolama.engine.primer import Primer
+from spoolama.engine.progress import Progress
+from spoolama.engine.shared import Shared
+from spoolama.engine.sizing import Sizing
+from spoolama.engine.store import RowStore, Stop
+from spoolama.engine.surprises import Surprises
+from spoolama.engine.tally import Tally
+from spoolama.engine.watch import Watch
+from spoolama.errors import RowError, SpoolamaError
+from spoolama.gpu.room import Memory
+from spoolama.job.asking import Asker
+from spoolama.job.sidecar import Sidecar
+
+__all__ = ["ModelRun", "Terms"]
+
+_EXAMPLES = 16
+"""Rows by which the shared beginning of prompts is found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all models of a job have in common."""
+
+    sidecar: Sidecar
+    openai: bool
+    store: RowStore
+    backend: Backend
+    memory: Memory
+    clock: Clock
+    progress: Progress
+    stop: Stop
+    gate: Gate
+    asker: Asker
+    turns: Turns
+    planner: Planner
+    tally: Tally
+    one_model: bool
+    """Whether the job's own model is the only one."""
+
+
+class ModelRun:
+    """A model from its load to the last row that wants it.
+
+    Args:
+        terms: What all models of the job have in common.
+        spec: The load that is asked for.
+        model: What rows call it; None: the job's own.
+        defers: Whether rows too long for the window are left for the second pass.
+        long: Whether this is the second pass: its window is not made smaller, and must fit.
+    """
+
+    def __init__(
+        self, terms: Terms, spec: LoadSpec, model: str | None, *, defers: bool, long: bool = False
+    ) -> None:
+        self._t = terms
+        self._spec = spec
+        self._model = model
+        self._defers = defers
+        self._long = long
+        self._shared: Shared | None = None
+
+    async def open(self) -> LoadedModel:
+        """Load the model.
+
+        Raises:
+            JobError: it cannot be had.
+            Stopping: the service stops.
+        """
+        t = self._t
+        slots_too = t.backend.kind == "embedded"
+        rungs = ladder(self._spec, slots_too=slots_too, num_predict=t.sidecar.options.num_predict)
+        holder = Holder(
+            t.backend,
+            (self._spec,) if self._long else rungs,
+            gate=t.gate,
+            progress=t.progress,
+            memory=t.memory,
+            clock=t.clock,
+            stop=t.stop,
+            sizing=await Sizing.of(t.backend, self._spec),
+            must_fit=self._long,
+        )
+        loaded = await load_model(holder, t.gate, t.progress)
+        self._shared = await self._share(holder, loaded)
+        holder.on_load = self._reloaded
+        if holder.smaller:
+            await self._new_window(holder.spec)
+        return loaded
+
+    async def in_lanes(self, work: Callable[[Lane], Awaitable[None]]) -> None:
+        """Run this in every lane at once, and keep the model meanwhile.
+
+        Raises:
+            JobError: the job cannot go on.
+            Stopping: the service stops.
+        """
+        t, shared = self._t, self._shared
+        assert shared is not None, "open comes first"
+
+        async def run(lane: Lane) -> None:
+            with contextlib.suppress(Stopping):
+                await work(lane)
+
+        keeper = self._keeper(shared)
+
+        async def keep() -> None:
+            with contextlib.suppress(Stopping):
+                await keeper.run()
+
+        began, waited = t.clock.monotonic(), self._waited_s
+        ended: SpoolamaError | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                kept = group.create_task(keep(), name="memory keeper")
+                lanes = [
+                    group.create_task(run(Lane(number, shared)), name=f"lane {number}")
+                    for number in range(max(1, self._spec.slots))
+                ]
+                await asyncio.wait(lanes)
+                kept.cancel()
+        except* SpoolamaError as several:
+            # Raised below: before Python 3.11.4 what is raised here would come out wrapped in a group.
+            ended = _first(several)
+        finally:
+            waiting = self._waited_s - waited
+            await t.store.add("active_s", max(0.0, t.clock.monotonic() - began - waiting))
+        if ended is not None:
+            raise ended
+        if t.stop.is_set():
+            raise Stopping
+
+    def _keeper(self, shared: Shared) -> Keeper:
+        t = self._t
+        return Keeper(
+            shared.holder,
+            t.gate,
+            t.memory,
+            t.clock,
+            releases=t.backend.releases,
+            on_measured=self._measured,
+        )
+
+    async def close(self) -> None:
+        """Note what was seen of the model."""
+        if self._shared is None:
+            return
+        spec = self._spec
+        notes = await self._t.store.meta("watch", [])
+        seen: dict[str, Any] = self._shared.watch.notes()
+        await self._t.store.note(watch=[*notes, {"model": spec.model, "num_ctx": spec.num_ctx, **seen}])
+
+    @property
+    def _waited_s(self) -> float:
+        return self._t.gate.waited_s + self._t.gate.held_s
+
+    async def _reloaded(self, spec: LoadSpec, loaded: LoadedModel) -> None:
+        """The model was loaded again, perhaps on other terms."""
+        assert self._shared is not None
+        self._shared.watch.loaded(loaded, spec)
+        await self._new_window(spec)
+
+    async def _new_window(self, spec: LoadSpec) -> None:
+        """What rows are asked follows from the plan, so a window that changes is one of its versions."""
+        if self._t.one_model and not self._long:
+            known = self._t.planner.latest.window or self._spec.num_ctx
+            if known != spec.num_ctx:
+                await self._t.planner.shrink(spec.num_ctx)
+
+    async def _measured(self, load: dict[str, Any]) -> None:
+        loads = await self._t.store.meta("loads", [])
+        await self._t.store.note(loads=[*loads, load][-_EXAMPLES:])
+
+    async def _share(self, holder: Holder, loaded: LoadedModel) -> Shared:
+        """What the lanes have in common while this model is loaded."""
+        t, sidecar = self._t, self._t.sidecar
+        primer = Primer(
+            t.backend,
+            holder.spec,
+            # A thinking model may render another beginning than the one that is asked for here.
+            mode="never" if sidecar.think else sidecar.prime,
+            sliding=loaded.sliding_window is not None,
+            copies=loaded.copies_prefix,
+            rows=await self._some_rows(),
+        )
+        surprises = Surprises(t.backend, holder.spec, loaded)
+        shrink = t.planner.shrink if t.one_model else None
+        return Shared(
+            store=t.store,
+            backend=t.backend,
+            holder=holder,
+            asker=t.asker,
+            checks=AnswerChecks(),
+            gate=t.gate,
+            patience=Patience(sidecar.timeout),
+            progress=t.progress,
+            tally=t.tally,
+            clock=t.clock,
+            retries=sidecar.retries,
+            turns=t.turns,
+            watch=Watch(surprises, primer, t.progress, shrink),
+            row_ended=t.planner.moved,
+            defers=self._defers,
+            repair_temperature=sidecar.repair.temperature,
+            refusal_ends_job=not t.openai,
+        )
+
+    async def _some_rows(self) -> list[tuple[Message, ...]]:
+        """Own messages of a few rows, by which the primer finds what all of them share."""
+        t = self._t
+        found: list[tuple[Message, ...]] = []
+        rows = await t.store.pending(0, 1 << 61, self._model, _EXAMPLES)
+        for row in rows or await t.store.deferred(self._model, -1, _EXAMPLES):
+            with contextlib.suppress(RowError):
+                found.append(t.asker.ask(row.fields).own)
+        return found
+
+
+def _first(group: BaseExceptionGroup[SpoolamaError]) -> SpoolamaError:
+    for error in group.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    raise AssertionError("an exception group is never empty")
