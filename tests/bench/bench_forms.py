@@ -62,7 +62,12 @@ TASKS = {
     ),
     "rating": Task(
         "system: You rate how happy the writer of a sentence is, from 1 (angry) to 9 (happy).\n"
-        'prompt: "Sentence: {{ text }}"\nformat: {type: integer, minimum: 1, maximum: 9}\n',
+        'prompt: "Sentence: {{ text }}"\nformat: {type: integer, minimum: 1, maximum: 9}\n'
+        # Without them the small model gives every row a 1.
+        "examples:\n"
+        "  - {user: 'Sentence: it broke after two days and nobody answers the phone.', assistant: '1'}\n"
+        "  - {user: 'Sentence: the box has a manual and a cable in it.', assistant: '5'}\n"
+        "  - {user: 'Sentence: best thing i ever bought, works like a charm!', assistant: '9'}\n",
         "reviews",
         "human_rating",
     ),
@@ -117,7 +122,8 @@ def run_forms(
         (spool / "incoming" / f"{form}.csv").write_text(lines, encoding="utf-8")
         (spool / "incoming" / f"{form}.yaml").write_text(
             f"model: {model}\n{task.sidecar}{gold}{trim}\n"
-            f"segment: {max(21, rows // (4 * lanes))}\n"
+            # Long enough for a window to be trimmed, short enough for every lane to have work.
+            f"segment: {max(60, rows // (4 * lanes))}\n"
             "options: {num_ctx: 4096, num_predict: 16, temperature: 0, seed: 7}\n"
         )
     env = clean_env(spool, "", SPOOLAMA_LANES=str(lanes), SPOOLAMA_BACKEND__KIND="embedded")
