@@ -182,7 +182,8 @@ class EmbeddedBackend:
         weights = await asyncio.to_thread(find_weights, spec.model, self._cache_dir)
         header = await asyncio.to_thread(read_gguf, weights.path)
         size = (await asyncio.to_thread(weights.path.stat)).st_size
-        return shape_of(header.pairs, size, header.tensors)
+        shape = shape_of(header.pairs, size, header.tensors)
+        return None if shape is None else replace(shape, whole_window_bytes=WHOLE_WINDOW_BYTES)
 
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
         """The one that is loaded; of its size nothing is told."""

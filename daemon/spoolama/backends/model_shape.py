@@ -39,8 +39,8 @@ class ModelShape:
     value_length: int
     """The same of a value; 0 where values are made from keys (multi-head latent attention)."""
     sliding_key_length: int
-    """As `key_length`, in layers that slide."""
     sliding_value_length: int
+    """The same in layers that slide."""
     head_count: int
     """Query heads, of the layer that has most."""
     embedding_length: int
@@ -53,6 +53,8 @@ class ModelShape:
     """Tokens that a sliding layer looks back; None: no layer slides."""
     trained_ctx: int | None = None
     """The longest window that the model was made for, in tokens."""
+    whole_window_bytes: int = 0
+    """Up to so many bytes of keys and values the server has sliding layers keep the whole window."""
     state_bytes: int = 0
     """What recurrent layers keep for one slot, at any window."""
     host_bytes: int | None = None
@@ -71,11 +73,11 @@ class _Pattern:
     """How an architecture's layers slide, where the file does not say."""
 
     period: int | None = None
-    """Every so many layers one sees everything; None: only the file can tell."""
+    """One of so many layers sees everything; None: only the file can tell which."""
     dense_first: bool = False
-    """Whether that one is the first of its period, not the last."""
+    """Whether it is the first of them, not the last."""
     window: int | None = None
-    """Where the file names none; else no layer slides."""
+    """Where the file names none; None: then no layer slides."""
     fixed: bool = False
     """Whether `window` holds against what the file says."""
 
@@ -104,7 +106,7 @@ _PATTERNS = {
 }
 """Others may name a window (llama for Mistral 7B, phi3, qwen2): llama.cpp keeps all of theirs."""
 _OWN_CACHE = {"deepseek4", "deepseek32", "glm-dsa", "minimax-m3"}
-"""They keep more than keys and values, in ways that are not reckoned here."""
+"""They keep more than keys and values, and that is not reckoned here."""
 _INTERVAL = {"qwen3next", "qwen35", "qwen35moe"}
 """Every fourth layer keeps keys and values, the others a state (`full_attention_interval`)."""
 _SHARED_AFTER = {"gemma3n": 20}
@@ -116,7 +118,7 @@ _NO_AHEAD = {"hy_v3", "mimo2", "step35"} | _INTERVAL
 def shape_of(
     pairs: Mapping[str, Any], weights_bytes: int, tensors: Iterable[Tensor] = ()
 ) -> ModelShape | None:
-    """The shape, read from GGUF keys; None where one that is needed is missing, or the kind is not known.
+    """The shape; None where a key that is needed is missing, or the kind is not reckoned.
 
     Args:
         pairs: A GGUF header's keys, or `model_info` of `/api/show`.

@@ -93,7 +93,7 @@ def estimate(
     slots: int,
     *,
     batch: int | None = None,
-    swa_full: bool = False,
+    swa_full: bool | None = None,
     on_card: bool = True,
 ) -> Estimate:
     """What a load is expected to need.
@@ -103,7 +103,7 @@ def estimate(
         num_ctx: Window of one slot in tokens; one that is longer than the model was made for counts as that.
         slots: Requests at once; each has its own cells.
         batch: Tokens evaluated at once; None: as Ollama chooses on a card, llama.cpp's 512 elsewhere.
-        swa_full: Whether sliding layers keep the whole window.
+        swa_full: Whether sliding layers keep the whole window; None: as the shape says of its server.
         on_card: Whether all layers go to one card; else all of it stays in main memory.
     """
     slots = max(1, slots)
@@ -112,6 +112,8 @@ def estimate(
         batch = ollama_batch(window, slots) if on_card else LLAMA_BATCH
     cells = _padded(_padded(window * slots) // slots)
     batch = min(batch, cells * slots)  # llama.cpp evaluates no more at once than all windows hold
+    if swa_full is None:
+        swa_full = slots * _kv_bytes(shape, window, window) <= shape.whole_window_bytes
     sliding = cells
     if shape.sliding_window is not None and not swa_full:
         sliding = _padded(min(cells, shape.sliding_window + batch))
@@ -139,21 +141,28 @@ def largest_window(
     slots: int,
     *,
     batch: int | None = None,
-    swa_full: bool = False,
+    swa_full: bool | None = None,
     on_card: bool = True,
 ) -> int | None:
     """The longest window, in steps of 256, that is expected to fit; None: not even the shortest."""
 
-    def fits(steps: int) -> bool:
-        need = estimate(shape, steps * PAD, slots, batch=batch, swa_full=swa_full, on_card=on_card)
+    def fits(steps: int, whole: bool | None) -> bool:
+        need = estimate(shape, steps * PAD, slots, batch=batch, swa_full=whole, on_card=on_card)
         return need.total_bytes <= room_bytes
 
-    # Need grows with the window, so the bound is found by halving.
-    low, high = 0, max(1, (shape.trained_ctx or LONGEST) // PAD)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low * PAD or None
+    def longest(whole: bool) -> int:
+        """By halving: as long as that is settled, need grows with the window."""
+        low, high = 0, max(1, (shape.trained_ctx or LONGEST) // PAD)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle, whole) else (low, middle - 1)
+        return low
+
+    found = longest(bool(swa_full))
+    if swa_full is None and found and not fits(found, None):
+        # So short that sliding layers would keep all of it, and that is too much.
+        found = longest(True)
+    return found * PAD or None
 
 
 def fitting_quantisations(
@@ -163,7 +172,7 @@ def fitting_quantisations(
     slots: int,
     *,
     batch: int | None = None,
-    swa_full: bool = False,
+    swa_full: bool | None = None,
     on_card: bool = True,
 ) -> tuple[Quantisation, ...]:
     """Smaller quantisations of the model that are expected to fit, the largest first.

@@ -230,6 +230,19 @@ def test_the_largest_window_is_the_largest() -> None:
     assert largest_window(short, room, 1) == 8192
 
 
+@pytest.mark.parametrize("cells", [2048, 4096, 8192])
+def test_the_largest_window_minds_that_short_ones_are_kept_whole(cells: int) -> None:
+    """Where the server keeps up to 4 GiB whole, it is found among short windows and among sliding ones."""
+    model = replace(gemma3_12b(1), whole_window_bytes=4 * GIB)
+    assert estimate(model, 8192, 1) == estimate(model, 8192, 1, swa_full=True)
+    assert estimate(model, 16_384, 1) == estimate(model, 16_384, 1, swa_full=False)
+    room = estimate(model, cells, 1).total_bytes
+
+    fitting = [n for n in range(256, 131_072, 256) if estimate(model, n, 1).total_bytes <= room]
+
+    assert largest_window(model, room, 1) == max(fitting)
+
+
 def test_quantisations_are_as_large_as_published() -> None:
     """Within 1 % of the sizes in llama.cpp's tools/quantize/README.md for Llama 3.1 8B, from its F16 file."""
     model = replace(LLAMA_8B, file_type=1)
