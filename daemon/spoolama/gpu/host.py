@@ -13,7 +13,7 @@ from spoolama.gpu.readings import Host, Runner
 
 __all__ = ["HostProbe"]
 
-_SCAN_EVERY_S = 10.0
+SCAN_EVERY_S = 10.0
 
 
 class HostProbe:
@@ -23,6 +23,7 @@ class HostProbe:
         root: Where procfs is.
         cgroup: Where the second version of the control groups is; without it nothing bounds this service.
         clock: Says when all processes are looked through again.
+        scan_every_s: Seconds between two such looks.
     """
 
     def __init__(
@@ -30,10 +31,13 @@ class HostProbe:
         root: Path = Path("/proc"),
         cgroup: Path = Path("/sys/fs/cgroup"),
         clock: Clock | None = None,
+        *,
+        scan_every_s: float = SCAN_EVERY_S,
     ) -> None:
         self._root = root
         self._cgroup = cgroup
         self._clock = clock or SystemClock()
+        self._scan_every_s = scan_every_s
         self._found: set[int] = set()
         self._scanned_at: float | None = None
 
@@ -72,7 +76,7 @@ class HostProbe:
         """
         given = frozenset(pids)
         now = self._clock.monotonic()
-        if self._scanned_at is None or now - self._scanned_at >= _SCAN_EVERY_S:
+        if self._scanned_at is None or now - self._scanned_at >= self._scan_every_s:
             self._scanned_at = now
             self._found = {int(entry.name) for entry in self._root.glob("[0-9]*") if entry.name.isdigit()}
         # Names are read anew each time: a process id may have passed to another program.

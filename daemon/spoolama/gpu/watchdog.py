@@ -89,6 +89,7 @@ class MemoryWatchdog:
             model's process has memory on it.
         pids: Process ids of our own engine.
         on_change: Told of each change of level and of each action: an event's name and its facts.
+        every_s: Seconds between two looks.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class MemoryWatchdog:
         on_cards: bool = True,
         pids: Callable[[], Iterable[int]] = tuple,
         on_change: Callable[[str, dict[str, Any]], None] = lambda _event, _facts: None,
+        every_s: float = EVERY_S,
     ) -> None:
         self._cards = cards
         self._host = host
@@ -115,6 +117,7 @@ class MemoryWatchdog:
         self._on_cards = on_cards
         self._pids = pids
         self.on_change = on_change
+        self._every_s = every_s
         self._states: dict[int | None, State] = {}
         """By the card's place among the readings; None: this machine's memory."""
         self._looked = asyncio.Event()
@@ -132,7 +135,7 @@ class MemoryWatchdog:
         while True:
             await asyncio.to_thread(self._read_host)
             self.look()
-            await self._clock.sleep(EVERY_S)
+            await self._clock.sleep(self._every_s)
 
     def _read_host(self) -> None:
         if self._host is not None:
@@ -165,7 +168,7 @@ class MemoryWatchdog:
         self._say_blind(readings)
         self._settle(readings)
         if self._job is not None:
-            self._job.tally.add(readings, self.level, EVERY_S)
+            self._job.tally.add(readings, self.level, self._every_s)
         self._looked.set()
         self._looked = asyncio.Event()
 

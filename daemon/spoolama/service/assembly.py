@@ -7,6 +7,8 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,10 +17,11 @@ from spoolama.backends.factory import BackendSettings, make_backend
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
 from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.host import HostProbe
+from spoolama.gpu.host import SCAN_EVERY_S, HostProbe
+from spoolama.gpu.level import Rules
 from spoolama.gpu.nvml import NvmlCards
 from spoolama.gpu.readings import CardProbe, NoCards
-from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.gpu.watchdog import EVERY_S, MemoryWatchdog
 from spoolama.job.rows import Limits
 from spoolama.service.daemon import Daemon
 from spoolama.service.execution import JobExecutor
@@ -73,15 +76,32 @@ def limits_for(settings: Settings) -> Limits:
     return Limits.for_cells(settings.max_cell_bytes)
 
 
-def memory_for(settings: Settings, backend: Backend, clock: Clock) -> tuple[MemoryWatchdog, CardThread]:
-    """What watches memory. Of a server elsewhere nothing can be known but what it lists."""
+def memory_for(
+    settings: Settings, backend: Backend, clock: Clock, env: Mapping[str, str] = os.environ
+) -> tuple[MemoryWatchdog, CardThread]:
+    """What watches memory. Of a server elsewhere nothing can be known but what it lists.
+
+    Two variables are there for tests alone: SPOOLAMA_TEST_MEMORY_PACE makes the watchdog so many times
+    faster, SPOOLAMA_TEST_PROC is read in place of /proc.
+    """
     own, vram = server_is_here(settings.backend), settings.vram
+    pace = float(env.get("SPOOLAMA_TEST_MEMORY_PACE", "1"))
     cards: CardProbe = NvmlCards() if own else NoCards("the model server is on another machine")
-    thread = CardThread(cards, clock)
+    proc = Path(env.get("SPOOLAMA_TEST_PROC", "/proc"))
+    # A busy machine is no driver that hangs, so readings may grow older than the pace alone would let them.
+    thread = CardThread(
+        cards,
+        clock,
+        every_s=1.0 / pace,
+        stale_after_s=max(2.0, 5.0 / pace),
+        absent_every_s=60.0 / pace,
+    )
     watchdog = MemoryWatchdog(
         thread,
-        HostProbe(clock=clock) if own else None,
+        HostProbe(proc, clock=clock, scan_every_s=SCAN_EVERY_S / pace) if own else None,
         clock,
+        rules=_faster(Rules(), pace),
+        every_s=EVERY_S / pace,
         marks=vram.marks,
         host_marks=vram.host_marks,
         only=vram.cards,
@@ -89,6 +109,17 @@ def memory_for(settings: Settings, backend: Backend, clock: Clock) -> tuple[Memo
         pids=lambda: own_pids(backend),
     )
     return watchdog, thread
+
+
+def _faster(rules: Rules, pace: float) -> Rules:
+    """The same rules with shorter times."""
+    return replace(
+        rules,
+        rise_s=rules.rise_s / pace,
+        fall_s=rules.fall_s / pace,
+        trend_s=rules.trend_s / pace,
+        horizon_s=rules.horizon_s / pace,
+    )
 
 
 def own_pids(backend: Backend) -> list[int]:
@@ -119,7 +150,7 @@ def daemon_for(
     clock = SystemClock()
     spool = Spool(settings.spool)
     backend = backend_for(settings, clock)
-    memory = memory_for(settings, backend, clock)
+    memory = memory_for(settings, backend, clock, env)
     executor = JobExecutor(
         spool,
         backend,
