@@ -139,7 +139,7 @@ def _resident(pid: int) -> int:
 
 def table(found: Iterator[Compared]) -> Iterator[str]:
     """Markdown, line by line as loads end, and the largest errors."""
-    yield "| model | window | slots | kept | KV MiB | estimate | off | buffers | estimate | off | process off |"
+    yield "| model | window | slots | kept | KV MiB | estimate | off | all MiB | estimate | off | process |"
     yield "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|"
     worst = [0.0, 0.0, 0.0]
     for one in found:

@@ -183,8 +183,7 @@ class _Keys:
     """The keys of one architecture."""
 
     def __init__(self, pairs: Mapping[str, Any], kind: str) -> None:
-        self._pairs = pairs
-        self._kind = kind
+        self._pairs, self._kind = pairs, kind
 
     def get(self, name: str) -> Any:
         """As it stands there."""
@@ -224,8 +223,7 @@ def _sliding(reader: _Keys, kind: str, layers: int) -> tuple[int | None, tuple[b
         return everything
     given = reader.get("attention.sliding_window_pattern")
     if isinstance(given, list) and given:
-        row = [bool(item) for item in given]
-        return window, tuple(row[n] if n < len(row) else False for n in range(layers))
+        return window, tuple(n < len(given) and bool(given[n]) for n in range(layers))
     period = _whole(given) or pattern.period
     if period is None:
         return None

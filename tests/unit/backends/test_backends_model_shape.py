@@ -12,11 +12,14 @@ import httpx
 import pytest
 
 from spoolama.backends.base import LoadSpec
+from spoolama.backends.embedded import WHOLE_WINDOW_BYTES, EmbeddedBackend
 from spoolama.backends.gguf_header import GgufHeader, Tensor, read_gguf, read_gguf_facts
 from spoolama.backends.model_shape import lacks_arrays, shape_of
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.backends.ollama_model import read_show
+from spoolama.backends.openai import OpenAIBackend
 from spoolama.clock import SystemClock
+from spoolama.testing.backend import ScriptedBackend
 from spoolama.testing.fake_ollama import FakeOllama
 
 RECORDED = Path(__file__).parents[2] / "wire"
@@ -340,3 +343,36 @@ def test_the_fake_tells_a_shape() -> None:
     shape = asyncio.run(inside())
 
     assert (shape.layers, shape.kv_heads[0], shape.key_length, shape.weights_bytes) == (30, 3, 64, SIZE)
+
+
+def test_the_embedded_engine_reads_it_from_the_file(tmp_path: Path) -> None:
+    """Its size is the file's, short windows are kept whole, and a header that lacks keys tells nothing."""
+    names = ("block_count", "embedding_length", "attention.head_count", "feed_forward_length")
+    pairs = [text(f"llama.{name}") + struct.pack("<II", 4, 3) for name in names]
+    content = header()
+    whole = content[:16] + struct.pack("<Q", 4 + len(pairs)) + content[24:] + b"".join(pairs)
+    path, bare = tmp_path / "model.gguf", tmp_path / "bare.gguf"
+    path.write_bytes(whole)
+    bare.write_bytes(content)
+
+    async def inside() -> Any:
+        backend = EmbeddedBackend(clock=SystemClock(), cache_dir=tmp_path)
+        return [await backend.shape(LoadSpec(str(file), 512)) for file in (path, bare)]
+
+    shape, nothing = asyncio.run(inside())
+
+    assert (shape.kv_heads, shape.weights_bytes, shape.vocab_size) == ((1, 2, 3), len(whole), 3)
+    assert shape.whole_window_bytes == WHOLE_WINDOW_BYTES
+    assert nothing is None
+
+
+def test_servers_that_do_not_tell_have_no_shape() -> None:
+    """An OpenAI-compatible server is not even asked; the scripted one says what a test sets."""
+    shape = shape_of(LLAMA, SIZE)
+
+    async def inside() -> Any:
+        openai = OpenAIBackend("http://localhost:1", clock=SystemClock())
+        scripted = ScriptedBackend(SystemClock(), shape_=shape)
+        return await openai.shape(LoadSpec("m", 512)), await scripted.shape(LoadSpec("m", 512))
+
+    assert asyncio.run(inside()) == (None, shape)
