@@ -53,14 +53,16 @@ libgomp:
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends libgomp1 >/dev/null; \
 	  else echo "llama.cpp needs libgomp1. Run as root: apt-get install libgomp1"; exit 1; fi; fi
 
-# What the system tests need. Without root or apt they say what is missing and are skipped.
+# What the system tests need, and a C compiler for the stand-in of NVIDIA's library (tests/nvml_stub).
+# Without root or apt these tests say what is missing and are skipped.
 system-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  missing=""; \
-	  for pair in /usr/sbin/sshd:openssh-server /usr/bin/scp:openssh-client /usr/bin/rsync:rsync; do \
+	  for pair in /usr/sbin/sshd:openssh-server /usr/bin/scp:openssh-client /usr/bin/rsync:rsync \
+	    /usr/bin/gcc:gcc /usr/include/stdlib.h:libc6-dev; do \
 	    [ -e "$${pair%%:*}" ] || missing="$$missing $${pair##*:}"; done; \
 	  if [ -n "$$missing" ]; then \
-	    echo "installing for the system tests:$$missing"; \
+	    echo "installing for the tests:$$missing"; \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	  fi; fi
 

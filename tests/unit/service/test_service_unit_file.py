@@ -35,6 +35,15 @@ def test_the_unit_has_what_the_service_relies_on() -> None:
     assert "PrivateUsers" not in unit
 
 
+def test_the_unit_lets_memory_be_read() -> None:
+    """The model server's processes, /proc/meminfo and each device that NVML opens, MIG's included."""
+    unit = keys()
+    assert unit["ProtectProc"] == ["default"]
+    assert "ProcSubset" not in unit
+    assert "PrivateDevices" not in unit
+    assert {f"char-{name} rw" for name in ("nvidia", "nvidiactl", "nvidia-caps")} <= set(unit["DeviceAllow"])
+
+
 def test_draining_ends_well_before_systemd_loses_patience() -> None:
     """The default drain_s and TimeoutStopSec fit each other."""
     timeout_s = int(keys()["TimeoutStopSec"][0].removesuffix("s"))
