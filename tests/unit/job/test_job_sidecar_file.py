@@ -217,17 +217,21 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
             id="template in quotes",
         ),
         pytest.param(
-            OK + "vram: {high: 0.9}\n",
+            OK + "vram: {high: 0, critical: much, keep_free_gb: -1}\n",
             [
-                (
-                    3,
-                    1,
-                    "vram",
-                    "this key is not available yet in this version",
-                    "leave it out; lower options.num_ctx or lanes if memory is short",
-                )
+                (3, 8, "vram.high", "0 is not a share of the card up to 1, or GB above it",
+                 "for example high: 0.8"),
+                (3, 17, "vram.critical", '"much" is not a share of the card up to 1, or GB above it',
+                 "for example critical: 14.5"),
+                (3, 33, "vram.keep_free_gb", "-1 is not a number of GB from 0",
+                 "for example keep_free_gb: 1"),
             ],
-            id="not yet",
+            id="limits of memory",
+        ),
+        pytest.param(
+            OK + "vram: {hihg: 0.9}\n",
+            [(3, 8, "vram.hihg", "unknown key", "did you mean high?")],
+            id="key of memory",
         ),
         pytest.param(
             OK + "format: {type: objekt, properties: {a: {enum: [yes, 'no']}, b: {$ref: 'http://x/y'}}}\n",
@@ -402,10 +406,10 @@ def test_every_key_says_what_it_expects_with_an_example_that_holds() -> None:
 
     top = {key: example for key, (_, example) in EXPECTED.items() if "." not in key and "[" not in key}
     text = "".join(
-        f"{key}: {example}\n" for key, example in top.items() if key not in ("options", "trim", "expect")
+        f"{key}: {example}\n" for key, example in top.items() if key not in ("options", "trim", "expect", "vram")
     )
     inner_of_trim: list[tuple[str, str]] = []
-    for group in ("options", "trim", "expect"):
+    for group in ("options", "trim", "expect", "vram"):
         inner = [
             (k.split(".")[1], e)
             for k, (_, e) in EXPECTED.items()
