@@ -49,6 +49,8 @@ class Task:
     sample: Literal["reviews", "candidates"]
     """Of `spoolama sample`, unless the data are given."""
     gold: str | None
+    more: str = "num_predict: 16"
+    """Further options of the model."""
 
 
 TASKS = {
@@ -80,9 +82,14 @@ TASKS = {
     ),
     "words": Task(
         "system: You say in at most five words what a sentence from a product review is about.\n"
-        'prompt: "Sentence: {{ text }}"\n',
+        'prompt: "Sentence: {{ text }}"\n'
+        "examples:\n"
+        "  - {user: 'Sentence: nobody answers the phone.', assistant: 'poor service'}\n"
+        "  - {user: 'Sentence: the sound is warm and never too loud.', assistant: 'pleasant sound'}\n",
         "reviews",
         None,
+        # The small model goes on and on; what counts here is what it says first.
+        more="stop: ['\\n', '.'], num_predict: 48",
     ),
     "fit": Task(
         "system: You sort profiles of people who want to work as a data engineer.\n"
@@ -124,7 +131,7 @@ def run_forms(
             f"model: {model}\n{task.sidecar}{gold}{trim}\n"
             # Long enough for a window to be trimmed, short enough for every lane to have work.
             f"segment: {max(60, rows // (4 * lanes))}\n"
-            "options: {num_ctx: 4096, num_predict: 16, temperature: 0, seed: 7}\n"
+            f"options: {{num_ctx: 4096, temperature: 0, seed: 7, {task.more}}}\n"
         )
     env = clean_env(spool, "", SPOOLAMA_LANES=str(lanes), SPOOLAMA_BACKEND__KIND="embedded")
     env.pop("SPOOLAMA_BACKEND__URL")
