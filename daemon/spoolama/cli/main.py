@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "check": ("check:check", "Say everything the service would say, before anything is uploaded."),
     "status": ("status:status", "Say how the service or one dropped file fares."),
     "watch": ("watch:watch", "Follow the service's progress on the terminal."),
+    "gpu": ("gpu:gpu", "Show memory of GPUs and machine, and whether a model would fit."),
     "init": ("init:init", "Make a spool."),
     "analyze": ("analyze:analyze", "Show a published job's answers, agreement and failures."),
     "compare": ("compare:compare", "Show two published jobs side by side."),

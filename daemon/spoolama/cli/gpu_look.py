@@ -1,0 +1,256 @@
+"""What `spoolama gpu` finds: readings, what the server lists, the estimate of a load. Nothing is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from spoolama.backends.base import Backend, HeldModel, LoadSpec
+from spoolama.clock import SystemClock
+from spoolama.engine.sizing import Sizing
+from spoolama.errors import BackendError
+from spoolama.gpu.card_thread import CardThread
+from spoolama.gpu.estimate import fitting_quantisations, largest_window
+from spoolama.gpu.host import HostProbe
+from spoolama.gpu.level import Rules
+from spoolama.gpu.nvml import NvmlCards
+from spoolama.gpu.readings import Card, CardProbe, NoCards
+from spoolama.gpu.room import Where
+from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.service.assembly import server_is_here
+from spoolama.service.settings import Settings
+
+__all__ = ["WAIT_S", "Look"]
+
+T = TypeVar("T")
+
+WAIT_S = 2.0
+"""So long a driver may take for its first answer; a reading that is older is no reading."""
+_ANSWER_S = 5.0
+_ASK_AGAIN_S = 5.0
+_ENGINE = b"spoolama.backends.embedded_child"
+"""What the command line of an embedded engine's process has, whose name says only python."""
+_AT_ONCE = Rules(rise_s=0.0, fall_s=0.0, hysteresis=0.0)
+"""The level of this moment: the service waits for a peak to pass, a person wants to see it."""
+
+
+class Look:
+    """Reads, asks and estimates; `payload` is what came of it.
+
+    Args:
+        settings: Where the server is, and the limits.
+        backend: The server, which is asked and never told to load.
+        spec: The load to estimate; None: none.
+        probe: Reads the cards; None: NVML.
+    """
+
+    def __init__(
+        self, settings: Settings, backend: Backend, spec: LoadSpec | None, probe: CardProbe | None = None
+    ) -> None:
+        clock, vram = SystemClock(), settings.vram
+        self._settings = settings
+        self._backend = backend
+        self._spec = spec
+        self._here = server_is_here(settings.backend)
+        self._host = HostProbe(clock=clock)
+        elsewhere = NoCards("the model server is on another machine")
+        self._cards = CardThread(
+            (probe or NvmlCards()) if self._here else elsewhere, clock, stale_after_s=WAIT_S
+        )
+        self._watchdog = MemoryWatchdog(
+            self._cards,
+            self._host if self._here else None,
+            clock,
+            marks=vram.marks,
+            host_marks=vram.host_marks,
+            rules=_AT_ONCE,
+            only=vram.cards,
+            on_cards=settings.backend.kind != "embedded",
+            pids=_engines,
+        )
+        self._models: tuple[HeldModel, ...] | None = None
+        self._unlisted: str | None = None
+        self._sizing: Sizing | None = None
+        self._unsized: str | None = None
+
+    async def looked(self) -> None:
+        """Wait for the next look."""
+        await self._watchdog.looked()
+
+    async def run(self, *, keep_on: bool) -> None:
+        """Look each second until cancelled; the first time after the cards were read or had their time.
+
+        Args:
+            keep_on: Read the cards and ask the server again and again, not only once.
+        """
+        # Not in asyncio's pool: Python waits for that at its end, and a driver may hang for ever.
+        reading = threading.Thread(target=self._cards.read_once, name="first GPU reading", daemon=True)
+        reading.start()
+        await asyncio.gather(self._ask(), asyncio.to_thread(reading.join, WAIT_S))
+        if keep_on and not reading.is_alive():
+            self._cards.start()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watchdog.run())
+            if keep_on:
+                group.create_task(self._ask_again())
+
+    async def _ask_again(self) -> None:
+        while True:
+            await asyncio.sleep(_ASK_AGAIN_S)
+            await self._ask()
+
+    async def _ask(self) -> None:
+        """What the server lists, and what the model is made of. A server that is away is no error here."""
+        self._models, self._unlisted = await _answer(self._backend.in_memory)
+        self._watchdog.listed(self._models)
+        spec = self._spec
+        if spec is not None and self._sizing is None:
+            shape, self._unsized = await _answer(lambda: self._backend.shape(spec))
+            if shape is not None:
+                self._sizing = await Sizing.of(self._backend, spec)
+            elif self._unsized is None:
+                self._unsized = "the server does not tell what it is made of"
+
+    def payload(self) -> dict[str, Any]:
+        """What is known now, for programs: sizes in bytes, null is what is not known."""
+        readings, dog = self._watchdog.latest, self._watchdog
+        assert readings is not None, "looked comes first"
+        seen = self._cards.latest()
+        watched = readings.cards is not None or readings.host is not None
+        names = {runner.pid: runner.name for runner in readings.runners}
+        return {
+            "level": str(dog.level) if watched else None,
+            "why": dog.words,
+            "cards": None if seen.cards is None else [self._card(card, names) for card in seen.cards],
+            "no_cards": seen.blind or readings.blind,
+            "machine": self._machine(),
+            "holders": [
+                asdict(runner)
+                for runner in (readings.runners if self._here else self._host.runners(_engines()))
+            ],
+            "server": self._server(),
+            "estimate": self._estimate(no_card=self._here and seen.lasting),
+        }
+
+    def _card(self, card: Card, names: dict[int, str]) -> dict[str, Any]:
+        limits, only = self._watchdog.limits_of(card), self._settings.vram.cards
+        processes = None
+        if card.processes is not None:
+            processes = [{"pid": p, "name": names.get(p), "bytes": n} for p, n in card.processes.items()]
+        return {
+            **asdict(card),
+            "free_bytes": card.free_bytes,
+            "high_bytes": limits.high_bytes,
+            "critical_bytes": limits.critical_bytes,
+            "counts": not only or card.index in only,
+            "processes": processes,
+        }
+
+    def _machine(self) -> dict[str, Any] | None:
+        """This machine, though its memory is not the server's where that is elsewhere."""
+        latest = self._watchdog.latest
+        host = (latest.host if latest is not None else None) or self._host.host()
+        if host is None:
+            return None
+        limits = self._watchdog.host_marks.limits(host.total_bytes)
+        return {
+            **asdict(host),
+            "used_bytes": host.used_bytes,
+            "high_bytes": limits.high_bytes,
+            "critical_bytes": limits.critical_bytes,
+        }
+
+    def _server(self) -> dict[str, Any]:
+        section = self._settings.backend
+        # The models of an embedded engine are the service's, which cannot be asked from here.
+        listed = None if section.kind == "embedded" else self._models
+        return {
+            "kind": section.kind,
+            "address": section.address,
+            "here": self._here,
+            "error": self._unlisted,
+            "models": None if listed is None else [asdict(model) for model in listed],
+        }
+
+    def _estimate(self, *, no_card: bool) -> dict[str, Any] | None:
+        """The load held against what is free; `unknown` says why there is none."""
+        spec, sizing = self._spec, self._sizing
+        if spec is None:
+            return None
+        asked = {"model": spec.model, "num_ctx": spec.num_ctx, "slots": spec.slots}
+        shape = None if sizing is None else sizing.shape
+        if sizing is None or shape is None:
+            return {**asked, "unknown": self._unsized}
+        if no_card:
+            sizing = replace(sizing, on_card=False)  # Ollama then takes main memory
+        found, need = sizing.estimate(spec), sizing.need(spec)
+        assert found is not None
+        assert need is not None
+        readings = self._watchdog.latest
+        free, most = self._free(need.where), self._watchdog.most_bytes(need.where)
+        on_card = sizing.on_card
+        # Mapped weights do not count for the service (Sizing.need), so they do not for the window either.
+        given_back = 0 if on_card else found.weights_bytes
+        return {
+            **asked,
+            "unknown": None,
+            "where": need.where,
+            "cards": len(readings.cards or ()) if readings is not None else 0,
+            "trained_ctx": shape.trained_ctx,
+            "estimate": sizing.to_json(spec),
+            "may_be_taken_bytes": free,
+            "may_be_taken_at_most_bytes": most,
+            "fits": None if free is None else self._watchdog.room(need).fits,
+            "fits_whole": None if free is None else found.total_bytes <= free,
+            "would_fit_alone": None if most is None else need.size_bytes <= most,
+            "largest_window": None
+            if free is None
+            else largest_window(shape, free + given_back, spec.slots, on_card=on_card),
+            "smaller_quantisations": []
+            if free is None
+            else [
+                asdict(q)
+                for q in fitting_quantisations(shape, free, spec.num_ctx, spec.slots, on_card=on_card)
+            ],
+        }
+
+    def _free(self, where: Where) -> int | None:
+        """What a load may take now below the critical mark, as `gpu/room.py` has it; None: not known."""
+        readings, dog = self._watchdog.latest, self._watchdog
+        if readings is None:
+            return None
+        if where == "host":
+            host, most = readings.host, dog.most_bytes("host")
+            return None if host is None or most is None else max(0, most - host.used_bytes)
+        if readings.cards is None:
+            return None
+        free = sum(max(0, dog.limits_of(card).critical_bytes - card.used_bytes) for card in readings.cards)
+        return free + sum(model.vram_bytes or 0 for model in readings.models or ())
+
+
+async def _answer(ask: Callable[[], Awaitable[T | None]]) -> tuple[T | None, str | None]:
+    """What the server says, or why it does not."""
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            return await ask(), None
+    except BackendError as error:
+        return None, error.message
+    except TimeoutError:
+        return None, f"no answer within {_ANSWER_S:.0f} s"
+
+
+def _engines() -> list[int]:
+    """Processes of embedded engines on this machine."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended meanwhile, or is hidden
+        if _ENGINE in words:
+            found.append(int(entry.name))
+    return found

@@ -1,0 +1,187 @@
+"""What `spoolama gpu` found, in words for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from spoolama.gpu.limits import GB, in_gb
+
+__all__ = ["in_words"]
+
+
+def in_words(found: Mapping[str, Any]) -> Iterator[str]:
+    """One screen, line by line, from the payload of `cli/gpu_look.py`."""
+    if found["level"] is None:
+        yield f"Memory is not watched: {found['why']}."
+    else:
+        yield f"Memory is {found['level']}: {found['why']}."
+    yield ""
+    for card in found["cards"] or ():
+        yield from _card(card)
+    if found["no_cards"]:
+        yield f"GPUs: no readings, since {found['no_cards']}."
+    yield from _machine(found["machine"], here=found["server"]["here"])
+    yield from _holders(found["holders"])
+    yield from _server(found["server"])
+    if found["estimate"] is not None:
+        yield ""
+        yield from _estimate(found["estimate"])
+
+
+def _card(card: Mapping[str, Any]) -> Iterator[str]:
+    name = f"GPU {card['index']}, {card['name']}"
+    if card["mig"] == "on":
+        name += ", cut up (MIG), its instances cannot be read"
+    elif card["mig"] is not None:
+        name += f", MIG instance {card['mig']}"
+    if not card["counts"]:
+        name += " (does not count: vram.cards)"
+    own = card["reserved_bytes"]
+    driver = f", {_size(own)} of it by the driver itself" if own else ""
+    yield f"{name}:"
+    yield (
+        f"  {_size(card['used_bytes'])} of {_size(card['total_bytes'])} in use{driver}; "
+        f"{_size(card['free_bytes'])} free"
+    )
+    yield f"  {_marks(card)}"
+    if state := list(_state(card)):
+        yield f"  {', '.join(state)}"
+    if card["processes"] is None:
+        yield "  by process: not told (no permission, or the driver does not)"
+    elif not card["processes"]:
+        yield "  no process has memory on it"
+    for process in card["processes"] or ():
+        size = "size not told" if process["bytes"] is None else _size(process["bytes"])
+        yield f"  process {process['pid']}{_named(process['name'])}: {size}"
+
+
+def _marks(of: Mapping[str, Any]) -> str:
+    high, critical, used = of["high_bytes"], of["critical_bytes"], of["used_bytes"]
+    now = "critical" if used >= critical else "high" if used >= high else "below both"
+    return f"high from {_size(high)}, critical from {_size(critical)}: {now} now"
+
+
+def _state(card: Mapping[str, Any]) -> Iterator[str]:
+    if card["temperature_c"] is not None:
+        yield f"{card['temperature_c']} °C"
+    if card["power_w"] is not None:
+        of = f" of {card['power_limit_w']:.0f}" if card["power_limit_w"] is not None else ""
+        yield f"{card['power_w']:.0f}{of} W"
+    if card["throttled"]:
+        yield f"clocks lowered for: {', '.join(card['throttled'])}"
+    elif card["throttled"] is not None:
+        yield "clocks not lowered"
+
+
+def _machine(machine: Mapping[str, Any] | None, *, here: bool) -> Iterator[str]:
+    if machine is None:
+        yield "This machine: its memory cannot be read (/proc/meminfo)."
+        return
+    whose = "" if here else " (not the server's)"
+    bound = f", bound by {machine['bound']}" if machine["bound"] else ""
+    swap = machine["swap_total_bytes"]
+    used = swap - machine["swap_free_bytes"]
+    swapped = f"swap: {_size(used)} of {_size(swap)} in use" if swap else "no swap"
+    yield f"This machine{whose}:"
+    yield (
+        f"  {_size(machine['used_bytes'])} of {_size(machine['total_bytes'])} in use{bound}; "
+        f"{_size(machine['available_bytes'])} available; {swapped}"
+    )
+    if here:
+        yield f"  {_marks(machine)}"
+
+
+def _holders(holders: list[Mapping[str, Any]]) -> Iterator[str]:
+    if not holders:
+        yield "Processes here that hold a model: none seen."
+        return
+    yield "Processes here that hold a model:"
+    for one in holders:
+        own = one["anonymous_bytes"]
+        part = f", {_size(own)} of it not from files" if own is not None else ""
+        yield f"  process {one['pid']}{_named(one['name'])}: {_size(one['rss_bytes'])} resident{part}"
+
+
+def _server(server: Mapping[str, Any]) -> Iterator[str]:
+    name, address, error = f"Model server {server['kind']}", server["address"], server["error"]
+    if address and address not in (error or ""):
+        name += f" at {address}"
+    if error:
+        yield f"{name}: does not say what it holds: {error}."
+    elif server["kind"] == "embedded":
+        yield f"{name}: a process of the service, among those above while it has a model."
+    elif server["models"] is None:
+        yield f"{name}: has no list of what it holds."
+    elif not server["models"]:
+        yield f"{name}: nothing is loaded."
+    else:
+        yield f"{name} lists (sizes by its log of the load, without all that a card needs):"
+        for model in server["models"]:
+            yield f"  {model['name']}: {', '.join(_listed(model))}"
+
+
+def _listed(model: Mapping[str, Any]) -> Iterator[str]:
+    size, on_cards = model["size_bytes"], model["vram_bytes"]
+    yield "size not told" if size is None else _size(size)
+    if size and on_cards is not None:
+        yield "all on GPUs" if on_cards >= size else f"{_size(on_cards)} of it on GPUs"
+    if model["num_ctx"] is not None:
+        yield f"window of {model['num_ctx']:,}"
+
+
+def _estimate(load: Mapping[str, Any]) -> Iterator[str]:
+    slots = "1 slot" if load["slots"] == 1 else f"{load['slots']} slots"
+    title = f"Estimate for {load['model']} with a window of {load['num_ctx']:,} and {slots}"
+    if load["unknown"]:
+        yield f"{title}: none, since {load['unknown']}."
+        return
+    card, parts = load["where"] == "card", load["estimate"]
+    yield f"{title}, on {'a GPU' if card else 'the CPU'}; nothing was loaded:"
+    yield (
+        f"  about {_size(parts['total_bytes'])}: weights {_size(parts['weights_bytes'])}, keys and values "
+        f"{_size(parts['kv_bytes'])}, computing {_size(parts['compute_bytes'])}, "
+        f"{'CUDA' if card else 'the process'} {_size(parts['overhead_bytes'])}"
+    )
+    if load["trained_ctx"] is not None and load["trained_ctx"] < load["num_ctx"]:
+        yield f"  It was made for windows up to {load['trained_ctx']:,}; a longer one counts as that."
+    yield from _fit(load, card=card)
+
+
+def _fit(load: Mapping[str, Any], *, card: bool) -> Iterator[str]:
+    free = load["may_be_taken_bytes"]
+    if free is None:
+        yield "  Whether it fits is not known: the memory where it would run cannot be read."
+        return
+    all_of_them = f" on {load['cards']} GPUs together" if card and load["cards"] > 1 else ""
+    may = f"{_size(free)} may be taken{all_of_them} below the critical mark"
+    if load["fits"] and (card or load["fits_whole"]):
+        yield f"  It should fit: {may}."
+    elif load["fits"]:
+        yield f"  It can be loaded, but its weights do not all stay in memory, which is slow: {may}."
+    else:
+        yield f"  It should not fit now: {may}."
+        if load["would_fit_alone"]:
+            most = _size(load["may_be_taken_at_most_bytes"])
+            yield f"  With nothing else in memory it should: then {most} may be taken."
+    largest = load["largest_window"]
+    if largest is None:
+        yield "  No window fits by this estimate."
+    else:
+        yield f"  The largest window that should fit: {largest:,}."
+    if load["fits"] and (card or load["fits_whole"]):
+        return
+    smaller = load["smaller_quantisations"]
+    if smaller:
+        names = ", ".join(f"{q['name']} (weights about {_size(q['weights_bytes'])})" for q in smaller)
+        yield f"  Smaller quantisations that should fit, if somebody offers them: {names}."
+    else:
+        yield "  No smaller quantisation that would fit is known."
+
+
+def _named(name: str | None) -> str:
+    return f" ({name})" if name else ""
+
+
+def _size(size: int) -> str:
+    return in_gb(size) if not size or size >= GB // 10 else f"{max(1, size >> 20)} MB"

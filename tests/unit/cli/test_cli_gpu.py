@@ -1,0 +1,324 @@
+"""`spoolama gpu`: what it reads, estimates and says; it never loads and never hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nvml_stub import FakeCard, Script
+from spoolama.backends.base import HeldModel, LoadSpec
+from spoolama.backends.model_shape import ModelShape
+from spoolama.cli import gpu_look
+from spoolama.cli.gpu_look import Look
+from spoolama.cli.gpu_words import in_words
+from spoolama.cli.main import spoolama
+from spoolama.clock import SystemClock
+from spoolama.engine.sizing import Sizing
+from spoolama.errors import ServerAway
+from spoolama.gpu.estimate import estimate
+from spoolama.gpu.readings import NoCards, NoReading
+from spoolama.service.settings import load_settings
+from spoolama.testing.backend import ScriptedBackend
+from spoolama.testing.cards import GB, Scene, ScriptedCards, card
+
+NOBODY = "http://127.0.0.1:9"
+NO_DRIVER = NoReading("no NVIDIA driver on this machine", lasting=True)
+LLAMA_8B = ModelShape(
+    "llama",
+    32,
+    (8,) * 32,
+    (False,) * 32,
+    128,
+    128,
+    128,
+    128,
+    32,
+    4096,
+    16_068_894_912,
+    feed_forward_length=14336,
+    vocab_size=128_256,
+    trained_ctx=131_072,
+    file_type=1,
+)
+"""Llama 3.1 8B in F16, as tests/unit/gpu/test_gpu_estimate.py has it."""
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SPOOLAMA_SPOOL", "SPOOLAMA_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class _Server(ScriptedBackend):
+    """A server that lists what the test says."""
+
+    listed: tuple[HeldModel, ...] | None = ()
+    away = False
+
+    async def in_memory(self) -> tuple[HeldModel, ...] | None:
+        if self.away:
+            raise ServerAway("nobody there")
+        return self.listed
+
+
+def look(
+    scene: Scene,
+    spec: LoadSpec | None = None,
+    *,
+    arrange: Callable[[_Server], None] = lambda _: None,
+    config: Path | None = None,
+    **settings: object,
+) -> dict[str, Any]:
+    """What is found with these cards and this server."""
+    clock = SystemClock()
+    given = {f"SPOOLAMA_{key.upper()}": str(value) for key, value in settings.items()}
+    server = _Server(clock, kind="ollama", shape_=LLAMA_8B)
+    arrange(server)
+
+    async def once() -> dict[str, Any]:
+        seeing = Look(load_settings(config, given), server, spec, ScriptedCards([(0, scene)], clock))
+        task = asyncio.create_task(seeing.run(keep_on=False))
+        try:
+            async with asyncio.timeout(30):
+                await seeing.looked()
+            return seeing.payload()
+        finally:
+            task.cancel()
+
+    found = asyncio.run(once())
+    assert (server.loads, server.calls) == ([], []), "nothing is loaded, nothing is asked"
+    return found
+
+
+def said(found: dict[str, Any]) -> str:
+    return "\n".join(in_words(found))
+
+
+def call(monkeypatch: pytest.MonkeyPatch, probe: object, *arguments: str) -> Result:
+    """The command with these cards, as a person calls it."""
+    monkeypatch.setattr(gpu_look, "NvmlCards", lambda: probe)
+    return CliRunner().invoke(spoolama, ["gpu", *arguments], catch_exceptions=False)
+
+
+def test_without_gpu_and_server_it_says_why_and_shows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence for each, exit status 0, and this machine's memory all the same."""
+    result = call(monkeypatch, NoCards("no NVIDIA driver on this machine"), "--url", NOBODY)
+
+    assert result.exit_code == 0
+    assert "GPUs: no readings, since no NVIDIA driver on this machine.\n" in result.output
+    assert "This machine:\n" in result.output
+    assert f"Model server ollama: does not say what it holds: {NOBODY}" in result.output
+
+
+def test_everything_of_a_card_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory, the driver's own, limits, heat, power, why clocks are lowered, and each process."""
+    full = card(
+        15.5,
+        name="NVIDIA L4",
+        reserved_bytes=GB // 2,
+        temperature_c=81,
+        power_w=71.6,
+        power_limit_w=72.0,
+        throttled=("power", "heat"),
+        processes={4711: 8 * GB, 4712: None},
+    )
+    probe = ScriptedCards([(0, (full,))], SystemClock())
+
+    text = call(monkeypatch, probe, "--url", NOBODY).output
+
+    assert text.startswith("Memory is critical: GPU memory: 15.5 GB of 16.0 GB in use.\n")
+    assert "GPU 0, NVIDIA L4:\n" in text
+    assert "15.5 GB of 16.0 GB in use, 0.5 GB of it by the driver itself; 0.5 GB free" in text
+    assert "high from 14.0 GB, critical from 15.0 GB: critical now" in text
+    assert "81 °C, 72 of 72 W, clocks lowered for: power, heat" in text
+    assert "process 4711: 8.0 GB\n  process 4712: size not told\n" in text
+
+
+def test_what_is_not_told_is_not_made_up(tmp_path: Path) -> None:
+    """A card that tells its memory alone, and MIG, and cards that do not count."""
+    cards = (
+        card(1, mig="2"),
+        card(2, index=1, mig="on", processes={}, throttled=()),
+    )
+
+    (tmp_path / "c.yaml").write_text("vram: {cards: [0]}\n")
+
+    text = said(look(cards, config=tmp_path / "c.yaml"))
+
+    assert "scripted card, MIG instance 2:\n" in text
+    assert "cut up (MIG), its instances cannot be read (does not count: vram.cards):\n" in text
+    assert text.count("by process: not told") == text.count("no process has memory on it") == 1
+    assert text.count("°C") == text.count(" W") == 0
+    assert text.count("clocks not lowered") == 1
+
+
+@pytest.mark.parametrize(("used", "level"), [(13.9, "ok"), (14, "high"), (14.9, "high"), (15, "critical")])
+def test_the_level_is_that_of_this_moment(used: float, level: str) -> None:
+    """One look is enough, where the service waits for a peak to pass."""
+    assert look((card(used),))["level"] == level
+
+
+def test_the_level_follows_the_settings() -> None:
+    """The limits are the service's own."""
+    found = look((card(10),), vram__high=8, vram__critical=9)
+
+    assert found["level"] == "critical"
+    assert found["cards"][0]["critical_bytes"] == 9 * GB
+
+
+def test_an_estimate_is_held_against_what_is_free() -> None:
+    """It fits by the engine's own estimate; the largest window fits and the next one does not."""
+    found = look((card(2, 24),), LoadSpec("m", 8192, slots=2))["estimate"]
+
+    assert found["fits"] is True
+    assert found["may_be_taken_bytes"] == round(24 * 0.9375 * GB) - 2 * GB
+    assert found["estimate"] == Sizing(LLAMA_8B, on_card=True).to_json(LoadSpec("m", 8192, slots=2))
+    largest = found["largest_window"]
+    assert estimate(LLAMA_8B, largest, 2).total_bytes <= found["may_be_taken_bytes"]
+    assert estimate(LLAMA_8B, largest + 256, 2).total_bytes > found["may_be_taken_bytes"]
+
+
+def test_what_does_not_fit_comes_with_what_would() -> None:
+    """The largest window, and quantisations; both called what they are: estimates."""
+    found = look((card(2, 24),), LoadSpec("m", 65_536))
+    text = said(found)
+
+    assert found["estimate"]["fits"] is False
+    assert (
+        "Estimate for m with a window of 65,536 and 1 slot, on a GPU; nothing was loaded:\n  about " in text
+    )
+    assert "It should not fit now: 20.5 GB may be taken below the critical mark." in text
+    assert f"The largest window that should fit: {found['estimate']['largest_window']:,}." in text
+    assert "Smaller quantisations that should fit, if somebody offers them: Q8_0 (weights about " in text
+    assert "With nothing else in memory" not in text
+
+
+def test_a_full_card_says_what_an_empty_one_would_hold() -> None:
+    """Whom to ask for room is worth knowing; here others have it."""
+    text = said(look((card(20, 24),), LoadSpec("m", 4096)))
+
+    assert "With nothing else in memory it should: then 22.5 GB may be taken." in text
+    assert "No window fits by this estimate." in text
+    assert "No smaller quantisation that would fit is known." in text
+
+
+def test_the_servers_own_models_make_room() -> None:
+    """It gives them back for a load, so what they hold may be taken."""
+
+    def holds(server: _Server) -> None:
+        server.listed = (HeldModel("old:8b", 18 * GB, 17 * GB, 4096),)
+
+    found = look((card(19, 24),), LoadSpec("m", 4096), arrange=holds)
+
+    assert found["estimate"]["fits"] is True
+    assert "  old:8b: 18.0 GB, 17.0 GB of it on GPUs, window of 4,096\n" in said(found)
+
+
+def test_without_a_card_main_memory_is_reckoned() -> None:
+    """Ollama then takes that; a model of 15 GB is no card's matter."""
+    found = look(NO_DRIVER, LoadSpec("m", 4096))["estimate"]
+
+    assert found["where"] == "host"
+    assert found["fits"] is not None
+
+
+def test_cards_that_cannot_be_read_leave_it_open() -> None:
+    """A driver that does not answer has a card behind it, of which nothing is known."""
+    found = look(NoReading("NVML says: Unknown Error"), LoadSpec("m", 4096))
+
+    assert found["estimate"]["fits"] is None
+    assert found["estimate"]["where"] == "card"
+    assert "Whether it fits is not known" in said(found)
+
+
+def test_why_there_is_no_estimate() -> None:
+    """A server that does not tell, and one that is away."""
+
+    def shapeless(server: _Server) -> None:
+        server.shape_ = None
+
+    def away(server: _Server) -> None:
+        server.away = True
+        shapeless(server)
+
+    text = said(look((card(1),), LoadSpec("m", 4096), arrange=shapeless))
+    assert text.endswith("1 slot: none, since the server does not tell what it is made of.")
+    assert "does not say what it holds: nobody there." in said(look((card(1),), arrange=away))
+
+
+def test_a_server_elsewhere_has_nothing_of_this_machine() -> None:
+    """Its cards and memory are not here, so no level is told, and ours are named as not its own."""
+    found = look((card(15.9),), backend__url="http://192.0.2.1:11434")
+
+    assert (found["level"], found["cards"]) == (None, None)
+    assert said(found).startswith("Memory is not watched: the model server is on another machine.\n")
+    assert "This machine (not the server's):\n" in said(found)
+
+
+def test_json_has_the_same_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes, and null for what is not known."""
+    probe = ScriptedCards([(0, (card(3, processes={7: 5}),))], SystemClock())
+
+    found = json.loads(call(monkeypatch, probe, "--url", NOBODY, "--json").output)
+
+    assert found["level"] == "ok"
+    assert found["cards"][0]["used_bytes"] == 3 * GB
+    assert found["cards"][0]["processes"] == [{"pid": 7, "name": None, "bytes": 5}]
+    assert found["cards"][0]["temperature_c"] is None
+    assert found["estimate"] is None
+
+
+def test_a_window_without_a_model_is_a_mistake() -> None:
+    """It would be silently nothing."""
+    result = CliRunner().invoke(spoolama, ["gpu", "--num-ctx", "8192"])
+
+    assert result.exit_code == 2
+    assert "--model" in result.output
+
+
+def _child(script: Script, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "spoolama", "gpu", "--url", NOBODY, *arguments]
+    return subprocess.Popen(
+        command, env=os.environ | script.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_driver_that_hangs_does_not_hang_the_command(tmp_path: Path) -> None:
+    """The library's call blocks for a minute; the command has ended long before, and says so."""
+    script = Script(tmp_path / "script", hanging=["nvmlDeviceGetMemoryInfo"])
+    script.write()
+
+    with _child(script) as child:
+        out, err = child.communicate(timeout=30)
+
+    assert (child.returncode, err) == (0, "")
+    assert "GPUs: no readings, since NVML has not answered for 2 s.\n" in out
+    assert "This machine:\n" in out
+
+
+def test_watch_follows_the_card_until_it_is_interrupted(tmp_path: Path) -> None:
+    """Lines of JSON see memory rise; Ctrl-C ends it with status 0 and without a word."""
+    script = Script(tmp_path / "script", cards=[FakeCard(used=GB)])
+    script.write()
+
+    with _child(script, "--watch", "--json") as child:
+        assert child.stdout is not None
+        assert json.loads(child.stdout.readline())["cards"][0]["used_bytes"] == GB
+        script.cards = [FakeCard(used=15 * GB)]
+        script.write()
+        levels = iter(lambda: json.loads(child.stdout.readline())["level"], None)  # type: ignore[union-attr]
+        assert "critical" in (next(levels) for _ in range(20))
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+
+    assert (child.returncode, err) == (0, "")
