@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from spoolama.engine.progress import Snapshot
+from spoolama.gpu.level import Level
+from spoolama.gpu.limits import in_gb
 from spoolama.service.queue import Queued
 from spoolama.service.state import EndedJob, ServiceState
 from spoolama.spool.names import readable
@@ -17,6 +19,7 @@ __all__ = [
     "ended_payload",
     "failures_text",
     "held_payload",
+    "memory_payload",
     "moment",
     "queued_payload",
     "rows_text",
@@ -145,6 +148,46 @@ def ended_payload(done: EndedJob) -> dict[str, Any]:
     return payload
 
 
+def memory_payload(state: ServiceState) -> dict[str, Any] | None:
+    """How tense memory is and what was read last, sizes in bytes; None: nobody watches, or not yet."""
+    if state.memory is None or state.memory.latest is None:
+        return None
+    readings = state.memory.latest
+    host = readings.host
+    return {
+        "level": str(state.memory.level),
+        "message": state.memory.words,
+        "cards": None
+        if readings.cards is None
+        else [
+            {"index": c.index, "mig": c.mig, "used_bytes": c.used_bytes, "total_bytes": c.total_bytes}
+            for c in readings.cards
+        ],
+        "no_cards": readings.blind,
+        "machine": None if host is None else {"used_bytes": host.used_bytes, "total_bytes": host.total_bytes},
+        "holders_rss_bytes": sum(r.rss_bytes for r in readings.runners) if readings.runners else None,
+    }
+
+
+def _memory_text(memory: Mapping[str, Any]) -> list[str]:
+    """For service.txt: what decides first, then what that leaves out."""
+    cards, machine = memory["cards"] or [], memory["machine"]
+    lines = [f"Memory: {memory['level']}, {memory['message']}" if cards or machine else "Memory: not watched"]
+    if len(cards) > 1:
+        lines += [
+            f"  GPU {c['index']}{'' if c['mig'] is None else ' MIG ' + c['mig']}: {_used(c)}" for c in cards
+        ]
+    if cards and machine:
+        lines.append(f"  this machine: {_used(machine)}")
+    if memory["no_cards"]:
+        lines.append(f"  GPUs are not watched: {memory['no_cards']}")
+    return lines
+
+
+def _used(of: Mapping[str, int]) -> str:
+    return f"{in_gb(of['used_bytes'])} of {in_gb(of['total_bytes'])} in use"
+
+
 def status_line(state: ServiceState) -> str:
     """One line for `systemctl status`."""
     if state.phase == "stopped":
@@ -156,12 +199,13 @@ def status_line(state: ServiceState) -> str:
             flying = state.running.progress.in_flight
             text += f": {readable(state.running.item.job.dropped_as)} finishes {flying} rows in flight"
         return f"{text}."
-    running = running_payload(state)
+    running, phase = running_payload(state), ""
     if running is not None:
         name = readable(running["name"])
         text = f"{name}: {rows_text(running)}"
         if running["waiting_for_server"] or not running["rows"]["done"]:
-            text = f"{name}: {running['phase']}"
+            phase = running["phase"]
+            text = f"{name}: {phase}"
             text += f"; {rows_text(running)}" if running["rows"]["total"] else ""
         elif running["besides"]:
             text = f"{name}: {running['besides']}; {rows_text(running)}"
@@ -171,6 +215,10 @@ def status_line(state: ServiceState) -> str:
         text = f"Ready, but the model server is away: {state.server.away}"
     else:
         text = "Ready"
+    memory = state.memory
+    # A phase that waits for memory, or makes room, says it already.
+    if memory is not None and memory.level is not Level.OK and "memory" not in phase:
+        text += f"; memory is {memory.level}: {memory.words}"
     waiting, held = len(state.queue.in_line()), sum(not h.waiting for h in state.held)
     arriving = len(state.held) - held
     if waiting:
@@ -201,6 +249,7 @@ def service_payload(state: ServiceState, *, version: str, pid: int, started_at: 
             "version": state.server.version,
             "away": state.server.away,
         },
+        "memory": memory_payload(state),
         "running": running_payload(state),
         "queue": [queued_payload(item, n) for n, item in enumerate(state.queue.in_line(), 1)],
         "held": [held_payload(h) for h in state.held],
@@ -221,6 +270,8 @@ def service_text(payload: Mapping[str, Any], at: float) -> str:
     ]
     if payload["service"]["events"] != "ok":
         lines.append(f"Drops are found by the rescan only: {payload['service']['events']}")
+    if payload["memory"]:
+        lines += _memory_text(payload["memory"])
     running = payload["running"]
     if running:
         lines += ["", f"Now: {readable(running['name'])} (job {running['job']})", f"  {running['phase']}"]

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 
 from spoolama.engine.progress import Progress, Pulse
+from spoolama.gpu.card_thread import CardThread
+from spoolama.gpu.level import Rules
+from spoolama.gpu.readings import Host, NoReading, Runner
+from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.service import keeping
 from spoolama.service.keeping import remove_old
 from spoolama.service.model import StopSignal
@@ -23,6 +27,7 @@ from spoolama.service.status_text import (
 )
 from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
+from spoolama.testing.cards import GB, Scene, ScriptedCards, card
 from spoolama.testing.clock import VirtualClock
 
 
@@ -116,6 +121,94 @@ def test_the_text_for_people_has_the_running_job_and_the_server() -> None:
     text = service_text(service_payload(state, version="1", pid=1, started_at=0.0), 1_800_000_000)
     assert "Now: c.csv (job c-1)" in text
     assert "Model server: ollama at http://here - AWAY: connection refused" in text
+
+
+class _Machine:
+    """One with 64 GB, a quarter of it in use, and a process that holds a model."""
+
+    def host(self) -> Host:
+        return Host(64 * GB, 48 * GB)
+
+    def runners(self, pids: object = ()) -> tuple[Runner, ...]:
+        return (Runner(7, "llama-server", 9 * GB),)
+
+
+def watched(state: ServiceState, scene: Scene, *, machine: bool = True) -> ServiceState:
+    """Memory was looked at once, with a level that follows at once."""
+    cards = CardThread(ScriptedCards([(0, scene)], state.clock), state.clock)
+    cards.read_once()
+    host = _Machine() if machine else None
+    state.memory = MemoryWatchdog(cards, host, state.clock, rules=Rules(rise_s=0))
+    state.memory._read_host()
+    state.memory.look()
+    return state
+
+
+def service_txt(state: ServiceState) -> list[str]:
+    return service_text(
+        service_payload(state, version="1", pid=1, started_at=0.0), 1_800_000_000
+    ).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("used", "said"),
+    [
+        (13.0, None),
+        (14.3, "; memory is high: GPU memory: 14.3 GB of 16.0 GB in use"),
+        (15.5, "; memory is critical: GPU memory: 15.5 GB of 16.0 GB in use"),
+    ],
+)
+def test_the_status_line_tells_of_memory_where_it_is_tense(used: float, said: str | None) -> None:
+    """Beside a running job and when idle; while it is ok the line stays short."""
+    idle = ServiceState(VirtualClock(), ServerState("ollama", "http://here"), phase="working")
+
+    for state in (running(470, {}), idle):
+        line = status_line(watched(state, (card(used),)))
+        assert line.endswith(f"{said}." if said else line)
+        assert ("memory is" in line) == (said is not None)
+
+
+def test_the_status_line_does_not_tell_of_memory_twice() -> None:
+    """A phase that waits for it has the words already."""
+    state = running(470, {}, "waiting for memory: GPU memory: 15.5 GB of 16.0 GB in use", waiting=True)
+
+    assert status_line(watched(state, (card(15.5),))).count("15.5 GB") == 1
+
+
+def test_the_text_for_people_has_memory() -> None:
+    """What decides, each of several cards, and this machine; the sizes in bytes for programs."""
+    state = watched(running(470, {}), (card(14.5), card(15, 24, index=1, mig="2")))
+    text = service_txt(state)
+
+    # Nothing of ours is on a card that is known, so the one with most room counts.
+    at = text.index("Memory: ok, GPU 1: 15.0 GB of 24.0 GB in use")
+    assert text[at + 1 : at + 4] == [
+        "  GPU 0: 14.5 GB of 16.0 GB in use",
+        "  GPU 1 MIG 2: 15.0 GB of 24.0 GB in use",
+        "  this machine: 16.0 GB of 64.0 GB in use",
+    ]
+    told = service_payload(state, version="1", pid=1, started_at=0.0)["memory"]
+    assert told["cards"][0] == {
+        "index": 0,
+        "mig": None,
+        "used_bytes": round(14.5 * GB),
+        "total_bytes": 16 * GB,
+    }
+    assert (told["level"], told["holders_rss_bytes"]) == ("ok", 9 * GB)
+
+
+def test_memory_that_is_not_watched_is_not_told_as_ok() -> None:
+    """Without cards the machine's level is told, and why there are none; of a server elsewhere only why."""
+    reason = NoReading("no NVIDIA driver on this machine", lasting=True)
+    here = service_txt(watched(running(470, {}), reason))
+    assert "Memory: ok, 16.0 GB of 64.0 GB of this machine's memory in use" in here
+    assert "  GPUs are not watched: no NVIDIA driver on this machine" in here
+    away = service_txt(watched(running(470, {}), reason, machine=False))
+    assert (
+        away[away.index("Memory: not watched") + 1]
+        == here[here.index("  GPUs are not watched: no NVIDIA driver on this machine")]
+    )
+    assert not [line for line in service_txt(running(470, {})) if "emory" in line]
 
 
 def test_published_jobs_go_only_when_the_settings_say_so(tmp_path: Path) -> None:
