@@ -108,12 +108,14 @@ class Look:
         self._models, self._unlisted = await _answer(self._backend.in_memory)
         self._watchdog.listed(self._models)
         spec = self._spec
-        if spec is not None and self._sizing is None:
-            shape, self._unsized = await _answer(lambda: self._backend.shape(spec))
-            if shape is not None:
-                self._sizing = await Sizing.of(self._backend, spec)
-            elif self._unsized is None:
-                self._unsized = "the server does not tell what it is made of"
+        if spec is None or self._sizing is not None:
+            return
+        sizing, self._unsized = await _answer(lambda: Sizing.of(self._backend, spec))
+        if sizing is not None and sizing.shape is not None:
+            self._sizing = sizing
+        elif sizing is not None:
+            _, why = await _answer(lambda: self._backend.shape(spec))  # it keeps the reason for itself
+            self._unsized = why or "the server does not tell what it is made of"
 
     def payload(self) -> dict[str, Any]:
         """What is known now, for programs: sizes in bytes, null is what is not known."""
