@@ -406,7 +406,9 @@ def test_every_key_says_what_it_expects_with_an_example_that_holds() -> None:
 
     top = {key: example for key, (_, example) in EXPECTED.items() if "." not in key and "[" not in key}
     text = "".join(
-        f"{key}: {example}\n" for key, example in top.items() if key not in ("options", "trim", "expect", "vram")
+        f"{key}: {example}\n"
+        for key, example in top.items()
+        if key not in ("options", "trim", "expect", "vram")
     )
     inner_of_trim: list[tuple[str, str]] = []
     for group in ("options", "trim", "expect", "vram"):
