@@ -48,7 +48,6 @@ class Holder:
         memory: The watchdog.
         clock: Time.
         stop: A wish to stop.
-        sizing: What a load takes, as far as it can be told beforehand.
         must_fit: A load for which there is no room in `PATIENCE_S` is given up instead of tried all the same.
     """
 
@@ -62,7 +61,6 @@ class Holder:
         memory: Memory,
         clock: Clock,
         stop: Stop,
-        sizing: Sizing,
         must_fit: bool = False,
     ) -> None:
         self._backend = backend
@@ -73,14 +71,16 @@ class Holder:
         self._memory = memory
         self._clock = clock
         self._stop = stop
-        self._sizing = sizing
+        self._sizing: Sizing | None = None
         self._measured: dict[tuple[int, int], int] = {}
         """What loads were seen to take on the cards, by window and slots."""
         self._before: Taken | None = None
         """What was in use before the last load, until the load was measured."""
         self._must_fit = must_fit
-        self._shortages = 0
-        """Loads and answers that ran out of memory on this rung."""
+        self._shortages: list[float] = []
+        """When loads and answers ran out of memory on this rung."""
+        self._short: tuple[int, bool] = (-1, False)
+        """The load at which answers did last, and whether a smaller one was left then."""
         self._releases: list[tuple[float, int]] = []
         """When the model was released for want of memory, and on which rung."""
         self.on_load: Callable[[LoadSpec, LoadedModel], Awaitable[None]] | None = None
@@ -116,9 +116,12 @@ class Holder:
             BackendError: it cannot be loaded now for another reason.
             Stopping: the service stops.
         """
+        if self._sizing is None:
+            self._sizing = await Sizing.of(self._backend, self.spec)
         while True:
             await self._wait_for_room()
-            self._before = self._memory.taken()
+            if not await self._is_held():
+                self._before = self._memory.taken()
             try:
                 with self._progress.pulse.wait(LOAD_BOUND_S):
                     self.loaded = await self._backend.load(self.spec)
@@ -140,15 +143,17 @@ class Holder:
 
     def ran_short(self, message: str) -> bool:
         """An answer ran out of memory; whether a smaller load is left to be tried, now or next time."""
-        left = self.can_shrink
-        self._ran_short(message)
-        return left
+        if self._short[0] != self.loads:  # lanes that met the same end of the model's process are one shortage
+            self._short = (self.loads, self.can_shrink)
+            self._ran_short(message)
+        return self._short[1]
 
     def _ran_short(self, message: str) -> bool:
         """Count it; whether to try again, on this rung or on the next."""
         self._memory.did("out_of_memory", message=message, **self.figures())
-        self._shortages += 1
-        if self._shortages < _TRIES:
+        now = self._clock.monotonic()
+        self._shortages = [*(at for at in self._shortages if now - at < HOUR_S), now]
+        if len(self._shortages) < _TRIES:
             return True
         return self.descend("it ran out of memory")
 
@@ -156,18 +161,20 @@ class Holder:
         if not self.can_shrink:
             return False
         self._rung += 1
-        self._shortages = 0
+        self._shortages = []
         self._memory.did("smaller_load", why=why, **self.figures())
         return True
 
     def advice(self) -> str:
         """What would fit instead, in words; empty where nothing is known."""
-        return self._sizing.advice(self._rungs[0], self._memory)
+        return "" if self._sizing is None else self._sizing.advice(self._rungs[0], self._memory)
 
     # Room.
 
     def _need(self, spec: LoadSpec) -> Need | None:
         """What it was seen to take, where that is more than was expected."""
+        if self._sizing is None:
+            return None
         need, seen = self._sizing.need(spec), self._measured.get((spec.num_ctx, spec.slots), 0)
         if need is None or need.where == "host" or seen <= need.size_bytes:
             return need
@@ -186,7 +193,7 @@ class Holder:
         loaded = self.loaded
         return {
             **self.figures(),
-            "estimate": self._sizing.to_json(self.spec),
+            "estimate": None if self._sizing is None else self._sizing.to_json(self.spec),
             "listed_bytes": loaded.size_bytes if loaded else None,
             "listed_vram_bytes": loaded.vram_bytes if loaded else None,
             "taken_on_cards_bytes": taken,
@@ -211,13 +218,24 @@ class Holder:
                     return
                 room, level = self._memory.room(self._need(self.spec)), self._memory.level
                 why = room.why if level is Level.OK else self._memory.words
-                if self._clock.monotonic() - began >= PATIENCE_S and level < Level.CRITICAL:
+                if (room.fits or not room.ever) and (paced := self._paced()):
+                    began = self._clock.monotonic()  # patience is for want of room
+                    times = sum(began - at < HOUR_S for at, _ in self._releases)
+                    why = f"critical {times} times in an hour, the next load comes in {paced:.0f} s"
+                elif level is Level.OK and not room.ever:
+                    if self._must_fit:
+                        raise OutOfMemory(f"it is larger than memory: {why}")
+                    # An estimate may be wrong, and a server may put a part on the CPU: it is tried.
+                    self._memory.did("loaded_in_spite", why=why, **self.figures())
+                    return
+                elif self._clock.monotonic() - began >= PATIENCE_S and level < Level.CRITICAL:
                     if self._must_fit:
                         raise OutOfMemory(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}")
-                    if room.fits or not self.descend(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}"):
+                    if not room.fits and self.descend(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}"):
+                        began = self._clock.monotonic()
+                    elif room.fits or not room.ever:  # else others have it, and they will go
                         self._memory.did("loaded_in_spite", why=why, **self.figures())
                         return
-                    began = self._clock.monotonic()
                 self._progress.waiting, self._progress.phase = True, f"waiting for memory: {why}"
                 await self.look()
             raise Stopping
@@ -226,11 +244,14 @@ class Holder:
 
     async def _fits_now(self) -> bool:
         """Whether the load may be tried: memory is ok, it fits, and it was not released too often lately."""
-        if self._memory.level is Level.OK and self._memory.room(self._need(self.spec)).fits:
-            paced = wait_before_load([at for at, _ in self._releases], self._clock.monotonic())
-            if not paced:
-                return True
+        fits = self._memory.room(self._need(self.spec)).fits
+        if self._memory.level is Level.OK and fits and not self._paced():
+            return True
         return await self._is_held()
+
+    def _paced(self) -> float:
+        """Seconds until it may be loaded again, since it was released for want of memory often lately."""
+        return wait_before_load([at for at, _ in self._releases], self._clock.monotonic())
 
     async def _is_held(self) -> bool:
         """Whether the server holds the model just so: then a load takes nothing."""
@@ -274,7 +295,8 @@ class Holder:
             return False
         if before.cards_bytes is None or now.cards_bytes is None:
             return False
-        return now.cards_bytes - ours <= before.cards_bytes + _HARDLY_BYTES
+        others = before.cards_bytes - (before.runners_bytes or 0)  # the reading may be older than a release
+        return now.cards_bytes - ours <= others + _HARDLY_BYTES
 
     def could_climb(self) -> bool:
         """Whether the next larger load fits in place of this one."""
@@ -288,7 +310,7 @@ class Holder:
     def climb(self) -> None:
         """The next load is one rung larger."""
         self._rung -= 1
-        self._shortages = 0
+        self._shortages = []
 
     async def load_patiently(self) -> None:
         """Load, with the door closed; a server that is away or busy is tried again at growing distances.

@@ -18,6 +18,9 @@ CALM_S = 900.0
 _MEASURED_AFTER = 3
 """Looks after a load: by then the reading is one of the loaded model."""
 
+_SEEN_AFTER = 2
+"""Looks after a release: a reading may be a second old when it is looked at."""
+
 
 class Keeper:
     """Keeps a loaded model as memory allows.
@@ -73,6 +76,7 @@ class Keeper:
                 self._calm_since = self._clock.monotonic()
             if level is Level.CRITICAL and self._holder.loaded is not None and self._helps():
                 await self._step_back()
+                self._calm_since = self._clock.monotonic()  # nobody looked while it was out
             elif level is Level.HIGH and not self._idle_released:
                 self._idle_released = True
                 await self._holder.release_idle(self._holder.spec.model)
@@ -117,6 +121,8 @@ class Keeper:
             return
         async with self._gate.hold(f"loading {self._holder.spec.model} larger again"):
             await self._holder.let_go()
+            for _ in range(_SEEN_AFTER):
+                await self._holder.look()
             self._holder.climb()
             await self._holder.load_patiently()
             self._memory.did("larger_load", **self._holder.figures())

@@ -23,7 +23,6 @@ from spoolama.engine.planner import Planner
 from spoolama.engine.primer import Primer
 from spoolama.engine.progress import Progress
 from spoolama.engine.shared import Shared
-from spoolama.engine.sizing import Sizing
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.surprises import Surprises
 from spoolama.engine.tally import Tally
@@ -80,6 +79,7 @@ class ModelRun:
         self._defers = defers
         self._long = long
         self._shared: Shared | None = None
+        self._keeper: Keeper | None = None
 
     async def open(self) -> LoadedModel:
         """Load the model.
@@ -99,14 +99,15 @@ class ModelRun:
             memory=t.memory,
             clock=t.clock,
             stop=t.stop,
-            sizing=await Sizing.of(t.backend, self._spec),
             must_fit=self._long,
         )
         loaded = await load_model(holder, t.gate, t.progress)
         self._shared = await self._share(holder, loaded)
         holder.on_load = self._reloaded
-        if holder.smaller:
-            await self._new_window(holder.spec)
+        self._keeper = Keeper(
+            holder, t.gate, t.memory, t.clock, releases=t.backend.releases, on_measured=self._measured
+        )
+        await self._new_window(holder.spec, loaded)
         return loaded
 
     async def in_lanes(self, work: Callable[[Lane], Awaitable[None]]) -> None:
@@ -116,14 +117,13 @@ class ModelRun:
             JobError: the job cannot go on.
             Stopping: the service stops.
         """
-        t, shared = self._t, self._shared
+        t, shared, keeper = self._t, self._shared, self._keeper
         assert shared is not None, "open comes first"
+        assert keeper is not None
 
         async def run(lane: Lane) -> None:
             with contextlib.suppress(Stopping):
                 await work(lane)
-
-        keeper = self._keeper(shared)
 
         async def keep() -> None:
             with contextlib.suppress(Stopping):
@@ -151,17 +151,6 @@ class ModelRun:
         if t.stop.is_set():
             raise Stopping
 
-    def _keeper(self, shared: Shared) -> Keeper:
-        t = self._t
-        return Keeper(
-            shared.holder,
-            t.gate,
-            t.memory,
-            t.clock,
-            releases=t.backend.releases,
-            on_measured=self._measured,
-        )
-
     async def close(self) -> None:
         """Note what was seen of the model."""
         if self._shared is None:
@@ -179,14 +168,14 @@ class ModelRun:
         """The model was loaded again, perhaps on other terms."""
         assert self._shared is not None
         self._shared.watch.loaded(loaded, spec)
-        await self._new_window(spec)
+        await self._new_window(spec, loaded)
 
-    async def _new_window(self, spec: LoadSpec) -> None:
+    async def _new_window(self, spec: LoadSpec, loaded: LoadedModel) -> None:
         """What rows are asked follows from the plan, so a window that changes is one of its versions."""
         if self._t.one_model and not self._long:
-            known = self._t.planner.latest.window or self._spec.num_ctx
-            if known != spec.num_ctx:
-                await self._t.planner.shrink(spec.num_ctx)
+            window = min(spec.num_ctx, loaded.num_ctx or spec.num_ctx)
+            if window != (self._t.planner.latest.window or self._spec.num_ctx):
+                await self._t.planner.shrink(window)
 
     async def _measured(self, load: dict[str, Any]) -> None:
         loads = await self._t.store.meta("loads", [])

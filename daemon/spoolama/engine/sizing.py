@@ -7,7 +7,7 @@ from typing import Any
 
 from spoolama.backends.base import Backend, LoadSpec
 from spoolama.backends.model_shape import ModelShape
-from spoolama.errors import BackendError
+from spoolama.errors import BackendError, ServerAway
 from spoolama.gpu.estimate import Estimate, estimate, fitting_quantisations, largest_window, words_of
 from spoolama.gpu.limits import in_gb
 from spoolama.gpu.room import Memory, Need
@@ -25,11 +25,18 @@ class Sizing:
 
     @classmethod
     async def of(cls, backend: Backend, spec: LoadSpec) -> Sizing:
-        """Ask the server what the model is made of; one that does not tell is no reason to stop."""
+        """Ask the server what the model is made of.
+
+        Raises:
+            ServerAway: nobody is there; any other refusal to tell is no reason to stop.
+        """
+        shape = None
         try:
             shape = await backend.shape(spec)
+        except ServerAway:
+            raise
         except BackendError:
-            shape = None
+            pass  # whoever loads it will be told the same, and says so
         given = spec.load_options.get("num_gpu")
         return cls(shape, on_card=given != 0 if backend.kind == "ollama" else bool(given))
 
