@@ -16,9 +16,11 @@
  *   proc 0 4242 7000000000       a program that computes; `-` for a size that is not told
  *   draw 0 4243 1000000          a program that draws
  *   error FUNCTION CODE [CARD]   FUNCTION without _vN means all its versions; `*` all functions
+ *   more 0 7000000000 4242       a program's memory beside what `used` says; of an instance likewise
  *   hang FUNCTION                blocks until the script says otherwise, 60 s at most; meanwhile there is a
  *                                file SCRIPT.hanging
  *
+ * A file SCRIPT.server, where there is one, is read after it: a fake server writes its own use there.
  * `used` is without the reserved part, as the second version of the memory call tells it. */
 
 #define _GNU_SOURCE
@@ -59,7 +61,7 @@ static struct {
     Device devices[CARDS][INSTANCES + 1]; /* the last one is the whole card */
     Rule rule[RULES];
 } script;
-static struct stat seen;
+static struct stat seen, seen_more;
 static int inits, init_epoch;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -94,6 +96,17 @@ static void take_process(Process *into, unsigned *count, const char *words, int 
     into[(*count)++] = (Process){pid, *size == '-' ? UINT64_MAX : strtoull(size, NULL, 10), none, none};
 }
 
+/* A card has no more memory than it has: what is too much there was not given. */
+static void take_more(Device *device, const char *words, int instance) {
+    char process[64];
+    unsigned pid;
+    u64 bytes, left = device->total - device->reserved - device->used;
+    if (sscanf(words, "%llu %u", &bytes, &pid) != 2) return;
+    device->used += bytes < left ? bytes : left;
+    snprintf(process, sizeof process, "%u %llu", pid, bytes);
+    take_process(device->compute, &device->computing, process, instance);
+}
+
 static void take_line(char *line) {
     char word[64], where[64];
     int at = 0, card, instance, number;
@@ -118,29 +131,43 @@ static void take_line(char *line) {
         else if (!strcmp(word, "migmode")) script.migmode[card] = atoi(rest);
         else if (!strcmp(word, "proc")) take_process(device->compute, &device->computing, rest, instance);
         else if (!strcmp(word, "draw")) take_process(device->draw, &device->drawing, rest, instance);
+        else if (!strcmp(word, "more")) take_more(device, rest, instance);
     }
+}
+
+static int same(const struct stat *now, const struct stat *then) {
+    return now->st_ino == then->st_ino && now->st_size == then->st_size &&
+           now->st_mtim.tv_sec == then->st_mtim.tv_sec && now->st_mtim.tv_nsec == then->st_mtim.tv_nsec;
+}
+
+static int take_file(const char *path) {
+    char line[1024];
+    FILE *file = fopen(path, "r");
+    if (!file) return 0;
+    while (fgets(line, sizeof line, file)) take_line(line);
+    fclose(file);
+    return 1;
 }
 
 /* The lock is held. */
 static void read_script(void) {
     const char *path = getenv("NVML_STUB_SCRIPT");
-    struct stat now;
+    char more[4096] = "";
+    struct stat now, now_more;
+    if (path) snprintf(more, sizeof more, "%s.server", path);
+    if (stat(more, &now_more)) memset(&now_more, 0, sizeof now_more);
     if (!path || stat(path, &now)) {
         script.loaded = 0;
         memset(&seen, 0, sizeof seen);
         return;
     }
-    if (script.loaded && now.st_ino == seen.st_ino && now.st_size == seen.st_size &&
-        now.st_mtim.tv_sec == seen.st_mtim.tv_sec && now.st_mtim.tv_nsec == seen.st_mtim.tv_nsec)
-        return;
-    FILE *file = fopen(path, "r");
-    if (!file) return;
-    char line[1024];
+    if (script.loaded && same(&now, &seen) && same(&now_more, &seen_more)) return;
     memset(&script, 0, sizeof script);
-    while (fgets(line, sizeof line, file)) take_line(line);
-    fclose(file);
+    if (!take_file(path)) return;
+    take_file(more);
     script.loaded = 1;
     seen = now;
+    seen_more = now_more;
 }
 
 static int concerns(const Rule *rule, const char *function, int card, int instance) {

@@ -64,10 +64,14 @@ class Script:
     epoch: int = 1
     """Another number: the driver was reloaded, and the library must be initialised anew."""
     driver: str = "580.159.04"
+    host: tuple[int, int] | None = None
+    """Bytes of main memory in all, and in use by others: for the fake server (`card_model`), not for NVML."""
 
     def write(self) -> None:
         """Let it hold from the next call on."""
         lines = [f"driver {self.driver}", f"epoch {self.epoch}", f"cards {len(self.cards)}"]
+        if self.host is not None:
+            lines.append(f"host all total {self.host[0]} used {self.host[1]}")
         for index, card in enumerate(self.cards):
             lines += card.lines(str(index))
         for where, code in self.errors.items():

@@ -53,7 +53,7 @@ def show_body(model: FakeModel) -> dict[str, Any]:
         "details": details(model),
         "model_info": {
             "general.architecture": model.family,
-            "general.parameter_count": 134515008,
+            "general.parameter_count": model.parameters,
             f"{model.family}.context_length": model.context_length,
             f"{model.family}.embedding_length": 576,
             f"{model.family}.block_count": 30,
@@ -78,6 +78,9 @@ def ps_entry(runner: Runner, script: Script) -> dict[str, Any]:
     until = datetime.now(UTC) + timedelta(days=106_751 if runner.forever else 5 / 1440)
     size = model.size_bytes + runner.num_ctx * len(runner.slots) * 23_040
     share = script.vram_share
+    vram = model.vram_bytes if share is None else round(size * share)
+    if script.memory is not None and (held := script.memory.held.get(model.name)):
+        size, vram = held.listed_bytes, held.listed_vram
     return {
         "name": model.name,
         "model": model.name,
@@ -85,6 +88,6 @@ def ps_entry(runner: Runner, script: Script) -> dict[str, Any]:
         "digest": model.full_digest,
         "details": details(model),
         "expires_at": until.strftime("%Y-%m-%dT%H:%M:%S.%f000Z"),
-        "size_vram": model.vram_bytes if share is None else round(size * share),
+        "size_vram": vram,
         "context_length": runner.num_ctx,
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from spoolama.testing.card_model import CardsFull
 from spoolama.testing.fake_ollama_answers import hashed
 from spoolama.testing.fake_ollama_checks import Refused, nested
 from spoolama.testing.fake_ollama_engine import LOAD_OPTIONS, Engine, Prompt, Runner, Slot
@@ -87,6 +88,7 @@ class Generator:
             async with self._slot(runner, prompt, call) as (slot, cached):
                 cached = min(cached, max(0, counted - 1))
                 call.cached_tokens = cached
+                self._take_memory(model, counted)
                 done = self._generate(call, model, runner, prompt, counted, cached, load_s, fault)
                 if fault is not None and fault.kind not in ON_THE_ANSWER:
                     call.outcome = fault.kind
@@ -101,6 +103,17 @@ class Generator:
                 raise Refused(500, RUNNER_DIED) from None
             raise
         return done
+
+    def _take_memory(self, model: FakeModel, tokens: int) -> None:
+        """Work on a prompt needs some as well. Where it is missing every loaded model goes (`sched.go`)."""
+        if self._script.memory is None:
+            return
+        try:
+            self._script.memory.answered(model.name, tokens)
+        except CardsFull as full:
+            for runner in list(self._engine.runners.values()):
+                self._engine.kill(runner)
+            raise Refused(500, str(full)) from None
 
     @contextlib.asynccontextmanager
     async def _slot(self, runner: Runner, prompt: Prompt, call: Call) -> AsyncIterator[tuple[Slot, int]]:

@@ -11,7 +11,7 @@
 - **Choice of slot.** Of the idle ones the one that shares most, if that is over a tenth of the prompt; else
   the one unused for longest. Waiting calls get slots in the order in which they came.
 - **Loads** happen one at a time, when a model is not loaded or any load-time option differs, once the calls
-  in flight on the old one have ended.
+  in flight on the old one have ended. Where memory is modelled (`card_model`) they may find too little of it.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class Engine:
                 wait = latency.load_s + latency.pace * model.load_s
                 if wait > 0:
                     await asyncio.sleep(wait)
+                self._take_memory(model, num_ctx, options)
                 runner = Runner(model, key, num_ctx, self._script.slots)
                 self.runners[model.name] = runner
                 self.loads.append((model.name, num_ctx))
@@ -124,6 +125,22 @@ class Engine:
     def _window(self, model: FakeModel, asked: int) -> int:
         return min(max(asked, 4), model.context_length, self._script.num_ctx_limit or asked)
 
+    def _take_memory(self, model: FakeModel, num_ctx: int, options: Mapping[str, Any]) -> None:
+        """The old one goes; then idle others, where there is no room beside them; then it is placed.
+
+        Raises:
+            CardsFull: there is not enough memory.
+        """
+        memory = self._script.memory
+        if memory is None:
+            return
+        self.unload(model.name)
+        load = (model.name, model.size_bytes, num_ctx * self._script.slots, options.get("num_gpu"))
+        for name in [name for name, other in self.runners.items() if other.idle.is_set()]:
+            if not memory.fits(*load):
+                self.unload(name)
+        memory.load(*load)
+
     def reload(self, model: FakeModel, num_ctx: int) -> None:
         """Put a freshly loaded one, with this window and no other option, in its place."""
         window = self._window(model, num_ctx)
@@ -134,12 +151,14 @@ class Engine:
     def unload(self, name: str) -> None:
         """Take a model out of memory; calls in flight on it end as they would."""
         self.runners.pop(name, None)
+        if self._script.memory is not None:
+            self._script.memory.free(name)
 
     def kill(self, runner: Runner) -> None:
         """The model's process dies, and with it every call that it had."""
         runner.dead = True
         if self.runners.get(runner.model.name) is runner:
-            del self.runners[runner.model.name]
+            self.unload(runner.model.name)
         for task in list(runner.tasks):
             if task is not asyncio.current_task():
                 task.cancel()

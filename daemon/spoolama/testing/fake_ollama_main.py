@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
 from pathlib import Path
 
+from spoolama.testing.card_model import CardModel, Habits
 from spoolama.testing.fake_ollama import FakeOllama
 from spoolama.testing.fake_ollama_answers import named_answer
-from spoolama.testing.fake_ollama_script import Fault, Latency, Script
+from spoolama.testing.fake_ollama_script import GEMMA3, SMOLLM2, FakeModel, Fault, Latency, Script
 
 __all__ = ["main"]
+
+_LOOK_S = 0.02
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -47,12 +51,31 @@ def main(arguments: list[str] | None = None) -> None:
         help='the fields of a fault, as {"kind": "reset", "calls": [3], "times": 1}; may be repeated',
     )
     parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="JSON",
+        help='the fields of a model, as {"name": "judge:12b", "size_bytes": 7000000000}; may be repeated',
+    )
+    parser.add_argument(
+        "--memory", type=Path, metavar="SCRIPT", help="model memory; the file says what others use"
+    )
+    parser.add_argument(
+        "--proc", type=Path, metavar="DIR", help="with --memory: main memory as in /proc, to be written"
+    )
+    parser.add_argument(
+        "--habits", default="{}", metavar="JSON", help="with --memory: what models take beside their weights"
+    )
+    parser.add_argument(
         "--call-log", type=Path, help="append every call as JSON lines, before it is answered"
     )
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when stdin is closed")
     given = parser.parse_args(arguments)
     try:
+        habits = Habits(**json.loads(given.habits))
         script = Script(
+            models=[FakeModel(**json.loads(text)) for text in given.model] or [SMOLLM2, GEMMA3],
+            memory=CardModel(given.memory, given.proc, habits) if given.memory else None,
             any_model=given.any_model,
             version=given.server_version,
             slots=given.slots,
@@ -88,5 +111,17 @@ async def _serve(script: Script, port: int, call_log: Path | None, exit_with_std
         loop.add_reader(sys.stdin.fileno(), look)
     # Memory stays flat however long it runs: the log has the calls.
     async with FakeOllama(script, port=port, call_log=call_log, keep=1) as server:
+        followed = asyncio.create_task(_follow(script.memory)) if script.memory is not None else None
         print(server.url, flush=True)
         await ended.wait()
+        if followed is not None:
+            followed.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await followed
+
+
+async def _follow(memory: CardModel) -> None:
+    """What others use shows at once, whether anybody asks the server anything or not."""
+    while True:
+        memory.refresh()
+        await asyncio.sleep(_LOOK_S)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from spoolama.testing.card_model import CardsFull
 from spoolama.testing.fake_ollama_bodies import (
     chat_body,
     generate_body,
@@ -114,6 +115,9 @@ class Routes:
             await self._answer(call, connection)
             if call.outcome is None:
                 call.outcome = "ok"
+        except CardsFull as full:
+            call.outcome = "500"
+            self._refuse(Refused(500, str(full)), call, connection)
         except Refused as refused:
             call.outcome = call.outcome or str(refused.status)
             self._refuse(refused, call, connection)

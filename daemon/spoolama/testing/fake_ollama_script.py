@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from spoolama.testing.card_model import CardModel
+
 __all__ = [
     "GEMMA3",
     "SMOLLM2",
@@ -53,6 +55,7 @@ class FakeModel:
     family: str = "llama"
     parameter_size: str = "134.52M"
     quantization_level: str = "Q4_1"
+    parameters: int = 134_515_008
     size_bytes: int = 98_362_745
     vram_bytes: int = 0
     """What `/api/ps` says is on the GPU."""
@@ -241,3 +244,5 @@ class Script:
     """Whether `_debug_render_only` is known; if not, such a chat is answered as any other."""
     vram_share: float | None = None
     """What share of a loaded model's size `/api/ps` says is on the GPU; None: the model's `vram_bytes`."""
+    memory: CardModel | None = None
+    """The machine's memory, of which loads take their part; None: there is always enough."""
