@@ -143,7 +143,7 @@ class Holder:
 
     def ran_short(self, message: str) -> bool:
         """An answer ran out of memory; whether a smaller load is left to be tried, now or next time."""
-        if self._short[0] != self.loads:  # lanes that met the same end of the model's process are one shortage
+        if self._short[0] != self.loads:  # several lanes that met the same end are one shortage
             self._short = (self.loads, self.can_shrink)
             self._ran_short(message)
         return self._short[1]
