@@ -221,6 +221,7 @@ def test_the_servers_own_models_make_room() -> None:
     found = look((card(19, 24),), LoadSpec("m", 4096), arrange=holds)
 
     assert found["estimate"]["fits"] is True
+    assert found["estimate"]["may_be_taken_bytes"] == round((22.5 - 19 + 17) * GB)
     assert "  old:8b: 18.0 GB, 17.0 GB of it on GPUs, window of 4,096\n" in said(found)
 
 
