@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from spoolama.backends.model_shape import ModelShape
+from spoolama.gpu.limits import GB
 
 __all__ = [
     "Estimate",
@@ -193,7 +194,7 @@ def fitting_quantisations(
 
 
 def words_of(estimate: Estimate) -> str:
-    """`an estimated 9.4 GB: weights 7.3, keys and values 1.1, computing 0.3, the rest 0.7`; 10^9 bytes."""
+    """`an estimated 9.4 GB: weights 7.3, keys and values 1.1, computing 0.3, the rest 0.7`; 2^30 bytes, as cards."""
     return (
         f"an estimated {_gb(estimate.total_bytes)} GB: weights {_gb(estimate.weights_bytes)}, "
         f"keys and values {_gb(estimate.kv_bytes)}, computing {_gb(estimate.compute_bytes)}, "
@@ -265,4 +266,4 @@ def _parameters(shape: ModelShape) -> int | None:
 
 
 def _gb(size: int) -> str:
-    return f"{size / 1e9:.1f}"
+    return f"{size / GB:.1f}"

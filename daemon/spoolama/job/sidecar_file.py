@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from spoolama.errors import Problem, SidecarError
 from spoolama.job.prompt import PromptTemplate, TemplateProblem
 from spoolama.job.schema_check import schema_problems
-from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim
+from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim, Vram
 from spoolama.job.sidecar_fit import misfits
 from spoolama.job.sidecar_words import EXPECTED, NOT_YET
 from spoolama.job.trim import STRATEGY_KEYS
@@ -30,6 +30,7 @@ _MODELS: dict[str, type[BaseModel]] = {
     "trim": Trim,
     "repair": Repair,
     "expect": Expect,
+    "vram": Vram,
 }
 
 _REQUIRED = ("model", "prompt")

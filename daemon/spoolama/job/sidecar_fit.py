@@ -22,12 +22,23 @@ def misfits(sidecar: Sidecar, *, openai: bool, unknown: Set[str] = frozenset()) 
         unknown: Top keys that hold something wrong: what they will be is not known, so nothing is said that
             depends on them.
     """
+    if "vram" not in unknown:
+        yield from _vram(sidecar)
     if "answer_key" not in unknown:
         yield from _answer_key(sidecar)
     if openai:
         yield from _lines(sidecar)
     elif not unknown & {"mode", "trim", "segment"}:
         yield from _audit(sidecar)
+
+
+def _vram(sidecar: Sidecar) -> Iterator[Misfit]:
+    """A share and a number of GB cannot be compared before the card is known."""
+    vram = sidecar.vram
+    if vram is None or vram.high is None or vram.critical is None:
+        return
+    if (vram.high <= 1) == (vram.critical <= 1) and vram.high > vram.critical:
+        yield ("vram", "high"), f"{vram.high:g} is above vram.critical {vram.critical:g}", "take less"
 
 
 def _lines(sidecar: Sidecar) -> Iterator[Misfit]:

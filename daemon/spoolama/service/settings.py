@@ -272,7 +272,9 @@ def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
         if text == "" and _may_be_absent(info.annotation):
             text = None
         try:
-            value = TypeAdapter(info.rebuild_annotation()).validate_python(text, strict=False)
+            value = TypeAdapter(info.rebuild_annotation()).validate_python(
+                _items(text) if get_origin(info.annotation) is list else text, strict=False
+            )
         except ValidationError as error:
             message = str(error.errors()[0]["msg"]).lower().replace("input should be", "must be")
             problems.append(Problem("environment", None, None, variable, f"{message}, not {text!r}"))
@@ -284,6 +286,11 @@ def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
             here = here[part]
         here[path[-1]] = value
     return problems
+
+
+def _items(text: str | None) -> list[str]:
+    """`0,2`, as shells can say it, or `[0, 2]`, as YAML does."""
+    return [item.strip() for item in (text or "").strip().strip("[]").split(",") if item.strip()]
 
 
 def _may_be_absent(annotation: Any) -> bool:

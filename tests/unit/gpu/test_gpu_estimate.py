@@ -280,7 +280,7 @@ def test_without_a_number_of_weights_nothing_is_named() -> None:
 
 def test_words_say_that_it_is_an_estimate() -> None:
     """The total and its parts, in GB."""
-    need = Estimate(7_294_000_000, 1_100_000_000, 349_000_000, 655_000_000)
+    need = Estimate(*(int(part * 2**30) for part in (7.3, 1.1, 0.3, 0.7)))
 
     assert words_of(need) == (
         "an estimated 9.4 GB: weights 7.3, keys and values 1.1, computing 0.3, the rest 0.7"

@@ -494,3 +494,12 @@ def test_an_audit_needs_rows_that_see_others(side: str, fine: bool) -> None:
         assert [key for _, _, key, _, _ in found] == ["audit"]
         assert "no row has others in sight" in found[0][3]
         assert parse_sidecar(OK + side + "on_collapse: redo\n", "a.yaml").audit == 0
+
+
+def test_a_high_mark_is_not_above_the_critical_one() -> None:
+    """Two shares, or two numbers of GB, are compared; a share and GB only when the card is known."""
+    found = problems(OK + "vram: {high: 0.9, critical: 0.8}\n")
+    assert [(key, message) for _, _, key, message, _ in found] == [
+        ("vram.high", "0.9 is above vram.critical 0.8")
+    ]
+    assert parse_sidecar(OK + "vram: {high: 14, critical: 0.8}\n", "a.yaml").vram is not None

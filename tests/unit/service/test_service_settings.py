@@ -94,6 +94,18 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("text", ["0,2", "[0, 2]", " 0 , 2 "])
+def test_a_list_can_come_from_the_environment(text: str) -> None:
+    """The cards that count, as a shell or YAML would say them."""
+    assert load_settings(None, {"SPOOLAMA_VRAM__CARDS": text}).vram.cards == [0, 2]
+
+
+def test_marks_of_memory_are_in_order() -> None:
+    """High above critical is a slip of the pen."""
+    with pytest.raises(ConfigError, match=r"vram.high is above vram.critical"):
+        load_settings(None, {"SPOOLAMA_VRAM__HIGH": "0.95", "SPOOLAMA_VRAM__CRITICAL": "0.9"})
+
+
 def test_an_unknown_variable_is_an_error() -> None:
     """A misspelled override must not be silently nothing."""
     assert wrong(None, {"SPOOLAMA_SPOLL": "x"}) == [
