@@ -80,15 +80,16 @@ _HABITS = (
 _DESKTOP_CHANGES_S = (60.0, 1800.0)
 
 
-def night_of(seed: int, hours: float) -> Users:
+def night_of(seed: int, hours: float, *, often: float = 1.0) -> Users:
     """A night of others coming and going: each kind at least once, after it only the desktop.
 
     Args:
         seed: Decides all of it.
         hours: Until when somebody comes.
+        often: How many times as often as in a usual night.
     """
     rng = random.Random(f"night {seed}")  # noqa: S311 - a simulation, no secret
-    return Users([*_desktop(rng, hours * 3600), *_visits(rng, hours)])
+    return Users([*_desktop(rng, hours * 3600), *_visits(rng, hours, often)])
 
 
 def _desktop(rng: random.Random, seconds: float) -> Iterator[Use]:
@@ -101,9 +102,9 @@ def _desktop(rng: random.Random, seconds: float) -> Iterator[Use]:
         at = until
 
 
-def _visits(rng: random.Random, hours: float) -> Iterator[Use]:
+def _visits(rng: random.Random, hours: float, often: float) -> Iterator[Use]:
     for habit in _HABITS:
-        for _ in range(max(1, round(hours / habit.every_h))):
+        for _ in range(max(1, round(hours * often / habit.every_h))):
             begin, stays = rng.uniform(0, hours * 3600), rng.uniform(*habit.stays_s)
             grows = rng.uniform(*habit.grows_gb) / stays
             yield Use(habit.name, begin, begin + stays, rng.uniform(*habit.gb), grows)
