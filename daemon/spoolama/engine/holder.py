@@ -150,7 +150,7 @@ class Holder:
 
     def _ran_short(self, message: str) -> bool:
         """Count it; whether to try again, on this rung or on the next."""
-        self._memory.did("out_of_memory", message=message, **self.figures())
+        self._memory.did("out_of_memory", error=message, **self.figures())
         now = self._clock.monotonic()
         self._shortages = [*(at for at in self._shortages if now - at < HOUR_S), now]
         if len(self._shortages) < _TRIES:
@@ -341,7 +341,7 @@ class Holder:
         try:
             await self._backend.release()
         except BackendError as error:
-            self._memory.did("release_failed", message=error.message)
+            self._memory.did("release_failed", error=error.message)
         else:
             self._memory.did("released", **self.figures())
 
