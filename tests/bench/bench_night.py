@@ -1,6 +1,6 @@
 """A whole night on a card of 16 GB that others use too: 170,000 rows, a 12B model, and what it came to.
 
-Simulated on a clock that jumps, in process: model server and card are modelled (`spoolama.testing.card_server`),
+Simulated on a clock that jumps, in process: model server and card are those of `testing/card_server.py`,
 engine and watchdog are the real ones. What a load takes is what our own estimate says, and answers come at a
 pace that was set; so the table shows what the watchdog does, and not how fast a model is.
 """

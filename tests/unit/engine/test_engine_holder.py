@@ -106,7 +106,7 @@ def test_a_model_that_fits_in_no_way_ends_the_job_with_the_words_to_mend_it() ->
     with pytest.raises(JobError, match="m does not fit: cudaMalloc failed") as caught:
         bench.run()
     assert bench.windows == [8192] * 2 + [4096] * 2 + [2048] * 2 + [1024] * 2
-    assert caught.value.mend.startswith("It needs an estimated 10.6 GB: weights 7.3, ")
+    assert caught.value.mend.startswith("It needs an estimated 9.9 GB: weights 6.8, ")
     assert "; 15.0 GB may be taken; " in caught.value.mend
 
 
