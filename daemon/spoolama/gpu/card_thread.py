@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from spoolama.clock import Clock, SystemClock
 from spoolama.gpu.readings import Card, CardProbe, NoReading
 
-__all__ = ["CardThread", "Latest"]
+__all__ = ["NOT_YET", "CardThread", "Latest"]
 
-_NOT_YET = "the GPUs have not been read yet"
+NOT_YET = "the GPUs have not been read yet"
+"""Why there are no cards until the first reading, or until it takes too long."""
 _LONGEST_STOP_S = 0.2
 
 
@@ -67,7 +68,7 @@ class CardThread:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         # Replaced as a whole, so that whoever reads it sees one reading without a lock that could hang.
-        self._kept = _Kept(self._clock.monotonic(), None, _NOT_YET)
+        self._kept = _Kept(self._clock.monotonic(), None, NOT_YET)
 
     def start(self) -> None:
         """Begin to read, in a thread that Python does not wait for at its end. After `stop`: nothing."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from spoolama.backends.base import HeldModel
 from spoolama.clock import Clock
+from spoolama.gpu.card_thread import NOT_YET
 from spoolama.gpu.level import Level, Rules, State, step
 from spoolama.gpu.limits import Limits, Marks, stricter
 from spoolama.gpu.readings import Card, Host, Readings, Runner
@@ -227,7 +228,7 @@ class MemoryWatchdog:
 
     def _say_blind(self, readings: Readings) -> None:
         """Once for each time that the cards cannot be read, and once when they can be again."""
-        lost = readings.cards is None
+        lost = readings.cards is None and readings.blind != NOT_YET
         if lost and self._said_blind is None:
             self.on_change("memory.blind", {"reason": readings.blind or "no reading"})
         elif not lost and self._said_blind is not None:
@@ -239,7 +240,10 @@ class MemoryWatchdog:
     def room(self, need: Need | None) -> Room:
         """Whether a load fits now, by its size; the level is another question."""
         readings = self.latest
-        if readings is None or need is None:
+        if readings is None or readings.blind == NOT_YET:
+            # A service that has just begun: a card that is full would be taken for one with room.
+            return Room(fits=False, why=NOT_YET)
+        if need is None:
             return Room(fits=True, why=self.words)
         if need.where == "card" and readings.cards:
             limits: Mapping[int, Limits] = {n: self.limits_of(card) for n, card in enumerate(readings.cards)}
