@@ -298,6 +298,14 @@ class Holder:
         others = before.cards_bytes - (before.runners_bytes or 0)  # the reading may be older than a release
         return now.cards_bytes - ours <= others + _HARDLY_BYTES
 
+    @property
+    def spilled(self) -> bool:
+        """Whether the server keeps a part in main memory: then it has filled the cards as far as it does."""
+        model = self.loaded
+        if model is None or not model.size_bytes or model.vram_bytes is None:
+            return False
+        return 0 < model.vram_bytes < model.size_bytes
+
     def could_climb(self) -> bool:
         """Whether the next larger load fits in place of this one."""
         if not self.smaller:

@@ -28,7 +28,8 @@ class Keeper:
     - *high*: other models that we loaded are released; loads wait (`Holder`).
     - *critical*: no new rows, rows in flight finish, the model is released, and loaded again when there is
       room; a smaller one, if the model itself is what filled the card. Where it is not ours to release, or
-      where it alone fills the card and no smaller load is left, rows go on: to wait would free nothing.
+      where it alone fills the card and no smaller load is left, or a smaller one would fill it as well, rows
+      go on: to wait would free nothing.
     - *ok for long*: a model that was loaded smaller is loaded one rung larger.
 
     Args:
@@ -91,6 +92,8 @@ class Keeper:
             why = "the model is not ours to release"
         elif self._holder.fills_alone() and not self._holder.can_shrink:
             why = "the model alone takes this much, and no smaller load is left to be tried"
+        elif self._holder.fills_alone() and self._holder.spilled:
+            why = "a part of the model is in main memory, so a smaller load would fill the GPU just so"
         else:
             return True
         if not self._said:
