@@ -1,0 +1,124 @@
+"""What else befalls a watched job: a driver that goes or hangs, main memory, no card, others' server."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+from integration.memory_scene import GB, Scene, card, running
+from spoolama.testing.card_model import Habits
+
+ROWS = [f"row {n}" for n in range(80)]
+_DRIVER_NOT_LOADED = 9
+
+
+def test_a_driver_that_goes_and_comes_back_stops_no_row(tmp_path: Path) -> None:
+    """Both are told once, time without readings is counted, and afterwards the card is watched as before."""
+    with running(tmp_path, latency_ms=40) as scene:
+        scene.submit(ROWS)
+        scene.wait_for_chats(10)
+        scene.script.errors = {"*": _DRIVER_NOT_LOADED}
+        scene.script.write()
+        blind = scene.wait_for_event("memory.blind", reason="the NVIDIA driver is not loaded")
+        scene.wait_for_chats(30)
+        scene.script.errors = {}
+        scene.script.epoch += 1
+        scene.others(8.8)
+        scene.wait_for_event("memory.critical")
+        scene.others(1)
+        job = scene.ended()
+    assert "not watched" in blind["message"]
+    names = [e["event"] for e in scene.events() if e["event"] in ("memory.blind", "memory.seen")]
+    assert names == ["memory.blind", "memory.seen"]
+    assert job.counts == (80, 0, 0)
+    assert job.memory["seconds_without_reading"] > 0.3
+    assert job.metrics["peak_vram_gb"] > 15
+    assert job.actions == {"paused": 1, "released": 1, "resumed": 1}
+
+
+def test_a_driver_that_hangs_holds_up_neither_the_job_nor_the_end_of_the_service(tmp_path: Path) -> None:
+    """The call never returns: all rows are answered, and SIGTERM ends the service at once, with status 0."""
+    with running(tmp_path) as scene:
+        scene.script.hanging = ["nvmlDeviceGetMemoryInfo"]
+        scene.script.write()
+        scene.script.wait_until_a_call_hangs()
+        scene.wait_for_event("memory.blind", reason="NVML has not answered for ")
+        scene.submit(ROWS)
+        job = scene.ended()
+        began = time.monotonic()
+        scene.service.send_signal(signal.SIGTERM)
+        status = scene.service.wait(30)
+        took = time.monotonic() - began
+    assert job.counts == (80, 0, 0)
+    assert status == 0
+    assert took < 10, "the call that hangs was waited for"
+    assert "NVML has not answered for " in job.metrics["how"]["peak_vram_gb"]
+    assert job.memory["seconds_without_reading"] == job.memory["seconds"]["ok"]
+
+
+def test_main_memory_that_the_prompt_cache_fills_is_given_back_by_a_release(tmp_path: Path) -> None:
+    """The runner grows with each answer until the machine is short of it; a fresh one answers the rest."""
+    habits = Habits(cached_bytes=GB // 10)
+    with running(tmp_path, habits=habits, host=(32 * GB, 24 * GB)) as scene:
+        scene.submit([f"row {n}" for n in range(110)])
+        critical = scene.wait_for_event("memory.critical")
+        text = scene.wait_for_status("of this machine's memory in use")
+        job = scene.ended()
+    assert "of 32.0 GB of this machine's memory in use" in critical["reason"]
+    assert "waiting for memory: " in text or "memory is critical" in text
+    assert job.counts == (110, 0, 0)
+    assert job.actions == {"paused": 1, "released": 1, "resumed": 1}
+    assert job.memory["host_peak_bytes"] >= 0.95 * 32 * GB
+    assert job.memory["runner_rss_peak_bytes"] >= 5 * GB
+    assert job.metrics["peak_vram_gb"] < 14, "the card was not the reason"
+
+
+def test_a_machine_without_nvidias_library_says_so_once_and_answers_every_row(tmp_path: Path) -> None:
+    """Numbers of the card are null with the reason; main memory is watched all the same."""
+    broken = tmp_path / "lib"
+    broken.mkdir()
+    # A library that cannot be loaded stands before one that this machine may have.
+    (broken / "libnvidia-ml.so.1").write_bytes(b"")
+    with running(tmp_path, LD_LIBRARY_PATH=str(broken)) as scene:
+        scene.submit(ROWS)
+        job = scene.ended()
+    said = [e["reason"] for e in scene.events("memory.blind")]
+    assert said == ["no NVIDIA driver on this machine (libnvidia-ml.so.1 was not found)"]
+    assert scene.levels() == []
+    assert job.counts == (80, 0, 0)
+    assert job.metrics["peak_vram_gb"] is None
+    assert job.metrics["how"]["peak_vram_gb"].startswith("null: no NVIDIA driver on this machine")
+    assert job.memory["host_peak_bytes"] > 8 * GB
+
+
+def test_a_model_on_a_shared_server_is_never_released_for_memory(tmp_path: Path) -> None:
+    """Others use it too: that it stays is said once, and the rows go on while memory is critical."""
+    with running(tmp_path, SPOOLAMA_BACKEND__SHARED="true") as scene:
+        scene.submit(ROWS)
+        scene.wait_for_chats(10)
+        scene.others(8.8)
+        job = scene.ended()
+    assert scene.levels() == ["critical"], "it was still critical when the last row was answered"
+    assert scene.asked() == ["load 2048", *["chat"] * 80]
+    assert job.counts == (80, 0, 0)
+    assert job.actions == {"left_as_it_is": 1}
+    (left,) = scene.events("memory.action")
+    assert left["why"] == "the model is not ours to release"
+
+
+def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> None:
+    """The card is full when the service starts with a job in line: nothing is loaded before there is room."""
+
+    def drop(scene: Scene) -> None:
+        scene.submit(ROWS)
+
+    with running(tmp_path, card(12), before=drop) as scene:
+        text = scene.wait_for_status("waiting for memory: ")
+        assert "0 of 80 rows" in text
+        assert not scene.calls.exists() or scene.asked() == []
+        scene.others(1)
+        job = scene.ended()
+    assert job.counts == (80, 0, 0)
+    assert scene.asked()[:2] == ["load 2048", "chat"]
+    assert job.metrics["held_s"] == 0, "a load that waits is no pause"
