@@ -8,7 +8,7 @@ SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
-.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-watch bench-repeat libgomp system-packages clean
+.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-watch bench-card bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -89,6 +89,9 @@ bench-forms: libgomp $(STAMP) $(MODELS)  ## what each form of conversation does 
 
 bench-watch: $(STAMP)  ## what watching memory costs, a look a second
 	$(PY) tests/bench/bench_watch.py
+
+bench-card: $(STAMP)  ## the memory watchdog on a real NVIDIA card with 17 GB free
+	$(PY) tests/bench/bench_card.py
 
 bench-repeat: libgomp $(STAMP) $(MODELS)  ## how far answers repeat with 1 lane, 4 lanes and after kills, on a real model
 	$(PY) tests/bench/bench_repeat.py

@@ -21,8 +21,9 @@ class Marks:
 
     def limits(self, total_bytes: int) -> Limits:
         """The marks in bytes, for memory of this size. High is never above critical."""
-        critical = min(_bytes(self.critical, total_bytes), total_bytes - int(self.keep_free_gb * GB))
-        critical = max(critical, total_bytes // 2)  # a card of 1 GB may not have half of it kept free
+        # A card of 1 GB may not have half of it kept free.
+        spared = max(total_bytes - int(self.keep_free_gb * GB), total_bytes // 2)
+        critical = min(_bytes(self.critical, total_bytes), spared)
         return Limits(total_bytes, min(_bytes(self.high, total_bytes), critical), critical)
 
 

@@ -31,7 +31,7 @@ def in_words(readings: Readings, place: int | None, state: State) -> str:
         words = f"{of}{in_gb(host.used_bytes)} of {in_gb(host.total_bytes)} of this machine's memory in use"
     else:
         return readings.blind or "memory cannot be read"
-    if state.full_in_s is not None and state.full_in_s < _WORTH_SAYING_S:
+    if state.full_in_s is not None and 0 < state.full_in_s < _WORTH_SAYING_S:
         words += f", critical in {state.full_in_s:.0f} s at this slope"
     return words
 

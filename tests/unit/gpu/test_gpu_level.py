@@ -42,6 +42,12 @@ def test_marks_may_be_shares_or_gb() -> None:
     assert (limits.high_bytes, limits.critical_bytes) == (10 * GB, 15 * GB)
 
 
+def test_gb_are_gb_on_any_card() -> None:
+    """What has to stay free takes half of a small card at most, and lifts no mark of a large one."""
+    assert Marks(high=14, critical=15).limits(140 * GB) == Limits(140 * GB, 14 * GB, 15 * GB)
+    assert Marks(keep_free_gb=2).limits(1 * GB).critical_bytes == GB // 2
+
+
 def test_a_job_may_only_be_more_careful() -> None:
     """Of two limits the lower one counts, mark by mark."""
     job = Marks(high=12, critical=1.0, keep_free_gb=0).limits(16 * GB)
