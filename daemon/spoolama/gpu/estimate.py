@@ -194,7 +194,7 @@ def fitting_quantisations(
 
 
 def words_of(estimate: Estimate) -> str:
-    """`an estimated 9.4 GB: weights 7.3, keys and values 1.1, computing 0.3, the rest 0.7`; 2^30 bytes, as cards."""
+    """`an estimated 9.4 GB: weights 7.3, keys and values 1.1, computing 0.3, the rest 0.7`; GB of 2^30."""
     return (
         f"an estimated {_gb(estimate.total_bytes)} GB: weights {_gb(estimate.weights_bytes)}, "
         f"keys and values {_gb(estimate.kv_bytes)}, computing {_gb(estimate.compute_bytes)}, "
