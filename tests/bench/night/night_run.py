@@ -16,7 +16,6 @@ from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner, RunEnd
 from spoolama.errors import JobError
 from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.level import Rules
 from spoolama.gpu.limits import Marks
 from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.job.sidecar_file import parse_sidecar
@@ -33,6 +32,8 @@ LANES = 4
 SAMPLE_S = 0.5
 """How often the simulation itself looks at the card; half a reading's distance."""
 _LIST_EVERY_S = 10.0
+_DWELL_S = 3.0
+"""As it was promised."""
 SIDECAR = """
 model: gemma3:12b
 system: Is this review positive or negative? One word.
@@ -125,7 +126,7 @@ class Night:
     @property
     def most_s(self) -> float:
         """The longest that it may be, loads apart: dwell and a reading, the rows in flight, the release."""
-        seen = Rules().rise_s + 1.0 + 2 * SAMPLE_S
+        seen = _DWELL_S + 1.0 + 2 * SAMPLE_S
         return seen + self.longest_row_s + self.server.release_s
 
     @property
