@@ -68,6 +68,14 @@ class HostSource(Protocol):
         ...
 
 
+_Key = str | int
+"""A card: its uuid, since a lost one moves the places of those behind it; its place where it tells none."""
+
+
+def _by_key(readings: Readings) -> dict[_Key, Card]:
+    return {card.uuid or place: card for place, card in enumerate(readings.cards or ())}
+
+
 @dataclass(slots=True)
 class _Job:
     name: str
@@ -119,8 +127,10 @@ class MemoryWatchdog:
         self._pids = pids
         self.on_change = on_change
         self._every_s = every_s
-        self._states: dict[int | None, State] = {}
-        """By the card's place among the readings; None: this machine's memory."""
+        self._states: dict[_Key | None, State] = {}
+        """By card; None: this machine's memory."""
+        self._mattered: list[_Key] = []
+        """The cards that counted when they were read last."""
         self._looked = asyncio.Event()
         self._models: tuple[float, tuple[HeldModel, ...]] | None = None
         self._job: _Job | None = None
@@ -163,9 +173,9 @@ class MemoryWatchdog:
             runners=runners,
             models=models[1] if models is not None and now - models[0] <= _LISTED_FOR_S else None,
         )
-        for place, used, limits in self._gauges(readings):
-            state = self._states.get(place) or State(since=now - self._rules.fall_s)
-            self._states[place] = step(state, used, limits, now, self._rules)
+        for key, used, limits in self._gauges(readings):
+            state = self._states.get(key) or State(since=now - self._rules.fall_s)
+            self._states[key] = step(state, used, limits, now, self._rules)
         self._say_blind(readings)
         self._settle(readings)
         if self._job is not None:
@@ -177,15 +187,13 @@ class MemoryWatchdog:
         """What the model server lists, as somebody just asked it."""
         self._models = None if models is None else (self._clock.monotonic(), models)
 
-    def _gauges(self, readings: Readings) -> Iterator[tuple[int | None, int | None, Limits | None]]:
-        """Each thing that is measured: its place, bytes in use, limits."""
-        cards = readings.cards or ()
-        known = {place for place in self._states if place is not None}
-        for place in sorted(known | set(range(len(cards)))):
-            if place < len(cards):
-                yield place, cards[place].used_bytes, self.limits_of(cards[place])
-            else:
-                yield place, None, None
+    def _gauges(self, readings: Readings) -> Iterator[tuple[_Key | None, int | None, Limits | None]]:
+        """Each thing that is measured: which, bytes in use, limits."""
+        cards = _by_key(readings)
+        for key, card in cards.items():
+            yield key, card.used_bytes, self.limits_of(card)
+        for gone in self._states.keys() - cards.keys() - {None}:
+            yield gone, None, None
         if readings.host is not None:
             yield None, readings.host.used_bytes, self.host_marks.limits(readings.host.total_bytes)
 
@@ -198,10 +206,12 @@ class MemoryWatchdog:
 
     def _settle(self, readings: Readings) -> None:
         """The level of all: of the cards that matter, and of this machine."""
-        places: list[int | None] = [None] if None in self._states else []
-        counting = [(place, self._states[place]) for place in (*places, *self._mattering(readings))]
+        self._mattered = self._mattering(readings)
+        keys: list[_Key | None] = [None] if None in self._states else []
+        counting = [(key, self._states[key]) for key in (*keys, *self._mattered)]
         # Of two that are equally tense the card is told.
-        place, state = max(counting, key=lambda c: (c[1].level, c[0] is not None), default=(None, State()))
+        key, state = max(counting, key=lambda c: (c[1].level, c[0] is not None), default=(None, State()))
+        place = None if key is None else [*_by_key(readings), key].index(key)
         before, self.level = self.level, state.level
         self.where = "host" if place is None else "card"
         self.words = in_words(readings, place, state)
@@ -211,7 +221,7 @@ class MemoryWatchdog:
             if self._job is not None:
                 self._job.tally.changed(self._clock.time(), {"reason": self.words, **facts})
 
-    def _mattering(self, readings: Readings) -> list[int]:
+    def _mattering(self, readings: Readings) -> list[_Key]:
         """Cards on which a model's runner has memory; where that is not known, the one with most room.
 
         A server takes the card with most room, or spreads a model over all. A card that others have filled,
@@ -219,12 +229,12 @@ class MemoryWatchdog:
         """
         cards = readings.cards
         if cards is None:
-            return [place for place in self._states if place is not None]  # until they are ok, being blind
-        pids = {runner.pid for runner in readings.runners}
-        ours = [n for n, card in enumerate(cards) if pids & set(card.processes or ())]
+            return self._mattered  # until they are ok, being blind
+        pids, by_key = {runner.pid for runner in readings.runners}, _by_key(readings)
+        ours = [key for key, card in by_key.items() if pids & set(card.processes or ())]
         if ours or not self._on_cards:
             return ours
-        return [max(range(len(cards)), key=lambda n: cards[n].free_bytes)] if cards else []
+        return [max(by_key, key=lambda key: by_key[key].free_bytes)] if by_key else []
 
     def _say_blind(self, readings: Readings) -> None:
         """Once for each time that the cards cannot be read, and once when they can be again."""
