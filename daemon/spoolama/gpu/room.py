@@ -11,7 +11,17 @@ from spoolama.gpu.level import Level
 from spoolama.gpu.limits import Limits, in_gb
 from spoolama.gpu.readings import Card, Host
 
-__all__ = ["Memory", "Need", "Room", "Taken", "Unwatched", "Where", "room_on_cards", "room_on_host"]
+__all__ = [
+    "Memory",
+    "Need",
+    "Room",
+    "Taken",
+    "Unwatched",
+    "Where",
+    "room_on_cards",
+    "room_on_host",
+    "together",
+]
 
 
 Where = Literal["card", "host"]
@@ -131,11 +141,16 @@ def room_on_cards(
     empty = [limits[n].critical_bytes - (card.reserved_bytes or 0) for n, card in enumerate(cards)]
     best = max(range(len(cards)), key=lambda n: free[n])
     size = need.size_bytes
-    fits = max(free[best], sum(free)) + reclaimed_bytes >= size
-    ever = sum(empty) >= size
+    fits = together(cards, free) + reclaimed_bytes >= size
+    ever = together(cards, empty) >= size
     there = f"{in_gb(free[best])} of {in_gb(cards[best].total_bytes)} may still be taken on "
     words = need.words or f"it needs {in_gb(size)}"
     return Room(fits, f"{words}; {there}{_name(cards, best)}", ever)
+
+
+def together(cards: Sequence[Card], sizes: Sequence[int]) -> int:
+    """What one model may have of these bytes on each card: CUDA shows a process one MIG instance alone."""
+    return max(sizes, default=0) if any(card.mig for card in cards) else sum(sizes)
 
 
 def room_on_host(need: Need, host: Host, limits: Limits) -> Room:

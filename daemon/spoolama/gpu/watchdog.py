@@ -17,7 +17,7 @@ from spoolama.gpu.card_thread import NOT_YET
 from spoolama.gpu.level import Level, Rules, State, step
 from spoolama.gpu.limits import Limits, Marks, stricter
 from spoolama.gpu.readings import Card, Host, Readings, Runner
-from spoolama.gpu.room import Need, Room, Taken, Where, room_on_cards, room_on_host
+from spoolama.gpu.room import Need, Room, Taken, Where, room_on_cards, room_on_host, together
 from spoolama.gpu.tally import MemoryTally
 from spoolama.gpu.words import figures, in_words
 
@@ -273,9 +273,8 @@ class MemoryWatchdog:
             return None if host is None else self.host_marks.limits(host.total_bytes).critical_bytes
         if readings.cards is None:
             return None
-        return sum(
-            self.limits_of(card).critical_bytes - (card.reserved_bytes or 0) for card in readings.cards
-        )
+        empty = [self.limits_of(card).critical_bytes - (card.reserved_bytes or 0) for card in readings.cards]
+        return together(readings.cards, empty)
 
     def taken(self) -> Taken:
         """What is in use now."""
@@ -300,6 +299,8 @@ class MemoryWatchdog:
 
     def did(self, action: str, **facts: object) -> None:
         """Something was done about memory."""
+        if action in ("released", "idle_released"):
+            self._models = None  # what they took shows on the cards now, and would be counted twice
         self.on_change("memory.action", {"action": action, **facts, "reason": self.words})
         if self._job is not None:
             self._job.tally.did(self._clock.time(), action, {**facts, "reason": self.words})
