@@ -183,12 +183,13 @@ class Holder:
     def measure(self) -> dict[str, Any]:
         """The load in force as it was expected and as it is seen, for the metrics; sizes in bytes."""
         before, now = self._before, self._memory.taken()
-        taken = None
+        taken = 0
         if before is not None and now.runners_bytes is not None:
-            taken = now.runners_bytes
-        elif before is not None and before.cards_bytes is not None and now.cards_bytes is not None:
-            taken = max(0, now.cards_bytes - before.cards_bytes)
-        if taken:
+            # Others may run models here as well; and while our process is not found yet, these are all.
+            taken = now.runners_bytes - (before.runners_bytes or 0)
+        if taken <= 0 and before is not None and None not in (before.cards_bytes, now.cards_bytes):
+            taken = (now.cards_bytes or 0) - (before.cards_bytes or 0)
+        if taken > 0:
             self._measured[self.spec.num_ctx, self.spec.slots] = taken
         loaded = self.loaded
         return {
@@ -196,7 +197,7 @@ class Holder:
             "estimate": None if self._sizing is None else self._sizing.to_json(self.spec),
             "listed_bytes": loaded.size_bytes if loaded else None,
             "listed_vram_bytes": loaded.vram_bytes if loaded else None,
-            "taken_on_cards_bytes": taken,
+            "taken_on_cards_bytes": taken if taken > 0 else None,
             "runner_rss_bytes": now.runners_rss_bytes,
         }
 
