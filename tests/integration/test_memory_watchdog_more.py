@@ -6,11 +6,22 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from integration.memory_scene import GB, Scene, card, running
+from spoolama.backends.base import HeldModel
+from spoolama.gpu.card_thread import CardThread
+from spoolama.gpu.limits import Limits
+from spoolama.gpu.readings import Card
+from spoolama.gpu.room import Need, room_on_cards
+from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.testing.card_model import Habits
+from spoolama.testing.cards import ScriptedCards
+from spoolama.testing.cards import card as card_of
+from spoolama.testing.hand_clock import HandClock
 
 ROWS = [f"row {n}" for n in range(80)]
-_DRIVER_NOT_LOADED = 9
+_DRIVER_NOT_LOADED, _GPU_IS_LOST = 9, 15
 
 
 def test_a_driver_that_goes_and_comes_back_stops_no_row(tmp_path: Path) -> None:
@@ -122,3 +133,79 @@ def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> Non
     assert job.counts == (80, 0, 0)
     assert scene.asked()[:2] == ["load 2048", "chat"]
     assert job.metrics["held_s"] == 0, "a load that waits is no pause"
+
+
+def test_a_card_that_is_lost_does_not_hand_its_level_on_to_its_neighbour(tmp_path: Path) -> None:
+    """Others have filled the first of two cards; when it falls off its bus, the model on the second stays."""
+    cards = card(15.2, uuid="GPU-0"), card(1, uuid="GPU-1")
+    with running(tmp_path, *cards, latency_ms=40) as scene:
+        scene.submit(ROWS)
+        scene.wait_for_chats(20)
+        scene.script.errors = {"* 0": _GPU_IS_LOST}
+        scene.script.write()
+        job = scene.ended()
+    assert scene.levels() == []
+    assert job.counts == (80, 0, 0)
+    assert scene.asked() == ["load 2048", *["chat"] * 80, "unload"]
+
+
+def test_what_a_load_took_is_told_without_the_models_of_others(tmp_path: Path) -> None:
+    """Somebody else's llama-server has 5 GB of the same card, and its process is as well known as ours."""
+    theirs = 777
+    with_model = card(5.5, processes=[(theirs, 5 * GB)])
+
+    def run_another(scene: Scene) -> None:
+        folder = Path(scene.env["SPOOLAMA_TEST_PROC"]) / str(theirs)
+        folder.mkdir()
+        (folder / "cmdline").write_bytes(b"/usr/bin/llama-server\0")
+        (folder / "status").write_text("VmRSS:\t500000 kB\n")
+
+    with running(tmp_path, with_model, before=run_another) as scene:
+        scene.submit(ROWS)
+        job = scene.ended()
+    (load,) = job.metrics["loads"]
+    assert load["taken_on_cards_bytes"] == pytest.approx(load["estimate"]["total_bytes"], rel=0.01)
+
+
+def test_instances_of_a_card_are_not_room_for_one_model_together() -> None:
+    """CUDA shows a process one instance: 12 GB do not fit into two of 10, whole cards could share them."""
+    whole = [Card(n, "A100", 10 * GB, GB // 2) for n in range(2)]
+    cut = [Card(0, "A100 MIG", 10 * GB, GB // 2, mig=str(n)) for n in range(2)]
+    limits = dict.fromkeys(range(2), Limits(10 * GB, 9 * GB, 9 * GB))
+    need = Need(12 * GB, "card")
+    assert room_on_cards(need, whole, limits).fits
+    assert not room_on_cards(need, cut, limits).fits
+    assert not room_on_cards(need, cut, limits).ever
+
+
+def test_a_released_model_is_not_counted_as_room_once_more() -> None:
+    """The list of the server's models is some seconds old: what was released since is free already."""
+    clock = HandClock()
+    cards = CardThread(ScriptedCards([(0, (card_of(12),)), (1, (card_of(6),))], clock), clock)
+    watchdog = MemoryWatchdog(cards, None, clock)
+    need = Need(12 * GB, "card")
+    cards.read_once()
+    watchdog.listed((HeldModel("idle", 6 * GB, 6 * GB, 4096),))
+    watchdog.look()
+    assert not watchdog.room(need).fits, "3 GB may be taken, and 6 come back"
+    watchdog.did("idle_released", models="idle")
+    clock.move(1)
+    cards.read_once()
+    watchdog.look()
+    assert not watchdog.room(need).fits, "9 GB may be taken"
+    assert watchdog.room(Need(8 * GB, "card")).fits
+
+
+def test_a_driver_that_goes_does_not_make_cards_of_others_count(tmp_path: Path) -> None:
+    """Three of four cards are full of others' work; while nothing can be read the job goes on as before."""
+    cards = [card(used, uuid=f"GPU-{place}") for place, used in enumerate((15.4, 15.2, 1, 15.4))]
+    with running(tmp_path, *cards, latency_ms=40) as scene:
+        scene.submit(ROWS)
+        scene.wait_for_chats(30)
+        scene.script.errors = {"*": _DRIVER_NOT_LOADED}
+        scene.script.write()
+        scene.wait_for_event("memory.blind")
+        job = scene.ended()
+    assert scene.levels() == []
+    assert job.counts == (80, 0, 0)
+    assert scene.asked() == ["load 2048", *["chat"] * 80, "unload"]
