@@ -8,7 +8,7 @@ SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
-.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-watch bench-card bench-repeat libgomp system-packages clean
+.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -92,6 +92,17 @@ bench-watch: $(STAMP)  ## what watching memory costs, a look a second
 
 bench-card: $(STAMP)  ## the memory watchdog on a real NVIDIA card with 17 GB free
 	$(PY) tests/bench/bench_card.py
+
+bench-estimate: libgomp $(STAMP) $(MODELS)  ## the estimate of a load against two real models, 32 sizes (5 minutes)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
+	$(PY) tests/bench/bench_estimate.py
+
+bench-frees: libgomp $(STAMP) $(MODELS)  ## what frees memory of a loaded model, and what does not
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
+	$(PY) tests/bench/bench_frees.py
+
+bench-night: $(STAMP)  ## a simulated night: 170,000 rows, a card of 16 GB, others coming and going
+	$(PY) tests/bench/bench_night.py
 
 bench-repeat: libgomp $(STAMP) $(MODELS)  ## how far answers repeat with 1 lane, 4 lanes and after kills, on a real model
 	$(PY) tests/bench/bench_repeat.py
