@@ -33,6 +33,8 @@ _TRIES = 2
 _OFTEN = 3
 """Times in an hour that the same load made memory critical: then it is too large."""
 _LOOK_S = 60.0
+_DESKTOP_BYTES = GB
+"""What is always there; others who have more than this come and go."""
 _HARDLY_BYTES = GB // 4
 """What a runner may grow by after its load: 20 MB were seen (an H100), libraries may take more."""
 
@@ -298,6 +300,13 @@ class Holder:
             return False
         others = before.cards_bytes - (before.runners_bytes or 0)  # the reading may be older than a release
         return now.cards_bytes - ours <= others + _HARDLY_BYTES
+
+    @property
+    def leaves_hardly_any(self) -> bool:
+        """Whether the model leaves others less than a desktop takes: then memory is critical without them."""
+        ours = self._measured.get((self.spec.num_ctx, self.spec.slots))
+        most = self._memory.most_bytes("card")
+        return ours is not None and most is not None and ours > most - _DESKTOP_BYTES
 
     @property
     def spilled(self) -> bool:

@@ -90,7 +90,7 @@ class Keeper:
         """Whether to release the model would make room for long; if not, that is said once."""
         if not self._releases:
             why = "the model is not ours to release"
-        elif self._holder.fills_alone() and not self._holder.can_shrink:
+        elif self._holder.leaves_hardly_any and self._holder.fills_alone() and not self._holder.can_shrink:
             why = "the model alone takes this much, and no smaller load is left to be tried"
         elif self._holder.fills_alone() and self._holder.spilled:
             why = "a part of the model is in main memory, so a smaller load would fill the GPU just so"

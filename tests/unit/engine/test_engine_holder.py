@@ -178,10 +178,21 @@ def test_a_model_that_is_not_ours_to_release_is_left_and_that_is_said_once() -> 
 def test_a_model_that_alone_fills_the_card_is_left_if_no_smaller_load_is_left() -> None:
     """To release it would help nobody: said once, and rows go on."""
     bench = MemoryBench(short_rows(100), ONE_LOAD)
+    bench.memory.model_gb = 14.2
     assert bench.run([(10, bench.set(level=CRITICAL))]).finished
     ((_, _, facts),) = [action for action in bench.memory.actions if action[1] == "left_as_it_is"]
     assert facts["why"] == "the model alone takes this much, and no smaller load is left to be tried"
     assert bench.memory.times_of("released") == []
+    assert bench.all_ok
+
+
+def test_the_smallest_load_is_released_for_others_who_came_before_it() -> None:
+    """They take hardly more than when it was loaded; yet the card is not full of the model alone."""
+    bench = MemoryBench(short_rows(200), ONE_LOAD)
+    bench.memory.others_gb = 5.9
+    assert bench.run([(10, bench.set(level=CRITICAL)), (30, bench.set(level=OK))]).finished
+    assert bench.memory.times_of("left_as_it_is") == []
+    assert len(bench.memory.times_of("released")) == 1
     assert bench.all_ok
 
 

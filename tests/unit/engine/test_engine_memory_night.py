@@ -105,6 +105,15 @@ def test_a_larger_load_that_does_not_fit_beside_others_is_not_tried() -> None:
     assert night.notes["larger_load"] == 0
 
 
+def test_a_smallest_load_that_just_fitted_goes_when_others_need_a_little_more() -> None:
+    """It was loaded up to the critical mark; what brought memory above it was little, and is waited for."""
+    users = Users([Use("first", 0.0, FOREVER, 5.4), Use("more", 100.0, 400.0, 0.15)])
+    night = run_night(300, users, num_ctx=1024, answer_s=lambda request: 2.0)
+    check(night)
+    assert night.notes["paused"] == 1
+    assert night.notes["left_as_it_is"] == 0
+
+
 # What is modelled.
 
 
