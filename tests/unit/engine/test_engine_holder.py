@@ -190,6 +190,7 @@ def test_the_smallest_load_is_released_for_others_who_came_before_it() -> None:
     """They take hardly more than when it was loaded; yet the card is not full of the model alone."""
     bench = MemoryBench(short_rows(200), ONE_LOAD)
     bench.memory.others_gb = 5.9
+    bench.memory.look()
     assert bench.run([(10, bench.set(level=CRITICAL)), (30, bench.set(level=OK))]).finished
     assert bench.memory.times_of("left_as_it_is") == []
     assert len(bench.memory.times_of("released")) == 1
