@@ -119,14 +119,21 @@ def test_a_model_on_a_shared_server_is_never_released_for_memory(tmp_path: Path)
 
 
 def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> None:
-    """The card is full when the service starts with a job in line: nothing is loaded before there is room."""
+    """A full card, and a driver that is slow to begin: nothing is loaded before it was read and has room."""
 
     def drop(scene: Scene) -> None:
         scene.submit(ROWS)
+        scene.script.hanging = ["nvmlInitWithFlags"]
+        scene.script.write()
 
-    with running(tmp_path, card(12), before=drop) as scene:
+    with running(tmp_path, card(12), before=drop, pace=1, latency_ms=5) as scene:
+        scene.wait_for_event("job.started")
+        scene.script.wait_until_a_call_hangs()
+        scene.script.hanging = []
+        scene.script.write()
         text = scene.wait_for_status("waiting for memory: ")
-        assert "0 of 80 rows" in text
+        assert "0 of 80 rows" in text or "the GPUs have not been read yet" in text
+        scene.wait_for_status("of 16.0 GB may still be taken on the GPU")
         assert not scene.calls.exists() or scene.asked() == []
         scene.others(1)
         job = scene.ended()
