@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import Stop
-from spoolama.errors import BackendError, RequestRefused, ServerDied
+from spoolama.errors import BackendError, JobError, RequestRefused, ServerDied
 
 __all__ = ["LOAD_BOUND_S", "Gate", "Pass", "Stopping"]
 
@@ -163,7 +163,7 @@ class Gate:
             if self._stop.is_set():
                 raise Stopping
             self._closed = True
-        before, began = self._progress.phase, self._clock.monotonic()
+        before, began, lasting = self._progress.phase, self._clock.monotonic(), False
         self._progress.waiting, self._progress.phase = True, phase
         try:
             async with self._changed:
@@ -172,9 +172,12 @@ class Gate:
             if self._stop.is_set():
                 raise Stopping
             yield
+        except JobError:
+            lasting = True  # the job ends: nobody shall have the model loaded once more by a row
+            raise
         finally:
             self.held_s += self._clock.monotonic() - began
-            self._closed = False
+            self._closed = lasting
             self._progress.waiting, self._progress.phase = False, before
             await self._wake()
 

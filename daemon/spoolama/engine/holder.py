@@ -10,33 +10,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec
 from spoolama.clock import Clock
+from spoolama.engine.footprint import DESKTOP_BYTES, Footprint
 from spoolama.engine.gate import LOAD_BOUND_S, Gate, Stopping
 from spoolama.engine.progress import Progress
-from spoolama.engine.sizing import Sizing
 from spoolama.engine.store import Stop
 from spoolama.errors import BackendError, JobError, OutOfMemory, RequestRefused
 from spoolama.gpu.level import Level
-from spoolama.gpu.limits import GB, in_gb
 from spoolama.gpu.pacing import HOUR_S, wait_before_load
-from spoolama.gpu.room import Memory, Need, Taken
+from spoolama.gpu.room import Memory
 
 __all__ = ["PATIENCE_S", "Holder"]
 
 PATIENCE_S = 600.0
 """So long a load waits for room; then a smaller one is tried."""
+_LAST_WAITS_S = (5.0, 15.0, 30.0, 60.0, 120.0)
+"""Between tries of the smallest load."""
 _TRIES = 2
 """Loads that run out of memory before the next rung of the ladder is tried."""
 _OFTEN = 3
 """Times in an hour that the same load made memory critical: then it is too large."""
 _LOOK_S = 60.0
-_DESKTOP_BYTES = GB
-"""What is always there; others who have more than this come and go."""
-_HARDLY_BYTES = GB // 4
-"""What a runner may grow by after its load: 20 MB were seen (an H100), libraries may take more."""
 
 
 class Holder:
@@ -73,11 +69,7 @@ class Holder:
         self._memory = memory
         self._clock = clock
         self._stop = stop
-        self._sizing: Sizing | None = None
-        self._measured: dict[tuple[int, int], int] = {}
-        """What loads were seen to take on the cards, by window and slots."""
-        self._before: Taken | None = None
-        """What was in use before the last load, until the load was measured."""
+        self.footprint = Footprint(memory)
         self._must_fit = must_fit
         self._shortages: list[float] = []
         """When loads and answers ran out of memory on this rung."""
@@ -118,24 +110,33 @@ class Holder:
             BackendError: it cannot be loaded now for another reason.
             Stopping: the service stops.
         """
-        if self._sizing is None:
-            self._sizing = await Sizing.of(self._backend, self.spec)
+        await self.footprint.ask(self._backend, self.spec)
+        waits = 0
         while True:
             await self._wait_for_room()
             if not await self._is_held():
-                self._before = self._memory.taken()
+                self.footprint.before_load()
             try:
-                with self._progress.pulse.wait(LOAD_BOUND_S):
+                with self._progress.pulse.wait(LOAD_BOUND_S), self._memory.loading():
                     self.loaded = await self._backend.load(self.spec)
             except OutOfMemory as error:
                 self.loaded = None
-                if not self._ran_short(f"the load ran out of memory: {error.message}"):
+                left = self._ran_short(f"the load ran out of memory: {error.message}")
+                if not left and (waits >= len(_LAST_WAITS_S) or self._card_is_ours):
                     raise
-                await self._gate.pause(1.0)
+                # The smallest load: others may have what it lacks, seen or not.
+                await self._gate.pause(1.0 if left else _LAST_WAITS_S[waits])
+                waits += not left
                 continue
             self._gate.narrow(self.spec.slots)
             self.loads += 1
             return self.loaded
+
+    @property
+    def _card_is_ours(self) -> bool:
+        """Whether hardly anybody else has memory on the cards, while the model has none."""
+        taken = self._memory.taken().cards_bytes
+        return taken is not None and taken < 2 * DESKTOP_BYTES
 
     async def reload(self) -> None:
         """Load the model again after it died or was away, or see that it is still there."""
@@ -169,39 +170,9 @@ class Holder:
 
     def advice(self) -> str:
         """What would fit instead, in words; empty where nothing is known."""
-        return "" if self._sizing is None else self._sizing.advice(self._rungs[0], self._memory)
+        return self.footprint.advice(self._rungs[0])
 
     # Room.
-
-    def _need(self, spec: LoadSpec) -> Need | None:
-        """What it was seen to take, where that is more than was expected."""
-        if self._sizing is None:
-            return None
-        need, seen = self._sizing.need(spec), self._measured.get((spec.num_ctx, spec.slots), 0)
-        if need is None or need.where == "host" or seen <= need.size_bytes:
-            return need
-        return Need(seen, need.where, f"{spec.model} took {in_gb(seen)} when it was loaded last")
-
-    def measure(self) -> dict[str, Any]:
-        """The load in force as it was expected and as it is seen, for the metrics; sizes in bytes."""
-        before, now = self._before, self._memory.taken()
-        taken = 0
-        if before is not None and now.runners_bytes is not None:
-            # Others may run models here as well; and while our process is not found yet, these are all.
-            taken = now.runners_bytes - (before.runners_bytes or 0)
-        if taken <= 0 and before is not None and None not in (before.cards_bytes, now.cards_bytes):
-            taken = (now.cards_bytes or 0) - (before.cards_bytes or 0)
-        if taken > 0:
-            self._measured[self.spec.num_ctx, self.spec.slots] = taken
-        loaded = self.loaded
-        return {
-            **self.figures(),
-            "estimate": None if self._sizing is None else self._sizing.to_json(self.spec),
-            "listed_bytes": loaded.size_bytes if loaded else None,
-            "listed_vram_bytes": loaded.vram_bytes if loaded else None,
-            "taken_on_cards_bytes": taken if taken > 0 else None,
-            "runner_rss_bytes": now.runners_rss_bytes,
-        }
 
     async def _wait_for_room(self) -> None:
         """Until the load fits; what waits too long is loaded smaller, and in the end as it is.
@@ -219,7 +190,7 @@ class Holder:
             while not self._stop.is_set():
                 if await self._fits_now():
                     return
-                room, level = self._memory.room(self._need(self.spec)), self._memory.level
+                room, level = self._memory.room(self.footprint.need(self.spec)), self._memory.level
                 why = room.why if level is Level.OK else self._memory.words
                 if (room.fits or not room.ever) and (paced := self._paced()):
                     began = self._clock.monotonic()  # patience is for want of room
@@ -236,7 +207,8 @@ class Holder:
                         raise OutOfMemory(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}")
                     if not room.fits and self.descend(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}"):
                         began = self._clock.monotonic()
-                    elif room.fits or not room.ever:  # else others have it, and they will go
+                    elif room.fits or not room.ever or room.lacks_bytes <= DESKTOP_BYTES:
+                        # Else others have it, and they will go; a desktop may not.
                         self._memory.did("loaded_in_spite", why=why, **self.figures())
                         return
                 self._progress.waiting, self._progress.phase = True, f"waiting for memory: {why}"
@@ -247,7 +219,7 @@ class Holder:
 
     async def _fits_now(self) -> bool:
         """Whether the load may be tried: memory is ok, it fits, and it was not released too often lately."""
-        fits = self._memory.room(self._need(self.spec)).fits
+        fits = self._memory.room(self.footprint.need(self.spec)).fits
         if self._memory.level is Level.OK and fits and not self._paced():
             return True
         return await self._is_held()
@@ -280,7 +252,7 @@ class Holder:
 
     async def let_go_for_memory(self) -> None:
         """Release the model since memory is critical; where that comes often, the next load is smaller."""
-        alone = self.fills_alone()
+        alone = self.footprint.fills_alone(self.spec)
         await self.let_go()
         now = self._clock.monotonic()
         self._releases.append((now, self._rung))
@@ -290,23 +262,9 @@ class Holder:
         elif same >= _OFTEN:
             self.descend(f"memory became critical {same} times in an hour")
 
-    def fills_alone(self) -> bool:
-        """Whether others take hardly more of the cards than before the load: then it was the load."""
-        before, now = self._before, self._memory.taken()
-        ours = self._measured.get((self.spec.num_ctx, self.spec.slots))
-        if self._memory.where != "card" or before is None or ours is None:
-            return False
-        if before.cards_bytes is None or now.cards_bytes is None:
-            return False
-        others = before.cards_bytes - (before.runners_bytes or 0)  # the reading may be older than a release
-        return now.cards_bytes - ours <= others + _HARDLY_BYTES
-
-    @property
-    def leaves_hardly_any(self) -> bool:
-        """Whether the model leaves others less than a desktop takes: then memory is critical without them."""
-        ours = self._measured.get((self.spec.num_ctx, self.spec.slots))
-        most = self._memory.most_bytes("card")
-        return ours is not None and most is not None and ours > most - _DESKTOP_BYTES
+    def could_climb(self) -> bool:
+        """Whether the next larger load fits in place of this one."""
+        return self.smaller and self.footprint.would_fit(self._rungs[self._rung - 1], self.spec)
 
     @property
     def spilled(self) -> bool:
@@ -315,19 +273,6 @@ class Holder:
         if model is None or not model.size_bytes or model.vram_bytes is None:
             return False
         return 0 < model.vram_bytes < model.size_bytes
-
-    def could_climb(self) -> bool:
-        """Whether the next larger load fits in place of this one."""
-        if not self.smaller:
-            return False
-        need, now = self._need(self._rungs[self._rung - 1]), self._need(self.spec)
-        if need is not None and now is not None:
-            need = Need(max(0, need.size_bytes - now.size_bytes), need.where, need.words)
-            most, taken = self._memory.most_bytes("card"), self._memory.taken().cards_bytes
-            if need.where == "card" and most is not None and taken is not None:
-                # `room` counts this very model among what the server gives back for a load.
-                return need.size_bytes <= most - taken
-        return self._memory.room(need).fits
 
     def climb(self) -> None:
         """The next load is one rung larger."""

@@ -88,11 +88,13 @@ class Keeper:
 
     def _helps(self) -> bool:
         """Whether to release the model would make room for long; if not, that is said once."""
+        holder, sizes = self._holder, self._holder.footprint
+        alone = sizes.fills_alone(holder.spec)
         if not self._releases:
             why = "the model is not ours to release"
-        elif self._holder.leaves_hardly_any and self._holder.fills_alone() and not self._holder.can_shrink:
+        elif sizes.leaves_hardly_any(holder.spec) and alone and not holder.can_shrink:
             why = "the model alone takes this much, and no smaller load is left to be tried"
-        elif self._holder.fills_alone() and self._holder.spilled:
+        elif alone and holder.spilled:
             why = "a part of the model is in main memory, so a smaller load would fill the GPU just so"
         else:
             return True
@@ -105,8 +107,9 @@ class Keeper:
         if self._holder.loads != self._load:
             self._load, self._looks = self._holder.loads, 0
         self._looks += 1
-        if self._looks == _MEASURED_AFTER and self._holder.loaded is not None:
-            await self._on_measured(self._holder.measure())
+        holder = self._holder
+        if self._looks == _MEASURED_AFTER and holder.loaded is not None:
+            await self._on_measured(holder.footprint.measure(holder.spec, holder.loaded))
 
     async def _step_back(self) -> None:
         holder, memory = self._holder, self._memory
@@ -127,5 +130,7 @@ class Keeper:
             for _ in range(_SEEN_AFTER):
                 await self._holder.look()
             self._holder.climb()
+            larger = self._holder.spec
             await self._holder.load_patiently()
-            self._memory.did("larger_load", **self._holder.figures())
+            if self._holder.spec == larger:
+                self._memory.did("larger_load", **self._holder.figures())

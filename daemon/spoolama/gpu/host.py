@@ -65,6 +65,10 @@ class HostProbe:
                 swap_total, swap_free = min(swap_total, most), min(swap_free, max(0, most - now))
         return Host(total, available, swap_total, swap_free, bound)
 
+    def look_again(self) -> None:
+        """Processes may have begun or ended: all are looked through at the next call."""
+        self._scanned_at = None
+
     def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
         """Processes that hold a model, by process id: those seen by name, and the given ones.
 

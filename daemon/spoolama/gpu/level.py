@@ -71,13 +71,24 @@ class State:
     """Seconds until the critical mark at the slope of these; None: it does not climb, or is too short."""
 
 
-def step(state: State, used_bytes: int | None, limits: Limits | None, now: float, rules: Rules) -> State:
-    """The state after a reading, or after the lack of one."""
+def step(
+    state: State,
+    used_bytes: int | None,
+    limits: Limits | None,
+    now: float,
+    rules: Rules,
+    *,
+    trend: bool = True,
+) -> State:
+    """The state after a reading, or after the lack of one; without `trend` a climb means nothing.
+
+    A model that is being loaded climbs, and then stays.
+    """
     if used_bytes is None or limits is None:
         return _without(state, now, rules)
     if state.at is not None and now - state.at > rules.gap_s:
         state = State(state.level, state.since)
-    marks = (*(m for m in state.marks if now - m[0] <= rules.trend_s), (now, used_bytes))
+    marks = (*(m for m in state.marks if trend and now - m[0] <= rules.trend_s), (now, used_bytes))
     full_in_s = _until(marks, limits.critical_bytes, rules)
     climbing = full_in_s is not None and full_in_s <= rules.horizon_s
     margin = int(rules.hysteresis * limits.total_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -46,6 +47,8 @@ class Room:
     """In words, for the status and the log."""
     ever: bool = True
     """Whether it would fit if nothing else were there."""
+    lacks_bytes: int = 0
+    """What is lacking now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,10 @@ class Memory(Protocol):
         """What is in use now."""
         ...
 
+    def loading(self) -> AbstractContextManager[None]:
+        """To be held while a model is loaded."""
+        ...
+
     async def looked(self) -> None:
         """Wait for the next look at memory."""
         ...
@@ -118,6 +125,10 @@ class Unwatched:
         """Not known."""
         return Taken()
 
+    def loading(self) -> AbstractContextManager[None]:
+        """Nobody cares."""
+        return nullcontext()
+
     async def looked(self) -> None:
         """For ever: nobody looks."""
         await asyncio.Event().wait()
@@ -141,11 +152,11 @@ def room_on_cards(
     empty = [limits[n].critical_bytes - (card.reserved_bytes or 0) for n, card in enumerate(cards)]
     best = max(range(len(cards)), key=lambda n: free[n])
     size = need.size_bytes
-    fits = together(cards, free) + reclaimed_bytes >= size
+    lacks = size - (together(cards, free) + reclaimed_bytes)
     ever = together(cards, empty) >= size
     there = f"{in_gb(free[best])} of {in_gb(cards[best].total_bytes)} may still be taken on "
     words = need.words or f"it needs {in_gb(size)}"
-    return Room(fits, f"{words}; {there}{_name(cards, best)}", ever)
+    return Room(lacks <= 0, f"{words}; {there}{_name(cards, best)}", ever, max(0, lacks))
 
 
 def together(cards: Sequence[Card], sizes: Sequence[int]) -> int:
@@ -158,7 +169,8 @@ def room_on_host(need: Need, host: Host, limits: Limits) -> Room:
     free = max(0, limits.critical_bytes - host.used_bytes)
     there = f"{in_gb(free)} of {in_gb(host.total_bytes)} of this machine's memory may still be taken"
     words = need.words or f"it needs {in_gb(need.size_bytes)}"
-    return Room(free >= need.size_bytes, f"{words}; {there}", limits.critical_bytes >= need.size_bytes)
+    lacks = need.size_bytes - free
+    return Room(lacks <= 0, f"{words}; {there}", limits.critical_bytes >= need.size_bytes, max(0, lacks))
 
 
 def _name(cards: Sequence[Card], n: int) -> str:

@@ -67,6 +67,10 @@ class HostSource(Protocol):
         """Processes that hold a model."""
         ...
 
+    def look_again(self) -> None:
+        """Processes may have begun or ended: look for them at the next call."""
+        ...
+
 
 _Key = str | int
 """A card: its uuid, since a lost one moves the places of those behind it; its place where it tells none."""
@@ -136,6 +140,8 @@ class MemoryWatchdog:
         self._job: _Job | None = None
         self._said_blind: str | None = None
         self._host_now: tuple[Host | None, tuple[Runner, ...]] = (None, ())
+        self._loading = 0
+        """Loads of our own that are under way."""
         self.latest: Readings | None = None
         self.level = Level.OK
         self.where: Where = "card"
@@ -175,7 +181,7 @@ class MemoryWatchdog:
         )
         for key, used, limits in self._gauges(readings):
             state = self._states.get(key) or State(since=now - self._rules.fall_s)
-            self._states[key] = step(state, used, limits, now, self._rules)
+            self._states[key] = step(state, used, limits, now, self._rules, trend=not self._loading)
         self._say_blind(readings)
         self._settle(readings)
         if self._job is not None:
@@ -234,7 +240,8 @@ class MemoryWatchdog:
         ours = [key for key, card in by_key.items() if pids & set(card.processes or ())]
         if ours or not self._on_cards:
             return ours
-        return [max(by_key, key=lambda key: by_key[key].free_bytes)] if by_key else []
+        # By level first: of two cards that take turns the one that is ok stays it.
+        return sorted(by_key, key=lambda k: (self._states[k].level, -by_key[k].free_bytes))[:1]
 
     def _say_blind(self, readings: Readings) -> None:
         """Once for each time that the cards cannot be read, and once when they can be again."""
@@ -292,6 +299,17 @@ class MemoryWatchdog:
             if pid in pids and size is not None
         ]
         return Taken(sum(card.used_bytes for card in readings.cards), sum(ours) if ours else None, rss)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """While a model is loaded by us its climb is no trend."""
+        self._loading += 1
+        try:
+            yield
+        finally:
+            self._loading -= 1
+            if self._host is not None:
+                self._host.look_again()
 
     async def looked(self) -> None:
         """Wait for the next look."""

@@ -201,6 +201,9 @@ class CardServer(ScriptedBackend):
         """A machine with much memory, of which nobody takes any."""
         return Host(_HOST_BYTES, _HOST_BYTES // 2)
 
+    def look_again(self) -> None:
+        """Nothing is kept."""
+
     def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
         """The model's process."""
         del pids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +67,8 @@ class ScriptedMemory:
         if need is None:
             return Room(fits=True, why="not known")
         words = f"{need.words}; {self.free_gb:.1f} GB may still be taken"
-        return Room(need.size_bytes <= self.free_gb * GB, words, need.size_bytes <= self.most_gb * GB)
+        lacks = need.size_bytes - round(self.free_gb * GB)
+        return Room(lacks <= 0, words, need.size_bytes <= self.most_gb * GB, max(0, lacks))
 
     def most_bytes(self, where: Where) -> int | None:
         return round(self.most_gb * GB)
@@ -75,6 +77,9 @@ class ScriptedMemory:
         """As of the last look."""
         others, ours = (round(gb * GB) for gb in self._seen)
         return Taken(others + ours, ours if ours and self.sizes_told else None)
+
+    def loading(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def looked(self) -> None:
         await self._looked.wait()

@@ -129,6 +129,9 @@ class _Machine:
     def host(self) -> Host:
         return Host(64 * GB, 48 * GB)
 
+    def look_again(self) -> None:
+        """Nothing is kept."""
+
     def runners(self, pids: object = ()) -> tuple[Runner, ...]:
         return (Runner(7, "llama-server", 9 * GB),)
 
