@@ -90,6 +90,46 @@ def test_what_would_not_fit_even_an_empty_card_is_tried_all_the_same() -> None:
     assert bench.all_ok
 
 
+def test_a_load_that_lacks_what_a_desktop_has_is_tried_in_the_end() -> None:
+    """A desktop does not go away: after the last ten minutes the smallest load is tried beside it."""
+    bench = MemoryBench(short_rows(4), ONE_LOAD)
+    bench.memory.free_gb = 7.6  # of some 8.3
+    assert bench.run().finished
+    assert bench.windows == [1024]
+    assert 600 <= bench.loaded_at[0] <= 602
+    assert [name for _, name, _ in bench.memory.actions] == ["loaded_in_spite"]
+    assert bench.all_ok
+
+
+def test_the_smallest_load_is_tried_again_where_others_may_have_what_it_lacks() -> None:
+    """Somebody's program has the card for two minutes, and no reading tells: the job is not failed for it."""
+    bench = MemoryBench(short_rows(4), ONE_LOAD)
+    bench.memory.others_gb = 9.0
+
+    def full(spec: LoadSpec) -> None:
+        if bench.clock.monotonic() < 100:
+            out_of_memory(spec)
+
+    bench.backend.load_fault = full
+    assert bench.run().finished
+    assert [b - a for a, b in pairwise(bench.loaded_at)] == pytest.approx([1, 5, 15, 30, 60], abs=1)
+    assert bench.all_ok
+
+
+def test_after_a_model_that_does_not_come_back_no_row_is_sent() -> None:
+    """A row would have the server load the model once more, while the job ends."""
+    bench = MemoryBench(short_rows(40), ONE_LOAD)
+
+    def gone(spec: LoadSpec) -> None:
+        if bench.clock.monotonic() > 5:
+            out_of_memory(spec)
+
+    bench.backend.load_fault = gone
+    with pytest.raises(JobError, match="cannot be loaded again"):
+        bench.run([(5, bench.set(level=CRITICAL)), (30, bench.set(level=OK, others_gb=0.5))])
+    assert max(call.at for call in bench.backend.calls) < min(bench.memory.times_of("released"))
+
+
 def test_a_load_that_runs_out_of_memory_twice_is_made_smaller() -> None:
     """The second try is the same one; the third is a rung down."""
     bench = MemoryBench(short_rows(4))

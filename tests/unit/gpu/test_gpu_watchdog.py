@@ -347,3 +347,18 @@ def test_it_looks_once_a_second_and_wakes_whoever_waits() -> None:
     assert seen == [0.0, 1.0, 2.0]
     assert dog.latest is not None
     assert dog.latest.cards_age_s == 2.0
+
+
+def test_a_load_of_our_own_is_no_trend() -> None:
+    """Weights come onto the card in even steps: as a trend that would be high at every load."""
+    steps = [1 + 0.4 * second for second in range(26)]
+    watched = Watched(card(1))
+    with watched.dog.loading():
+        for used in steps:
+            watched.looks(1, card(used))
+    watched.looks(5, card(11))
+    assert watched.events("memory.level") == []
+    others = Watched(card(1))
+    for used in steps:
+        others.looks(1, card(used))
+    assert [event["to"] for event in others.events("memory.level")] == ["high"]
