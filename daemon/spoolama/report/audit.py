@@ -16,7 +16,7 @@ from spoolama.report.labels import label_of_answer
 from spoolama.report.pilot import span
 from spoolama.spool.ledger_read import LedgerReader
 
-__all__ = ["audit_metrics"]
+__all__ = ["NOTHING_TO_AUDIT", "audit_metrics"]
 
 Put = Callable[..., None]
 
@@ -33,6 +33,8 @@ _HOW = (
     " `drift`: Spearman's correlation of likeness with depth or place, from 20 rows on. It"
     " does not say which answer is right"
 )
+
+NOTHING_TO_AUDIT = ", so there was nothing to audit"
 
 _WARNING = (
     "Warning: the audit shows that the conversation changed the answers (see Audit). What to do: nothing, if"
@@ -55,6 +57,8 @@ def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
     elif not ledger.in_company():
         left = "is left that " if ledger.replaced() else ""
         why = f"no row {left}was answered in sight of others"
+        if sidecar.audit:
+            why += NOTHING_TO_AUDIT
     elif not sidecar.audit:
         why = "not asked for; `audit: 200` has 200 rows answered again alone and compared"
     else:

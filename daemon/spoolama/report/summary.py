@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spoolama.report.audit import NOTHING_TO_AUDIT
 from spoolama.report.besides import besides_tokens, besides_words
 from spoolama.report.conduct import server_sentences, trim_sentence
 from spoolama.report.harm import harm_in_short, warnings_of
@@ -157,8 +158,10 @@ def _effect(m: Mapping[str, Any]) -> list[str]:
         value = m[name]
         if value is not None:
             lines += _entry(name.capitalize(), value["sentence"])
-        elif name == "pilot" or m["guard"] is not None:  # else no row saw another
-            why = m["how"][name].removeprefix("null: ")
+            continue
+        why = m["how"][name].removeprefix("null: ")
+        # Where no row saw another there is nothing to say, unless somebody asked for it.
+        if name == "pilot" or m["guard"] is not None or why.endswith(NOTHING_TO_AUDIT):
             lines += _entry(name.capitalize(), f"None: {why}." if name == "pilot" else f"{_capital(why)}.")
     return lines
 

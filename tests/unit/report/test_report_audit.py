@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.testing.published import Fill
+from spoolama.testing.published import Fill, publish_job
 from unit.report.effect_jobs import Says, again, decision, judged, line_of, own, publish, top_of
 
 WINDOW = "trim: {strategy: window}\naudit: 100\n"
@@ -172,3 +172,19 @@ def test_a_job_without_an_audit_says_why(
     assert summary.metrics["audit"] is None
     assert summary.metrics["how"]["audit"] == f"null: {why}"
     assert line_of(summary, "Audit") == shown
+
+
+def test_an_audit_that_was_asked_for_and_had_nothing_to_look_at_is_told(tmp_path: Path) -> None:
+    """A pilot may leave every row alone: whoever asked for an audit is told why there is none."""
+    summary = publish_job(
+        tmp_path / "j",
+        data_name="d.csv",
+        data=b"text\n" + b"x\n" * 20,
+        sidecar='model: m\nprompt: "{{ text }}"\ntrim: {strategy: auto, pilot: 50}\naudit: 50\n',
+        answer=lambda row: str(row.ordinal),
+        segment=1,
+    )
+    assert summary.metrics["audit"] is None
+    assert line_of(summary, "Audit") == (
+        "No row was answered in sight of others, so there was nothing to audit."
+    )
