@@ -93,7 +93,7 @@ bench-watch: $(STAMP)  ## what watching memory costs, a look a second
 bench-card: $(STAMP)  ## the memory watchdog on a real NVIDIA card with 17 GB free
 	$(PY) tests/bench/bench_card.py
 
-bench-estimate: libgomp $(STAMP) $(MODELS)  ## the estimate of a load against two real models, 32 sizes (5 minutes)
+bench-estimate: libgomp $(STAMP) $(MODELS)  ## the estimate of a load against two real models, 32 sizes
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
 	$(PY) tests/bench/bench_estimate.py
 
