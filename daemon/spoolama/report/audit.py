@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +12,7 @@ from spoolama.effect.likeness import likeness_of
 from spoolama.job.labels import enum_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.agreed import percent
+from spoolama.report.harm import ADVICE
 from spoolama.report.labels import label_of_answer
 from spoolama.report.pilot import span
 from spoolama.spool.ledger_read import LedgerReader
@@ -29,20 +30,22 @@ _HOW = (
     " above temperature 0, else of a quarter; `lost`: best guess of the share that the conversation"
     " changed; `changed`: by more than `margin` beyond the floor, and beyond chance; `clear`: `lost` is"
     " within `margin`, and twice the margin can be ruled out; if neither, the rows are too few to tell;"
-    " `certain`: whether it changed any answers at all, however few;"
+    " `certain`: whether it changed any answers at all, however few; `lost_elsewhere`: `lost` outside the"
+    " segments that the guard found changed, null where there are none or no such row was audited;"
     " `drift`: Spearman's correlation of likeness with depth or place, from 20 rows on. It"
     " does not say which answer is right"
 )
 
 NOTHING_TO_AUDIT = ", so there was nothing to audit"
 
-_WARNING = (
-    "Warning: the audit shows that the conversation changed the answers (see Audit). What to do: nothing, if"
-    " earlier rows were meant to count; else drop the job again with `mode: isolated`."
-)
 
-
-def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mapping[str, Any] | None) -> None:
+def audit_metrics(
+    put: Put,
+    ledger: LedgerReader,
+    sidecar: Sidecar,
+    pilot: Mapping[str, Any] | None,
+    guard: Mapping[str, Any] | None,
+) -> None:
     """Add `audit`.
 
     Args:
@@ -50,8 +53,10 @@ def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
         ledger: The job's ledger.
         sidecar: What was asked.
         pilot: What metrics.json says of the pilot.
+        guard: Likewise of the guard.
     """
-    found, depths = _found(ledger, sidecar)
+    harmed = (guard or {}).get("verdicts", [])
+    found, depths, elsewhere = _found(ledger, sidecar, harmed)
     if sidecar.mode == "isolated":
         why = "rows were asked alone"
     elif not ledger.in_company():
@@ -74,14 +79,35 @@ def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
         wanted = (pilot or {}).get("why") == "better"
         value["sentence"] = f"{_likeness(found)}. {_verdict(found, sidecar, wanted=wanted)}"
         harm = found.changed and not wanted
-        value["warning"] = _WARNING if harm else None
-        value["warning_in_short"] = (
-            "the audit shows that the conversation changed the answers" if harm else None
-        )
+        value["lost_elsewhere"] = elsewhere if harmed else None
+        beyond = harmed and elsewhere is not None and elsewhere > sidecar.trim.margin
+        value["warning"] = _warning(found, elsewhere=bool(beyond)) if harm else None
+        value["warning_in_short"] = _brief(found) if harm else None
     put("audit", value, _HOW, missing=why)
 
 
-def _found(ledger: LedgerReader, sidecar: Sidecar) -> tuple[Audit | None, set[int]]:
+def _brief(found: Audit) -> str:
+    """In words for equal answers, by how far for numbers and texts."""
+    if found.compared == "equal answers":
+        much = f"about {percent(found.lost)} of the answers"
+    else:
+        much = f"the answers by about {percent(found.lost)}"
+    return f"the audit shows that the conversation changed {much}"
+
+
+def _warning(found: Audit, *, elsewhere: bool) -> str:
+    more = ", not only in the segments below" if elsewhere else ""
+    return (
+        f"Warning: {_brief(found)}{more} (see Audit).{ADVICE}nothing, if earlier rows were meant to count; else"
+        " drop the job again with `mode: isolated`."
+    )
+
+
+def _found(
+    ledger: LedgerReader, sidecar: Sidecar, harmed: Sequence[Mapping[str, Any]]
+) -> tuple[Audit | None, set[int], float | None]:
+    """What the audit found, the depths of its rows, and its `lost` outside the segments of these verdicts."""
+
     def label(answer: str) -> str:
         return label_of_answer(answer, sidecar)
 
@@ -92,15 +118,17 @@ def _found(ledger: LedgerReader, sidecar: Sidecar) -> tuple[Audit | None, set[in
     # A trim that keeps rows hands on what they did; else the conversation begins anew.
     keeps = sidecar.trim.keep_rows or sidecar.trim.strategy == "budget"
     depths = {row.ordinal: row.place if keeps else row.depth for row in rows}
-    found = audit(
-        {row.ordinal: label(row.given) for row in rows},
-        alone,
-        {n: label(answer) for n, answer in ledger.trial_answers("audit-again").items()},
-        depths,
-        likeness_of(known, listed=enum_of(sidecar) is not None),
-        margin=sidecar.trim.margin,
+    given = {row.ordinal: label(row.given) for row in rows}
+    again = {n: label(answer) for n, answer in ledger.trial_answers("audit-again").items()}
+    like, margin = likeness_of(known, listed=enum_of(sidecar) is not None), sidecar.trim.margin
+    within = {n for v in harmed for n in given if v["first_row"] <= n + 1 <= v["last_row"]}
+    others_given = {n: answer for n, answer in given.items() if n not in within}
+    elsewhere = audit(others_given, alone, again, depths, like, margin=margin)
+    return (
+        audit(given, alone, again, depths, like, margin=margin),
+        set(depths.values()),
+        None if elsewhere is None else elsewhere.lost,
     )
-    return found, set(depths.values())
 
 
 def _likeness(found: Audit) -> str:

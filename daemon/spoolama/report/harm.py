@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["harm_in_short", "warnings_of"]
+__all__ = ["ADVICE", "harm_in_short", "warnings_of"]
+
+ADVICE = " What to do: "
+"""Begins the last part of a warning."""
 
 
 def warnings_of(m: Mapping[str, Any]) -> list[str]:
@@ -28,9 +31,13 @@ def harm_in_short(m: Mapping[str, Any]) -> str | None:
 
 
 def _both(m: Mapping[str, Any], key: str) -> list[str]:
-    """The guard's alone, where its rows are still as the conversation left them: one advice is enough."""
+    """The audit's first: it is about all rows, the guard's about some segments.
+
+    Where those stand as the conversation left them, the guard would advise `redo`, which mends them alone: so
+    its advice is left out beside the audit's.
+    """
     guard, audit = m.get("guard") or {}, m.get("audit") or {}
-    texts = [guard.get(key), audit.get(key)]
-    if texts[0] and not guard.get("replaced"):
-        texts = texts[:1]
-    return [text for text in texts if text]
+    of_guard, of_audit = guard.get(key), audit.get(key)
+    if of_guard and of_audit and not guard.get("replaced"):
+        of_guard = of_guard.partition(ADVICE)[0]
+    return [text for text in (of_audit, of_guard) if text]

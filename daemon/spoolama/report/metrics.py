@@ -297,4 +297,4 @@ def _effect(
     )
     pilot_metrics(metrics.put, ledger, sidecar)
     guard_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"])
-    audit_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"])
+    audit_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"], metrics.values["guard"])

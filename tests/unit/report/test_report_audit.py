@@ -9,7 +9,7 @@ import pytest
 
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.testing.published import Fill, publish_job
-from unit.report.effect_jobs import Says, again, decision, judged, line_of, own, publish, top_of
+from unit.report.effect_jobs import Says, again, decision, judged, line_of, own, publish, top_of, verdict
 
 WINDOW = "trim: {strategy: window}\naudit: 100\n"
 ROWS = [n for n in range(300) if n % 30 in (1, 4, 7, 10, 13, 16, 19, 22, 25, 28)]
@@ -85,8 +85,41 @@ def test_changed_answers_are_warned_of(tmp_path: Path) -> None:
     assert "50 % of 100 rows got the same answer (95 % interval 40 to 60 %)" in line
     assert "by more than the 5 % that `margin` allows" in line
     assert line.endswith("The more rows stood before a row, the less its answers agree.")
-    assert top_of(summary).startswith("Warning: the audit shows that the conversation changed the answers")
-    assert "What to do: " in top_of(summary)
+    assert top_of(summary) == (
+        "Warning: the audit shows that the conversation changed about 50 % of the answers (see Audit). What to"
+        " do: nothing, if earlier rows were meant to count; else drop the job again with `mode: isolated`."
+    )
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_change_of_all_rows_is_said_before_that_of_some_segments(tmp_path: Path, elsewhere: bool) -> None:
+    """The audit's comes first and its advice is the only one: `redo` would leave the other rows as they are."""
+
+    def says(n: int) -> str:
+        return own(n + 1) if n < 90 and (elsewhere or 60 <= n) else own(n)
+
+    async def fill(ledger: JobLedger) -> None:
+        await audited(says)(ledger)
+        await ledger.guarded(2, verdict(2))
+
+    summary = publish(tmp_path / "j", WINDOW, fill=fill)
+    top = top_of(summary)
+    assert top.startswith(
+        "Warning: the audit shows that the conversation changed about 30 % of the answers, not only in the"
+        " segments below (see Audit). What to do: nothing, if earlier rows were meant to count; else"
+        if elsewhere
+        else "Warning: the audit shows that the conversation changed about 10 % of the answers (see Audit)."
+    )
+    assert "Warning: the conversation changed the answers in 1 of 10 segments (rows 61 to 90: " in top
+    assert top.endswith("Their answers stand in the results as they came.")
+    assert top.count("What to do: ") == 1
+    assert "redo" not in top
+    share = "30 %" if elsewhere else "10 %"
+    assert summary.outcome().endswith(
+        f"Warning: the audit shows that the conversation changed about {share} of the answers; the conversation"
+        " changed the answers in 1 of 10 segments; see summary.txt"
+    )
+    assert summary.metrics["audit"]["lost_elsewhere"] == pytest.approx(20 / 90 if elsewhere else 0, abs=1e-4)
 
 
 def test_a_change_for_the_better_is_no_warning(tmp_path: Path) -> None:
