@@ -10,6 +10,7 @@
     │   └── DiskFailed         the disk did not keep what was written: never retried on the same file
     ├── DropGone               its uploader took a drop back while it was being claimed; nothing happened
     ├── JobError               this job cannot go on; it is published in failed/
+    │   ├── ModelLost          a model of it cannot be had, or not any more
     │   ├── SidecarError       the sidecar is wrong: every problem at once
     │   ├── InputError         the data file as a whole cannot be used
     │   └── LedgerError        the ledger is damaged, or its input changed
@@ -44,6 +45,7 @@ __all__ = [
     "InputError",
     "JobError",
     "LedgerError",
+    "ModelLost",
     "OutOfMemory",
     "Problem",
     "RequestRefused",
@@ -146,6 +148,12 @@ class JobError(SpoolamaError):
         self.mend = mend
         if code is not None:
             self.code = code
+
+
+class ModelLost(JobError):
+    """A model cannot be loaded, or not any more; rows that ask for another one may go on."""
+
+    code = "model_lost"
 
 
 class SidecarError(JobError):

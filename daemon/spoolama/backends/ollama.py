@@ -209,6 +209,8 @@ class OllamaBackend:
 
     async def shape(self, spec: LoadSpec) -> ModelShape | None:
         """From `/api/show`, whose lists are asked for where they count, and the size in `/api/tags`."""
+        # A run of ours that was killed may have left it loaded: from here on it is released like our own.
+        self._loaded.add(spec.model)
         facts = await self._facts(spec.model)
         if lacks_arrays(facts.info):
             # All of the vocabulary comes along, some MB, so it is not asked for every model.

@@ -142,6 +142,22 @@ class Gate:
         self._limit = max(1, self._limit - 1)
         self._good = 0
 
+    def open(self) -> None:
+        """Another model follows one that was lost."""
+        self._closed = False
+
+    async def drained(self) -> None:
+        """Wait until nothing is in flight; the door is closed, or nobody is left to come through.
+
+        Raises:
+            Stopping: the service stops.
+        """
+        async with self._changed:
+            while self.in_flight:
+                if self._stop.is_set():
+                    raise Stopping
+                await self._changed.wait()
+
     def narrow(self, limit: int) -> None:
         """From now on no more requests than this at once."""
         self._most = max(1, limit)
@@ -173,7 +189,7 @@ class Gate:
                 raise Stopping
             yield
         except JobError:
-            lasting = True  # the job ends: nobody shall have the model loaded once more by a row
+            lasting = True  # nobody shall have the model loaded once more by a row
             raise
         finally:
             self.held_s += self._clock.monotonic() - began
@@ -207,7 +223,7 @@ class Gate:
         if self._closed:
             return
         self._closed = True
-        before, began = self._progress.phase, self._clock.monotonic()
+        before, began, lasting = self._progress.phase, self._clock.monotonic(), False
         self._progress.waiting, self._progress.phase = True, f"waiting for the server: {reason}"
         delay, deaths = self._delay if carry else FIRST_DELAY_S, 0
         try:
@@ -229,9 +245,12 @@ class Gate:
                     if patience and deaths >= patience:
                         raise
                     self._progress.phase = f"waiting for the server: {error.message}"
+        except JobError:
+            lasting = True
+            raise
         finally:
             self.waited_s += self._clock.monotonic() - began
-            self._closed = False
+            self._closed = lasting
             self._progress.waiting, self._progress.phase = False, before
             await self._wake()
 

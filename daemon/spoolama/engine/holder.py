@@ -17,7 +17,7 @@ from spoolama.engine.footprint import DESKTOP_BYTES, Footprint
 from spoolama.engine.gate import LOAD_BOUND_S, Gate, Stopping
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import Stop
-from spoolama.errors import BackendError, JobError, OutOfMemory, RequestRefused
+from spoolama.errors import BackendError, ModelLost, OutOfMemory, RequestRefused, ServerDied
 from spoolama.gpu.level import Level
 from spoolama.gpu.pacing import HOUR_S, wait_before_load
 from spoolama.gpu.room import Memory
@@ -26,6 +26,8 @@ __all__ = ["PATIENCE_S", "Holder"]
 
 PATIENCE_S = 600.0
 """So long a load waits for room; then a smaller one is tried."""
+_LONGER = 6
+"""So many times as long where no smaller load would do, and rows would fail."""
 _LAST_WAITS_S = (5.0, 15.0, 30.0, 60.0, 120.0)
 """Between tries of the smallest load."""
 _TRIES = 2
@@ -33,6 +35,13 @@ _TRIES = 2
 _OFTEN = 3
 """Times in an hour that the same load made memory critical: then it is too large."""
 _LOOK_S = 60.0
+_MOST_WAITS = 30
+"""Tries, two minutes apart, of a load that worked before."""
+_ANSWER_S = 120.0
+"""What a backend may take to release its models, or to say what it holds."""
+_AGAIN_S = 15.0
+_LONGEST_S = 4 * 3600.0
+"""So long at most a larger load that ran out of memory is not tried again."""
 
 
 class Holder:
@@ -79,6 +88,12 @@ class Holder:
         """When the model was released for want of memory, and on which rung."""
         self.on_load: Callable[[LoadSpec, LoadedModel], Awaitable[None]] | None = None
         """Called after each load but the first, before rows go on."""
+        self._failed: dict[int, tuple[float, int]] = {}
+        """Rungs whose load ran out of memory: when last, and how often."""
+        self._in_force: LoadSpec | None = None
+        """The load that rows in flight may be answered by."""
+        self._unreleased: float | None = None
+        """When a release last failed; it is tried again."""
         self.loads = 0
         """Loads that worked."""
         self.loaded: LoadedModel | None = None
@@ -98,6 +113,12 @@ class Holder:
         """Whether a smaller load is left to be tried."""
         return self._rung + 1 < len(self._rungs)
 
+    def begin_at(self, num_ctx: int, slots: int) -> None:
+        """Begin with the load that an earlier run of the job ended with; one that is not known is ignored."""
+        for rung, spec in enumerate(self._rungs):
+            if (spec.num_ctx, spec.slots) == (num_ctx, slots):
+                self._rung = rung
+
     def would_fit(self, tokens: int) -> bool:
         """Whether a row of this length fits the window that was asked for, though not the one in force."""
         return self.spec.num_ctx < self._rungs[0].num_ctx and tokens < self._rungs[0].num_ctx
@@ -106,7 +127,7 @@ class Holder:
         """Load the model as soon as there is room, smaller where it runs out of memory.
 
         Raises:
-            OutOfMemory: even the smallest load does.
+            ModelLost: even the smallest load does.
             BackendError: it cannot be loaded now for another reason.
             Stopping: the service stops.
         """
@@ -114,6 +135,8 @@ class Holder:
         waits = 0
         while True:
             await self._wait_for_room()
+            if self._in_force != self.spec:
+                await self._gate.drained()  # rows in flight would lose the model that they are answered by
             if not await self._is_held():
                 self.footprint.before_load()
             try:
@@ -121,14 +144,21 @@ class Holder:
                     self.loaded = await self._backend.load(self.spec)
             except OutOfMemory as error:
                 self.loaded = None
-                left = self._ran_short(f"the load ran out of memory: {error.message}")
-                if not left and (waits >= len(_LAST_WAITS_S) or self._card_is_ours):
-                    raise
-                # The smallest load: others may have what it lacks, seen or not.
-                await self._gate.pause(1.0 if left else _LAST_WAITS_S[waits])
-                waits += not left
+                times = self._failed.get(self._rung, (0.0, 0))[1]
+                self._failed[self._rung] = self._clock.monotonic(), times + 1
+                if self._ran_short(f"the load ran out of memory: {error.message}"):
+                    await self._gate.pause(1.0)
+                    continue
+                # The smallest load: others may have what it lacks, seen or not. One that worked before will
+                # again, unless an hour says otherwise.
+                most = _MOST_WAITS if self.loads else 0 if self._card_is_ours else len(_LAST_WAITS_S)
+                if waits >= most:
+                    raise self._lost(f"{self.spec.model} does not fit: {error.message}") from error
+                await self._gate.pause(_LAST_WAITS_S[min(waits, len(_LAST_WAITS_S) - 1)])
+                waits += 1
                 continue
             self._gate.narrow(self.spec.slots)
+            self._in_force = self.spec
             self.loads += 1
             return self.loaded
 
@@ -160,7 +190,12 @@ class Holder:
             return True
         return self.descend("it ran out of memory")
 
+    def _lost(self, message: str, mend: str = "") -> ModelLost:
+        mend = mend or self.advice() or "Free memory on the server, or take a smaller model or num_ctx."
+        return ModelLost(message, mend=mend)
+
     def descend(self, why: str) -> bool:
+        """The next smaller load is the next one; False: there is none."""
         if not self.can_shrink:
             return False
         self._rung += 1
@@ -178,14 +213,16 @@ class Holder:
         """Until the load fits; what waits too long is loaded smaller, and in the end as it is.
 
         Raises:
-            OutOfMemory: it must fit, and there is no room.
+            ModelLost: it must fit, and there is no room.
             Stopping: the service stops.
         """
         if await self._fits_now():
             return
         before = self._progress.phase
         began = self._clock.monotonic()
-        await self.release_idle(None)
+        patience_s = PATIENCE_S * (_LONGER if self._must_fit else 1)
+        # A model of this name that a run before this one left there, with another window, is ours as well.
+        await self.release_idle(self.spec.model if self.loads else None)
         try:
             while not self._stop.is_set():
                 if await self._fits_now():
@@ -198,13 +235,13 @@ class Holder:
                     why = f"critical {times} times in an hour, the next load comes in {paced:.0f} s"
                 elif level is Level.OK and not room.ever:
                     if self._must_fit:
-                        raise OutOfMemory(f"it is larger than memory: {why}")
+                        raise self._lost(f"{self.spec.model} is larger than memory: {why}")
                     # An estimate may be wrong, and a server may put a part on the CPU: it is tried.
                     self._memory.did("loaded_in_spite", why=why, **self.figures())
                     return
-                elif self._clock.monotonic() - began >= PATIENCE_S and level < Level.CRITICAL:
-                    if self._must_fit:
-                        raise OutOfMemory(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}")
+                elif self._clock.monotonic() - began >= patience_s and level < Level.CRITICAL:
+                    if self._must_fit and not room.fits:
+                        raise self._lost(f"no room for {patience_s / 60:.0f} minutes: {why}")
                     if not room.fits and self.descend(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}"):
                         began = self._clock.monotonic()
                     elif room.fits or not room.ever or room.lacks_bytes <= DESKTOP_BYTES:
@@ -212,6 +249,7 @@ class Holder:
                         self._memory.did("loaded_in_spite", why=why, **self.figures())
                         return
                 self._progress.waiting, self._progress.phase = True, f"waiting for memory: {why}"
+                await self._release_again()
                 await self.look()
             raise Stopping
         finally:
@@ -222,19 +260,23 @@ class Holder:
         fits = self._memory.room(self.footprint.need(self.spec)).fits
         if self._memory.level is Level.OK and fits and not self._paced():
             return True
-        return await self._is_held()
+        if not self._backend.releases and self.footprint.need(self.spec) is None:
+            return True  # a server that holds its model whatever we do
+        # One that could not be released is still there, and is what makes memory tense.
+        return self._unreleased is None and await self._is_held()
 
     def _paced(self) -> float:
         """Seconds until it may be loaded again, since it was released for want of memory often lately."""
         return wait_before_load([at for at, _ in self._releases], self._clock.monotonic())
 
     async def _is_held(self) -> bool:
-        """Whether the server holds the model just so: then a load takes nothing."""
+        """Whether the server holds the model, with this window or a larger one: a load takes nothing more."""
         try:
-            now = await self._backend.inspect(self.spec)
+            with self._progress.pulse.wait(_ANSWER_S):
+                now = await self._backend.inspect(self.spec)
         except BackendError:
             return False
-        return now is not None and now.num_ctx == self.spec.num_ctx
+        return now is not None and (now.num_ctx is None or now.num_ctx >= self.spec.num_ctx)
 
     async def look(self) -> None:
         """Wait for the next look at memory, or for a wish to stop."""
@@ -254,17 +296,26 @@ class Holder:
         """Release the model since memory is critical; where that comes often, the next load is smaller."""
         alone = self.footprint.fills_alone(self.spec)
         await self.let_go()
-        now = self._clock.monotonic()
-        self._releases.append((now, self._rung))
-        same = sum(rung == self._rung and now - at < HOUR_S for at, rung in self._releases)
+        self._releases.append((self._clock.monotonic(), self._rung))
         if alone:
             self.descend("the model alone made memory critical")
-        elif same >= _OFTEN:
-            self.descend(f"memory became critical {same} times in an hour")
+        elif self.released_often:
+            self.descend(f"memory became critical {_OFTEN} times in an hour")
+
+    @property
+    def released_often(self) -> bool:
+        """Whether this very load was released for want of memory often in the last hour."""
+        now = self._clock.monotonic()
+        return sum(rung == self._rung and now - at < HOUR_S for at, rung in self._releases) >= _OFTEN
 
     def could_climb(self) -> bool:
         """Whether the next larger load fits in place of this one."""
-        return self.smaller and self.footprint.would_fit(self._rungs[self._rung - 1], self.spec)
+        if not self.smaller or self._memory.level is not Level.OK:
+            return False
+        at, times = self._failed.get(self._rung - 1, (0.0, 0))
+        if times and self._clock.monotonic() - at < min(_LONGEST_S, HOUR_S / 4 * 2.0**times):
+            return False  # it ran out of memory, whatever the estimate says
+        return self.footprint.would_fit(self._rungs[self._rung - 1], self.spec)
 
     @property
     def spilled(self) -> bool:
@@ -283,20 +334,22 @@ class Holder:
         """Load, with the door closed; a server that is away or busy is tried again at growing distances.
 
         Raises:
-            JobError: the model cannot be had any more.
+            ModelLost: the model cannot be had any more.
             Stopping: the service stops.
         """
-        delay = 1.0
+        delay, deaths = 1.0, 0
         while not self._stop.is_set():
             try:
                 await self.reload()
                 return
-            except (OutOfMemory, RequestRefused) as error:
-                mend = getattr(error, "mend", "") or self.advice()
-                raise JobError(
-                    f"{self.spec.model} cannot be loaded again: {error.message}", mend=mend, code=error.code
-                ) from error
+            except RequestRefused as error:
+                message = f"{self.spec.model} cannot be loaded again: {error.message}"
+                raise self._lost(message, error.mend) from error
             except BackendError as error:
+                deaths += isinstance(error, ServerDied)
+                if deaths >= _MOST_WAITS:
+                    message = f"{self.spec.model} cannot be loaded again: {error.message}"
+                    raise self._lost(message) from error
                 self._progress.phase = f"waiting for the server: {error.message}"
                 await self._gate.pause(delay)
                 delay = min(30.0, delay * 2)
@@ -306,16 +359,25 @@ class Holder:
         """Release the model. A server that does not answer has other troubles, and tells at the next load."""
         self.loaded = None
         try:
-            await self._backend.release()
+            with self._progress.pulse.wait(_ANSWER_S):
+                await self._backend.release()
         except BackendError as error:
+            self._unreleased = self._clock.monotonic()
             self._memory.did("release_failed", error=error.message)
         else:
+            self._unreleased = None
             self._memory.did("released", **self.figures())
+
+    async def _release_again(self) -> None:
+        """A release that failed is tried again: to wait for room beside our own model would be for ever."""
+        if self._unreleased is not None and self._clock.monotonic() - self._unreleased >= _AGAIN_S:
+            await self.let_go()
 
     async def release_idle(self, keep: str | None) -> None:
         """Other models that were loaded from here."""
         try:
-            names = await self._backend.release(keep=keep)
+            with self._progress.pulse.wait(_ANSWER_S):
+                names = await self._backend.release(keep=keep)
         except BackendError:
             return
         if names:

@@ -94,6 +94,8 @@ class Keeper:
             why = "the model is not ours to release"
         elif sizes.leaves_hardly_any(holder.spec) and alone and not holder.can_shrink:
             why = "the model alone takes this much, and no smaller load is left to be tried"
+        elif self._memory.where == "host" and not holder.can_shrink and holder.released_often:
+            why = "to release the model did not help for long, and no smaller load is left to be tried"
         elif alone and holder.spilled:
             why = "a part of the model is in main memory, so a smaller load would fill the GPU just so"
         else:
@@ -126,6 +128,8 @@ class Keeper:
         if not self._holder.could_climb():
             return
         async with self._gate.hold(f"loading {self._holder.spec.model} larger again"):
+            if not self._holder.could_climb():
+                return  # while rows in flight finished
             await self._holder.let_go()
             for _ in range(_SEEN_AFTER):
                 await self._holder.look()

@@ -6,7 +6,7 @@ from spoolama.backends.base import LoadedModel
 from spoolama.engine.gate import LOAD_BOUND_S, Gate, Stopping
 from spoolama.engine.holder import Holder
 from spoolama.engine.progress import Progress
-from spoolama.errors import BackendError, ConfigError, JobError, OutOfMemory, RequestRefused, WrongServer
+from spoolama.errors import BackendError, ConfigError, JobError, RequestRefused, WrongServer
 
 __all__ = ["load_model"]
 
@@ -33,17 +33,14 @@ async def load_model(holder: Holder, gate: Gate, progress: Progress) -> LoadedMo
         try:
             with progress.pulse.wait(LOAD_BOUND_S):
                 await attempt()
-        except (RequestRefused, OutOfMemory):
-            raise  # every smaller load was tried
+        except RequestRefused:
+            raise
         except BackendError as error:
             await gate.recover(error.message, attempt, patience=_DEATHS)
     except WrongServer as error:
         raise ConfigError(f"{error.message}. {error.mend}") from error
     except RequestRefused as error:
         raise JobError(error.message, mend=error.mend, code=error.code) from error
-    except OutOfMemory as error:
-        mend = holder.advice() or "Free memory on the server, take a smaller model or a smaller num_ctx."
-        raise JobError(f"{name} does not fit: {error.message}", mend=mend, code=error.code) from error
     except BackendError as error:
         raise JobError(
             f"{name} cannot be loaded: {error.message}",

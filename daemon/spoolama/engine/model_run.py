@@ -85,10 +85,11 @@ class ModelRun:
         """Load the model.
 
         Raises:
-            JobError: it cannot be had.
+            JobError: it cannot be had; `ModelLost` where only this model cannot.
             Stopping: the service stops.
         """
         t = self._t
+        t.gate.open()
         slots_too = t.backend.kind == "embedded"
         rungs = ladder(self._spec, slots_too=slots_too, num_predict=t.sidecar.options.num_predict)
         holder = Holder(
@@ -101,7 +102,11 @@ class ModelRun:
             stop=t.stop,
             must_fit=self._long,
         )
+        if not self._long and (last := (await t.store.meta("rungs", {})).get(self._spec.model)):
+            # The rest of a segment is asked in the window in which it was begun.
+            holder.begin_at(*last)
         loaded = await load_model(holder, t.gate, t.progress)
+        await self._note_rung(holder.spec)
         self._shared = await self._share(holder, loaded)
         holder.on_load = self._reloaded
         self._keeper = Keeper(
@@ -130,6 +135,9 @@ class ModelRun:
                 await keeper.run()
 
         began, waited = t.clock.monotonic(), self._waited_s
+        if shared.holder.loaded is None:
+            # Memory became critical with the last row of the phase before this one.
+            await shared.holder.load_patiently()
         ended: SpoolamaError | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -168,7 +176,16 @@ class ModelRun:
         """The model was loaded again, perhaps on other terms."""
         assert self._shared is not None
         self._shared.watch.loaded(loaded, spec)
+        await self._note_rung(spec)
         await self._new_window(spec, loaded)
+
+    async def _note_rung(self, spec: LoadSpec) -> None:
+        """Where a resume begins."""
+        known = await self._t.store.meta("rungs", {})
+        now = [spec.num_ctx, spec.slots]
+        asked = [self._spec.num_ctx, self._spec.slots]
+        if not self._long and known.get(spec.model, asked) != now:
+            await self._t.store.note(rungs={**known, spec.model: now})
 
     async def _new_window(self, spec: LoadSpec, loaded: LoadedModel) -> None:
         """What rows are asked follows from the plan, so a window that changes is one of its versions."""

@@ -25,7 +25,7 @@ from spoolama.engine.second_pass import sort_out
 from spoolama.engine.segments import Segments
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.tally import Tally
-from spoolama.errors import JobError
+from spoolama.errors import JobError, ModelLost
 from spoolama.gpu.room import Memory, Unwatched
 from spoolama.job.asking import Asker
 from spoolama.job.plan import first_plan, pilot_asks
@@ -187,6 +187,10 @@ class JobRunner:
             await segments.answer(run.in_lanes)
             if watched:
                 await audit_rows(self._sidecar, self._store, planner.latest, run.in_lanes, self._progress)
+        except ModelLost as error:
+            if not self._openai or model is None:
+                raise
+            await self._fail_model(model, tally, total, error)
         finally:
             await run.close()
 
@@ -213,11 +217,7 @@ class JobRunner:
         try:
             await run.open()
         except JobError as error:
-            fitting = set(rows.fitting)
-            for ordinal, tokens in sizes:
-                if ordinal in fitting:
-                    why = f"a window of {rows.window:,} cannot be loaded: {error.message}"
-                    self._too_long(ordinal, tokens, why, tally)
+            await self._none_fits(model, sizes, rows.window, error, tally)
             return
         waiting = Handout(self._long_rows(model))
         size = planner.segment_rows
@@ -232,8 +232,25 @@ class JobRunner:
         self._progress.phase = f"answering {len(rows.fitting)} long rows with a window of {rows.window:,}"
         try:
             await run.in_lanes(work)
+        except ModelLost as error:
+            await self._none_fits(model, sizes, rows.window, error, tally)
         finally:
             await run.close()
+
+    async def _none_fits(
+        self,
+        model: str | None,
+        sizes: list[tuple[int, int]],
+        window: int,
+        error: JobError,
+        tally: Tally,
+    ) -> None:
+        """The larger window is not to be had: the rows that wait for it fail with their sizes."""
+        tokens = dict(sizes)
+        async for row in self._long_rows(model):
+            if row.ordinal in tokens:
+                why = f"a window of {window:,} cannot be loaded: {error.message}"
+                self._too_long(row.ordinal, tokens[row.ordinal], why, tally)
 
     def _too_long(self, ordinal: int, tokens: int, why: str, tally: Tally) -> None:
         message = f"prompt and answer may have {tokens:,} tokens; {why}. Shorten the row."

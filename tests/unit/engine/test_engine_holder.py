@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from spoolama.backends.base import LoadSpec, Reply
-from spoolama.errors import JobError, OutOfMemory, ServerAway
+from spoolama.errors import JobError, ModelLost, OutOfMemory, ServerAway
 from spoolama.gpu.limits import GB
 from spoolama.testing.backend import Call
 from unit.engine.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
@@ -125,7 +125,7 @@ def test_after_a_model_that_does_not_come_back_no_row_is_sent() -> None:
             out_of_memory(spec)
 
     bench.backend.load_fault = gone
-    with pytest.raises(JobError, match="cannot be loaded again"):
+    with pytest.raises(ModelLost, match="does not fit"):
         bench.run([(5, bench.set(level=CRITICAL)), (30, bench.set(level=OK, others_gb=0.5))])
     assert max(call.at for call in bench.backend.calls) < min(bench.memory.times_of("released"))
 

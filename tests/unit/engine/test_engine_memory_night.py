@@ -72,7 +72,7 @@ def test_rows_that_take_long_finish_before_the_model_is_released() -> None:
 def test_a_program_that_takes_all_that_is_left_during_a_load_costs_no_row() -> None:
     """The load finds the card full; it is tried again when there is room."""
     users = Users([Use("job", 60.0, 90.0, 4.0), Use("greedy", 109.0, 200.0, 64.0)])
-    night = run_night(400, users, answer_s=steady)
+    night = run_night(600, users, answer_s=steady)
     check(night)
     assert night.server.short_of_memory == 1
 
