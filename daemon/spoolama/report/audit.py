@@ -98,8 +98,8 @@ def _brief(found: Audit) -> str:
 def _warning(found: Audit, *, elsewhere: bool) -> str:
     more = ", not only in the segments below" if elsewhere else ""
     return (
-        f"Warning: {_brief(found)}{more} (see Audit).{ADVICE}nothing, if earlier rows were meant to count; else"
-        " drop the job again with `mode: isolated`."
+        f"Warning: {_brief(found)}{more} (see Audit).{ADVICE}nothing, if earlier rows were meant to count;"
+        " else drop the job again with `mode: isolated`."
     )
 
 

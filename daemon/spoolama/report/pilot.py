@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spoolama.effect.forms import AGAIN, ALONE, FASTER, FORMS, form_named
+from spoolama.effect.sample import BLOCK, blocks_of
 from spoolama.job.plan import PILOT_ROWS, pilot_asks
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.agreed import percent
@@ -25,8 +26,9 @@ _HOW = (
     " where they do, interval and test promise too much; `floor`: likeness of alone and alone again;"
     " `speed`: times as fast as alone, reckoned from the server's counts and times; `wins`, `losses`:"
     " against alone on gold, on rows that had no part in the selection; `proof`, `better`: shown by a"
-    " test that may be looked at after each row, at 5 % for all forms together; `seconds`: its answered"
-    " requests added up, and their share of all"
+    " test that may be looked at after each row, at 5 % for all forms together; `allowed`: answers that it"
+    " may take, `all_rows_asked`: whether all rows of the sample were; `seconds`: its answered requests"
+    " added up, and their share of all (requests of several lanes overlap: it is no share of the wall time)"
 )
 
 
@@ -74,7 +76,7 @@ def _why_none(ledger: LedgerReader, sidecar: Sidecar, total: int) -> str:
     if not pilot_asks(sidecar, total):
         return (
             f"below {PILOT_ROWS:,} rows a sample of 2 % proves nothing, so each row was asked alone."
-            f" {USUAL} `trim: {{pilot: 300}}` has 300 answers spent on a pilot all the same"
+            f" {USUAL} `trim: {{pilot: 300}}` spends at most 300 answers on a pilot all the same"
         )
     return "the job ended before its pilot did"
 
@@ -83,11 +85,15 @@ def _told(noted: Mapping[str, Any], ledger: LedgerReader, sidecar: Sidecar, tota
     anchored = any(form.anchored for one in noted["tried"] if (form := form_named(one["form"])))
     spent = ledger.requests((ALONE, AGAIN, *_FORMS), samples="all" if anchored else "none").seconds
     everything = ledger.all_requests().seconds
+    allowed = pilot_asks(sidecar, total)
+    blocks = blocks_of(total, allowed, sidecar.options.seed) if allowed else ()
     told = {
         "form": noted["form"],
         "why": noted["why"],
         "asked": noted["asked"],
         "asked_share": round(noted["asked"] / max(1, total), 4),
+        "allowed": allowed,
+        "all_rows_asked": len(ledger.trial_answers(ALONE)) >= len(blocks) * min(BLOCK, total),
         "seconds": round(spent, 3),
         "time_share": round(spent / everything, 4) if everything else None,
         **{key: noted[key] for key in ("floor", "floor_rows", "compared", "tried", "notes")},
@@ -103,13 +109,27 @@ def _sentence(told: Mapping[str, Any], sidecar: Sidecar) -> str:
     if floor is not None and floor < 1 and told["tried"]:
         parts.append(f"Alone, asked twice, agrees with itself in {percent(floor)}.")
     if told["asked"]:
-        time = "" if told["time_share"] is None else f", {percent(told['time_share'])} of the requests' time"
-        parts.append(
-            f"It cost {told['asked']:,} further answers ({percent(told['asked_share'])} of the rows{time})."
-        )
+        # No share of the time: requests of several lanes overlap, and nobody measured how long it took.
+        spent = f"It cost {told['asked']:,} further answers ({percent(told['asked_share'])} of the rows)"
+        parts.append(f"{spent}{_rest(told)}.")
     if form is None and sidecar.gold is None:
         parts.append(USUAL)
     return " ".join(parts)
+
+
+def _rest(told: Mapping[str, Any]) -> str:
+    """Why it did not take all the answers that it may; empty where it did, but for less than a block."""
+    block = BLOCK * (2 + len(told["tried"]))  # alone, twice at most, and in each form
+    if told["allowed"] - told["asked"] < block:
+        return ""
+    why = {
+        "better": "the proof was there before",
+        "no_harm": "the proof was there before",
+        "no_proof": "no proof was to be expected of more",
+    }.get(told["why"])
+    if told["why"] == "no_proof" and told["all_rows_asked"]:
+        why = "there were no more rows to take"
+    return "" if why is None else f" of the {told['allowed']:,} that it may take: {why}"
 
 
 def _reason(told: Mapping[str, Any], sidecar: Sidecar) -> str:
@@ -145,12 +165,34 @@ def _no_proof(tried: Sequence[Mapping[str, Any]], told: Mapping[str, Any], sidec
         if len(tried) == 1:
             return f"{_capital(near['words'])} was not proved harmless: {needed}"
         return f"{others} harmless. {_capital(near['words'])}: {needed}"
-    near = max(tried, key=lambda one: one["wins"] - one["losses"])
-    best = f" Best was {near['words']}: {_duel(near)}." if near["compared"] else ""
     if len(tried) == 1:
         others = "The other way that was tried was not proved"
-    like = ", ".join(f"{one['form']} {percent(one['agreement'])}" for one in tried)
-    return f"{others} better on {sidecar.gold}, or harmless and faster.{best} As alone answers: {like}."
+    parts = [f"{others} better on {sidecar.gold}, or harmless and faster.", *_nearest(tried, sidecar)]
+    rows = sorted({one["rows"] for one in tried})
+    where = f"{rows[0]:,} rows" if len(rows) == 1 else f"{rows[0]:,} to {rows[-1]:,} rows each"
+    like = ", ".join(f"{_named(one)} {percent(one['agreement'])}" for one in tried)
+    return " ".join([*parts, f"Answers as alone, on {where}: {like}."])
+
+
+def _nearest(tried: Sequence[Mapping[str, Any]], sidecar: Sidecar) -> list[str]:
+    """What was seen on gold. Nothing is called best that was not ahead of rows alone."""
+    compared = [one for one in tried if one["compared"]]
+    if not compared:
+        return []
+    near = max(compared, key=lambda one: one["wins"] - one["losses"])
+    if near["wins"] > near["losses"]:
+        parts = [f"Best on {sidecar.gold} was {_named(near)}: {_duel(near)}."]
+    else:
+        parts = [f"On {sidecar.gold} {_named(near)} was no better than rows alone: {_duel(near)}."]
+    if without := len(tried) - len(compared):
+        others = "The other was" if without == 1 else f"The {without} others were"
+        parts.append(f"{others} not compared on it.")
+    return parts
+
+
+def _named(one: Mapping[str, Any]) -> str:
+    """`up to 5 earlier rows (tail-5)`."""
+    return f"{one['words'].removesuffix(' before each row')} ({one['form']})"
 
 
 def _likeness(one: Mapping[str, Any], told: Mapping[str, Any]) -> str:

@@ -86,17 +86,18 @@ def test_changed_answers_are_warned_of(tmp_path: Path) -> None:
     assert "by more than the 5 % that `margin` allows" in line
     assert line.endswith("The more rows stood before a row, the less its answers agree.")
     assert top_of(summary) == (
-        "Warning: the audit shows that the conversation changed about 50 % of the answers (see Audit). What to"
-        " do: nothing, if earlier rows were meant to count; else drop the job again with `mode: isolated`."
+        "Warning: the audit shows that the conversation changed about 50 % of the answers (see Audit)."
+        " What to do: nothing, if earlier rows were meant to count; else drop the job again with"
+        " `mode: isolated`."
     )
 
 
 @pytest.mark.parametrize("elsewhere", [True, False])
 def test_a_change_of_all_rows_is_said_before_that_of_some_segments(tmp_path: Path, elsewhere: bool) -> None:
-    """The audit's comes first and its advice is the only one: `redo` would leave the other rows as they are."""
+    """The audit's comes first and its advice alone: `redo` would leave the other rows as they are."""
 
     def says(n: int) -> str:
-        return own(n + 1) if n < 90 and (elsewhere or 60 <= n) else own(n)
+        return own(n + 1) if n < 90 and (elsewhere or n >= 60) else own(n)
 
     async def fill(ledger: JobLedger) -> None:
         await audited(says)(ledger)
@@ -116,8 +117,8 @@ def test_a_change_of_all_rows_is_said_before_that_of_some_segments(tmp_path: Pat
     assert "redo" not in top
     share = "30 %" if elsewhere else "10 %"
     assert summary.outcome().endswith(
-        f"Warning: the audit shows that the conversation changed about {share} of the answers; the conversation"
-        " changed the answers in 1 of 10 segments; see summary.txt"
+        f"Warning: the audit shows that the conversation changed about {share} of the answers;"
+        " the conversation changed the answers in 1 of 10 segments; see summary.txt"
     )
     assert summary.metrics["audit"]["lost_elsewhere"] == pytest.approx(20 / 90 if elsewhere else 0, abs=1e-4)
 

@@ -58,8 +58,9 @@ FRONT = "the same rows before each row"
                 judged(wins=8, losses=7, compared=40, how="rows answered right"),
             ],
             "Chosen: each row alone. None of 2 other ways that were tried was proved better on gold, or"
-            " harmless and faster. Best was up to 5 earlier rows before each row: 8 better, 7 worse,"
-            " the rest as good (40 compared: rows answered right). As alone answers: anchors",
+            " harmless and faster. Best on gold was up to 5 earlier rows (tail-5): 8 better, 7 worse, the rest"
+            " as good (40 compared: rows answered right). Answers as alone, on 90 rows: the same rows"
+            " (anchors) 98 %, up to 5 earlier rows (tail-5) 98 %.",
         ),
         (
             AUTO,
@@ -109,7 +110,7 @@ def test_each_ending_is_said_in_words(
 
     line, told = line_of(summary, "Pilot"), summary.metrics["pilot"]
     assert line.startswith(said)
-    assert "It cost 118 further answers (39 % of the rows, " in line
+    assert "It cost 118 further answers (39 % of the rows)." in line
     assert line.endswith("Rows alone is what `auto` usually finds without known answers (`gold`).") == (
         form == "alone" and side == AUTO
     )
@@ -117,6 +118,48 @@ def test_each_ending_is_said_in_words(
     assert line == told["sentence"]
     assert len(told["tried"]) == len(tried)
     assert (line_of(summary, "Trims") == "") == (form == "alone") or form != "alone"
+
+
+def test_nothing_is_called_best_that_was_not_ahead(tmp_path: Path) -> None:
+    """As many worse as better is no best; who was not compared is said, and on how many rows each was."""
+
+    async def fill(ledger: JobLedger) -> None:
+        even = {"wins": 9, "losses": 9, "compared": 29, "how": "pairs of rows put into the right order"}
+        tried = [judged("anchors", FRONT, rows=19), judged(rows=76, agreement=0.72, harm=True, **even)]
+        await ledger.note(pilot=decision("alone", "no_proof", *tried))
+
+    line = line_of(publish(tmp_path / "j", GOLD, fill=fill), "Pilot")
+    assert "Best" not in line
+    assert (
+        "On gold up to 5 earlier rows (tail-5) was no better than rows alone: 9 better, 9 worse, the rest"
+        " as good (29 compared: pairs of rows put into the right order). The other was not compared on it."
+        " Answers as alone, on 19 to 76 rows each: the same rows (anchors) 98 %, up to 5"
+        " earlier rows (tail-5) 72 %."
+    ) in line
+
+
+@pytest.mark.parametrize(
+    ("pilot", "why", "alone", "said"),
+    [
+        (600, "no_proof", 40, " of the 600 that it may take: no proof was to be expected of more."),
+        (600, "no_harm", 40, " of the 600 that it may take: the proof was there before."),
+        (9000, "no_proof", 300, " of the 9,000 that it may take: there were no more rows to take."),
+        (130, "no_proof", 40, "."),
+    ],
+)
+def test_why_a_pilot_stopped_early_is_said(
+    tmp_path: Path, pilot: int, why: str, alone: int, said: str
+) -> None:
+    """Beside what it cost: a proof, no prospect of one, or no more rows; nothing where too few were left."""
+
+    async def fill(ledger: JobLedger) -> None:
+        again(ledger, "alone", range(alone), own)
+        form = "alone" if why == "no_proof" else "tail-5"
+        await ledger.note(pilot=decision(form, why, judged()))
+
+    side = f"gold: gold\ntrim: {{strategy: auto, pilot: {pilot}}}\n"
+    line = line_of(publish(tmp_path / "j", side, fill=fill), "Pilot")
+    assert line.endswith(f"It cost 118 further answers (39 % of the rows){said}")
 
 
 def test_alone_that_differs_from_alone_is_told(tmp_path: Path) -> None:
