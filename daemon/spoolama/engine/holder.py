@@ -16,10 +16,10 @@ from spoolama.clock import Clock
 from spoolama.engine.footprint import DESKTOP_BYTES, Footprint
 from spoolama.engine.gate import LOAD_BOUND_S, Gate, Stopping
 from spoolama.engine.progress import Progress
+from spoolama.engine.rungs import OFTEN, Rungs
 from spoolama.engine.store import Stop
 from spoolama.errors import BackendError, ModelLost, OutOfMemory, RequestRefused, ServerDied
 from spoolama.gpu.level import Level
-from spoolama.gpu.pacing import HOUR_S, wait_before_load
 from spoolama.gpu.room import Memory
 
 __all__ = ["PATIENCE_S", "Holder"]
@@ -30,18 +30,12 @@ _LONGER = 6
 """So many times as long where no smaller load would do, and rows would fail."""
 _LAST_WAITS_S = (5.0, 15.0, 30.0, 60.0, 120.0)
 """Between tries of the smallest load."""
-_TRIES = 2
-"""Loads that run out of memory before the next rung of the ladder is tried."""
-_OFTEN = 3
-"""Times in an hour that the same load made memory critical: then it is too large."""
 _LOOK_S = 60.0
 _MOST_WAITS = 30
 """Tries, two minutes apart, of a load that worked before."""
 _ANSWER_S = 120.0
 """What a backend may take to release its models, or to say what it holds."""
 _AGAIN_S = 15.0
-_LONGEST_S = 4 * 3600.0
-"""So long at most a larger load that ran out of memory is not tried again."""
 
 
 class Holder:
@@ -71,8 +65,7 @@ class Holder:
         must_fit: bool = False,
     ) -> None:
         self._backend = backend
-        self._rungs = tuple(rungs)
-        self._rung = 0
+        self._rungs = Rungs(rungs)
         self._gate = gate
         self._progress = progress
         self._memory = memory
@@ -80,16 +73,10 @@ class Holder:
         self._stop = stop
         self.footprint = Footprint(memory)
         self._must_fit = must_fit
-        self._shortages: list[float] = []
-        """When loads and answers ran out of memory on this rung."""
         self._short: tuple[int, bool] = (-1, False)
         """The load at which answers did last, and whether a smaller one was left then."""
-        self._releases: list[tuple[float, int]] = []
-        """When the model was released for want of memory, and on which rung."""
         self.on_load: Callable[[LoadSpec, LoadedModel], Awaitable[None]] | None = None
         """Called after each load but the first, before rows go on."""
-        self._failed: dict[int, tuple[float, int]] = {}
-        """Rungs whose load ran out of memory: when last, and how often."""
         self._in_force: LoadSpec | None = None
         """The load that rows in flight may be answered by."""
         self._unreleased: float | None = None
@@ -101,27 +88,26 @@ class Holder:
     @property
     def spec(self) -> LoadSpec:
         """The load that is in force."""
-        return self._rungs[self._rung]
+        return self._rungs.spec
 
     @property
     def smaller(self) -> bool:
         """Whether it is smaller than what was asked for."""
-        return self._rung > 0
+        return self._rungs.larger is not None
 
     @property
     def can_shrink(self) -> bool:
         """Whether a smaller load is left to be tried."""
-        return self._rung + 1 < len(self._rungs)
+        return self._rungs.can_shrink
 
     def begin_at(self, num_ctx: int, slots: int) -> None:
         """Begin with the load that an earlier run of the job ended with; one that is not known is ignored."""
-        for rung, spec in enumerate(self._rungs):
-            if (spec.num_ctx, spec.slots) == (num_ctx, slots):
-                self._rung = rung
+        self._rungs.begin_at(num_ctx, slots)
 
     def would_fit(self, tokens: int) -> bool:
         """Whether a row of this length fits the window that was asked for, though not the one in force."""
-        return self.spec.num_ctx < self._rungs[0].num_ctx and tokens < self._rungs[0].num_ctx
+        asked = self._rungs.asked.num_ctx
+        return self.spec.num_ctx < asked and tokens < asked
 
     async def load(self) -> LoadedModel:
         """Load the model as soon as there is room, smaller where it runs out of memory.
@@ -144,8 +130,7 @@ class Holder:
                     self.loaded = await self._backend.load(self.spec)
             except OutOfMemory as error:
                 self.loaded = None
-                times = self._failed.get(self._rung, (0.0, 0))[1]
-                self._failed[self._rung] = self._clock.monotonic(), times + 1
+                self._rungs.failed(self._clock.monotonic())
                 if self._ran_short(f"the load ran out of memory: {error.message}"):
                     await self._gate.pause(1.0)
                     continue
@@ -184,11 +169,8 @@ class Holder:
     def _ran_short(self, message: str) -> bool:
         """Count it; whether to try again, on this rung or on the next."""
         self._memory.did("out_of_memory", error=message, **self.figures())
-        now = self._clock.monotonic()
-        self._shortages = [*(at for at in self._shortages if now - at < HOUR_S), now]
-        if len(self._shortages) < _TRIES:
-            return True
-        return self.descend("it ran out of memory")
+        often = self._rungs.short(self._clock.monotonic())
+        return not often or self.descend("it ran out of memory")
 
     def _lost(self, message: str, mend: str = "") -> ModelLost:
         mend = mend or self.advice() or "Free memory on the server, or take a smaller model or num_ctx."
@@ -196,16 +178,14 @@ class Holder:
 
     def descend(self, why: str) -> bool:
         """The next smaller load is the next one; False: there is none."""
-        if not self.can_shrink:
+        if not self._rungs.down():
             return False
-        self._rung += 1
-        self._shortages = []
         self._memory.did("smaller_load", why=why, **self.figures())
         return True
 
     def advice(self) -> str:
         """What would fit instead, in words; empty where nothing is known."""
-        return self.footprint.advice(self._rungs[0])
+        return self.footprint.advice(self._rungs.asked)
 
     # Room.
 
@@ -229,9 +209,9 @@ class Holder:
                     return
                 room, level = self._memory.room(self.footprint.need(self.spec)), self._memory.level
                 why = room.why if level is Level.OK else self._memory.words
-                if (room.fits or not room.ever) and (paced := self._paced()):
+                if (room.fits or not room.ever) and (paced := self._rungs.paced(self._clock.monotonic())):
                     began = self._clock.monotonic()  # patience is for want of room
-                    times = sum(began - at < HOUR_S for at, _ in self._releases)
+                    times = self._rungs.releases(began)
                     why = f"critical {times} times in an hour, the next load comes in {paced:.0f} s"
                 elif level is Level.OK and not room.ever:
                     if self._must_fit:
@@ -258,16 +238,13 @@ class Holder:
     async def _fits_now(self) -> bool:
         """Whether the load may be tried: memory is ok, it fits, and it was not released too often lately."""
         fits = self._memory.room(self.footprint.need(self.spec)).fits
-        if self._memory.level is Level.OK and fits and not self._paced():
+        paced = self._rungs.paced(self._clock.monotonic())
+        if self._memory.level is Level.OK and fits and not paced:
             return True
         if not self._backend.releases and self.footprint.need(self.spec) is None:
             return True  # a server that holds its model whatever we do
         # One that could not be released is still there, and is what makes memory tense.
         return self._unreleased is None and await self._is_held()
-
-    def _paced(self) -> float:
-        """Seconds until it may be loaded again, since it was released for want of memory often lately."""
-        return wait_before_load([at for at, _ in self._releases], self._clock.monotonic())
 
     async def _is_held(self) -> bool:
         """Whether the server holds the model, with this window or a larger one: a load takes nothing more."""
@@ -296,26 +273,23 @@ class Holder:
         """Release the model since memory is critical; where that comes often, the next load is smaller."""
         alone = self.footprint.fills_alone(self.spec)
         await self.let_go()
-        self._releases.append((self._clock.monotonic(), self._rung))
+        self._rungs.released(self._clock.monotonic())
         if alone:
             self.descend("the model alone made memory critical")
         elif self.released_often:
-            self.descend(f"memory became critical {_OFTEN} times in an hour")
+            self.descend(f"memory became critical {OFTEN} times in an hour")
 
     @property
     def released_often(self) -> bool:
         """Whether this very load was released for want of memory often in the last hour."""
-        now = self._clock.monotonic()
-        return sum(rung == self._rung and now - at < HOUR_S for at, rung in self._releases) >= _OFTEN
+        return self._rungs.released_often(self._clock.monotonic())
 
     def could_climb(self) -> bool:
         """Whether the next larger load fits in place of this one."""
-        if not self.smaller or self._memory.level is not Level.OK:
+        larger = self._rungs.larger
+        if larger is None or self._memory.level is not Level.OK:
             return False
-        at, times = self._failed.get(self._rung - 1, (0.0, 0))
-        if times and self._clock.monotonic() - at < min(_LONGEST_S, HOUR_S / 4 * 2.0**times):
-            return False  # it ran out of memory, whatever the estimate says
-        return self.footprint.would_fit(self._rungs[self._rung - 1], self.spec)
+        return self._rungs.may_climb(self._clock.monotonic()) and self.footprint.would_fit(larger, self.spec)
 
     @property
     def spilled(self) -> bool:
@@ -327,8 +301,7 @@ class Holder:
 
     def climb(self) -> None:
         """The next load is one rung larger."""
-        self._rung -= 1
-        self._shortages = []
+        self._rungs.up()
 
     async def load_patiently(self) -> None:
         """Load, with the door closed; a server that is away or busy is tried again at growing distances.

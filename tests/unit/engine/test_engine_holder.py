@@ -434,5 +434,5 @@ def test_rows_whose_window_finds_no_room_fail_with_their_sizes() -> None:
     failed = bench.store.failures[20]
     assert 1900 < failed.details["tokens"] < 2304
     assert f"may have {failed.details['tokens']:,} tokens; a window of 2,048 cannot be" in failed.message
-    assert "no room for 10 minutes" in failed.message
+    assert "no room for 60 minutes" in failed.message
     assert len(bench.store.results) == 40
