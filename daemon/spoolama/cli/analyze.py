@@ -31,8 +31,8 @@ Example:
 @click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write it as CSV, too.")
 @click.option("--rows", "most", type=click.IntRange(1, 1000), default=5, help="How many slow and long rows.")
 def analyze(jobdir: Path, table: Path | None, most: int) -> None:
-    """Show how the answers of a published job are spread, how well they agree with known ones, what failed,
-    and which rows were slow or long.
+    """Show how the answers of a published job are spread, how well they agree with known ones, what earlier
+    rows did to them, what failed, and which rows were slow or long.
 
     JOBDIR is a directory of done/ or failed/, or one that merge made.
     """
@@ -64,8 +64,11 @@ def _show(analysis: Analysis, console: Console) -> None:
         console.print(answers)
     else:
         console.print(f"Answers: {analysis.spread.sentence()}")
-    for sentence in analysis.agreement.sentences() if analysis.agreement else []:
+    told = analysis.agreement.sentences() if analysis.agreement else []
+    for sentence in (*told, *([] if analysis.along is None else [analysis.along])):
         console.print(escape(sentence), highlight=False)
+    for label, sentence in analysis.effects:
+        console.print(f"[bold]{label}[/bold] {escape(sentence)}", highlight=False)
     if analysis.failures:
         failures = Table("Class", "Rows", "First", "Message", title="Failures", title_justify="left")
         for failure in analysis.failures:

@@ -16,6 +16,7 @@ from spoolama.errors import BackendError
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.estimate import fitting_quantisations, largest_window
 from spoolama.gpu.host import HostProbe
+from spoolama.gpu.host_thread import HostThread
 from spoolama.gpu.level import Rules
 from spoolama.gpu.nvml import NvmlCards
 from spoolama.gpu.readings import Card, CardProbe, NoCards
@@ -56,7 +57,7 @@ class Look:
         self._backend = backend
         self._spec = spec
         self._here = server_is_here(settings.backend)
-        self._host = HostProbe(clock=clock)
+        self._host = HostThread(HostProbe(clock=clock), clock, pids=_engines, patience_s=WAIT_S)
         elsewhere = NoCards("the model server is on another machine")
         self._cards = CardThread(
             (probe or NvmlCards()) if self._here else elsewhere, clock, stale_after_s=WAIT_S
@@ -70,7 +71,6 @@ class Look:
             rules=_AT_ONCE,
             only=vram.cards,
             on_cards=settings.backend.kind != "embedded",
-            pids=_engines,
         )
         self._models: tuple[HeldModel, ...] | None = None
         self._unlisted: str | None = None
@@ -90,7 +90,7 @@ class Look:
         # Not in asyncio's pool: Python waits for that at its end, and a driver may hang for ever.
         reading = threading.Thread(target=self._cards.read_once, name="first GPU reading", daemon=True)
         reading.start()
-        await asyncio.gather(self._ask(), asyncio.to_thread(reading.join, WAIT_S))
+        await asyncio.gather(self._ask(), asyncio.to_thread(reading.join, WAIT_S), self._host.refresh())
         if keep_on and not reading.is_alive():
             self._cards.start()
         async with asyncio.TaskGroup() as group:
@@ -130,10 +130,7 @@ class Look:
             "cards": None if seen.cards is None else [self._card(card, names) for card in seen.cards],
             "no_cards": seen.blind or readings.blind,
             "machine": self._machine(),
-            "holders": [
-                asdict(runner)
-                for runner in (readings.runners if self._here else self._host.runners(_engines()))
-            ],
+            "holders": [asdict(runner) for runner in self._host.latest().runners],
             "server": self._server(),
             "estimate": self._estimate(no_card=self._here and seen.lasting),
         }
@@ -154,8 +151,7 @@ class Look:
 
     def _machine(self) -> dict[str, Any] | None:
         """This machine, though its memory is not the server's where that is elsewhere."""
-        latest = self._watchdog.latest
-        host = (latest.host if latest is not None else None) or self._host.host()
+        host = self._host.latest().host
         if host is None:
             return None
         limits = self._watchdog.host_marks.limits(host.total_bytes)

@@ -14,14 +14,16 @@ from typing import Any, Protocol
 from spoolama.backends.base import HeldModel
 from spoolama.clock import Clock
 from spoolama.gpu.card_thread import NOT_YET
+from spoolama.gpu.host_thread import HostSource, HostThread, SeenHost
 from spoolama.gpu.level import Level, Rules, State, step
 from spoolama.gpu.limits import Limits, Marks, stricter
-from spoolama.gpu.readings import Card, Host, Readings, Runner
+from spoolama.gpu.ours import Ours, frees_host
+from spoolama.gpu.readings import Card, Readings
 from spoolama.gpu.room import Need, Room, Taken, Where, room_on_cards, room_on_host, together
 from spoolama.gpu.tally import MemoryTally
 from spoolama.gpu.words import figures, in_words
 
-__all__ = ["CardSource", "HostSource", "MemoryWatchdog", "Seen"]
+__all__ = ["CardSource", "MemoryWatchdog", "Seen"]
 
 EVERY_S = 1.0
 _LISTED_FOR_S = 30.0
@@ -56,22 +58,6 @@ class CardSource(Protocol):
         ...
 
 
-class HostSource(Protocol):
-    """Reads this machine's memory."""
-
-    def host(self) -> Host | None:
-        """The machine now."""
-        ...
-
-    def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
-        """Processes that hold a model."""
-        ...
-
-    def look_again(self) -> None:
-        """Processes may have begun or ended: look for them at the next call."""
-        ...
-
-
 _Key = str | int
 """A card: its uuid, since a lost one moves the places of those behind it; its place where it tells none."""
 
@@ -92,7 +78,8 @@ class MemoryWatchdog:
 
     Args:
         cards: Has the cards' latest reading.
-        host: Reads this machine's memory; None: the server is elsewhere, and its memory cannot be known.
+        host: This machine's memory; None: the server is elsewhere, and its memory cannot be known. One that
+            is not in a thread is read at each look, and may not block.
         clock: Time.
         marks: The service's limits of cards.
         host_marks: The same of this machine's memory.
@@ -100,7 +87,7 @@ class MemoryWatchdog:
         only: NVML's numbers of the cards that count; empty: all.
         on_cards: Whether the server puts models on cards by itself. If not, a card counts only while a
             model's process has memory on it.
-        pids: Process ids of our own engine.
+        pids: Process ids of our own engine, where `host` is not in a thread, which knows them itself.
         on_change: Told of each change of level and of each action: an event's name and its facts.
         every_s: Seconds between two looks.
     """
@@ -108,7 +95,7 @@ class MemoryWatchdog:
     def __init__(
         self,
         cards: CardSource,
-        host: HostSource | None,
+        host: HostSource | HostThread | None,
         clock: Clock,
         *,
         marks: Marks | None = None,
@@ -121,14 +108,14 @@ class MemoryWatchdog:
         every_s: float = EVERY_S,
     ) -> None:
         self._cards = cards
-        self._host = host
+        self._threaded = isinstance(host, HostThread)
+        self._host = HostThread(host, clock, pids=pids) if host and not isinstance(host, HostThread) else host
         self._clock = clock
         self.marks = marks or Marks()
         self.host_marks = host_marks
         self._rules = rules or Rules()
-        self._only = tuple(only)
+        self.only = tuple(only)
         self._on_cards = on_cards
-        self._pids = pids
         self.on_change = on_change
         self._every_s = every_s
         self._states: dict[_Key | None, State] = {}
@@ -139,7 +126,11 @@ class MemoryWatchdog:
         self._models: tuple[float, tuple[HeldModel, ...]] | None = None
         self._job: _Job | None = None
         self._said_blind: str | None = None
-        self._host_now: tuple[Host | None, tuple[Runner, ...]] = (None, ())
+        self._seen_host = SeenHost(clock.monotonic())
+        self._ours = Ours()
+        self._host_is_ours = False
+        """Whether main memory counts, since a part of it that matters is our models'."""
+        self._host_told = False
         self._loading = 0
         """Loads of our own that are under way."""
         self.latest: Readings | None = None
@@ -149,22 +140,33 @@ class MemoryWatchdog:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        while True:
-            await asyncio.to_thread(self._read_host)
-            self.look()
-            await self._clock.sleep(self._every_s)
+        try:
+            while True:
+                if self._host is not None and self._threaded:
+                    await self._host.refresh()
+                else:
+                    self._read_host()
+                self.look()
+                await self._clock.sleep(self._every_s)
+        finally:
+            if self._host is not None:
+                self._host.stop()
 
     def _read_host(self) -> None:
         if self._host is not None:
-            self._host_now = self._host.host(), self._host.runners(self._pids())
+            self._host.read_once()
 
     def look(self) -> None:
         """One look: take the latest readings, step, and tell whoever waits."""
         now, seen = self._clock.monotonic(), self._cards.latest()
         cards = seen.cards
-        if cards is not None and self._only:
-            cards = tuple(card for card in cards if card.index in self._only) or None
-        host, runners = self._host_now
+        if cards is not None:
+            # A card that does not tell its size is no reading: every mark of it would be reached.
+            counting = (c for c in cards if c.total_bytes > 0 and (not self.only or c.index in self.only))
+            cards = tuple(counting) or None
+        if self._host is not None:
+            self._seen_host = self._host.latest()
+        self._ours.look(self._seen_host)
         models = self._models
         self.latest = readings = Readings(
             at=now,
@@ -175,8 +177,8 @@ class MemoryWatchdog:
             if cards
             else "none of the cards that count is there",
             cards_age_s=seen.age_s,
-            host=host,
-            runners=runners,
+            host=self._seen_host.host,
+            runners=self._seen_host.runners,
             models=models[1] if models is not None and now - models[0] <= _LISTED_FOR_S else None,
         )
         for key, used, limits in self._gauges(readings):
@@ -200,8 +202,11 @@ class MemoryWatchdog:
             yield key, card.used_bytes, self.limits_of(card)
         for gone in self._states.keys() - cards.keys() - {None}:
             yield gone, None, None
-        if readings.host is not None:
-            yield None, readings.host.used_bytes, self.host_marks.limits(readings.host.total_bytes)
+        host = readings.host
+        if host is not None and host.total_bytes > 0:
+            yield None, host.used_bytes, self.host_marks.limits(host.total_bytes)
+        elif None in self._states:
+            yield None, None, None
 
     def limits_of(self, card: Card) -> Limits:
         """The limits in force on a card: the service's, and a job's where they are lower."""
@@ -213,7 +218,7 @@ class MemoryWatchdog:
     def _settle(self, readings: Readings) -> None:
         """The level of all: of the cards that matter, and of this machine."""
         self._mattered = self._mattering(readings)
-        keys: list[_Key | None] = [None] if None in self._states else []
+        keys: list[_Key | None] = [None] if None in self._states and self._host_counts(readings) else []
         counting = [(key, self._states[key]) for key in (*keys, *self._mattered)]
         # Of two that are equally tense the card is told.
         key, state = max(counting, key=lambda c: (c[1].level, c[0] is not None), default=(None, State()))
@@ -228,7 +233,7 @@ class MemoryWatchdog:
                 self._job.tally.changed(self._clock.time(), {"reason": self.words, **facts})
 
     def _mattering(self, readings: Readings) -> list[_Key]:
-        """Cards on which a model's runner has memory; where that is not known, the one with most room.
+        """Cards on which a model of ours has memory (`gpu/ours.py`); where there is none, the one with most room.
 
         A server takes the card with most room, or spreads a model over all. A card that others have filled,
         and on which nothing of ours is, is none of our business.
@@ -236,12 +241,31 @@ class MemoryWatchdog:
         cards = readings.cards
         if cards is None:
             return self._mattered  # until they are ok, being blind
-        pids, by_key = {runner.pid for runner in readings.runners}, _by_key(readings)
-        ours = [key for key, card in by_key.items() if pids & set(card.processes or ())]
+        by_key = _by_key(readings)
+        ours = [key for key, card in by_key.items() if self._ours.pids & set(card.processes or ())]
         if ours or not self._on_cards:
             return ours
         # By level first: of two cards that take turns the one that is ok stays it.
         return sorted(by_key, key=lambda k: (self._states[k].level, -by_key[k].free_bytes))[:1]
+
+    def _host_counts(self, readings: Readings) -> bool:
+        """Whether main memory decides: not where the models are on a card, and others have filled it.
+
+        Once it counts it does so until it is ok: after a release nothing of it is ours any more, and a load
+        at that moment would fill it again.
+        """
+        state = self._states[None]
+        if readings.host is not None:
+            mine = [runner for runner in readings.runners if runner.pid in self._ours.pids]
+            still = self._host_is_ours and state.level is not Level.OK
+            self._host_is_ours = still or frees_host(readings.host, mine)
+        counts = self._host_is_ours or not self._on_cards or readings.cards is None
+        told = state.level is not Level.OK and not counts
+        if told and not self._host_told:
+            words = f"{in_words(readings, None, state)}, by others: the models are on cards, and go on"
+            self.on_change("memory.action", {"action": "main_memory_left_to_others", "reason": words})
+        self._host_told = told
+        return counts
 
     def _say_blind(self, readings: Readings) -> None:
         """Once for each time that the cards cannot be read, and once when they can be again."""
@@ -260,6 +284,8 @@ class MemoryWatchdog:
         if readings is None or readings.blind == NOT_YET:
             # A service that has just begun: a card that is full would be taken for one with room.
             return Room(fits=False, why=NOT_YET)
+        if need is not None and need.where == "host" and self._seen_host.not_yet:
+            return Room(fits=False, why="this machine's memory has not been read yet")
         if need is None:
             return Room(fits=True, why=self.words)
         if need.where == "card" and readings.cards:
@@ -302,10 +328,16 @@ class MemoryWatchdog:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """While a model is loaded by us its climb is no trend."""
+        """While a model is loaded by us its climb is no trend, and what comes is ours."""
+        self._ours.begins(self._seen_host.runners)
         self._loading += 1
         try:
             yield
+        except BaseException:
+            self._ours.failed()
+            raise
+        else:
+            self._ours.ended(self._clock.monotonic())
         finally:
             self._loading -= 1
             if self._host is not None:
@@ -317,6 +349,8 @@ class MemoryWatchdog:
 
     def did(self, action: str, **facts: object) -> None:
         """Something was done about memory."""
+        if action == "released":
+            self._ours.released()
         if action in ("released", "idle_released"):
             self._models = None  # what they took shows on the cards now, and would be counted twice
         self.on_change("memory.action", {"action": action, **facts, "reason": self.words})

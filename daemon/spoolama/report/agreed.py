@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ __all__ = [
     "percent",
     "short",
     "strength_words",
+    "weakness",
 ]
 
 MAX_LABELS = 1000
@@ -24,6 +25,9 @@ MAX_LABELS = 1000
 _STRENGTHS = ((0.2, "very weak"), (0.4, "weak"), (0.6, "moderate"), (0.8, "strong"), (1.01, "very strong"))
 """Bounds of a correlation's size and its name (J. D. Evans 1996, Straightforward Statistics for the
 Behavioral Sciences)."""
+
+_WEAK = 0.4
+"""Below it `_STRENGTHS` has weak and very weak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +101,12 @@ class Agreement:
         """For metrics.json."""
         return asdict(self)
 
-    def sentences(self) -> list[str]:
-        """What a person wants to know, a sentence each."""
+    def sentences(self, choosers: Sequence[str] = ()) -> list[str]:
+        """What a person wants to know, a sentence each.
+
+        Args:
+            choosers: The jobs by whose choice rows were left out, where it may be another than this one.
+        """
         over = f"over {self.rows} rows"
         out: list[str] = []
         if self.accuracy is not None:
@@ -119,8 +127,8 @@ class Agreement:
         if self.left_out:
             rows = "1 row" if self.left_out == 1 else f"{self.left_out:,} rows"
             out.append(
-                f"Not counted: {rows} whose known answers helped to choose what each row is asked in sight"
-                " of, which would flatter the result."
+                f"Not counted: {rows} whose known answers helped to choose what each row"
+                f"{' of ' + ' and '.join(choosers) if choosers else ''} is asked in sight of, which would flatter the result."
             )
         return out + self.notes
 
@@ -168,6 +176,26 @@ def strength_words(correlation: float, interval: tuple[float, float] | None) -> 
     if interval is not None and interval[0] <= 0 <= interval[1]:
         words += "; it may as well be none"
     return words
+
+
+def weakness(agreement: Mapping[str, Any] | None) -> str | None:
+    """What to try where the answers hardly follow the known ones, or not at all; None: nothing to say.
+
+    Args:
+        agreement: `agreement` of metrics.json.
+    """
+    correlation = (agreement or {}).get("correlation")
+    # Of a handful of rows it may be anything.
+    if agreement is None or correlation is None or agreement["correlation_interval"] is None:
+        return None
+    gold = agreement["gold"]
+    if correlation <= -_WEAK:
+        return f"The answers run against {gold}: see whether both count the same way up."
+    if correlation < 0:
+        return f"The answers do not agree with {gold}: a larger model or a clearer prompt may help."
+    if correlation < _WEAK:
+        return f"The answers agree only weakly with {gold}: a larger model or a clearer prompt may help."
+    return None
 
 
 def short(text: str, most: int = 40) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from spoolama.job.labels import enum_of
+from spoolama.report.agreed import along_sentence
 from spoolama.report.agreement import Agreement, Spread
+from spoolama.report.effects import effect_sentences
 from spoolama.report.harm import warnings_of
 from spoolama.report.published import open_published
 from spoolama.report.record import Record
@@ -45,10 +48,15 @@ class Analysis:
     """What guard and audit found wrong with the answers."""
     spread: Spread
     agreement: Agreement | None
+    effects: list[tuple[str, str]]
+    """What stood before the rows and what it did to the answers: label and sentence."""
+    along: str | None
+    """The agreement in thirds of the rows."""
     failures: list[Failure]
     """Most first."""
     extremes: dict[str, list[tuple[float, Record]]]
-    """`slowest` (seconds), `longest prompt`, `longest answer` (tokens), `most tries`: rows of each."""
+    """`slowest` (seconds), `longest prompt`, `longest answer` (tokens, of texts only: labels have one length
+    each), `most tries`: rows of each."""
 
     def csv(self) -> Iterator[bytes]:
         """The whole analysis as one table: section, item, value, note."""
@@ -75,6 +83,10 @@ class Analysis:
                     yield "agreement", name, str(value), self.agreement.how.get(name, "")
             for note in self.agreement.notes:
                 yield "agreement", "note", "", note
+        if self.along is not None:
+            yield "agreement", "along the job", "", self.along
+        for label, sentence in self.effects:
+            yield "effects", label, "", sentence
         for failure in self.failures:
             message = (failure.example.error or {}).get("message", "")
             yield "failures", failure.code, str(failure.rows), f"row {failure.example.row}: {message}"
@@ -95,12 +107,13 @@ def analyze_job(path: Path, *, most: int = 5) -> Analysis:
     """
     job = open_published(path)
     tally = Tally(job.sidecar, job.parsed)
+    labels = enum_of(job.sidecar) is not None
     heaps: dict[str, list[tuple[float, int, Record]]] = {what: [] for what in _MEASURES}
     for record in job.records():
         tally.add(record)
         for what, measure in _MEASURES.items():
             value = measure(record)
-            if value is None:
+            if value is None or (what == "longest answer" and labels):
                 continue
             entry = (float(value), -record.row, record)
             if len(heaps[what]) < most:
@@ -114,6 +127,8 @@ def analyze_job(path: Path, *, most: int = 5) -> Analysis:
         warnings=warnings_of(job.metrics),
         spread=tally.answers.spread(),
         agreement=tally.answers.agreement(),
+        effects=effect_sentences({**job.metrics, "sight_peak": tally.sight_peak}),
+        along=along_sentence(tally.answers.along_job()),
         failures=[Failure(code, rows, tally.examples[code]) for code, rows in tally.failures.items()],
         extremes={
             what: [(value, record) for value, _, record in sorted(heap, key=lambda e: (-e[0], -e[1]))]

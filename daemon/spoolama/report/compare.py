@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,14 @@ def compare_jobs(left: Path, right: Path) -> Comparison:
         )
     tallies = [Tally(job.sidecar, job.parsed) for job in (first, second)]
     both = different = 0
+    choosers: list[str] = []
     for pair in zip(first.records(), second.records(), strict=True):
         labels = []
         # Out of both, so that both are held against the same known answers.
         used = any(record.gold_used for record in pair)
+        if used and len(choosers) < len(pair):
+            jobs = zip((first, second), pair, strict=True)
+            choosers += [job.job for job, record in jobs if record.gold_used and job.job not in choosers]
         for job, tally, record in zip((first, second), tallies, pair, strict=True):
             tally.add(record, gold_used=used)
             label = label_of_record(record, parsed=job.parsed, key=job.sidecar.answer_key)
@@ -94,21 +98,23 @@ def compare_jobs(left: Path, right: Path) -> Comparison:
         if pair[0].status == pair[1].status == "ok":
             both += 1
             different += labels[0] != labels[1]
-    return Comparison(_side(first, tallies[0]), _side(second, tallies[1]), both, different)
+    sides = [_side(job, tally, choosers) for job, tally in zip((first, second), tallies, strict=True)]
+    return Comparison(sides[0], sides[1], both, different)
 
 
 def _name(side: Side) -> str:
     return {"conversation": "In conversation", "isolated": "Alone"}.get(side.mode, side.job)
 
 
-def _side(job: Published, tally: Tally) -> Side:
+def _side(job: Published, tally: Tally, choosers: Sequence[str]) -> Side:
     m, by = job.metrics, tally.by_status
     agreement = tally.answers.agreement()
     mode = "isolated" if job.sidecar.mode == "isolated" or _chose_alone(m) else "conversation"
     cells = {
         "Job": job.job,
         "Rows are answered": "in conversation" if mode == "conversation" else "alone",
-        "In sight of": trim_sentence(m) or ("nothing else" if job.sidecar.mode == "isolated" else "-"),
+        "In sight of": trim_sentence({**m, "sight_peak": tally.sight_peak})
+        or ("nothing else" if job.sidecar.mode == "isolated" else "-"),
         "Model": str(m.get("model") or job.sidecar.model),
         "Rows": f"{count(by['ok'])} ok, {count(by['failed'])} failed, {count(by['skipped'])} skipped",
         "Rows/s": _number(m.get("rows_per_second"), "{:.2f}"),
@@ -122,7 +128,7 @@ def _side(job: Published, tally: Tally) -> Side:
     if besides := besides_words(m):
         cells["Besides"] = besides
     if agreement is not None:
-        cells["Agreement"] = "\n".join(agreement.sentences())
+        cells["Agreement"] = "\n".join(agreement.sentences(choosers))
     if warnings := warnings_of(m):
         cells["Mind"] = "\n".join(warnings)
     return Side(job.job, mode, by["ok"], by["failed"], by["skipped"], cells)

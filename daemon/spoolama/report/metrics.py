@@ -165,6 +165,7 @@ def _context(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Total
         put("context_limit", loaded, "window of one slot in tokens, as the server reported the loaded model")
     else:
         put("context_limit", limit, "the sidecar's num_ctx; the server does not report its window")
+    put("sight_peak", tally.sight_peak, "rows in sight of which a row was answered, the most of any")
     put(
         "trim_count",
         totals.trims,

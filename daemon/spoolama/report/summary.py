@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolama.report.audit import NOTHING_TO_AUDIT
+from spoolama.report.agreed import weakness
 from spoolama.report.besides import besides_tokens, besides_words
-from spoolama.report.conduct import server_sentences, trim_sentence
+from spoolama.report.conduct import server_sentences
+from spoolama.report.effects import effect_sentences, stood_alone
 from spoolama.report.harm import harm_in_short, warnings_of
 from spoolama.report.memory import memory_lines
 from spoolama.report.record import Record
@@ -91,9 +92,8 @@ def summary_text(
         lines += _entry("Speed", _speed(m))
         lines += _entry("Tokens", _tokens(m))
         lines += _entry("Context", _context(m))
-        if (sentence := trim_sentence(m)) and not _alone_by_choice(m):
-            lines += _entry("Trims", sentence)
-        lines += _effect(m)
+        for label, sentence in effect_sentences(m):
+            lines += _entry(label, sentence)
         for number, sentence in enumerate(server_sentences(m)):
             lines += _entry("Server" if number == 0 else "", sentence)
     for number, sentence in enumerate(memory_lines(m)):
@@ -149,31 +149,6 @@ def _warned(m: Mapping[str, Any]) -> list[str]:
     """It comes before all else."""
     texts = warnings_of(m)
     return [line for text in texts for line in (*textwrap.wrap(text, _WIDTH, break_on_hyphens=False), "")]
-
-
-def _effect(m: Mapping[str, Any]) -> list[str]:
-    """Pilot, guard and audit: what they found, or why there was none of them."""
-    lines: list[str] = []
-    for name in ("pilot", "guard", "audit"):
-        value = m[name]
-        if value is not None:
-            lines += _entry(name.capitalize(), value["sentence"])
-            continue
-        why = m["how"][name].removeprefix("null: ")
-        # Where no row saw another there is nothing to say, unless somebody asked for it.
-        if name == "pilot" or m["guard"] is not None or why.endswith(NOTHING_TO_AUDIT):
-            lines += _entry(name.capitalize(), f"None: {why}." if name == "pilot" else f"{_capital(why)}.")
-    return lines
-
-
-def _alone_by_choice(m: Mapping[str, Any]) -> bool:
-    """Whether rows stood alone since nothing else was chosen: the line of the pilot says that."""
-    trim = m["trim"]
-    return bool(trim and trim["asked"] == "auto" and trim["every"] == 1 and not m["anchors"])
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _entry(label: str, text: str) -> list[str]:
@@ -245,6 +220,8 @@ def _tokens(m: Mapping[str, Any]) -> str:
 
 def _context(m: Mapping[str, Any]) -> str:
     peak = "not counted" if m["context_peak"] is None else f"at most {count(m['context_peak'])}"
+    if stood_alone(m):
+        return f"{peak} of {count(m['context_limit'])} tokens"
     trims = "" if m["trim_count"] is None else f"; {count(m['trim_count'])} trims"
     return f"{peak} of {count(m['context_limit'])} tokens{trims}; {count(m['segments'])} segments"
 
@@ -275,8 +252,12 @@ def _next(m: Mapping[str, Any], *, openai: bool) -> str:
         return "See why it ended early, above. The answers there are stand in the results."
     if not m["total"]:
         return "The data file had no rows."
+    # Beside a warning the agreement tells nothing: answers that follow each other agree by chance.
+    weak = None if warnings_of(m) else weakness(m.get("agreement"))
     if m["failed"] + m["skipped"] == 0:
-        return "Mind the warning at the top." if warnings_of(m) else "Nothing: every row has its answer."
+        if warnings_of(m):
+            return "Mind the warning at the top."
+        return f"Every row has its answer. {weak}" if weak else "Nothing: every row has its answer."
     if openai:
         what = "Mend retry.jsonl where it needs it and drop it again."
     elif m["failed"] and m["skipped"]:
@@ -288,4 +269,4 @@ def _next(m: Mapping[str, Any], *, openai: bool) -> str:
         what = "Mend errors.jsonl, or what errors.yaml asks for, and drop both again."
     else:
         what = "Drop skipped.jsonl with skipped.yaml to go on."
-    return f"{what} Then bring the new answers home:"
+    return f"{weak + ' ' if weak else ''}{what} Then bring the new answers home:"

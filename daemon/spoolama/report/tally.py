@@ -44,6 +44,8 @@ class Tally:
     """Most prompt and answer tokens of one row."""
     last_context: int | None = None
     """Prompt and answer tokens of the row that was answered last."""
+    sight_peak: int = 0
+    """Most rows in sight of which one was answered."""
     last_at: float = 0.0
     max_latency_s: float | None = None
 
@@ -85,6 +87,7 @@ class Tally:
             if record.segment >= len(self._segments):
                 self._segments.extend(bytes(record.segment + 1 - len(self._segments)))
             self._segments[record.segment] = 1
+        self.sight_peak = max(self.sight_peak, sum(last - first + 1 for first, last in record.seen or ()))
         if record.prompt_tokens is not None and record.cached_tokens is not None:
             self.both_rows += 1
             self.both_prompt += record.prompt_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import socket
@@ -18,6 +19,7 @@ from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.host import SCAN_EVERY_S, HostProbe
+from spoolama.gpu.host_thread import HostThread
 from spoolama.gpu.level import Rules
 from spoolama.gpu.nvml import NvmlCards
 from spoolama.gpu.readings import CardProbe, NoCards
@@ -96,9 +98,16 @@ def memory_for(
         stale_after_s=max(2.0, 5.0 / pace),
         absent_every_s=60.0 / pace,
     )
+    host = HostThread(
+        HostProbe(proc, clock=clock, scan_every_s=SCAN_EVERY_S / pace),
+        clock,
+        pids=lambda: own_pids(backend),
+        stale_after_s=max(2.0, 5.0 / pace),
+        patience_s=EVERY_S / pace,
+    )
     watchdog = MemoryWatchdog(
         thread,
-        HostProbe(proc, clock=clock, scan_every_s=SCAN_EVERY_S / pace) if own else None,
+        host if own else None,
         clock,
         rules=_faster(Rules(), pace),
         every_s=EVERY_S / pace,
@@ -106,7 +115,6 @@ def memory_for(
         host_marks=vram.host_marks,
         only=vram.cards,
         on_cards=settings.backend.kind != "embedded",
-        pids=lambda: own_pids(backend),
     )
     return watchdog, thread
 
@@ -134,9 +142,21 @@ def server_is_here(section: BackendSection) -> bool:
         return True
     host = urlsplit(section.address).hostname or ""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host in ("localhost", socket.gethostname())
+        # Only our own name is looked up: a name server that does not answer may not hold up the start.
+        own = socket.gethostname().lower()
+        return host in ("localhost", own) or (host.startswith(f"{own}.") and host == socket.getfqdn().lower())
+    return address.is_loopback or address.is_unspecified or _is_own(address)
+
+
+def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Whether this machine has the address: the kernel lets nobody bind another one. Nothing is sent."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.bind((str(address), 0))
+        return True
+    return False
 
 
 def daemon_for(

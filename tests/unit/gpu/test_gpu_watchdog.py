@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from spoolama.backends.base import HeldModel
+from spoolama.errors import OutOfMemory
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.level import Level
 from spoolama.gpu.limits import GB, Marks
@@ -57,8 +60,10 @@ class Watched:
             **more,
         )
 
-    def runs(self, pid: int = OURS) -> Watched:
-        self.machine.found = (Runner(pid, "llama-server", GB),)
+    def runs(self, pid: int = OURS, rss: int = GB) -> Watched:
+        """A load of ours that brings this process."""
+        with self.dog.loading():
+            self.machine.found = (*self.machine.found, Runner(pid, "llama-server", rss))
         return self
 
     def looks(self, seconds: int = 1, *cards: Card) -> Level:
@@ -127,7 +132,7 @@ def test_the_card_counts_on_which_the_models_process_is() -> None:
     watched = Watched(*four(2.0, 15.5, 2.0, 2.0, ours=1), machine=True).runs()
     assert watched.looks(4) is Level.CRITICAL
     assert watched.dog.words == "GPU 1: 15.5 GB of 16.0 GB in use"
-    watched.runs(pid=1)
+    watched.machine.found = (Runner(1, "llama-server", GB),)
     assert watched.looks(1) is Level.OK, "the process on it is another one now"
 
 
@@ -153,7 +158,10 @@ def test_processes_that_may_not_be_seen_leave_the_card_with_most_room() -> None:
 
 def test_an_engine_without_layers_on_a_card_does_not_look_at_cards() -> None:
     """Until its process has memory there."""
-    watched = Watched(card(15.5, processes={OTHER: 15 * GB}), machine=True, on_cards=False).runs()
+    watched = Watched(
+        card(15.5, processes={OTHER: 15 * GB}), machine=True, on_cards=False, pids=lambda: (OURS,)
+    )
+    watched.runs(OTHER).runs()
     assert watched.looks(30) is Level.OK
     assert watched.looks(4, card(15.5, processes={OURS: GB})) is Level.CRITICAL
 
@@ -247,8 +255,8 @@ def test_what_is_done_is_told_and_kept_with_the_job() -> None:
 
 
 def test_main_memory_decides_where_it_is_tighter() -> None:
-    """At 95 % of it nothing goes on, however empty the card is."""
-    watched = Watched(card(1), machine=True)
+    """At 95 % of it nothing goes on, however empty the card is, where our model has a part of it."""
+    watched = Watched(card(1), machine=True).runs(rss=7 * GB)
     watched.machine.now = Host(64 * GB, 3 * GB)
     assert watched.looks(4) is Level.CRITICAL
     assert (watched.dog.where, watched.dog.words) == (
@@ -263,7 +271,7 @@ def test_main_memory_decides_where_it_is_tighter() -> None:
 
 def test_of_two_that_are_equally_tense_the_card_is_told() -> None:
     """It is what most people can do something about."""
-    watched = Watched(card(15.5), machine=True)
+    watched = Watched(card(15.5, processes={OURS: GB}), machine=True).runs(rss=7 * GB)
     watched.machine.now = Host(64 * GB, 1 * GB)
     watched.looks(4)
     assert watched.dog.where == "card"
@@ -362,3 +370,116 @@ def test_a_load_of_our_own_is_no_trend() -> None:
     for used in steps:
         others.looks(1, card(used))
     assert [event["to"] for event in others.events("memory.level")] == ["high"]
+
+
+# Whose memory it is.
+
+
+def two(first: float, second: float, **processes: dict[int, int | None]) -> tuple[Card, Card]:
+    """Two cards of 16 GB, with these processes on them."""
+    return (
+        card(first, uuid="A", processes=processes.get("a", {})),
+        card(second, index=1, uuid="B", processes=processes.get("b", {})),
+    )
+
+
+def test_somebody_elses_model_server_on_a_full_card_stops_nobody() -> None:
+    """Before our first load the card with room counts, though a llama-server fills the other one."""
+    watched = Watched(*two(15.4, 0.5, a={OTHER: 15 * GB}), machine=True)
+    watched.machine.found = (Runner(OTHER, "llama-server", GB),)
+    assert watched.looks(20) is Level.OK
+    assert watched.dog.words == "GPU 1: 0.5 GB of 16.0 GB in use"
+
+
+def test_of_two_model_servers_the_one_counts_that_our_load_brought() -> None:
+    """Our model's card decides; one that was there before our load is somebody else's."""
+    watched = Watched(*two(15.4, 0.5, a={OTHER: 15 * GB}), machine=True)
+    watched.machine.found = (Runner(OTHER, "llama-server", GB),)
+    watched.looks(1)
+    watched.runs()
+    both = {"a": {OTHER: 15 * GB}, "b": {OURS: 9 * GB}}
+    assert watched.looks(20, *two(15.4, 9.5, **both)) is Level.OK
+    watched.looks(50, *two(3.0, 9.5, **both))
+    assert watched.looks(4, *two(3.0, 15.5, **both)) is Level.CRITICAL
+    watched.dog.did("released")
+    assert watched.looks(1, *two(3.0, 15.5, **both)) is Level.OK, "what was released is ours no more"
+
+
+def test_a_model_that_the_server_held_already_may_be_any_of_those_there() -> None:
+    """A load that brings no process leaves it open which is ours: then all of them count."""
+    watched = Watched(*two(1.0, 9.5, b={OURS: 9 * GB}), machine=True)
+    watched.machine.found = (Runner(OURS, "llama-server", GB),)
+    watched.looks(1)
+    with watched.dog.loading():
+        pass
+    assert watched.looks(4, *two(1.0, 15.5, b={OURS: 9 * GB})) is Level.CRITICAL
+
+
+def test_a_load_that_failed_makes_nothing_ours() -> None:
+    """It brought no process, and those of others that are there stay theirs."""
+    watched = Watched(*two(15.4, 0.5, a={OTHER: 15 * GB}), machine=True)
+    watched.machine.found = (Runner(OTHER, "llama-server", GB),)
+    watched.looks(1)
+    with pytest.raises(OutOfMemory), watched.dog.loading():
+        raise OutOfMemory("no room")
+    assert watched.looks(20) is Level.OK
+
+
+def test_main_memory_that_others_fill_does_not_stop_a_model_on_a_card() -> None:
+    """Releasing it would free nothing there. That is told once for each time."""
+    watched = Watched(card(9, processes={OURS: 8 * GB}), machine=True).runs()
+    watched.machine.now = Host(64 * GB, 2 * GB)
+    assert watched.looks(100) is Level.OK
+    (told,) = watched.events("memory.action")
+    assert told["action"] == "main_memory_left_to_others"
+    assert told["reason"].startswith("62.0 GB of 64.0 GB of this machine's memory in use, by others")
+    watched.machine.now = Host(64 * GB, 40 * GB)
+    watched.looks(60)
+    watched.machine.now = Host(64 * GB, 2 * GB)
+    watched.looks(10)
+    assert len(watched.events("memory.action")) == 2
+
+
+def test_main_memory_of_ours_counts_until_it_is_ok_again() -> None:
+    """The model's process is gone after the release; a load at that moment would fill it anew."""
+    watched = Watched(card(2), machine=True).runs(rss=7 * GB)
+    watched.machine.now = Host(64 * GB, 2 * GB)
+    assert watched.looks(5) is Level.CRITICAL
+    watched.machine.found = ()
+    assert watched.looks(60) is Level.CRITICAL
+    watched.machine.now = Host(64 * GB, 30 * GB)
+    assert watched.looks(50) is Level.OK
+
+
+def test_main_memory_counts_where_no_card_can_be_read_and_where_the_engine_is_ours() -> None:
+    """The model may be there, or is."""
+    blind = Watched(machine=True)
+    blind.scene = NoReading("no NVIDIA GPU on this machine", lasting=True)
+    embedded = Watched(card(1), machine=True, on_cards=False)
+    for watched in (blind, embedded):
+        watched.machine.now = Host(64 * GB, 2 * GB)
+        assert watched.looks(5) is Level.CRITICAL
+
+
+# What tells nothing.
+
+
+def test_main_memory_that_cannot_be_read_any_more_is_ok_after_a_while() -> None:
+    """As with cards: what is not seen stops no job for ever."""
+    watched = Watched(card(1), machine=True, on_cards=False)
+    watched.machine.now = Host(64 * GB, GB)
+    assert watched.looks(5) is Level.CRITICAL
+    watched.machine.now = None
+    assert watched.looks(15) is Level.CRITICAL
+    assert watched.looks(30) is Level.OK
+
+
+def test_a_card_that_tells_no_size_is_no_reading() -> None:
+    """All of nothing would be in use; beside it a card that can be read counts."""
+    empty = card(0, total_gb=0)
+    alone = Watched(empty, machine=True)
+    assert alone.looks(20) is Level.OK
+    assert alone.dog.latest is not None
+    assert alone.dog.latest.cards is None
+    beside = Watched(empty, card(15.5, index=1))
+    assert beside.looks(5) is Level.CRITICAL

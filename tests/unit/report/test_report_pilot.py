@@ -58,9 +58,9 @@ FRONT = "the same rows before each row"
                 judged(wins=8, losses=7, compared=40, how="rows answered right"),
             ],
             "Chosen: each row alone. None of 2 other ways that were tried was proved better on gold, or"
-            " harmless and faster. Best on gold was up to 5 earlier rows (tail-5): 8 better, 7 worse, the rest"
-            " as good (40 compared: rows answered right). Answers as alone, on 90 rows: the same rows"
-            " (anchors) 98 %, up to 5 earlier rows (tail-5) 98 %.",
+            " harmless and faster. Best on gold was up to 5 earlier rows (tail-5): 8 better, 7 worse,"
+            " the rest as good (40 compared: rows answered right). Answers as alone, on 90 rows:"
+            " the same rows (anchors) 98 %, up to 5 earlier rows (tail-5) 98 %.",
         ),
         (
             AUTO,
