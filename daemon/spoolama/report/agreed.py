@@ -126,9 +126,10 @@ class Agreement:
             out.append(f"Answers ranked as {self.scale}.")
         if self.left_out:
             rows = "1 row" if self.left_out == 1 else f"{self.left_out:,} rows"
+            whose = f" of {' and '.join(choosers)}" if choosers else ""
             out.append(
-                f"Not counted: {rows} whose known answers helped to choose what each row"
-                f"{' of ' + ' and '.join(choosers) if choosers else ''} is asked in sight of, which would flatter the result."
+                f"Not counted: {rows} whose known answers helped to choose what each row{whose} is asked in"
+                " sight of, which would flatter the result."
             )
         return out + self.notes
 

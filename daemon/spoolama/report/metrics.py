@@ -171,8 +171,7 @@ def _context(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Total
         totals.trims,
         "answered rows before which earlier rows were dropped from the conversation, from the ledger",
     )
-    plans = ledger.plans()
-    put("plan_versions", len(plans), "numbered versions of the plan in the ledger")
+    put("plan_versions", len(plans := ledger.plans()), "numbered versions of the plan in the ledger")
     put("plans", plans, "the plan's versions as they were in force")
 
 

@@ -54,6 +54,16 @@ def test_analyze_shows_and_writes(job: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text().startswith("section,item,value,note\n")
 
 
+def test_analyze_says_what_earlier_rows_did(job: Path) -> None:
+    """The sentences of the summary stand on the terminal, under the same names."""
+    output = " ".join(call(analyze, job).split())
+    assert "Pilot None: " in output
+    (job / "metrics.json").write_text(
+        (job / "metrics.json").read_text().replace('"asked": "auto"', '"asked": "reset"')
+    )
+    assert "Trims strategy reset" in " ".join(call(analyze, job).split())
+
+
 def test_analyze_names_the_labels_that_no_row_was_answered(tmp_path: Path) -> None:
     """A label of the schema that never came stands in table and CSV with its 0 rows."""
     sidecar = SIDECAR + 'format: {type: string, enum: ["yes", "no", maybe]}\n'

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spoolama.report import statistics
-from spoolama.report.agreed import along_sentence, strength_words
+from spoolama.report.agreed import along_sentence, strength_words, weakness
 from spoolama.report.agreement import Agreement, AnswerTally
 
 
@@ -214,6 +214,25 @@ def test_a_correlation_is_told_in_words(
     first, convention = told.sentences()
     assert first.endswith(f"over 20 rows: {words}.")
     assert "weak is below 0.4, strong from 0.6" in convention
+
+
+@pytest.mark.parametrize(
+    ("correlation", "rows", "said"),
+    [
+        (0.27, 900, "The answers agree only weakly with gold: a larger model or a clearer prompt may help."),
+        (-0.13, 900, "The answers do not agree with gold: a larger model or a clearer prompt may help."),
+        (-0.5, 900, "The answers run against gold: see whether both count the same way up."),
+        (0.4, 900, None),
+        (0.27, 9, None),
+        (None, 900, None),
+    ],
+)
+def test_weak_agreement_says_what_may_help(correlation: float | None, rows: int, said: str | None) -> None:
+    """Below what is called moderate, and over enough rows to say so."""
+    interval = None if correlation is None else statistics.spearman_interval(correlation, rows)
+    told = Agreement("gold", rows, "numbers", correlation=correlation, correlation_interval=interval)
+    assert weakness(told.to_json()) == said
+    assert weakness(None) is None
 
 
 def test_labels_that_were_never_given_are_named() -> None:

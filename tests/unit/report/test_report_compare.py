@@ -98,6 +98,7 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
 
     for side in (comparison.left, comparison.right):
         assert "over 15 rows" in side.cells["Agreement"]
+        assert "helped to choose what each row of first is asked in sight of" in side.cells["Agreement"]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,12 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
             {"strategy": "window", "keep": 20, "every": 30, "marks": "safe"},
             {},
             "strategy window; 20 rows kept at a trim; a trim every 30 rows (a safe value, not learned)",
+        ),
+        (
+            {"strategy": "window", "keep": 20, "every": 30},
+            {"sight_peak": 49},
+            "strategy window; 20 rows kept at a trim; a trim every 30 rows; each row saw up to 49 earlier"
+            " ones",
         ),
         (
             {"strategy": "anchors", "every": 1, "gold": True},
@@ -168,6 +175,17 @@ def test_analysis_names_the_worst_rows(tmp_path: Path) -> None:
     assert {"rows", "answers", "agreement", "failures", "slowest"} <= {row["section"] for row in table}
     shares = [float(row["note"]) for row in table if row["section"] == "answers"]
     assert sum(shares) == pytest.approx(1, abs=1e-3)
+
+
+def test_longest_answers_are_named_of_texts_alone(tmp_path: Path) -> None:
+    """Labels of a schema are of one length each: all rows would be the longest."""
+    for name, sidecar in (
+        ("labels", SIDECAR.replace("MODE", "isolated")),
+        ("text", 'model: m\nprompt: "{{ text }}"\n'),
+    ):
+        publish_job(tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold)
+    assert "longest answer" not in analyze_job(tmp_path / "labels").extremes
+    assert "longest answer" in analyze_job(tmp_path / "text").extremes
 
 
 def test_a_directory_that_is_no_job_is_refused(tmp_path: Path) -> None:

@@ -264,3 +264,17 @@ def test_a_warning_is_in_analyze_in_compare_and_in_what_comes_next(tmp_path: Pat
     (warning,) = analyze_job(tmp_path / "j").warnings
     assert warning.startswith("Warning: the conversation changed the answers")
     assert compare_jobs(tmp_path / "j", tmp_path / "j").left.cells["Mind"] == warning
+
+
+def test_analyze_has_the_sentences_of_the_summary(tmp_path: Path) -> None:
+    """What stood before the rows, pilot, guard, audit and the thirds, word for word."""
+    summary = publish(tmp_path / "j", "gold: gold\n" + WINDOW, fill=looked)
+    analysis = analyze_job(tmp_path / "j")
+    assert [label for label, _ in analysis.effects] == ["Trims", "Pilot", "Guard", "Audit"]
+    for label, sentence in analysis.effects:
+        assert line_of(summary, label) == sentence
+    assert "each row saw up to 29 earlier ones" in dict(analysis.effects)["Trims"]
+    assert summary.metrics["sight_peak"] == 29
+    assert analysis.along is not None
+    assert line_of(summary, "Agreement").endswith(analysis.along)
+    assert analysis.along in b"".join(analysis.csv()).decode()

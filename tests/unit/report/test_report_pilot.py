@@ -227,3 +227,24 @@ def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
     used = [record.get("gold_used") for record in records_of(tmp_path / "j")]
     assert used == [True] * 40 + [None] * 260
     assert "Not counted: 40 rows whose known answers helped" in line_of(summary, "Agreement")
+
+
+def test_segments_are_told_of_conversations_alone(tmp_path: Path) -> None:
+    """Where each row stands alone, how the file was cut says nothing of the context."""
+    for name, side in (("isolated", "mode: isolated\n"), ("auto", AUTO)):
+        line = line_of(publish(tmp_path / name, side), "Context")
+        assert line.endswith(" tokens")
+    line = line_of(publish(tmp_path / "window", "trim: {strategy: window}\n"), "Context")
+    assert line.endswith(" tokens; 0 trims; 10 segments")
+
+
+def test_what_comes_next_has_weak_agreement_in_it(tmp_path: Path) -> None:
+    """Not "nothing" where the answers hardly follow the known ones; but where they do."""
+
+    def says(n: int) -> str:
+        return own(n + n % 7)
+
+    weak, good = (publish(tmp_path / name, GOLD, says=s) for name, s in (("weak", says), ("good", own)))
+    assert line_of(weak, "Next").startswith("Every row has its answer. The answers ")
+    assert line_of(weak, "Next").endswith("a larger model or a clearer prompt may help.")
+    assert line_of(good, "Next") == "Nothing: every row has its answer."
