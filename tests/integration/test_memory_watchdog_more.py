@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -66,6 +67,26 @@ def test_a_driver_that_hangs_holds_up_neither_the_job_nor_the_end_of_the_service
     assert took < 10, "the call that hangs was waited for"
     assert "NVML has not answered for " in job.metrics["how"]["peak_vram_gb"]
     assert job.memory["seconds_without_reading"] == job.memory["seconds"]["ok"]
+
+
+def test_a_read_of_proc_that_hangs_holds_up_neither_the_level_nor_the_end(tmp_path: Path) -> None:
+    """As of a process whose lock is held: the card is watched on, and SIGTERM ends the service at once."""
+    with running(tmp_path, latency_ms=40, SPOOLAMA_DRAIN_S="2") as scene:
+        scene.submit([f"row {n}" for n in range(3000)])
+        scene.wait_for_chats(10)
+        stuck = tmp_path / "proc" / "77777"
+        stuck.mkdir()
+        os.mkfifo(stuck / "cmdline")
+        scene.others(9.9)
+        scene.wait_for_event("memory.critical")
+        scene.others(1)
+        scene.wait_for_event("memory.ok")
+        began = time.monotonic()
+        scene.service.send_signal(signal.SIGTERM)
+        status = scene.service.wait(30)
+        took = time.monotonic() - began
+    assert status == 0
+    assert took < 15, "the read that hangs was waited for"
 
 
 def test_main_memory_that_the_prompt_cache_fills_is_given_back_by_a_release(tmp_path: Path) -> None:

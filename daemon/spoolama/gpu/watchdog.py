@@ -109,7 +109,9 @@ class MemoryWatchdog:
     ) -> None:
         self._cards = cards
         self._threaded = isinstance(host, HostThread)
-        self._host = HostThread(host, clock, pids=pids) if host and not isinstance(host, HostThread) else host
+        if host is not None and not isinstance(host, HostThread):
+            host = HostThread(host, clock, pids=pids)
+        self._host: HostThread | None = host
         self._clock = clock
         self.marks = marks or Marks()
         self.host_marks = host_marks
@@ -233,7 +235,7 @@ class MemoryWatchdog:
                 self._job.tally.changed(self._clock.time(), {"reason": self.words, **facts})
 
     def _mattering(self, readings: Readings) -> list[_Key]:
-        """Cards on which a model of ours has memory (`gpu/ours.py`); where there is none, the one with most room.
+        """Cards on which a model of ours has memory (`gpu/ours.py`); if there is none, that with most room.
 
         A server takes the card with most room, or spreads a model over all. A card that others have filled,
         and on which nothing of ours is, is none of our business.

@@ -397,7 +397,7 @@ def test_of_two_model_servers_the_one_counts_that_our_load_brought() -> None:
     watched.machine.found = (Runner(OTHER, "llama-server", GB),)
     watched.looks(1)
     watched.runs()
-    both = {"a": {OTHER: 15 * GB}, "b": {OURS: 9 * GB}}
+    both: dict[str, dict[int, int | None]] = {"a": {OTHER: 15 * GB}, "b": {OURS: 9 * GB}}
     assert watched.looks(20, *two(15.4, 9.5, **both)) is Level.OK
     watched.looks(50, *two(3.0, 9.5, **both))
     assert watched.looks(4, *two(3.0, 15.5, **both)) is Level.CRITICAL
