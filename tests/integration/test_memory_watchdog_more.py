@@ -155,7 +155,8 @@ def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> Non
         text = scene.wait_for_status("waiting for memory: ")
         assert "0 of 80 rows" in text or "the GPUs have not been read yet" in text
         scene.wait_for_status("of 16.0 GB may still be taken on the GPU")
-        assert not scene.calls.exists() or scene.asked() == []
+        # What a run before this one may have left loaded is released first.
+        assert not scene.calls.exists() or set(scene.asked()) <= {"unload"}
         scene.others(1)
         job = scene.ended()
     assert job.counts == (80, 0, 0)

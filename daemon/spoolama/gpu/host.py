@@ -55,8 +55,7 @@ class HostProbe:
         for group, name in self._groups():
             most, now = _number(group / "memory.max"), _number(group / "memory.current")
             if most is not None and now is not None and most < machine["MemTotal"]:
-                # Pages of files that nobody used lately are counted, and given back before the limit hurts.
-                in_use = max(0, now - _numbers(group / "memory.stat").get("inactive_file", 0))
+                in_use = max(0, now - _reclaimable(_numbers(group / "memory.stat")))
                 available = min(available, max(0, most - in_use))
                 if most < total:
                     total, bound = most, f"memory.max of {name}"
@@ -131,6 +130,18 @@ def _text(file: Path) -> str:
         return file.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def _reclaimable(stat: dict[str, int]) -> int:
+    """What the kernel takes back by itself before a group's limit hurts, as MemAvailable has it of a machine.
+
+    Pages of files on both lists: `active` says that they were used more than once, not that they are needed.
+    Shared memory and tmpfs are in `file` though they cannot be dropped, but on the lists of anonymous memory;
+    locked pages are on neither. Pages that are yet to be written are no room at once.
+    """
+    files = stat.get("inactive_file", 0) + stat.get("active_file", 0)
+    unwritten = stat.get("file_dirty", 0) + stat.get("file_writeback", 0)
+    return max(0, files - unwritten) + stat.get("slab_reclaimable", 0)
 
 
 def _number(file: Path) -> int | None:

@@ -243,6 +243,7 @@ class Daemon:
         if self._watching is not None:
             self._watching.watchdog.marks = new.vram.marks
             self._watching.watchdog.host_marks = new.vram.host_marks
+            self._watching.watchdog.only = tuple(new.vram.cards)
         words = ", ".join(key for key in changed if key not in later) or "nothing changed"
         if later:
             words += f"; after a restart: {', '.join(later)}"

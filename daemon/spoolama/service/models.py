@@ -16,15 +16,17 @@ __all__ = ["Probing", "Releasing", "release"]
 _PROBE_EVERY_S = 30.0
 _ANSWER_S = 10.0
 _LOOK_EVERY_S = 1.0
+_RELEASE_AGAIN_S = 60.0
 
 
-async def release(backend: Backend) -> bool:
-    """Have the models released that were loaded from here; whether it worked. Never waits long."""
+async def release(backend: Backend, *, say_failure: bool = True) -> bool:
+    """Have the models released that were loaded from here; whether it worked. Waits 10 s at most."""
     try:
         async with asyncio.timeout(_ANSWER_S):
             await backend.release()
     except (BackendError, TimeoutError) as error:
-        say("models.release_failed", error=str(error) or f"no answer in {_ANSWER_S:.0f} s")
+        if say_failure:
+            say("models.release_failed", error=str(error) or f"no answer in {_ANSWER_S:.0f} s")
         return False
     return True
 
@@ -85,6 +87,8 @@ class Releasing:
         self._models = models
         self.after_s = after_s
         self._released_at = state.idle_since
+        self._failed_at: float | None = None
+        """When the last release did not work; the next one is tried a minute later."""
 
     async def run(self) -> None:
         """Look each second until cancelled."""
@@ -93,14 +97,20 @@ class Releasing:
             await self._clock.sleep(_LOOK_EVERY_S)
 
     async def look(self) -> None:
-        """Release if it is time, once for each time of idleness."""
+        """Release if it is time, once for each time of idleness; each minute until it works, said once."""
         since = self._state.idle_since
         idle = self._state.running is None and self._state.queue.next() is None
         tense = self._state.memory is not None and self._state.memory.level is not Level.OK
-        waited = self._clock.monotonic() - since >= self.after_s
-        if not idle or since == self._released_at or not (waited or tense):
+        now = self._clock.monotonic()
+        if not idle or since == self._released_at or not (now - since >= self.after_s or tense):
+            return
+        if self._failed_at is not None and now - self._failed_at < _RELEASE_AGAIN_S:
             return
         async with self._models:
-            if self._state.running is None and await release(self._backend):
+            if self._state.running is not None:
+                return
+            if await release(self._backend, say_failure=self._failed_at is None):
                 say("models.released")
-            self._released_at = since
+                self._released_at, self._failed_at = since, None
+            else:
+                self._failed_at = self._clock.monotonic()

@@ -76,9 +76,14 @@ def test_without_limits_the_machine_is_what_there_is(machine: Machine) -> None:
 
 def test_a_limit_of_the_unit_bounds_what_is_available(machine: Machine) -> None:
     """Of memory.max what is in use is taken off, but not the pages of files that can be dropped."""
-    stat = f"anon {3 * GB}\ninactive_file {2 * GB}\nactive_file {GB}"
+    stat = f"anon {2 * GB}\nfile {4 * GB}\nshmem {GB}\ninactive_file {2 * GB}\nactive_file {GB}"
     machine.group("system.slice/spoolama.service", memory_max=8 * GB, memory_current=6 * GB, memory_stat=stat)
-    assert machine.probe.host() == Host(8 * GB, 4 * GB, 8 * GB, 6 * GB, "memory.max of spoolama.service")
+    assert machine.probe.host() == Host(8 * GB, 5 * GB, 8 * GB, 6 * GB, "memory.max of spoolama.service")
+    stat += f"\nfile_dirty {GB}\nfile_writeback {GB}\nslab_reclaimable {GB}"
+    machine.group("system.slice/spoolama.service", memory_stat=stat)
+    host = machine.probe.host()
+    assert host is not None
+    assert host.available_bytes == 4 * GB, "what is yet to be written cannot be dropped"
 
 
 def test_the_smallest_limit_around_the_unit_counts(machine: Machine) -> None:

@@ -14,8 +14,12 @@ import pytest
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress
 from spoolama.errors import ConfigError, DiskFull, ServerAway, SpoolHeld
+from spoolama.gpu.card_thread import CardThread
+from spoolama.gpu.readings import NoCards
+from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.service.memory import Watching
 from spoolama.service.model import Ended, StopSignal
-from spoolama.service.settings import Settings
+from spoolama.service.settings import Settings, VramSection
 from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import Drop
@@ -264,6 +268,19 @@ async def test_sighup_adopts_what_can_change(service: Service) -> None:
         assert (daemon._settings.release_after_s, daemon._settings.lanes) == (9, 1)
     without_status = [s for s in service.notifier.said if not s.startswith("status")]
     assert without_status[:5] == ["ready", "reloading", "ready", "reloading", "ready"]
+
+
+@in_loop
+async def test_sighup_adopts_the_cards_that_count(service: Service) -> None:
+    """What the log says was adopted is: limits and cards alike."""
+    async with service.running() as daemon:
+        clock = daemon._clock
+        thread = CardThread(NoCards(), clock)
+        watchdog = MemoryWatchdog(thread, None, clock, only=(0,))
+        daemon._watching = Watching(watchdog, thread, daemon._backend, daemon.state, clock)
+        vram = VramSection(cards=[1], high=0.8)
+        daemon._adopt(daemon._settings.model_copy(update={"vram": vram}))
+    assert (watchdog.only, watchdog.marks.high) == ((1,), 0.8)
 
 
 @in_loop

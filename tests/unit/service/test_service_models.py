@@ -1,0 +1,84 @@
+"""Models that are released while nothing runs, and which servers are on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from spoolama.errors import ServerBusy
+from spoolama.service import models
+from spoolama.service.assembly import server_is_here
+from spoolama.service.models import Releasing
+from spoolama.service.settings import BackendSection
+from spoolama.service.state import ServerState, ServiceState
+from spoolama.testing.backend import ScriptedBackend
+from spoolama.testing.hand_clock import HandClock
+
+
+class _Refusing(ScriptedBackend):
+    """Refuses the first releases."""
+
+    refusals = 3
+    tried: int = 0
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+        self.tried += 1
+        if self.tried <= self.refusals:
+            raise ServerBusy("503")
+        return await super().release(keep=keep)
+
+
+def test_a_release_that_failed_is_tried_each_minute_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an idle model would stay for ever; the next time of idleness begins anew."""
+    said: list[str] = []
+    monkeypatch.setattr(models, "say", lambda event, **_: said.append(event))
+    clock = HandClock()
+    server = _Refusing(clock)
+    state = ServiceState(clock, ServerState("ollama", "x"))
+    tried_at: list[int] = []
+
+    async def work() -> None:
+        releasing = Releasing(server, state, clock, asyncio.Lock(), after_s=300.0)
+        state.idle_since = clock.monotonic() + 1
+        for second in range(3600):
+            before = server.tried
+            await releasing.look()
+            tried_at.extend([second] * (server.tried - before))
+            clock.move(1.0)
+
+    asyncio.run(work())
+    assert tried_at == [301, 361, 421, 481]
+    assert said == ["models.release_failed", "models.released"]
+
+
+def _own_address() -> str:
+    """An address of this machine, as the kernel would choose it; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [
+        ("127.0.0.1", True),
+        ("0.0.0.0", True),
+        ("[::]", True),
+        ("[::1]", True),
+        ("localhost", True),
+        (_own_address(), True),
+        ("192.0.2.1", False),
+        ("[2001:db8::1]", False),
+        ("gpu.example", False),
+    ],
+)
+def test_a_server_at_any_address_of_this_machine_is_here(host: str, here: bool) -> None:
+    """Its memory is this machine's, whichever way it is written."""
+    section: Any = BackendSection(kind="ollama", url=f"http://{host}:11434")
+    assert server_is_here(section) is here
