@@ -62,9 +62,16 @@ def check_one(drop: Drop, settings: Settings) -> Findings:
     from spoolama.service.assembly import limits_for
     from spoolama.service.checking import check_drop
 
-    return asyncio.run(
+    findings = asyncio.run(
         check_drop(drop, limits=limits_for(settings), newline_required=settings.final_newline == "require")
     )
+    if findings.vram is not None:
+        from spoolama.cli.check_memory import memory_limits
+        from spoolama.cli.gpu_look import cards_now
+
+        sizes = [card.total_bytes for card in cards_now(settings)]
+        findings.memory = memory_limits(findings.vram, settings.vram.marks, sizes)
+    return findings
 
 
 def _behind(findings: Findings, number: int) -> str:
@@ -110,7 +117,7 @@ def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: 
             f"The longest prompt (line {findings.longest_line}, {findings.longest:,} characters) may not "
             f"fit: num_ctx less num_predict leaves {findings.room_tokens:,} tokens."
         )
-    for line in besides(findings):
+    for line in (*besides(findings), *findings.memory):
         click.echo(line)
     if idle := findings.idle_lanes(lanes):
         click.echo(idle)

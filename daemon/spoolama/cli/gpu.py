@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,8 @@ def gpu(
     Also this machine's memory, the processes that hold a model, and what the model server lists as loaded.
 
     With --model it says what a load of it is estimated to take, whether that fits now, and if not, the
-    largest window and the smaller quantisations that would. Nothing is loaded by this command.
+    largest window, fewer slots, and the smaller quantisations that would. Nothing is loaded by this command.
+    The exit status is 1 where the server does not have the model.
     """
     if model is None and (num_ctx or slots):
         raise click.UsageError("--num-ctx and --slots say how a model is loaded: name it with --model")
@@ -69,7 +71,7 @@ def gpu(
     show = _as_json if as_json else _as_text
     work = _show(settings, model, num_ctx or DEFAULT_WINDOW, slots, None if watch else show, as_json=as_json)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(work)
+        sys.exit(asyncio.run(work))
 
 
 def _as_json(now: dict[str, Any]) -> None:
@@ -90,8 +92,8 @@ async def _show(
     once: Callable[[dict[str, Any]], None] | None,
     *,
     as_json: bool,
-) -> None:
-    """Show it once, or until cancelled where `once` is None."""
+) -> int:
+    """Show it once, or until cancelled where `once` is None; the exit status."""
     from spoolama.backends.base import LoadSpec
     from spoolama.cli.gpu_look import Look
     from spoolama.clock import SystemClock
@@ -105,10 +107,12 @@ async def _show(
         await _next(look, looking)
         if once is not None:
             once(look.payload())
-        elif as_json:
+            return 1 if look.no_such_model else 0
+        if as_json:
             await _each_second(look, looking, lambda now: click.echo(json.dumps(now, ensure_ascii=False)))
         else:
             await _live(look, looking)
+        return 0
     finally:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)

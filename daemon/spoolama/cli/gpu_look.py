@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spoolama.backends.base import Backend, HeldModel, LoadSpec
+from spoolama.backends.model_shape import ModelShape
 from spoolama.clock import SystemClock
 from spoolama.engine.sizing import Sizing
-from spoolama.errors import BackendError
+from spoolama.errors import BackendError, RequestRefused, WrongServer
 from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.estimate import fitting_quantisations, largest_window
+from spoolama.gpu.estimate import BITS, estimate, fitting_quantisations, largest_window
 from spoolama.gpu.host import HostProbe
 from spoolama.gpu.host_thread import HostThread
 from spoolama.gpu.level import Rules
@@ -25,7 +26,7 @@ from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.service.assembly import server_is_here
 from spoolama.service.settings import Settings
 
-__all__ = ["WAIT_S", "Look"]
+__all__ = ["WAIT_S", "Look", "cards_now"]
 
 T = TypeVar("T")
 
@@ -76,6 +77,8 @@ class Look:
         self._unlisted: str | None = None
         self._sizing: Sizing | None = None
         self._unsized: str | None = None
+        self.no_such_model = False
+        """Whether the server refused the model, which it does not have."""
 
     async def looked(self) -> None:
         """Wait for the next look."""
@@ -114,8 +117,16 @@ class Look:
         if sizing is not None and sizing.shape is not None:
             self._sizing = sizing
         elif sizing is not None:
-            _, why = await _answer(lambda: self._backend.shape(spec))  # it keeps the reason for itself
+            _, why = await _answer(self._shape)  # it keeps the reason for itself
             self._unsized = why or "the server does not tell what it is made of"
+
+    async def _shape(self) -> ModelShape | None:
+        assert self._spec is not None
+        try:
+            return await self._backend.shape(self._spec)
+        except RequestRefused as error:
+            self.no_such_model = not isinstance(error, WrongServer)
+            raise
 
     def payload(self) -> dict[str, Any]:
         """What is known now, for programs: sizes in bytes, null is what is not known."""
@@ -145,6 +156,7 @@ class Look:
             "free_bytes": card.free_bytes,
             "high_bytes": limits.high_bytes,
             "critical_bytes": limits.critical_bytes,
+            "keep_free_gb": self._watchdog.marks.keep_free_gb,
             "counts": not only or card.index in only,
             "processes": processes,
         }
@@ -208,11 +220,15 @@ class Look:
             "largest_window": None
             if free is None
             else largest_window(shape, free + given_back, spec.slots, on_card=on_card),
+            "fitting_slots": None
+            if free is None
+            else _most_slots(shape, free + given_back, spec, on_card=on_card),
             "smaller_quantisations": []
             if free is None
             else [
                 asdict(q)
                 for q in fitting_quantisations(shape, free, spec.num_ctx, spec.slots, on_card=on_card)
+                if q.weights_bytes < found.weights_bytes and _has_fewer_bits(q.name, shape)
             ],
         }
 
@@ -228,6 +244,33 @@ class Look:
             return None
         free = sum(max(0, dog.limits_of(card).critical_bytes - card.used_bytes) for card in readings.cards)
         return free + sum(model.vram_bytes or 0 for model in readings.models or ())
+
+
+def cards_now(settings: Settings, probe: CardProbe | None = None) -> tuple[Card, ...]:
+    """The cards that count, as far as they can be read within 2 s; none for a server elsewhere."""
+    if not server_is_here(settings.backend):
+        return ()
+    cards = CardThread(probe or NvmlCards())
+    reading = threading.Thread(target=cards.read_once, name="GPU reading", daemon=True)
+    reading.start()
+    reading.join(WAIT_S)
+    only = settings.vram.cards
+    found = cards.latest().cards or ()
+    return tuple(card for card in found if card.total_bytes > 0 and (not only or card.index in only))
+
+
+def _most_slots(shape: ModelShape, room_bytes: int, spec: LoadSpec, *, on_card: bool) -> int | None:
+    """The most slots, up to those asked for, with which this window should fit; None: not even one."""
+    for slots in range(spec.slots, 0, -1):
+        if estimate(shape, spec.num_ctx, slots, on_card=on_card).total_bytes <= room_bytes:
+            return slots
+    return None
+
+
+def _has_fewer_bits(name: str, shape: ModelShape) -> bool:
+    """Whether that is less than the model's own quantisation, whose file may hold more than its weights."""
+    own = dict(BITS.values()).get(-1 if shape.file_type is None else shape.file_type)
+    return own is None or BITS[name][1] < own
 
 
 async def _answer(ask: Callable[[], Awaitable[T | None]]) -> tuple[T | None, str | None]:

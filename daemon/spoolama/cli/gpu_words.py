@@ -45,6 +45,7 @@ def _card(card: Mapping[str, Any]) -> Iterator[str]:
         f"{_size(card['free_bytes'])} free"
     )
     yield f"  {_marks(card)}"
+    yield f"  at least {card['keep_free_gb']:g} GB stay free of everybody's use (vram.keep_free_gb)"
     if state := list(_state(card)):
         yield f"  {', '.join(state)}"
     if card["processes"] is None:
@@ -168,9 +169,16 @@ def _fit(load: Mapping[str, Any], *, card: bool) -> Iterator[str]:
     if largest is None:
         yield "  No window fits by this estimate."
     else:
-        yield f"  The largest window that should fit: {largest:,}."
+        # Windows are looked at in steps of 256.
+        own = load["trained_ctx"] is not None and largest + 256 > load["trained_ctx"]
+        limit = ", the model's own limit" if own else ""
+        yield f"  The largest window that should fit: {largest:,}{limit}."
     if load["fits"] and (card or load["fits_whole"]):
         return
+    slots = load["fitting_slots"]
+    if slots is not None and slots < load["slots"]:
+        counted = "1 slot" if slots == 1 else f"{slots} slots"
+        yield f"  With {counted} this window should fit: fewer requests at once (lanes, OLLAMA_NUM_PARALLEL)."
     smaller = load["smaller_quantisations"]
     if smaller:
         names = ", ".join(f"{q['name']} (weights about {_size(q['weights_bytes'])})" for q in smaller)

@@ -22,7 +22,7 @@ from spoolama.job.asking import Ask, Asker
 from spoolama.job.columns import column_problems
 from spoolama.job.plan import pilot_asks
 from spoolama.job.rows import InputKind, Limits, detect, read_rows
-from spoolama.job.sidecar import Sidecar, Trim
+from spoolama.job.sidecar import Sidecar, Trim, Vram
 from spoolama.job.sidecar_file import load_sidecar
 from spoolama.job.yaml_tree import read_yaml
 from spoolama.service.intake import take_in
@@ -92,6 +92,10 @@ class Findings:
     longest: int = 0
     """Characters of the longest prompt, shared part included."""
     longest_line: int = 0
+    vram: Vram | None = None
+    """The sidecar's limits of GPU memory."""
+    memory: list[str] = field(default_factory=list)
+    """What these limits come to beside the service's, in words."""
     room_tokens: int = 0
     """What num_ctx leaves for a prompt."""
 
@@ -208,6 +212,7 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
         trim=sidecar.trim,
         audit=sidecar.audit,
         on_collapse=sidecar.on_collapse,
+        vram=sidecar.vram,
     )
     findings.room_tokens = sidecar.options.num_ctx - sidecar.options.num_predict
     clock = SystemClock()

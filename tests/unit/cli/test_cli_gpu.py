@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from spoolama.cli.gpu_words import in_words
 from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
 from spoolama.engine.sizing import Sizing
-from spoolama.errors import ServerAway
+from spoolama.errors import RequestRefused, ServerAway
 from spoolama.gpu.estimate import estimate
 from spoolama.gpu.readings import NoCards, NoReading
 from spoolama.service.settings import load_settings
@@ -140,6 +141,7 @@ def test_everything_of_a_card_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GPU 0, NVIDIA L4:\n" in text
     assert "15.5 GB of 16.0 GB in use, 0.5 GB of it by the driver itself; 0.5 GB free" in text
     assert "high from 14.0 GB, critical from 15.0 GB: critical now" in text
+    assert "at least 0.5 GB stay free of everybody's use (vram.keep_free_gb)" in text
     assert "81 °C, 72 of 72 W, clocks lowered for: power, heat" in text
     assert "process 4711: 8.0 GB\n  process 4712: size not told\n" in text
 
@@ -201,6 +203,54 @@ def test_what_does_not_fit_comes_with_what_would() -> None:
     assert f"The largest window that should fit: {found['estimate']['largest_window']:,}." in text
     assert "Smaller quantisations that should fit, if somebody offers them: Q8_0 (weights about " in text
     assert "With nothing else in memory" not in text
+
+
+def test_a_window_that_is_the_models_own_limit_is_called_that() -> None:
+    """Else a person takes it for the card's."""
+    assert "should fit: 131,072, the model's own limit." in said(look((card(2, 80),), LoadSpec("m", 4096)))
+    assert "own limit" not in said(look((card(2, 24),), LoadSpec("m", 4096)))
+
+
+def test_fewer_slots_are_advised_where_they_fit() -> None:
+    """Each slot has keys and values of its own: what three cannot have, two can."""
+    asked = LoadSpec("m", 8192, slots=8)
+    found = look((card(2, 24),), asked)
+    slots = found["estimate"]["fitting_slots"]
+    free = found["estimate"]["may_be_taken_bytes"]
+    assert (
+        estimate(LLAMA_8B, 8192, slots).total_bytes <= free < estimate(LLAMA_8B, 8192, slots + 1).total_bytes
+    )
+    assert f"  With {slots} slots this window should fit: fewer requests at once" in said(found)
+    assert "this window should fit" not in said(look((card(2, 24),), LoadSpec("m", 8192)))
+
+
+def test_no_quantisation_is_listed_that_is_larger_than_the_model() -> None:
+    """Nor its own, though its file has more than weights in it, or a part that stays in main memory."""
+
+    def names(**more: object) -> list[str]:
+        def arrange(server: _Server) -> None:
+            server.shape_ = replace(LLAMA_8B, **more)  # type: ignore[arg-type]
+
+        found = look((card(2, 24),), LoadSpec("m", 110_000), arrange=arrange)["estimate"]
+        return [quantisation["name"] for quantisation in found["smaller_quantisations"]]
+
+    assert names(host_bytes=8 * GB) == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
+    # A Q4_K_M of 8B with 2 GB of something else.
+    assert names(weights_bytes=7 * GB, parameters=8_030_000_000, file_type=15) == ["Q3_K_M", "Q2_K"]
+
+
+def test_a_model_that_the_server_does_not_have_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit status 1, for scripts; a server that is away says nothing about the model."""
+
+    async def refuse(_: object, __: LoadSpec) -> None:
+        raise RequestRefused("model 'nope' not found")
+
+    monkeypatch.setattr("spoolama.backends.ollama.OllamaBackend.shape", refuse)
+    probe = NoCards("no NVIDIA driver on this machine")
+    result = call(monkeypatch, probe, "--url", NOBODY, "--model", "nope")
+    assert (result.exit_code, "none, since model 'nope' not found." in result.output) == (1, True)
+    monkeypatch.undo()
+    assert call(monkeypatch, probe, "--url", NOBODY, "--model", "nope").exit_code == 0
 
 
 def test_a_full_card_says_what_an_empty_one_would_hold() -> None:

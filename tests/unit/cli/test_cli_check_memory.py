@@ -1,0 +1,73 @@
+"""What `spoolama check` says of a sidecar's limits of GPU memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from spoolama.cli import gpu_look
+from spoolama.cli.check_memory import memory_limits
+from spoolama.cli.main import spoolama
+from spoolama.clock import SystemClock
+from spoolama.gpu.limits import GB, Marks
+from spoolama.job.sidecar import Vram
+from spoolama.testing.cards import ScriptedCards, card
+
+CARD = [16 * GB]
+
+
+def said(*totals: int, **vram: float) -> str:
+    return "\n".join(memory_limits(Vram(**vram), Marks(), totals))
+
+
+def test_check_echoes_the_limits_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the cards that are read now, with the service's limit where the sidecar has none."""
+    monkeypatch.delenv("SPOOLAMA_CONFIG", raising=False)
+    probe = ScriptedCards([(0, (card(3),))], SystemClock())
+    monkeypatch.setattr(gpu_look, "NvmlCards", lambda: probe)
+    (tmp_path / "a.csv").write_text("text\none\n")
+    (tmp_path / "a.yaml").write_text("model: m\nprompt: '{{ text }}'\nvram: {critical: 0.9}\n")
+    output = CliRunner().invoke(spoolama, ["check", str(tmp_path / "a.csv")], catch_exceptions=False).output
+    assert "vram: high from 14.0 GB, critical from 14.4 GB on a card of 16.0 GB, whoever uses it.\n" in output
+    assert "Warning: vram" not in output
+
+
+def test_cards_of_one_size_are_told_once() -> None:
+    """Eight cards would be eight lines."""
+    assert said(16 * GB, 16 * GB, 24 * GB, critical=0.9).count("vram: high from") == 2
+
+
+@pytest.mark.parametrize(
+    ("vram", "words"),
+    [
+        ({"high": 0.95}, "vram.high: 0.95 is looser than the service's 14.0 GB on a card of 16.0 GB"),
+        ({"critical": 15.5}, "vram.critical: 15.5 is looser than the service's 15.0 GB"),
+        ({"keep_free_gb": 0.7}, "vram.keep_free_gb: 0.7 is looser than the service, which keeps 1.0 GB"),
+        ({"keep_free_gb": 9}, "vram.keep_free_gb: 9 is more than half of a card of 16.0 GB"),
+    ],
+)
+def test_a_value_that_does_nothing_is_warned_about(vram: dict[str, float], words: str) -> None:
+    """It would be ignored without a word."""
+    assert f"Warning: {words}" in said(*CARD, **vram)
+
+
+@pytest.mark.parametrize(
+    "vram", [{"high": 0.875}, {"critical": 12}, {"keep_free_gb": 1}, {"keep_free_gb": 8}]
+)
+def test_a_value_that_counts_is_not_warned_about(vram: dict[str, float]) -> None:
+    """At the service's own limit, and below it."""
+    assert "Warning" not in said(*CARD, **vram)
+
+
+def test_without_a_card_shares_are_told() -> None:
+    """A share and a size cannot be compared before the card is known; two shares can."""
+    text = said(high=12, critical=0.95, keep_free_gb=0.2)
+    assert (
+        "high from 12 GB or 87.5 % of a card, whichever is less; critical from 93.75 % of a card, or" in text
+    )
+    assert "with less than 0.5 GB free" in text
+    assert "Warning: vram.critical: 0.95 is looser than the service's 0.9375" in text
+    assert "Warning: vram.keep_free_gb: 0.2 is looser than the service's 0.5" in text
+    assert "Warning: vram.high" not in text
