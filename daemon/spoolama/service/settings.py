@@ -98,7 +98,10 @@ class VramSection(_Section):
         0.9375, description="From here on no rows are sent, and the model is released until there is room."
     )
     keep_free_gb: float = Field(
-        0.5, ge=0, allow_inf_nan=False, description="GB that stay free in any case: critical comes before."
+        0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="GB that stay free of everybody's use: critical comes before.",
     )
     host_high: Share = Field(0.9, description="The same of this machine's memory: a share in use.")
     host_critical: Share = Field(0.95, description="Likewise.")
