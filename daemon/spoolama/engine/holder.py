@@ -120,6 +120,8 @@ class Holder:
         await self.footprint.ask(self._backend, self.spec)
         waits = 0
         while True:
+            if waits and self._stop.is_set():
+                raise Stopping  # a pause ends at once then, and the tries would be used up
             await self._wait_for_room()
             if self._in_force != self.spec:
                 await self._gate.drained()  # rows in flight would lose the model that they are answered by

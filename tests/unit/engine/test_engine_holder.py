@@ -116,6 +116,14 @@ def test_the_smallest_load_is_tried_again_where_others_may_have_what_it_lacks() 
     assert bench.all_ok
 
 
+def test_a_wish_to_stop_between_tries_of_the_smallest_load_leaves_the_job() -> None:
+    """It is for the next start; it did not fail."""
+    bench = MemoryBench(short_rows(4), ONE_LOAD, load_fault=out_of_memory)
+    bench.memory.others_gb = 9.0
+    assert not bench.run([(20, lambda: bench.stop.set())]).finished
+    assert len(bench.windows) <= 4
+
+
 def test_after_a_model_that_does_not_come_back_no_row_is_sent() -> None:
     """A row would have the server load the model once more, while the job ends."""
     bench = MemoryBench(short_rows(40), ONE_LOAD)
