@@ -124,7 +124,8 @@ def test_nothing_is_called_best_that_was_not_ahead(tmp_path: Path) -> None:
     """As many worse as better is no best; who was not compared is said, and on how many rows each was."""
 
     async def fill(ledger: JobLedger) -> None:
-        even = {"wins": 9, "losses": 9, "compared": 29, "how": "pairs of rows put into the right order"}
+        even: dict[str, Any] = {"wins": 9, "losses": 9, "compared": 29}
+        even["how"] = "pairs of rows put into the right order"
         tried = [judged("anchors", FRONT, rows=19), judged(rows=76, agreement=0.72, harm=True, **even)]
         await ledger.note(pilot=decision("alone", "no_proof", *tried))
 
