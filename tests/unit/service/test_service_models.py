@@ -54,6 +54,23 @@ def test_a_release_that_failed_is_tried_each_minute_and_told_once(monkeypatch: p
     assert said == ["models.release_failed", "models.released"]
 
 
+class _Hanging(ScriptedBackend):
+    """Never answers a release."""
+
+    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:  # noqa: ARG002
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets it")
+
+
+def test_a_server_that_hangs_holds_up_no_release_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a bound of its own, whatever the backend's are: who waits for the models would seem dead."""
+    said: list[str] = []
+    monkeypatch.setattr(models, "say", lambda _, error: said.append(error))
+    monkeypatch.setattr(models, "_ANSWER_S", 0.02)
+    assert asyncio.run(models.release(_Hanging(HandClock()))) is False
+    assert said == ["no answer in 0 s"]
+
+
 def _own_address() -> str:
     """An address of this machine, as the kernel would choose it; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
