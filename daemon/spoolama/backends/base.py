@@ -229,11 +229,12 @@ class Backend(Protocol):
         """All models that the server lists as loaded; None where it has no such list."""
         ...
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
         """Give back the memory of every model that this backend loaded; a no-op where others share it.
 
         Args:
             keep: A model that stays.
+            also: One to be released although this process did not load it: an earlier one did.
 
         Returns:
             Names of the models that were released.

@@ -191,7 +191,12 @@ class EmbeddedBackend:
             return ()
         return (HeldModel(self._loaded[1].name, None, None, self._loaded[1].num_ctx),)
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(
+        self,
+        *,
+        keep: str | None = None,
+        also: str | None = None,  # noqa: ARG002 - it has one model at most
+    ) -> tuple[str, ...]:
         """End the child: all its memory is free again."""
         async with self._lock:
             name = self._loaded[1].name if self._loaded is not None else None

@@ -209,8 +209,6 @@ class OllamaBackend:
 
     async def shape(self, spec: LoadSpec) -> ModelShape | None:
         """From `/api/show`, whose lists are asked for where they count, and the size in `/api/tags`."""
-        # A run of ours that was killed may have left it loaded: from here on it is released like our own.
-        self._loaded.add(spec.model)
         facts = await self._facts(spec.model)
         if lacks_arrays(facts.info):
             # All of the vocabulary comes along, some MB, so it is not asked for every model.
@@ -223,13 +221,13 @@ class OllamaBackend:
         """The list of loaded models; one that still loads is not in it."""
         return held_models(await self._running())
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
         """Unload what was loaded from here. Every model is tried before the first error is raised."""
         if self._shared:
             return ()
         first: BackendError | None = None
         released = []
-        for name in sorted(self._loaded - {keep}):
+        for name in sorted((self._loaded | ({also} if also else set())) - {keep}):
             try:
                 reply = await self._http.post(
                     "/api/generate",

@@ -143,7 +143,12 @@ class OpenAIBackend:
         """None: it has no list of what is in memory."""
         return None
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:  # noqa: ARG002
+    async def release(
+        self,
+        *,
+        keep: str | None = None,  # noqa: ARG002
+        also: str | None = None,  # noqa: ARG002
+    ) -> tuple[str, ...]:
         """Nothing: such a server holds its model as long as it runs."""
         return ()
 

@@ -9,6 +9,7 @@ window or with fewer slots.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec
@@ -139,6 +140,7 @@ class Holder:
                 # The smallest load: others may have what it lacks, seen or not. One that worked before will
                 # again, unless an hour says otherwise.
                 most = _MOST_WAITS if self.loads else 0 if self._card_is_ours else len(_LAST_WAITS_S)
+                most = min(most, 2) if self._must_fit else most  # its rows can be dropped again
                 if waits >= most:
                     raise self._lost(f"{self.spec.model} does not fit: {error.message}") from error
                 await self._gate.pause(_LAST_WAITS_S[min(waits, len(_LAST_WAITS_S) - 1)])
@@ -174,9 +176,9 @@ class Holder:
         often = self._rungs.short(self._clock.monotonic())
         return not often or self.descend("it ran out of memory")
 
-    def _lost(self, message: str, mend: str = "") -> ModelLost:
+    def _lost(self, message: str, mend: str = "", code: str = OutOfMemory.code) -> ModelLost:
         mend = mend or self.advice() or "Free memory on the server, or take a smaller model or num_ctx."
-        return ModelLost(message, mend=mend)
+        return ModelLost(message, mend=mend, code=code)
 
     def descend(self, why: str) -> bool:
         """The next smaller load is the next one; False: there is none."""
@@ -203,8 +205,7 @@ class Holder:
         before = self._progress.phase
         began = self._clock.monotonic()
         patience_s = PATIENCE_S * (_LONGER if self._must_fit else 1)
-        # A model of this name that a run before this one left there, with another window, is ours as well.
-        await self.release_idle(self.spec.model if self.loads else None)
+        await self._release_others()
         try:
             while not self._stop.is_set():
                 if await self._fits_now():
@@ -319,12 +320,12 @@ class Holder:
                 return
             except RequestRefused as error:
                 message = f"{self.spec.model} cannot be loaded again: {error.message}"
-                raise self._lost(message, error.mend) from error
+                raise self._lost(message, error.mend, error.code) from error
             except BackendError as error:
                 deaths += isinstance(error, ServerDied)
                 if deaths >= _MOST_WAITS:
                     message = f"{self.spec.model} cannot be loaded again: {error.message}"
-                    raise self._lost(message) from error
+                    raise self._lost(message, code=error.code) from error
                 self._progress.phase = f"waiting for the server: {error.message}"
                 await self._gate.pause(delay)
                 delay = min(30.0, delay * 2)
@@ -348,11 +349,20 @@ class Holder:
         if self._unreleased is not None and self._clock.monotonic() - self._unreleased >= _AGAIN_S:
             await self.let_go()
 
-    async def release_idle(self, keep: str | None) -> None:
+    async def _release_others(self) -> None:
+        """What this service may have in memory before the first load, also from before it was killed."""
+        left = None
+        if not self.loads:
+            with contextlib.suppress(BackendError), self._progress.pulse.wait(_ANSWER_S):
+                left = await self._backend.inspect(self.spec)
+        name = self.spec.model
+        await self.release_idle(name if self.loads else None, also=name if left is not None else None)
+
+    async def release_idle(self, keep: str | None, *, also: str | None = None) -> None:
         """Other models that were loaded from here."""
         try:
             with self._progress.pulse.wait(_ANSWER_S):
-                names = await self._backend.release(keep=keep)
+                names = await self._backend.release(keep=keep, also=also)
         except BackendError:
             return
         if names:

@@ -204,7 +204,12 @@ class ScriptedBackend:
         now = self.held
         return () if now is None else (HeldModel(now.name, now.size_bytes, now.vram_bytes, now.num_ctx),)
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(
+        self,
+        *,
+        keep: str | None = None,
+        also: str | None = None,  # noqa: ARG002 - it has one model at most
+    ) -> tuple[str, ...]:
         """Counted; nothing is held any more."""
         name = self.held.name if self.held is not None else None
         if name is not None and name == keep:

@@ -189,7 +189,12 @@ class CardServer(ScriptedBackend):
         finally:
             self.in_flight -= 1
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(
+        self,
+        *,
+        keep: str | None = None,
+        also: str | None = None,  # noqa: ARG002 - it has one model at most
+    ) -> tuple[str, ...]:
         """The model's process ends, and its memory is free a moment later."""
         if self.held is not None and self.held.name != keep:
             await self.clock.sleep(self.release_s)

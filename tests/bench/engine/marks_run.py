@@ -130,7 +130,7 @@ class _Seat:
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
         return await self._backend.in_memory()
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
         """The others still sit there."""
         return ()
 

@@ -47,7 +47,7 @@ def runs_out(*texts: str) -> Callable[[Call], Reply | None]:
     return once(OutOfMemory("cudaMalloc failed: out of memory", status=500), *texts)
 
 
-async def keeps_all(*, keep: str | None = None) -> tuple[str, ...]:
+async def keeps_all(*, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
     """A release by a server whose models are not ours."""
     return ()
 
@@ -200,10 +200,10 @@ def test_a_release_that_fails_is_tried_again_and_loads_keep_their_pace(
     bench = MemoryBench(short_rows(300))
     release = bench.backend.release
 
-    async def busy(*, keep: str | None = None) -> tuple[str, ...]:
+    async def busy(*, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
         if 20 <= bench.clock.monotonic() < 80:
             raise ServerBusy("503")
-        return await release(keep=keep)
+        return await release(keep=keep, also=also)
 
     def others() -> None:
         here = 20 <= bench.clock.monotonic() < 5 * HOUR_S

@@ -110,7 +110,7 @@ class Exact:
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
         return None
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
         return ()
 
     async def aclose(self) -> None:

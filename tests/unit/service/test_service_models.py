@@ -24,7 +24,7 @@ class _Refusing(ScriptedBackend):
     refusals = 3
     tried: int = 0
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
         self.tried += 1
         if self.tried <= self.refusals:
             raise ServerBusy("503")
@@ -57,7 +57,7 @@ def test_a_release_that_failed_is_tried_each_minute_and_told_once(monkeypatch: p
 class _Hanging(ScriptedBackend):
     """Never answers a release."""
 
-    async def release(self, *, keep: str | None = None) -> tuple[str, ...]:
+    async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
         await asyncio.Event().wait()
         raise AssertionError("nobody sets it")
 
