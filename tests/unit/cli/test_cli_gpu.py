@@ -337,8 +337,15 @@ def test_a_window_without_a_model_is_a_mistake() -> None:
     assert "--model" in result.output
 
 
+_HEARS_CTRL_C = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from spoolama.cli.main import spoolama; spoolama(sys.argv[1:])"
+)
+"""A shell starts what runs in the background with Ctrl-C ignored, and children inherit that."""
+
+
 def _child(script: Script, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "spoolama", "gpu", "--url", NOBODY, *arguments]
+    command = [sys.executable, "-c", _HEARS_CTRL_C, "gpu", "--url", NOBODY, *arguments]
     return subprocess.Popen(
         command, env=os.environ | script.env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
