@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress
 from spoolama.engine.store import Stop
+from spoolama.engine.waiting import until
 from spoolama.errors import BackendError, JobError, RequestRefused, ServerDied
 
 __all__ = ["LOAD_BOUND_S", "Gate", "Pass", "Stopping"]
@@ -142,6 +143,11 @@ class Gate:
         self._limit = max(1, self._limit - 1)
         self._good = 0
 
+    @property
+    def closed(self) -> bool:
+        """Whether nobody is let through now."""
+        return self._closed
+
     def open(self) -> None:
         """Another model follows one that was lost."""
         self._closed = False
@@ -257,11 +263,4 @@ class Gate:
     async def pause(self, seconds: float) -> None:
         """Sleep, but not past a wish to stop."""
         with self._progress.pulse.wait(seconds + 5):
-            sleep = asyncio.ensure_future(self._clock.sleep(seconds))
-            stop = asyncio.ensure_future(self._stop.wait())
-            try:
-                await asyncio.wait({sleep, stop}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                sleep.cancel()
-                stop.cancel()
-                await asyncio.gather(sleep, stop, return_exceptions=True)
+            await until(self._clock.sleep(seconds), self._stop)

@@ -8,7 +8,6 @@ window or with fewer slots.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -19,6 +18,7 @@ from spoolama.engine.gate import LOAD_BOUND_S, Gate, Stopping
 from spoolama.engine.progress import Progress
 from spoolama.engine.rungs import OFTEN, Rungs
 from spoolama.engine.store import Stop
+from spoolama.engine.waiting import until
 from spoolama.errors import BackendError, ModelLost, OutOfMemory, RequestRefused, ServerDied
 from spoolama.gpu.level import Level
 from spoolama.gpu.room import Memory
@@ -203,7 +203,7 @@ class Holder:
         if await self._fits_now():
             return
         before = self._progress.phase
-        began = self._clock.monotonic()
+        began = since = self._clock.monotonic()
         patience_s = PATIENCE_S * (_LONGER if self._must_fit else 1)
         await self._release_others()
         try:
@@ -236,6 +236,8 @@ class Holder:
                 await self.look()
             raise Stopping
         finally:
+            if not self._gate.closed:  # else whoever closed the door counts the time
+                self._gate.held_s += self._clock.monotonic() - since
             self._progress.waiting, self._progress.phase = False, before
 
     async def _fits_now(self) -> bool:
@@ -261,14 +263,7 @@ class Holder:
     async def look(self) -> None:
         """Wait for the next look at memory, or for a wish to stop."""
         with self._progress.pulse.wait(_LOOK_S):
-            looked = asyncio.ensure_future(self._memory.looked())
-            stop = asyncio.ensure_future(self._stop.wait())
-            try:
-                await asyncio.wait({looked, stop}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                looked.cancel()
-                stop.cancel()
-                await asyncio.gather(looked, stop, return_exceptions=True)
+            await until(self._memory.looked(), self._stop)
 
     # For whoever keeps it while the job runs (`engine/keeper.py`).
 

@@ -137,7 +137,8 @@ class ModelRun:
         began, waited = t.clock.monotonic(), self._waited_s
         if shared.holder.loaded is None:
             # Memory became critical with the last row of the phase before this one.
-            await shared.holder.load_patiently()
+            async with t.gate.hold(f"loading {self._spec.model} again"):
+                await shared.holder.load_patiently()
         ended: SpoolamaError | None = None
         try:
             async with asyncio.TaskGroup() as group:

@@ -22,6 +22,7 @@ from typing import Any
 from spoolama.context.costs import CostModel, Sample, fit_costs
 from spoolama.context.marks import best_every
 from spoolama.engine.store import RowStore, Stop
+from spoolama.engine.waiting import until
 from spoolama.job.plan import Plan
 
 __all__ = ["COST_ROWS", "Planner", "Wanted", "learned_every"]
@@ -228,13 +229,7 @@ class Planner:
             self._moved.clear()
             if not await self._store.pending(0, rows - 1, None, 1):
                 return True
-            moved = asyncio.ensure_future(self._moved.wait())
-            stop = asyncio.ensure_future(self._stop.wait())
-            try:
-                await asyncio.wait({moved, stop}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                moved.cancel()
-                stop.cancel()
+            await until(self._moved.wait(), self._stop)
             if self._stop.is_set():
                 return False
 

@@ -173,11 +173,7 @@ class MemoryWatchdog:
         self.latest = readings = Readings(
             at=now,
             cards=cards,
-            blind=seen.blind
-            if seen.cards is None
-            else None
-            if cards
-            else "none of the cards that count is there",
+            blind=None if cards else seen.blind or "none of the cards that count is there",
             cards_age_s=seen.age_s,
             host=self._seen_host.host,
             runners=self._seen_host.runners,

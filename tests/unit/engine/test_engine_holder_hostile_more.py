@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from spoolama.backends.base import Reply
 from spoolama.errors import OutOfMemory
 from spoolama.testing.backend import Call
@@ -69,6 +71,8 @@ def test_a_phase_whose_predecessor_ended_at_critical_loads_when_there_is_room() 
     assert len(bench.backend.calls) > 20
     assert [call for call in bench.backend.calls if 200 <= call.at < 400] == []
     assert 400 <= bench.loaded_at[1] <= min(call.at for call in bench.backend.calls[20:])
+    assert bench.store.notes["held_s"] >= 200
+    assert bench.store.notes["active_s"] == pytest.approx(10.0 * len(bench.backend.calls), abs=5)
     assert bench.all_ok
 
 
