@@ -143,11 +143,6 @@ class Gate:
         self._limit = max(1, self._limit - 1)
         self._good = 0
 
-    @property
-    def closed(self) -> bool:
-        """Whether nobody is let through now."""
-        return self._closed
-
     def open(self) -> None:
         """Another model follows one that was lost."""
         self._closed = False

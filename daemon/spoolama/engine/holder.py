@@ -203,7 +203,7 @@ class Holder:
         if await self._fits_now():
             return
         before = self._progress.phase
-        began = since = self._clock.monotonic()
+        began = self._clock.monotonic()
         patience_s = PATIENCE_S * (_LONGER if self._must_fit else 1)
         await self._release_others()
         try:
@@ -236,8 +236,6 @@ class Holder:
                 await self.look()
             raise Stopping
         finally:
-            if not self._gate.closed:  # else whoever closed the door counts the time
-                self._gate.held_s += self._clock.monotonic() - since
             self._progress.waiting, self._progress.phase = False, before
 
     async def _fits_now(self) -> bool:

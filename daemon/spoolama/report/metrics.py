@@ -196,7 +196,8 @@ def _speed(metrics: Metrics, ledger: LedgerReader, tally: Tally, totals: Totals)
     put(
         "held_s",
         ledger.meta("held_s"),
-        "seconds in which no rows were sent since memory was short; not in active_s",
+        "seconds in which rows were paused since memory was short; not in active_s. A wait before the first"
+        " load is not in it",
         missing="not noted",
     )
     put("intake_s", ledger.meta("intake_s"), "seconds of reading the data file", missing="not noted")
