@@ -8,6 +8,7 @@
     │   ├── SpoolHeld          another daemon has the spool; exit status 75
     │   ├── DiskFull           no room on the spool's disk: keep what there is, wait, try again
     │   └── DiskFailed         the disk did not keep what was written: never retried on the same file
+    ├── EvaluationFailed       the process that evaluates templates and schemas cannot be started
     ├── DropGone               its uploader took a drop back while it was being claimed; nothing happened
     ├── JobError               this job cannot go on; it is published in failed/
     │   ├── ModelLost          a model of it cannot be had, or not any more
@@ -42,6 +43,7 @@ __all__ = [
     "DiskFailed",
     "DiskFull",
     "DropGone",
+    "EvaluationFailed",
     "InputError",
     "JobError",
     "LedgerError",
@@ -101,6 +103,12 @@ class DiskFailed(SpoolError):
 
 class DropGone(SpoolamaError):
     """A drop was taken back or replaced by its uploader while it was being claimed; nothing happened."""
+
+
+class EvaluationFailed(SpoolamaError):
+    """The process that evaluates what users wrote cannot be started; nothing is wrong with any job."""
+
+    exit_status = 75
 
 
 @dataclass(frozen=True, slots=True)

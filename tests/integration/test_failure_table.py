@@ -19,6 +19,7 @@ from spoolama.service.model import StopSignal
 from spoolama.spool.claim import claim, random_token
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import ReadyRules, Scanner
+from spoolama.testing.evaluation import inline_evaluator
 from spoolama.testing.fake_ollama import FakeOllama
 from spoolama.testing.fake_ollama_script import Fault, Script
 
@@ -90,7 +91,7 @@ def run(
         job = claim(spool, drop, clock=clock, token=random_token)
         async with FakeOllama(Script(faults=faults)) as server:
             backend = OllamaBackend(server.url, clock=clock)
-            executor = JobExecutor(spool, backend, clock, lanes=1)
+            executor = JobExecutor(spool, backend, inline_evaluator(), clock, lanes=1)
             async with asyncio.TaskGroup() as group:
                 if beside is not None:
                     group.create_task(beside(server))

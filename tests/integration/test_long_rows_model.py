@@ -11,11 +11,12 @@ from spoolama.backends.embedded import EmbeddedBackend
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader
+from spoolama.testing.evaluation import inline_job_evaluator
 
 SIDECAR = """
 model: gemma3:270m
@@ -52,6 +53,7 @@ def test_a_long_row_is_answered_in_a_second_pass(tmp_path: Path) -> None:
             [NewRow(Row(i, i + 2, {"text": t}, b""), str(i + 1), unique=False) for i, t in enumerate(texts)]
         )
         runner = JobRunner(
+            evaluator=inline_job_evaluator(),
             sidecar=sidecar,
             openai=False,
             store=ledger,

@@ -13,11 +13,12 @@ from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader
+from spoolama.testing.evaluation import inline_job_evaluator
 from spoolama.testing.fake_ollama import GEMMA3, SMOLLM2, Asked, FakeOllama, Latency, Script
 
 SIDECAR = """
@@ -66,6 +67,7 @@ class Job:
             ]
             await ledger.take_in(rows)
             runner = JobRunner(
+                evaluator=inline_job_evaluator(),
                 sidecar=self._sidecar,
                 openai=False,
                 store=ledger,

@@ -70,6 +70,31 @@ def test_the_engine_knows_no_files_and_the_spool_no_models() -> None:
     assert ("spool", "engine") not in arrows()
 
 
+def modules_of(file: Path) -> set[str]:
+    """Every module that a file imports, by its full name."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_what_users_wrote_is_evaluated_nowhere_but_in_the_process() -> None:
+    """Nothing but `evaluation/child/` has Jinja2, JSON Schema, or any module of that directory."""
+    inside = PACKAGE / "evaluation" / "child"
+    evaluating = ("jinja2", "jsonschema", "referencing", "spoolama.evaluation.child")
+    found = {
+        (str(file.relative_to(PACKAGE)), name)
+        for file in PACKAGE.rglob("*.py")
+        if inside not in file.parents and PACKAGE / "testing" not in file.parents
+        for name in modules_of(file)
+        if name.startswith(evaluating)
+    }
+    assert found == set()
+
+
 def test_no_module_is_two_rooms_in_one() -> None:
     """No module has more than 400 lines."""
     long = {

@@ -9,9 +9,9 @@ import pytest
 
 from spoolama.cli.main import COMMANDS
 from spoolama.engine.failures import POLICIES
-from spoolama.job.openai_lines import parameter_table
+from spoolama.evaluation.child.openai_lines import parameter_table
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.sidecar import Options, Sidecar
-from spoolama.job.sidecar_file import parse_sidecar
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

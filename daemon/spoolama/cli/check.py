@@ -59,12 +59,17 @@ def check(drop: Path | None, data: Path | None, rate: float | None, config: Path
 
 def check_one(drop: Drop, settings: Settings) -> Findings:
     """Check one drop by the service's settings."""
+    from spoolama.evaluation.evaluator import Evaluator
+    from spoolama.evaluation.process import EvaluationProcess
     from spoolama.service.assembly import limits_for
     from spoolama.service.checking import check_drop
 
-    findings = asyncio.run(
-        check_drop(drop, limits=limits_for(settings), newline_required=settings.final_newline == "require")
-    )
+    async def read() -> Findings:
+        async with Evaluator(EvaluationProcess()) as evaluator:
+            newline = settings.final_newline == "require"
+            return await check_drop(drop, evaluator, limits=limits_for(settings), newline_required=newline)
+
+    findings = asyncio.run(read())
     if findings.vram is not None:
         from spoolama.cli.check_memory import memory_limits
         from spoolama.cli.gpu_look import cards_now

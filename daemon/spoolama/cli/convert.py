@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import click
 
+from spoolama.evaluation.evaluator import Evaluator
+from spoolama.evaluation.process import EvaluationProcess
 from spoolama.job.rows import detect
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.sidecar_file import load_sidecar
-from spoolama.report.convert import answers_to_csv, job_to_batch, requests_of
+from spoolama.report.convert import Converted, answers_to_csv, job_to_batch, requests_of
 from spoolama.report.openai_batch import is_batch_output
 from spoolama.report.published import json_lines, open_published
 
@@ -45,14 +47,11 @@ def convert(source: tuple[Path, ...], sidecar: Path | None, rows: Path | None, o
         _only_one(source)
         converted = job_to_batch(open_published(first), out)
     elif _is_output(first):
-        asked = _sidecar(rows, sidecar)
+        asked = asyncio.run(_sidecar_of(rows, sidecar))
         converted = answers_to_csv(list(source), out, data=rows, sidecar=asked)
     else:
-        asked = _sidecar(first, sidecar)
-        if asked is None:
-            raise click.ClickException(f"{first} has no sidecar beside it; name it with --sidecar.")
         _only_one(source)
-        converted = requests_of(first, asked, out)
+        converted = asyncio.run(_requests(first, sidecar, out))
     for problem in converted.problems:
         click.echo(problem, err=True)
     click.echo(f"{converted.written} written, {converted.left_out} left out: {out}")
@@ -69,9 +68,22 @@ def _is_output(path: Path) -> bool:
     return is_batch_output(next(json_lines(path), None))
 
 
-def _sidecar(data: Path | None, named: Path | None) -> Sidecar | None:
+async def _requests(data: Path, named: Path | None, out: Path) -> Converted:
+    async with Evaluator(EvaluationProcess()) as evaluator:
+        asked = await _load(data, named, evaluator)
+        if asked is None:
+            raise click.ClickException(f"{data} has no sidecar beside it; name it with --sidecar.")
+        return await requests_of(data, asked, out, evaluator.of_job())
+
+
+async def _sidecar_of(data: Path | None, named: Path | None) -> Sidecar | None:
+    async with Evaluator(EvaluationProcess()) as evaluator:
+        return await _load(data, named, evaluator)
+
+
+async def _load(data: Path | None, named: Path | None, evaluator: Evaluator) -> Sidecar | None:
     if named is not None:
-        return load_sidecar(named)
+        return await evaluator.load_sidecar(named)
     if data is None:
         return None
     detect(data, data.name)  # says which kinds of file there are, before a sidecar is missed
@@ -82,5 +94,5 @@ def _sidecar(data: Path | None, named: Path | None) -> Sidecar | None:
     for name in names:
         path = data.with_name(name)
         if path.exists():
-            return load_sidecar(path)
+            return await evaluator.load_sidecar(path)
     return None

@@ -6,20 +6,20 @@ from the ledger is equal to it, so that the same prompts are asked byte for byte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from spoolama.backends.base import Message
 from spoolama.context.budget import Budget, bound
 from spoolama.context.trimming import Turn, trimmer_of
-from spoolama.job.asking import Ask, Asker
+from spoolama.evaluation.asking import Ask, Asker
 from spoolama.job.plan import Plan
 from spoolama.job.record import Ranges, StoredRow, ranges_of
 
 __all__ = ["AnsweredRows", "Conversation", "Prompt", "TurnOf", "extended", "prepare", "rebuild"]
 
-TurnOf = Callable[[StoredRow, tuple[Message, ...], str, int], Turn]
+TurnOf = Callable[[StoredRow, tuple[Message, ...], str, int], Awaitable[Turn]]
 """Makes a turn of a row, its own messages, its answer and the tokens of both."""
 
 
@@ -196,9 +196,9 @@ async def rebuild(
         return empty
     empty = replace(empty, front_seen=await rows.first_prompt_tokens(segment))
     fixed = {turn.ordinal for turn in anchors}
-    *tail, turn = (
-        turn_of(row, asker.ask(row.fields).own, row.answer or "", row.turn_tokens)
+    *tail, turn = [
+        await turn_of(row, (await asker.ask(row.fields, row.line)).own, row.answer or "", row.turn_tokens)
         for row in [*await rows.turns(last.sight), last]
         if row.ordinal not in fixed
-    )
+    ]
     return extended(empty, tuple(tail), turn, plan, last.prompt_tokens, last.answer_tokens)

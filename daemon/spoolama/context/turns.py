@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 
 from spoolama.backends.base import Message
 from spoolama.context.budget import bound
 from spoolama.context.trimming import Turn
-from spoolama.job.answer import label_of
-from spoolama.job.asking import Asker
-from spoolama.job.gold import gold_answer
+from spoolama.errors import RowError
+from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.evaluator import JobEvaluator
+from spoolama.job.gold import gold_answers
+from spoolama.job.labels import label_of
 from spoolama.job.plan import Plan
 from spoolama.job.record import StoredRow
-from spoolama.job.score import score_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import BadJson, parse_json
 from spoolama.job.trim import BUILT_IN_SCORES
@@ -27,36 +29,46 @@ class Turns:
     Args:
         sidecar: Says what of an answer is its label, and how rows are scored.
         asker: Renders the rows' own messages.
+        evaluator: Scores rows, and checks answers against `format`.
     """
 
-    def __init__(self, sidecar: Sidecar, asker: Asker) -> None:
+    def __init__(self, sidecar: Sidecar, asker: Asker, evaluator: JobEvaluator) -> None:
         self._sidecar = sidecar
         self._asker = asker
+        self._evaluator = evaluator
 
     @property
     def logprobs(self) -> bool:
         """Whether log probabilities are needed."""
         return self._sidecar.trim.score == "uncertain"
 
-    def of(self, row: StoredRow, own: tuple[Message, ...], answer: str, tokens: int) -> Turn:
+    async def of(self, row: StoredRow, own: tuple[Message, ...], answer: str, tokens: int) -> Turn:
         """The turn of an answered row."""
         return Turn(
             row.ordinal,
             (*own, Message("assistant", answer)),
             tokens,
             self.label(answer),
-            self.score(row, answer, row.logprob),
+            await self.score(row, answer, row.logprob),
         )
 
-    def anchor(self, row: StoredRow, plan: Plan) -> Turn:
+    async def anchor(self, row: StoredRow, plan: Plan) -> Turn:
         """The turn of a row that was answered alone; with its gold answer, where there is one."""
-        own = self._asker.ask(row.fields).own
-        text = gold_answer(self._sidecar, row.fields, row.answer or "") if plan.gold else None
+        own = (await self._asker.ask(row.fields, row.line)).own
+        text = await self._gold(row) if plan.gold else None
         answer = Message("assistant", row.answer or "" if text is None else text)
         tokens = bound(plan, (*own, answer))
         if text is None and row.prompt_tokens is not None and row.completion_tokens is not None:
             tokens = min(tokens, row.prompt_tokens + row.completion_tokens)
         return Turn(row.ordinal, (*own, answer), tokens, self.label(answer.content))
+
+    async def _gold(self, row: StoredRow) -> str | None:
+        """The row's answer with its known value, in the first spelling that is valid by `format`."""
+        for text in gold_answers(self._sidecar, row.fields, row.answer or ""):
+            with contextlib.suppress(RowError):
+                await self._evaluator.check(self._sidecar.format, text, row.line)
+                return text
+        return None
 
     def gold_fits(self, rows: Sequence[StoredRow]) -> bool:
         """Whether gold is spelled as these rows' answers are: else it would teach another form of answer."""
@@ -82,7 +94,7 @@ class Turns:
         label = label_of(parsed, answer, self._sidecar.answer_key)
         return json.dumps(parsed, sort_keys=True) if label is None else label
 
-    def score(self, row: StoredRow, answer: str, logprob: float | None) -> float:
+    async def score(self, row: StoredRow, answer: str, logprob: float | None) -> float:
         """How important a row is, by the sidecar's score."""
         score = self._sidecar.trim.score
         if score is None or score == "spread":
@@ -90,7 +102,7 @@ class Turns:
         if score == "uncertain":
             return -(logprob or 0.0)
         assert score not in BUILT_IN_SCORES
-        return score_of(score, row.fields, answer)
+        return await self._evaluator.score(score, row.fields, answer, row.line)
 
 
 def _is_number(text: str) -> bool:

@@ -16,7 +16,7 @@ from spoolama.engine.planner import Planner
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.errors import JobError
-from spoolama.job.asking import Asker
+from spoolama.evaluation.asking import Asker
 from spoolama.job.plan import Plan
 from spoolama.job.record import StoredRow
 from spoolama.job.sidecar import Sidecar
@@ -51,6 +51,7 @@ class Anchoring:
         sidecar: How many, and how they are chosen.
         store: Keeps the answers given alone.
         planner: Writes down what was chosen.
+        asker: Renders rows whose length no server has counted.
         turns: Makes the turns.
         tally: Told of anchors that have their end.
         total: Rows of the job.
@@ -61,6 +62,7 @@ class Anchoring:
         sidecar: Sidecar,
         store: RowStore,
         planner: Planner,
+        asker: Asker,
         turns: Turns,
         tally: Tally,
         *,
@@ -72,6 +74,7 @@ class Anchoring:
         self._wanted = 0 if sidecar.mode == "isolated" else sidecar.trim.anchor_rows
         self._store = store
         self._planner = planner
+        self._asker = asker
         self._turns = turns
         self._tally = tally
         self._total = total
@@ -117,7 +120,8 @@ class Anchoring:
         key = (plan.anchors, plan.gold, plan.tokens_per_byte)
         if key not in self._made:
             rows = {row.ordinal: row for row in await self._store.samples()}
-            self._made[key] = tuple(self._turns.anchor(rows[ordinal], plan) for ordinal in plan.anchors)
+            turns = [await self._turns.anchor(rows[ordinal], plan) for ordinal in plan.anchors]
+            self._made[key] = tuple(turns)
         return self._made[key]
 
     async def _candidates(self) -> list[int]:
@@ -159,38 +163,37 @@ class Anchoring:
             chosen = [ordinal for ordinal in asked if ordinal in rows]
         else:
             choices = [
-                Choice(row.ordinal, self._turns.label(row.answer or ""), self._score(row))
+                Choice(row.ordinal, self._turns.label(row.answer or ""), await self._score(row))
                 for row in rows.values()
             ]
             chosen = choose(choices, self._wanted or ANCHORS, trim.choose or "spread", self._options.seed)
         gold = self._turns.gold_fits(list(rows.values()))
         plan = replace(self._planner.latest, gold=gold)
-        left = self._room_for(list(rows.values()), plan)
+        left = await self._room_for(list(rows.values()), plan)
         fitting: list[int] = []
         for ordinal in chosen:
-            tokens = self._turns.anchor(rows[ordinal], plan).tokens
+            tokens = (await self._turns.anchor(rows[ordinal], plan)).tokens
             if tokens <= left:
                 left -= tokens
                 fitting.append(ordinal)
         counts = [row.prompt_tokens for row in rows.values() if row.prompt_tokens is not None]
         return Front(tuple(fitting), gold, min(counts, default=None))
 
-    def _room_for(self, rows: list[StoredRow], plan: Plan) -> float:
+    async def _room_for(self, rows: list[StoredRow], plan: Plan) -> float:
         """Tokens that anchors may take, by the server's counts of these rows; bytes where it told none."""
         window = min(self._options.num_ctx, plan.window or self._options.num_ctx)
         room = window - self._options.num_predict - 1
-        asker = Asker(self._sidecar, openai=False)
         longest = 0
         for row in rows:
             tokens = row.prompt_tokens
             if tokens is None:
-                ask = asker.ask(row.fields)
+                ask = await self._asker.ask(row.fields, row.line)
                 tokens = bound(plan, (*ask.prefix, *ask.own))
             longest = max(longest, tokens)
         return min(_MOST_OF_THE_ROOM * room, room - longest)
 
-    def _score(self, row: StoredRow) -> float:
-        return self._turns.score(row, row.answer or "", row.logprob)
+    async def _score(self, row: StoredRow) -> float:
+        return await self._turns.score(row, row.answer or "", row.logprob)
 
     async def settle(self) -> None:
         """An anchor is not asked again: in its place it would be judged in sight of itself."""

@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any, Literal
-
 from spoolama.backends.base import Reply
 from spoolama.context.budget import message_bytes
 from spoolama.context.conversation import Conversation, Prompt
 from spoolama.errors import ContextOverflow, RowError
-from spoolama.job.answer import AnswerCheck
 
-__all__ = ["AnswerChecks", "check_reply", "check_room", "cut_error", "looks_halved", "overflow"]
-
-Format = Mapping[str, Any] | Literal["json"] | None
+__all__ = ["check_reply", "check_room", "cut_error", "looks_halved", "overflow"]
 
 _BYTES_PER_TOKEN = 32
 """No ordinary text has longer tokens on average; runs of blanks may, so short prompts are not judged."""
 _JUDGED_FROM_BYTES = 4096
-_MOST_FORMATS = 64
 _HALF_SLACK = 8
 """A cut prompt keeps a few tokens beyond half of the window."""
-
-
-class AnswerChecks:
-    """One compiled check per schema; OpenAI lines may bring many."""
-
-    def __init__(self) -> None:
-        self._checks: dict[str, AnswerCheck] = {}
-
-    def of(self, wanted: Format) -> AnswerCheck:
-        """The check for answers of this form."""
-        key = json.dumps(wanted, sort_keys=True)
-        check = self._checks.get(key)
-        if check is None:
-            if len(self._checks) >= _MOST_FORMATS:
-                self._checks.clear()
-            check = self._checks[key] = AnswerCheck(wanted)
-        return check
 
 
 def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> None:

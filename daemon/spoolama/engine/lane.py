@@ -25,6 +25,7 @@ from spoolama.errors import (
     RowError,
     WrongServer,
 )
+from spoolama.evaluation.evaluator import EVALUATION_LIMIT
 from spoolama.job.plan import Plan
 from spoolama.job.record import Attempt, Failed, StoredRow
 
@@ -136,7 +137,7 @@ class Lane:
         self._served_at_loss = 0 if standing_of(attempts, s.retries).prove else -1
         lost: Lost | None = None
         try:
-            ask = s.asker.ask(row.fields)
+            ask = await s.asker.ask(row.fields, row.line)
             while True:
                 # What was too long for the first window says nothing about the second.
                 told = [a for a in attempts if not (place.long and a.code == "context_overflow")]
@@ -161,7 +162,7 @@ class Lane:
                 )
                 outcome = await self._ask(this, plan)
                 if isinstance(outcome, Won):
-                    return self._won(this, outcome, place)
+                    return await self._won(this, outcome, place)
                 lost = outcome
                 attempts.append(lost.attempt)
         except RowError as error:
@@ -170,7 +171,7 @@ class Lane:
         finally:
             s.row_ended()
 
-    def _won(self, this: Try, won: Won, place: _Place) -> Conversation:
+    async def _won(self, this: Try, won: Won, place: _Place) -> Conversation:
         s, reply = self._s, won.reply
         answer = record(this, won, place.plan, place.segment, place.place)
         if place.kind is not None:
@@ -187,7 +188,7 @@ class Lane:
         if this.apart:
             return this.conversation
         row = replace(this.row, logprob=reply.logprob)
-        turn = s.turns.of(row, this.ask.own, reply.text, answer.turn_tokens)
+        turn = await s.turns.of(row, this.ask.own, reply.text, answer.turn_tokens)
         return extended(
             this.conversation,
             this.prompt.tail,
@@ -224,7 +225,7 @@ class Lane:
             try:
                 won = await self._sender.send(this, place)
                 check_reply(won.reply, this.prompt, this.conversation)
-                s.checks.of(this.ask.format).check(won.reply.text)
+                await s.evaluator.check(this.ask.format, won.reply.text, this.row.line)
             except RowError as error:
                 # The server did its work, but what it gave is no answer.
                 s.gate.went_well()
@@ -232,7 +233,8 @@ class Lane:
                 if error.code == "prompt_truncated":
                     s.watch.cut(ordinal, error.message)
                 s.store.end(ordinal, number, error.code, error.message, counted=True)
-                return Lost(Attempt(error.code, counted=True), error)
+                final = error.code == EVALUATION_LIMIT  # another answer would most likely take as long
+                return Lost(Attempt(error.code, counted=True), error, final=final)
             except BackendError as error:
                 failure = error
             except BaseException:

@@ -11,7 +11,6 @@ from typing import Any
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec, Message
 from spoolama.clock import Clock
 from spoolama.context.turns import Turns
-from spoolama.engine.checks import AnswerChecks
 from spoolama.engine.gate import Gate, Stopping
 from spoolama.engine.holder import Holder
 from spoolama.engine.keeper import Keeper
@@ -28,8 +27,9 @@ from spoolama.engine.surprises import Surprises
 from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
 from spoolama.errors import RowError, SpoolamaError
+from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.gpu.room import Memory
-from spoolama.job.asking import Asker
 from spoolama.job.sidecar import Sidecar
 
 __all__ = ["ModelRun", "Terms"]
@@ -52,6 +52,7 @@ class Terms:
     stop: Stop
     gate: Gate
     asker: Asker
+    evaluator: JobEvaluator
     turns: Turns
     planner: Planner
     tally: Tally
@@ -218,7 +219,7 @@ class ModelRun:
             backend=t.backend,
             holder=holder,
             asker=t.asker,
-            checks=AnswerChecks(),
+            evaluator=t.evaluator,
             gate=t.gate,
             patience=Patience(sidecar.timeout),
             progress=t.progress,
@@ -240,7 +241,7 @@ class ModelRun:
         rows = await t.store.pending(0, 1 << 61, self._model, _EXAMPLES)
         for row in rows or await t.store.deferred(self._model, -1, _EXAMPLES):
             with contextlib.suppress(RowError):
-                found.append(t.asker.ask(row.fields).own)
+                found.append((await t.asker.ask(row.fields, row.line)).own)
         return found
 
 

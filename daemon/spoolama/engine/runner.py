@@ -26,8 +26,9 @@ from spoolama.engine.segments import Segments
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.tally import Tally
 from spoolama.errors import JobError, ModelLost
+from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.gpu.room import Memory, Unwatched
-from spoolama.job.asking import Asker
 from spoolama.job.plan import first_plan, pilot_asks
 from spoolama.job.record import Failed, StoredRow
 from spoolama.job.sidecar import Sidecar
@@ -55,6 +56,7 @@ class JobRunner:
         openai: Whether the rows are OpenAI batch lines.
         store: Rows, answers and plans.
         backend: The model server.
+        evaluator: Evaluates what the user wrote.
         clock: Time.
         progress: Where to tell how far it is.
         lanes: Requests in flight at once.
@@ -70,6 +72,7 @@ class JobRunner:
         openai: bool,
         store: RowStore,
         backend: Backend,
+        evaluator: JobEvaluator,
         clock: Clock,
         progress: Progress,
         lanes: int,
@@ -86,8 +89,9 @@ class JobRunner:
         self._lanes = lanes
         self._stop = stop
         self._gate = Gate(clock, progress, stop, limit=lanes, rng=rng)
-        self._asker = Asker(sidecar, openai=openai)
-        self._turns = Turns(sidecar, self._asker)
+        self._evaluator = evaluator
+        self._asker = Asker(sidecar, evaluator, openai=openai)
+        self._turns = Turns(sidecar, self._asker, evaluator)
         self._memory = memory or Unwatched()
 
     async def run(self) -> RunEnd:
@@ -134,6 +138,7 @@ class JobRunner:
             stop=self._stop,
             gate=self._gate,
             asker=self._asker,
+            evaluator=self._evaluator,
             turns=self._turns,
             planner=planner,
             tally=tally,
@@ -169,7 +174,9 @@ class JobRunner:
         await self._store.note(model=asdict(loaded), lanes=self._lanes)
         trained = await self._store.meta("trained", {})
         await self._store.note(trained={**trained, loaded.name: loaded.trained_ctx})
-        anchoring = Anchoring(self._sidecar, self._store, planner, self._turns, tally, total=total)
+        anchoring = Anchoring(
+            self._sidecar, self._store, planner, self._asker, self._turns, tally, total=total
+        )
         watched = model is None and not self._openai
         guarding = (
             Guarding(self._sidecar, self._store, planner, self._turns, tally, self._progress)

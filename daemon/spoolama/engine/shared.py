@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.context.turns import Turns
-from spoolama.engine.checks import AnswerChecks
 from spoolama.engine.gate import Gate
 from spoolama.engine.holder import Holder
 from spoolama.engine.patience import Patience
@@ -16,7 +15,8 @@ from spoolama.engine.progress import Progress
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
-from spoolama.job.asking import Asker
+from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.evaluator import JobEvaluator
 
 __all__ = ["Shared"]
 
@@ -30,7 +30,8 @@ class Shared:
     holder: Holder
     """The loaded model, on whose terms every request is sent."""
     asker: Asker
-    checks: AnswerChecks
+    evaluator: JobEvaluator
+    """Checks answers."""
     gate: Gate
     patience: Patience
     progress: Progress

@@ -10,7 +10,7 @@ from spoolama.context.budget import bound, message_bytes
 from spoolama.context.conversation import Conversation, Prompt
 from spoolama.engine.failures import Standing
 from spoolama.errors import BackendError, ContextOverflow, RowError
-from spoolama.job.asking import Ask
+from spoolama.evaluation.asking import Ask
 from spoolama.job.plan import Plan
 from spoolama.job.record import Answered, Attempt, StoredRow
 

@@ -6,16 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from spoolama.errors import RowError
-from spoolama.job.answer import AnswerCheck
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import BadJson, parse_json
 
-__all__ = ["gold_answer"]
+__all__ = ["gold_answers"]
 
 
-def gold_answer(sidecar: Sidecar, fields: Mapping[str, Any], answer: str) -> str | None:
-    """The row's answer with its gold value in it; None where gold is missing or does not fit `format`.
+def gold_answers(sidecar: Sidecar, fields: Mapping[str, Any], answer: str) -> list[str]:
+    """The row's answer with its gold value in it, in each spelling that may fit `format`.
+
+    The caller takes the first one that does. Empty where the row has no gold.
 
     Args:
         sidecar: With `gold`, `answer_key` and `format`.
@@ -23,31 +23,25 @@ def gold_answer(sidecar: Sidecar, fields: Mapping[str, Any], answer: str) -> str
         answer: What the model answered: other keys of an object are taken from it.
     """
     if sidecar.gold is None:
-        return None
+        return []
     gold = fields.get(sidecar.gold)
     if gold is None or (isinstance(gold, str) and not gold.strip()):
-        return None
+        return []
     if sidecar.format is None:
-        return str(gold).strip()
+        return [str(gold).strip()]
     try:
         given = parse_json(answer)
     except BadJson:
-        return None
-    check = AnswerCheck(sidecar.format)
-    for value in _spellings(gold):
-        whole: Any = value
-        if isinstance(given, dict):
-            key = sidecar.answer_key or (next(iter(given)) if len(given) == 1 else None)
-            if key is None:
-                return None
-            whole = {**given, key: value}
-        text = json.dumps(whole, ensure_ascii=False)
-        try:
-            check.check(text)
-        except RowError:
-            continue
-        return text
-    return None
+        return []
+    key = None
+    if isinstance(given, dict):
+        key = sidecar.answer_key or (next(iter(given)) if len(given) == 1 else None)
+        if key is None:
+            return []
+    return [
+        json.dumps(value if key is None else {**given, key: value}, ensure_ascii=False)
+        for value in _spellings(gold)
+    ]
 
 
 def _spellings(gold: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Values that answers are made of: numbers, and labels that have an order."""
+"""What of an answer is compared: its label, numbers, and labels that have an order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from spoolama.job.sidecar import Sidecar
+from spoolama.job.strict_json import canonical
 
-__all__ = ["enum_of", "number_of", "order_of"]
+__all__ = ["enum_of", "label_of", "number_of", "order_of"]
 
 _SCALES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
@@ -35,6 +36,38 @@ _SCALES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("false",), ("true",)),
 )
 """Words whose order everybody knows; words of one place count as equal."""
+
+
+def label_of(parsed: object | None, text: str, answer_key: str | None) -> str | None:
+    """What of an answer is compared with `gold`, as a CSV cell would spell it.
+
+    Args:
+        parsed: The answer's value where it is JSON; None: it is text.
+        text: The answer as the model wrote it.
+        answer_key: The sidecar's; None: the only key of an object.
+
+    Returns:
+        None if the answer has no such key, or null there.
+    """
+    value = parsed
+    if parsed is None:
+        return text.strip()
+    if isinstance(parsed, dict):
+        if answer_key is not None:
+            value = parsed.get(answer_key)
+        elif len(parsed) == 1:
+            value = next(iter(parsed.values()))
+        else:
+            return None
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, dict | list):
+        return canonical(value)
+    return json.dumps(value)
 
 
 def number_of(value: Any) -> float | None:

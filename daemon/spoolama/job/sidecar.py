@@ -31,7 +31,7 @@ class Example(_Model):
 class Expect(_Model):
     """What the upload must turn out to be; a truncated upload is then always caught."""
 
-    rows: int | None = Field(None, ge=0, description="Number of records.")
+    rows: int | None = Field(None, ge=0, le=10**12, description="Number of records.")
     sha256: str | None = Field(
         None, pattern="^[0-9a-fA-F]{64}$", description="sha256 of the data file as uploaded."
     )
@@ -41,19 +41,19 @@ class Options(_Model):
     """Options of the model. Load-time ones are frozen for the job."""
 
     num_ctx: int = Field(4096, ge=128, le=10_000_000, description="Context window of a slot, in tokens.")
-    num_predict: int = Field(256, ge=1, description="Upper bound of an answer, in tokens.")
-    temperature: float = Field(0.0, ge=0, description="0: the likeliest token each time.")
-    seed: int = Field(7, ge=-(2**63), lt=2**63, description="Seed of the sampler.")
+    num_predict: int = Field(256, ge=1, le=10_000_000, description="Upper bound of an answer, in tokens.")
+    temperature: float = Field(0.0, ge=0, le=100, description="0: the likeliest token each time.")
+    seed: int = Field(7, ge=-(2**53), le=2**53, description="Seed of the sampler.")
     top_k: int | None = Field(None, ge=0, lt=2**31, description="Sample from the k likeliest tokens.")
     top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest mass p.")
     min_p: float | None = Field(
         None, ge=0, le=1, description="Drop tokens below this share of the likeliest."
     )
-    repeat_penalty: float | None = Field(None, description="Above 1: repetition costs.")
+    repeat_penalty: float | None = Field(None, ge=0, le=100, description="Above 1: repetition costs.")
     repeat_last_n: int | None = Field(None, ge=-1, lt=2**31, description="How far back repetition is seen.")
-    presence_penalty: float | None = Field(None, description="As OpenAI's.")
-    frequency_penalty: float | None = Field(None, description="As OpenAI's.")
-    stop: list[str] | None = Field(None, description="Strings that end an answer.")
+    presence_penalty: float | None = Field(None, ge=-100, le=100, description="As OpenAI's.")
+    frequency_penalty: float | None = Field(None, ge=-100, le=100, description="As OpenAI's.")
+    stop: list[str] | None = Field(None, max_length=64, description="Strings that end an answer.")
     num_batch: int | None = Field(None, ge=1, lt=2**31, description="Load-time: tokens evaluated at once.")
     num_gpu: int | None = Field(None, ge=-1, lt=2**31, description="Load-time: layers on the GPU.")
     main_gpu: int | None = Field(None, ge=0, lt=2**31, description="Load-time: which GPU.")
@@ -75,6 +75,7 @@ class Repair(_Model):
     temperature: float = Field(
         0.3,
         ge=0,
+        le=100,
         description="At least this temperature, with another seed each time: at 0 a seed changes nothing.",
     )
 
@@ -150,7 +151,7 @@ class Sidecar(_Model):
     repair: Repair = Field(
         default_factory=Repair, description="How a row is asked again whose answer cannot be used."
     )
-    segment: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+    segment: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["all"] = Field(
         200, description="Rows of one conversation before a new one starts from the shared prefix, or `all`."
     )
     lanes: int | None = Field(
@@ -174,8 +175,10 @@ class Sidecar(_Model):
         description="With `format`: the answer's key that is compared with `gold`; default: the only key.",
     )
     retries: int = Field(3, ge=0, le=20, description="Tries of a row after the first.")
-    timeout: float | None = Field(None, gt=0, description="Seconds for one answer; default: learned.")
-    max_failed: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = Field(
+    timeout: float | None = Field(
+        None, ge=1, le=86_400, description="Seconds for one answer, 1 to 86,400; default: learned."
+    )
+    max_failed: Annotated[int, Field(ge=0, le=10**12)] | Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="End the job early past this number (2, 50) or share (0.01) of failed rows."
     )
     expect: Expect | None = Field(None, description="What the upload must turn out to be.")

@@ -24,6 +24,10 @@ KeyPath = tuple[str | int, ...]
 _MAX_BYTES = 1024 * 1024
 _MAX_NODES = 20_000
 _MAX_DEPTH = 50
+_MAX_CHARACTERS = 4 * 1024 * 1024
+"""Of all scalars together: an alias repeats a text without its bytes being in the file again."""
+_MAX_NUMBER = 100
+"""Characters of a number; PyYAML takes quadratic time to read `1:1:1:…` as a number in base 60."""
 
 _BRACES = re.compile(r"^\s*(?:-\s+)?([\w.-]+):\s+\{\{")
 _BRACES_HINT = "YAML takes {{ for a mapping: put the text in quotes, or on the next line behind `|`"
@@ -187,6 +191,7 @@ class _Builder:
         self._lines = lines
         self._constructor = yaml.constructor.SafeConstructor()
         self._nodes = 0
+        self._characters = 0
         self.places: dict[KeyPath, Place] = {}
         self.problems: list[Problem] = []
 
@@ -209,6 +214,9 @@ class _Builder:
                 out.append(self.value(item, (*path, place)))
             return out
         assert isinstance(node, yaml.ScalarNode)
+        self._characters += len(node.value)
+        if self._characters > _MAX_CHARACTERS:
+            raise _TooLarge(dotted(path[:1]))
         return self._scalar(node, path)
 
     def _note(self, path: KeyPath, key: yaml.Node, value: yaml.Node) -> None:
@@ -257,6 +265,9 @@ class _Builder:
         value: Any
         if kind in ("str", "timestamp"):  # `2024-05-01` is a text here, as the person wrote it
             value = node.value
+        elif kind in ("int", "float") and len(node.value) > _MAX_NUMBER:
+            self._problem(node, path, f"this number has more than {_MAX_NUMBER} characters")
+            return None
         elif kind in ("null", "bool", "int", "float"):
             try:
                 value = self._constructor.construct_object(node)

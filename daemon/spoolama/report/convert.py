@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from spoolama.errors import InputError, RowError
-from spoolama.job.asking import Ask, Asker
+from spoolama.evaluation.asking import Ask, Asker
+from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.row import Row
 from spoolama.job.rows import detect, read_rows
 from spoolama.job.sidecar import Sidecar
@@ -25,6 +28,8 @@ from spoolama.report.text import csv_line, json_line
 __all__ = ["Converted", "answers_to_csv", "job_to_batch", "requests_of"]
 
 _SHOWN = 20
+_AT_ONCE = 64
+"""Rows that are rendered together."""
 _OPENAI_SAMPLING = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
 """Sampling options that a chat completion request has by the same name."""
 
@@ -46,7 +51,7 @@ class Converted:
             self.problems.append(problem)
 
 
-def requests_of(data: Path, sidecar: Sidecar, target: Path) -> Converted:
+async def requests_of(data: Path, sidecar: Sidecar, target: Path, evaluator: JobEvaluator) -> Converted:
     """Write a line of OpenAI batch requests for each row that can be asked.
 
     A line's `custom_id` is the row's id where the sidecar names the column, otherwise `row-1`, `row-2`, ...
@@ -55,34 +60,41 @@ def requests_of(data: Path, sidecar: Sidecar, target: Path) -> Converted:
         data: CSV, TSV or JSONL.
         sidecar: What to ask.
         target: The JSONL file to write.
+        evaluator: Renders the template.
     """
     kind = detect(data, data.name)
     if kind.format == "openai":
         raise InputError(f"{data.name} has OpenAI batch requests already.", code="nothing_to_convert")
-    asker = Asker(sidecar, openai=False)
+    asker = Asker(sidecar, evaluator, openai=False)
     converted = Converted()
     with closing(_Ids()) as ids, read_rows(data, kind) as rows, target.open("wb") as file:
-        for row in rows:
-            where = f"row {row.ordinal + 1} (line {row.line})"
-            if row.fields is None or row.fault is not None:
-                converted.leave_out(f"{where}: {row.fault.message if row.fault else 'unreadable'}")
-                continue
-            name = _custom_id(row, sidecar.id)
-            try:
-                ask = asker.ask(row.fields)
-            except RowError as error:
-                converted.leave_out(f"{where}: {error.message}")
-                continue
-            if not ids.add(name, b""):
-                converted.leave_out(f"{where}: the id {name!r} was used before")
-                continue
-            file.write(json_line(_request(name, sidecar.model, ask)))
-            converted.written += 1
+        while batch := list(islice(rows, _AT_ONCE)):
+            asks = await asyncio.gather(*(_asked(row, asker) for row in batch))
+            for row, ask in zip(batch, asks, strict=True):
+                where = f"row {row.ordinal + 1} (line {row.line})"
+                name = _custom_id(row, sidecar.id)
+                if isinstance(ask, str):
+                    converted.leave_out(f"{where}: {ask}")
+                elif not ids.add(name, b""):
+                    converted.leave_out(f"{where}: the id {name!r} was used before")
+                else:
+                    file.write(json_line(_request(name, sidecar.model, ask)))
+                    converted.written += 1
     options = sidecar.options.model_dump(exclude_unset=True)
     lost = [key for key in options if key not in (*_OPENAI_SAMPLING, "num_ctx", "num_predict")]
     if lost:
         converted.problems.append(f"OpenAI requests have no {', '.join(lost)}: left out of every request")
     return converted
+
+
+async def _asked(row: Row, asker: Asker) -> Ask | str:
+    """The row's question, or why it has none."""
+    if row.fields is None or row.fault is not None:
+        return row.fault.message if row.fault else "unreadable"
+    try:
+        return await asker.ask(row.fields, row.line)
+    except RowError as error:
+        return error.message
 
 
 def _custom_id(row: Row, id_column: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from spoolama.job.answer import label_of
+from spoolama.job.labels import label_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import BadJson, parse_json
 from spoolama.report.record import Record

@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from spoolama.backends.base import Backend
 from spoolama.backends.factory import BackendSettings, make_backend
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
+from spoolama.evaluation.evaluator import Evaluator
+from spoolama.evaluation.process import EvaluationProcess
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.host import SCAN_EVERY_S, HostProbe
 from spoolama.gpu.host_thread import HostThread
@@ -28,6 +31,7 @@ from spoolama.job.rows import Limits
 from spoolama.service.daemon import Daemon
 from spoolama.service.execution import JobExecutor
 from spoolama.service.notify import make_notifier, watchdog_interval
+from spoolama.service.priority import priority_of
 from spoolama.service.settings import BackendSection, Settings
 from spoolama.service.state import ServiceState
 from spoolama.spool.layout import Spool
@@ -171,9 +175,12 @@ def daemon_for(
     spool = Spool(settings.spool)
     backend = backend_for(settings, clock)
     memory = memory_for(settings, backend, clock, env)
+    # Two, so that a sidecar that has just come does not hold up the rows of the running job.
+    of_jobs, of_arrivals = Evaluator(EvaluationProcess()), Evaluator(EvaluationProcess(idle_s=10.0))
     executor = JobExecutor(
         spool,
         backend,
+        of_jobs,
         clock,
         lanes=settings.lanes,
         limits=limits_for(settings),
@@ -189,6 +196,8 @@ def daemon_for(
         clock,
         reload=reload,
         watchdog_s=watchdog_interval(env),
+        evaluators=(of_jobs, of_arrivals),
+        priority_of=partial(priority_of, evaluator=of_arrivals),
         once=once,
         memory=memory,
     )

@@ -12,24 +12,23 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from spoolama.clock import SystemClock
 from spoolama.effect.extra import Extra, extra_of
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.errors import ConfigError, InputError, RowError, SidecarError
-from spoolama.job.asking import Ask, Asker
-from spoolama.job.columns import column_problems
+from spoolama.evaluation.asking import Ask, Asker
+from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.plan import pilot_asks
 from spoolama.job.rows import InputKind, Limits, detect, read_rows
 from spoolama.job.sidecar import Sidecar, Trim, Vram
-from spoolama.job.sidecar_file import load_sidecar
-from spoolama.job.yaml_tree import read_yaml
 from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
 from spoolama.spool.content import sha256_of
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_read import LedgerReader, Outcome
 from spoolama.spool.names import data_name, is_sidecar, sidecar_names
 
 __all__ = ["CHARACTERS_PER_TOKEN", "Drop", "Fault", "Findings", "check_drop", "drop_of"]
@@ -38,6 +37,8 @@ CHARACTERS_PER_TOKEN = 4
 """A common ratio of English text; only the model's own tokenizer knows better."""
 _EXAMPLES = 2
 _FAULTS_KEPT = 20
+_AT_ONCE = 64
+"""Rows that are rendered together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,14 @@ def _fits(data: str, sidecar: str) -> bool:
     return name is not None and sidecar.lower() in {s.lower() for s in sidecar_names(name)}
 
 
-async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> Findings:
+async def check_drop(drop: Drop, evaluator: Evaluator, *, limits: Limits, newline_required: bool) -> Findings:
     """Read everything, as the service would.
+
+    Args:
+        drop: The data file and its sidecar.
+        evaluator: Evaluates what the user wrote.
+        limits: Bounds of rows.
+        newline_required: Whether data must end with a line end.
 
     Raises:
         JobError: the job would not begin; with every problem that could be found.
@@ -190,7 +197,7 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
     kind = await asyncio.to_thread(detect, drop.data, drop.data.name)
     openai = kind.format == "openai"
     if drop.sidecar is not None:
-        sidecar = await asyncio.to_thread(_sidecar, drop.data, drop.sidecar, kind, limits)
+        sidecar = await _sidecar(drop.data, drop.sidecar, kind, limits, evaluator)
     elif openai:
         sidecar = Sidecar(model="")
     else:
@@ -224,27 +231,40 @@ async def check_drop(drop: Drop, *, limits: Limits, newline_required: bool) -> F
         try:
             progress = Progress("check", clock, Pulse(clock))
             await take_in(
-                job, kind, sidecar, ledger, progress, limits=limits, newline_required=newline_required
+                job,
+                kind,
+                sidecar,
+                ledger,
+                evaluator,
+                progress,
+                limits=limits,
+                newline_required=newline_required,
             )
         finally:
             await ledger.close()
-        await asyncio.to_thread(_read_back, job.ledger, Asker(sidecar, openai=openai), findings)
+        await _read_back(job.ledger, Asker(sidecar, evaluator.of_job(), openai=openai), findings)
     if not openai:
         findings.pilot = pilot_asks(sidecar, findings.rows)
         findings.extra = extra_of(sidecar, findings.rows)
     return findings
 
 
-def _sidecar(data: Path, path: Path, kind: InputKind, limits: Limits) -> Sidecar:
+async def _sidecar(data: Path, path: Path, kind: InputKind, limits: Limits, evaluator: Evaluator) -> Sidecar:
     """The sidecar; what is wrong in it must not hide the columns that it names and the data does not have."""
     try:
-        return load_sidecar(path, openai=kind.format == "openai")
+        return await evaluator.load_sidecar(path, openai=kind.format == "openai")
     except SidecarError as error:
         found = list(error.problems)
-        with contextlib.suppress(InputError), read_rows(data, kind, limits=limits) as reader:
-            tree = read_yaml(path.read_bytes(), path.name)
-            found += column_problems(tree, path.name, reader.columns, data.name) if reader.columns else []
+        with contextlib.suppress(SidecarError, InputError):
+            columns = await asyncio.to_thread(_columns, data, kind, limits)
+            if columns:
+                found += await evaluator.column_problems(path, columns, data.name)
         raise SidecarError(sorted(found, key=lambda p: (p.line or 0, p.column or 0))) from None
+
+
+def _columns(data: Path, kind: InputKind, limits: Limits) -> list[str] | None:
+    with read_rows(data, kind, limits=limits) as reader:
+        return reader.columns
 
 
 def data_stem(data: Path) -> str:
@@ -253,19 +273,30 @@ def data_stem(data: Path) -> str:
     return name.stem if name else data.stem
 
 
-def _read_back(ledger: Path, asker: Asker, findings: Findings) -> None:
+async def _read_back(ledger: Path, asker: Asker, findings: Findings) -> None:
+    """Render every row, several at once: what waits for the evaluation process goes there together."""
     with contextlib.closing(LedgerReader(ledger)) as reader:
-        for row in reader.outcomes():
-            findings.rows += 1
-            if row.state == "failed" or row.fields is None:
-                _count_fault(findings, row.line, row.code or "unreadable", row.message or "")
-                continue
-            try:
-                _count_ask(findings, row.line, asker.ask(row.fields))
-            except RowError as error:
-                _count_fault(findings, row.line, error.code, error.message)
-            if not findings.model and isinstance(row.fields.get("body"), Mapping):
-                findings.model = str(row.fields["body"].get("model", ""))
+        rows = reader.outcomes()
+        while batch := await asyncio.to_thread(lambda: list(islice(rows, _AT_ONCE))):
+            asks = await asyncio.gather(*(_asked(row, asker) for row in batch))
+            for row, ask in zip(batch, asks, strict=True):
+                findings.rows += 1
+                if isinstance(ask, RowError):
+                    _count_fault(findings, row.line, ask.code, ask.message)
+                else:
+                    _count_ask(findings, row.line, ask)
+                if not findings.model and row.fields is not None:
+                    body = row.fields.get("body")
+                    findings.model = str(body.get("model", "")) if isinstance(body, Mapping) else ""
+
+
+async def _asked(row: Outcome, asker: Asker) -> Ask | RowError:
+    if row.state == "failed" or row.fields is None:
+        return RowError(row.code or "unreadable", row.message or "")
+    try:
+        return await asker.ask(row.fields, row.line)
+    except RowError as error:
+        return error
 
 
 def _count_fault(findings: Findings, line: int, code: str, message: str) -> None:

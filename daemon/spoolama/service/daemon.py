@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from spoolama import __version__
@@ -16,6 +16,7 @@ from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.engine.progress import Pulse
 from spoolama.errors import ConfigError, SpoolError
+from spoolama.evaluation.evaluator import Evaluator
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.service.heartbeat import Heartbeat
@@ -25,13 +26,13 @@ from spoolama.service.memory import Watching
 from spoolama.service.model import Executor
 from spoolama.service.models import Probing, Releasing, release
 from spoolama.service.notify import Notifier
-from spoolama.service.priority import priority_of
 from spoolama.service.reporting import Reporting
 from spoolama.service.scanning import Scanning
 from spoolama.service.settings import Settings
 from spoolama.service.signals import listening
 from spoolama.service.state import ServerState, ServiceState
 from spoolama.service.working import Working
+from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
 from spoolama.spool.lock import SpoolLock
 from spoolama.spool.recover import recover
@@ -54,6 +55,8 @@ class Daemon:
         clock: Time.
         reload: Reads the settings again, for SIGHUP; raises ConfigError.
         watchdog_s: Seconds between two pings; None: nobody wants them.
+        priority_of: A settled job's priority, from its sidecar.
+        evaluators: What evaluates what users wrote; closed at the end.
         once: Work off what is there, then end.
         memory: What watches memory, and the thread that reads for it; None: nobody does.
     """
@@ -69,12 +72,15 @@ class Daemon:
         *,
         reload: Callable[[], Settings] | None = None,
         watchdog_s: float | None = None,
+        priority_of: Callable[[JobDir], Awaitable[int]],
+        evaluators: Sequence[Evaluator] = (),
         once: bool = False,
         memory: tuple[MemoryWatchdog, CardThread] | None = None,
     ) -> None:
         self._settings = settings
         self._spool = spool
         self._backend = backend
+        self._evaluators = evaluators
         self._notifier = notifier
         self._clock = clock
         self._reload = reload
@@ -213,6 +219,8 @@ class Daemon:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_DRAIN_SPARE_S):
                 await self._backend.aclose()
+        for evaluator in self._evaluators:
+            await evaluator.aclose()
         self.state.phase = "stopped"
         with contextlib.suppress(Exception):
             await self._reporting.write()

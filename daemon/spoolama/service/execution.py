@@ -18,11 +18,11 @@ from spoolama.engine.runner import JobRunner
 from spoolama.engine.store import Stop
 from spoolama.engine.tally import FIRST_ROWS, check_first_failures
 from spoolama.errors import InputError, JobError, LedgerError, SidecarError
+from spoolama.evaluation.evaluator import EVALUATION_LIMIT, Evaluator
 from spoolama.gpu.limits import Marks
 from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.job.rows import InputKind, Limits, detect
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.sidecar_file import load_sidecar
 from spoolama.report.build import build_outputs
 from spoolama.service.intake import take_in
 from spoolama.service.model import Ended
@@ -49,6 +49,7 @@ class JobExecutor:
     Args:
         spool: Where jobs are published.
         backend: The model server.
+        evaluator: Evaluates what users wrote.
         clock: Time.
         lanes: Requests at once, unless the sidecar says otherwise.
         limits: Bounds of rows.
@@ -60,6 +61,7 @@ class JobExecutor:
         self,
         spool: Spool,
         backend: Backend,
+        evaluator: Evaluator,
         clock: Clock,
         *,
         lanes: int = 1,
@@ -69,6 +71,7 @@ class JobExecutor:
     ) -> None:
         self._spool = spool
         self._backend = backend
+        self._evaluator = evaluator
         self._clock = clock
         self._lanes = lanes
         self._limits = limits or Limits()
@@ -79,7 +82,7 @@ class JobExecutor:
         """Take the job from where its ledger stands to its end, or to `stop`."""
         try:
             kind = await asyncio.to_thread(detect, job.data, job.data.name)
-            sidecar = await asyncio.to_thread(self._sidecar, job, kind)
+            sidecar = await self._sidecar(job, kind)
         except JobError as error:
             return await self.reject(job, error)
         failure: JobError | None = None
@@ -107,7 +110,7 @@ class JobExecutor:
         if not isinstance(error, LedgerError) and await asyncio.to_thread(job.ledger.exists):
             with contextlib.suppress(JobError):  # then what there is goes as it is
                 kind = await asyncio.to_thread(detect, job.data, job.data.name)
-                sidecar = await asyncio.to_thread(self._sidecar, job, kind)
+                sidecar = await self._sidecar(job, kind)
                 ledger = JobLedger(job.ledger, self._clock)
                 try:
                     await self._end_early(ledger, error)
@@ -120,10 +123,10 @@ class JobExecutor:
         path = await asyncio.to_thread(publish, self._spool, job, "failed")
         return Ended("failed", path, error.message)
 
-    def _sidecar(self, job: JobDir, kind: InputKind) -> Sidecar:
+    async def _sidecar(self, job: JobDir, kind: InputKind) -> Sidecar:
         openai = kind.format == "openai"
         if job.sidecar is not None:
-            return load_sidecar(job.sidecar, openai=openai)
+            return await self._evaluator.load_sidecar(job.sidecar, openai=openai)
         if openai:
             return Sidecar(model="")
         raise InputError(f"{job.data.name} came without a sidecar", mend="Drop it again with its sidecar.")
@@ -148,6 +151,7 @@ class JobExecutor:
                 kind,
                 sidecar,
                 ledger,
+                self._evaluator,
                 progress,
                 limits=self._limits,
                 newline_required=self._newline_required,
@@ -173,6 +177,7 @@ class JobExecutor:
                 openai=openai,
                 store=ledger,
                 backend=self._backend,
+                evaluator=self._evaluator.of_job(progress.failures.get(EVALUATION_LIMIT, 0)),
                 clock=self._clock,
                 progress=progress,
                 lanes=sidecar.lanes or self._lanes,

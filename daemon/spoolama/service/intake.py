@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from spoolama.engine.progress import Progress
-from spoolama.errors import InputError
-from spoolama.job.columns import column_problems
+from spoolama.errors import InputError, RowError
+from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
 from spoolama.job.row import Row, RowFault
 from spoolama.job.rows import InputKind, Limits, RowReader, read_rows
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.yaml_tree import Tree, read_yaml
 from spoolama.spool.claim import JobDir
 from spoolama.spool.job_ledger import JobLedger, NewRow
 
 __all__ = ["take_in"]
 
 _BATCH_ROWS = 1000
-_BATCH_BYTES = 4 * 1024 * 1024
+_BATCH_BYTES = 1024 * 1024
 """A batch ends with the row that passes this, so that a thousand long documents are not in memory at once."""
 
 
@@ -29,6 +28,7 @@ async def take_in(
     kind: InputKind,
     sidecar: Sidecar,
     ledger: JobLedger,
+    evaluator: Evaluator,
     progress: Progress,
     *,
     limits: Limits,
@@ -41,13 +41,15 @@ async def take_in(
     """
     await ledger.begin_intake()
     reader = read_rows(job.data, kind, limits=limits)
-    if reader.columns is not None:
-        await asyncio.to_thread(_check_columns, job, sidecar, reader.columns)
+    await _check_columns(job, sidecar, reader.columns, evaluator)
     namer = _Namer(sidecar, kind)
+    lines = evaluator.of_job() if kind.format == "openai" else None
     count = 0
     rows = iter(reader)
-    while batch := await asyncio.to_thread(_batch, rows, namer):
-        await ledger.take_in(batch)
+    while batch := await asyncio.to_thread(_batch, rows):
+        if lines is not None:
+            batch = await asyncio.gather(*(_read_line(row, lines) for row in batch))
+        await ledger.take_in([namer.name(row) for row in batch])
         count += len(batch)
         progress.total = count
         progress.phase = f"reading rows: {count:,}"
@@ -64,11 +66,22 @@ async def take_in(
     )
 
 
-def _batch(rows: Iterator[Row], namer: _Namer) -> list[NewRow]:
-    batch: list[NewRow] = []
+async def _read_line(row: Row, lines: JobEvaluator) -> Row:
+    """The row with what its OpenAI request asks for, or with why it cannot be asked."""
+    if row.fields is None or row.fault is not None:
+        return row
+    try:
+        request = await lines.read_line(row.fields, row.line)
+    except RowError as error:
+        return replace(row, fault=RowFault(error.code, error.message))
+    return replace(row, shape=request.shape, model=request.model)
+
+
+def _batch(rows: Iterator[Row]) -> list[Row]:
+    batch: list[Row] = []
     size = 0
     for row in islice(rows, _BATCH_ROWS):
-        batch.append(namer.name(row))
+        batch.append(row)
         size += len(row.raw)
         if size > _BATCH_BYTES:
             break
@@ -107,17 +120,18 @@ class _Namer:
         return NewRow(row, str(value), unique=True)
 
 
-def _check_columns(job: JobDir, sidecar: Sidecar, columns: list[str]) -> None:
+async def _check_columns(
+    job: JobDir, sidecar: Sidecar, columns: Sequence[str] | None, evaluator: Evaluator
+) -> None:
     """Every column that the sidecar names is in the header."""
-    tree, name = Tree(sidecar.model_dump(include={"id", "gold"}), {}, []), "the sidecar"
-    if job.sidecar is not None:  # it knows where its keys stand
-        tree, name = read_yaml(job.sidecar.read_bytes(), job.sidecar.name), job.sidecar.name
-    if problems := column_problems(tree, name, columns, job.data.name):
-        raise InputError(
-            "\n".join(str(problem) for problem in problems),
-            mend=f"Mend the sidecar, or the header of {job.data.name}, and drop both files again.",
-            code="no_such_column",
-        )
+    if columns is None or job.sidecar is None or {sidecar.id, sidecar.gold} <= {None, *columns}:
+        return
+    problems = await evaluator.column_problems(job.sidecar, columns, job.data.name)
+    raise InputError(
+        "\n".join(str(problem) for problem in problems),
+        mend=f"Mend the sidecar, or the header of {job.data.name}, and drop both files again.",
+        code="no_such_column",
+    )
 
 
 def _check_whole(

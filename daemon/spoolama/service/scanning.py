@@ -6,7 +6,7 @@ Events only wake it. It looks anyway when a quiet time ends and every `rescan_s`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from spoolama.clock import Clock
@@ -63,7 +63,7 @@ class Scanning:
         state: ServiceState,
         executor: Executor,
         clock: Clock,
-        priority_of: Callable[[JobDir], int],
+        priority_of: Callable[[JobDir], Awaitable[int]],
         settings: Settings,
         *,
         once: bool,
@@ -143,7 +143,7 @@ class Scanning:
                 say("drop.rejected", name=item.job.dropped_as, job=item.job.name, reason=message)
                 await reject(self._state, self._executor, item, InputError(message, code=code))
             case _:
-                ready_to_run(self._state.queue, item, await asyncio.to_thread(self._priority_of, item.job))
+                ready_to_run(self._state.queue, item, await self._priority_of(item.job))
         self._state.changed.set()
 
     async def _claim_all(self, look: Look) -> list[Held]:

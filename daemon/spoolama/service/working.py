@@ -9,7 +9,7 @@ from typing import Final
 
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress, Pulse
-from spoolama.errors import DiskFull, JobError, SpoolamaError
+from spoolama.errors import DiskFull, EvaluationFailed, JobError, SpoolamaError
 from spoolama.service.commands import cancelled
 from spoolama.service.logs import say
 from spoolama.service.marks import MOST_CRASHES, count_crash, crashes
@@ -20,7 +20,7 @@ from spoolama.service.state import Running, ServiceState
 
 __all__ = ["Working"]
 
-_DISK_RETRY_S: Final = 30.0
+_RETRY_S: Final = 30.0
 
 
 class Working:
@@ -127,7 +127,14 @@ class Working:
         """It cannot go on, and not because of what is in it: keep it, and let the next one run."""
         if isinstance(error, DiskFull):
             say("spool.disk_full", job=item.job.name, error=str(error))
-            self._state.queue.hold(item, str(error), retry_at=self._clock.monotonic() + _DISK_RETRY_S)
+            self._state.queue.hold(item, str(error), retry_at=self._clock.monotonic() + _RETRY_S)
+            return
+        if isinstance(error, EvaluationFailed):
+            say("job.held", job=item.job.name, error=str(error))
+            retry_at = self._clock.monotonic() + _RETRY_S
+            self._state.queue.hold(
+                item, f"{error}. It is tried again every {_RETRY_S:g} s.", retry_at=retry_at
+            )
             return
         say("job.held", job=item.job.name, error=str(error), exc_info=True)
         self._state.queue.hold(item, f"{error} It is tried again at the service's next start.")

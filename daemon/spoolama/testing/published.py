@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.errors import RowError
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.plan import first_plan
 from spoolama.job.record import Answered, Failed
 from spoolama.job.row import Row
 from spoolama.job.rows import detect, read_rows
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.report.build import build_outputs
 from spoolama.report.summary import Summary
 from spoolama.spool.job_ledger import JobLedger, NewRow

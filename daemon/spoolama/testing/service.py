@@ -7,6 +7,7 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -16,11 +17,13 @@ from spoolama.errors import JobError
 from spoolama.service.daemon import Daemon
 from spoolama.service.logs import configure
 from spoolama.service.model import Ended, StopSignal
+from spoolama.service.priority import priority_of
 from spoolama.service.settings import Settings, load_settings
 from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
 from spoolama.spool.publish import open_out, publish
 from spoolama.testing.backend import ScriptedBackend
+from spoolama.testing.evaluation import inline_evaluator
 from spoolama.testing.notify_socket import RecordingNotifier
 
 __all__ = ["SIDECAR", "FakeExecutor", "Service", "in_loop", "until"]
@@ -108,6 +111,7 @@ class Service:
             once=once,
             reload=reload,
             watchdog_s=watchdog_s,
+            priority_of=partial(priority_of, evaluator=inline_evaluator()),
         )
 
     @asynccontextmanager

@@ -17,13 +17,14 @@ from spoolama.clock import Clock
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner
 from spoolama.errors import SpoolamaError
-from spoolama.job.asking import Asker
+from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_schema import open_reader
+from spoolama.testing.evaluation import inline_job_evaluator
 
 __all__ = ["TimedBackend", "accepted", "answer", "run_job"]
 
@@ -114,7 +115,7 @@ async def run_job(
         backend: Loads the model anew.
         clock: Time.
     """
-    await backend.cold(Asker(sidecar, openai=False).load_spec(sidecar.model, slots))
+    await backend.cold(Asker(sidecar, inline_job_evaluator(), openai=False).load_spec(sidecar.model, slots))
     seconds: float | None
     wrong: str | None = None
     with tempfile.TemporaryDirectory() as base:
@@ -171,6 +172,7 @@ async def answer(
         )
         progress.total = len(reviews)
         runner = JobRunner(
+            evaluator=inline_job_evaluator(),
             sidecar=sidecar,
             openai=False,
             store=ledger,

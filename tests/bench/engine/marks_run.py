@@ -25,10 +25,11 @@ from spoolama.clock import Clock
 from spoolama.context.costs import CostModel, Sample, fit_costs
 from spoolama.context.marks import SAFE_EVERY
 from spoolama.engine.planner import learned_every
-from spoolama.job.asking import Asker
+from spoolama.evaluation.asking import Asker
 from spoolama.job.sidecar import Sidecar
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_schema import open_reader
+from spoolama.testing.evaluation import inline_job_evaluator
 
 LONGEST = 100
 """Rows between two trims that are tried at most: two periods of them are to be waited for."""
@@ -168,7 +169,7 @@ async def compare_marks(
             marks = sorted({*tried, *([] if learned.every is None else [min(learned.every, LONGEST)])})
             rows = max(rows, keep + 2 * marks[-1])
             sidecars = [_sidecar(model, keep, every, rows) for every in marks]
-            shared = Asker(sidecars[0], openai=False).load_spec(model, len(marks))
+            shared = Asker(sidecars[0], inline_job_evaluator(), openai=False).load_spec(model, len(marks))
             await backend.release()
             await backend.load(shared)
             turn = asyncio.Lock()

@@ -15,14 +15,15 @@ from spoolama.backends.base import ChatRequest
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner, RunEnd
 from spoolama.errors import JobError
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.limits import Marks
 from spoolama.gpu.watchdog import MemoryWatchdog
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
 from spoolama.testing.card_server import CardServer, ModelledCard, seconds_of
 from spoolama.testing.card_users import Users
 from spoolama.testing.clock import VirtualClock
+from spoolama.testing.evaluation import inline_job_evaluator
 from spoolama.testing.quiet_loop import run_quietly
 from spoolama.testing.store import MemoryStore
 
@@ -216,6 +217,7 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
 
     progress = Progress("night", clock, Pulse(clock))
     runner = JobRunner(
+        evaluator=inline_job_evaluator(),
         sidecar=parse_sidecar(sidecar, "job.yaml"),
         openai=False,
         store=night.store,

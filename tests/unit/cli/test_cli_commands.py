@@ -16,6 +16,7 @@ from spoolama.backends.embedded_models import _PACKAGED
 from spoolama.cli.main import COMMANDS, main, spoolama
 from spoolama.cli.watch import picture
 from spoolama.spool.layout import Spool
+from spoolama.testing.evaluation import load_sidecar
 from spoolama.testing.service import Service
 
 SIDECAR = "model: m\nsystem: Judge.\nprompt: 'Say {{ text }}'\nid: id\n"
@@ -274,7 +275,6 @@ def test_check_config(
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "examples").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_example_sidecars_are_sidecars(path: Path) -> None:
     """People start from them."""
-    from spoolama.job.sidecar_file import load_sidecar
 
     assert load_sidecar(path, openai="openai" in path.name).model
 

@@ -12,7 +12,7 @@ from spoolama.context.budget import Budget
 from spoolama.context.conversation import Conversation, prepare
 from spoolama.context.spread import Choice, best, spread
 from spoolama.context.trimming import STRATEGIES, Turn, trimmer_of
-from spoolama.job.asking import Ask
+from spoolama.evaluation.asking import Ask
 from spoolama.job.plan import Plan
 
 sizes = st.lists(st.integers(1, 400), min_size=1, max_size=60)

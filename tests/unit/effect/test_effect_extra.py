@@ -8,8 +8,8 @@ import pytest
 
 from spoolama.effect.extra import AUDIT_TWICE, Extra, extra_of
 from spoolama.engine import auditing
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.sidecar_file import parse_sidecar
 from unit.engine.test_engine_effect import SIDE, bench_of, follows, own
 
 

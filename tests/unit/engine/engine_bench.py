@@ -12,13 +12,14 @@ from typing import Any
 from spoolama.backends.base import LoadedModel, Reply, ServerInfo
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner, RunEnd
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader, Outcome
 from spoolama.testing.backend import Call, ScriptedBackend
 from spoolama.testing.clock import VirtualClock
+from spoolama.testing.evaluation import inline_job_evaluator
 
 __all__ = [
     "ANCHORS",
@@ -74,6 +75,7 @@ class Bench:
                 )
             self.progress.total = len(self.texts)
             runner = JobRunner(
+                evaluator=inline_job_evaluator(),
                 sidecar=self.sidecar,
                 openai=False,
                 store=ledger,

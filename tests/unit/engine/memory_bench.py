@@ -11,14 +11,15 @@ from typing import Any
 
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner, RunEnd
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.gpu.level import Level
 from spoolama.gpu.limits import GB
 from spoolama.gpu.room import Need, Room, Taken, Where
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
 from spoolama.testing.backend import ScriptedBackend
 from spoolama.testing.card_server import GEMMA3_12B
 from spoolama.testing.clock import VirtualClock
+from spoolama.testing.evaluation import inline_job_evaluator
 from spoolama.testing.quiet_loop import run_quietly
 from spoolama.testing.store import MemoryStore
 
@@ -136,6 +137,7 @@ class MemoryBench:
     async def _run(self, script: list[tuple[float, Callable[[], object]]], lanes: int) -> RunEnd:
         self.stop = StopSignal()
         runner = JobRunner(
+            evaluator=inline_job_evaluator(),
             sidecar=self.sidecar,
             openai=False,
             store=self.store,

@@ -23,9 +23,10 @@ from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner
 from spoolama.errors import ContextOverflow
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.service.model import StopSignal
+from spoolama.testing.evaluation import inline_job_evaluator
 from spoolama.testing.store import MemoryStore
 
 CONVERSATIONS = int(os.environ.get("SPOOLAMA_CONVERSATIONS", "2000"))
@@ -130,6 +131,7 @@ plain = st.lists(st.integers(0, 400).map(lambda n: ("abc def ghi. " * 40)[:n]), 
 def answer_all(sidecar: Sidecar, store: MemoryStore, server: Exact) -> None:
     clock = SystemClock()
     runner = JobRunner(
+        evaluator=inline_job_evaluator(),
         sidecar=sidecar,
         openai=False,
         store=store,

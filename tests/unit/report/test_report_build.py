@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spoolama.errors import LedgerError, RowError
-from spoolama.job.prompt import PromptTemplate
+from spoolama.evaluation.child.prompt import PromptTemplate
 from spoolama.job.row import Row
 from spoolama.job.rows import detect, read_rows
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.sidecar_file import load_sidecar
 from spoolama.report.build import build_outputs
 from spoolama.spool.ledger_read import LedgerReader
+from spoolama.testing.evaluation import load_sidecar
 from spoolama.testing.published import publish_job
 
 SIDECAR = 'model: m\nprompt: "{{ text }}"\nid: id\n'
@@ -172,7 +172,7 @@ def test_openai_requests_give_openai_lines(tmp_path: Path) -> None:
     retry = out / "retry.jsonl"
     assert detect(retry, retry.name).format == "openai"
     with read_rows(retry, detect(retry, retry.name)) as rows:
-        assert [(row.id, row.fault is None) for row in rows] == [("b", True), (None, False)]
+        assert [(row.id, row.fault is None) for row in rows] == [("b", True), (None, True)]
     assert not (out / "retry.yaml").exists()
     assert [row["answer"] for row in table_of(out / "results.csv")] == ["answer a", "", "", "answer c"]
 

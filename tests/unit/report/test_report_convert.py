@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 
 from spoolama.errors import InputError
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.rows import detect, read_rows
-from spoolama.job.sidecar_file import parse_sidecar
 from spoolama.report.convert import answers_to_csv, job_to_batch, requests_of
 from spoolama.report.published import open_published
+from spoolama.testing.evaluation import inline_job_evaluator
 from spoolama.testing.published import publish_job
 
 SIDECAR = """
@@ -54,7 +56,8 @@ def data(tmp_path: Path) -> Path:
 def test_requests_are_those_that_spoolama_itself_reads(data: Path, tmp_path: Path) -> None:
     """Each line is a sound request with the row's prompt; what cannot be one is named with its line."""
     target = tmp_path / "r.jsonl"
-    converted = requests_of(data, parse_sidecar(SIDECAR, "d.yaml"), target)
+    sidecar = parse_sidecar(SIDECAR, "d.yaml")
+    converted = asyncio.run(requests_of(data, sidecar, target, inline_job_evaluator()))
 
     assert (converted.written, converted.left_out) == (2, 2)
     assert "line 4" in converted.problems[0]
@@ -73,7 +76,7 @@ def test_requests_are_those_that_spoolama_itself_reads(data: Path, tmp_path: Pat
 def test_a_round_trip_keeps_rows_and_order(data: Path, tmp_path: Path) -> None:
     """Outputs in any order come back beside the rows they answer; the rest says what is missing."""
     sidecar = parse_sidecar(SIDECAR, "d.yaml")
-    requests_of(data, sidecar, tmp_path / "r.jsonl")
+    asyncio.run(requests_of(data, sidecar, tmp_path / "r.jsonl", inline_job_evaluator()))
     names = [line["custom_id"] for line in lines_of(tmp_path / "r.jsonl")]
     answers = tmp_path / "o.jsonl"
     answers.write_bytes(b"".join(output_line(n, json.dumps({"word": f"{n} é, \n"})) for n in reversed(names)))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 from pathlib import Path
 
 import pytest
 
-from spoolama.job.asking import Asker
+from spoolama.evaluation.asking import Asker
 from spoolama.job.plan import pilot_asks
 from spoolama.job.rows import detect, read_rows
-from spoolama.job.sidecar_file import load_sidecar
 from spoolama.report.samples import SAMPLES, reviews, write_sample
+from spoolama.testing.evaluation import inline_job_evaluator, load_sidecar
 
 CONFIG = Path(__file__).parents[3] / "config" / "data"
 
@@ -23,13 +24,14 @@ def test_samples_are_sound_jobs(tmp_path: Path, kind: str) -> None:
         write_sample(kind, 450, 3, tmp_path / name)  # type: ignore[arg-type]
     data = tmp_path / "one" / f"{kind}.csv"
     sidecar = load_sidecar(data.with_suffix(".yaml"))
-    asker = Asker(sidecar, openai=False)
+    asker = Asker(sidecar, inline_job_evaluator(), openai=False)
     with read_rows(data, detect(data, data.name)) as rows:
         read = list(rows)
     assert len(read) == 450
     assert sidecar.id is not None
     assert len({row.fields[sidecar.id] for row in read if row.fields}) == 450
-    assert all(asker.ask(row.fields or {}).own[0].content.strip() for row in read)
+    asks = [asyncio.run(asker.ask(row.fields or {}, row.line)) for row in read]
+    assert all(ask.own[0].content.strip() for ask in asks)
     assert data.read_bytes() == (tmp_path / "two" / f"{kind}.csv").read_bytes()
 
 

@@ -14,6 +14,7 @@ import pytest
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress
 from spoolama.errors import ConfigError, DiskFull, ServerAway, SpoolHeld
+from spoolama.evaluation.evaluator import Evaluator
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.readings import NoCards
 from spoolama.gpu.watchdog import MemoryWatchdog
@@ -106,12 +107,12 @@ async def test_an_odd_schema_in_a_sidecar_does_not_end_the_service(service: Serv
 async def test_nothing_that_a_sidecar_leads_to_ends_the_service(service: Service) -> None:
     """Where reading one raises what nobody thought of, its priority is 0 and the job goes on."""
 
-    def fail(path: Path, *, openai: bool = False) -> None:
+    async def fail(_: Evaluator, path: Path, *, openai: bool = False) -> None:
         raise ZeroDivisionError(path, openai)
 
     service.drop("odd")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spoolama.service.priority.load_sidecar", fail)
+        patch.setattr(Evaluator, "load_sidecar", fail)
         assert await service.daemon(once=True).run() == 0
     assert service.published() == ["odd"]
 

@@ -25,6 +25,7 @@ from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import LedgerThread
 from spoolama.spool.ready import Drop
 from spoolama.testing.backend import ScriptedBackend
+from spoolama.testing.evaluation import inline_evaluator
 from spoolama.testing.fake_ollama import Call, FakeOllama, Fault, Script
 
 
@@ -44,7 +45,7 @@ def test_a_full_disk_while_results_are_written_leaves_the_job_for_later(
         async with FakeOllama(Script()) as server:
             backend = OllamaBackend(server.url, clock=clock)
             try:
-                executor = JobExecutor(spool, backend, clock)
+                executor = JobExecutor(spool, backend, inline_evaluator(), clock)
                 return await executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal())
             finally:
                 await backend.aclose()
@@ -91,7 +92,7 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
         async with FakeOllama(Script(faults=list(faults), slots=3)) as server:
             backend = OllamaBackend(server.url, clock=clock)
             try:
-                executor = JobExecutor(spool, backend, clock, lanes=3)
+                executor = JobExecutor(spool, backend, inline_evaluator(), clock, lanes=3)
                 progress = Progress(job.name, clock, Pulse(clock))
                 return await executor.execute(job, progress, StopSignal()), len(server.chats)
             finally:
@@ -123,7 +124,9 @@ def test_harm_that_was_seen_is_part_of_how_a_job_ended(tmp_path: Path, then: str
         given = [m.content for m in request.messages if m.role == "assistant"]
         return given[-1] if given else request.messages[-1].content[0]
 
-    executor = JobExecutor(spool, ScriptedBackend(clock, answer=follows, latency_s=0.0), clock)
+    executor = JobExecutor(
+        spool, ScriptedBackend(clock, answer=follows, latency_s=0.0), inline_evaluator(), clock
+    )
     ended = asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
 
     assert ended.message.lower().count("the conversation changed the answers") == 1
@@ -149,7 +152,7 @@ def test_a_job_stopped_after_its_last_row_is_looked_at_after_the_restart(
             asked.append(server)
             backend = OllamaBackend(server.url, clock=clock)
             try:
-                executor = JobExecutor(spool, backend, clock)
+                executor = JobExecutor(spool, backend, inline_evaluator(), clock)
                 return await executor.execute(job, Progress(job.name, clock, Pulse(clock)), signal)
             finally:
                 await backend.aclose()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
@@ -13,6 +15,8 @@ from spoolama.job.sidecar import Sidecar
 from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
 from spoolama.spool.job_ledger import JobLedger
+from spoolama.spool.ledger_read import LedgerReader
+from spoolama.testing.evaluation import inline_evaluator
 
 
 def test_long_documents_are_not_all_in_memory_at_once(tmp_path: Path) -> None:
@@ -32,6 +36,7 @@ def test_long_documents_are_not_all_in_memory_at_once(tmp_path: Path) -> None:
                 detect(data, data.name),
                 sidecar,
                 ledger,
+                inline_evaluator(),
                 Progress("job", clock, Pulse(clock)),
                 limits=Limits(),
                 newline_required=True,
@@ -46,3 +51,46 @@ def test_long_documents_are_not_all_in_memory_at_once(tmp_path: Path) -> None:
     peak = asyncio.run(main())
 
     assert 1_000_000 < peak < 25_000_000, "all of them would be 40 MB and more"
+
+
+def test_openai_requests_have_their_model_and_shape_or_their_fault(tmp_path: Path) -> None:
+    """A request that cannot be answered is that row's error, under its name; the others share a shape."""
+
+    def request(name: str, **body: Any) -> dict[str, Any]:
+        body = {"model": "m", "messages": [{"role": "user", "content": name}], **body}
+        return {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+    lines = [request("a"), request("b"), request("c", n=4), {"a": 1}]
+    data = tmp_path / "job.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    job = JobDir(tmp_path, "job", data, None, data.name, claimed_at=0.0, arrived=0.0)
+    clock = SystemClock()
+
+    async def main() -> None:
+        ledger = JobLedger(job.ledger, clock)
+        try:
+            await take_in(
+                job,
+                detect(data, data.name),
+                Sidecar(),
+                ledger,
+                inline_evaluator(),
+                Progress("job", clock, Pulse(clock)),
+                limits=Limits(),
+                newline_required=True,
+            )
+        finally:
+            await ledger.close()
+
+    asyncio.run(main())
+    with LedgerReader(job.ledger) as reader:
+        rows = list(reader.outcomes())
+
+    assert [(row.id, row.model, row.code, row.alone) for row in rows] == [
+        ("a", "m", None, False),
+        ("b", "m", None, False),
+        ("c", None, "unsupported_request", True),
+        (None, None, "unsupported_request", True),
+    ]
+    assert rows[2].message == "n: is not supported: one answer a row"
+    assert str(rows[3].message).startswith("custom_id:")

@@ -6,8 +6,6 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from spoolama.errors import RowError
-from spoolama.job.openai_lines import read_line
 from spoolama.job.row import NOTE_KEY, Row, RowFault
 from spoolama.job.rows.limits import Limits
 from spoolama.job.rows.lines import content
@@ -45,8 +43,7 @@ class JsonReader(RowReader):
     """Rows of a JSONL file.
 
     Args:
-        openai: Whether the lines are OpenAI batch requests: then fields is the whole line, and a request that
-            cannot be answered is that row's fault.
+        openai: Whether the lines are OpenAI batch requests: then `custom_id` is the row's id.
     """
 
     def __init__(self, path: Path, compression: str | None, limits: Limits, *, openai: bool) -> None:
@@ -71,7 +68,8 @@ class JsonReader(RowReader):
         if isinstance(fields, RowFault):
             return Row(ordinal, number, None, raw, fields)
         if self._openai:
-            return _openai_row(ordinal, number, fields, raw)
+            name = fields.get("custom_id")
+            return Row(ordinal, number, fields, raw, id=name if isinstance(name, str) else None)
         if len(raw) > limits.max_cell_bytes:
             for key, value in fields.items():
                 if key == NOTE_KEY:
@@ -81,13 +79,3 @@ class JsonReader(RowReader):
                     what = f"the value of {key} has {size} bytes; the limit is {limits.max_cell_bytes}"
                     return Row(ordinal, number, None, raw, RowFault("cell_too_large", what))
         return Row(ordinal, number, fields, raw)
-
-
-def _openai_row(ordinal: int, number: int, line: dict[str, Any], raw: bytes) -> Row:
-    name = line.get("custom_id")
-    try:
-        request = read_line(line)
-    except RowError as error:
-        fault = RowFault(error.code, error.message)
-        return Row(ordinal, number, line, raw, fault, id=name if isinstance(name, str) else None)
-    return Row(ordinal, number, line, raw, id=request.custom_id, shape=request.shape, model=request.model)

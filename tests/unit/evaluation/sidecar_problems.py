@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spoolama.errors import SidecarError
-from spoolama.job.sidecar_file import parse_sidecar
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
 
 __all__ = ["OK", "problems"]
 

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolama.errors import SidecarError
+from spoolama.evaluation.child.sidecar_file import _MODELS, parse_sidecar, sidecar_schema
+from spoolama.evaluation.child.sidecar_words import EXPECTED
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.sidecar_file import _MODELS, load_sidecar, parse_sidecar, sidecar_schema
-from spoolama.job.sidecar_words import EXPECTED
 from spoolama.job.trim import STRATEGY_KEYS
-from unit.job.sidecar_problems import OK, problems
+from spoolama.testing.evaluation import load_sidecar
+from unit.evaluation.sidecar_problems import OK, problems
 
 FULL = """\
 model: gemma3:12b
@@ -129,9 +130,10 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
                 (4, 3, "options.num_ctx", '"8k" is not a whole number of tokens from 128 to 10000000',
                  "for example num_ctx: 8192"),
                 (5, 3, "options.num_predit", "unknown key", "did you mean num_predict?"),
-                (6, 3, "options.temperature", "1e-1, which YAML reads as a text, is not a number from 0",
-                 "write 0.1"),
-                (7, 3, "options.seed", '"7" is not a whole number', "leave the quotes out: seed: 7"),
+                (6, 3, "options.temperature",
+                 "1e-1, which YAML reads as a text, is not a number from 0 to 100", "write 0.1"),
+                (7, 3, "options.seed", '"7" is not a whole number from -2^53 to 2^53',
+                 "leave the quotes out: seed: 7"),
             ],
             id="options",
         ),
@@ -148,7 +150,8 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
             OK + "trim: {strategy: window, kep: 20, keep: x, anchors: 3, pilot: 1, low: 0.9}\n",
             [
                 (3, 26, "trim.kep", "unknown key", "did you mean keep?"),
-                (3, 35, "trim.keep", '"x" is not a whole number of rows from 1', "for example keep: 20"),
+                (3, 35, "trim.keep", '"x" is not a whole number of rows from 1 to 100000',
+                 "for example keep: 20"),
                 (3, 44, "trim.anchors",
                  "anchors means nothing with strategy window; it goes with anchors, hybrid", None),
                 (3, 56, "trim.pilot", "pilot means nothing with strategy window; it goes with auto", None),
@@ -360,9 +363,9 @@ HUGE = "0x" + "f" * 4000
         ("{properties: {a: {$id: 'http://['}}}", "format.properties.a.$id", "http://[ is no address"),
         ("{enum: [1], $ref: '#/enum/²'}", "format.$ref", "#/enum/² is not in this schema"),
         ("{enum: [1], $ref: '#/enum/" + "9" * 5000 + "'}", "format.$ref", "is not in this schema"),
-        ("{maxLength: " + HUGE + "}", "format.maxLength", "this number has too many digits"),
-        ("{enum: [-0b" + "1" * 15000 + "]}", "format.enum[0]", "this number has too many digits"),
-        ("{type: " + HUGE + "}", "format.type", "this number has too many digits"),
+        ("{maxLength: " + HUGE + "}", "format.maxLength", "this number has more than 100 characters"),
+        ("{enum: [-0b" + "1" * 15000 + "]}", "format.enum[0]", "this number has more than 100 characters"),
+        ("{type: " + HUGE + "}", "format.type", "this number has more than 100 characters"),
     ],
 )
 def test_an_odd_schema_is_a_problem_of_its_key(schema: str, key: str, words: str) -> None:
@@ -378,7 +381,7 @@ def test_a_schema_at_which_the_library_fails_is_a_problem(monkeypatch: pytest.Mo
     def fail(pattern: str) -> None:
         raise ZeroDivisionError(pattern)
 
-    monkeypatch.setattr("spoolama.job.schema_check.re.compile", fail)
+    monkeypatch.setattr("spoolama.evaluation.child.schema_check.re.compile", fail)
 
     assert [message for _, _, _, message, _ in problems(OK + "format: {pattern: odd}\n")] == [
         "this JSON Schema cannot be used: odd"

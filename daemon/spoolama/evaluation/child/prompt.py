@@ -9,12 +9,12 @@ from typing import Any
 from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
 
 from spoolama.errors import RowError
-from spoolama.job.sandbox import FieldUndefinedError, SandboxEnvironment, budget
+from spoolama.evaluation.child.sandbox import FieldUndefinedError, SandboxEnvironment
 
 __all__ = ["PromptTemplate", "TemplateProblem"]
 
-_BUDGET = 1024 * 1024
-"""Characters and loop turns that one row's prompt may cost."""
+_MOST_CHARACTERS = 1024 * 1024
+"""Longest prompt of one row."""
 
 _ENVIRONMENT = SandboxEnvironment()
 
@@ -77,15 +77,19 @@ class PromptTemplate:
             RowError: `template_undefined`, `template_error`, `empty_prompt`.
         """
         try:
-            with budget(_BUDGET):
-                text = self._template.render({"row": fields, **fields})
+            text = self._template.render({"row": fields, **fields})
         except FieldUndefinedError as error:
             raise _undefined(error, fields) from None
+        except MemoryError:  # the process is at its limit, which its caller reports
+            raise
         except RecursionError:
             raise RowError("template_error", "the template calls itself without end") from None
         except Exception as error:  # a template may raise whatever its expressions raise
             what = str(error) or type(error).__name__
             raise RowError("template_error", f"the template fails on this row: {what[:300]}") from None
+        if len(text) > _MOST_CHARACTERS:
+            message = f"the prompt has {len(text):,} characters; the limit is {_MOST_CHARACTERS:,}"
+            raise RowError("template_error", message)
         if not text.strip():
             raise RowError("empty_prompt", "the template gives an empty prompt for this row")
         try:

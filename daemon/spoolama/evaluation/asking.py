@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spoolama.backends.base import LoadSpec, Message
-from spoolama.job.openai_lines import read_line
-from spoolama.job.prompt import PromptTemplate
+from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.sidecar import LOAD_TIME_OPTIONS, Sidecar
 
 __all__ = ["Ask", "Asker"]
@@ -37,11 +36,13 @@ class Asker:
 
     Args:
         sidecar: The job's sidecar; for OpenAI lines it gives defaults.
+        evaluator: Renders templates and reads lines.
         openai: Whether the fields are OpenAI batch lines.
     """
 
-    def __init__(self, sidecar: Sidecar, *, openai: bool) -> None:
+    def __init__(self, sidecar: Sidecar, evaluator: JobEvaluator, *, openai: bool) -> None:
         self._sidecar = sidecar
+        self._evaluator = evaluator
         self._openai = openai
         options = sidecar.options.model_dump(exclude_none=True)
         self._num_ctx: int = options.pop("num_ctx")
@@ -54,35 +55,38 @@ class Asker:
         for example in sidecar.examples:
             prefix += [Message("user", example.user), Message("assistant", example.assistant)]
         self._prefix = tuple(prefix)
-        self._template = PromptTemplate(sidecar.prompt or "") if not openai else None
 
     @property
     def prefix(self) -> tuple[Message, ...]:
         """The prefix of every row; OpenAI lines have it only where they bring one user message alone."""
         return self._prefix
 
-    def ask(self, fields: Mapping[str, Any]) -> Ask:
+    async def ask(self, fields: Mapping[str, Any], line: int) -> Ask:
         """The question of one row.
 
         Args:
             fields: The row's fields; for OpenAI lines the whole line.
+            line: Its line in the data file, for messages.
 
         Raises:
-            RowError: `template_undefined`, `template_error`, `empty_prompt`, `unsupported_request`.
+            RowError: `template_undefined`, `template_error`, `empty_prompt`, `unsupported_request`,
+                `evaluation_limit`.
+            JobError: too many rows met a limit of evaluation.
         """
-        if self._template is None:
-            return self._ask_line(fields)
+        if self._openai:
+            return await self._ask_line(fields, line)
+        prompt = await self._evaluator.render(self._sidecar.prompt or "", fields, line)
         return Ask(
             prefix=self._prefix,
-            own=(Message("user", self._template.render(fields)),),
+            own=(Message("user", prompt),),
             num_predict=self._num_predict,
             sampling=self._sampling,
             format=self._sidecar.format,
             think=self._sidecar.think,
         )
 
-    def _ask_line(self, line: Mapping[str, Any]) -> Ask:
-        request = read_line(line)
+    async def _ask_line(self, fields: Mapping[str, Any], line: int) -> Ask:
+        request = await self._evaluator.read_line(fields, line)
         messages = tuple(Message(role, content) for role, content in request.messages)
         prefix, own = messages[:-1], messages[-1:]
         if not prefix:

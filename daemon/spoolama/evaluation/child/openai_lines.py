@@ -16,37 +16,13 @@ from typing import Any, Literal
 import jsonschema
 
 from spoolama.errors import RowError
-from spoolama.job.schema_check import dialect_problem
+from spoolama.evaluation.child.schema_check import dialect_problem
+from spoolama.job.line_request import LineRequest
 from spoolama.job.strict_json import canonical, parse_json
 
-__all__ = ["PARAMETERS", "LineRequest", "Parameter", "parameter_table", "read_line"]
+__all__ = ["PARAMETERS", "Parameter", "parameter_table", "read_line"]
 
 _URL = "/v1/chat/completions"
-
-
-@dataclass(frozen=True, slots=True)
-class LineRequest:
-    """An OpenAI batch line in our own words."""
-
-    custom_id: str
-    """The row's name."""
-    model: str | None
-    """The model the line asks for; None: the sidecar's."""
-    messages: tuple[tuple[str, str], ...]
-    """Role and text of each message."""
-    num_predict: int | None
-    """Upper bound of the answer in tokens; None: the sidecar's `num_predict`, or its default."""
-    sampling: Mapping[str, Any]
-    """By Ollama's names; only what the line sets."""
-    format: Mapping[str, Any] | Literal["json"] | None
-    """What constrains the answer."""
-    has_format: bool
-    """Whether the line says anything about it; if not, the sidecar's holds."""
-    think: bool | str | None
-    """Whether a thinking model thinks; None: the sidecar's."""
-    shape: str | None
-    """Digest of model, system message and parameters if the messages are one user's behind at most one system
-    message; None: the line has a history of its own and stands alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From the sidecar's text to a checked `Sidecar`, or to every problem it has at once."""
+"""From the sidecar's text to checked JSON of a `Sidecar`, or to every problem it has at once."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from spoolama.errors import Problem, SidecarError
-from spoolama.job.prompt import PromptTemplate, TemplateProblem
-from spoolama.job.schema_check import schema_problems
+from spoolama.evaluation.child.prompt import PromptTemplate, TemplateProblem
+from spoolama.evaluation.child.schema_check import schema_problems
+from spoolama.evaluation.child.score import Score, ScoreProblem
+from spoolama.evaluation.child.sidecar_fit import misfits
+from spoolama.evaluation.child.sidecar_words import EXPECTED, NOT_YET
 from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim, Vram
-from spoolama.job.sidecar_fit import misfits
-from spoolama.job.sidecar_words import EXPECTED, NOT_YET
-from spoolama.job.trim import STRATEGY_KEYS
+from spoolama.job.trim import BUILT_IN_SCORES, STRATEGY_KEYS
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
 
-__all__ = ["load_sidecar", "parse_sidecar", "sidecar_schema"]
+__all__ = ["checked_sidecar", "parse_sidecar", "sidecar_schema"]
 
 _MODELS: dict[str, type[BaseModel]] = {
     "": Sidecar,
@@ -56,20 +56,6 @@ _SYNONYMS = {
 """What people call these keys elsewhere, where the spelling is too far off to be guessed."""
 
 
-def load_sidecar(path: Path, *, openai: bool = False) -> Sidecar:
-    """Read and check a sidecar; its own name stands in every problem.
-
-    Args:
-        path: The file.
-        openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
-
-    Raises:
-        SidecarError: with every problem found.
-        OSError: the file cannot be read.
-    """
-    return parse_sidecar(path.read_bytes(), path.name, openai=openai)
-
-
 def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False) -> Sidecar:
     """Check a sidecar's text.
 
@@ -79,8 +65,13 @@ def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False) -> Side
         openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
 
     Raises:
-        SidecarError: and nothing else, whatever the text.
+        SidecarError: with every problem found.
     """
+    return Sidecar.model_validate_json(checked_sidecar(text, name, openai=openai))
+
+
+def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False) -> str:
+    """The JSON of which `Sidecar` is made without a problem; arguments and errors as `parse_sidecar`'s."""
     tree = read_yaml(text, name)
     if not tree.data:
         raise SidecarError(tree.problems or [Problem(name, None, None, "", "the file is empty")])
@@ -89,7 +80,7 @@ def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False) -> Side
     if check.problems or sidecar is None:
         unique = {(p.line, p.key, p.message): p for p in check.problems}
         raise SidecarError(sorted(unique.values(), key=lambda p: (p.line or 0, p.column or 0)))
-    return sidecar
+    return json.dumps(tree.data)
 
 
 class _Check:
@@ -120,6 +111,7 @@ class _Check:
         self._format(data.get("format"))
         self._prompt(data.get("prompt"))
         if sidecar is not None:
+            self._score(sidecar.trim.score)
             for misfit in misfits(sidecar, openai=self._openai, unknown=self._unknown()):
                 self._add(*misfit)
         return sidecar
@@ -311,6 +303,14 @@ class _Check:
             line = place.value_line + problem.line - (0 if block else 1)
             column = None if block or problem.line > 1 else place.value_column
             self.problems.append(Problem(self._name, line, column, "prompt", problem.message, problem.hint))
+
+    def _score(self, score: str | None) -> None:
+        if score is None or score in BUILT_IN_SCORES:
+            return
+        try:
+            Score(score)
+        except ScoreProblem as problem:
+            self._add(("trim", "score"), f"score {problem}")
 
 
 def _general(path: KeyPath) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spoolama.errors import RowError
-from spoolama.job.openai_lines import PARAMETERS, parameter_table, read_line
+from spoolama.evaluation.child.openai_lines import PARAMETERS, parameter_table, read_line
 
 USER = {"role": "user", "content": "hi"}
 

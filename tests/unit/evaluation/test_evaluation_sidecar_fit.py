@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from spoolama.errors import SidecarError
-from spoolama.job.sidecar_file import parse_sidecar
-from unit.job.sidecar_problems import OK, problems
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
+from unit.evaluation.sidecar_problems import OK, problems
 
 
 @pytest.mark.parametrize(

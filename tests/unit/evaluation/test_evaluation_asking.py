@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 
 from spoolama.backends.base import Message
 from spoolama.errors import RowError
-from spoolama.job.answer import AnswerCheck, label_of
-from spoolama.job.asking import Asker
-from spoolama.job.gold import gold_answer
+from spoolama.evaluation.asking import Asker
+from spoolama.job.gold import gold_answers
+from spoolama.job.labels import label_of
 from spoolama.job.plan import Plan, first_plan
 from spoolama.job.sidecar import Example, Options, Sidecar, Trim
+from spoolama.testing.evaluation import inline_job_evaluator
 
 SIDECAR = Sidecar(
     model="m",
@@ -34,9 +36,9 @@ def request(messages: list[dict[str, str]], **body: Any) -> dict[str, Any]:
 
 def test_a_rows_question_is_prefix_and_prompt() -> None:
     """System and examples are shared, load options stay out of sampling, and nothing unset is sent."""
-    asker = Asker(SIDECAR, openai=False)
+    asker = Asker(SIDECAR, inline_job_evaluator(), openai=False)
 
-    ask = asker.ask({"name": "Ann"})
+    ask = asyncio.run(asker.ask({"name": "Ann"}, 2))
 
     assert (ask.prefix, ask.own) == (PREFIX, (Message("user", "Ann"),))
     assert (ask.num_predict, ask.format, ask.think) == (9, {"type": "object"}, True)
@@ -47,23 +49,26 @@ def test_a_rows_question_is_prefix_and_prompt() -> None:
 
 def test_openai_lines_take_the_sidecars_values_where_they_say_nothing() -> None:
     """A line's own words win; a lone user message gets the sidecar's instruction."""
-    asker = Asker(SIDECAR, openai=True)
+    asker = Asker(SIDECAR, inline_job_evaluator(), openai=True)
     user = {"role": "user", "content": "hi"}
 
-    bare = asker.ask(request([user]))
+    bare = asyncio.run(asker.ask(request([user]), 2))
     assert (bare.prefix, bare.own, bare.num_predict) == (PREFIX, (Message("user", "hi"),), 9)
-    own = asker.ask(
-        request(
-            [{"role": "system", "content": "S"}, user],
-            max_tokens=3,
-            temperature=1,
-            response_format={"type": "text"},
-            reasoning_effort="none",
+    own = asyncio.run(
+        asker.ask(
+            request(
+                [{"role": "system", "content": "S"}, user],
+                max_tokens=3,
+                temperature=1,
+                response_format={"type": "text"},
+                reasoning_effort="none",
+            ),
+            2,
         )
     )
     assert (own.prefix, own.num_predict, own.format, own.think) == ((Message("system", "S"),), 3, None, False)
     assert own.sampling == {"temperature": 1, "seed": 7, "stop": ["END"]}
-    history = asker.ask(request([user, {"role": "assistant", "content": "x"}, user]))
+    history = asyncio.run(asker.ask(request([user, {"role": "assistant", "content": "x"}, user]), 2))
     assert (len(history.prefix), history.own) == (2, (Message("user", "hi"),))
 
 
@@ -101,7 +106,7 @@ SCHEMA = {"type": "object", "properties": {"score": {"type": "integer"}}, "requi
 )
 def test_answers_that_hold(form: Any, text: str, expected: object) -> None:
     """The value is returned as it was parsed."""
-    assert AnswerCheck(form).check(text) == expected
+    assert asyncio.run(inline_job_evaluator().check(form, text, 2)) == expected
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def test_answers_that_hold(form: Any, text: str, expected: object) -> None:
 def test_answers_that_do_not(form: Any, text: str, code: str, words: str) -> None:
     """The reason is short, and the raw answer goes with it; no schema opens a connection."""
     with pytest.raises(RowError) as caught:
-        AnswerCheck(form).check(text)
+        asyncio.run(inline_job_evaluator().check(form, text, 2))
 
     assert (caught.value.code, caught.value.answer) == (code, text)
     assert words in caught.value.message
@@ -157,5 +162,5 @@ def test_a_blank_gold_cell_is_no_gold(form: Any, blank: str | None) -> None:
     """An anchor never carries an empty answer because somebody left a blank in a cell."""
     sidecar = SIDECAR.model_copy(update={"gold": "g", "format": form})
 
-    assert gold_answer(sidecar, {"g": blank}, '{"label": "good"}') is None
-    assert gold_answer(sidecar, {"g": " bad "}, '{"label": "good"}') is not None
+    assert gold_answers(sidecar, {"g": blank}, '{"label": "good"}') == []
+    assert gold_answers(sidecar, {"g": " bad "}, '{"label": "good"}')

@@ -13,6 +13,9 @@ __all__ = ["column_problems"]
 _KEYS = ("id", "gold")
 """Keys whose value is the name of a column."""
 
+_MOST_NAMED = 30
+"""Columns that a hint lists at most."""
+
 
 def column_problems(tree: Tree, name: str, columns: Sequence[str], data: str) -> list[Problem]:
     """What the sidecar names and the header does not have, each at its key.
@@ -31,7 +34,8 @@ def column_problems(tree: Tree, name: str, columns: Sequence[str], data: str) ->
         place = tree.places.get((key,))
         line, column = (place.line, place.column) if place else (None, None)
         close = difflib.get_close_matches(wanted, columns, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"its columns are {', '.join(columns)}"
+        listed = ", ".join(columns[:_MOST_NAMED]) + (", …" if len(columns) > _MOST_NAMED else "")
+        hint = f"did you mean {close[0]!r}?" if close else f"its columns are {listed}"
         message = f"the header of {data} has no column {wanted!r}"
         found.append(Problem(name, line, column, key, message, hint))
     return found

@@ -22,7 +22,7 @@ def schema_problems(schema: Mapping[str, Any]) -> list[tuple[tuple[str | int, ..
     if problem := dialect_problem(schema):
         return [(("$schema",), problem)]
     try:
-        return list(_unspeakable(schema, ())) or _not_a_schema(schema) or list(_unusable(schema, schema, ()))
+        return _not_a_schema(schema) or list(_unusable(schema, schema, ()))
     except RecursionError:
         return [((), "nested too deeply")]
     except Exception as error:  # the library takes a schema for sane, and raises whatever an odd one leads to
@@ -47,18 +47,6 @@ def _not_a_schema(schema: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...]
         if len(out) == _MAX_PROBLEMS:
             break
     return out
-
-
-def _unspeakable(node: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Numbers that YAML can hold, in base 16 or 2, and Python does not write in base 10."""
-    if isinstance(node, dict | list):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _unspeakable(value, (*path, key))
-    elif isinstance(node, int):
-        try:
-            str(node)
-        except ValueError:
-            yield path, "this number has too many digits"
 
 
 def _unusable(

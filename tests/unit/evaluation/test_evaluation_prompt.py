@@ -1,17 +1,13 @@
-"""Prompt templates: what they print, what they refuse, what they may cost."""
+"""Prompt templates: what they print and what they refuse."""
 
 from __future__ import annotations
 
-import math
-import time
-import tracemalloc
 from typing import Any
 
 import pytest
 
 from spoolama.errors import RowError
-from spoolama.job.prompt import PromptTemplate, TemplateProblem
-from spoolama.job.score import score_of
+from spoolama.evaluation.child.prompt import PromptTemplate, TemplateProblem
 
 FIELDS: dict[str, Any] = {
     "name": "Ann <b>",
@@ -93,96 +89,6 @@ def test_a_row_that_cannot_be_rendered(source: str, code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
-    [
-        "{{ 'a' * 10**9 }}",
-        "{{ 10 ** (10 ** 10) }}",
-        "{{ 2 ** 4000 * 2 ** 4000 * 2 ** 4000 }}",
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% for i in range(99999) %}" + "x" * 1000 + "{% endfor %}",
-        "{% for i in list * 9999 %}{% for j in list * 9999 %}{% endfor %}{% endfor %}",
-        "{% set a = [1] * 9999 %}{% set b = [a] * 9999 %}{{ b | sum(start=[]) | length }}",
-        "{% set a = [1] * 9999 %}{% set b = [a] * 9999 %}{{ [b] * 999 }}",
-        "{% set a = [1] * 9999 %}{% set b = [a] * 9999 %}{{ '%s' % ([b] * 999) }}",
-        "{% set a = [1] * 9999 %}{% set b = [a] * 9999 %}{{ ([b] * 999) | string }}",
-        "{{ '%999999999d' % 1 }}",
-        "{{ '%999999999d' | format(1) }}",
-        "{{ '{:>999999999}'.format(1) }}",
-        "{{ 'x'.center(999999999) }}",
-        "{{ 'x\\n' | indent(999999999) }}",
-        "{{ object | tojson(indent=999999999) }}",
-        "{% set n = namespace(s='aaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}x",
-        "{% set n = namespace(s='aaaaaa') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}x",
-        "{% set s = 'aaaaaaaaaaaaaaaa' %}" + "{% set s %}{{ s }}{{ s }}{% endset %}" * 40,
-        "{% set x = 'a' * 99999 %}{{ x.replace('a', x) }}",
-        "{% set x = 'a' * 99999 %}{{ x | replace('a', x) }}",
-        "{{ range(99999) | list | join('x' * 99999) }}",
-        "{{ ([[1]] * 300000) | sum(start=[]) | length }}",
-        "{{ ('a' * 900000) | wordwrap(1) | length }}",
-        "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
-        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-    ],
-)
-def test_no_template_takes_the_service_down(source: str) -> None:
-    """What would take all memory or all time ends as that row's error, soon."""
-    began = time.process_time()  # not the clock on the wall: others may have the cores
-
-    with pytest.raises(RowError) as caught:
-        PromptTemplate(source).render(FIELDS)
-
-    assert caught.value.code == "template_error"
-    assert time.process_time() - began < 10
-
-
-ALLOCATING = [
-    "{{ '%(a)100000000d' % {'a': 1} }}",
-    "{{ '%(a(b))100000000d' | format(**{'a(b)': 1}) }}",
-    "{{ (('%(a)s' * 2000) % {'a': 'x' * 100000}) | length }}",
-    "{{ (('%(a)s' * 2000) | format(a='x' * 100000)) | length }}",
-    "{{ (('%(a)999d' * 100000) % {'a': 1}) | length }}",
-    "{{ (('%(a)d' * 150000) % {'a': 2 ** 2000}) | length }}",
-    "{{ ('\n' * 20000) | indent(10000, blank=true) | length }}",
-    "{{ ('a\n' * 20000) | indent('x' * 10000) | length }}",
-    "{{ ('a b ' * 4000) | wordwrap(1, true, 'x' * 20000) | length }}",
-    "{{ ([1] * 20000) | tojson(indent=10000) | length }}",
-    "{{ ([1] * 2000) | tojson(indent='x' * 100000) | length }}",
-    "{{ (['😀' * 1000] * 14000) | tojson | length }}",
-    "{% set k = 'x' * 50000 %}{{ [{k: 1}] * 2000 }}",
-    "{{ [2 ** 2000] * 200000 }}",
-    "{% set a = 'x' * 400000 %}{% set n = namespace(l=[]) %}"
-    "{% for i in range(1000) %}{% set n.l = n.l + [a[1:]] %}{% endfor %}{{ n.l | length }}",
-]
-
-
-@pytest.mark.parametrize("source", ALLOCATING)
-def test_memory_is_charged_for_before_it_is_taken(source: str) -> None:
-    """A result a hundred times as long as its parts is refused while it is still not there."""
-    template = PromptTemplate(source)
-    tracemalloc.start()
-    try:
-        with pytest.raises(RowError) as caught:
-            template.render(FIELDS)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-
-    assert caught.value.code == "template_error"
-    assert peak < 32 * 1024 * 1024
-
-
-@pytest.mark.parametrize(
-    ("expression", "fields"),
-    [
-        ("'%(a)100000000d' % {'a': 1}", {}),
-        ("(" + " ~ ".join(["text"] * 200) + ") > 'a'", {"text": "x" * 10000}),
-    ],
-)
-def test_a_score_is_bounded_as_a_prompt_is(expression: str, fields: dict[str, Any]) -> None:
-    """Long results are refused in the sidecar's expressions too, and the row is the least important."""
-    assert score_of(expression, fields, "x") == -math.inf
-
-
-@pytest.mark.parametrize(
     ("source", "line", "words", "hint"),
     [
         ("a\n{{ name }\nb", 2, "unexpected '}'", "two braces"),
@@ -190,7 +96,7 @@ def test_a_score_is_bounded_as_a_prompt_is(expression: str, fields: dict[str, An
         ("\n\n{{ name | uper }}", 3, "no filter 'uper'", "'upper'"),
         ("{{ list | random }}", 1, "no filter 'random'", None),
         ("{% if name %}", 1, "end of template", None),
-        ("{% include 'other' %}", 1, "stands alone", None),
+        ("{% include 'other' %}", 1, "cannot include", None),
         ("{{ '" + "(" * 2000, 1, "", None),
         ("{{ " + "(" * 2000 + ")" * 2000 + " }}", 1, "too complicated", None),
     ],
@@ -202,9 +108,8 @@ def test_a_template_that_cannot_be_compiled(source: str, line: int, words: str, 
 
     assert caught.value.line == line
     assert words in caught.value.message
-    assert (hint is None) == (caught.value.hint is None) or hint is None
-    if hint is not None:
-        assert hint in str(caught.value.hint)
+    assert (hint is None) == (caught.value.hint is None)
+    assert (hint or "") in (caught.value.hint or "")
 
 
 def test_names_are_the_fields_that_no_row_can_do_without() -> None:

@@ -1,0 +1,123 @@
+"""The evaluation process: reads tasks, runs each within its limits, writes results. It has nothing else.
+
+Started by `evaluation/process.py` as `python -m spoolama.evaluation.child.main PARENT MEMORY_BYTES`, with one
+socket as standard input and output. It ends when that is closed, or when its parent ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pkgutil
+import signal
+import sys
+import time
+from importlib import import_module
+from typing import Any
+
+from spoolama.evaluation.child.lockdown import die_with_parent, lock_down
+from spoolama.evaluation.child.tasks import Tasks
+from spoolama.evaluation.wire import HEADER, frame
+
+__all__ = ["main"]
+
+_LONG_S = 0.05
+"""A batch that has taken this long is answered as far as it is done."""
+_LONG_BYTES = 1024 * 1024
+"""A reply that has this length is sent without the rest of the batch."""
+
+
+def main() -> None:
+    """Run tasks until the other side closes."""
+    die_with_parent(int(sys.argv[1]))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a stop is the service's to handle; it closes the socket
+    _load_everything()
+    tasks = Tasks()
+    _warm_up(tasks)
+    restricted = lock_down(int(sys.argv[2]))
+    _write(json.dumps({"restricted": restricted}))
+    definitions: dict[int, str] = {0: ""}
+    while (length := _read(HEADER.size)) is not None:
+        body = _read(HEADER.unpack(length)[0])
+        if body is None:
+            return
+        _write("[" + ",".join(_batch(tasks, definitions, json.loads(body))) + "]")
+
+
+def _batch(tasks: Tasks, definitions: dict[int, str], items: list[list[Any]]) -> list[str]:
+    replies: list[str] = []
+    size = 0
+    began = time.perf_counter()
+    for item in items:
+        if item[0] == "define":
+            definitions[item[1]] = item[2]
+        elif item[0] == "forget":
+            tasks.forget(definitions.pop(item[1]))
+        elif size < _LONG_BYTES and (not replies or time.perf_counter() - began < _LONG_S):
+            replies.append(_one(tasks, definitions, item))
+            size += len(replies[-1])
+    return replies
+
+
+def _one(tasks: Tasks, definitions: dict[int, str], item: list[Any]) -> str:
+    kind, number, arguments, cpu_s = item
+    # At the end of this time the kernel ends the process by SIGPROF, whatever it is doing.
+    signal.setitimer(signal.ITIMER_PROF, cpu_s)
+    try:
+        reply = json.dumps(tasks.run(kind, definitions[number], arguments))
+    except MemoryError:
+        return '["memory"]'
+    except Exception as error:
+        # A defect: the service reports it as such.
+        return json.dumps(["defect", f"{type(error).__name__}: {error}"[:500]])
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    return reply
+
+
+def _load_everything() -> None:
+    """Import what is imported at its first use: afterwards no file can be opened."""
+    for name in ("jinja2", "jsonschema", "referencing", "yaml"):
+        package = import_module(name)
+        for module in pkgutil.iter_modules(package.__path__, f"{name}."):
+            if not module.name.endswith(("tests", "__main__", "cli", "benchmarks")):
+                import_module(module.name)
+    for name in ("textwrap", "traceback", "unicodedata"):
+        import_module(name)
+    for name in ("ascii", "latin_1", "unicode_escape", "utf_8", "utf_8_sig", "utf_16", "utf_32"):
+        import_module(f"encodings.{name}")
+
+
+def _warm_up(tasks: Tasks) -> None:
+    """Use each part once, so that whatever is loaded or built at its first use is there."""
+    tasks.run("render", "{{ a | upper }}{{ b | tojson }}{{ c }}", [{"a": "é", "b": [1.5, None]}])
+    tasks.run("check", '{"type": "object", "required": ["a"], "pattern": "x"}', ['{"b": 1}'])
+    tasks.run("score", "a + 1", [{"a": 1}, "2"])
+    body = {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema"}}
+    tasks.run("line", "", [{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
+    tasks.run("sidecar", "", ["model: m\nprompt: '{{ a }'\noptions: {num_ctx: x}\n", "warm-up.yaml", False])
+    tasks.run("sidecar", "", ["model: m\nprompt: '{{ a }}'\nformat: {type: objekt}\n", "warm-up.yaml", False])
+    tasks.run("sidecar", "", ["model: [", "warm-up.yaml", False])
+    tasks.run("columns", "", ["id: b", "warm-up.yaml", ["a"], "warm-up.csv"])
+
+
+def _read(count: int) -> bytes | None:
+    parts: list[bytes] = []
+    while count:
+        part = os.read(0, min(count, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _write(text: str) -> None:
+    left = memoryview(frame(text.encode("ascii")))
+    while left:
+        left = left[os.write(1, left) :]
+
+
+if __name__ == "__main__":
+    main()

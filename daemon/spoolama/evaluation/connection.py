@@ -1,0 +1,187 @@
+"""One evaluation process and the socket to it: how it is started, asked, and how its end is understood."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from spoolama.evaluation.wire import HEADER, MAX_REPLY_BYTES, frame
+
+__all__ = ["Connection", "Ended", "ProcessLimits"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """What a task may take."""
+
+    memory_bytes: int = 240_000_000
+    """Address space of the whole process; at its start some 50 MB are in use."""
+    wall_factor: float = 5.0
+    """Wall time of a request, as a multiple of its processor time: others may have the processors."""
+    wall_spare_s: float = 10.0
+    """... and on top of that."""
+    start_s: float = 60.0
+    """Time to start; imports take a second on an idle machine."""
+
+
+class Ended(Exception):
+    """The process ended; `why` is for a person, None where that says nothing about the task."""
+
+    def __init__(self, why: str | None) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Connection(asyncio.Protocol):
+    """One process and the socket to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.defined: set[int] = {0}
+        """Numbers of the definitions that it has."""
+        self._transport: asyncio.WriteTransport | None = None
+        self._buffer = bytearray()
+        self._reply: asyncio.Future[bytes] | None = None
+        self._lost = False
+
+    @classmethod
+    async def start(cls, limits: ProcessLimits) -> Connection:
+        """Start a process and wait until it takes tasks.
+
+        Raises:
+            OSError: the system does not start it.
+            Ended: it ended before it was ready.
+        """
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                # In the loop's thread: the process dies with the thread that started it (PR_SET_PDEATHSIG).
+                process = subprocess.Popen[bytes](
+                    [
+                        sys.executable,
+                        "-m",
+                        "spoolama.evaluation.child.main",
+                        str(os.getpid()),
+                        str(limits.memory_bytes),
+                    ],
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    process_group=0,  # a Ctrl-C is for the service, which then stops in order
+                    env=_environment(),
+                )
+            except BaseException:
+                ours.close()
+                raise
+        child = cls(process)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.create_unix_connection(lambda: child, sock=ours)
+            await child._next(limits.start_s)
+        except BaseException:
+            await child.stop()
+            raise
+        return child
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return not self._lost
+
+    async def ask(self, request: bytes, wall_s: float) -> list[list[Any]]:
+        """Send a request and wait for its reply.
+
+        Raises:
+            Ended: the process ended, or did not answer in time and was ended.
+        """
+        assert self._transport is not None
+        self._transport.write(frame(request))
+        replies: list[list[Any]] = json.loads(await self._next(wall_s))
+        return replies
+
+    async def stop(self) -> None:
+        """End it, if it still runs, and take its exit status."""
+        self._lost = True
+        if self._transport is not None:
+            self._transport.close()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        await asyncio.to_thread(self.process.wait)
+
+    async def _next(self, wall_s: float) -> bytes:
+        if self._lost:
+            raise await self._ended()
+        self._reply = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(wall_s):
+                return await self._reply
+        except TimeoutError:
+            await self.stop()
+            raise Ended(None) from None
+        except EOFError:
+            raise await self._ended() from None
+        finally:
+            self._reply = None
+
+    async def _ended(self) -> Ended:
+        """Why it ended, by its exit status."""
+        status = await asyncio.to_thread(self._status)
+        if status == -signal.SIGPROF:
+            return Ended("took longer than {cpu_s:g} s")
+        if status == -signal.SIGKILL:
+            return Ended(None)  # by somebody else: the kernel for want of memory, an administrator
+        name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return Ended(f"crashed the evaluation process ({name})")
+
+    def _status(self) -> int:
+        try:
+            return self.process.wait(5.0)
+        except subprocess.TimeoutExpired:  # it closed its socket and goes on
+            self.process.kill()
+            return self.process.wait()
+
+    # --- asyncio.Protocol --------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The socket is ready."""
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Part of a reply."""
+        buffer = self._buffer
+        buffer += data
+        if len(buffer) < HEADER.size:
+            return
+        (length,) = HEADER.unpack_from(buffer)
+        if length > MAX_REPLY_BYTES:
+            self.connection_lost(None)
+            self.process.kill()
+        elif len(buffer) >= HEADER.size + length:
+            body = bytes(buffer[HEADER.size : HEADER.size + length])
+            del buffer[: HEADER.size + length]
+            if self._reply is not None and not self._reply.done():
+                self._reply.set_result(body)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """The process closed its end."""
+        self._lost = True
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(EOFError())
+
+
+def _environment() -> dict[str, str]:
+    """Where Python finds this package, one memory arena, and nothing else of the service's environment."""
+    return {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONSAFEPATH": "1",
+        "LC_ALL": "C.UTF-8",
+        "MALLOC_ARENA_MAX": "1",
+    }

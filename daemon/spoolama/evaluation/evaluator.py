@@ -1,0 +1,250 @@
+"""Evaluates what users wrote: sidecars, and for the rows of a job templates, schemas and scores.
+
+Nothing of it runs in the service: each call is a task of the evaluation process, within limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from spoolama.errors import JobError, Problem, RowError, SidecarError
+from spoolama.evaluation.base import Abandoned, LimitMet, TaskRunner
+from spoolama.job.answer import parse_answer
+from spoolama.job.line_request import LineRequest
+from spoolama.job.sidecar import Sidecar
+
+__all__ = ["EVALUATION_LIMIT", "MAX_SIDECAR_BYTES", "Evaluator", "JobEvaluator", "sidecar_too_large"]
+
+MAX_SIDECAR_BYTES = 1024 * 1024
+"""A larger sidecar is not opened."""
+
+EVALUATION_LIMIT = "evaluation_limit"
+"""Code of a row whose template, schema or score met a limit."""
+
+_ROW_CPU_S = 2.0
+_FILE_CPU_S = 10.0
+_MOST_LIMITS = 3
+
+
+def sidecar_too_large(size: int) -> str:
+    """What to say about a sidecar of this size, in bytes."""
+    return f"has {size:,} bytes; a sidecar may have {MAX_SIDECAR_BYTES:,}"
+
+
+class Evaluator:
+    """Evaluates sidecars, and makes a `JobEvaluator` for the rows of a job.
+
+    Args:
+        runner: Runs the tasks.
+    """
+
+    def __init__(self, runner: TaskRunner) -> None:
+        self._runner = runner
+
+    async def load_sidecar(self, path: Path, *, openai: bool = False) -> Sidecar:
+        """Read and check a sidecar; its file name is in every problem.
+
+        Args:
+            path: The file.
+            openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
+
+        Raises:
+            SidecarError: with every problem found.
+            OSError: the file cannot be read.
+        """
+        text = await asyncio.to_thread(_text_of, path)
+        return await self.parse_sidecar(text, path.name, openai=openai)
+
+    async def parse_sidecar(self, text: bytes, name: str, *, openai: bool = False) -> Sidecar:
+        """Check a sidecar's text; arguments and errors as `load_sidecar`'s.
+
+        Args:
+            text: The file's content.
+            name: Its name as the person knows it.
+            openai: Whether it belongs to OpenAI batch lines.
+        """
+        arguments = [text.decode("latin-1"), name, openai]
+        return Sidecar.model_validate_json(await self._file("sidecar", arguments, name))
+
+    async def column_problems(self, path: Path, columns: Sequence[str], data: str) -> list[Problem]:
+        """Columns that a sidecar names and the header does not have.
+
+        Args:
+            path: The sidecar, valid elsewhere or not.
+            columns: The header.
+            data: The data file's name as the person knows it.
+
+        Raises:
+            SidecarError: it cannot be read.
+            OSError: the file cannot be read.
+        """
+        text = await asyncio.to_thread(_text_of, path)
+        arguments = [text.decode("latin-1"), path.name, list(columns), data]
+        return [Problem(**problem) for problem in await self._file("columns", arguments, path.name)]
+
+    def of_job(self, limits_met: int = 0) -> JobEvaluator:
+        """What evaluates the rows of one job.
+
+        Args:
+            limits_met: Rows of it that met a limit before, in an earlier run.
+        """
+        return JobEvaluator(self._runner, limits_met)
+
+    async def aclose(self) -> None:
+        """Give everything back."""
+        await self._runner.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _file(self, kind: str, arguments: list[Any], name: str) -> Any:
+        try:
+            return _value(await self._runner.run(kind, "", arguments, _FILE_CPU_S))
+        except LimitMet as limit:
+            message = f"reading this file {limit}"
+        except _Defect as defect:
+            message = f"reading this file failed by a defect of spoolama: {defect}"
+        raise SidecarError([Problem(name, None, None, "", message)])
+
+
+class JobEvaluator:
+    """Evaluates the rows of one job; the third row that meets a limit is the last one.
+
+    Args:
+        runner: Runs the tasks.
+        limits_met: Rows of the job that met a limit before.
+    """
+
+    def __init__(self, runner: TaskRunner, limits_met: int = 0) -> None:
+        self._runner = runner
+        self._limits_met = limits_met
+        self._last = ""
+        self._schema: tuple[object, str] = (None, "")
+
+    async def render(self, template: str, fields: Mapping[str, Any], line: int) -> str:
+        """The prompt of a row.
+
+        Args:
+            template: The sidecar's `prompt`.
+            fields: The row's fields.
+            line: The row's line in its file, for messages.
+
+        Raises:
+            RowError: `template_undefined`, `template_error`, `empty_prompt`, `evaluation_limit`.
+            JobError: too many rows met a limit.
+        """
+        prompt = await self._row("render", template, [fields], "the template", line)
+        return str(prompt)
+
+    async def read_line(self, fields: Mapping[str, Any], line: int) -> LineRequest:
+        """What an OpenAI batch line asks.
+
+        Raises:
+            RowError: `unsupported_request` with the parameter's name, `empty_prompt`, `evaluation_limit`.
+            JobError: too many rows met a limit.
+        """
+        body = await self._row("line", "", [fields], "reading the request", line)
+        messages = tuple((str(role), str(text)) for role, text in body.pop("messages"))
+        return LineRequest(messages=messages, **body)
+
+    async def check(
+        self, format: Mapping[str, Any] | Literal["json"] | None, answer: str, line: int
+    ) -> object | None:
+        """The answer's value where JSON was asked for; None for free text.
+
+        Args:
+            format: A valid JSON Schema, "json" for any JSON, or None for free text.
+            answer: As the model wrote it.
+            line: The row's line in its file, for messages.
+
+        Raises:
+            RowError: `answer_empty`, `answer_invalid` with the place and the reason, `evaluation_limit`.
+            JobError: too many rows met a limit.
+        """
+        value = parse_answer(answer, json=format is not None)
+        if isinstance(format, Mapping):
+            what = "checking the answer against format"
+            try:
+                await self._row("check", self._text(format), [answer], what, line)
+            except RowError as error:
+                error.answer = answer
+                raise
+        return value
+
+    async def score(self, expression: str, fields: Mapping[str, Any], answer: str, line: int) -> float:
+        """The importance of a row, larger is more; minus infinity where there is none.
+
+        Raises:
+            JobError: too many rows met a limit.
+        """
+        try:
+            return float(await self._row("score", expression, [fields, answer], "the score", line))
+        except RowError:
+            return -math.inf
+
+    def _text(self, schema: Mapping[str, Any]) -> str:
+        """The schema as JSON; rows of a job mostly share one."""
+        if self._schema[0] is not schema:
+            self._schema = schema, json.dumps(schema)
+        return self._schema[1]
+
+    async def _row(self, kind: str, definition: str, arguments: list[Any], what: str, line: int) -> Any:
+        if self._over():
+            raise self._too_many()
+        try:
+            return _value(await self._runner.run(kind, definition, arguments, _ROW_CPU_S, self._over))
+        except Abandoned:
+            raise self._too_many() from None
+        except LimitMet as limit:
+            self._limits_met += 1
+            self._last = f"{what} {limit} on line {line}"
+            raise RowError(EVALUATION_LIMIT, self._last) from None
+        except _Defect as defect:
+            raise RowError("evaluation_failed", f"{what} failed by a defect of spoolama: {defect}") from None
+
+    def _over(self) -> bool:
+        return self._limits_met >= _MOST_LIMITS
+
+    def _too_many(self) -> JobError:
+        last = f"; the last: {self._last}" if self._last else ""
+        return JobError(
+            f"{self._limits_met} rows met a limit of evaluation{last}",
+            mend="Simplify the template, the schema or the score, or shorten the rows, and drop the files "
+            "again. errors.jsonl names the rows.",
+            code=EVALUATION_LIMIT,
+        )
+
+
+class _Defect(Exception):
+    """An exception that nobody expected in the process."""
+
+
+def _value(reply: list[Any]) -> Any:
+    match reply:
+        case ["ok", value]:
+            return value
+        case ["row", code, message, details]:
+            raise RowError(code, message, details=details)
+        case ["sidecar", problems]:
+            raise SidecarError([Problem(**problem) for problem in problems])
+        case _:
+            raise _Defect(reply[-1])
+
+
+def _text_of(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_SIDECAR_BYTES:
+        raise SidecarError([Problem(path.name, None, None, "", f"this file {sidecar_too_large(size)}")])
+    with path.open("rb") as file:
+        return file.read(MAX_SIDECAR_BYTES + 1)

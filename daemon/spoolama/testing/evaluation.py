@@ -1,0 +1,60 @@
+"""Evaluation on the spot, without a process: for tests whose clock jumps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spoolama.evaluation.base import Abandoned, LimitMet
+from spoolama.evaluation.child.sidecar_file import parse_sidecar
+from spoolama.evaluation.child.tasks import Tasks
+from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
+from spoolama.job.sidecar import Sidecar
+
+__all__ = ["InlineRunner", "inline_evaluator", "inline_job_evaluator", "load_sidecar"]
+
+
+class InlineRunner:
+    """Runs tasks where it is called, with the same JSON in between as the process has."""
+
+    def __init__(self) -> None:
+        self._tasks = Tasks()
+        self.limits: dict[str, str] = {}
+        """Kind of task to the limit that it meets, instead of being run."""
+
+    async def run(
+        self,
+        kind: str,
+        definition: str,
+        arguments: Sequence[Any],
+        cpu_s: float,  # noqa: ARG002 - as long as it takes
+        unwanted: Callable[[], bool] | None = None,
+    ) -> list[Any]:
+        """Run a task; `EvaluationProcess.run` has the details."""
+        if unwanted is not None and unwanted():
+            raise Abandoned
+        if kind in self.limits:
+            raise LimitMet(self.limits[kind])
+        result = self._tasks.run(kind, definition, json.loads(json.dumps(arguments)))
+        replied: list[Any] = json.loads(json.dumps(result))
+        return replied
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+def inline_evaluator() -> Evaluator:
+    """An evaluator that needs no process."""
+    return Evaluator(InlineRunner())
+
+
+def inline_job_evaluator() -> JobEvaluator:
+    """The same for the rows of one job."""
+    return inline_evaluator().of_job()
+
+
+def load_sidecar(path: Path, *, openai: bool = False) -> Sidecar:
+    """Read a sidecar at once; `Evaluator.load_sidecar` has the details."""
+    return parse_sidecar(path.read_bytes(), path.name, openai=openai)
