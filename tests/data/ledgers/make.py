@@ -218,6 +218,24 @@ CASES = {
     ),
     "template": Case(_nested(20), COMMON + TEMPLATE + "mode: isolated\n", ending=".jsonl"),
     "template-filters": Case(_nested(12), COMMON + FILTERS + "mode: isolated\n", ending=".jsonl", calls=5),
+    "audit": Case(
+        _csv(24),
+        COMMON + PROMPT + "trim: {strategy: window, keep: 3, every: 3}\naudit: 8\non_collapse: redo\n",
+        calls=28,
+        since=3,
+    ),
+    "pilot": Case(
+        _csv(60),
+        COMMON + PROMPT + "gold: label\ntrim: {strategy: auto, pilot: 200}\naudit: 4\n",
+        calls=50,
+        since=3,
+    ),
+    "second-pass": Case(
+        _csv(20).replace("Great, really", "Great, really " * 60),
+        COMMON.replace("2048", "256") + PROMPT + "mode: isolated\nlong_rows: second_pass\n",
+        calls=14,
+        since=3,
+    ),
     "reading": Case(_csv(24), COMMON + PROMPT + "segment: 8\ntrim: {strategy: reset}\n", calls=None),
 }
 
