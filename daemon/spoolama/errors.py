@@ -9,6 +9,7 @@
     │   ├── DiskFull           no room on the spool's disk: keep what there is, wait, try again
     │   └── DiskFailed         the disk did not keep what was written: never retried on the same file
     ├── EvaluationFailed       the process that evaluates templates and schemas cannot be started
+    ├── LedgerVersion          another version of spoolama wrote the ledger: its job waits in processing/
     ├── DropGone               its uploader took a drop back while it was being claimed; nothing happened
     ├── JobError               this job cannot go on; it is published in failed/
     │   ├── ModelLost          a model of it cannot be had, or not any more
@@ -47,6 +48,7 @@ __all__ = [
     "InputError",
     "JobError",
     "LedgerError",
+    "LedgerVersion",
     "ModelLost",
     "OutOfMemory",
     "Problem",
@@ -99,6 +101,13 @@ class DiskFailed(SpoolError):
     """The disk did not keep what was written. A later fsync of the same file would lie, so none is tried."""
 
     exit_status = 75
+
+
+class LedgerVersion(SpoolamaError):
+    """This version of spoolama cannot read the ledger's format.
+
+    It is no JobError: the job waits in processing/ with its results and is never published in failed/.
+    """
 
 
 class DropGone(SpoolamaError):

@@ -75,4 +75,4 @@ class Commands:
             return f"{name} is still being written to; not cancelled"
         if await reject(self._state, self._executor, item, cancelled()):
             return f"{name} is cancelled"
-        return f"{name} could not be published"
+        return f"{name} is not cancelled: {item.reason.rstrip('.')}"

@@ -32,6 +32,7 @@ from spoolama.spool.durable import in_words
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import Durable
+from spoolama.spool.ledger_format import check_format
 from spoolama.spool.ledger_read import LedgerReader
 from spoolama.spool.publish import open_out, publish
 
@@ -79,7 +80,11 @@ class JobExecutor:
         self._memory = memory
 
     async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> Ended:
-        """Take the job from where its ledger stands to its end, or to `stop`."""
+        """Take the job from where its ledger stands to its end, or to `stop`.
+
+        Raises:
+            LedgerVersion: this version cannot read the ledger; the job waits in processing/.
+        """
         try:
             kind = await asyncio.to_thread(detect, job.data, job.data.name)
             sidecar = await self._sidecar(job, kind)
@@ -106,7 +111,13 @@ class JobExecutor:
             return await self._publish(job, sidecar, failure)
 
     async def reject(self, job: JobDir, error: JobError) -> Ended:
-        """Publish the job in failed/ for this reason, with everything uploaded and all results there are."""
+        """Publish the job in failed/ for this reason, with everything uploaded and all results there are.
+
+        Raises:
+            LedgerVersion: this version cannot read the ledger, and so not its results; nothing is published.
+        """
+        # First of all: a sidecar of another version may have keys that this one refuses.
+        await asyncio.to_thread(check_format, job.ledger)
         if not isinstance(error, LedgerError) and await asyncio.to_thread(job.ledger.exists):
             with contextlib.suppress(JobError):  # then what there is goes as it is
                 kind = await asyncio.to_thread(detect, job.data, job.data.name)

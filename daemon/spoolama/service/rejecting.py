@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spoolama.errors import JobError, SpoolamaError
+from spoolama.errors import JobError, LedgerVersion, SpoolamaError
 from spoolama.service.logs import say
 from spoolama.service.model import Executor
 from spoolama.service.queue import Queued
@@ -15,11 +15,16 @@ async def reject(state: ServiceState, executor: Executor, item: Queued, error: J
     """Publish the job in failed/ for this reason.
 
     Returns:
-        Whether it is there. If the disk does not let us, the job is held in processing/ until the next start.
+        Whether it is there. If the disk does not let us, or this version cannot read the job's ledger,
+        the job is held in processing/ until the next start.
     """
     item.standing = "held"  # from here on nobody else takes it
     try:
         ended = await executor.reject(item.job, error)
+    except LedgerVersion as trouble:
+        say("job.held", job=item.job.name, error=str(trouble))
+        state.queue.hold(item, str(trouble))
+        return False
     except (SpoolamaError, OSError) as trouble:
         say("job.held", job=item.job.name, error=str(trouble), exc_info=True)
         state.queue.hold(item, f"It could not be moved to failed/: {trouble}")

@@ -9,7 +9,7 @@ from typing import Final
 
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress, Pulse
-from spoolama.errors import DiskFull, EvaluationFailed, JobError, SpoolamaError
+from spoolama.errors import DiskFull, EvaluationFailed, JobError, LedgerVersion, SpoolamaError
 from spoolama.service.commands import cancelled
 from spoolama.service.logs import say
 from spoolama.service.marks import MOST_CRASHES, count_crash, crashes
@@ -131,10 +131,12 @@ class Working:
             return
         if isinstance(error, EvaluationFailed):
             say("job.held", job=item.job.name, error=str(error))
-            retry_at = self._clock.monotonic() + _RETRY_S
-            self._state.queue.hold(
-                item, f"{error}. It is tried again every {_RETRY_S:g} s.", retry_at=retry_at
-            )
+            reason = f"{error}. It is tried again every {_RETRY_S:g} s."
+            self._state.queue.hold(item, reason, retry_at=self._clock.monotonic() + _RETRY_S)
+            return
+        if isinstance(error, LedgerVersion):  # it says what to do; this version's next start changes nothing
+            say("job.held", job=item.job.name, error=str(error))
+            self._state.queue.hold(item, str(error))
             return
         say("job.held", job=item.job.name, error=str(error), exc_info=True)
         self._state.queue.hold(item, f"{error} It is tried again at the service's next start.")

@@ -10,12 +10,10 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from spoolama.errors import DiskFailed, DiskFull, LedgerError, SpoolamaError
+from spoolama.errors import DiskFailed, DiskFull, LedgerError, LedgerVersion, SpoolamaError
+from spoolama.spool.ledger_format import FORMAT, format_of, migrate, note_writer
 
 __all__ = ["FORMAT", "ledger_error", "open_reader", "open_writer"]
-
-FORMAT = 3
-"""Version of the tables; a ledger of another version is refused."""
 
 _RESULT_COLUMNS = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
   segment INTEGER NOT NULL, place INTEGER NOT NULL, sight TEXT NOT NULL, aside INTEGER NOT NULL,
@@ -74,33 +72,59 @@ CREATE TABLE attempts (
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
-    """Open the ledger for writing; create its tables if it is new.
+    """Open the ledger for writing; create its tables if it is new, migrate them if its format is older.
 
     Raises:
-        LedgerError: it is damaged or of another version.
+        LedgerError: it is damaged.
+        LedgerVersion: this version cannot read its format; the file is as it was.
     """
     try:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-            db.executescript(f"BEGIN IMMEDIATE; {_TABLES} PRAGMA user_version={FORMAT}; COMMIT;")
-            version = FORMAT
     except sqlite3.Error as error:
         raise ledger_error(error, "the ledger cannot be opened") from error
-    _check_version(version)
+    try:
+        version = format_of(db, path)  # first of all: what this version cannot use stays as it is
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            db.executescript(
+                f"BEGIN IMMEDIATE; {_TABLES} {note_writer()} PRAGMA user_version={FORMAT}; COMMIT;"
+            )
+        elif version == 0:
+            raise LedgerError("the ledger cannot be opened: it has tables, but no format")
+        elif version < FORMAT:
+            migrate(db, path, version)
+        else:
+            db.execute(note_writer())
+    except sqlite3.Error as error:
+        db.close()
+        raise ledger_error(error, "the ledger cannot be opened") from error
+    except (LedgerError, LedgerVersion):
+        db.close()
+        raise
     return db
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """Open the ledger for reading only."""
+    """Open the ledger for reading only.
+
+    Raises:
+        LedgerError: it is damaged.
+        LedgerVersion: it has another format than this version writes; a reader migrates nothing.
+    """
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        version = db.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error as error:
         raise LedgerError(f"the ledger cannot be read: {error}") from error
-    _check_version(version)
+    try:
+        if format_of(db, path, migrated=False) == 0:
+            raise LedgerError("the ledger cannot be read: it has no format")
+    except sqlite3.Error as error:
+        db.close()
+        raise LedgerError(f"the ledger cannot be read: {error}") from error
+    except (LedgerError, LedgerVersion):
+        db.close()
+        raise
     return db
 
 
@@ -111,11 +135,3 @@ def ledger_error(error: BaseException, doing: str) -> SpoolamaError:
     wrapped = kinds.get(code, LedgerError)(f"{doing}: {error}")
     wrapped.__cause__ = error
     return wrapped
-
-
-def _check_version(version: int) -> None:
-    if version != FORMAT:
-        raise LedgerError(
-            f"the ledger has format {version}, this version of spoolama writes format {FORMAT}",
-            mend="Finish the job with the version that began it, or drop the files again.",
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import threading
@@ -16,13 +17,14 @@ from spoolama.backends.base import ChatRequest
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
-from spoolama.errors import DiskFull
+from spoolama.errors import DiskFull, JobError, LedgerError, LedgerVersion
 from spoolama.service import execution
 from spoolama.service.execution import JobExecutor
 from spoolama.service.model import Ended, StopSignal
 from spoolama.spool.claim import claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import LedgerThread
+from spoolama.spool.ledger_schema import open_writer
 from spoolama.spool.ready import Drop
 from spoolama.testing.backend import ScriptedBackend
 from spoolama.testing.evaluation import inline_evaluator
@@ -106,6 +108,28 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
 
     assert ended.where == "done"
     assert 0 < asked < 300, "what was answered before is kept"
+
+
+@pytest.mark.parametrize("sidecar", ["", "novelty: 1\n"], ids=["known sidecar", "unknown key in the sidecar"])
+def test_a_ledger_of_a_newer_version_is_never_published(tmp_path: Path, sidecar: str) -> None:
+    """Neither executing the job nor rejecting it, for whatever reason, takes it out of processing/."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.incoming / "j.csv").write_text("text\na\n")
+    (spool.incoming / "j.yaml").write_text(f'model: m\nprompt: "{{{{ text }}}}"\n{sidecar}')
+    clock = SystemClock()
+    job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
+    with contextlib.closing(open_writer(job.ledger)) as db:
+        db.execute("PRAGMA user_version=9")
+    before = {path.name: path.read_bytes() for path in job.path.iterdir()}
+    executor = JobExecutor(spool, ScriptedBackend(clock), inline_evaluator(), clock)
+    with pytest.raises(LedgerVersion, match=f"The ledger of {job.name} has format 9"):
+        asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
+    for error in (JobError("cancelled", code="cancelled"), LedgerError("damaged")):
+        with pytest.raises(LedgerVersion):
+            asyncio.run(executor.reject(job, error))
+    assert {name: (job.path / name).read_bytes() for name in before} == before
+    assert [*spool.done.iterdir(), *spool.failed.iterdir()] == []
 
 
 @pytest.mark.parametrize("then", ["report", "fail"])

@@ -229,18 +229,6 @@ def test_a_write_that_fails_is_final_and_loud(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_ledger_of_another_format_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    """Both are said in words instead of being read wrongly."""
-    (tmp_path / "junk").write_bytes(b"not a database" * 100)
-    db = sqlite3.connect(tmp_path / "old")
-    db.execute("PRAGMA user_version=99")
-    db.execute("CREATE TABLE t (x)")
-    db.close()
-    for name, words in (("junk", "cannot be"), ("old", "format 99")):
-        with pytest.raises(LedgerError, match=words):
-            LedgerReader(tmp_path / name)
-
-
 def test_openai_lines_of_another_shape_stand_alone(tmp_path: Path) -> None:
     """The most common shape shares conversations; others, and lines with histories, do not."""
 

@@ -83,7 +83,7 @@ def _load_everything() -> None:
         for module in pkgutil.iter_modules(package.__path__, f"{name}."):
             if not module.name.endswith(("tests", "__main__", "cli", "benchmarks")):
                 import_module(module.name)
-    for name in ("textwrap", "traceback", "unicodedata"):
+    for name in ("decimal", "fractions", "html", "inspect", "pprint", "textwrap", "traceback", "unicodedata"):
         import_module(name)
     for name in ("ascii", "latin_1", "unicode_escape", "utf_8", "utf_8_sig", "utf_16", "utf_32"):
         import_module(f"encodings.{name}")

@@ -1,0 +1,177 @@
+"""Formats of the ledger: which ones this version reads, and how it brings an older one to its own.
+
+SQLite's `user_version` has the number of the format, `meta` the version of spoolama that wrote the ledger
+last. A change of the tables, or of the JSON in them, is a new format: store ledgers of the format before
+(`tests/data/ledgers/README.md`), raise `FORMAT`, and add its step to `MIGRATIONS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spoolama import __version__
+from spoolama.errors import LedgerVersion
+
+__all__ = ["FORMAT", "MIGRATIONS", "Migration", "check_format", "format_of", "migrate", "note_writer"]
+
+FORMAT = 3
+"""The format that this version writes."""
+
+_RESULT_COLUMNS = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
+  segment INTEGER NOT NULL, place INTEGER NOT NULL, sight TEXT NOT NULL, aside INTEGER NOT NULL,
+  trimmed INTEGER NOT NULL, plan_version INTEGER NOT NULL, turn_tokens INTEGER NOT NULL,
+  own_bytes INTEGER NOT NULL, own_tokens INTEGER,
+  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
+  load_s REAL, prompt_s REAL, eval_s REAL, latency_s REAL NOT NULL,
+  attempts INTEGER NOT NULL, solo INTEGER NOT NULL, cold INTEGER NOT NULL, logprob REAL, num_ctx INTEGER,
+  at REAL NOT NULL"""
+"""As format 3 has them. A step never changes, so it shares nothing with the tables of today."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A step from one format to the next."""
+
+    before: int
+    """The format before it; the one after it is one higher."""
+    statements: tuple[str, ...]
+    """SQL, run in one transaction with the change of `user_version`."""
+    unless: str
+    """SQL that gives a row where this ledger cannot be migrated, since its remaining prompts may change."""
+
+
+MIGRATIONS: Sequence[Migration] = (
+    Migration(
+        2,
+        (
+            "CREATE TABLE trials (kind TEXT NOT NULL, ordinal INTEGER NOT NULL,"
+            f" {_RESULT_COLUMNS}, PRIMARY KEY (kind, ordinal)) STRICT, WITHOUT ROWID",
+            "CREATE TABLE guarded (segment INTEGER PRIMARY KEY, verdict TEXT NOT NULL) STRICT",
+            f"CREATE TABLE replaced (ordinal INTEGER PRIMARY KEY, {_RESULT_COLUMNS}) STRICT",
+        ),
+        # Plans of the first days of format 2 do not say whether anchors carry known answers. And a sidecar
+        # without `trim` meant `reset` with `every: 20`, now `auto`: the plan does not say which it was.
+        """
+SELECT 1 FROM plan
+WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS NULL
+   OR (json_extract(body, '$.strategy') = 'reset' AND json_extract(body, '$.every') = 20
+       AND json_extract(body, '$.segment_rows') != 1)
+""",
+    ),
+)
+"""The steps, oldest first. Format 1 has none: its plans lack what trims are decided by since format 2."""
+
+_WRITTEN_BY = "written_by"
+"""Key in `meta`: the version of spoolama that wrote the ledger last."""
+
+
+def check_format(path: Path) -> None:
+    """Refuse a ledger whose format this version does not read. Nothing is written to it.
+
+    A ledger that does not exist or is damaged passes: opening it gives the right error.
+
+    Raises:
+        LedgerVersion: its format is unknown, or it cannot be migrated.
+    """
+    if not path.exists():
+        return
+    for mode in ("ro", "rw"):  # a journal that a kill left in another mode than WAL is read only with rw
+        with contextlib.suppress(sqlite3.Error):
+            uri = f"{path.absolute().as_uri()}?mode={mode}"
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+                format_of(db, path)
+                return
+
+
+def format_of(db: sqlite3.Connection, path: Path, *, migrated: bool = True) -> int:
+    """The format of an open ledger; 0 where it has none. Nothing is written.
+
+    Args:
+        db: The ledger.
+        path: Its file; the job's directory is the one that it lies in.
+        migrated: Whether the caller migrates older formats.
+
+    Raises:
+        LedgerVersion: the caller cannot use this format.
+    """
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    if version in (0, FORMAT):
+        return version
+    if not _oldest() <= version < FORMAT or _unfaithful(db, version):
+        raise _refusal(db, path, version)
+    if not migrated:
+        raise LedgerVersion(
+            f"The ledger of {path.parent.name} has format {version}. "
+            f"The service migrates it to format {FORMAT} when it resumes the job."
+        )
+    return version
+
+
+def migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
+    """Bring a ledger from an older format to today's, in one transaction: a kill leaves it as it was.
+
+    Raises:
+        LedgerVersion: a later step cannot migrate it. Close the connection: nothing has changed then.
+    """
+    db.execute("BEGIN IMMEDIATE")
+    for step in MIGRATIONS:
+        if step.before >= version:
+            if _unfaithful(db, step.before):
+                raise _refusal(db, path, version)
+            for statement in step.statements:
+                db.execute(statement)
+    db.execute(note_writer())
+    db.execute(f"PRAGMA user_version={FORMAT}")
+    db.execute("COMMIT")
+
+
+def note_writer() -> str:
+    """The SQL that notes this version of spoolama as the ledger's writer, where another one is noted."""
+    value = json.dumps(__version__).replace("'", "''")
+    return (
+        f"INSERT INTO meta VALUES ('{_WRITTEN_BY}', '{value}')"  # noqa: S608 - the program's own version
+        " ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value != excluded.value;"
+    )
+
+
+def _oldest() -> int:
+    return MIGRATIONS[0].before if MIGRATIONS else FORMAT
+
+
+def _unfaithful(db: sqlite3.Connection, version: int) -> bool:
+    """Whether the step from this format might change the prompts of the remaining rows."""
+    return any(step.before == version and db.execute(step.unless).fetchone() for step in MIGRATIONS)
+
+
+def _refusal(db: sqlite3.Connection, path: Path, version: int) -> LedgerVersion:
+    writer = _writer(db)
+    written = "" if writer is None else f", written by spoolama {writer}"
+    oldest = _oldest()
+    between = "and" if oldest == FORMAT - 1 else "to"
+    reads = f"reads format {FORMAT}" if oldest == FORMAT else f"reads formats {oldest} {between} {FORMAT}"
+    if oldest <= version < FORMAT:  # a step says that it cannot migrate this one
+        reads = "may send other prompts for the remaining rows"
+    if version > FORMAT:
+        wanted = "a newer spoolama" if writer is None else f"spoolama {writer} or newer"
+    else:
+        wanted = "the version of spoolama that wrote it" if writer is None else f"spoolama {writer}"
+    return LedgerVersion(
+        f"The ledger of {path.parent.name} has format {version}{written}; "
+        f"this is spoolama {__version__}, which {reads}. "
+        f"The job waits in processing/ with its results. Install {wanted} to finish it."
+    )
+
+
+def _writer(db: sqlite3.Connection) -> str | None:
+    """The version that wrote the ledger last; None where it says none, or not as formats up to ours do."""
+    try:
+        row = db.execute("SELECT value FROM meta WHERE key=?", (_WRITTEN_BY,)).fetchone()
+        value = None if row is None else json.loads(row[0])
+    except (sqlite3.Error, ValueError, TypeError):
+        return None
+    return value if isinstance(value, str) and value.isprintable() and 0 < len(value) <= 40 else None

@@ -1,0 +1,182 @@
+"""Jobs that another version began and did not finish.
+
+Older versions: the stored ledgers in tests/data/ledgers, each killed half way. This version finishes the job
+by the very same requests, or the job waits in processing/. Newer versions: a ledger of an unknown format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemons import clean_env, daemon, fake_ollama, make_spool, run_once, wait_for, write_job
+from spoolama import __version__
+from spoolama.spool.ledger_format import FORMAT, MIGRATIONS
+
+LEDGERS = Path(__file__).parents[1] / "data" / "ledgers"
+CASES = sorted(path.parent for path in LEDGERS.glob("format-*/*/expected.jsonl"))
+PICKED = ("model", "messages", "format", "think", "options")
+"""What decides an answer, of the body of a request."""
+
+
+ANSWERS = ("--answer", "labels:good,bad,mixed")
+
+
+def text_of(request: dict[str, Any]) -> str:
+    """A request as text: messages and format byte for byte, options in any order."""
+    picked = {key: request[key] for key in PICKED if key in request}
+    picked["options"] = dict(sorted(picked.get("options", {}).items()))
+    return json.dumps(picked, ensure_ascii=False)
+
+
+def requests(log: Path) -> list[str]:
+    """The chat requests that the server got, in order."""
+    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    bodies = [json.loads(c["body"]) for c in calls if c["event"] == "call" and c["path"] == "/api/chat"]
+    return [text_of(body) for body in bodies if body["messages"]]
+
+
+def killed_job(case: Path, spool: Path) -> Path:
+    """The stored job, in processing/ of this spool."""
+    (job,) = (case / "processing").iterdir()
+    return shutil.copytree(job, spool / "processing" / job.name)
+
+
+def assert_finished(spool: Path, job: Path, case: Path, log: Path) -> None:
+    """Published in done/, every row answered once, and asked by exactly the expected requests."""
+    assert list((spool / "processing").iterdir()) == []
+    assert [path.name for path in (spool / "failed").iterdir()] == []
+    done = spool / "done" / job.name
+    expected = [text_of(json.loads(line)) for line in (case / "expected.jsonl").read_text().splitlines()]
+    assert requests(log) == expected
+    file = done / "rows.jsonl" if (done / "rows.jsonl").exists() else done / "results.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(1, len(rows) + 1))
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{path.parent.name}-{path.name}" for path in CASES])
+def test_a_job_of_an_older_version_is_finished_by_the_requests_that_it_would_have_sent(
+    tmp_path: Path, case: Path
+) -> None:
+    """Published in done/, every row answered once, each remaining request byte for byte as expected."""
+    spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
+    job = killed_job(case, spool)
+    with fake_ollama(log, *ANSWERS) as url:
+        done = run_once(clean_env(spool, url, SPOOLAMA_LANES="1"))
+    assert done.returncode == 0, done.stderr
+    assert_finished(spool, job, case, log)
+
+
+WAITING = sorted(path.parent for path in LEDGERS.glob("format-*/*/processing") if path.parent not in CASES)
+"""Jobs that this version cannot finish with the same prompts."""
+
+
+@pytest.mark.parametrize("case", WAITING, ids=[f"{path.parent.name}-{path.name}" for path in WAITING])
+def test_a_job_that_cannot_be_finished_with_the_same_prompts_waits(tmp_path: Path, case: Path) -> None:
+    """It stays in processing/, byte for byte, with words that name the format; nothing is asked."""
+    spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
+    job = killed_job(case, spool)
+    before = {path.name: path.read_bytes() for path in job.iterdir()}
+    with fake_ollama(log, *ANSWERS) as url:
+        done = run_once(clean_env(spool, url))
+    assert done.returncode == 0, done.stderr
+    assert requests(log) == []
+    assert {name: (job / name).read_bytes() for name in before} == before  # SQLite's -wal and -shm aside
+    assert [*(spool / "done").iterdir(), *(spool / "failed").iterdir()] == []
+    number = case.parent.name.removeprefix("format-")
+    words = f"The ledger of {job.name} has format {number}; this is spoolama "
+    assert words in done.stderr
+    assert "Install the version of spoolama that wrote it to finish it." in done.stderr
+
+
+def in_newer_format(job: Path, *, named: bool) -> None:
+    """Make the stored job one of a later version: an unknown format, and a sidecar with an unknown key."""
+    with contextlib.closing(sqlite3.connect(job / "ledger.sqlite", isolation_level=None)) as db:
+        db.execute("PRAGMA user_version=9")
+        if named:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('written_by', '\"2.3.0\"')")
+        else:
+            db.execute("ALTER TABLE meta RENAME TO notes")
+    with (job / "isolated.yaml").open("a") as sidecar:
+        sidecar.write("novelty: 1\n")
+
+
+def as_this_version_made_it(job: Path, case: Path) -> None:
+    """What installing the newer version would do for the job: its format is known again."""
+    with contextlib.closing(sqlite3.connect(job / "ledger.sqlite", isolation_level=None)) as db:
+        db.execute("PRAGMA user_version=3")
+    shutil.copyfile(next(case.glob("processing/*/isolated.yaml")), job / "isolated.yaml")
+
+
+def test_a_job_of_a_newer_version_waits_and_the_rest_of_the_queue_goes_on(tmp_path: Path) -> None:
+    """A .cancel file changes nothing; log, both forms of status and NAME.json name the version to install.
+
+    With that version the job is finished from its results: the very requests that were left.
+    """
+    spool, case = make_spool(tmp_path / "spool"), LEDGERS / "format-3" / "isolated"
+    job = killed_job(case, spool)
+    in_newer_format(job, named=True)
+    log, out = tmp_path / "calls", tmp_path / "log"
+    words = (
+        rf"The ledger of {job.name} has format 9, written by spoolama 2\.3\.0; "
+        rf"this is spoolama {re.escape(__version__)}, which reads formats [\w ]+\. "
+        r"The job waits in processing/ with its results\. Install spoolama 2\.3\.0 or newer to finish it\."
+    )
+    write_job(spool / "incoming", "after", 3, "model: smollm2:135m\nprompt: '{{ text }}'\n")
+    with fake_ollama(tmp_path / "other-calls", *ANSWERS) as url:
+        env = clean_env(spool, url, SPOOLAMA_LANES="1")
+        with daemon(env, log=out):
+            wait_for(lambda: any((spool / "done").glob("after-*")))
+            (spool / "incoming" / "isolated.cancel").touch()
+            wait_for(lambda: "is not cancelled" in out.read_text())
+            status = spool / "status" / "isolated.csv.json"
+            wait_for(lambda: status.exists() and json.loads(status.read_text())["state"] == "held")
+            said = subprocess.run(
+                [sys.executable, "-m", "spoolama", "status", "isolated.csv"],
+                env=env,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+        assert re.search(words, out.read_text())
+        assert "Traceback" not in out.read_text()
+        assert re.fullmatch(words, json.loads(status.read_text())["message"])
+        assert re.search(words, said.stdout)
+        assert re.search(words, (spool / "status" / "service.txt").read_text())
+        assert not (spool / "incoming" / "isolated.cancel").exists()
+        assert list((spool / "failed").iterdir()) == []
+    as_this_version_made_it(job, case)
+    shutil.rmtree(next((spool / "done").glob("after-*")))
+    with fake_ollama(log, *ANSWERS) as url:
+        assert run_once(clean_env(spool, url, SPOOLAMA_LANES="1")).returncode == 0
+    assert_finished(spool, job, case, log)
+
+
+def test_a_newer_ledger_that_does_not_name_its_version_waits_too(tmp_path: Path) -> None:
+    """A later format may keep its notes elsewhere; then the format alone is named."""
+    spool = make_spool(tmp_path / "spool")
+    job = killed_job(LEDGERS / "format-3" / "isolated", spool)
+    in_newer_format(job, named=False)
+    with fake_ollama(None) as url:
+        done = run_once(clean_env(spool, url))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (spool / "processing").iterdir()] == [job.name]
+    assert [*(spool / "done").iterdir(), *(spool / "failed").iterdir()] == []
+    assert f"The ledger of {job.name} has format 9; this is spoolama" in done.stderr
+    assert "Install a newer spoolama to finish it." in done.stderr
+
+
+def test_there_are_ledgers_of_every_format() -> None:
+    """A change of format begins with ledgers of the format before: tests/data/ledgers/README.md."""
+    formats = {int(path.parent.name.removeprefix("format-")) for path in CASES}
+    assert formats == {*(step.before for step in MIGRATIONS), FORMAT}
