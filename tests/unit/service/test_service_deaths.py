@@ -16,6 +16,7 @@ import pytest
 from spoolama.engine.progress import Progress
 from spoolama.errors import DiskFull
 from spoolama.service.model import Ended, StopSignal
+from spoolama.service.queue import JobQueue
 from spoolama.service.run_record import RunRecord, begun, read_record, write_record
 from spoolama.spool.claim import JobDir, read_job
 from spoolama.spool.job_ledger import JobLedger
@@ -123,6 +124,40 @@ def test_a_job_that_the_service_dies_of_is_held_after_the_third_time_and_the_oth
     assert lives.starts[4:] == [("a.csv", 0.0)]
     assert lives.service.published() == ["a", "b"]
     assert not list(lives.service.spool.incoming.iterdir())
+
+
+def test_an_error_of_an_earlier_death_is_not_given_as_the_last_one(lives: Lives) -> None:
+    """A signal leaves no error."""
+    lives.service.drop("a")
+    for death in (ZeroDivisionError, ZeroDivisionError, Killed):
+        lives.killers["a.csv"] = death
+        lives.live()
+    assert lives.live() == 0
+    assert "3 times" in lives.status("a.csv")["message"]
+    assert "The last error" not in lives.status("a.csv")["message"]
+
+
+def test_a_death_while_no_job_ran_releases_no_held_job(lives: Lives) -> None:
+    """A hold is taken back by nobody but a user."""
+    lives.killers["a.csv"] = Killed
+    lives.service.drop("a")
+    assert [lives.live() for _ in range(4)] == [None, None, None, 0]
+    lives.leave_holder()
+    assert (lives.live(), lives.record("a.csv").held, len(lives.starts)) == (0, True, 3)
+
+
+def test_a_job_with_deaths_goes_behind_those_that_come_later(tmp_path: Path) -> None:
+    """Whatever its priority, and though it waited long enough."""
+    queue = JobQueue()
+    for name, count in (("old", 2), ("new", 0), ("once", 1)):
+        path = tmp_path / name
+        item = queue.add(JobDir(path, name, path / "d.csv", None, f"{name}.csv", claimed_at=0.0, arrived=0.0))
+        item.record = RunRecord(deaths=count)
+        queue.settled(item, priority=count)
+    assert [item.job.name for item in queue.in_line()] == ["new", "once", "old"]
+    first = queue.next(0.0)
+    assert first is not None
+    assert first.job.name == "new"
 
 
 def test_a_released_job_that_kills_again_has_three_more_lives(lives: Lives) -> None:

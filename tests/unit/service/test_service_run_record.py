@@ -147,7 +147,8 @@ def test_a_hold_outlives_starts_and_reboots() -> None:
     """Nothing but a release takes it back."""
     held = replace(KILLER, held=True)
     for boot in (BOOT, REBOOTED):
-        assert restarted(held, READ, boot, NOW).held
+        after = restarted(held, READ, boot, NOW)
+        assert (after.held, after.deaths) == (True, MAX_DEATHS)
     assert released(held) == RunRecord()
 
 
