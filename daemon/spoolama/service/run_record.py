@@ -141,7 +141,7 @@ def _unexplained(record: RunRecord) -> bool:
 
 
 def probation_s(deaths: int) -> float:
-    """Seconds that the service must have lived before it starts a job with so many deaths."""
+    """Seconds that the service must have lived before it starts a job with this number of deaths."""
     if deaths == 0:
         return 0.0
     return min(MAX_PROBATION_S, PROBATION_S * PROBATION_FACTOR ** min(deaths - 1, 20))
