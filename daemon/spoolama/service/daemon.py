@@ -138,6 +138,7 @@ class Daemon:
             pass
         except* Exception:
             status = 1  # the task that died has said why
+            self._lock.note_death()
         return status
 
     async def _recover(self) -> None:

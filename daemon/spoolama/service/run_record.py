@@ -1,9 +1,9 @@
 """The run record: a file in a job's directory that says whether it runs, and whether the service died of it.
 
 The service marks a run in it before the job starts and takes the mark away when the run ends. A mark that is
-there at the next start says that the service died while the job ran, by whatever: an exception, a signal, the
-OOM killer. A death counts for the job if the job had no progress since the death before. After a reboot no
-death counts. What follows from the counts is decided here by pure functions; `deaths.py` acts on it.
+there at the next start says that the service died while the job ran, by whatever: an exception in any task, a
+signal, the OOM killer. A death counts for the job if the job had no progress since the death before. After a
+reboot no death counts. Pure functions here decide what follows from the counts; `deaths.py` acts on it.
 """
 
 from __future__ import annotations

@@ -105,8 +105,9 @@ class Working:
             if ended.where == "left" and stop.reason == "cancel":
                 ended = await self._executor.reject(job, cancelled())
         except asyncio.CancelledError:
-            await self._deaths.end(item)  # drained, or another task died: not this job's fault
-            raise
+            if self._stopping.is_set():
+                await self._deaths.end(item)
+            raise  # without a stop another task died, and the service with it while this job ran
         except SpoolamaError as error:
             await self._deaths.end(item)
             self._hold(item, error)

@@ -45,6 +45,7 @@ class SpoolLock:
         self._spool = spool
         self._clock = clock or SystemClock()
         self._fd: int | None = None
+        self._died = False
         self.left: LeftBy = "released"
         """How the holder before this one left the spool."""
 
@@ -95,6 +96,10 @@ class SpoolLock:
         with contextlib.suppress(OSError, SpoolError):
             self._sign(stopping=True)
 
+    def note_death(self) -> None:
+        """Leave the note behind at the release, as a holder does that is killed: an error ends this one."""
+        self._died = True
+
     def _left_by(self) -> LeftBy:
         """What the holder before left behind. On another boot that says nothing: the machine went down."""
         try:
@@ -109,8 +114,9 @@ class SpoolLock:
         """Give the spool back."""
         if self._fd is None:
             return
-        with contextlib.suppress(OSError):
-            (self._spool.status / HOLDER_FILE).unlink()
+        if not self._died:
+            with contextlib.suppress(OSError):
+                (self._spool.status / HOLDER_FILE).unlink()
         os.close(self._fd)
         self._fd = None
 

@@ -47,6 +47,8 @@ class Lives:
         """What is done before that."""
         self.starts: list[tuple[str, float]] = []
         """Each job that was started, and how many seconds the service lived before."""
+        self.side: Coroutine[Any, Any, None] | None = None
+        """What a side task of the next life does."""
         self._born = 0.0
 
     async def _execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> Ended | None:
@@ -63,8 +65,12 @@ class Lives:
 
     async def _live(self) -> int | None:
         self._born = self.clock.monotonic()
+        daemon = self.service.daemon(once=True)
+        if self.side is not None:
+            side, self.side = self.side, None
+            daemon._keeping.run = lambda: side  # type: ignore[method-assign]
         try:
-            return await self.service.daemon(once=True).run()
+            return await daemon.run()
         except BaseExceptionGroup:
             self.leave_holder()
             return None
@@ -158,6 +164,46 @@ def test_a_job_with_deaths_goes_behind_those_that_come_later(tmp_path: Path) -> 
     first = queue.next(0.0)
     assert first is not None
     assert first.job.name == "new"
+
+
+def test_a_side_task_that_dies_of_a_job_is_a_death_like_any_other(lives: Lives) -> None:
+    """The service ends by its error while the job runs, each time."""
+    started = asyncio.Event()
+
+    async def run(job: JobDir) -> None:
+        started.set()
+        await lives.clock.sleep(60)
+
+    async def die(event: asyncio.Event) -> None:
+        await event.wait()
+        raise OSError("out of descriptors")
+
+    lives.acts["a.csv"] = run
+    lives.service.drop("a")
+    for status in (1, 1, 1, 0):
+        started = asyncio.Event()
+        lives.side = die(started)
+        assert lives.live() == status
+    assert (lives.record("a.csv").held, len(lives.starts)) == (True, 3)
+
+
+def test_a_side_task_that_dies_of_itself_is_no_jobs_fault(lives: Lives) -> None:
+    """It dies as well while the job waits, which takes the death before back."""
+
+    async def run(job: JobDir) -> None:
+        await lives.clock.sleep(60)
+
+    async def die() -> None:
+        await lives.clock.sleep(3)
+        raise OSError("out of descriptors")
+
+    lives.acts["a.csv"] = run
+    lives.service.drop("a")
+    for _ in range(8):
+        lives.side = die()
+        assert lives.live() == 1
+    assert lives.starts == [("a.csv", 0.0)] * 4
+    assert lives.record("a.csv").deaths == 1
 
 
 def test_a_released_job_that_kills_again_has_three_more_lives(lives: Lives) -> None:
