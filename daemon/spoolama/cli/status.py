@@ -100,7 +100,8 @@ def _in_words(found: dict[str, Any]) -> list[str]:
         case "done" | "failed":
             return [f"{name} is in {found['where']}", found["message"]]
         case "queued":
-            return [f"{name} is number {found['place']} in line, as job {found['job']}."]
+            line = f"{name} is number {found['place']} in line, as job {found['job']}."
+            return [line, *filter(None, [found["message"]])]
         case state:
             where = f" as job {found['job']}" if found["job"] else ""
             return [f"{name}: {state}{where}.", *filter(None, [found["message"]])]

@@ -1,7 +1,8 @@
 """Commands by file: `NAME.cancel`, `NAME.pause` and `NAME.resume` in incoming/, so that scp is enough.
 
 NAME is a dropped file's name, its stem, or a job's name. The command file is removed once it is carried out.
-A paused job stays in processing/ with all its results. A cancelled one is published in failed/ with them.
+A paused job stays in processing/ with all its results; `.resume` also releases a job that is held since the
+service died during it. A cancelled one is published in failed/ with them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 
 from spoolama.errors import JobError
+from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
 from spoolama.service.marks import is_paused, pause, resume
 from spoolama.service.model import Executor
@@ -33,10 +35,11 @@ def cancelled() -> JobError:
 class Commands:
     """Carries out what users ask by file."""
 
-    def __init__(self, spool: Spool, state: ServiceState, executor: Executor) -> None:
+    def __init__(self, spool: Spool, state: ServiceState, executor: Executor, deaths: Deaths) -> None:
         self._spool = spool
         self._state = state
         self._executor = executor
+        self._deaths = deaths
 
     async def carry_out(self, control: Control) -> None:
         """Do what it says to every job that it means, and take it away."""
@@ -63,10 +66,14 @@ class Commands:
                 item.reason = f"Paused. Drop {name}.resume into incoming/ to go on."
             return f"{name} is paused"
         if command == "resume":
-            was_paused = is_paused(item.job)
+            was_paused, was_held = is_paused(item.job), item.record.held
             await asyncio.to_thread(resume, item.job)
+            if was_held:
+                await self._deaths.release(item)
             if item.standing == "paused":
                 self._state.queue.settled(item, item.priority)
+            if was_held:
+                return f"{name} is released and runs again"
             return f"{name} goes on" if was_paused else f"{name} was not paused"
         if running is not None and running.item is item:
             running.stop.set("cancel")

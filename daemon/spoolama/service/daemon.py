@@ -19,6 +19,7 @@ from spoolama.errors import ConfigError, SpoolError
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.service.deaths import Deaths
 from spoolama.service.heartbeat import Heartbeat
 from spoolama.service.keeping import Keeping
 from spoolama.service.logs import say, set_level
@@ -88,8 +89,12 @@ class Daemon:
         self.state = ServiceState(clock, ServerState(backend.kind, settings.backend.address or ""))
         self.state.idle_since = clock.monotonic()
         models = asyncio.Lock()
-        self._scanning = Scanning(spool, self.state, executor, clock, priority_of, settings, once=once)
-        self._working = Working(self.state, executor, clock, models, self._scanning.wake)
+        self._lock = SpoolLock(spool, clock)
+        self._deaths = Deaths(self.state.queue, clock)
+        self._scanning = Scanning(
+            spool, self.state, executor, clock, priority_of, settings, self._deaths, once=once
+        )
+        self._working = Working(self.state, executor, clock, models, self._deaths, self._scanning.wake)
         self._heartbeat = Heartbeat(self.state, notifier, clock, interval_s=watchdog_s)
         self._reporting = Reporting(spool, self.state, clock)
         self._keeping = Keeping(spool, settings.keep, clock)
@@ -110,7 +115,7 @@ class Daemon:
         """
         if not self._spool.status.is_dir():
             raise SpoolError(f"{self._spool.root} is no spool yet. Run: spoolama init {self._spool.root}")
-        with SpoolLock(self._spool, self._clock), listening(self.stop, self._reload_wanted.set):
+        with self._lock, listening(self.stop, self._reload_wanted.set):
             await asyncio.to_thread(self._spool.prove)
             status = await self._serve()
         say("service.stopped", status=status)
@@ -139,14 +144,14 @@ class Daemon:
             pass
         except* Exception:
             status = 1  # the task that died has said why
+            self._lock.note_death()
         return status
 
     async def _recover(self) -> None:
         found = await asyncio.to_thread(recover, self._spool)
         for action in found.said:
             say("spool.recovered", action=action.rstrip("."))
-        for job in found.jobs:
-            self.state.queue.add(job)
+        await self._deaths.recover(found.jobs, self._lock.left)
 
     async def _conduct(self, group: asyncio.TaskGroup) -> None:
         """Start the tasks, wait for the end, and bring it about."""
@@ -181,6 +186,7 @@ class Daemon:
         self._notifier.ready()
         self._heartbeat.tell()
         await self._until_end()
+        await asyncio.to_thread(self._lock.note_stopping)
         self._notifier.stopping()
         self.state.phase = "stopping"
         self._heartbeat.tell()

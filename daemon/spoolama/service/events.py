@@ -116,14 +116,18 @@ EVENTS: Mapping[str, EventKind] = {
     ),
     "job.crashed": EventKind(
         "critical",
-        "{job} ran into a defect ({error}); it stays in processing/. Start {starts} of {most}.",
+        "{job} ran into a defect ({error}); it stays in processing/, and the service stops.",
         "ba96ad97f4a64570a5514211cf0ec1ad",
     ),
     "job.held": EventKind("error", "{job} cannot go on for now: {error}", "bf64fd040fda4359a7f8e09d4678e6ae"),
-    "job.set_aside": EventKind(
-        "error",
-        "{job} is put aside: the service died with it {starts} times.",
-        "f8c798bec71e4003b0d47038c2f51cfd",
+    "job.delayed": EventKind("warning", "{job} waits: {reason}", "f11388c41cc94421b1291b79ffae31e2"),
+    "job.deaths_cleared": EventKind(
+        "warning",
+        "The service died while no job ran, so its deaths during {job} do not count any more.",
+        "e8e036c1d6f64f068b5b8271641e99df",
+    ),
+    "job.held_after_deaths": EventKind(
+        "error", "{job} is held: {reason}", "58e2b2ec08c244bcbb2dbe3de35b17a1"
     ),
     "job.removed": EventKind(
         "info",

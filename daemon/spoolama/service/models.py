@@ -99,7 +99,7 @@ class Releasing:
     async def look(self) -> None:
         """Release if it is time, once for each time of idleness; each minute until it works, said once."""
         since = self._state.idle_since
-        idle = self._state.running is None and self._state.queue.next() is None
+        idle = self._state.running is None and not self._state.queue.ready()
         tense = self._state.memory is not None and self._state.memory.level is not Level.OK
         now = self._clock.monotonic()
         if not idle or since == self._released_at or not (now - since >= self.after_s or tense):

@@ -1,11 +1,15 @@
-"""The claimed jobs and whose turn it is: higher priority first, then first come, then by name."""
+"""The claimed jobs and whose turn it is: higher priority first, then first come, then by name.
+
+Jobs during which the service died go behind all others, and not before the service has lived for a while.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from spoolama.service.run_record import RunRecord
 from spoolama.spool.claim import JobDir
 
 __all__ = ["JobQueue", "Queued", "Standing"]
@@ -26,11 +30,17 @@ class Queued:
     """Why it does not run, in words."""
     retry_at: float | None = None
     """Monotonic time from which a held job may be tried again; None: at the next start."""
+    record: RunRecord = field(default_factory=RunRecord)
+    """Whether the service died while the job ran."""
+    not_before: float = 0.0
+    """Monotonic time from which a ready job may run."""
+    after_deaths: str = ""
+    """Why it waits or is held since the service died, in words; empty if it did not."""
 
     @property
-    def turn(self) -> tuple[int, float, str]:
+    def turn(self) -> tuple[int, int, float, str]:
         """What it is sorted by."""
-        return (-self.priority, self.job.arrived, self.job.name)
+        return (self.record.deaths, -self.priority, self.job.arrived, self.job.name)
 
 
 class JobQueue:
@@ -52,8 +62,9 @@ class JobQueue:
         return item
 
     def settled(self, item: Queued, priority: int) -> None:
-        """Its content is frozen: it may run."""
-        item.standing, item.priority, item.reason = "ready", priority, ""
+        """Its content is frozen: it may run, unless it is held for the deaths of the service."""
+        item.standing = "held" if item.record.held else "ready"
+        item.priority, item.reason, item.retry_at = priority, item.after_deaths, None
         self.changed.set()
 
     def hold(self, item: Queued, reason: str, *, retry_at: float | None = None) -> None:
@@ -67,10 +78,22 @@ class JobQueue:
             if item.standing == "held" and item.retry_at is not None and item.retry_at <= now:
                 self.settled(item, item.priority)
 
-    def next(self) -> Queued | None:
-        """Whose turn it is; None if nobody is ready."""
-        ready = [item for item in self._items.values() if item.standing == "ready"]
-        return min(ready, key=lambda item: item.turn, default=None)
+    def jobs(self) -> list[Queued]:
+        """All of them."""
+        return list(self._items.values())
+
+    def ready(self) -> list[Queued]:
+        """Jobs that run as soon as it is their turn."""
+        return [item for item in self._items.values() if item.standing == "ready"]
+
+    def next(self, now: float) -> Queued | None:
+        """Whose turn it is at this monotonic time; None if nobody's."""
+        due = [item for item in self.ready() if item.not_before <= now]
+        return min(due, key=lambda item: item.turn, default=None)
+
+    def next_at(self) -> float | None:
+        """Monotonic time from which the first of the ready jobs may run; None if there is none."""
+        return min((item.not_before for item in self.ready()), default=None)
 
     def remove(self, item: Queued) -> None:
         """It left processing/."""

@@ -1,4 +1,4 @@
-"""Publishing a job in failed/ from outside its execution: refused uploads, cancelled jobs, jobs put aside."""
+"""Publishing a job in failed/ from outside its execution: refused uploads and cancelled jobs."""
 
 from __future__ import annotations
 

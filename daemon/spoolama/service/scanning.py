@@ -12,6 +12,7 @@ from dataclasses import replace
 from spoolama.clock import Clock
 from spoolama.errors import ConfigError, DropGone, InputError, SpoolError
 from spoolama.service.commands import Commands
+from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
 from spoolama.service.marks import is_paused
 from spoolama.service.model import Executor
@@ -54,6 +55,7 @@ class Scanning:
         clock: Time.
         priority_of: A settled job's priority, from its sidecar.
         settings: The rules; `adopt` changes them.
+        deaths: Releases held jobs.
         once: Whether to work off what is there and end.
     """
 
@@ -65,6 +67,7 @@ class Scanning:
         clock: Clock,
         priority_of: Callable[[JobDir], Awaitable[int]],
         settings: Settings,
+        deaths: Deaths,
         *,
         once: bool,
     ) -> None:
@@ -76,7 +79,7 @@ class Scanning:
         self._once = once
         self._wake = asyncio.Event()
         self._warned: set[tuple[str, str]] = set()
-        self._commands = Commands(spool, state, executor)
+        self._commands = Commands(spool, state, executor, deaths)
         self.worked_off = asyncio.Event()
         """`once`: set when there is nothing left to do."""
         self.adopt(settings)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress, Pulse
-from spoolama.errors import DiskFull, EvaluationFailed, JobError, LedgerVersion, SpoolamaError
+from spoolama.errors import DiskFull, EvaluationFailed, LedgerVersion, SpoolamaError
 from spoolama.service.commands import cancelled
+from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
-from spoolama.service.marks import MOST_CRASHES, count_crash, crashes
 from spoolama.service.model import Ended, Executor, StopSignal
 from spoolama.service.queue import Queued
-from spoolama.service.rejecting import reject
 from spoolama.service.state import Running, ServiceState
 
 __all__ = ["Working"]
@@ -31,6 +30,7 @@ class Working:
         executor: Does the work of one job.
         clock: Time.
         models: Held while a job runs, so that nobody releases its models.
+        deaths: Marks which job runs.
         on_end: Called after each job.
     """
 
@@ -40,12 +40,14 @@ class Working:
         executor: Executor,
         clock: Clock,
         models: asyncio.Lock,
+        deaths: Deaths,
         on_end: Callable[[], None],
     ) -> None:
         self._state = state
         self._executor = executor
         self._clock = clock
         self._models = models
+        self._deaths = deaths
         self._on_end = on_end
         self._stopping = StopSignal()
 
@@ -61,9 +63,9 @@ class Working:
         queue = self._state.queue
         while not self._stopping.is_set():
             queue.changed.clear()
-            item = queue.next()
+            item = queue.next(self._clock.monotonic())
             if item is None:
-                await queue.changed.wait()
+                await self._until_changed(queue.next_at())
                 continue
             # No await between the choice and this: a command must find the job either waiting or running.
             progress = Progress(
@@ -81,27 +83,45 @@ class Working:
             self._state.idle_since = self._clock.monotonic()
             self._on_end()
 
+    async def _until_changed(self, at: float | None) -> None:
+        """Wait for a change of the queue, or for this monotonic time."""
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._state.queue.changed.wait())]
+        if at is not None:
+            waits.append(asyncio.ensure_future(self._clock.sleep(max(0.0, at - self._clock.monotonic()))))
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
     async def _execute(self, running: Running) -> None:
         item, progress, stop = running.item, running.progress, running.stop
         job = item.job
         try:
-            so_far = await asyncio.to_thread(crashes, job)
-            if so_far >= MOST_CRASHES:
-                await self._set_aside(item, so_far)
-                return
+            await self._deaths.begin(item)
             say("job.started", job=job.name)
             ended = await self._executor.execute(job, progress, stop)
             if ended.where == "left" and stop.reason == "cancel":
                 ended = await self._executor.reject(job, cancelled())
+        except asyncio.CancelledError:
+            if self._stopping.is_set():
+                await self._deaths.end(item)
+            raise  # without a stop another task died, and the service with it while this job ran
         except SpoolamaError as error:
+            await self._deaths.end(item)
             self._hold(item, error)
         except Exception as error:
             words = f"{type(error).__name__}: {error}"
-            count = await asyncio.to_thread(count_crash, job, words)
-            say("job.crashed", job=job.name, error=words, starts=count, most=MOST_CRASHES, exc_info=True)
+            say("job.crashed", job=job.name, error=words, exc_info=True)
+            await self._deaths.note_error(item, words)
             raise
         else:
+            if ended.where == "left":
+                await self._deaths.end(item)
             self._note_end(item, ended, progress, stop)
+            if ended.where == "done":
+                await self._deaths.finished()
         finally:
             self._state.running = None
             self._state.pulses.pop("job", None)
@@ -140,16 +160,6 @@ class Working:
             return
         say("job.held", job=item.job.name, error=str(error), exc_info=True)
         self._state.queue.hold(item, f"{error} It is tried again at the service's next start.")
-
-    async def _set_aside(self, item: Queued, starts: int) -> None:
-        say("job.set_aside", job=item.job.name, starts=starts)
-        error = JobError(
-            f"The service ran into a defect of its own with this job {starts} times, so it was put aside.",
-            mend="Please report it with the log: journalctl SPOOLAMA_EVENT=job.crashed. "
-            "Everything you uploaded is here; drop it again after an update.",
-            code="service_defect",
-        )
-        await reject(self._state, self._executor, item, error)
 
 
 def _say_notice(job: str, kind: str, message: str) -> None:

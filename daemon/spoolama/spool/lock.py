@@ -8,17 +8,30 @@ import json
 import os
 import platform
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import SpoolError, SpoolHeld
 from spoolama.spool.durable import write_replace
 from spoolama.spool.layout import Spool
 
-__all__ = ["HOLDER_FILE", "SpoolLock"]
+__all__ = ["HOLDER_FILE", "LeftBy", "SpoolLock", "boot_id"]
 
 HOLDER_FILE = "daemon.json"
 """In status/: who holds the lock. It informs; only the lock decides."""
+LeftBy = Literal["released", "stopping", "died"]
+"""`stopping`: killed after it was asked to stop. `died`: by anything else, on this boot of the machine."""
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """The kernel's name of this boot of the machine; each boot has its own. Empty where it is not known."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 class SpoolLock:
@@ -32,6 +45,9 @@ class SpoolLock:
         self._spool = spool
         self._clock = clock or SystemClock()
         self._fd: int | None = None
+        self._died = False
+        self.left: LeftBy = "released"
+        """How the holder before this one left the spool."""
 
     def acquire(self) -> None:
         """Take the spool, or say at once who has it.
@@ -57,6 +73,7 @@ class SpoolLock:
                 f"{self._holder()} works on the spool {self._spool.root}. "
                 "Stop it first, or give this one another spool."
             ) from e
+        self.left = self._left_by()
         try:
             self._sign()
         except OSError as e:
@@ -64,16 +81,42 @@ class SpoolLock:
             raise SpoolError(f"{self._spool.status} cannot be written to: {e.strerror}.") from e
         self._fd = fd
 
-    def _sign(self) -> None:
-        body = {"pid": os.getpid(), "host": platform.node(), "since": self._clock.time()}
+    def _sign(self, *, stopping: bool = False) -> None:
+        body = {
+            "pid": os.getpid(),
+            "host": platform.node(),
+            "since": self._clock.time(),
+            "boot": boot_id(),
+            "stopping": stopping,
+        }
         write_replace(self._spool.status / HOLDER_FILE, json.dumps(body).encode() + b"\n")
+
+    def note_stopping(self) -> None:
+        """Say that the holder was asked to stop: a kill from here on is no death of its own."""
+        with contextlib.suppress(OSError, SpoolError):
+            self._sign(stopping=True)
+
+    def note_death(self) -> None:
+        """Leave the note behind at the release, as a holder does that is killed: an error ends this one."""
+        self._died = True
+
+    def _left_by(self) -> LeftBy:
+        """What the holder before left behind. On another boot that says nothing: the machine went down."""
+        try:
+            body = json.loads((self._spool.status / HOLDER_FILE).read_bytes())
+            if body["boot"] != boot_id():
+                return "released"
+            return "stopping" if body.get("stopping") else "died"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return "released"
 
     def release(self) -> None:
         """Give the spool back."""
         if self._fd is None:
             return
-        with contextlib.suppress(OSError):
-            (self._spool.status / HOLDER_FILE).unlink()
+        if not self._died:
+            with contextlib.suppress(OSError):
+                (self._spool.status / HOLDER_FILE).unlink()
         os.close(self._fd)
         self._fd = None
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from spoolama.clock import SystemClock
+from spoolama.clock import Clock, SystemClock
 from spoolama.engine.progress import Progress
 from spoolama.errors import JobError
 from spoolama.service.daemon import Daemon
@@ -68,15 +68,16 @@ class Service:
 
     Args:
         root: Where the spool is made.
+        clock: Time; the machine's own if there is none.
         settings: Keys as in the environment's variables, lower case.
     """
 
-    def __init__(self, root: Path, **settings: object) -> None:
+    def __init__(self, root: Path, clock: Clock | None = None, **settings: object) -> None:
         # As the real one does; structlog's own default prints every local variable of a traceback.
         configure("info", env={}, rendering="json")
         self.spool = Spool(root)
         self.spool.create()
-        self.clock = SystemClock()
+        self.clock: Clock = clock or SystemClock()
         self.executor = FakeExecutor(self.spool)
         self.backend = ScriptedBackend(self.clock)
         self.notifier = RecordingNotifier()

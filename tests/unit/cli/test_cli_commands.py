@@ -361,3 +361,14 @@ def test_names_cannot_draw_on_the_screen() -> None:
         plain.print(picture(payload, "head"))
     assert "[red]x.csv" in shown.get()
     assert "[bold]why" in shown.get()
+
+
+def test_status_of_a_job_that_waits_says_why(tmp_path: Path) -> None:
+    """Its place, and the reason if there is one."""
+    service = Service(tmp_path / "spool")
+    found = {"state": "queued", "name": "a.csv", "job": "a-1", "place": 2, "message": None}
+    path = service.spool.status / "a.csv.json"
+    for message in (None, "The service died once while this job ran."):
+        path.write_text(json.dumps(found | {"message": message}))
+        said = call("status", "a", "--spool", service.spool.root).output.splitlines()
+        assert said == ["a.csv is number 2 in line, as job a-1.", *([message] if message else [])]

@@ -198,28 +198,6 @@ async def test_a_side_task_that_just_ends_is_dead_too(
 
 
 @in_loop
-async def test_a_defect_in_a_job_stops_the_service_three_times_then_the_job_is_put_aside(
-    service: Service,
-) -> None:
-    """Nothing uploaded is lost, and the jobs behind it get their turn."""
-
-    async def defect(job: JobDir, progress: Progress, stop: StopSignal) -> None:
-        if job.dropped_as == "a.csv":
-            raise ZeroDivisionError("division by zero")
-
-    service.executor.act = defect
-    service.drop("a", sidecar=SIDECAR + "priority: 1\n")
-    service.drop("b")
-    for _ in range(3):
-        assert await service.daemon(once=True).run() == 1
-        assert len(list(service.spool.processing.iterdir())) == 2
-    assert await service.daemon(once=True).run() == 0
-    assert (service.published("failed"), service.published()) == (["a"], ["b"])
-    ((name, error),) = service.executor.rejected
-    assert (name, error.code) == ("a.csv", "service_defect")
-
-
-@in_loop
 async def test_a_full_disk_keeps_the_job_and_lets_it_wait(service: Service) -> None:
     """It is the disk's fault, not the job's."""
 

@@ -79,8 +79,8 @@ def test_the_level_can_be_changed_while_the_service_runs(capfd: pytest.CaptureFi
     logs.configure("info", env={}, rendering="json")
     logs.set_level("error")
     logs.say("job.claimed", name="a.csv", job="a-1")
-    logs.say("job.set_aside", job="a-1", starts=3)
-    assert [json.loads(x)["event"] for x in capfd.readouterr().err.splitlines()] == ["job.set_aside"]
+    logs.say("job.held", job="a-1", error="no room")
+    assert [json.loads(x)["event"] for x in capfd.readouterr().err.splitlines()] == ["job.held"]
 
 
 def test_what_libraries_warn_of_is_said_too(capfd: pytest.CaptureFixture[str]) -> None:

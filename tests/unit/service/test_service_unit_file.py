@@ -44,6 +44,14 @@ def test_the_unit_lets_memory_be_read() -> None:
     assert {f"char-{name} rw" for name in ("nvidia", "nvidiactl", "nvidia-caps")} <= set(unit["DeviceAllow"])
 
 
+def test_systemd_does_not_give_up_on_a_crash_loop_that_the_service_sorts_out_itself() -> None:
+    """Only a service that lives less than a second after each start reaches the start limit."""
+    unit = keys()
+    assert unit["StartLimitIntervalSec"] == ["10min"]
+    restart_s = int(unit["RestartSec"][0].removesuffix("s"))
+    assert int(unit["StartLimitBurst"][0]) * (restart_s + 1) >= 600
+
+
 def test_draining_ends_well_before_systemd_loses_patience() -> None:
     """The default drain_s and TimeoutStopSec fit each other."""
     timeout_s = int(keys()["TimeoutStopSec"][0].removesuffix("s"))

@@ -15,7 +15,7 @@ import pytest
 
 from spoolama.errors import SpoolError, SpoolHeld
 from spoolama.spool.layout import Spool
-from spoolama.spool.lock import HOLDER_FILE, SpoolLock
+from spoolama.spool.lock import HOLDER_FILE, SpoolLock, boot_id
 
 HOLDER = """
 import subprocess, sys
@@ -101,3 +101,23 @@ def test_no_spool(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(SpoolError, match="cannot be written"):
             SpoolLock(Spool(tmp_path / "bare")).acquire()
+
+
+@pytest.mark.parametrize(
+    ("how", "left"),
+    [("killed", "died"), ("stopping", "stopping"), ("reboot", "released"), ("odd", "released")],
+)
+def test_the_next_holder_knows_how_the_one_before_left(spool: Spool, how: str, left: str) -> None:
+    """Killed, killed while it stopped, or gone with the machine; released leaves nothing."""
+    with SpoolLock(spool) as lock:
+        if how == "stopping":
+            lock.note_stopping()
+        note = (spool.status / HOLDER_FILE).read_text()
+    if how == "reboot":
+        note = note.replace(boot_id(), "another boot")
+    assert SpoolLock(spool).left == "released"
+    (spool.status / HOLDER_FILE).write_text("[]" if how == "odd" else note)
+    with SpoolLock(spool) as after:
+        assert after.left == left
+    with SpoolLock(spool) as last:
+        assert last.left == "released"

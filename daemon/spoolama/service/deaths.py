@@ -1,0 +1,147 @@
+"""Deaths of the service: counts them for the jobs that ran, and holds the job that causes them.
+
+`run_record.py` has the record of a job and the rules; here they are applied to the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from spoolama.clock import Clock
+from spoolama.errors import SpoolamaError
+from spoolama.service.logs import say
+from spoolama.service.queue import JobQueue, Queued
+from spoolama.service.run_record import (
+    RunRecord,
+    begun,
+    cleared,
+    delay_reason,
+    ended,
+    forget_record,
+    held_reason,
+    must_hold,
+    probation_s,
+    read_record,
+    released,
+    restarted,
+    write_record,
+)
+from spoolama.service.status_text import moment
+from spoolama.spool.claim import JobDir
+from spoolama.spool.ledger_progress import job_progress
+from spoolama.spool.lock import LeftBy, boot_id
+
+__all__ = ["Deaths"]
+
+
+class Deaths:
+    """Keeps the run records of the queue's jobs.
+
+    Args:
+        queue: The jobs.
+        clock: Time.
+    """
+
+    def __init__(self, queue: JobQueue, clock: Clock) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._boot = boot_id()
+        self._writing = asyncio.Lock()
+
+    async def recover(self, jobs: Sequence[JobDir], left: LeftBy) -> None:
+        """Put the jobs that a start found into the queue, and count the death of the life before.
+
+        Args:
+            jobs: The jobs in processing/.
+            left: How the life before left the spool.
+        """
+        on_disk = {job.name: await asyncio.to_thread(read_record, job) for job in jobs}
+        # Killed after it was asked to stop: that is impatience, and no job is at fault.
+        before = {name: ended(r) if left == "stopping" else r for name, r in on_disk.items()}
+        died_idle = left == "died" and not any(r.running and r.boot == self._boot for r in before.values())
+        items = [self._queue.add(job) for job in jobs]
+        for item in items:
+            item.record = await self._counted(item.job, before[item.job.name], died_idle=died_idle)
+        self._hold()
+        lived, now = self._clock.monotonic(), self._clock.time()
+        for item in items:
+            old, new = before[item.job.name], item.record
+            if new.held:
+                item.after_deaths = held_reason(new, item.job)
+            elif new.deaths:
+                wait_s = probation_s(new.deaths)
+                item.not_before = lived + wait_s
+                item.after_deaths = delay_reason(new, self._others(item), moment(now + wait_s))
+                if new.deaths > old.deaths:
+                    say("job.delayed", job=item.job.name, reason=item.after_deaths)
+            elif old.deaths and died_idle:
+                say("job.deaths_cleared", job=item.job.name)
+            if new != on_disk[item.job.name]:
+                await self._store(item)
+
+    async def begin(self, item: Queued) -> None:
+        """Mark that the job runs.
+
+        Raises:
+            SpoolamaError: the disk does not let us.
+        """
+        item.record = begun(item.record, self._boot)
+        async with self._writing:
+            await asyncio.to_thread(write_record, item.job, item.record)
+
+    async def end(self, item: Queued) -> None:
+        """Take the mark away: the run ended, and the service lives."""
+        item.record = ended(item.record)
+        await self._store(item)
+
+    async def note_error(self, item: Queued, error: str) -> None:
+        """Keep the exception that ends the service; the mark stays, so the next start counts the death."""
+        item.record = replace(item.record, error=error)
+        await self._store(item)
+
+    async def finished(self) -> None:
+        """A job was finished, so the service works: jobs with deaths are judged anew."""
+        blamed = [item for item in self._queue.jobs() if item.record.deaths]
+        for item in blamed:
+            item.record = replace(item.record, other_finished=True)
+        self._hold()
+        for item in blamed:
+            await self._store(item)
+
+    async def release(self, item: Queued) -> None:
+        """Let a held job run again."""
+        item.record, item.not_before, item.after_deaths = released(item.record), 0.0, ""
+        if item.standing == "held":
+            self._queue.settled(item, item.priority)
+        await self._store(item)
+
+    async def _counted(self, job: JobDir, record: RunRecord, *, died_idle: bool) -> RunRecord:
+        """The record after this start."""
+        if not record.running and not record.deaths:
+            return record
+        progress = await asyncio.to_thread(job_progress, job.ledger)
+        record = restarted(record, progress, self._boot, self._clock.time())
+        return cleared(record) if died_idle and not record.held else record
+
+    def _hold(self) -> None:
+        """Hold the jobs that the service dies of."""
+        for item in self._queue.jobs():
+            if not item.record.held and must_hold(item.record, self._others(item)):
+                item.record = replace(item.record, held=True)
+                item.after_deaths = held_reason(item.record, item.job)
+                say("job.held_after_deaths", job=item.job.name, reason=item.after_deaths)
+                if item.standing == "ready":
+                    self._queue.settled(item, item.priority)
+
+    def _others(self, item: Queued) -> list[RunRecord]:
+        return [other.record for other in self._queue.jobs() if other is not item]
+
+    async def _store(self, item: Queued) -> None:
+        """Write the newest record. Where the disk does not let us it goes: no job is blamed by an old one."""
+        async with self._writing:
+            try:
+                await asyncio.to_thread(write_record, item.job, item.record)
+            except (SpoolamaError, OSError):
+                await asyncio.to_thread(forget_record, item.job)
