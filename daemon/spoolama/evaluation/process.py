@@ -17,7 +17,7 @@ from spoolama.errors import EvaluationFailed
 from spoolama.evaluation.base import Abandoned, LimitMet
 from spoolama.evaluation.connection import Connection, Ended, ProcessLimits
 
-__all__ = ["EvaluationProcess"]
+__all__ = ["EvaluationProcess", "FirstIdle"]
 
 _BATCH_ITEMS = 64
 _BATCH_BYTES = 256 * 1024
@@ -66,6 +66,11 @@ class EvaluationProcess:
         """How often a process was started."""
 
     @property
+    def idle(self) -> bool:
+        """Whether no task waits or is in the process."""
+        return self._driver is None or self._driver.done()
+
+    @property
     def pid(self) -> int | None:
         """The process's id; None while there is none."""
         return None if self._child is None else self._child.process.pid
@@ -97,7 +102,7 @@ class EvaluationProcess:
             raise EvaluationFailed("the evaluation process is closed")
         item = _Item(kind, definition, json.dumps(arguments).encode(), cpu_s, loop.create_future(), unwanted)
         self._queue.append(item)
-        if self._driver is None or self._driver.done():
+        if self.idle:
             # It begins in the next turn of the loop, so that tasks of the same turn go in one batch.
             self._driver = loop.create_task(self._drive(), name="evaluation")
         return await item.result
@@ -253,12 +258,35 @@ class EvaluationProcess:
         self._timer = None
         loop = asyncio.get_running_loop()
         left = self._used_at + self._idle_s - loop.time()
-        busy = self._driver is not None and not self._driver.done()
-        if left > 0 or busy:
+        if left > 0 or not self.idle:
             self._timer = loop.call_later(max(left, 1.0), self._retire)
         elif self._child is not None:
             child, self._child = self._child, None
             self._driver = loop.create_task(child.stop(), name="stop of the evaluation process")
+
+
+class FirstIdle:
+    """Two processes: the second one is used, and started, only while the first has tasks."""
+
+    def __init__(self, first: EvaluationProcess, second: EvaluationProcess) -> None:
+        self._first = first
+        self._second = second
+
+    async def run(
+        self,
+        kind: str,
+        definition: str,
+        arguments: Sequence[Any],
+        cpu_s: float,
+        unwanted: Callable[[], bool] | None = None,
+    ) -> list[Any]:
+        """Run a task; `EvaluationProcess.run` has the details."""
+        process = self._first if self._first.idle else self._second
+        return await process.run(kind, definition, arguments, cpu_s, unwanted)
+
+    async def aclose(self) -> None:
+        """End the second process; the first has another owner."""
+        await self._second.aclose()
 
 
 def _set(item: _Item, error: Exception) -> None:

@@ -19,7 +19,7 @@ from spoolama.backends.factory import BackendSettings, make_backend
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
 from spoolama.evaluation.evaluator import Evaluator
-from spoolama.evaluation.process import EvaluationProcess
+from spoolama.evaluation.process import EvaluationProcess, FirstIdle
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.host import SCAN_EVERY_S, HostProbe
 from spoolama.gpu.host_thread import HostThread
@@ -175,8 +175,10 @@ def daemon_for(
     spool = Spool(settings.spool)
     backend = backend_for(settings, clock)
     memory = memory_for(settings, backend, clock, env)
-    # Two, so that a sidecar that has just come does not hold up the rows of the running job.
-    of_jobs, of_arrivals = Evaluator(EvaluationProcess()), Evaluator(EvaluationProcess(idle_s=10.0))
+    # A sidecar that has just come must not hold up the rows of the running job.
+    process = EvaluationProcess()
+    of_jobs = Evaluator(process)
+    of_arrivals = Evaluator(FirstIdle(process, EvaluationProcess(idle_s=10.0)))
     executor = JobExecutor(
         spool,
         backend,
