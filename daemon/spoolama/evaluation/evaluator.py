@@ -18,11 +18,9 @@ from spoolama.evaluation.base import Abandoned, LimitMet, TaskRunner
 from spoolama.job.answer import parse_answer
 from spoolama.job.line_request import LineRequest
 from spoolama.job.sidecar import Sidecar
+from spoolama.job.yaml_tree import MAX_BYTES, too_large
 
-__all__ = ["EVALUATION_LIMIT", "MAX_SIDECAR_BYTES", "Evaluator", "JobEvaluator", "sidecar_too_large"]
-
-MAX_SIDECAR_BYTES = 1024 * 1024
-"""A larger sidecar is not opened."""
+__all__ = ["EVALUATION_LIMIT", "Evaluator", "JobEvaluator"]
 
 EVALUATION_LIMIT = "evaluation_limit"
 """Code of a row whose template, schema or score met a limit."""
@@ -30,11 +28,6 @@ EVALUATION_LIMIT = "evaluation_limit"
 _ROW_CPU_S = 2.0
 _FILE_CPU_S = 10.0
 _MOST_LIMITS = 3
-
-
-def sidecar_too_large(size: int) -> str:
-    """What to say about a sidecar of this size, in bytes."""
-    return f"has {size:,} bytes; a sidecar may have {MAX_SIDECAR_BYTES:,}"
 
 
 class Evaluator:
@@ -244,7 +237,7 @@ def _value(reply: list[Any]) -> Any:
 
 def _text_of(path: Path) -> bytes:
     size = path.stat().st_size
-    if size > MAX_SIDECAR_BYTES:
-        raise SidecarError([Problem(path.name, None, None, "", f"this file {sidecar_too_large(size)}")])
+    if size > MAX_BYTES:
+        raise SidecarError([Problem(path.name, None, None, "", too_large(size))])
     with path.open("rb") as file:
-        return file.read(MAX_SIDECAR_BYTES + 1)
+        return file.read(MAX_BYTES + 1)

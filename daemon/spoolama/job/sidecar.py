@@ -1,6 +1,6 @@
 """The sidecar: what a user asks of a job, checked.
 
-Loading from YAML, with file, line, column and key in every error, is in `job/sidecar_file.py`.
+Loading from YAML, with file, line, column and key in every error, is `evaluation/evaluator.py`'s.
 """
 
 from __future__ import annotations

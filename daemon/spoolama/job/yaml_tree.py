@@ -17,11 +17,12 @@ import yaml
 
 from spoolama.errors import Problem
 
-__all__ = ["Place", "Tree", "dotted", "read_yaml"]
+__all__ = ["MAX_BYTES", "Place", "Tree", "dotted", "read_yaml", "too_large"]
 
 KeyPath = tuple[str | int, ...]
 
-_MAX_BYTES = 1024 * 1024
+MAX_BYTES = 1_000_000
+"""A larger file is not read."""
 _MAX_NODES = 20_000
 _MAX_DEPTH = 50
 _MAX_CHARACTERS = 4 * 1024 * 1024
@@ -79,6 +80,11 @@ class Tree:
     problems: list[Problem]
 
 
+def too_large(size: int) -> str:
+    """What to say about a file of more than `MAX_BYTES`."""
+    return f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}"
+
+
 def dotted(path: KeyPath) -> str:
     """`("examples", 0, "user")` as people write it: `examples[0].user`."""
     out = ""
@@ -131,8 +137,8 @@ def read_yaml(text: str | bytes, name: str) -> Tree:
 def _decoded(text: str | bytes, name: str) -> str | Problem:
     if isinstance(text, str):
         text = text.encode(errors="surrogatepass")
-    if len(text) > _MAX_BYTES:
-        return Problem(name, None, None, "", f"the file has {len(text)} bytes; the limit is {_MAX_BYTES}")
+    if len(text) > MAX_BYTES:
+        return Problem(name, None, None, "", too_large(len(text)))
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         return Problem(name, None, None, "", "the file is UTF-16", "save it as UTF-8")
     try:

@@ -6,6 +6,7 @@ import os
 import stat
 from dataclasses import dataclass
 
+from spoolama.job.yaml_tree import too_large as yaml_too_large
 from spoolama.spool.names import DATA_ENDINGS, control_of, cut, data_name, readable
 
 __all__ = ["Held", "Note"]
@@ -121,6 +122,11 @@ def too_large(name: str, size: int, limit: int) -> Note:
         f"{readable(name)} has {_size(size)}; the limit here is {_size(limit)}. "
         "Split it, or ask the administrator to raise max_bytes.",
     )
+
+
+def sidecar_too_large(name: str, size: int) -> Note:
+    """More than any sidecar needs; it is not opened."""
+    return Note("too_large", f"{readable(name)}: {yaml_too_large(size)}. Upload a smaller one.", about=name)
 
 
 def disk_full(name: str, free: int, wanted: int) -> Note:

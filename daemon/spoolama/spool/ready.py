@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spoolama.clock import Clock
+from spoolama.job.yaml_tree import MAX_BYTES
 from spoolama.spool import held
 from spoolama.spool.durable import DISK, Disk
 from spoolama.spool.held import Held
@@ -230,6 +231,8 @@ class Scanner:
         size = self._seen[data].stat.st_size
         if rules.max_bytes is not None and size > rules.max_bytes:
             return held.too_large(data, size, rules.max_bytes)
+        if sidecar is not None and self._seen[sidecar].stat.st_size > MAX_BYTES:
+            return held.sidecar_too_large(sidecar, self._seen[sidecar].stat.st_size)
         default = None
         if sidecar is None:
             openai = self._openai(data)

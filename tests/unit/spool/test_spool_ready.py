@@ -204,6 +204,19 @@ def test_too_large(spool: Spool, clock: HandClock) -> None:
     assert "1.5 kB; the limit here is 1.0 kB" in held.message
 
 
+def test_a_sidecar_of_a_terabyte_is_held_without_being_opened(spool: Spool, clock: HandClock) -> None:
+    """A sparse file takes no room on the disk, and reading it would take all memory."""
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.csv", "a.yaml")
+    os.truncate(spool.incoming / "a.yaml", 1 << 40)
+    clock.move(3)
+    scanner.look()
+    clock.move(3)
+    (held,) = scanner.look().held
+    assert (held.name, held.code) == ("a.yaml", "too_large")
+    assert "the file has 1,099,511,627,776 bytes; the limit is 1,000,000" in held.message
+
+
 @pytest.mark.parametrize(
     ("floor", "free", "taken"), [(0, 19, False), (0, 20, True), (500, 499, False), (500, 500, True)]
 )
