@@ -61,6 +61,7 @@ class EvaluationProcess:
         self._numbered = 0
         self._used_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._closed = False
         self.starts = 0
         """How often a process was started."""
@@ -115,6 +116,8 @@ class EvaluationProcess:
         if self._driver is not None:
             self._driver.cancel()
             await asyncio.gather(self._driver, return_exceptions=True)
+        if self._stopping is not None:
+            await self._stopping
         self._fail(EvaluationFailed("the evaluation process is closed"))
         await self._stop_child()
 
@@ -262,7 +265,7 @@ class EvaluationProcess:
             self._timer = loop.call_later(max(left, 1.0), self._retire)
         elif self._child is not None:
             child, self._child = self._child, None
-            self._driver = loop.create_task(child.stop(), name="stop of the evaluation process")
+            self._stopping = loop.create_task(child.stop(), name="stop of the evaluation process")
 
 
 class FirstIdle:

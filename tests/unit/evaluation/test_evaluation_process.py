@@ -1,0 +1,378 @@
+"""The evaluation process: its limits, its end and its replacement, on the real process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spoolama.errors import EvaluationFailed, JobError, RowError, SidecarError
+from spoolama.evaluation.base import Abandoned, LimitMet
+from spoolama.evaluation.child.sandbox import SandboxEnvironment
+from spoolama.evaluation.connection import ProcessLimits
+from spoolama.evaluation.evaluator import Evaluator
+from spoolama.evaluation.process import EvaluationProcess, FirstIdle
+from spoolama.testing.evaluation import InlineRunner
+
+SOON = 0.3
+"""CPU seconds that a task may take here: enough for any honest one."""
+FREEZE = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ a }}"
+MEMORY = "{% set n = namespace(s='a' * 999) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}x"
+
+
+def with_process(work: Callable[[EvaluationProcess], Awaitable[None]], **options: Any) -> None:
+    """Run this with a process that is closed afterwards."""
+
+    async def main() -> None:
+        process = EvaluationProcess(**options)
+        try:
+            await work(process)
+        finally:
+            await process.aclose()
+
+    asyncio.run(main())
+
+
+async def render(process: EvaluationProcess, template: str, **fields: Any) -> Any:
+    return await process.run("render", template, [fields], SOON)
+
+
+def status_of(process: EvaluationProcess) -> dict[str, str]:
+    """What /proc says of the process."""
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    return dict(re.findall(r"^(\w+):\t\s*(.*)$", text, re.MULTILINE))
+
+
+def test_tasks_of_all_lanes_share_one_process() -> None:
+    """A thousand rows at once are answered in order, by one process that is small and restricted."""
+
+    async def work(process: EvaluationProcess) -> None:
+        replies = await asyncio.gather(*(render(process, "a {{ a }}", a=n) for n in range(1000)))
+        assert replies == [["ok", f"a {n}"] for n in range(1000)]
+        status = status_of(process)
+        assert (status["Seccomp"], status["NoNewPrivs"], process.starts) == ("2", "1", 1)
+        assert int(status["VmHWM"].split()[0]) < 100_000
+        assert {fd.name for fd in Path(f"/proc/{process.pid}/fd").iterdir()} == {"0", "1", "2"}
+
+    with_process(work)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (FREEZE, f"took longer than {SOON:g} s"),
+        (MEMORY, "needed more than 240 MB of memory"),
+    ],
+)
+def test_a_task_that_meets_a_limit_takes_no_other_with_it(template: str, words: str) -> None:
+    """Its own caller learns which limit, the others of its batch have their results, and later ones too."""
+
+    async def work(process: EvaluationProcess) -> None:
+        tasks = [render(process, template if n == 3 else "{{ a }}", a=n) for n in range(8)]
+        replies = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [str(reply) for reply in replies if isinstance(reply, LimitMet)] == [words]
+        assert isinstance(replies[3], LimitMet)
+        assert [reply for n, reply in enumerate(replies) if n != 3] == [
+            ["ok", str(n)] for n in range(8) if n != 3
+        ]
+        assert await render(process, "{{ a }}", a="after") == ["ok", "after"]
+
+    with_process(work)
+
+
+def test_a_task_that_crashes_the_process_is_named_by_the_signal() -> None:
+    """A segmentation fault is the row's, not the service's."""
+
+    async def work(process: EvaluationProcess) -> None:
+        await render(process, "{{ a }}", a=1)
+        waiting = asyncio.ensure_future(render(process, FREEZE, a=1))
+        await asyncio.sleep(0.05)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSEGV)
+        with pytest.raises(LimitMet, match=r"crashed the evaluation process \(SIGSEGV\)"):
+            await waiting
+
+    with_process(work)
+
+
+def test_a_process_that_somebody_kills_costs_no_row() -> None:
+    """SIGKILL comes from the kernel or an administrator: the tasks are sent again, to a new process."""
+
+    async def work(process: EvaluationProcess) -> None:
+        await render(process, "{{ a }}", a=1)
+        for _ in range(2):
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            replies = await asyncio.gather(*(render(process, "{{ a }}", a=n) for n in range(5)))
+            assert replies == [["ok", str(n)] for n in range(5)]
+        assert process.starts == 3
+
+    with_process(work)
+
+
+def test_a_process_that_does_not_answer_is_replaced() -> None:
+    """A stopped process uses no processor time; after its wall time it is ended and its tasks go on."""
+
+    async def work(process: EvaluationProcess) -> None:
+        await render(process, "{{ a }}", a=1)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        assert await render(process, "{{ a }}", a=2) == ["ok", "2"]
+        assert process.starts == 2
+
+    with_process(work, limits=ProcessLimits(wall_factor=1.0, wall_spare_s=0.2))
+
+
+def test_waiting_tasks_can_be_given_up() -> None:
+    """What nobody wants any more is not begun: a hundred hostile rows do not take two seconds each."""
+
+    async def work(process: EvaluationProcess) -> None:
+        met: list[LimitMet] = []
+
+        async def one() -> None:
+            try:
+                await process.run("render", FREEZE, [{"a": 1}], 0.1, lambda: len(met) >= 2)
+            except LimitMet as limit:
+                met.append(limit)
+
+        done = await asyncio.gather(*(one() for _ in range(100)), return_exceptions=True)
+        assert len(met) == 2
+        assert sum(isinstance(one, Abandoned) for one in done) == 98
+
+    with_process(work)
+
+
+def test_a_cancelled_task_leaves_the_process_usable() -> None:
+    """A lane that is stopped does not take the result of another."""
+
+    async def work(process: EvaluationProcess) -> None:
+        await render(process, "{{ a }}", a=1)
+        cancelled = asyncio.ensure_future(render(process, "{{ a }}", a=2))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        assert await render(process, "{{ a }}", a=3) == ["ok", "3"]
+
+    with_process(work)
+
+
+def test_an_idle_process_is_stopped_and_started_again() -> None:
+    """It takes no memory while nothing is evaluated."""
+
+    async def work(process: EvaluationProcess) -> None:
+        await render(process, "{{ a }}", a=1)
+        async with asyncio.timeout(20):
+            while process.pid is not None:
+                await asyncio.sleep(0.01)
+        assert await render(process, "{{ a }}", a=2) == ["ok", "2"]
+        assert process.starts == 2
+
+    with_process(work, idle_s=0.1)
+
+
+def test_a_process_that_does_not_start_is_no_rows_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After several attempts the caller learns why; the next call tries again."""
+    monkeypatch.setattr("spoolama.evaluation.process._START_DELAYS_S", (0.0, 0.0))
+
+    async def work(process: EvaluationProcess) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.executable", "/bin/false")
+            with pytest.raises(EvaluationFailed, match="does not start"):
+                await render(process, "{{ a }}", a=1)
+        assert process.starts == 3
+        assert await render(process, "{{ a }}", a=2) == ["ok", "2"]
+
+    with_process(work)
+
+
+def test_after_the_end_nothing_runs() -> None:
+    """A closed process is gone, and whoever asks it learns so."""
+
+    async def main() -> None:
+        process = EvaluationProcess()
+        await render(process, "{{ a }}", a=1)
+        pid = process.pid
+        await process.aclose()
+        assert not Path(f"/proc/{pid}").exists()
+        with pytest.raises(EvaluationFailed, match="closed"):
+            await render(process, "{{ a }}", a=1)
+
+    asyncio.run(main())
+
+
+def test_definitions_are_sent_once_and_forgotten_in_time() -> None:
+    """Hundreds of schemas, as OpenAI lines may bring them, come and come again."""
+
+    async def work(process: EvaluationProcess) -> None:
+        templates = [f"{n} {{{{ a }}}}" for n in range(300)]
+        for _ in range(2):
+            replies = await asyncio.gather(*(render(process, template, a=1) for template in templates))
+            assert replies == [["ok", f"{n} 1"] for n in range(300)]
+        assert len(process._numbers) < 200
+
+    with_process(work)
+
+
+def test_the_second_process_is_for_when_the_first_is_busy() -> None:
+    """A sidecar that takes long holds up no row of a running job, nor the other way round."""
+
+    async def main() -> None:
+        first, second = EvaluationProcess(), EvaluationProcess()
+        both = FirstIdle(first, second)
+        try:
+            await both.run("render", "{{ a }}", [{"a": 1}], SOON)
+            assert (first.starts, second.starts) == (1, 0)
+            busy = asyncio.ensure_future(render(first, FREEZE, a=1))
+            await asyncio.sleep(0.01)
+            assert await both.run("render", "{{ a }}", [{"a": 2}], SOON) == ["ok", "2"]
+            assert not busy.done()
+            with pytest.raises(LimitMet):
+                await busy
+        finally:
+            await both.aclose()
+            await first.aclose()
+
+    asyncio.run(main())
+
+
+# --- the same results as on the spot ---------------------------------------------------------------------
+
+FILTER_ARGUMENTS = {
+    "replace": "('a', 'b')",
+    "groupby": "('k')",
+    "format": "(1)",
+    "map": "('upper')",
+    "selectattr": "('k')",
+    "rejectattr": "('k')",
+    "round": "(1)",
+}
+
+
+def test_every_filter_works_without_files() -> None:
+    """Whatever a filter imports at its first use is there before the process gives up files."""
+    filters = [name for name in SandboxEnvironment().filters if not name.startswith("_")]
+    values: list[Any] = ["a <b> 'c' é\n%s", 2.5, [3, 1], ["b", "a", "a"], {"k": 1}, [{"k": 1}, {"k": 0}]]
+
+    async def work(process: EvaluationProcess) -> None:
+        inline = InlineRunner()
+        for name in filters:
+            source = "{{ a | NAME }}".replace("NAME", name + FILTER_ARGUMENTS.get(name, ""))
+            listed = source.replace(" }}", " | list }}")
+            replies = []
+            for value in values:
+                for template in (source, listed):
+                    replies.append(await process.run("render", template, [{"a": value}], 2.0))
+                    assert replies[-1] == await inline.run("render", template, [{"a": value}], 2.0)
+            assert any(reply[0] == "ok" for reply in replies), name
+
+    with_process(work)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.fixed_dictionaries({"a": JSON, "b": JSON}), min_size=1, max_size=20))
+@settings(max_examples=20, deadline=None)
+def test_values_come_through_unchanged(rows: list[dict[str, Any]]) -> None:
+    """What a prompt prints of any JSON value is the same in the process as on the spot."""
+    source = "{{ a }}|{{ b | tojson }}|{{ a ~ b }}|{{ row | length }}."
+
+    async def work(process: EvaluationProcess) -> None:
+        inline = InlineRunner()
+        replies = await asyncio.gather(*(process.run("render", source, [row], 2.0) for row in rows))
+        assert replies == [await inline.run("render", source, [row], 2.0) for row in rows]
+
+    with_process(work)
+
+
+# --- the evaluator ---------------------------------------------------------------------------------------
+
+
+def test_the_third_row_that_meets_a_limit_ends_the_job() -> None:
+    """Each has its own error with its line; after the third nothing is evaluated for this job."""
+
+    async def main() -> None:
+        runner = InlineRunner()
+        rows = Evaluator(runner).of_job()
+        runner.limits = {"render": "took longer than 2 s"}
+        for line in (12, 13, 14):
+            with pytest.raises(RowError, match=f"the template took longer than 2 s on line {line}") as caught:
+                await rows.render("{{ a }}", {"a": 1}, line)
+            assert caught.value.code == "evaluation_limit"
+        runner.limits = {}
+        with pytest.raises(JobError, match=r"3 rows met a limit of evaluation; the last: .* on line 14"):
+            await rows.render("{{ a }}", {"a": 1}, 15)
+        assert await Evaluator(runner).of_job(2).render("{{ a }}", {"a": 1}, 2) == "1"
+        with pytest.raises(JobError, match="3 rows met a limit of evaluation"):
+            await Evaluator(runner).of_job(3).render("{{ a }}", {"a": 1}, 2)
+
+    asyncio.run(main())
+
+
+def test_a_limit_in_a_check_or_a_score() -> None:
+    """An answer that cannot be checked keeps its text; a row without a score is the least important one."""
+
+    async def main() -> None:
+        runner = InlineRunner()
+        runner.limits = dict.fromkeys(("check", "score"), "took longer than 2 s")
+        rows = Evaluator(runner).of_job()
+        with pytest.raises(RowError, match="checking the answer against format took longer") as caught:
+            await rows.check({"type": "object"}, "{}", 3)
+        assert (caught.value.code, caught.value.answer) == ("evaluation_limit", "{}")
+        assert await rows.score("a", {"a": 1}, "x", 4) == float("-inf")
+
+    asyncio.run(main())
+
+
+def test_a_defect_of_ours_is_contained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that nobody expected is the row's or the file's error, and says whose fault it is."""
+
+    async def main() -> None:
+        evaluator = Evaluator(InlineRunner())
+
+        async def defect(*_: object) -> list[str]:
+            return ["defect", "ZeroDivisionError: by zero"]
+
+        monkeypatch.setattr(InlineRunner, "run", defect)
+        with pytest.raises(RowError, match="the template failed by a defect of spoolama: ZeroDivisionError"):
+            await evaluator.of_job().render("{{ a }}", {"a": 1}, 2)
+        with pytest.raises(SidecarError, match=r"a\.yaml: reading this file failed by a defect"):
+            await evaluator.parse_sidecar(b"model: m", "a.yaml")
+
+    asyncio.run(main())
+
+
+def test_sidecars_are_read_in_the_process(tmp_path: Path) -> None:
+    """Problems, columns and limits come back with the file's name; a large file is not opened."""
+    path = tmp_path / "a.yaml"
+    path.write_text("model: m\nprompt: '{{ a }}'\nid: nmae\n")
+
+    async def work(process: EvaluationProcess) -> None:
+        evaluator = Evaluator(process)
+        assert (await evaluator.load_sidecar(path)).id == "nmae"
+        (problem,) = await evaluator.column_problems(path, ["name", "b"], "a.csv")
+        assert str(problem) == (
+            "a.yaml:3:1: id: the header of a.csv has no column 'nmae' (did you mean 'name'?)"
+        )
+        path.write_text("model: m\nprmpt: x\n")
+        with pytest.raises(SidecarError, match=r"a\.yaml:2:1: prmpt: unknown key \(did you mean prompt\?\)"):
+            await evaluator.load_sidecar(path)
+        os.truncate(path, 1 << 40)
+        with pytest.raises(SidecarError, match="has 1,099,511,627,776 bytes; the limit is 1,000,000"):
+            await evaluator.load_sidecar(path)
+        with pytest.raises(SidecarError, match="byte 0x80 is not UTF-8"):
+            await evaluator.parse_sidecar(b"\x80" + json.dumps({"a": 1}).encode(), "a.yaml")
+
+    with_process(work)
