@@ -142,7 +142,10 @@ class EvaluationProcess:
                 batch = []
         except EvaluationFailed as error:
             self._fail(error)
-        except BaseException as error:
+        except asyncio.CancelledError:
+            self._queue.extendleft(reversed(batch))  # `aclose` tells them
+            raise
+        except Exception as error:
             self._queue.extendleft(reversed(batch))
             self._fail(EvaluationFailed(f"the evaluation process is not usable: {error!r}"))
             raise

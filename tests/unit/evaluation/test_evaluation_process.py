@@ -52,6 +52,18 @@ def status_of(process: EvaluationProcess) -> dict[str, str]:
     return dict(re.findall(r"^(\w+):\t\s*(.*)$", text, re.MULTILINE))
 
 
+async def computing(process: EvaluationProcess) -> None:
+    """Wait until the process has used processor time for a task."""
+
+    def ticks() -> int:
+        return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+    began = ticks()
+    async with asyncio.timeout(20):
+        while ticks() < began + 2:  # noqa: ASYNC110 - nothing reports it
+            await asyncio.sleep(0.005)
+
+
 def test_tasks_of_all_lanes_share_one_process() -> None:
     """A thousand rows at once are answered in order, by one process that is small and restricted."""
 
@@ -94,8 +106,9 @@ def test_a_task_that_crashes_the_process_is_named_by_the_signal() -> None:
 
     async def work(process: EvaluationProcess) -> None:
         await render(process, "{{ a }}", a=1)
-        waiting = asyncio.ensure_future(render(process, FREEZE, a=1))
-        await asyncio.sleep(0.05)
+        waiting = asyncio.ensure_future(process.run("render", FREEZE, [{"a": 1}], 30.0))
+        await asyncio.sleep(0)
+        await computing(process)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGSEGV)
         with pytest.raises(LimitMet, match=r"crashed the evaluation process \(SIGSEGV\)"):
@@ -230,15 +243,15 @@ def test_the_second_process_is_for_when_the_first_is_busy() -> None:
         try:
             await both.run("render", "{{ a }}", [{"a": 1}], SOON)
             assert (first.starts, second.starts) == (1, 0)
-            busy = asyncio.ensure_future(render(first, FREEZE, a=1))
-            await asyncio.sleep(0.01)
+            busy = asyncio.ensure_future(first.run("render", FREEZE, [{"a": 1}], 60.0))
+            await asyncio.sleep(0)
             assert await both.run("render", "{{ a }}", [{"a": 2}], SOON) == ["ok", "2"]
             assert not busy.done()
-            with pytest.raises(LimitMet):
-                await busy
         finally:
             await both.aclose()
             await first.aclose()
+        with pytest.raises(EvaluationFailed, match="closed"):
+            await busy
 
     asyncio.run(main())
 
