@@ -9,7 +9,7 @@
     │   ├── DiskFull           no room on the spool's disk: keep what there is, wait, try again
     │   └── DiskFailed         the disk did not keep what was written: never retried on the same file
     ├── EvaluationFailed       the process that evaluates templates and schemas cannot be started
-    ├── LedgerVersion          another version of spoolama wrote the ledger: its job waits in processing/
+    ├── LedgerVersion          only another version of spoolama can finish a job: it waits in processing/
     ├── DropGone               its uploader took a drop back while it was being claimed; nothing happened
     ├── JobError               this job cannot go on; it is published in failed/
     │   ├── ModelLost          a model of it cannot be had, or not any more
@@ -104,7 +104,7 @@ class DiskFailed(SpoolError):
 
 
 class LedgerVersion(SpoolamaError):
-    """This version of spoolama cannot read the ledger's format.
+    """This version of spoolama cannot go on with a job that another one began: its ledger, or its sidecar.
 
     It is no JobError: the job waits in processing/ with its results and is never published in failed/.
     """

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
+from spoolama import __version__
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.engine.auditing import left_to_look_at
@@ -17,7 +18,7 @@ from spoolama.engine.progress import Progress
 from spoolama.engine.runner import JobRunner
 from spoolama.engine.store import Stop
 from spoolama.engine.tally import FIRST_ROWS, check_first_failures
-from spoolama.errors import InputError, JobError, LedgerError, SidecarError
+from spoolama.errors import InputError, JobError, LedgerError, LedgerVersion, SidecarError
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, Evaluator
 from spoolama.gpu.limits import Marks
 from spoolama.gpu.watchdog import MemoryWatchdog
@@ -33,6 +34,7 @@ from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import Durable
 from spoolama.spool.ledger_format import check_format
+from spoolama.spool.ledger_progress import job_progress
 from spoolama.spool.ledger_read import LedgerReader
 from spoolama.spool.publish import open_out, publish
 
@@ -83,7 +85,7 @@ class JobExecutor:
         """Take the job from where its ledger stands to its end, or to `stop`.
 
         Raises:
-            LedgerVersion: this version cannot read the ledger; the job waits in processing/.
+            LedgerVersion: only another version can finish it; the job waits in processing/.
         """
         try:
             kind = await asyncio.to_thread(detect, job.data, job.data.name)
@@ -137,7 +139,17 @@ class JobExecutor:
     async def _sidecar(self, job: JobDir, kind: InputKind) -> Sidecar:
         openai = kind.format == "openai"
         if job.sidecar is not None:
-            return await self._evaluator.load_sidecar(job.sidecar, openai=openai)
+            try:
+                return await self._evaluator.load_sidecar(job.sidecar, openai=openai)
+            except SidecarError as error:
+                if not (await asyncio.to_thread(job_progress, job.ledger)).all_read:
+                    raise
+                # It was accepted when the job began: an older version allowed more than this one.
+                raise LedgerVersion(
+                    f"This is spoolama {__version__}, which refuses the sidecar of a job that has begun: "
+                    f"{error}. {job.name} waits in processing/ with its results. Install the version of "
+                    "spoolama that began it to finish it."
+                ) from error
         if openai:
             return Sidecar(model="")
         raise InputError(f"{job.data.name} came without a sidecar", mend="Drop it again with its sidecar.")

@@ -60,7 +60,7 @@ async def computing(process: EvaluationProcess) -> None:
 
     began = ticks()
     async with asyncio.timeout(20):
-        while ticks() < began + 2:  # noqa: ASYNC110 - nothing reports it
+        while ticks() < began + 2:
             await asyncio.sleep(0.005)
 
 

@@ -132,6 +132,29 @@ def test_a_ledger_of_a_newer_version_is_never_published(tmp_path: Path, sidecar:
     assert [*spool.done.iterdir(), *spool.failed.iterdir()] == []
 
 
+def test_a_job_whose_sidecar_this_version_refuses_keeps_its_results(tmp_path: Path) -> None:
+    """An older version accepted it: the job waits in processing/, and not even a cancel publishes it."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.incoming / "j.csv").write_text("text\na\n")
+    (spool.incoming / "j.yaml").write_text("model: m\nprompt: '{{ text }}'\n")
+    clock = SystemClock()
+    job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
+    executor = JobExecutor(spool, ScriptedBackend(clock), inline_evaluator(), clock)
+    stop = StopSignal()
+    stop.set()
+    assert asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), stop)).where == "left"
+    assert job.sidecar is not None
+    job.sidecar.write_text("model: m\nprompt: '{{ text }}'\ntimeout: 0.5\n")
+
+    with pytest.raises(LedgerVersion, match=r"refuses the sidecar .*timeout: 0.5 is not a number of seconds"):
+        asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
+    with pytest.raises(LedgerVersion):
+        asyncio.run(executor.reject(job, JobError("cancelled", code="cancelled")))
+    assert job.ledger.exists()
+    assert [*spool.done.iterdir(), *spool.failed.iterdir()] == []
+
+
 @pytest.mark.parametrize("then", ["report", "fail"])
 def test_harm_that_was_seen_is_part_of_how_a_job_ended(tmp_path: Path, then: str) -> None:
     """Status, log and the last line of `run` show this sentence: it says that answers were changed."""
