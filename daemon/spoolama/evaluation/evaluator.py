@@ -40,30 +40,34 @@ class Evaluator:
     def __init__(self, runner: TaskRunner) -> None:
         self._runner = runner
 
-    async def load_sidecar(self, path: Path, *, openai: bool = False) -> Sidecar:
+    async def load_sidecar(self, path: Path, *, openai: bool = False, cpu_s: float = _FILE_CPU_S) -> Sidecar:
         """Read and check a sidecar; its file name is in every problem.
 
         Args:
             path: The file.
             openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
+            cpu_s: Processor time that it may take, in seconds.
 
         Raises:
             SidecarError: with every problem found.
             OSError: the file cannot be read.
         """
         text = await asyncio.to_thread(_text_of, path)
-        return await self.parse_sidecar(text, path.name, openai=openai)
+        return await self.parse_sidecar(text, path.name, openai=openai, cpu_s=cpu_s)
 
-    async def parse_sidecar(self, text: bytes, name: str, *, openai: bool = False) -> Sidecar:
+    async def parse_sidecar(
+        self, text: bytes, name: str, *, openai: bool = False, cpu_s: float = _FILE_CPU_S
+    ) -> Sidecar:
         """Check a sidecar's text; arguments and errors as `load_sidecar`'s.
 
         Args:
             text: The file's content.
             name: Its name as the person knows it.
             openai: Whether it belongs to OpenAI batch lines.
+            cpu_s: Processor time that it may take, in seconds.
         """
         arguments = [text.decode("latin-1"), name, openai]
-        return Sidecar.model_validate_json(await self._file("sidecar", arguments, name))
+        return Sidecar.model_validate_json(await self._file("sidecar", arguments, name, cpu_s))
 
     async def column_problems(self, path: Path, columns: Sequence[str], data: str) -> list[Problem]:
         """Columns that a sidecar names and the header does not have.
@@ -79,7 +83,9 @@ class Evaluator:
         """
         text = await asyncio.to_thread(_text_of, path)
         arguments = [text.decode("latin-1"), path.name, list(columns), data]
-        return [Problem(**problem) for problem in await self._file("columns", arguments, path.name)]
+        return [
+            Problem(**problem) for problem in await self._file("columns", arguments, path.name, _FILE_CPU_S)
+        ]
 
     def of_job(self, limits_met: int = 0) -> JobEvaluator:
         """What evaluates the rows of one job.
@@ -101,9 +107,9 @@ class Evaluator:
     ) -> None:
         await self.aclose()
 
-    async def _file(self, kind: str, arguments: list[Any], name: str) -> Any:
+    async def _file(self, kind: str, arguments: list[Any], name: str, cpu_s: float) -> Any:
         try:
-            return _value(await self._runner.run(kind, "", arguments, _FILE_CPU_S))
+            return _value(await self._runner.run(kind, "", arguments, cpu_s))
         except LimitMet as limit:
             message = f"reading this file {limit}"
         except _Defect as defect:

@@ -88,8 +88,9 @@ class JobExecutor:
             LedgerVersion: only another version can finish it; the job waits in processing/.
         """
         try:
-            kind = await asyncio.to_thread(detect, job.data, job.data.name)
-            sidecar = await self._sidecar(job, kind)
+            with progress.pulse.wait(_LEAST_PATIENCE_S):
+                kind = await asyncio.to_thread(detect, job.data, job.data.name)
+                sidecar = await self._sidecar(job, kind)
         except JobError as error:
             return await self.reject(job, error)
         failure: JobError | None = None

@@ -48,7 +48,7 @@ async def take_in(
     rows = iter(reader)
     while batch := await asyncio.to_thread(_batch, rows):
         if lines is not None:
-            batch = await asyncio.gather(*(_read_line(row, lines) for row in batch))
+            batch = await asyncio.gather(*(_read_line(row, lines, progress) for row in batch))
         await ledger.take_in([namer.name(row) for row in batch])
         count += len(batch)
         progress.total = count
@@ -66,7 +66,7 @@ async def take_in(
     )
 
 
-async def _read_line(row: Row, lines: JobEvaluator) -> Row:
+async def _read_line(row: Row, lines: JobEvaluator, progress: Progress) -> Row:
     """The row with what its OpenAI request asks for, or with why it cannot be asked."""
     if row.fields is None or row.fault is not None:
         return row
@@ -74,6 +74,8 @@ async def _read_line(row: Row, lines: JobEvaluator) -> Row:
         request = await lines.read_line(row.fields, row.line)
     except RowError as error:
         return replace(row, fault=RowFault(error.code, error.message))
+    finally:
+        progress.pulse.beat()
     return replace(row, shape=request.shape, model=request.model)
 
 

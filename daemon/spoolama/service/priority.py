@@ -11,6 +11,9 @@ from spoolama.spool.claim import JobDir
 
 __all__ = ["priority_of"]
 
+_CPU_S = 2.0
+"""Processor time for reading a sidecar here, where other jobs wait for it; the executor takes more."""
+
 
 async def priority_of(job: JobDir, evaluator: Evaluator) -> int:
     """The sidecar's priority; 0 where it cannot be read: the executor will say why."""
@@ -19,5 +22,6 @@ async def priority_of(job: JobDir, evaluator: Evaluator) -> int:
     # Whatever a sidecar leads to must not end the scanner, and with it the service, at each start again.
     with contextlib.suppress(Exception):
         kind = await asyncio.to_thread(detect, job.data, job.data.name)
-        return (await evaluator.load_sidecar(job.sidecar, openai=kind.format == "openai")).priority
+        openai = kind.format == "openai"
+        return (await evaluator.load_sidecar(job.sidecar, openai=openai, cpu_s=_CPU_S)).priority
     return 0

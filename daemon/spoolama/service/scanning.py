@@ -30,6 +30,8 @@ __all__ = ["Scanning", "rules_for"]
 
 _DEBOUNCE_S = 0.1
 _SETTLE_AGAIN_S = 1.0
+_PRIORITY_S = 10.0
+"""Longest time to wait for the priorities of jobs that have just come."""
 
 
 def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
@@ -118,8 +120,7 @@ class Scanning:
         """One look, and everything that follows from it."""
         look = await asyncio.to_thread(self._scanner.look)
         stuck = await self._claim_all(look)
-        for item in self._state.queue.settling():
-            await self.settle(item)
+        await self._settle_all()
         self._state.queue.release_due(self._clock.monotonic())
         for control in look.controls:
             await self._commands.carry_out(control)
@@ -129,14 +130,31 @@ class Scanning:
             self.worked_off.set()
         return look
 
-    async def settle(self, item: Queued) -> None:
-        """Find out whether a claimed job's files are frozen; then it may run."""
+    async def _settle_all(self) -> None:
+        """Let claimed jobs run whose files are frozen, all at once: the first to run is the most urgent."""
+        settled = [item for item in self._state.queue.settling() if await self._is_settled(item)]
+        priorities = await asyncio.gather(*(self._priority(item) for item in settled))
+        for item, priority in zip(settled, priorities, strict=True):
+            if item.standing == "settling":  # a command may have come meanwhile
+                ready_to_run(self._state.queue, item, priority)
+                self._state.changed.set()
+
+    async def _priority(self, item: Queued) -> int:
+        """The job's priority; 0 where its sidecar takes long to read, since other drops wait."""
+        try:
+            async with asyncio.timeout(_PRIORITY_S):
+                return await self._priority_of(item.job)
+        except TimeoutError:
+            return 0
+
+    async def _is_settled(self, item: Queued) -> bool:
+        """Whether a claimed job's files are frozen, so that it may run."""
         try:
             verdict = await asyncio.to_thread(settle, item.job)
         except (SpoolError, OSError) as error:
             say("job.held", job=item.job.name, error=str(error))
             self._state.queue.hold(item, str(error))
-            return
+            return False
         match verdict:
             case Settling(reason=reason):
                 if not item.reason:
@@ -146,8 +164,9 @@ class Scanning:
                 say("drop.rejected", name=item.job.dropped_as, job=item.job.name, reason=message)
                 await reject(self._state, self._executor, item, InputError(message, code=code))
             case _:
-                ready_to_run(self._state.queue, item, await self._priority_of(item.job))
+                return True
         self._state.changed.set()
+        return False
 
     async def _claim_all(self, look: Look) -> list[Held]:
         """Claim what is ready; what could not be claimed, and why. One drop's trouble is not the others'."""

@@ -18,6 +18,7 @@ from spoolama.evaluation.evaluator import Evaluator
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.readings import NoCards
 from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.job.sidecar import Sidecar
 from spoolama.service.memory import Watching
 from spoolama.service.model import Ended, StopSignal
 from spoolama.service.settings import Settings, VramSection
@@ -107,14 +108,32 @@ async def test_an_odd_schema_in_a_sidecar_does_not_end_the_service(service: Serv
 async def test_nothing_that_a_sidecar_leads_to_ends_the_service(service: Service) -> None:
     """Where reading one raises what nobody thought of, its priority is 0 and the job goes on."""
 
-    async def fail(_: Evaluator, path: Path, *, openai: bool = False) -> None:
-        raise ZeroDivisionError(path, openai)
+    async def fail(_: Evaluator, path: Path, **options: object) -> None:
+        raise ZeroDivisionError(path, options)
 
     service.drop("odd")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "load_sidecar", fail)
         assert await service.daemon(once=True).run() == 0
     assert service.published() == ["odd"]
+
+
+@in_loop
+async def test_a_sidecar_that_takes_long_holds_up_no_other_job(service: Service) -> None:
+    """Its priority counts as 0 after a while, and the job that came with it runs."""
+
+    async def never(_: Evaluator, path: Path, **_options: object) -> Sidecar:
+        if "odd" in path.name:
+            await asyncio.Event().wait()
+        return Sidecar(priority=3)
+
+    service.drop("odd")
+    service.drop("good")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "load_sidecar", never)
+        patch.setattr("spoolama.service.scanning._PRIORITY_S", 0.1)
+        assert await service.daemon(once=True).run() == 0
+    assert service.executor.executed == ["good.csv", "odd.csv"]
 
 
 @in_loop
