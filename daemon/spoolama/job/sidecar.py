@@ -176,7 +176,7 @@ class Sidecar(_Model):
     )
     retries: int = Field(3, ge=0, le=20, description="Tries of a row after the first.")
     timeout: float | None = Field(
-        None, ge=1, le=86_400, description="Seconds for one answer, 1 to 86,400; default: learned."
+        None, ge=0.1, le=86_400, description="Seconds for one answer, 0.1 to 86,400; default: learned."
     )
     max_failed: Annotated[int, Field(ge=0, le=10**12)] | Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="End the job early past this number (2, 50) or share (0.01) of failed rows."

@@ -73,7 +73,7 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "on_collapse": ("report, redo or fail", "redo"),
     "answer_key": ("a key of the answer, as a text", "score"),
     "retries": ("a whole number from 0 to 20", "3"),
-    "timeout": ("a number of seconds from 1 to 86400", "120"),
+    "timeout": ("a number of seconds from 0.1 to 86400", "120"),
     "max_failed": ("a number of rows from 0, or a share from 0.0 to 1.0", "0.01"),
     "expect": ("a mapping with rows or sha256", "{rows: 170000}"),
     "expect.rows": ("a whole number of rows from 0", "170000"),
