@@ -28,7 +28,7 @@ from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
 from spoolama.errors import RowError, SpoolamaError
 from spoolama.evaluation.asking import Asker
-from spoolama.evaluation.evaluator import JobEvaluator
+from spoolama.evaluation.evaluator import EVALUATION_LIMIT, JobEvaluator
 from spoolama.gpu.room import Memory
 from spoolama.job.sidecar import Sidecar
 
@@ -240,8 +240,11 @@ class ModelRun:
         found: list[tuple[Message, ...]] = []
         rows = await t.store.pending(0, 1 << 61, self._model, _EXAMPLES)
         for row in rows or await t.store.deferred(self._model, -1, _EXAMPLES):
-            with contextlib.suppress(RowError):
+            try:
                 found.append((await t.asker.ask(row.fields, row.line)).own)
+            except RowError as error:
+                if error.code == EVALUATION_LIMIT:
+                    break  # a lane gives the row its error; more of them would end the job before that
         return found
 
 

@@ -127,8 +127,8 @@ class JobEvaluator:
 
     def __init__(self, runner: TaskRunner, limits_met: int = 0) -> None:
         self._runner = runner
-        self._limits_met = limits_met
-        self._last = ""
+        self._before = limits_met
+        self._met: dict[tuple[str, int], str] = {}
         self._schema: tuple[object, str] = (None, "")
 
     async def render(self, template: str, fields: Mapping[str, Any], line: int) -> str:
@@ -199,6 +199,8 @@ class JobEvaluator:
         return self._schema[1]
 
     async def _row(self, kind: str, definition: str, arguments: list[Any], what: str, line: int) -> Any:
+        if (met := self._met.get((kind, line))) is not None:
+            raise RowError(EVALUATION_LIMIT, met)  # it would meet the limit again
         if self._over():
             raise self._too_many()
         try:
@@ -206,19 +208,21 @@ class JobEvaluator:
         except Abandoned:
             raise self._too_many() from None
         except LimitMet as limit:
-            self._limits_met += 1
-            self._last = f"{what} {limit} on line {line}"
-            raise RowError(EVALUATION_LIMIT, self._last) from None
+            message = self._met[kind, line] = f"{what} {limit} on line {line}"
+            raise RowError(EVALUATION_LIMIT, message) from None
         except _Defect as defect:
             raise RowError("evaluation_failed", f"{what} failed by a defect of spoolama: {defect}") from None
 
+    def _rows_met(self) -> int:
+        return self._before + len({line for _, line in self._met})
+
     def _over(self) -> bool:
-        return self._limits_met >= _MOST_LIMITS
+        return self._rows_met() >= _MOST_LIMITS
 
     def _too_many(self) -> JobError:
-        last = f"; the last: {self._last}" if self._last else ""
+        last = f"; the last: {list(self._met.values())[-1]}" if self._met else ""
         return JobError(
-            f"{self._limits_met} rows met a limit of evaluation{last}",
+            f"{self._rows_met()} rows met a limit of evaluation{last}",
             mend="Simplify the template, the schema or the score, or shorten the rows, and drop the files "
             "again. errors.jsonl names the rows.",
             code=EVALUATION_LIMIT,

@@ -21,8 +21,8 @@ class InlineRunner:
 
     def __init__(self) -> None:
         self._tasks = Tasks()
-        self.limits: dict[str, str] = {}
-        """Kind of task to the limit that it meets, instead of being run."""
+        self.meets: Callable[[str, Sequence[Any]], str | None] = lambda _kind, _arguments: None
+        """Which limit a task meets, by its kind and arguments; None: it is run."""
 
     async def run(
         self,
@@ -35,8 +35,8 @@ class InlineRunner:
         """Run a task; `EvaluationProcess.run` has the details."""
         if unwanted is not None and unwanted():
             raise Abandoned
-        if kind in self.limits:
-            raise LimitMet(self.limits[kind])
+        if (limit := self.meets(kind, arguments)) is not None:
+            raise LimitMet(limit)
         result = self._tasks.run(kind, definition, json.loads(json.dumps(arguments)))
         replied: list[Any] = json.loads(json.dumps(result))
         return replied

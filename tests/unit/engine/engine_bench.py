@@ -13,13 +13,14 @@ from spoolama.backends.base import LoadedModel, Reply, ServerInfo
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.engine.runner import JobRunner, RunEnd
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
+from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.row import Row
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader, Outcome
 from spoolama.testing.backend import Call, ScriptedBackend
 from spoolama.testing.clock import VirtualClock
-from spoolama.testing.evaluation import inline_job_evaluator
+from spoolama.testing.evaluation import InlineRunner
 
 __all__ = [
     "ANCHORS",
@@ -56,6 +57,7 @@ class Bench:
         self.path = path / "ledger.sqlite"
         self.texts = texts
         self.stop = StopSignal()
+        self.runner = InlineRunner()
         self.on_notice: Callable[[str, str], None] = lambda _kind, _message: None
         self.progress = Progress("job", self.clock, Pulse(self.clock))
 
@@ -75,7 +77,7 @@ class Bench:
                 )
             self.progress.total = len(self.texts)
             runner = JobRunner(
-                evaluator=inline_job_evaluator(),
+                evaluator=Evaluator(self.runner).of_job(),
                 sidecar=self.sidecar,
                 openai=False,
                 store=ledger,

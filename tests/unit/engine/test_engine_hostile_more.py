@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ from spoolama.backends.base import LoadedModel, LoadSpec, Message, Reply
 from spoolama.engine.failures import SERVER_LOSSES, standing_of
 from spoolama.engine.gate import LOAD_BOUND_S
 from spoolama.engine.primer import Primer
-from spoolama.errors import ContextOverflow, ServerAway, ServerBusy, Stalled
+from spoolama.errors import ContextOverflow, JobError, ServerAway, ServerBusy, Stalled
 from spoolama.job.record import Attempt
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_learning import LearningLedger
@@ -278,3 +280,66 @@ def test_anchors_leave_room_for_the_rows_behind_them(tmp_path: Path, words: int)
     assert sum(len(seen_by(o)) == anchors for o in bench.outcomes) >= 100 - anchors
     if words >= 120:
         assert anchors == 0
+
+
+def meets(kinds: tuple[str, ...], rows: Collection[int]) -> Callable[[str, Sequence[Any]], str | None]:
+    """These kinds of tasks meet a limit at these rows."""
+
+    def limit(kind: str, arguments: Sequence[Any]) -> str | None:
+        hostile = any(f"row {row} " in json.dumps(arguments) for row in rows)
+        return "took longer than 2 s" if kind in kinds and hostile else None
+
+    return limit
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize(
+    ("kind", "side", "words"),
+    [
+        ("render", "", "the template took longer than 2 s"),
+        ("check", "format: {type: string}\n", "checking the answer against format took longer than 2 s"),
+    ],
+)
+def test_a_row_that_meets_a_limit_of_evaluation_fails_by_itself(
+    tmp_path: Path, lanes: int, kind: str, side: str, words: str
+) -> None:
+    """It is not asked again, its error names its line, and the others are answered."""
+    answer = (lambda request: json.dumps(request.messages[-1].content)) if side else None
+    bench = Bench(tmp_path, texts(20), SIDECAR + side, **({"answer": answer} if answer else {}))
+    bench.runner.meets = meets((kind,), (3, 17))
+
+    assert bench.run(lanes).finished
+    failed = {o.ordinal: (o.code, o.message, o.attempts) for o in bench.outcomes if o.state != "ok"}
+    assert failed == {
+        row: ("evaluation_limit", f"{words} on line {row + 2}", int(kind == "check")) for row in (3, 17)
+    }
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_the_third_row_that_meets_a_limit_ends_the_job_with_the_errors_of_all_three(
+    tmp_path: Path, lanes: int
+) -> None:
+    """The rest is neither evaluated nor asked."""
+    bench = Bench(tmp_path, texts(40), SIDECAR + "mode: isolated\n")
+    bench.runner.meets = meets(("render",), range(2, 40))
+
+    with pytest.raises(JobError, match="3 rows met a limit of evaluation") as caught:
+        bench.run(lanes)
+    assert caught.value.code == "evaluation_limit"
+    assert {o.line for o in bench.outcomes if o.state == "failed"} == {4, 5, 6}
+    assert len(bench.backend.calls) <= 2
+
+
+def test_a_score_that_meets_a_limit_makes_its_row_the_least_important(tmp_path: Path) -> None:
+    """The row keeps its answer; the third one ends the job."""
+    side = SIDECAR + "trim: {strategy: important, keep: 3, every: 3, score: text}\n"
+    bench = Bench(tmp_path, texts(20), side)
+    bench.runner.meets = meets(("score",), (3, 9))
+    assert bench.run().finished
+    assert {o.state for o in bench.outcomes} == {"ok"}
+
+    (tmp_path / "third").mkdir()
+    bench = Bench(tmp_path / "third", texts(20), side)
+    bench.runner.meets = meets(("score",), (3, 9, 11))
+    with pytest.raises(JobError, match="3 rows met a limit of evaluation; the last: the score took longer"):
+        bench.run()

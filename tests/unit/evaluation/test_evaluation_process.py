@@ -314,17 +314,19 @@ def test_values_come_through_unchanged(rows: list[dict[str, Any]]) -> None:
 
 
 def test_the_third_row_that_meets_a_limit_ends_the_job() -> None:
-    """Each has its own error with its line; after the third nothing is evaluated for this job."""
+    """Each has its own error with its line, at every try; after the third nothing more is evaluated."""
 
     async def main() -> None:
         runner = InlineRunner()
         rows = Evaluator(runner).of_job()
-        runner.limits = {"render": "took longer than 2 s"}
+        runner.meets = lambda _kind, _arguments: "took longer than 2 s"
         for line in (12, 13, 14):
             with pytest.raises(RowError, match=f"the template took longer than 2 s on line {line}") as caught:
                 await rows.render("{{ a }}", {"a": 1}, line)
             assert caught.value.code == "evaluation_limit"
-        runner.limits = {}
+        runner.meets = lambda _kind, _arguments: None
+        with pytest.raises(RowError, match="on line 13"):
+            await rows.render("{{ a }}", {"a": 1}, 13)
         with pytest.raises(JobError, match=r"3 rows met a limit of evaluation; the last: .* on line 14"):
             await rows.render("{{ a }}", {"a": 1}, 15)
         assert await Evaluator(runner).of_job(2).render("{{ a }}", {"a": 1}, 2) == "1"
@@ -339,7 +341,7 @@ def test_a_limit_in_a_check_or_a_score() -> None:
 
     async def main() -> None:
         runner = InlineRunner()
-        runner.limits = dict.fromkeys(("check", "score"), "took longer than 2 s")
+        runner.meets = lambda _kind, _arguments: "took longer than 2 s"
         rows = Evaluator(runner).of_job()
         with pytest.raises(RowError, match="checking the answer against format took longer") as caught:
             await rows.check({"type": "object"}, "{}", 3)
