@@ -22,6 +22,8 @@ __all__ = ["EvaluationProcess", "FirstIdle"]
 _BATCH_ITEMS = 64
 _BATCH_BYTES = 256 * 1024
 _MOST_DEFINITIONS = 64
+_DEFINITIONS_CHARACTERS = 2 * 1024 * 1024
+"""Definitions that are kept for later tasks: this many, and this long together."""
 _MOST_DEATHS = 3
 """Ends of the process that say nothing about the task: killed from outside, or starved of processor time."""
 _START_DELAYS_S = (0.2, 1.0, 3.0)
@@ -59,6 +61,7 @@ class EvaluationProcess:
         self._child: Connection | None = None
         self._numbers: OrderedDict[str, int] = OrderedDict()
         self._numbered = 0
+        self._characters = 0
         self._used_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -165,7 +168,7 @@ class EvaluationProcess:
             if item.result.done():
                 continue
             batch.append(item)
-            size += len(item.arguments)
+            size += len(item.arguments) + len(item.definition) * (item.definition not in self._numbers)
             if item.alone:
                 break
         return batch
@@ -178,12 +181,19 @@ class EvaluationProcess:
                 child.defined.add(number)
                 parts.append(json.dumps(["define", number, item.definition]).encode())
             parts.append(b'["%s",%d,%s,%r]' % (item.kind.encode(), number, item.arguments, item.cpu_s))
-        while len(self._numbers) > _MOST_DEFINITIONS + _BATCH_ITEMS:
-            _, old = self._numbers.popitem(last=False)
-            if old in child.defined:
-                child.defined.remove(old)
-                parts.append(b'["forget",%d]' % old)
+        used = {item.definition for item in batch}
+        for old in list(self._numbers):
+            if old in used or not self._keeps_too_much():
+                break  # the least recently used come first
+            number = self._numbers.pop(old)
+            self._characters -= len(old)
+            if number in child.defined:
+                child.defined.remove(number)
+                parts.append(b'["forget",%d]' % number)
         return b"[" + b",".join(parts) + b"]"
+
+    def _keeps_too_much(self) -> bool:
+        return len(self._numbers) > _MOST_DEFINITIONS or self._characters > _DEFINITIONS_CHARACTERS
 
     def _number(self, definition: str) -> int:
         if not definition:
@@ -192,6 +202,7 @@ class EvaluationProcess:
         if number is None:
             self._numbered += 1
             number = self._numbers[definition] = self._numbered
+            self._characters += len(definition)
         self._numbers.move_to_end(definition)
         return number
 
