@@ -8,7 +8,7 @@ SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
-.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
+.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -86,6 +86,9 @@ bench-effect: $(STAMP)  ## how often pilot, guard and audit find what is there, 
 
 bench-forms: libgomp $(STAMP) $(MODELS)  ## what each form of conversation does to a real model's answers (30 minutes)
 	$(PY) tests/bench/bench_forms.py --tasks sentiment,rating,topic,words,fit
+
+bench-evaluation: $(STAMP)  ## what evaluating a row in a process of its own costs (20 seconds)
+	$(PY) tests/bench/bench_evaluation.py
 
 bench-watch: $(STAMP)  ## what watching memory costs, a look a second
 	$(PY) tests/bench/bench_watch.py
