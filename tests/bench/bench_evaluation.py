@@ -30,7 +30,7 @@ SCHEMA = json.dumps(
 )
 ROW = {
     "product": "a phone case",
-    "text": "It fits well and looks good, but it arrived late. " * 8,
+    "text": "It fits and looks good, but arrived late. " * 8,
     "stars": 4,
 }
 ANSWER = json.dumps({"score": 4, "why": "fits well, arrived late"})
