@@ -113,8 +113,9 @@ def answered_whole(spool: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_healthy_jobs_survive_ten_kills_without_progress(tmp_path: Path) -> None:
-    """SIGKILL 1 s after each READY=1, sooner than any answer; left alone, none is held, all are answered."""
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV], ids=["an administrator", "a driver"])
+def test_healthy_jobs_survive_ten_deaths_without_progress(tmp_path: Path, death: signal.Signals) -> None:
+    """1 s after each READY=1, sooner than any answer; left alone, none is held, all are answered."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "log"
     for name in "abc":
         write_job(spool / "incoming", name, ROWS, SIDECAR)
@@ -127,14 +128,16 @@ def test_healthy_jobs_survive_ten_kills_without_progress(tmp_path: Path) -> None
             with daemon({**env, "NOTIFY_SOCKET": str(systemd.path)}, log=log) as process:
                 systemd.wait_for("READY", "1", timeout_s=30)
                 time.sleep(1.0)
-                process.send_signal(signal.SIGKILL)
-                assert process.wait() == -signal.SIGKILL
+                process.send_signal(death)
+                assert process.wait() == -death
         assert done(spool) == []
         with daemon(env, log=log):
             wait_for(lambda: done(spool) == ["a", "b", "c"], seconds=90)
     assert answered_whole(spool)
     events = [json.loads(line)["event"] for line in log.read_text().splitlines() if line.startswith("{")]
-    assert "job.delayed" in events, "deaths without progress were counted"
+    crashed = death == signal.SIGSEGV
+    assert ("job.delayed" in events) == crashed, "crashes without progress were counted, kills were not"
+    assert ("service.crashed" in events) == crashed
     assert "job.held_after_deaths" not in events
 
 

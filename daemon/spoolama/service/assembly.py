@@ -201,6 +201,7 @@ def daemon_for(
         evaluators=(of_jobs, of_arrivals),
         priority_of=partial(priority_of, evaluator=of_arrivals),
         once=once,
+        traces_crashes=True,
         memory=memory,
     )
 

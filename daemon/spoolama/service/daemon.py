@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from spoolama import __version__
@@ -34,6 +35,7 @@ from spoolama.service.signals import listening
 from spoolama.service.state import ServerState, ServiceState
 from spoolama.service.working import Working
 from spoolama.spool.claim import JobDir
+from spoolama.spool.crash_trace import tracing_crashes
 from spoolama.spool.layout import Spool
 from spoolama.spool.lock import SpoolLock
 from spoolama.spool.recover import recover
@@ -59,6 +61,7 @@ class Daemon:
         priority_of: A settled job's priority, from its sidecar.
         evaluators: What evaluates what users wrote; closed at the end.
         once: Work off what is there, then end.
+        traces_crashes: Whether a fatal signal leaves a trace for the next start.
         memory: What watches memory, and the thread that reads for it; None: nobody does.
     """
 
@@ -76,6 +79,7 @@ class Daemon:
         priority_of: Callable[[JobDir], Awaitable[int]],
         evaluators: Sequence[Evaluator] = (),
         once: bool = False,
+        traces_crashes: bool = False,
         memory: tuple[MemoryWatchdog, CardThread] | None = None,
     ) -> None:
         self._settings = settings
@@ -86,6 +90,7 @@ class Daemon:
         self._clock = clock
         self._reload = reload
         self._once = once
+        self._tracing = partial(tracing_crashes, spool) if traces_crashes else contextlib.nullcontext
         self.state = ServiceState(clock, ServerState(backend.kind, settings.backend.address or ""))
         self.state.idle_since = clock.monotonic()
         models = asyncio.Lock()
@@ -115,7 +120,9 @@ class Daemon:
         """
         if not self._spool.status.is_dir():
             raise SpoolError(f"{self._spool.root} is no spool yet. Run: spoolama init {self._spool.root}")
-        with self._lock, listening(self.stop, self._reload_wanted.set):
+        with self._lock, self._tracing(), listening(self.stop, self._reload_wanted.set):
+            if trace := self._lock.crash_trace:
+                say("service.crashed", what=trace.partition("\n")[0], trace=trace)
             await asyncio.to_thread(self._spool.prove)
             status = await self._serve()
         say("service.stopped", status=status)

@@ -60,10 +60,14 @@ class Deaths:
         on_disk = {job.name: await asyncio.to_thread(read_record, job) for job in jobs}
         # Killed after it was asked to stop: that is impatience, and no job is at fault.
         before = {name: ended(r) if left == "stopping" else r for name, r in on_disk.items()}
-        died_idle = left == "died" and not any(r.running and r.boot == self._boot for r in before.values())
+        died_idle = left in ("killed", "crashed") and not any(
+            r.running and r.boot == self._boot for r in before.values()
+        )
         items = [self._queue.add(job) for job in jobs]
         for item in items:
-            item.record = await self._counted(item.job, before[item.job.name], died_idle=died_idle)
+            item.record = await self._counted(
+                item.job, before[item.job.name], died_idle=died_idle, killed=left == "killed"
+            )
         self._hold()
         lived, now = self._clock.monotonic(), self._clock.time()
         for item in items:
@@ -103,7 +107,7 @@ class Deaths:
 
     async def finished(self) -> None:
         """A job was finished, so the service works: jobs with deaths are judged anew."""
-        blamed = [item for item in self._queue.jobs() if item.record.deaths]
+        blamed = [item for item in self._queue.jobs() if item.record.deaths or item.record.kills]
         for item in blamed:
             item.record = replace(item.record, other_finished=True)
         self._hold()
@@ -117,12 +121,12 @@ class Deaths:
             self._queue.settled(item, item.priority)
         await self._store(item)
 
-    async def _counted(self, job: JobDir, record: RunRecord, *, died_idle: bool) -> RunRecord:
+    async def _counted(self, job: JobDir, record: RunRecord, *, died_idle: bool, killed: bool) -> RunRecord:
         """The record after this start."""
-        if not record.running and not record.deaths:
+        if not record.running and not record.deaths and not record.kills:
             return record
         progress = await asyncio.to_thread(job_progress, job.ledger)
-        record = restarted(record, progress, self._boot, self._clock.time())
+        record = restarted(record, progress, self._boot, self._clock.time(), killed=killed)
         return cleared(record) if died_idle and not record.held else record
 
     def _hold(self) -> None:

@@ -46,6 +46,9 @@ EVENTS: Mapping[str, EventKind] = {
     "service.reload_refused": EventKind(
         "error", "The settings are wrong, the old ones stay: {error}", "87c5258c98fd4b76a567d47df092c20f"
     ),
+    "service.crashed": EventKind(
+        "error", "The last run of the service crashed: {what}.", "85983a8d277d4a78b873ccb9776b1c15"
+    ),
     "service.task_died": EventKind(
         "critical", "The task {task} died ({error}); the service stops.", "e3688c6936954d129be6eb2409a5cf05"
     ),

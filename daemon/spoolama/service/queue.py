@@ -40,7 +40,7 @@ class Queued:
     @property
     def turn(self) -> tuple[int, int, float, str]:
         """What it is sorted by."""
-        return (self.record.deaths, -self.priority, self.job.arrived, self.job.name)
+        return (self.record.deaths + self.record.kills, -self.priority, self.job.arrived, self.job.name)
 
 
 class JobQueue:

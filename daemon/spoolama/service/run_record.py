@@ -41,7 +41,9 @@ __all__ = [
 RECORD_FILE: Final = "run.json"
 
 MAX_DEATHS: Final = 3
-"""A job is held when the service died this often while it ran, without progress in between."""
+"""A job is held when the service crashed this often while it ran, without progress in between."""
+MAX_KILLS: Final = 20
+"""The same for a SIGKILL that left no trace of a crash: mostly an administrator's."""
 
 PROBATION_S: float = 5.0
 """Seconds that the service must have lived before it starts a job during which it died once."""
@@ -59,7 +61,7 @@ class RunRecord:
     running: bool = False
     """A run is in progress. True at the start of the service: the service died during it."""
     deaths: int = 0
-    """Deaths of the service while this job ran, without progress in between."""
+    """Crashes of the service while this job ran, without progress in between."""
     first_death_at: float | None = None
     """Time of the first of them, seconds since the epoch."""
     best: JobProgress = field(default_factory=JobProgress)
@@ -70,6 +72,8 @@ class RunRecord:
     """Another job was finished since `first_death_at`, so the service works without this one."""
     held: bool = False
     """The job does not run until it is released."""
+    kills: int = 0
+    """As `deaths`, for a SIGKILL that left no trace of a crash."""
 
 
 # --- what happens to it ----------------------------------------------------------------------------------
@@ -85,7 +89,9 @@ def ended(record: RunRecord) -> RunRecord:
     return replace(record, running=False)
 
 
-def restarted(record: RunRecord, progress: JobProgress, boot: str, now: float) -> RunRecord:
+def restarted(
+    record: RunRecord, progress: JobProgress, boot: str, now: float, *, killed: bool = False
+) -> RunRecord:
     """The service starts anew.
 
     Args:
@@ -93,6 +99,7 @@ def restarted(record: RunRecord, progress: JobProgress, boot: str, now: float) -
         progress: What the job's ledger says.
         boot: The machine's boot id now; another one in the record says that the machine went down.
         now: Seconds since the epoch.
+        killed: Whether the service was killed from outside, as far as is known.
     """
     died = record.running and record.boot == boot
     moved = progress.beyond(record.best)
@@ -104,12 +111,14 @@ def restarted(record: RunRecord, progress: JobProgress, boot: str, now: float) -
     if not died:
         return record
     first = now if record.first_death_at is None else record.first_death_at
+    if killed and record.error is None:
+        return replace(record, kills=record.kills + 1, first_death_at=first)
     return replace(record, deaths=record.deaths + 1, first_death_at=first)
 
 
 def cleared(record: RunRecord) -> RunRecord:
     """No death counts any more: the job moved on, or the service died without it as well."""
-    return replace(record, deaths=0, first_death_at=None, error=None, other_finished=False)
+    return replace(record, deaths=0, kills=0, first_death_at=None, error=None, other_finished=False)
 
 
 def released(record: RunRecord) -> RunRecord:
@@ -130,7 +139,7 @@ def must_hold(record: RunRecord, others: Iterable[RunRecord]) -> bool:
         record: The job in question.
         others: All other jobs in processing/.
     """
-    if record.held or record.deaths < MAX_DEATHS:
+    if record.held or (record.deaths < MAX_DEATHS and record.kills < MAX_KILLS):
         return record.held
     return record.other_finished or not any(map(_unexplained, others))
 
@@ -169,10 +178,12 @@ def delay_reason(record: RunRecord, others: Iterable[RunRecord], until: str) -> 
 
 
 def _died(record: RunRecord) -> str:
-    times = {1: "once", 2: "twice"}.get(record.deaths, f"{record.deaths} times")
-    between = " in between" if record.deaths > 1 else ""
+    count, what = (record.deaths, "died") if record.deaths else (record.kills, "was killed")
+    times = {1: "once", 2: "twice"}.get(count, f"{count} times")
+    between = " in between" if count > 1 else ""
     text = (
-        f"The service died {times} while this job ran, without any progress{between} ({record.best.words()})."
+        f"The service {what} {times} while this job ran, without any progress{between} "
+        f"({record.best.words()})."
     )
     return text if record.error is None else f"{text} The last error: {record.error}."
 
@@ -197,6 +208,7 @@ def read_record(job: JobDir) -> RunRecord:
             error=None if error is None else str(error),
             other_finished=bool(body["other_finished"]),
             held=bool(body["held"]),
+            kills=int(body["kills"]),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return RunRecord()

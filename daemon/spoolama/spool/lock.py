@@ -14,6 +14,7 @@ from typing import Literal
 
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import SpoolError, SpoolHeld
+from spoolama.spool.crash_trace import crash_trace, oom_kills
 from spoolama.spool.durable import write_replace
 from spoolama.spool.layout import Spool
 
@@ -21,8 +22,9 @@ __all__ = ["HOLDER_FILE", "LeftBy", "SpoolLock", "boot_id"]
 
 HOLDER_FILE = "daemon.json"
 """In status/: who holds the lock. It informs; only the lock decides."""
-LeftBy = Literal["released", "stopping", "died"]
-"""`stopping`: killed after it was asked to stop. `died`: by anything else, on this boot of the machine."""
+LeftBy = Literal["released", "stopping", "killed", "crashed"]
+"""`stopping`: killed after it was asked to stop. `crashed`: ended by an exception, a fatal signal or the OOM
+killer. `killed`: without a trace of these, so by somebody's SIGKILL. All on this boot of the machine."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -45,9 +47,11 @@ class SpoolLock:
         self._spool = spool
         self._clock = clock or SystemClock()
         self._fd: int | None = None
-        self._died = False
+        self._crashed = False
         self.left: LeftBy = "released"
         """How the holder before this one left the spool."""
+        self.crash_trace = ""
+        """What it wrote at its crash."""
 
     def acquire(self) -> None:
         """Take the spool, or say at once who has it.
@@ -73,6 +77,7 @@ class SpoolLock:
                 f"{self._holder()} works on the spool {self._spool.root}. "
                 "Stop it first, or give this one another spool."
             ) from e
+        self.crash_trace = crash_trace(self._spool)
         self.left = self._left_by()
         try:
             self._sign()
@@ -81,13 +86,15 @@ class SpoolLock:
             raise SpoolError(f"{self._spool.status} cannot be written to: {e.strerror}.") from e
         self._fd = fd
 
-    def _sign(self, *, stopping: bool = False) -> None:
+    def _sign(self, *, stopping: bool = False, crashed: bool = False) -> None:
         body = {
             "pid": os.getpid(),
             "host": platform.node(),
             "since": self._clock.time(),
             "boot": boot_id(),
             "stopping": stopping,
+            "crashed": crashed,
+            "oom_kills": oom_kills(),
         }
         write_replace(self._spool.status / HOLDER_FILE, json.dumps(body).encode() + b"\n")
 
@@ -97,8 +104,10 @@ class SpoolLock:
             self._sign(stopping=True)
 
     def note_death(self) -> None:
-        """Leave the note behind at the release, as a holder does that is killed: an error ends this one."""
-        self._died = True
+        """Leave the note behind at the release, as a holder does that crashes: an error ends this one."""
+        self._crashed = True
+        with contextlib.suppress(OSError, SpoolError):
+            self._sign(crashed=True)
 
     def _left_by(self) -> LeftBy:
         """What the holder before left behind. On another boot that says nothing: the machine went down."""
@@ -106,7 +115,10 @@ class SpoolLock:
             body = json.loads((self._spool.status / HOLDER_FILE).read_bytes())
             if body["boot"] != boot_id():
                 return "released"
-            return "stopping" if body.get("stopping") else "died"
+            if body.get("stopping"):
+                return "stopping"
+            crashed = body.get("crashed") or self.crash_trace or oom_kills() > int(body.get("oom_kills", 0))
+            return "crashed" if crashed else "killed"
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return "released"
 
@@ -114,7 +126,7 @@ class SpoolLock:
         """Give the spool back."""
         if self._fd is None:
             return
-        if not self._died:
+        if not self._crashed:
             with contextlib.suppress(OSError):
                 (self._spool.status / HOLDER_FILE).unlink()
         os.close(self._fd)

@@ -19,6 +19,7 @@ from spoolama.service.model import Ended, StopSignal
 from spoolama.service.queue import JobQueue
 from spoolama.service.run_record import RunRecord, begun, read_record, write_record
 from spoolama.spool.claim import JobDir, read_job
+from spoolama.spool.crash_trace import oom_kills
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.lock import HOLDER_FILE, boot_id
 from spoolama.testing.clock import VirtualClock
@@ -31,7 +32,11 @@ Act = Callable[[JobDir], Coroutine[Any, Any, None]]
 
 
 class Killed(BaseException):
-    """Ends the process in the middle of a job, as a signal does: nobody catches it, nothing is cleaned up."""
+    """Ends the process in the middle of a job, as a fatal signal does: nothing is cleaned up."""
+
+
+class KilledFromOutside(Killed):
+    """The same by SIGKILL, which leaves no trace."""
 
 
 class Lives:
@@ -71,13 +76,14 @@ class Lives:
             daemon._keeping.run = lambda: side  # type: ignore[method-assign]
         try:
             return await daemon.run()
-        except BaseExceptionGroup:
-            self.leave_holder()
+        except BaseExceptionGroup as group:
+            self.leave_holder(crashed=group.subgroup(KilledFromOutside) is None)
             return None
 
-    def leave_holder(self, *, stopping: bool = False) -> None:
-        """What a killed process leaves in status/."""
+    def leave_holder(self, *, stopping: bool = False, crashed: bool = False) -> None:
+        """What a dead process leaves in status/."""
         body = {"pid": 1, "host": "h", "since": 0.0, "boot": boot_id(), "stopping": stopping}
+        body |= {"crashed": crashed, "oom_kills": oom_kills()}
         (self.service.spool.status / HOLDER_FILE).write_text(json.dumps(body))
 
     def jobs(self) -> dict[str, JobDir]:
@@ -130,6 +136,25 @@ def test_a_job_that_the_service_dies_of_is_held_after_the_third_time_and_the_oth
     assert lives.starts[4:] == [("a.csv", 0.0)]
     assert lives.service.published() == ["a", "b"]
     assert not list(lives.service.spool.incoming.iterdir())
+
+
+def test_a_job_whose_service_is_killed_from_outside_is_not_blamed(lives: Lives) -> None:
+    """By SIGKILL without a trace: the job runs at once, after the others; the twentieth holds it."""
+    lives.killers["a.csv"] = KilledFromOutside
+    lives.service.drop("a")
+    assert [lives.live() for _ in range(19)] == [None] * 19
+    assert {lived for _, lived in lives.starts} == {0.0}
+    assert (lives.record("a.csv").deaths, lives.record("a.csv").kills) == (0, 18)
+    lives.service.drop("b")
+    assert [lives.live() for _ in range(2)] == [None, 0]
+    assert lives.service.published() == ["b"]
+    message = lives.status("a.csv")["message"]
+    assert message.startswith("The service was killed 20 times while this job ran, without any progress")
+
+    del lives.killers["a.csv"]
+    subprocess.run(shlex.split(message.rpartition("again: ")[2]), check=True)
+    assert lives.live() == 0
+    assert lives.service.published() == ["a", "b"]
 
 
 def test_an_error_of_an_earlier_death_is_not_given_as_the_last_one(lives: Lives) -> None:

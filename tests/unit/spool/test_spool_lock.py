@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from spoolama.errors import SpoolError, SpoolHeld
+from spoolama.spool.crash_trace import oom_kills
 from spoolama.spool.layout import Spool
 from spoolama.spool.lock import HOLDER_FILE, SpoolLock, boot_id
 
@@ -105,19 +106,35 @@ def test_no_spool(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("how", "left"),
-    [("killed", "died"), ("stopping", "stopping"), ("reboot", "released"), ("odd", "released")],
+    [
+        ("killed", "killed"),
+        ("stopping", "stopping"),
+        ("reboot", "released"),
+        ("odd", "released"),
+        ("error", "crashed"),
+        ("signal", "crashed"),
+        ("memory", "crashed"),
+    ],
 )
 def test_the_next_holder_knows_how_the_one_before_left(spool: Spool, how: str, left: str) -> None:
     """Killed, killed while it stopped, or gone with the machine; released leaves nothing."""
     with SpoolLock(spool) as lock:
         if how == "stopping":
             lock.note_stopping()
+        if how == "error":
+            lock.note_death()
         note = (spool.status / HOLDER_FILE).read_text()
     if how == "reboot":
         note = note.replace(boot_id(), "another boot")
     assert SpoolLock(spool).left == "released"
+    if how == "signal":
+        (spool.status / "crash.txt").write_text("Fatal Python error: Segmentation fault\n")
+    if how == "memory":
+        note = note.replace(f'"oom_kills": {oom_kills()}', '"oom_kills": -1')
     (spool.status / HOLDER_FILE).write_text("[]" if how == "odd" else note)
     with SpoolLock(spool) as after:
         assert after.left == left
+        assert after.crash_trace.startswith("Fatal" if how == "signal" else "")
+    (spool.status / "crash.txt").unlink(missing_ok=True)
     with SpoolLock(spool) as last:
         assert last.left == "released"
