@@ -35,7 +35,7 @@ from spoolama.job.sidecar import Sidecar
 
 __all__ = ["ModelRun", "Terms"]
 
-_ROW_BYTES = 4 * 1024 * 1024
+_ROW_BYTES = 2 * 1024 * 1024
 """Of the rows in work at once; a prompt takes several times as much while it is sent."""
 _EXAMPLES = 16
 """Rows by which the shared beginning of prompts is found."""

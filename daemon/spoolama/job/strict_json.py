@@ -76,7 +76,7 @@ def parse_json(text: str) -> Any:
     """
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise BadJson(f"nested more than {MAX_DEPTH} levels deep")
-    if _separators(text) >= MAX_VALUES and _separators(_STRING.sub("", text)) >= MAX_VALUES:
+    if _separators(text) >= MAX_VALUES and _values(_STRING.sub("", text)) > MAX_VALUES:
         raise BadJson(f"the JSON has more than {MAX_VALUES:,} values")
     try:
         value = _DECODER.decode(text)
@@ -102,8 +102,13 @@ def parse_json(text: str) -> Any:
 
 
 def _separators(text: str) -> int:
-    """At least the number of values, less one, in a text without strings."""
+    """At least the number of values, less one."""
     return text.count(",") + text.count("[") + text.count("{")
+
+
+def _values(text: str) -> int:
+    """The number of values in a text without strings: one behind each comma and in each list with items."""
+    return 1 + _separators(text) - text.count("[]") - text.count("{}")
 
 
 def _depth(text: str) -> int:
