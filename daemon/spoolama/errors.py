@@ -64,7 +64,29 @@ __all__ = [
     "Stalled",
     "UnexpectedReply",
     "WrongServer",
+    "shortened",
 ]
+
+_MOST_IN_PART = 500
+_MOST_OF_ROW = 2_000
+_MOST_OF_JOB = 40_000
+"""Characters of a message: it may quote a name, an id or a value that is as long as the file allows."""
+_MOST_PROBLEMS = 50
+_PROBLEMS_UNCUT = 60
+"""A list up to this length is shown whole: problems of other kinds are added to one that was cut before."""
+
+
+def shortened(text: str, most: int = _MOST_OF_ROW) -> str:
+    """The text; of a long one the beginning and the end, with how much is left out between them.
+
+    Args:
+        text: A message for a person.
+        most: Characters that are shown.
+    """
+    if len(text) <= most + 40:
+        return text
+    tail = most // 4
+    return f"{text[: most - tail]}… ({len(text) - most:,} characters left out) …{text[-tail:]}"
 
 
 class SpoolamaError(Exception):
@@ -137,6 +159,11 @@ class Problem:
     hint: str | None = None
     """What to write instead, where it can be told."""
 
+    def __post_init__(self) -> None:
+        for name in ("key", "message", "hint"):
+            if (text := getattr(self, name)) is not None:
+                object.__setattr__(self, name, shortened(text, _MOST_IN_PART))
+
     def __str__(self) -> str:
         place = self.file
         if self.line is not None:
@@ -160,6 +187,7 @@ class JobError(SpoolamaError):
     code = "job_failed"
 
     def __init__(self, message: str, *, mend: str = "", code: str | None = None) -> None:
+        message = shortened(message, _MOST_OF_JOB)
         super().__init__(message)
         self.message = message
         self.mend = mend
@@ -174,11 +202,18 @@ class ModelLost(JobError):
 
 
 class SidecarError(JobError):
-    """The sidecar is wrong; `problems` has every problem found, in the order of the file."""
+    """The sidecar is wrong; `problems` has the problems found, in the order of the file.
+
+    Of more than 60 problems it has the first 50, and one that says how many are left out.
+    """
 
     code = "bad_sidecar"
 
     def __init__(self, problems: list[Problem]) -> None:
+        if len(problems) > _PROBLEMS_UNCUT:
+            left = problems[_MOST_PROBLEMS:]
+            message = f"{len(left):,} more problems are not listed"
+            problems = [*problems[:_MOST_PROBLEMS], Problem(left[0].file, left[0].line, None, "", message)]
         super().__init__(
             "\n".join(str(p) for p in problems),
             mend="Mend the sidecar and drop both files again.",
@@ -216,6 +251,7 @@ class RowError(SpoolamaError):
         details: dict[str, object] | None = None,
         answer: str | None = None,
     ) -> None:
+        message = shortened(message)
         super().__init__(message)
         self.code = code
         self.message = message

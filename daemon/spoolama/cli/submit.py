@@ -55,8 +55,9 @@ def submit(files: tuple[Path, ...], config: Path | None, spool: Path | None, no_
             findings = check_one(Drop(drop.data, drop.sidecar or settings.default_sidecar), settings)
             words = f", {findings.rows:,} rows"
             if not findings.asked:
+                first = f" Line {fault.line}: {fault.message}." if (fault := findings.first_fault) else ""
                 raise click.ClickException(
-                    f"{drop.data.name}: no row can be asked. See: spoolama check {drop.data}"
+                    f"{drop.data.name}: no row can be asked.{first} See: spoolama check {drop.data}"
                 )
             if findings.faults:
                 words += f", {sum(findings.faults.values()):,} of which will fail (see spoolama check)"

@@ -85,7 +85,7 @@ class Guarding:
         Raises:
             JobError: the sidecar wants the job to fail.
         """
-        rows = await self._store.company_of(segment)
+        rows = await self._store.company_of(segment, self._sidecar.gold)
         if not rows:
             return False
         labels = {row.ordinal: self._turns.label(row.answer or "") for row in rows}

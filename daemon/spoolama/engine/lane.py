@@ -108,10 +108,13 @@ class Lane:
         """Answer rows in a conversation of their own, for comparison; they go on whatever becomes of that."""
         s, fixed = self._s, set(plan.anchors)
         conversation = Conversation(anchors)
-        for row in await s.store.pending(first, last, None, last - first + 1):
-            if row.ordinal not in fixed:  # it would be judged in sight of itself
-                place = _Place(0, row.ordinal - first, plan, kind=kind)
-                conversation = await self._row(row, conversation, place)
+        after = first
+        while after <= last and (rows := await s.store.pending(after, last, None, _CHUNK)):
+            for row in rows:
+                if row.ordinal not in fixed:  # it would be judged in sight of itself
+                    place = _Place(0, row.ordinal - first, plan, kind=kind)
+                    conversation = await self._row(row, conversation, place)
+                after = row.ordinal + 1
 
     async def run_apart(self, kind: str, ordinals: Sequence[int], plan: Plan, *, seed: int = 0) -> None:
         """Answer rows alone, for comparison: whatever becomes of that, they go on, or keep their end.
@@ -131,6 +134,10 @@ class Lane:
                     await self._row(row, Conversation(), place)
 
     async def _row(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
+        async with self._s.row_memory.of(row.memory):
+            return await self._asked(row, conversation, place)
+
+    async def _asked(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
         """Ask until the row has its end; what stands in the conversation afterwards."""
         s, plan = self._s, place.plan
         attempts = list(row.attempts)

@@ -21,6 +21,7 @@ from spoolama.engine.patience import Patience
 from spoolama.engine.planner import Planner
 from spoolama.engine.primer import Primer
 from spoolama.engine.progress import Progress
+from spoolama.engine.row_memory import RowMemory
 from spoolama.engine.shared import Shared
 from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.surprises import Surprises
@@ -34,6 +35,8 @@ from spoolama.job.sidecar import Sidecar
 
 __all__ = ["ModelRun", "Terms"]
 
+_ROW_BYTES = 2 * 1024 * 1024
+"""Of the rows in work at once; a prompt takes several times as much while it is sent."""
 _EXAMPLES = 16
 """Rows by which the shared beginning of prompts is found."""
 
@@ -220,6 +223,7 @@ class ModelRun:
             holder=holder,
             asker=t.asker,
             evaluator=t.evaluator,
+            row_memory=RowMemory(_ROW_BYTES),
             gate=t.gate,
             patience=Patience(sidecar.timeout),
             progress=t.progress,

@@ -158,7 +158,7 @@ class Piloting:
         labels: dict[str, dict[int, str]] = {}
         gold: dict[int, str] = {}
         for kind in (ALONE, AGAIN, *(form.name for form in FORMS)):
-            rows = await self._store.trials(kind)
+            rows = await self._store.trials(kind, self._sidecar.gold)
             if rows:
                 labels[kind] = {row.ordinal: self._turns.label(row.answer or "") for row in rows}
             if self._sidecar.gold is not None:

@@ -12,6 +12,7 @@ from spoolama.engine.gate import Gate
 from spoolama.engine.holder import Holder
 from spoolama.engine.patience import Patience
 from spoolama.engine.progress import Progress
+from spoolama.engine.row_memory import RowMemory
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
@@ -32,6 +33,8 @@ class Shared:
     asker: Asker
     evaluator: JobEvaluator
     """Checks answers."""
+    row_memory: RowMemory
+    """What the rows in work may take."""
     gate: Gate
     patience: Patience
     progress: Progress

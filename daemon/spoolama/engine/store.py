@@ -56,8 +56,8 @@ class RowStore(AnsweredRows, Protocol):
         """The rows that were answered alone beforehand, with those answers."""
         ...
 
-    async def trials(self, kind: str) -> list[StoredRow]:
-        """The rows answered for this comparison, with those answers."""
+    async def trials(self, kind: str, column: str | None = None) -> list[StoredRow]:
+        """The rows answered for this comparison, with those answers; of their fields only this column."""
         ...
 
     async def strays(self, kind: str) -> list[int]:
@@ -72,8 +72,11 @@ class RowStore(AnsweredRows, Protocol):
         """Ordinals of the rows that were answered in sight of others."""
         ...
 
-    async def company_of(self, segment: int) -> list[StoredRow]:
-        """The rows of a segment that were answered in its conversation, in sight of others."""
+    async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
+        """The rows of a segment that were answered in its conversation, in sight of others.
+
+        Of their fields they have only this column.
+        """
         ...
 
     async def rows_of(self, ordinals: Sequence[int]) -> list[StoredRow]:

@@ -59,6 +59,8 @@ class StoredRow:
     completion_tokens: int | None = None
     logprob: float | None = None
     """Mean log probability of the answer's tokens, where it was asked for."""
+    memory: int = 0
+    """Bytes that its fields take in memory, as an estimate."""
     thought: bool = False
     """Whether thinking came before the answer, which is counted with it and not sent again."""
 

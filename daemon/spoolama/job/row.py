@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["NOTE_KEY", "Row", "RowFault", "digest_of"]
+__all__ = ["NOTE_KEY", "Row", "RowFault", "digest_of", "memory_of"]
 
 NOTE_KEY = "_spoolama"
 """The one reserved key of a JSONL row: a line of errors.jsonl says there which row of which job it was.
@@ -20,6 +20,18 @@ a cell, since it holds the bytes of a row that could not be read.
 def digest_of(raw: bytes) -> bytes:
     """What identifies a row's content: the first 16 bytes of its sha256."""
     return hashlib.sha256(raw).digest()[:16]
+
+
+def memory_of(record: bytes) -> int:
+    """Bytes that a record takes in memory once it is parsed, at most; an estimate.
+
+    A character takes up to 4 bytes, and each value some 100 beside its text.
+
+    Args:
+        record: A line of CSV or JSON.
+    """
+    values = record.count(b",") + record.count(b"[") + record.count(b"{")
+    return len(record) * (1 if record.isascii() else 4) + 100 * values
 
 
 @dataclass(frozen=True, slots=True)

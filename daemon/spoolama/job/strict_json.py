@@ -16,6 +16,10 @@ __all__ = ["BadJson", "canonical", "parse_json"]
 MAX_DEPTH = 100
 """Deeper nesting is refused: writing it out again would run into the interpreter's own bound."""
 
+MAX_VALUES = 50_000
+"""More values are refused: in memory `[]` takes 30 times its three bytes."""
+
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -72,6 +76,8 @@ def parse_json(text: str) -> Any:
     """
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise BadJson(f"nested more than {MAX_DEPTH} levels deep")
+    if _separators(text) >= MAX_VALUES and _values(_STRING.sub("", text)) > MAX_VALUES:
+        raise BadJson(f"the JSON has more than {MAX_VALUES:,} values")
     try:
         value = _DECODER.decode(text)
     except BadJson:
@@ -93,6 +99,16 @@ def parse_json(text: str) -> Any:
                 "half of a surrogate pair (\\ud800 to \\udfff) stands alone: it is no character"
             ) from None
     return value
+
+
+def _separators(text: str) -> int:
+    """At least the number of values, less one."""
+    return text.count(",") + text.count("[") + text.count("{")
+
+
+def _values(text: str) -> int:
+    """The number of values in a text without strings: one behind each comma and in each list with items."""
+    return 1 + _separators(text) - text.count("[]") - text.count("{}")
 
 
 def _depth(text: str) -> int:

@@ -106,6 +106,11 @@ class Findings:
         return self.rows - sum(self.faults.values())
 
     @property
+    def first_fault(self) -> Fault | None:
+        """The first row that will not be asked."""
+        return self.first_faults[0] if self.first_faults else None
+
+    @property
     def alone(self) -> bool:
         """Whether each row stands alone, or a pilot has yet to say."""
         return self.mode != "conversation" or self.strategy == "auto"

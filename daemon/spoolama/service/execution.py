@@ -170,7 +170,7 @@ class JobExecutor:
         if not await ledger.meta("intake_done", default=False):
             began = self._clock.monotonic()
             progress.phase = "reading rows"
-            await take_in(
+            complete = await take_in(
                 job,
                 kind,
                 sidecar,
@@ -179,7 +179,10 @@ class JobExecutor:
                 progress,
                 limits=self._limits,
                 newline_required=self._newline_required,
+                stop=stop,
             )
+            if not complete:
+                return False
             await ledger.note(intake_s=self._clock.monotonic() - began)
         if early := await ledger.meta("ended_early"):
             # The service ended between the job's end and its publishing.

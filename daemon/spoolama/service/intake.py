@@ -8,9 +8,10 @@ from dataclasses import replace
 from itertools import islice
 
 from spoolama.engine.progress import Progress
+from spoolama.engine.store import Stop
 from spoolama.errors import InputError, RowError
 from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
-from spoolama.job.row import Row, RowFault
+from spoolama.job.row import Row, RowFault, memory_of
 from spoolama.job.rows import InputKind, Limits, RowReader, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.spool.claim import JobDir
@@ -33,8 +34,12 @@ async def take_in(
     *,
     limits: Limits,
     newline_required: bool,
-) -> None:
+    stop: Stop | None = None,
+) -> bool:
     """Read every row into the ledger; afterwards it is known how many there are and which cannot be asked.
+
+    Returns:
+        Whether all rows are in it; False after `stop`: the next call begins anew.
 
     Raises:
         InputError: the file as a whole cannot be used: no rows, cut short, no such column, not as expected.
@@ -54,6 +59,8 @@ async def take_in(
         progress.total = count
         progress.phase = f"reading rows: {count:,}"
         progress.pulse.beat()
+        if stop is not None and stop.is_set():
+            return False
     _check_whole(job, sidecar, reader, count, newline_required=newline_required)
     if kind.format == "openai":
         await ledger.set_apart()
@@ -64,6 +71,7 @@ async def take_in(
         max_cell_bytes=limits.max_cell_bytes,
         id_column="custom_id" if kind.format == "openai" else sidecar.id,
     )
+    return True
 
 
 async def _read_line(row: Row, lines: JobEvaluator, progress: Progress) -> Row:
@@ -84,7 +92,7 @@ def _batch(rows: Iterator[Row]) -> list[Row]:
     size = 0
     for row in islice(rows, _BATCH_ROWS):
         batch.append(row)
-        size += len(row.raw)
+        size += memory_of(row.raw)
         if size > _BATCH_BYTES:
             break
     return batch

@@ -14,6 +14,7 @@ from spoolama.spool.ledger import Durable, LedgerThread
 from spoolama.spool.ledger_effect import EffectLedger
 from spoolama.spool.ledger_learning import LearningLedger
 from spoolama.spool.ledger_rows import (
+    MOST_BYTES_AT_ONCE,
     NewRow,
     insert_answer,
     insert_failure,
@@ -21,6 +22,7 @@ from spoolama.spool.ledger_rows import (
     stored_row,
     stored_rows,
     tries_of,
+    up_to,
 )
 
 __all__ = ["JobLedger", "NewRow"]
@@ -192,14 +194,18 @@ class JobLedger(LearningLedger, EffectLedger):
         return await self._thread.do(run)
 
     async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
-        """Rows to answer with ordinals from `first` to `last`, with their earlier tries."""
+        """Rows to answer with ordinals from `first` to `last`, with their earlier tries.
+
+        At most `limit`; fewer where they are large. No row means that none is left.
+        """
 
         def run(db: sqlite3.Connection) -> list[StoredRow]:
-            rows = db.execute(
+            cursor = db.execute(
                 stored_rows() + " WHERE r.state='pending' AND r.deferred IS NULL"
                 " AND r.ordinal BETWEEN ? AND ? AND r.model IS ? ORDER BY r.ordinal LIMIT ?",
                 (first, last, model, limit),
-            ).fetchall()
+            )
+            rows = up_to(cursor, MOST_BYTES_AT_ONCE)
             tries = tries_of(db, rows[0][0], rows[-1][0]) if rows else {}
             return [stored_row(row, tuple(tries.get(row[0], ()))) for row in rows]
 

@@ -10,7 +10,7 @@ from typing import Any
 from spoolama.clock import Clock
 from spoolama.job.record import Answered, StoredRow
 from spoolama.spool.ledger import LedgerThread
-from spoolama.spool.ledger_rows import insert_answer, stored_row, stored_rows
+from spoolama.spool.ledger_rows import insert_answer, only_column, stored_row, stored_rows
 
 __all__ = ["EffectLedger"]
 
@@ -40,11 +40,11 @@ class EffectLedger:
         """A row could not be answered for comparison; it goes on, or keeps its end."""
         self._thread.post(lambda db: db.execute("DELETE FROM attempts WHERE ordinal=?", (ordinal,)))
 
-    async def trials(self, kind: str) -> list[StoredRow]:
-        """The rows answered for this comparison, with those answers."""
+    async def trials(self, kind: str, column: str | None = None) -> list[StoredRow]:
+        """The rows answered for this comparison, with those answers; of their fields only this column."""
         return await self._thread.do(
             lambda db: [
-                stored_row(row)
+                only_column(stored_row(row), column)
                 for row in db.execute(stored_rows("trials") + " WHERE a.kind=? ORDER BY r.ordinal", (kind,))
             ]
         )
@@ -81,11 +81,14 @@ class EffectLedger:
             ]
         )
 
-    async def company_of(self, segment: int) -> list[StoredRow]:
-        """The rows of a segment that were answered in its conversation, in sight of others."""
+    async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
+        """The rows of a segment that were answered in its conversation, in sight of others.
+
+        Of their fields they have only this column.
+        """
         return await self._thread.do(
             lambda db: [
-                stored_row(row)
+                only_column(stored_row(row), column)
                 for row in db.execute(
                     stored_rows() + " WHERE a.segment=? AND a.sight != '[]' AND NOT a.aside"
                     " ORDER BY r.ordinal",

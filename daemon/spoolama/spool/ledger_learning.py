@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from spoolama.clock import Clock
 from spoolama.job.record import Answered, StoredRow
 from spoolama.spool.ledger import LedgerThread
-from spoolama.spool.ledger_rows import insert_answer, stored_row, stored_rows, tries_of
+from spoolama.spool.ledger_rows import (
+    MOST_BYTES_AT_ONCE,
+    insert_answer,
+    stored_row,
+    stored_rows,
+    tries_of,
+    up_to,
+)
 
 __all__ = ["LearningLedger"]
 
@@ -80,11 +87,12 @@ class LearningLedger:
         """The next rows that were found too long for the window, beyond ordinal `after`."""
 
         def run(db: sqlite3.Connection) -> list[StoredRow]:
-            rows = db.execute(
+            cursor = db.execute(
                 stored_rows() + " WHERE r.state='pending' AND r.deferred IS NOT NULL"
                 " AND r.ordinal > ? AND r.model IS ? ORDER BY r.ordinal LIMIT ?",
                 (after, model, limit),
-            ).fetchall()
+            )
+            rows = up_to(cursor, MOST_BYTES_AT_ONCE)
             tries = tries_of(db, rows[0][0], rows[-1][0]) if rows else {}
             return [stored_row(row, tuple(tries.get(row[0], ()))) for row in rows]
 

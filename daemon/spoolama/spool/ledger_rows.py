@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spoolama.errors import shortened
 from spoolama.job.record import Answered, Attempt, Failed, StoredRow
-from spoolama.job.row import Row, digest_of
+from spoolama.job.row import Row, digest_of, memory_of
 
 __all__ = [
     "ANSWERED",
+    "MOST_BYTES_AT_ONCE",
     "NewRow",
     "insert_answer",
     "insert_failure",
     "insert_row",
+    "only_column",
     "stored_row",
     "stored_rows",
     "tries_of",
+    "up_to",
 ]
 
 
@@ -33,6 +37,9 @@ class NewRow:
     """Its name; with `unique`, the only one of this name in the job."""
     unique: bool
 
+
+MOST_BYTES_AT_ONCE = 512 * 1024
+"""Rows are read from the ledger up to this many bytes in memory at once, whatever number is asked for."""
 
 ANSWERED = [field.name for field in dataclasses.fields(Answered)]
 """Columns of an answer, by the names of `Answered`."""
@@ -102,13 +109,34 @@ def insert_failure(db: sqlite3.Connection, failure: Failed, at: float) -> None:
     db.execute(
         "INSERT INTO failures VALUES (?,?,?,?,?,?)",
         (
-            failure.ordinal, failure.code, failure.message,
+            failure.ordinal, failure.code, shortened(failure.message),
             json.dumps(dict(failure.details), ensure_ascii=False), failure.attempts, at,
         ),
     )  # fmt: skip
 
 
-def stored_row(row: Iterable[Any], attempts: tuple[Attempt, ...] = ()) -> StoredRow:
+def only_column(row: StoredRow, column: str | None) -> StoredRow:
+    """The row without its other fields: a segment of long rows does not fit into memory."""
+    kept = {column: row.fields[column]} if column is not None and column in row.fields else {}
+    return dataclasses.replace(row, fields=kept)
+
+
+def _memory_of(row: Sequence[Any]) -> int:
+    return memory_of((row[3] or "").encode("utf-8", "surrogatepass"))
+
+
+def up_to(rows: Iterable[Sequence[Any]], most_bytes: int) -> list[Sequence[Any]]:
+    """The first of the rows that `stored_rows` selects: one at least, and no more once they take so much."""
+    out: list[Sequence[Any]] = []
+    for row in rows:
+        out.append(row)
+        most_bytes -= _memory_of(row)
+        if most_bytes <= 0:
+            break
+    return out
+
+
+def stored_row(row: Sequence[Any], attempts: tuple[Attempt, ...] = ()) -> StoredRow:
     """A row as `stored_rows` gave it."""
     ordinal, line, name, fields, model, alone, state, answer, turn_tokens, sight, *counts = row
     prompt, completion, logprob, thought = counts
@@ -116,5 +144,5 @@ def stored_row(row: Iterable[Any], attempts: tuple[Attempt, ...] = ()) -> Stored
         ordinal=ordinal, line=line, id=name, fields={} if fields is None else json.loads(fields), model=model,
         alone=bool(alone), state=state, attempts=attempts, answer=answer, turn_tokens=turn_tokens or 0,
         sight=tuple((a, b) for a, b in json.loads(sight)) if sight else (), prompt_tokens=prompt,
-        completion_tokens=completion, logprob=logprob, thought=bool(thought),
+        completion_tokens=completion, logprob=logprob, thought=bool(thought), memory=_memory_of(row),
     )  # fmt: skip

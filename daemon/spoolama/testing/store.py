@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from spoolama.job.record import Answered, Attempt, Failed, Ranges, StoredRow
+from spoolama.spool.ledger_rows import only_column
 
 __all__ = ["MemoryStore"]
 
@@ -83,8 +84,9 @@ class MemoryStore:
     async def samples(self) -> list[StoredRow]:
         return [self._answered(answer) for _, answer in sorted(self.sampled_answers.items())]
 
-    async def trials(self, kind: str) -> list[StoredRow]:
-        return [self._answered(answer) for _, answer in sorted(self.trial_answers.get(kind, {}).items())]
+    async def trials(self, kind: str, column: str | None = None) -> list[StoredRow]:
+        found = sorted(self.trial_answers.get(kind, {}).items())
+        return [only_column(self._answered(answer), column) for _, answer in found]
 
     async def strays(self, kind: str) -> list[int]:
         given = self.trial_answers.get(kind, {})
@@ -102,9 +104,10 @@ class MemoryStore:
     async def in_company(self) -> list[int]:
         return sorted(n for n, answer in self.results.items() if answer.sight)
 
-    async def company_of(self, segment: int) -> list[StoredRow]:
+    async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
         found = [a for a in self.results.values() if a.segment == segment and a.sight and not a.aside]
-        return [self._answered(answer) for answer in sorted(found, key=lambda a: a.ordinal)]
+        found.sort(key=lambda a: a.ordinal)
+        return [only_column(self._answered(answer), column) for answer in found]
 
     async def rows_of(self, ordinals: Sequence[int]) -> list[StoredRow]:
         return [self._answered(self.results[n]) if n in self.results else self.rows[n] for n in ordinals]

@@ -98,7 +98,7 @@ def test_a_row_that_cannot_be_rendered(source: str, code: str) -> None:
         ("{% if name %}", 1, "end of template", None),
         ("{% include 'other' %}", 1, "cannot include", None),
         ("{{ '" + "(" * 2000, 1, "", None),
-        ("{{ " + "(" * 2000 + ")" * 2000 + " }}", 1, "too complicated", None),
+        ("{{ " + "(" * 2000 + ")" * 2000 + " }}", 1, "nested too deeply", None),
     ],
 )
 def test_a_template_that_cannot_be_compiled(source: str, line: int, words: str, hint: str | None) -> None:

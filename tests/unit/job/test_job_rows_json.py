@@ -66,7 +66,8 @@ def test_lines_and_blanks(tmp_path: Path) -> None:
         (b'{"a": "tab\there"}', "bad_json", "control character"),
         (b'{"a": 1}\0', "bad_json", ""),
         (b'{"a": "' + b"x" * 300_000 + b'"}', "cell_too_large", "the value of a has 300000 bytes"),
-        (b'{"a": [' + b"1," * 150_000 + b"1]}", "cell_too_large", "the value of a has"),
+        (b'{"a": [' + b"1234567890," * 30_000 + b"1]}", "cell_too_large", "the value of a has"),
+        (b'{"a": [' + b"[]," * 60_000 + b"1]}", "bad_json", "more than 50,000 values"),
         (b'{"a": "' + b"x" * 2_000_000 + b'"}', "line_too_large", "1048576"),
     ],
 )

@@ -52,7 +52,9 @@ class PromptTemplate:
             self._template: Template = _ENVIRONMENT.from_string(source)
         except TemplateSyntaxError as error:
             raise _problem(error) from None
-        except (RecursionError, MemoryError, OverflowError, ValueError, SyntaxError) as error:
+        except RecursionError:
+            raise TemplateProblem("nested too deeply", 1) from None
+        except (OverflowError, ValueError, SyntaxError) as error:
             raise TemplateProblem(f"too complicated: {error}", 1) from None
         except TemplateError as error:
             raise TemplateProblem(str(error), 1) from None

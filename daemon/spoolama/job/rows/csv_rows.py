@@ -10,9 +10,10 @@ from __future__ import annotations
 import csv
 from collections import deque
 from collections.abc import Generator, Iterator
+from itertools import islice
 from pathlib import Path
 
-from spoolama.errors import InputError
+from spoolama.errors import InputError, shortened
 from spoolama.job.row import Row, RowFault
 from spoolama.job.rows.limits import Limits
 from spoolama.job.rows.lines import content
@@ -20,6 +21,10 @@ from spoolama.job.rows.reader import RowReader, broken, utf8
 from spoolama.job.rows.stream import BrokenStream
 
 __all__ = ["CsvReader"]
+
+
+_MOST_NAMED = 10
+"""Names, and columns of each, that a message lists."""
 
 
 class _Unclosed(Exception):
@@ -84,6 +89,9 @@ class CsvReader(RowReader):
                 "line_too_large", f"the line is longer than {self._limits.max_line_bytes} bytes"
             )
         if b'"' not in first:
+            most = self._limits.max_columns
+            if (number := first.count(self._comma) + 1) > most:
+                return [first], RowFault("ragged", f"{number:,} cells; a file may have {most:,} columns")
             text = utf8(content(first))
             return [first], text if isinstance(text, RowFault) else text.split(self._delimiter)
         lines: list[bytes] = []
@@ -167,6 +175,12 @@ class CsvReader(RowReader):
                 mend="Mend the first line; the file must be UTF-8.",
                 code="bad_header",
             )
+        if len(cells) > self._limits.max_columns:
+            raise InputError(
+                f"{where}: the header has {len(cells):,} columns; the limit is {self._limits.max_columns:,}.",
+                mend="Leave out columns that the prompt does not use.",
+                code="bad_header",
+            )
         self._line += len(lines)
         names = [cell.strip() for cell in cells]
         if not any(names) or "\0" in "".join(names):
@@ -187,13 +201,20 @@ class CsvReader(RowReader):
             places.setdefault(name, []).append(place)
         twice = {name: at for name, at in places.items() if len(at) > 1}
         if twice:
-            what = "; ".join(f"{name!r} in columns {', '.join(map(str, at))}" for name, at in twice.items())
+            what = "; ".join(_places(name, at) for name, at in islice(twice.items(), _MOST_NAMED))
+            if len(twice) > _MOST_NAMED:
+                what += f"; and {len(twice) - _MOST_NAMED:,} more names"
             raise InputError(
                 f"{where}: the same name stands over several columns: {what}.",
                 mend="Give each column a name of its own.",
                 code="bad_header",
             )
         return names
+
+
+def _places(name: str, columns: list[int]) -> str:
+    shown = ", ".join(map(str, columns[:_MOST_NAMED])) + (", …" if len(columns) > _MOST_NAMED else "")
+    return f"{shortened(name, 100)!r} in columns {shown}"
 
 
 def _unclosed(why: str) -> RowFault:

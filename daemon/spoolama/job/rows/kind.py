@@ -32,6 +32,10 @@ _LOOK_AT_LINES = 100
 """How many lines may be unreadable before a file is no longer taken for OpenAI batch requests."""
 
 
+_LOOK_AT_BYTES = 64 * 1024 * 1024
+"""... and how many bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputKind:
     """What a data file is."""
@@ -80,7 +84,12 @@ def detect(path: Path, name: str) -> InputKind:
 def _is_openai(head: bytes, rest: Iterator[bytes]) -> bool:
     def again() -> Iterator[bytes]:
         yield head
-        yield from rest
+        looked_at = 0
+        for chunk in rest:
+            yield chunk
+            looked_at += len(chunk)
+            if looked_at > _LOOK_AT_BYTES:
+                return
 
     limit = Limits().max_line_bytes
     for line in islice(Lines(again(), limit), _LOOK_AT_LINES):

@@ -19,6 +19,8 @@ class Limits:
     """A larger CSV cell or JSON value is refused as that row's error."""
     max_line_bytes: int = 4 * MAX_CELL_BYTES
     """A longer line is that row's error; only its beginning is kept."""
+    max_columns: int = 16_384
+    """Columns of a CSV file, as many as a sheet of Excel has: in memory each cell takes some 100 bytes."""
     max_quoted_bytes: int = 2 * MAX_CELL_BYTES
     """A CSV record that spans lines may be this large; past it, its opening quote counts as never closed."""
     max_quoted_lines: int = 10_000

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from spoolama.job.rows.stream import EndlessLine
+
 __all__ = ["Lines", "content"]
+
+_MOST_WITHOUT_ROW = 256 * 1024 * 1024
+"""Bytes in which a line must end that is not blank."""
 
 
 class Lines:
@@ -16,6 +21,9 @@ class Lines:
     Args:
         chunks: The stream.
         max_bytes: Bound on a line.
+
+    Raises:
+        EndlessLine: while iterating: no row ends in 256 MB.
     """
 
     def __init__(self, chunks: Iterable[bytes], max_bytes: int) -> None:
@@ -25,10 +33,24 @@ class Lines:
         """Whether the last byte was a line end; meaningful after the last line."""
 
     def __iter__(self) -> Iterator[bytes]:
+        without_row = 0
+        for line in self._each():
+            if isinstance(line, int):
+                without_row += line
+                if without_row > _MOST_WITHOUT_ROW:
+                    raise EndlessLine(f"{_MOST_WITHOUT_ROW // 2**20} MB follow without the end of a row")
+            else:
+                if not line.isspace():
+                    without_row = 0
+                yield line
+
+    def _each(self) -> Iterator[bytes | int]:
+        """The lines, and before those of each chunk its length."""
         limit = self._max
         tail = b""
         head: bytes | None = None  # the beginning of an oversized line whose end is not yet seen
         for chunk in _without_mark(self._chunks):
+            yield len(chunk)
             lines = (tail + chunk).splitlines(keepends=True)
             # A \r at the very end may be the first half of \r\n: wait for the next chunk.
             tail = b"" if lines[-1].endswith(b"\n") else lines.pop()

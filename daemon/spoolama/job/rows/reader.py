@@ -12,7 +12,7 @@ from spoolama.errors import InputError
 from spoolama.job.row import Row, RowFault
 from spoolama.job.rows.limits import Limits
 from spoolama.job.rows.lines import Lines
-from spoolama.job.rows.stream import BrokenStream, chunks
+from spoolama.job.rows.stream import BrokenStream, EndlessLine, chunks
 
 __all__ = ["RowReader", "broken", "utf8"]
 
@@ -73,8 +73,14 @@ class RowReader(ABC):
 
 
 def broken(name: str, error: BrokenStream, rows: int) -> InputError:
-    """The job's error for a damaged compressed stream."""
+    """The job's error for a stream that cannot be read on."""
     after = f" after {rows} row{'' if rows == 1 else 's'}" if rows else ""
+    if isinstance(error, EndlessLine):
+        return InputError(
+            f"{name} has no rows{after}: {error}.",
+            mend="Each row must be a line of its own. Check what the file holds, and drop it again.",
+            code="endless_line",
+        )
     return InputError(
         f"{name} cannot be decompressed{after}: {error}.",
         mend="Compress and upload the file again; the upload may have been cut.",

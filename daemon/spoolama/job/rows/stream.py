@@ -12,12 +12,12 @@ import zstandard
 
 from spoolama.errors import InputError
 
-__all__ = ["BrokenStream", "chunks", "refuse_foreign"]
+__all__ = ["BrokenStream", "EndlessLine", "chunks", "refuse_foreign"]
 
 _CHUNK = 256 * 1024
 
-_ZSTD_FEED = 1024
-"""Compressed bytes handed to zstd at once: at its highest ratio (128 KiB from 4 bytes) they become 32 MiB."""
+_ZSTD_FEED = 256
+"""Compressed bytes handed to zstd at once: at its highest ratio (128 KiB from 4 bytes) they become 8 MiB."""
 
 _MAGIC = {
     "gz": (b"\x1f\x8b",),
@@ -39,6 +39,10 @@ _FOREIGN = (
 
 class BrokenStream(Exception):
     """The compressed stream is damaged or stops in the middle."""
+
+
+class EndlessLine(BrokenStream):
+    """The stream goes on and on without a row: a few bytes of a compressed file can become terabytes."""
 
 
 def chunks(path: Path, compression: str | None) -> Generator[bytes, None, None]:
