@@ -208,11 +208,11 @@ def test_a_large_input_does_not_fill_the_memory_of_the_service(tmp_path: Path, u
 
 
 def test_a_large_answer_does_not_fill_the_memory_of_the_service(tmp_path: Path) -> None:
-    """An answer of 5 MB is kept, and the service stays near what it takes idle."""
+    """An answer of 2 MB is kept, and the service stays near what it takes idle."""
     side = (
         b"model: m\nmode: isolated\nprompt: '{{ name }}'\noptions: {num_ctx: 5000000, num_predict: 3000000}\n"
     )
-    with fake_ollama(None, *FAKE, "--answer", "words:500000") as address:
+    with fake_ollama(None, *FAKE, "--answer", "words:200000") as address:
         spool = make_spool(tmp_path / "spool")
         log = tmp_path / "log"
         log.write_text("")
@@ -223,7 +223,7 @@ def test_a_large_answer_does_not_fill_the_memory_of_the_service(tmp_path: Path) 
             drop(spool, "large", {".yaml": side, ".csv": b"name\na\nb\nc\nd\n"})
             job = wait_for(lambda: published(spool, "large"))
             assert outcome(job) == ("", "")
-            assert (job / "results.jsonl").stat().st_size > 20_000_000
+            assert (job / "results.jsonl").stat().st_size > 4_000_000
             assert found.most - idle < ABOVE_IDLE_KB
 
 
@@ -292,7 +292,7 @@ def say(*arguments: str, spool: Path) -> str:
 
 SAID = (
     *("freeze", "segv", "openai-schema", "constant-list", "sexagesimal", "many-problems"),
-    *("timeout-1e300", "column-name", "long-ids", "zstd-bomb"),
+    *("timeout-1e300", "column-name", "zstd-bomb"),
 )
 """Drops of every kind of error that is found before anything is asked."""
 

@@ -10,6 +10,8 @@ __all__ = ["Lines", "content"]
 
 _MOST_WITHOUT_ROW = 256 * 1024 * 1024
 """Bytes in which a line must end that is not blank."""
+_MOST_BLANK = 1_000_000
+"""Blank lines in a row."""
 
 
 class Lines:
@@ -23,7 +25,7 @@ class Lines:
         max_bytes: Bound on a line.
 
     Raises:
-        EndlessLine: while iterating: no row ends in 256 MB.
+        EndlessLine: while iterating: no row ends in 256 MB, or in a million lines.
     """
 
     def __init__(self, chunks: Iterable[bytes], max_bytes: int) -> None:
@@ -33,7 +35,7 @@ class Lines:
         """Whether the last byte was a line end; meaningful after the last line."""
 
     def __iter__(self) -> Iterator[bytes]:
-        without_row = 0
+        without_row = blank = 0
         for line in self._each():
             if isinstance(line, int):
                 without_row += line
@@ -41,7 +43,9 @@ class Lines:
                     raise EndlessLine(f"{_MOST_WITHOUT_ROW // 2**20} MB follow without the end of a row")
             else:
                 if not line.isspace():
-                    without_row = 0
+                    without_row = blank = 0
+                elif (blank := blank + 1) > _MOST_BLANK:
+                    raise EndlessLine(f"{_MOST_BLANK:,} blank lines follow")
                 yield line
 
     def _each(self) -> Iterator[bytes | int]:
