@@ -199,7 +199,7 @@ CASES = [
          "no_such_column", ("columns-misspelt.yaml:3:1: id: ", "did you mean 'c12345'?")),
     Case("column-name", side("prompt: '{{ a }}'\nid: " + "a" * 500_000 + "b" * 400_000 + "\n",
                              b"b" * 500_000 + b"a" * 400_000 + b",a\nx,y\n"),
-         "no_such_column", ("column-name.yaml:3:1: id: the header of column-name.csv has no column 'aaa",)),
+         "bad_header", ("line 1: the name of column 1 has 900,000 characters; the limit is 1,000.",)),
     Case("long-ids", side("prompt: x\nid: name\n", b"name\n" + (b"x" * 200_000 + b"\n") * 20),
          "duplicate_id", ("was already used on line 2", "characters left out")),
 ]  # fmt: skip

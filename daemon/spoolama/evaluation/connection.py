@@ -33,11 +33,17 @@ class ProcessLimits:
 
 
 class Ended(Exception):
-    """The process ended; `why` is for a person, None where that says nothing about the task."""
+    """The process ended.
 
-    def __init__(self, why: str | None) -> None:
+    Args:
+        why: For a person; None where the end says nothing about the task.
+        by_time: Whether it is the task's processor time that ended it, whatever the process did before.
+    """
+
+    def __init__(self, why: str | None, *, by_time: bool = False) -> None:
         super().__init__(why)
         self.why = why
+        self.by_time = by_time
 
 
 class Connection(asyncio.Protocol):
@@ -47,10 +53,13 @@ class Connection(asyncio.Protocol):
         self.process = process
         self.defined: set[int] = {0}
         """Numbers of the definitions that it has."""
+        self.used = False
+        """Whether it was asked anything yet."""
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = bytearray()
         self._reply: asyncio.Future[bytes] | None = None
         self._lost = False
+        self._too_long = False
 
     @classmethod
     async def start(cls, limits: ProcessLimits) -> Connection:
@@ -133,8 +142,10 @@ class Connection(asyncio.Protocol):
     async def _ended(self) -> Ended:
         """Why it ended, by its exit status."""
         status = await asyncio.to_thread(self._status)
+        if self._too_long:
+            return Ended("gave a result that is too long", by_time=True)
         if status == -signal.SIGPROF:
-            return Ended("took longer than {cpu_s:g} s")
+            return Ended("took longer than {cpu_s:g} s", by_time=True)
         if status == -signal.SIGKILL:
             return Ended(None)  # by somebody else: the kernel for want of memory, an administrator
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
@@ -162,8 +173,9 @@ class Connection(asyncio.Protocol):
             return
         (length,) = HEADER.unpack_from(buffer)
         if length > MAX_REPLY_BYTES:
-            self.connection_lost(None)
+            self._too_long = True
             self.process.kill()
+            self.connection_lost(None)
         elif len(buffer) >= HEADER.size + length:
             body = bytes(buffer[HEADER.size : HEADER.size + length])
             del buffer[: HEADER.size + length]

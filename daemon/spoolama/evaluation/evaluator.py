@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -87,13 +87,14 @@ class Evaluator:
             Problem(**problem) for problem in await self._file("columns", arguments, path.name, _FILE_CPU_S)
         ]
 
-    def of_job(self, limits_met: int = 0) -> JobEvaluator:
+    def of_job(self, limits_met: int = 0, beat: Callable[[], None] | None = None) -> JobEvaluator:
         """What evaluates the rows of one job.
 
         Args:
             limits_met: Rows of it that met a limit before, in an earlier run.
+            beat: Called after each task: a row may take seconds, and the watchdog waits for a sign of life.
         """
-        return JobEvaluator(self._runner, limits_met)
+        return JobEvaluator(self._runner, limits_met, beat)
 
     async def aclose(self) -> None:
         """Give everything back."""
@@ -123,11 +124,15 @@ class JobEvaluator:
     Args:
         runner: Runs the tasks.
         limits_met: Rows of the job that met a limit before.
+        beat: Called after each task.
     """
 
-    def __init__(self, runner: TaskRunner, limits_met: int = 0) -> None:
+    def __init__(
+        self, runner: TaskRunner, limits_met: int = 0, beat: Callable[[], None] | None = None
+    ) -> None:
         self._runner = runner
         self._before = limits_met
+        self._beat = beat
         self._met: dict[tuple[str, int], str] = {}
         self._schema: tuple[object, str] = (None, "")
 
@@ -212,6 +217,9 @@ class JobEvaluator:
             raise RowError(EVALUATION_LIMIT, message) from None
         except _Defect as defect:
             raise RowError("evaluation_failed", f"{what} failed by a defect of spoolama: {defect}") from None
+        finally:
+            if self._beat is not None:
+                self._beat()
 
     def _rows_met(self) -> int:
         return self._before + len({line for _, line in self._met})

@@ -42,6 +42,8 @@ class _Item:
     unwanted: Callable[[], bool] | None
     alone: bool = False
     """Sent by itself: it was in a batch with which the process died."""
+    fresh: bool = False
+    """Sent to a new process: in one that had other tasks before, it is not known whose the memory is."""
     deaths: int = 0
 
 
@@ -134,13 +136,17 @@ class EvaluationProcess:
                 batch = self._take()
                 if not batch:
                     continue
+                if batch[0].fresh and child.used:
+                    await self._stop_child()
+                    child = await self._running()
+                was_used, child.used = child.used, True
                 try:
                     replies = await child.ask(self._request(child, batch), self._wall_s(batch))
                 except Ended as ended:
                     self._child = None
-                    self._after_end(batch, ended.why)
+                    self._after_end(batch, ended, was_used=was_used)
                     continue
-                if await self._deliver(batch, replies):
+                if self._deliver(batch, replies, was_used=was_used):
                     await self._stop_child()
                 batch = []
         except EvaluationFailed as error:
@@ -209,29 +215,35 @@ class EvaluationProcess:
     def _wall_s(self, batch: Sequence[_Item]) -> float:
         return self._limits.wall_spare_s + self._limits.wall_factor * max(item.cpu_s for item in batch)
 
-    async def _deliver(self, batch: list[_Item], replies: list[list[Any]]) -> bool:
-        """Hand results over; what was not done waits in front. Whether the process is used up."""
-        used_up = False
+    def _deliver(self, batch: list[_Item], replies: list[list[Any]], *, was_used: bool) -> bool:
+        """Hand results over; what was not done waits in front. Whether the process is out of memory."""
+        left = batch[len(replies) :]
+        full: bool = replies[-1][0] == "memory"  # it is the last one: the process does nothing behind it
         for item, reply in zip(batch, replies, strict=False):
-            if reply[0] == "memory":
-                used_up = True  # it has little room left
+            if reply[0] != "memory":
+                if not item.result.done():
+                    item.result.set_result(reply)
+            elif was_used or len(replies) > 1:
+                item.alone = item.fresh = True
+                left.insert(0, item)
+            else:
                 megabytes = self._limits.memory_bytes // 1_000_000
                 _set(item, LimitMet(f"needed more than {megabytes} MB of memory"))
-            elif not item.result.done():
-                item.result.set_result(reply)
-        self._queue.extendleft(reversed(batch[len(replies) :]))
-        return used_up
+        self._queue.extendleft(reversed(left))
+        return full
 
-    def _after_end(self, batch: list[_Item], why: str | None) -> None:
+    def _after_end(self, batch: list[_Item], ended: Ended, *, was_used: bool) -> None:
         """The process ended in this batch: find the task by sending each one alone."""
         if len(batch) > 1:
             for item in batch:
                 item.alone = True
+        elif ended.why is not None and was_used and not ended.by_time:
+            batch[0].alone = batch[0].fresh = True
         else:
             (item,) = batch
             item.deaths += 1
-            if why is not None:
-                _set(item, LimitMet(why.format(cpu_s=item.cpu_s)))
+            if ended.why is not None:
+                _set(item, LimitMet(ended.why.format(cpu_s=item.cpu_s)))
             elif item.deaths >= _MOST_DEATHS:
                 _set(item, LimitMet(f"did not end in {item.deaths} attempts of {self._wall_s(batch):g} s"))
         self._queue.extendleft(reversed([item for item in batch if not item.result.done()]))

@@ -96,9 +96,10 @@ def order_of(labels: Iterable[str], enum: list[str] | None) -> tuple[dict[str, f
         if all(word in ranks for word in plain.values()):
             ordered = sorted(set(labels), key=lambda label: ranks[plain[label]])
             return {label: ranks[plain[label]] for label in labels}, " < ".join(ordered)
-    if enum and all(label in enum for label in labels):
-        places = {label: float(enum.index(label)) for label in labels}
-        return places, "the order of the schema's enum, " + " < ".join(enum)
+    places = {label: float(place) for place, label in reversed([*enumerate(enum or ())])}
+    if enum and all(label in places for label in labels):
+        ranks = {label: places[label] for label in labels}
+        return ranks, "the order of the schema's enum, " + " < ".join(enum)
     return None
 
 

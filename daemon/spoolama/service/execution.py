@@ -204,7 +204,9 @@ class JobExecutor:
                 openai=openai,
                 store=ledger,
                 backend=self._backend,
-                evaluator=self._evaluator.of_job(progress.failures.get(EVALUATION_LIMIT, 0)),
+                evaluator=self._evaluator.of_job(
+                    progress.failures.get(EVALUATION_LIMIT, 0), progress.pulse.beat
+                ),
                 clock=self._clock,
                 progress=progress,
                 lanes=sidecar.lanes or self._lanes,

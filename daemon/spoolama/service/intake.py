@@ -48,12 +48,12 @@ async def take_in(
     reader = read_rows(job.data, kind, limits=limits)
     await _check_columns(job, sidecar, reader.columns, evaluator)
     namer = _Namer(sidecar, kind)
-    lines = evaluator.of_job() if kind.format == "openai" else None
+    lines = evaluator.of_job(beat=progress.pulse.beat) if kind.format == "openai" else None
     count = 0
     rows = iter(reader)
     while batch := await asyncio.to_thread(_batch, rows):
         if lines is not None:
-            batch = await asyncio.gather(*(_read_line(row, lines, progress) for row in batch))
+            batch = await asyncio.gather(*(_read_line(row, lines) for row in batch))
         await ledger.take_in([namer.name(row) for row in batch])
         count += len(batch)
         progress.total = count
@@ -74,7 +74,7 @@ async def take_in(
     return True
 
 
-async def _read_line(row: Row, lines: JobEvaluator, progress: Progress) -> Row:
+async def _read_line(row: Row, lines: JobEvaluator) -> Row:
     """The row with what its OpenAI request asks for, or with why it cannot be asked."""
     if row.fields is None or row.fault is not None:
         return row
@@ -82,8 +82,6 @@ async def _read_line(row: Row, lines: JobEvaluator, progress: Progress) -> Row:
         request = await lines.read_line(row.fields, row.line)
     except RowError as error:
         return replace(row, fault=RowFault(error.code, error.message))
-    finally:
-        progress.pulse.beat()
     return replace(row, shape=request.shape, model=request.model)
 
 

@@ -26,8 +26,8 @@ class StopSignal:
         """Why, in a word: `stop`, `pause` or `cancel`."""
 
     def set(self, reason: str = "stop") -> None:
-        """Ask everybody to come to an end; the first reason counts."""
-        self.reason = self.reason or reason
+        """Ask everybody to come to an end; the first reason counts, but for a cancel, which always does."""
+        self.reason = reason if reason == "cancel" else self.reason or reason
         self._event.set()
 
     def is_set(self) -> bool:

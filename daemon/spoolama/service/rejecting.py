@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from spoolama.errors import JobError, LedgerVersion, SpoolamaError
+from dataclasses import replace
+
+from spoolama.errors import JobError, LedgerVersion, SpoolamaError, shortened
 from spoolama.service.logs import say
 from spoolama.service.model import Executor
 from spoolama.service.queue import Queued
@@ -30,5 +32,5 @@ async def reject(state: ServiceState, executor: Executor, item: Queued, error: J
         state.queue.hold(item, f"It could not be moved to failed/: {trouble}")
         return False
     state.queue.remove(item)
-    state.end(item.job, ended, None)
+    state.end(item.job, replace(ended, message=shortened(ended.message)), None)
     return True

@@ -210,7 +210,7 @@ def read_record(job: JobDir) -> RunRecord:
             held=bool(body["held"]),
             kills=int(body["kills"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return RunRecord()
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 from spoolama.clock import Clock
 from spoolama.engine.progress import Progress, Pulse
-from spoolama.errors import DiskFull, EvaluationFailed, LedgerVersion, SpoolamaError
+from spoolama.errors import DiskFull, EvaluationFailed, LedgerVersion, SpoolamaError, shortened
 from spoolama.service.commands import cancelled
 from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
+from spoolama.service.marks import is_paused
 from spoolama.service.model import Ended, Executor, StopSignal
 from spoolama.service.queue import Queued
 from spoolama.service.state import Running, ServiceState
@@ -131,12 +133,15 @@ class Working:
         job = item.job
         if ended.where != "left":
             self._state.queue.remove(item)
-            self._state.end(job, ended, progress)
+            self._state.end(job, replace(ended, message=shortened(ended.message)), progress)
             event = "job.ended" if ended.where == "done" else "job.failed"
-            say(event, job=job.name, where=ended.where, outcome=ended.message, failures=progress.failures)
+            message = shortened(ended.message)  # error.json has all of it
+            say(event, job=job.name, where=ended.where, outcome=message, failures=progress.failures)
             return
         say("job.left", job=job.name, outcome=ended.message)
-        if stop.reason == "pause":
+        if stop.reason == "pause" and not is_paused(job):
+            self._state.queue.settled(item, item.priority)  # it was resumed before its rows had ended
+        elif stop.reason == "pause":
             item.standing, item.reason = "paused", f"Paused. Drop {job.name}.resume into incoming/ to go on."
         elif self._stopping.is_set():
             self._state.queue.hold(item, "Left for the next start.")

@@ -101,16 +101,36 @@ def test_a_task_that_meets_a_limit_takes_no_other_with_it(template: str, words: 
     with_process(work)
 
 
+def test_memory_that_earlier_tasks_left_is_nobodys_fault() -> None:
+    """A value that refers to itself stays; a later task that has no room then is run in a new process."""
+    leaves = "{% set n = namespace(big='x' * size) %}{% set n.me = n %}{{ n.big | length }}"
+
+    async def work(process: EvaluationProcess) -> None:
+        for _ in range(2):
+            assert await process.run("render", leaves, [{"size": 70_000_000}], 5.0) == ["ok", "70000000"]
+        tasks = [
+            process.run("render", "{{ ('y' * size) | length }}", [{"size": 60_000_000}], 5.0)
+            for _ in range(6)
+        ]
+        assert await asyncio.gather(*tasks) == [["ok", "60000000"]] * 6
+        assert process.starts > 1
+
+    with_process(work)
+
+
 def test_a_task_that_crashes_the_process_is_named_by_the_signal() -> None:
-    """A segmentation fault is the row's, not the service's."""
+    """A segmentation fault is the row's, not the service's, if the row meets it in a new process as well."""
 
     async def work(process: EvaluationProcess) -> None:
         await render(process, "{{ a }}", a=1)
         waiting = asyncio.ensure_future(process.run("render", FREEZE, [{"a": 1}], 30.0))
         await asyncio.sleep(0)
-        await computing(process)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGSEGV)
+        for starts in (1, 2):
+            async with asyncio.timeout(20):
+                while process.starts < starts or process.pid is None:
+                    await asyncio.sleep(0.005)
+            await computing(process)
+            os.kill(process.pid, signal.SIGSEGV)
         with pytest.raises(LimitMet, match=r"crashed the evaluation process \(SIGSEGV\)"):
             await waiting
 

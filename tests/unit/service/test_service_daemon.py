@@ -317,6 +317,30 @@ async def test_models_are_released_when_the_queue_has_been_empty(tmp_path: Path)
         assert service.backend.released == 1
 
 
+@pytest.mark.parametrize("last", ["resume", "cancel"])
+@in_loop
+async def test_the_last_of_two_commands_counts_while_rows_are_in_flight(service: Service, last: str) -> None:
+    """A pause is taken back before the rows in flight have ended, or becomes a cancel."""
+    started, landed = asyncio.Event(), asyncio.Event()
+
+    async def obey(job: JobDir, progress: Progress, stop: StopSignal) -> Ended | None:
+        if started.is_set():
+            return None
+        started.set()
+        await landed.wait()
+        return Ended("left", None, "stopped")
+
+    service.executor.act = obey
+    async with service.running():
+        service.drop("a")
+        await started.wait()
+        for command in ("pause", last):
+            (service.spool.incoming / f"a.{command}").touch()
+            await until(lambda: not list(service.spool.incoming.iterdir()))
+        landed.set()
+        await until(lambda: service.published("failed" if last == "cancel" else "done") == ["a"])
+
+
 @in_loop
 async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> None:
     """A paused job stays paused over a restart; a cancelled one is published."""

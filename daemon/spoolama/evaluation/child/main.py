@@ -23,6 +23,8 @@ __all__ = ["main"]
 
 _LONG_S = 0.05
 """A batch that has taken this long is answered as far as it is done."""
+_MEMORY = '["memory"]'
+"""The reply to a task that ran out of memory; it is the last one of its batch, and of the process."""
 _LONG_BYTES = 1024 * 1024
 """A reply that has this length is sent without the rest of the batch."""
 
@@ -47,16 +49,17 @@ def main() -> None:
 
 def _batch(tasks: Tasks, definitions: dict[int, str], items: list[list[Any]]) -> list[str]:
     replies: list[str] = []
-    size = 0
+    size, full = 0, False
     began = time.perf_counter()
     for item in items:
         if item[0] == "define":
             definitions[item[1]] = item[2]
         elif item[0] == "forget":
             tasks.forget(definitions.pop(item[1]))
-        elif size < _LONG_BYTES and (not replies or time.perf_counter() - began < _LONG_S):
+        elif not full and size < _LONG_BYTES and (not replies or time.perf_counter() - began < _LONG_S):
             replies.append(_one(tasks, definitions, item))
             size += len(replies[-1])
+            full = replies[-1] == _MEMORY
     return replies
 
 
@@ -67,7 +70,7 @@ def _one(tasks: Tasks, definitions: dict[int, str], item: list[Any]) -> str:
     try:
         reply = json.dumps(tasks.run(kind, definitions[number], arguments))
     except MemoryError:
-        return '["memory"]'
+        return _MEMORY
     except Exception as error:
         # A defect: the service reports it as such.
         return json.dumps(["defect", f"{type(error).__name__}: {error}"[:500]])

@@ -258,7 +258,7 @@ def _format(value: Any) -> Mapping[str, Any] | Literal["json"] | None:
     return schema
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _schema_problem(schema: str) -> str | None:
     """What is wrong with a schema; cached, since the lines of one file bring the same one."""
     parsed = parse_json(schema)
@@ -269,6 +269,8 @@ def _schema_problem(schema: str) -> str | None:
         validator.check_schema(parsed)
     except jsonschema.SchemaError as error:
         return f"{error.json_path}: {error.message[:200]}"
+    except MemoryError:  # the process is at its limit, which its caller reports
+        raise
     except Exception as error:  # the library takes a schema for sane, and raises whatever an odd one leads to
         return str(error)[:200] or type(error).__name__
     return None

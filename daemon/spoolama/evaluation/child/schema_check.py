@@ -25,6 +25,8 @@ def schema_problems(schema: Mapping[str, Any]) -> list[tuple[tuple[str | int, ..
         return _not_a_schema(schema) or list(_unusable(schema, schema, ()))
     except RecursionError:
         return [((), "nested too deeply")]
+    except MemoryError:  # the process is at its limit, which its caller reports
+        raise
     except Exception as error:  # the library takes a schema for sane, and raises whatever an odd one leads to
         return [((), f"this JSON Schema cannot be used: {str(error)[:200] or type(error).__name__}")]
 

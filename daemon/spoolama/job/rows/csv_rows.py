@@ -27,6 +27,10 @@ _MOST_NAMED = 10
 """Names, and columns of each, that a message lists."""
 
 
+_MOST_OF_NAME = 1_000
+"""Characters of a column's name: the ledger has it again in each row."""
+
+
 class _Unclosed(Exception):
     """A quoted cell goes on past its bound."""
 
@@ -193,6 +197,13 @@ class CsvReader(RowReader):
             raise InputError(
                 f"{where}: the header has no comma; its columns seem to be separated by something else.",
                 mend="Separate columns by commas, or by tabs in a file that ends in .tsv.",
+                code="bad_header",
+            )
+        if long := [place for place, name in enumerate(names, start=1) if len(name) > _MOST_OF_NAME]:
+            raise InputError(
+                f"{where}: the name of column {long[0]} has {len(names[long[0] - 1]):,} characters; "
+                f"the limit is {_MOST_OF_NAME:,}.",
+                mend="Give it a shorter name: each row is kept with the names of its columns.",
                 code="bad_header",
             )
         names = [name or f"column_{place}" for place, name in enumerate(names, start=1)]
