@@ -29,6 +29,7 @@ from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
 from spoolama.errors import RowError, SpoolamaError
 from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.base import Abandoned
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, JobEvaluator
 from spoolama.gpu.room import Memory
 from spoolama.job.sidecar import Sidecar
@@ -131,7 +132,7 @@ class ModelRun:
         assert keeper is not None
 
         async def run(lane: Lane) -> None:
-            with contextlib.suppress(Stopping):
+            with contextlib.suppress(Stopping, Abandoned):
                 await work(lane)
 
         async def keep() -> None:

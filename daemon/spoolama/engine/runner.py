@@ -27,6 +27,7 @@ from spoolama.engine.store import RowStore, Stop
 from spoolama.engine.tally import Tally
 from spoolama.errors import JobError, ModelLost
 from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.base import Abandoned
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.gpu.room import Memory, Unwatched
 from spoolama.job.plan import first_plan, pilot_asks
@@ -150,7 +151,7 @@ class JobRunner:
                 await self._run_model(model, terms, total)
             for long_model, sizes in (await self._store.deferred_sizes()).items():
                 await self._run_long(long_model, sizes, terms)
-        except Stopping:
+        except (Stopping, Abandoned):
             return RunEnd(finished=False)
         finally:
             waker.cancel()

@@ -87,14 +87,20 @@ class Evaluator:
             Problem(**problem) for problem in await self._file("columns", arguments, path.name, _FILE_CPU_S)
         ]
 
-    def of_job(self, limits_met: int = 0, beat: Callable[[], None] | None = None) -> JobEvaluator:
+    def of_job(
+        self,
+        limits_met: int = 0,
+        beat: Callable[[], None] | None = None,
+        stops: Callable[[], bool] | None = None,
+    ) -> JobEvaluator:
         """What evaluates the rows of one job.
 
         Args:
             limits_met: Rows of it that met a limit before, in an earlier run.
             beat: Called after each task: a row may take seconds, and the watchdog waits for a sign of life.
+            stops: Whether the job is to stop: then no row is rendered any more.
         """
-        return JobEvaluator(self._runner, limits_met, beat)
+        return JobEvaluator(self._runner, limits_met, beat, stops)
 
     async def aclose(self) -> None:
         """Give everything back."""
@@ -125,14 +131,20 @@ class JobEvaluator:
         runner: Runs the tasks.
         limits_met: Rows of the job that met a limit before.
         beat: Called after each task.
+        stops: Whether the job is to stop.
     """
 
     def __init__(
-        self, runner: TaskRunner, limits_met: int = 0, beat: Callable[[], None] | None = None
+        self,
+        runner: TaskRunner,
+        limits_met: int = 0,
+        beat: Callable[[], None] | None = None,
+        stops: Callable[[], bool] | None = None,
     ) -> None:
         self._runner = runner
         self._before = limits_met
         self._beat = beat
+        self._stops = stops
         self._met: dict[tuple[str, int], str] = {}
         self._schema: tuple[object, str] = (None, "")
 
@@ -147,6 +159,7 @@ class JobEvaluator:
         Raises:
             RowError: `template_undefined`, `template_error`, `empty_prompt`, `evaluation_limit`.
             JobError: too many rows met a limit.
+            Abandoned: the job is to stop, and this row had not begun.
         """
         prompt = await self._row("render", template, [fields], "the template", line)
         return str(prompt)
@@ -208,10 +221,14 @@ class JobEvaluator:
             raise RowError(EVALUATION_LIMIT, met)  # it would meet the limit again
         if self._over():
             raise self._too_many()
+        # A row whose answer is there is finished; one that is still to be asked is left.
+        unwanted = self._unwanted if kind in ("render", "line") else self._over
         try:
-            return _value(await self._runner.run(kind, definition, arguments, _ROW_CPU_S, self._over))
+            return _value(await self._runner.run(kind, definition, arguments, _ROW_CPU_S, unwanted))
         except Abandoned:
-            raise self._too_many() from None
+            if self._over():
+                raise self._too_many() from None
+            raise
         except LimitMet as limit:
             message = self._met[kind, line] = f"{what} {limit} on line {line}"
             raise RowError(EVALUATION_LIMIT, message) from None
@@ -223,6 +240,9 @@ class JobEvaluator:
 
     def _rows_met(self) -> int:
         return self._before + len({line for _, line in self._met})
+
+    def _unwanted(self) -> bool:
+        return self._over() or (self._stops is not None and self._stops())
 
     def _over(self) -> bool:
         return self._rows_met() >= _MOST_LIMITS

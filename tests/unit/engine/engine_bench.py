@@ -77,7 +77,7 @@ class Bench:
                 )
             self.progress.total = len(self.texts)
             runner = JobRunner(
-                evaluator=Evaluator(self.runner).of_job(),
+                evaluator=Evaluator(self.runner).of_job(stops=self.stop.is_set),
                 sidecar=self.sidecar,
                 openai=False,
                 store=ledger,

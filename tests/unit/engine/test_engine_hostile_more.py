@@ -343,3 +343,21 @@ def test_a_score_that_meets_a_limit_makes_its_row_the_least_important(tmp_path: 
     bench.runner.meets = meets(("score",), (3, 9, 11))
     with pytest.raises(JobError, match="3 rows met a limit of evaluation; the last: the score took longer"):
         bench.run()
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_rows_that_wait_for_their_template_are_left_at_a_stop(tmp_path: Path, lanes: int) -> None:
+    """Those that are asked have their answer, the others are for the next start, and none has an error."""
+    bench = Bench(tmp_path, texts(30), SIDECAR + "mode: isolated\n")
+
+    def stop(_kind: str, arguments: Sequence[Any]) -> None:
+        if "row 20 " in json.dumps(arguments):
+            bench.stop.set()
+
+    bench.runner.meets = stop
+    assert not bench.run(lanes).finished
+    states = [o.state for o in bench.outcomes]
+    assert (set(states), states.count("ok") >= 20 - lanes) == ({"ok", "pending"}, True)
+    bench.runner.meets = lambda _kind, _arguments: None
+    assert bench.run(lanes).finished
+    assert len(bench.backend.calls) == 30
