@@ -136,13 +136,18 @@ def test_a_job_whose_sidecar_this_version_refuses_keeps_its_results(tmp_path: Pa
     """An older version accepted it: the job waits in processing/, and not even a cancel publishes it."""
     spool = Spool(tmp_path)
     spool.create()
-    (spool.incoming / "j.csv").write_text("text\na\n")
+    (spool.incoming / "j.csv").write_text("text\na\nb\nc\n")
     (spool.incoming / "j.yaml").write_text("model: m\nprompt: '{{ text }}'\n")
     clock = SystemClock()
     job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
-    executor = JobExecutor(spool, ScriptedBackend(clock), inline_evaluator(), clock)
     stop = StopSignal()
-    stop.set()
+
+    def answer(_: ChatRequest) -> str:
+        stop.set()
+        return "yes"
+
+    backend = ScriptedBackend(clock, answer=answer, latency_s=0.0)
+    executor = JobExecutor(spool, backend, inline_evaluator(), clock)
     assert asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), stop)).where == "left"
     assert job.sidecar is not None
     job.sidecar.write_text("model: m\nprompt: '{{ text }}'\ntimeout: 0.05\n")
