@@ -102,7 +102,7 @@ def zstd_bomb() -> dict[str, bytes]:
 
 
 def blank_bomb(line: bytes = b"\n", megabytes: int = 100_000) -> dict[str, bytes]:
-    """A zstd file of so many megabytes of one line again and again."""
+    """A zstd file of this many megabytes, which repeats one line."""
     frame = zstandard.ZstdCompressor(level=1).compress(line * (100 * MB // len(line)))
     return {".jsonl.zst": frame * (megabytes // 100), ".yaml": b"model: m\nprompt: '{{ name }}'\n"}
 

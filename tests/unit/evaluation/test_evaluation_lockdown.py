@@ -85,7 +85,7 @@ def test_the_resource_limits_hold_by_themselves(what: str) -> None:
 
 
 def test_without_a_parent_there_is_no_process() -> None:
-    """One whose parent is gone before it could be told ends at once."""
+    """A process whose parent has already ended ends at once."""
     code = (
         "from spoolama.evaluation.child.lockdown import die_with_parent; die_with_parent(1 << 22); print(1)"
     )
