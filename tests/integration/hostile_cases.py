@@ -33,6 +33,11 @@ class Case:
     answered: bool = False
     """Whether the model's answer is what is hostile, so that `check` finds nothing."""
 
+    @property
+    def takes_seconds(self) -> bool:
+        """Whether an evaluation computes until its time is over."""
+        return any("took longer than" in words for words in self.words)
+
     def __str__(self) -> str:
         return self.name
 
