@@ -220,6 +220,13 @@ LARGE = [
          "bad_json", ("the JSON has more than 50,000 values",)),
     Case("long-lines", side("segment: 12\ntrim: {strategy: reset}\nprompt: '{{ a[:9] }}'\n",
                             long_lines(200), ".jsonl"), ""),
+    Case("lists-below-the-limit", side("mode: isolated\nprompt: '{{ a|length }}'\n", nested(49_000) * 20,
+                                       ".jsonl"), ""),
+    Case("long-prompts",
+         side("mode: isolated\nprompt: '{{ a }}{{ b }}{{ c }}{{ d }}'\n"
+              "options: {num_ctx: 5000000, num_predict: 1000000}\n", long_lines(20), ".jsonl"), ""),
+    Case("long-system", side("mode: isolated\nprompt: '{{ name }}'\noptions: {num_ctx: 5000000}\nsystem: "
+                             + "x" * 900_000 + "\n", b"name\n" + b"a\n" * 100), ""),
     Case("gzip-bomb", gzip_bomb, "endless_line", ("256 MB follow without the end of a row",)),
     Case("zstd-bomb", zstd_bomb, "endless_line", ("256 MB follow without the end of a row",)),
     Case("blank-bomb", blank_bomb, "endless_line", ("1,000,000 blank lines follow",)),

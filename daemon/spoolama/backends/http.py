@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ __all__ = ["HttpCaller", "HttpReply", "excerpt"]
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """No answer is this long; past it the reply is given up, so that a mad server cannot fill our memory."""
+_SMALL_BODY = 64 * 1024
+"""Up to this size the body of a request may stay in memory until Python's collector removes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,11 @@ class HttpCaller:
 
     async def post(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> HttpReply:
         """POST a JSON body."""
-        request = self._client.build_request(
-            "POST", path, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-        )
+        content = json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+        sent = content if len(content) <= _SMALL_BODY else _once(content)
+        del content
+        request = self._client.build_request("POST", path, content=sent, headers=headers)
         return await self._call(request, timeout_s)
 
     async def aclose(self) -> None:
@@ -136,6 +140,16 @@ def excerpt(text: str, limit: int = 300) -> str:
     """The start of a text that came from elsewhere, on one line, short enough for a log."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _once(content: bytes) -> AsyncIterator[bytes]:
+    """The body, kept no longer than it takes to send it: httpx's requests and replies refer to each other."""
+    left = [content]
+
+    async def send() -> AsyncIterator[bytes]:
+        yield left.pop()
+
+    return send()
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from spoolama.engine.checks import (
 from spoolama.engine.failures import POLICIES, Then, standing_of
 from spoolama.engine.sender import Sender
 from spoolama.engine.shared import Shared
+from spoolama.engine.store import completed
 from spoolama.engine.tries import Lost, Try, Won, bare_tokens_of, end_of, record, too_long
 from spoolama.errors import (
     BackendError,
@@ -134,8 +135,8 @@ class Lane:
                     await self._row(row, Conversation(), place)
 
     async def _row(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
-        async with self._s.row_memory.of(row.memory):
-            return await self._asked(row, conversation, place)
+        async with self._s.rows_in_work.hold(row.memory):
+            return await self._asked(await completed(row, self._s.store), conversation, place)
 
     async def _asked(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
         """Ask until the row has its end; what stands in the conversation afterwards."""

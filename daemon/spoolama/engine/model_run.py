@@ -11,6 +11,7 @@ from typing import Any
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec, Message
 from spoolama.clock import Clock
 from spoolama.context.turns import Turns
+from spoolama.engine.byte_budget import ByteBudget
 from spoolama.engine.gate import Gate, Stopping
 from spoolama.engine.holder import Holder
 from spoolama.engine.keeper import Keeper
@@ -21,9 +22,8 @@ from spoolama.engine.patience import Patience
 from spoolama.engine.planner import Planner
 from spoolama.engine.primer import Primer
 from spoolama.engine.progress import Progress
-from spoolama.engine.row_memory import RowMemory
 from spoolama.engine.shared import Shared
-from spoolama.engine.store import RowStore, Stop
+from spoolama.engine.store import RowStore, Stop, completed
 from spoolama.engine.surprises import Surprises
 from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
@@ -36,8 +36,11 @@ from spoolama.job.sidecar import Sidecar
 
 __all__ = ["ModelRun", "Terms"]
 
-_ROW_BYTES = 2 * 1024 * 1024
-"""Of the rows in work at once; a prompt takes several times as much while it is sent."""
+_ROW_BYTES, _FREE_ROW = 1024 * 1024, 16 * 1024
+"""Of large rows in work at once, and what is not large. A row exists several times over while it is asked."""
+_PROMPT_BYTES, _FREE_PROMPT = 4 * 1024 * 1024, 64 * 1024
+"""Of long prompts in flight at once, and what is not long: at 4 bytes a token, a card of 16 GB has no room
+for the context of more than these at once."""
 _EXAMPLES = 16
 """Rows by which the shared beginning of prompts is found."""
 
@@ -224,7 +227,8 @@ class ModelRun:
             holder=holder,
             asker=t.asker,
             evaluator=t.evaluator,
-            row_memory=RowMemory(_ROW_BYTES),
+            rows_in_work=ByteBudget(_ROW_BYTES, _FREE_ROW),
+            prompts_in_flight=ByteBudget(_PROMPT_BYTES, _FREE_PROMPT),
             gate=t.gate,
             patience=Patience(sidecar.timeout),
             progress=t.progress,
@@ -244,7 +248,8 @@ class ModelRun:
         t = self._t
         found: list[tuple[Message, ...]] = []
         rows = await t.store.pending(0, 1 << 61, self._model, _EXAMPLES)
-        for row in rows or await t.store.deferred(self._model, -1, _EXAMPLES):
+        for part in rows or await t.store.deferred(self._model, -1, _EXAMPLES):
+            row = await completed(part, t.store)
             try:
                 found.append((await t.asker.ask(row.fields, row.line)).own)
             except RowError as error:

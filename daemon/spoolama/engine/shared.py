@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.context.turns import Turns
+from spoolama.engine.byte_budget import ByteBudget
 from spoolama.engine.gate import Gate
 from spoolama.engine.holder import Holder
 from spoolama.engine.patience import Patience
 from spoolama.engine.progress import Progress
-from spoolama.engine.row_memory import RowMemory
 from spoolama.engine.store import RowStore
 from spoolama.engine.tally import Tally
 from spoolama.engine.watch import Watch
@@ -33,7 +33,8 @@ class Shared:
     asker: Asker
     evaluator: JobEvaluator
     """Checks answers."""
-    row_memory: RowMemory
+    rows_in_work: ByteBudget
+    prompts_in_flight: ByteBudget
     """What the rows in work may take."""
     gate: Gate
     patience: Patience

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from spoolama.context.conversation import AnsweredRows
 from spoolama.job.record import Answered, Failed, StoredRow
 
-__all__ = ["RowStore", "Stop"]
+__all__ = ["RowStore", "Stop", "completed"]
 
 
 class Stop(Protocol):
@@ -41,7 +42,10 @@ class RowStore(AnsweredRows, Protocol):
         ...
 
     async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
-        """Rows to answer between two ordinals, both included, with their earlier tries."""
+        """Rows to answer between two ordinals, both included, with their earlier tries.
+
+        Large rows come without their fields: `completed` reads them.
+        """
         ...
 
     async def deferred(self, model: str | None, after: int, limit: int) -> list[StoredRow]:
@@ -187,3 +191,11 @@ class RowStore(AnsweredRows, Protocol):
     async def note(self, **values: Any) -> None:
         """Note values durably."""
         ...
+
+
+async def completed(row: StoredRow, store: RowStore) -> StoredRow:
+    """The row with its fields, which `pending` and `deferred` leave out where they are large."""
+    if row.complete:
+        return row
+    (found,) = await store.rows_of([row.ordinal])
+    return replace(found, attempts=row.attempts)

@@ -61,6 +61,8 @@ class StoredRow:
     """Mean log probability of the answer's tokens, where it was asked for."""
     memory: int = 0
     """Bytes that its fields take in memory, as an estimate."""
+    complete: bool = True
+    """Whether `fields` was read; those of a large row are read when the row's turn comes."""
     thought: bool = False
     """Whether thinking came before the answer, which is counted with it and not sent again."""
 

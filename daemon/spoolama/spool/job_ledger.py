@@ -14,15 +14,13 @@ from spoolama.spool.ledger import Durable, LedgerThread
 from spoolama.spool.ledger_effect import EffectLedger
 from spoolama.spool.ledger_learning import LearningLedger
 from spoolama.spool.ledger_rows import (
-    MOST_BYTES_AT_ONCE,
     NewRow,
     insert_answer,
     insert_failure,
     insert_row,
+    rows_with_attempts,
     stored_row,
     stored_rows,
-    tries_of,
-    up_to,
 )
 
 __all__ = ["JobLedger", "NewRow"]
@@ -196,7 +194,8 @@ class JobLedger(LearningLedger, EffectLedger):
     async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
         """Rows to answer with ordinals from `first` to `last`, with their earlier tries.
 
-        At most `limit`; fewer where they are large. No row means that none is left.
+        At most `limit`; fewer where they are large. A large row comes alone and without its fields, which
+        `rows_of` reads. No row means that none is left.
         """
 
         def run(db: sqlite3.Connection) -> list[StoredRow]:
@@ -205,9 +204,7 @@ class JobLedger(LearningLedger, EffectLedger):
                 " AND r.ordinal BETWEEN ? AND ? AND r.model IS ? ORDER BY r.ordinal LIMIT ?",
                 (first, last, model, limit),
             )
-            rows = up_to(cursor, MOST_BYTES_AT_ONCE)
-            tries = tries_of(db, rows[0][0], rows[-1][0]) if rows else {}
-            return [stored_row(row, tuple(tries.get(row[0], ()))) for row in rows]
+            return rows_with_attempts(db, cursor)
 
         return await self._thread.do(run)
 

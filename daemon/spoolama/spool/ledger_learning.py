@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from spoolama.clock import Clock
 from spoolama.job.record import Answered, StoredRow
 from spoolama.spool.ledger import LedgerThread
-from spoolama.spool.ledger_rows import (
-    MOST_BYTES_AT_ONCE,
-    insert_answer,
-    stored_row,
-    stored_rows,
-    tries_of,
-    up_to,
-)
+from spoolama.spool.ledger_rows import insert_answer, rows_with_attempts, stored_row, stored_rows
 
 __all__ = ["LearningLedger"]
 
@@ -92,9 +85,7 @@ class LearningLedger:
                 " AND r.ordinal > ? AND r.model IS ? ORDER BY r.ordinal LIMIT ?",
                 (after, model, limit),
             )
-            rows = up_to(cursor, MOST_BYTES_AT_ONCE)
-            tries = tries_of(db, rows[0][0], rows[-1][0]) if rows else {}
-            return [stored_row(row, tuple(tries.get(row[0], ()))) for row in rows]
+            return rows_with_attempts(db, cursor)
 
         return await self._thread.do(run)
 

@@ -21,10 +21,9 @@ __all__ = [
     "insert_failure",
     "insert_row",
     "only_column",
+    "rows_with_attempts",
     "stored_row",
     "stored_rows",
-    "tries_of",
-    "up_to",
 ]
 
 
@@ -38,8 +37,8 @@ class NewRow:
     unique: bool
 
 
-MOST_BYTES_AT_ONCE = 512 * 1024
-"""Rows are read from the ledger up to this many bytes in memory at once, whatever number is asked for."""
+MOST_BYTES_AT_ONCE = 64 * 1024
+"""Bytes in memory of the rows that are read from the ledger at once. There may be 256 lanes."""
 
 ANSWERED = [field.name for field in dataclasses.fields(Answered)]
 """Columns of an answer, by the names of `Answered`."""
@@ -71,7 +70,7 @@ def insert_answer(
     )
 
 
-def tries_of(db: sqlite3.Connection, first: int, last: int) -> dict[int, list[Attempt]]:
+def _attempts_of(db: sqlite3.Connection, first: int, last: int) -> dict[int, list[Attempt]]:
     """Earlier tries of the rows between two ordinals."""
     tries: dict[int, list[Attempt]] = {}
     for ordinal, code, counted, bare in db.execute(
@@ -125,24 +124,36 @@ def _memory_of(row: Sequence[Any]) -> int:
     return memory_of((row[3] or "").encode("utf-8", "surrogatepass"))
 
 
-def up_to(rows: Iterable[Sequence[Any]], most_bytes: int) -> list[Sequence[Any]]:
-    """The first of the rows that `stored_rows` selects: one at least, and no more once they take so much."""
-    out: list[Sequence[Any]] = []
+def rows_with_attempts(db: sqlite3.Connection, rows: Iterable[Sequence[Any]]) -> list[StoredRow]:
+    """The first of the rows that `stored_rows` selects, up to `MOST_BYTES_AT_ONCE`, with their attempts.
+
+    A first row that is larger than that comes alone and without its fields.
+    """
+    read: list[StoredRow] = []
+    left = MOST_BYTES_AT_ONCE
     for row in rows:
-        out.append(row)
-        most_bytes -= _memory_of(row)
-        if most_bytes <= 0:
+        left -= _memory_of(row)
+        if left < 0 and read:
             break
-    return out
+        read.append(stored_row(row) if left >= 0 else _without_fields(row))
+        if left <= 0:
+            break
+    attempts = _attempts_of(db, read[0].ordinal, read[-1].ordinal) if read else {}
+    return [dataclasses.replace(row, attempts=tuple(attempts.get(row.ordinal, ()))) for row in read]
 
 
-def stored_row(row: Sequence[Any], attempts: tuple[Attempt, ...] = ()) -> StoredRow:
+def _without_fields(row: Sequence[Any]) -> StoredRow:
+    small = stored_row([*row[:3], None, *row[4:]])
+    return dataclasses.replace(small, memory=_memory_of(row), complete=False)
+
+
+def stored_row(row: Sequence[Any]) -> StoredRow:
     """A row as `stored_rows` gave it."""
     ordinal, line, name, fields, model, alone, state, answer, turn_tokens, sight, *counts = row
     prompt, completion, logprob, thought = counts
     return StoredRow(
         ordinal=ordinal, line=line, id=name, fields={} if fields is None else json.loads(fields), model=model,
-        alone=bool(alone), state=state, attempts=attempts, answer=answer, turn_tokens=turn_tokens or 0,
+        alone=bool(alone), state=state, answer=answer, turn_tokens=turn_tokens or 0,
         sight=tuple((a, b) for a, b in json.loads(sight)) if sight else (), prompt_tokens=prompt,
         completion_tokens=completion, logprob=logprob, thought=bool(thought), memory=_memory_of(row),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from spoolama.clock import SystemClock
+from spoolama.engine.store import completed
 from spoolama.errors import LedgerError
 from spoolama.job.record import Answered, Failed
 from spoolama.job.row import Row, RowFault
@@ -241,6 +242,32 @@ def test_openai_lines_of_another_shape_stand_alone(tmp_path: Path) -> None:
         await ledger.set_apart()
         rows = await ledger.pending(0, 9, None, 9)
         assert [r.alone for r in rows] == [False, True, True, False]
+        await ledger.close()
+
+    asyncio.run(main())
+
+
+def test_large_rows_are_read_one_by_one_and_their_fields_only_when_their_turn_comes(tmp_path: Path) -> None:
+    """However many lanes there are, what they hold before they ask is small; nothing of a row is lost."""
+    texts = ["a" * 30_000, "b" * 30_000, "c" * 30_000, "d" * 200_000, "e"]
+
+    async def main() -> None:
+        ledger = JobLedger(tmp_path / "l", SystemClock())
+        rows = [Row(i, i + 1, {"text": text}, b"") for i, text in enumerate(texts)]
+        await ledger.take_in([NewRow(new, None, unique=False) for new in rows])
+        await ledger.begin(3, 1)
+        ledger.end(3, 1, "busy", "m", counted=False)
+        chunks, after = [], 0
+        while found := await ledger.pending(after, 9, None, 64):
+            chunks.append([r.ordinal for r in found])
+            for row in found:
+                whole = await completed(row, ledger)
+                assert whole.fields == {"text": texts[row.ordinal]}
+                assert [a.code for a in whole.attempts] == (["busy"] if row.ordinal == 3 else [])
+                assert row.complete == (row.ordinal != 3)
+                assert row.memory == whole.memory
+            after = found[-1].ordinal + 1
+        assert chunks == [[0, 1], [2], [3], [4]]
         await ledger.close()
 
     asyncio.run(main())

@@ -1,20 +1,20 @@
-"""The memory that the rows in work share."""
+"""The bytes that large rows and long prompts share."""
 
 from __future__ import annotations
 
 import asyncio
 
-from spoolama.engine.row_memory import RowMemory
+from spoolama.engine.byte_budget import ByteBudget
 
 
 def test_rows_wait_until_there_is_room_and_the_largest_goes_alone() -> None:
     """Rows in work never take more than the total, and a row larger than it is asked too."""
 
     async def run() -> tuple[list[int], int]:
-        memory, inside, most = RowMemory(10), [0], [0]
+        memory, inside, most = ByteBudget(10, free=0), [0], [0]
 
         async def row(size: int) -> int:
-            async with memory.of(size):
+            async with memory.hold(size):
                 inside[0] += min(size, 10)
                 most[0] = max(most[0], inside[0])
                 await asyncio.sleep(0)
@@ -30,10 +30,10 @@ def test_a_row_that_is_cancelled_gives_its_room_back() -> None:
     """Neither a row in work nor one that waits keeps room after its task was cancelled."""
 
     async def run() -> None:
-        memory = RowMemory(10)
+        memory = ByteBudget(10, free=0)
 
         async def hold() -> None:
-            async with memory.of(10):
+            async with memory.hold(10):
                 await asyncio.Event().wait()
 
         tasks = [asyncio.create_task(hold()) for _ in range(3)]
@@ -41,7 +41,18 @@ def test_a_row_that_is_cancelled_gives_its_room_back() -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with asyncio.timeout(5), memory.of(10):
+        async with asyncio.timeout(5), memory.hold(10):
+            pass
+
+    asyncio.run(run())
+
+
+def test_small_rows_are_never_kept_waiting() -> None:
+    """A row of usual size is asked while a large one has all the room."""
+
+    async def run() -> None:
+        memory = ByteBudget(10, free=3)
+        async with memory.hold(25), asyncio.timeout(5), memory.hold(3), memory.hold(3):
             pass
 
     asyncio.run(run())

@@ -1,0 +1,43 @@
+"""Bounds the memory of the service that rows and prompts take while they are asked."""
+
+from __future__ import annotations
+
+import contextlib
+from asyncio import Event
+from collections.abc import AsyncIterator
+
+__all__ = ["ByteBudget"]
+
+
+class ByteBudget:
+    """A number of bytes that large texts share. One that is larger than all of it is let in with no other.
+
+    Row, prompt, request and reply exist several times over while a row is asked. With 256 lanes and rows of
+    1 MB that would be gigabytes.
+
+    Args:
+        total: Bytes that may be held at once.
+        free: Texts up to this size are never kept waiting, and not counted.
+    """
+
+    def __init__(self, total: int, free: int) -> None:
+        self._total, self._free = total, free
+        self._used = 0
+        self._freed = Event()
+
+    @contextlib.asynccontextmanager
+    async def hold(self, size: int) -> AsyncIterator[None]:
+        """Wait until there is room for a text of this many bytes, and keep it."""
+        if size <= self._free:
+            yield
+            return
+        size = min(size, self._total)
+        while self._used + size > self._total:
+            self._freed.clear()
+            await self._freed.wait()
+        self._used += size
+        try:
+            yield
+        finally:
+            self._used -= size
+            self._freed.set()
