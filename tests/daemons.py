@@ -41,10 +41,10 @@ def clean_env(spool: Path, url: str, **more: str) -> dict[str, str]:
 @contextlib.contextmanager
 def fake_ollama(log: Path | None = None, *arguments: str) -> Iterator[str]:
     """A fake Ollama as a process of its own; gives its URL."""
-    command = [sys.executable, "-m", "spoolama.testing.fake_ollama", "--exit-with-stdin", *arguments]
+    command = [sys.executable, "-m", "support.fake_ollama", "--exit-with-stdin", *arguments]
     if log is not None:
         command += ["--call-log", str(log)]
-    env = {**os.environ, "PYTHONPATH": str(DAEMON)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(DAEMON), str(DAEMON.parent / "tests")])}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
     ) as server:

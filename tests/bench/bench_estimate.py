@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2] / "daemon")]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "daemon")]
 
 from spoolama.backends.base import LoadSpec  # noqa: E402 - it is run as a script
 from spoolama.backends.embedded import EmbeddedBackend  # noqa: E402

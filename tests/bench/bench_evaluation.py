@@ -18,7 +18,7 @@ from pathlib import Path
 
 from spoolama.evaluation.base import TaskRunner
 from spoolama.evaluation.process import EvaluationProcess
-from spoolama.testing.evaluation import InlineRunner
+from support.evaluation import InlineRunner
 
 TEMPLATE = "Judge this review of {{ product }}:\n{{ text }}\n{% if stars is defined %}{{ stars }}{% endif %}"
 SCHEMA = json.dumps(

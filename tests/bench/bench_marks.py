@@ -20,7 +20,7 @@ from bench.engine.marks_run import MarksRun, compare_marks  # noqa: E402 - it is
 from spoolama.backends.embedded_models import default_cache_dir  # noqa: E402
 from spoolama.clock import SystemClock  # noqa: E402
 from spoolama.context.marks import SAFE_EVERY  # noqa: E402
-from spoolama.testing.costed import MACHINES, compare, sweep  # noqa: E402
+from support.costed import MACHINES, compare, sweep  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "daemon")]
 
 from bench.night.night_run import Night, run_night  # noqa: E402 - it is run as a script
-from spoolama.testing.card_users import night_of  # noqa: E402
+from support.card_users import night_of  # noqa: E402
 
 _FIGURES: tuple[tuple[str, Callable[[Night], str]], ...] = (
     ("rows", lambda n: f"{n.rows:,}"),

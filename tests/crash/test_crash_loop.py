@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from daemons import clean_env, daemon, fake_ollama, make_spool, results, run_once, wait_for, write_job
-from spoolama.testing.notify_socket import NotifySocket
+from support.notify_socket import NotifySocket
 
 SIDECAR = "model: smollm2:135m\nprompt: '{{ text }}'\noptions: {num_predict: 16}\n"
 FIRST = SIDECAR + "priority: 1\n"

@@ -15,7 +15,7 @@ from spoolama.backends.embedded import EmbeddedBackend
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.backends.openai import OpenAIBackend
 from spoolama.clock import SystemClock
-from spoolama.testing.fake_ollama import FakeOllama, Fault, Latency, Script
+from support.fake_ollama import FakeOllama, Fault, Latency, Script
 
 __all__ = ["Bench", "Subject", "common_beginning"]
 

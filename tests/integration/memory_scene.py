@@ -12,7 +12,7 @@ from typing import Any
 
 from daemons import clean_env, daemon, fake_ollama, make_spool, results, wait_for
 from nvml_stub import FakeCard, Script
-from spoolama.testing.card_model import Habits
+from support.card_model import Habits
 
 __all__ = ["GB", "MODEL", "Scene", "card", "gb", "running", "words"]
 

@@ -19,9 +19,9 @@ from spoolama.service.model import StopSignal
 from spoolama.spool.claim import claim, random_token
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import ReadyRules, Scanner
-from spoolama.testing.evaluation import inline_evaluator
-from spoolama.testing.fake_ollama import FakeOllama
-from spoolama.testing.fake_ollama_script import Fault, Script
+from support.evaluation import inline_evaluator
+from support.fake_ollama import FakeOllama
+from support.fake_ollama_script import Fault, Script
 
 ROWS = 12
 SIDECAR = """

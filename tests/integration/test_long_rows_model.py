@@ -16,7 +16,7 @@ from spoolama.job.row import Row
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.testing.evaluation import inline_job_evaluator
+from support.evaluation import inline_job_evaluator
 
 SIDECAR = """
 model: gemma3:270m

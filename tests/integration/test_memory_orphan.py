@@ -6,7 +6,7 @@ from pathlib import Path
 
 from daemons import daemon, make_spool, wait_for
 from integration.memory_scene import Scene, card, running
-from spoolama.testing.card_model import Habits
+from support.card_model import Habits
 
 MIB = 1 << 20
 

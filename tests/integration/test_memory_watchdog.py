@@ -12,7 +12,7 @@ import pytest
 
 from integration.memory_scene import GB, MODEL, card, gb, running, words
 from nvml_stub import FakeCard
-from spoolama.testing.card_model import Habits
+from support.card_model import Habits
 
 ROWS = [f"row {n}" for n in range(80)]
 

@@ -16,10 +16,10 @@ from spoolama.gpu.limits import Limits
 from spoolama.gpu.readings import Card
 from spoolama.gpu.room import Need, room_on_cards
 from spoolama.gpu.watchdog import MemoryWatchdog
-from spoolama.testing.card_model import Habits
-from spoolama.testing.cards import ScriptedCards
-from spoolama.testing.cards import card as card_of
-from spoolama.testing.hand_clock import HandClock
+from support.card_model import Habits
+from support.cards import ScriptedCards
+from support.cards import card as card_of
+from support.hand_clock import HandClock
 
 ROWS = [f"row {n}" for n in range(80)]
 _DRIVER_NOT_LOADED, _GPU_IS_LOST = 9, 15

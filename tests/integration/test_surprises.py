@@ -18,8 +18,8 @@ from spoolama.job.row import Row
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.testing.evaluation import inline_job_evaluator
-from spoolama.testing.fake_ollama import GEMMA3, SMOLLM2, Asked, FakeOllama, Latency, Script
+from support.evaluation import inline_job_evaluator
+from support.fake_ollama import GEMMA3, SMOLLM2, Asked, FakeOllama, Latency, Script
 
 SIDECAR = """
 model: smollm2:135m

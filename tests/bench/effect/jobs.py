@@ -30,7 +30,7 @@ from spoolama.effect.likeness import Likeness, likeness_of
 from spoolama.effect.pilot import next_step
 from spoolama.effect.sample import Decision, Rules, Seen, again_rows, blocks_of
 from spoolama.job.trim import ANCHORS, CANDIDATES
-from spoolama.testing.effects import LABELS, Behaviour, Labels, Row, Scores, Sight, file_of
+from support.effects import LABELS, Behaviour, Labels, Row, Scores, Sight, file_of
 
 __all__ = ["CACHED", "SLIDING", "Outcome", "Scenario", "run_job"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.effect.jobs import CACHED, Scenario
-from spoolama.testing.effects import (
+from support.effects import (
     Better,
     Drifts,
     FollowsMajority,

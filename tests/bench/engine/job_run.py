@@ -24,7 +24,7 @@ from spoolama.job.sidecar import Sidecar
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_schema import open_reader
-from spoolama.testing.evaluation import inline_job_evaluator
+from support.evaluation import inline_job_evaluator
 
 __all__ = ["TimedBackend", "accepted", "answer", "run_job"]
 

@@ -29,7 +29,7 @@ from spoolama.evaluation.asking import Asker
 from spoolama.job.sidecar import Sidecar
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_schema import open_reader
-from spoolama.testing.evaluation import inline_job_evaluator
+from support.evaluation import inline_job_evaluator
 
 LONGEST = 100
 """Rows between two trims that are tried at most: two periods of them are to be waited for."""

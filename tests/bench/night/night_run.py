@@ -20,12 +20,12 @@ from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.limits import Marks
 from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.service.model import StopSignal
-from spoolama.testing.card_server import CardServer, ModelledCard, seconds_of
-from spoolama.testing.card_users import Users
-from spoolama.testing.clock import VirtualClock
-from spoolama.testing.evaluation import inline_job_evaluator
-from spoolama.testing.quiet_loop import run_quietly
-from spoolama.testing.store import MemoryStore
+from support.card_server import CardServer, ModelledCard, seconds_of
+from support.card_users import Users
+from support.clock import VirtualClock
+from support.evaluation import inline_job_evaluator
+from support.quiet_loop import run_quietly
+from support.store import MemoryStore
 
 __all__ = ["LANES", "Night", "NightStore", "Stretch", "rows_of", "run_night"]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-FAKE_SERVER = HERE.parents[2] / "daemon"
+FAKE_SERVER = f"{HERE.parents[2] / 'daemon'}{os.pathsep}{HERE.parents[1]}"
 """The fake Ollama is the one of this working tree, as in the test."""
 ANSWER = "labels:good,bad,mixed"
 PICKED = ("model", "messages", "format", "think", "options")
@@ -243,9 +243,9 @@ CASES = {
 @contextlib.contextmanager
 def fake_ollama(log: Path, latency_ms: int) -> Iterator[str]:
     """A fake Ollama; gives its URL."""
-    command = [sys.executable, "-m", "spoolama.testing.fake_ollama", "--exit-with-stdin"]
+    command = [sys.executable, "-m", "support.fake_ollama", "--exit-with-stdin"]
     command += ["--answer", ANSWER, "--latency-ms", str(latency_ms), "--call-log", str(log)]
-    env = {**os.environ, "PYTHONPATH": str(FAKE_SERVER)}
+    env = {**os.environ, "PYTHONPATH": FAKE_SERVER}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
     ) as server:

@@ -26,7 +26,7 @@ from spoolama.errors import (
     Stalled,
     UnexpectedReply,
 )
-from spoolama.testing.fake_ollama import FakeOllama, Fault, Script
+from support.fake_ollama import FakeOllama, Fault, Script
 
 SPEC = LoadSpec("smollm2:135m", 4096)
 ASK = ChatRequest(SPEC, (Message("user", "The battery died after two days."),), 32, timeout_s=0.3)

@@ -21,7 +21,7 @@ from spoolama.backends.base import ChatRequest, LoadSpec, Message, Reply
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.errors import ServerAway
-from spoolama.testing.fake_ollama import FakeModel, FakeOllama, Fault, Latency, Script
+from support.fake_ollama import FakeModel, FakeOllama, Fault, Latency, Script
 
 T = TypeVar("T")
 SPEC = LoadSpec("smollm2:135m", 4096)
@@ -270,7 +270,7 @@ def _start(
     command = [
         sys.executable,
         "-m",
-        "spoolama.testing.fake_ollama",
+        "support.fake_ollama",
         "--call-log",
         str(tmp_path / "calls.jsonl"),
     ]

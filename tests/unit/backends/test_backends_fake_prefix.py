@@ -13,9 +13,9 @@ import pytest
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
-from spoolama.testing.fake_ollama import GEMMA3, SMOLLM2, FakeModel, FakeOllama, Fault, Script
-from spoolama.testing.fake_ollama_engine import Prompt
-from spoolama.testing.fake_ollama_template import parse_raw, render
+from support.fake_ollama import GEMMA3, SMOLLM2, FakeModel, FakeOllama, Fault, Script
+from support.fake_ollama_engine import Prompt
+from support.fake_ollama_template import parse_raw, render
 
 T = TypeVar("T")
 Template = Literal["chatml", "gemma"]

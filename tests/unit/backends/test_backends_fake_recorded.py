@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from spoolama.testing.fake_ollama import SMOLLM2, FakeOllama, Fault, Latency, Script
+from support.fake_ollama import SMOLLM2, FakeOllama, Fault, Latency, Script
 from wire.cases import Case, all_cases, case
 
 # Cases that the same request to an idle server cannot give, and what brings them about.

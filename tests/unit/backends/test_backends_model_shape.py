@@ -19,8 +19,8 @@ from spoolama.backends.ollama import OllamaBackend
 from spoolama.backends.ollama_model import read_show
 from spoolama.backends.openai import OpenAIBackend
 from spoolama.clock import SystemClock
-from spoolama.testing.backend import ScriptedBackend
-from spoolama.testing.fake_ollama import FakeOllama
+from support.backend import ScriptedBackend
+from support.fake_ollama import FakeOllama
 
 RECORDED = Path(__file__).parents[2] / "wire"
 SIZE = 98_362_745

@@ -15,7 +15,7 @@ from spoolama.backends.factory import BackendSettings, make_backend
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.errors import BackendError, RequestRefused, ServerBusy, ServerDied, UnexpectedReply
-from spoolama.testing.fake_ollama import SMOLLM2, FakeModel, FakeOllama, Fault, Script
+from support.fake_ollama import SMOLLM2, FakeModel, FakeOllama, Fault, Script
 
 T = TypeVar("T")
 THINKER = FakeModel("qwen3:8b", capabilities=("completion", "thinking"))

@@ -17,7 +17,7 @@ from spoolama.backends.logprobs import mean_logprob
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.errors import AnswerUnfinished, ContextOverflow, RequestRefused, UnexpectedReply
-from spoolama.testing.fake_ollama import GEMMA3, SMOLLM2, FakeModel, FakeOllama, Script
+from support.fake_ollama import GEMMA3, SMOLLM2, FakeModel, FakeOllama, Script
 from wire.cases import case
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from spoolama.backends.openai_stream import fold
 from spoolama.backends.openai_wire import read_reply
 from spoolama.clock import SystemClock
 from spoolama.errors import AnswerUnfinished, RequestRefused, ServerDied, UnexpectedReply
-from spoolama.testing.fake_ollama import FakeOllama
+from support.fake_ollama import FakeOllama
 
 ROW = (Message("user", "Fine."),)
 ANSWER = {

@@ -12,7 +12,7 @@ import pytest
 from spoolama.backends.base import ChatRequest, LoadSpec, Message, Reply
 from spoolama.clock import SystemClock
 from spoolama.errors import ContextOverflow, ServerAway
-from spoolama.testing.backend import ScriptedBackend, count_tokens, render
+from support.backend import ScriptedBackend, count_tokens, render
 
 T = TypeVar("T")
 SPEC = LoadSpec("m", 4096, slots=2)

@@ -13,7 +13,7 @@ from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
 from spoolama.gpu.limits import GB, Marks
 from spoolama.job.sidecar import Vram
-from spoolama.testing.cards import ScriptedCards, card
+from support.cards import ScriptedCards, card
 
 CARD = [16 * GB]
 

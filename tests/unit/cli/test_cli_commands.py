@@ -16,8 +16,8 @@ from spoolama.backends.embedded_models import _PACKAGED
 from spoolama.cli.main import COMMANDS, main, spoolama
 from spoolama.cli.watch import picture
 from spoolama.spool.layout import Spool
-from spoolama.testing.evaluation import load_sidecar
-from spoolama.testing.service import Service
+from support.evaluation import load_sidecar
+from support.service import Service
 
 SIDECAR = "model: m\nsystem: Judge.\nprompt: 'Say {{ text }}'\nid: id\n"
 DATA = "id,text\na,one\nb,two\nc\nd,four\n"

@@ -29,8 +29,8 @@ from spoolama.errors import RequestRefused, ServerAway
 from spoolama.gpu.estimate import estimate
 from spoolama.gpu.readings import NoCards, NoReading
 from spoolama.service.settings import load_settings
-from spoolama.testing.backend import ScriptedBackend
-from spoolama.testing.cards import GB, Scene, ScriptedCards, card
+from support.backend import ScriptedBackend
+from support.cards import GB, Scene, ScriptedCards, card
 
 NOBODY = "http://127.0.0.1:9"
 NO_DRIVER = NoReading("no NVIDIA driver on this machine", lasting=True)

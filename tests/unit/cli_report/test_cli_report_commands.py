@@ -15,7 +15,7 @@ from spoolama.cli.convert import convert
 from spoolama.cli.merge import merge
 from spoolama.cli.sample import sample
 from spoolama.errors import RowError
-from spoolama.testing.published import publish_job
+from support.published import publish_job
 
 SIDECAR = 'model: m\nprompt: "{{ text }}"\nid: id\n'
 DATA = b"id,text\na,one\nb,two\n"

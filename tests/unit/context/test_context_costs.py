@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from spoolama.context.costs import MIN_SAMPLES, CostModel, Sample, fit_costs
 from spoolama.context.marks import MAX_EVERY, best_every, cost_per_row
-from spoolama.testing.costed import MACHINES, Machine, around, compare, learn, simulate, sweep
+from support.costed import MACHINES, Machine, around, compare, learn, simulate, sweep
 
 machines = pytest.mark.parametrize("machine", MACHINES, ids=lambda m: m.name)
 

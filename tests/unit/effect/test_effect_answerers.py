@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from spoolama.testing.effects import (
+from support.effects import (
     LABELS,
     Behaviour,
     Better,

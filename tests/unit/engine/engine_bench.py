@@ -18,9 +18,9 @@ from spoolama.job.row import Row
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader, Outcome
-from spoolama.testing.backend import Call, ScriptedBackend
-from spoolama.testing.clock import VirtualClock
-from spoolama.testing.evaluation import InlineRunner
+from support.backend import Call, ScriptedBackend
+from support.clock import VirtualClock
+from support.evaluation import InlineRunner
 
 __all__ = [
     "ANCHORS",

@@ -16,12 +16,12 @@ from spoolama.gpu.level import Level
 from spoolama.gpu.limits import GB
 from spoolama.gpu.room import Need, Room, Taken, Where
 from spoolama.service.model import StopSignal
-from spoolama.testing.backend import ScriptedBackend
-from spoolama.testing.card_server import GEMMA3_12B
-from spoolama.testing.clock import VirtualClock
-from spoolama.testing.evaluation import inline_job_evaluator
-from spoolama.testing.quiet_loop import run_quietly
-from spoolama.testing.store import MemoryStore
+from support.backend import ScriptedBackend
+from support.card_server import GEMMA3_12B
+from support.clock import VirtualClock
+from support.evaluation import inline_job_evaluator
+from support.quiet_loop import run_quietly
+from support.store import MemoryStore
 
 __all__ = ["CRITICAL", "HIGH", "OK", "SIDECAR", "MemoryBench", "ScriptedMemory", "short_rows"]
 

@@ -14,7 +14,7 @@ import pytest
 
 from spoolama.backends.base import ChatRequest, Reply
 from spoolama.errors import JobError, RequestRefused
-from spoolama.testing.backend import Call
+from support.backend import Call
 from unit.engine.engine_bench import HELD, Bench, meta_of, plans_of, seen_by
 
 WORDS = "format: {type: string, enum: [a, b, c]}\n"

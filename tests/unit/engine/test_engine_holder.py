@@ -9,7 +9,7 @@ import pytest
 from spoolama.backends.base import LoadSpec, Reply
 from spoolama.errors import JobError, ModelLost, OutOfMemory, ServerAway
 from spoolama.gpu.limits import GB
-from spoolama.testing.backend import Call
+from support.backend import Call
 from unit.engine.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
 
 ONE_LOAD = SIDECAR.replace("8192", "1024")

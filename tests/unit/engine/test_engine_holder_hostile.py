@@ -14,9 +14,9 @@ from spoolama.engine.runner import JobRunner
 from spoolama.errors import ModelLost, OutOfMemory, RequestRefused, ServerBusy, ServerDied
 from spoolama.gpu.level import Level
 from spoolama.job.sidecar import Options, Sidecar
-from spoolama.testing.backend import Call
-from spoolama.testing.card_server import GEMMA3_12B
-from spoolama.testing.store import MemoryStore
+from support.backend import Call
+from support.card_server import GEMMA3_12B
+from support.store import MemoryStore
 from unit.engine import memory_bench
 from unit.engine.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
 

@@ -9,7 +9,7 @@ import pytest
 
 from spoolama.backends.base import Reply
 from spoolama.errors import OutOfMemory
-from spoolama.testing.backend import Call
+from support.backend import Call
 from unit.engine.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
 
 HOUR_S = 3600.0

@@ -29,8 +29,8 @@ from spoolama.job.gold import gold_answers
 from spoolama.job.record import StoredRow
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_schema import open_reader
-from spoolama.testing.backend import Call
-from spoolama.testing.evaluation import inline_job_evaluator
+from support.backend import Call
+from support.evaluation import inline_job_evaluator
 from unit.engine.engine_bench import (
     ANCHORS,
     HELD,

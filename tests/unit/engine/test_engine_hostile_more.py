@@ -20,8 +20,8 @@ from spoolama.errors import ContextOverflow, JobError, ServerAway, ServerBusy, S
 from spoolama.job.record import Attempt
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_learning import LearningLedger
-from spoolama.testing.backend import Call, ScriptedBackend, count_tokens
-from spoolama.testing.clock import VirtualClock
+from support.backend import Call, ScriptedBackend, count_tokens
+from support.clock import VirtualClock
 from unit.engine.engine_bench import (
     ANCHORS,
     HELD,

@@ -16,10 +16,10 @@ from bench.night.night_run import LANES, Night, run_night
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
 from spoolama.errors import OutOfMemory
 from spoolama.gpu.limits import GB
-from spoolama.testing.card_server import CardServer, ModelledCard, seconds_of
-from spoolama.testing.card_users import Use, Users, night_of
-from spoolama.testing.clock import VirtualClock
-from spoolama.testing.quiet_loop import run_quietly
+from support.card_server import CardServer, ModelledCard, seconds_of
+from support.card_users import Use, Users, night_of
+from support.clock import VirtualClock
+from support.quiet_loop import run_quietly
 
 CHAT = "trim: {strategy: reset}\nsegment: 64\n"
 FOREVER = float("inf")
@@ -186,7 +186,7 @@ def test_a_night_has_every_kind_of_visitor_and_is_the_same_for_its_seed() -> Non
 
 def test_a_loop_in_which_everybody_waits_for_nobody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that hangs in itself fails with words, and does not run into its bound."""
-    monkeypatch.setattr("spoolama.testing.quiet_loop._NOBODY_S", 0.01)
+    monkeypatch.setattr("support.quiet_loop._NOBODY_S", 0.01)
     with pytest.raises(RuntimeError, match="everybody waits, and nobody for the clock"):
         run_quietly(VirtualClock(), asyncio.Event().wait())
 

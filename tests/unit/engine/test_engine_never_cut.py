@@ -26,8 +26,8 @@ from spoolama.errors import ContextOverflow
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.sidecar import Sidecar
 from spoolama.service.model import StopSignal
-from spoolama.testing.evaluation import inline_job_evaluator
-from spoolama.testing.store import MemoryStore
+from support.evaluation import inline_job_evaluator
+from support.store import MemoryStore
 
 CONVERSATIONS = int(os.environ.get("SPOOLAMA_CONVERSATIONS", "2000"))
 """Over all strategies; `SPOOLAMA_CONVERSATIONS=10000` for the long run."""

@@ -24,7 +24,7 @@ from spoolama.errors import (
     UnexpectedReply,
 )
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.testing.backend import Call
+from support.backend import Call
 from unit.engine.engine_bench import SIDECAR, Bench, texts
 
 STRATEGIES = [

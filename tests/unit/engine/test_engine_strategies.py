@@ -18,7 +18,7 @@ from spoolama.errors import (
     OutOfMemory,
     RequestRefused,
 )
-from spoolama.testing.backend import Call, count_tokens
+from support.backend import Call, count_tokens
 from unit.engine.engine_bench import (
     ANCHORS,
     HELD,

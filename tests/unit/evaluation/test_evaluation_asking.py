@@ -15,7 +15,7 @@ from spoolama.job.gold import gold_answers
 from spoolama.job.labels import label_of
 from spoolama.job.plan import Plan, first_plan
 from spoolama.job.sidecar import Example, Options, Sidecar, Trim
-from spoolama.testing.evaluation import inline_job_evaluator
+from support.evaluation import inline_job_evaluator
 
 SIDECAR = Sidecar(
     model="m",

@@ -21,7 +21,7 @@ from spoolama.evaluation.child.sandbox import SandboxEnvironment
 from spoolama.evaluation.connection import ProcessLimits
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess, FirstIdle
-from spoolama.testing.evaluation import InlineRunner
+from support.evaluation import InlineRunner
 
 SOON = 0.3
 """CPU seconds that a task may take here: enough for any honest one."""

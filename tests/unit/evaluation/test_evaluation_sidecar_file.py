@@ -15,7 +15,7 @@ from spoolama.evaluation.child.sidecar_file import _MODELS, parse_sidecar, sidec
 from spoolama.evaluation.child.sidecar_words import EXPECTED
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.trim import STRATEGY_KEYS
-from spoolama.testing.evaluation import load_sidecar
+from support.evaluation import load_sidecar
 from unit.evaluation.sidecar_problems import OK, problems
 
 FULL = """\

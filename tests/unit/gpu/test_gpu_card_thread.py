@@ -14,8 +14,8 @@ import pytest
 from nvml_stub import Script
 from spoolama.gpu.card_thread import CardThread
 from spoolama.gpu.readings import Card, NoReading
-from spoolama.testing.cards import GB, ScriptedCards, card
-from spoolama.testing.hand_clock import HandClock
+from support.cards import GB, ScriptedCards, card
+from support.hand_clock import HandClock
 
 
 class Gated:

@@ -10,7 +10,7 @@ import pytest
 
 from spoolama.gpu.host import HostProbe
 from spoolama.gpu.readings import Host, Runner
-from spoolama.testing.hand_clock import HandClock
+from support.hand_clock import HandClock
 
 GB = 1 << 30
 KIB_PER_GB = 1 << 20

@@ -15,8 +15,8 @@ from spoolama.gpu.limits import GB
 from spoolama.gpu.readings import Host, Runner
 from spoolama.gpu.room import Need
 from spoolama.gpu.watchdog import MemoryWatchdog
-from spoolama.testing.cards import ScriptedCards, card
-from spoolama.testing.hand_clock import HandClock
+from support.cards import ScriptedCards, card
+from support.hand_clock import HandClock
 
 
 class Stuck:

@@ -12,7 +12,7 @@ from spoolama.gpu.level import Level
 from spoolama.gpu.limits import GB, Marks
 from spoolama.gpu.readings import Card, Host
 from spoolama.gpu.room import Need, Room, Taken, Unwatched, room_on_cards, room_on_host
-from spoolama.testing.cards import card
+from support.cards import card
 
 MARKS = Marks()
 

@@ -12,7 +12,7 @@ from spoolama.gpu.limits import GB
 from spoolama.gpu.readings import Host, Readings, Runner
 from spoolama.gpu.tally import MOST_EVENTS, MemoryTally
 from spoolama.gpu.words import figures, in_words
-from spoolama.testing.cards import card
+from support.cards import card
 
 HOST = Host(64 * GB, 40 * GB)
 

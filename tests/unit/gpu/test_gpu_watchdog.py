@@ -16,10 +16,10 @@ from spoolama.gpu.limits import GB, Marks
 from spoolama.gpu.readings import Card, Host, NoReading, Runner
 from spoolama.gpu.room import Need, Taken
 from spoolama.gpu.watchdog import MemoryWatchdog
-from spoolama.testing.cards import Scene, ScriptedCards, card
-from spoolama.testing.clock import VirtualClock
-from spoolama.testing.hand_clock import HandClock
-from spoolama.testing.quiet_loop import run_quietly
+from support.cards import Scene, ScriptedCards, card
+from support.clock import VirtualClock
+from support.hand_clock import HandClock
+from support.quiet_loop import run_quietly
 
 OURS, OTHER = 4711, 99
 

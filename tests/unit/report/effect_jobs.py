@@ -10,7 +10,7 @@ from typing import Any
 from spoolama.effect.sample import Decision, Judged
 from spoolama.report.summary import Summary
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.testing.published import Fill, answered, publish_job
+from support.published import Fill, answered, publish_job
 
 SEGMENT = 30
 SIDECAR = 'model: m\nprompt: "{{ text }}"\nsegment: 30\n'

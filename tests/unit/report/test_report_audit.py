@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.testing.published import Fill, publish_job
+from support.published import Fill, publish_job
 from unit.report.effect_jobs import Says, again, decision, judged, line_of, own, publish, top_of, verdict
 
 WINDOW = "trim: {strategy: window}\naudit: 100\n"

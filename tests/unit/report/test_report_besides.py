@@ -12,7 +12,7 @@ import pytest
 
 from spoolama.report.compare import compare_jobs
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.testing.published import answered
+from support.published import answered
 from unit.report.effect_jobs import SEGMENT, again, line_of, own, publish, verdict
 
 REDO = "on_collapse: redo\naudit: 5\ntrim: {strategy: auto}\n"

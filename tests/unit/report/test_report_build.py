@@ -20,8 +20,8 @@ from spoolama.job.rows import detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.report.build import build_outputs
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.testing.evaluation import load_sidecar
-from spoolama.testing.published import publish_job
+from support.evaluation import load_sidecar
+from support.published import publish_job
 
 SIDECAR = 'model: m\nprompt: "{{ text }}"\nid: id\n'
 WORD = (

@@ -15,7 +15,7 @@ from spoolama.report.analysis import analyze_job
 from spoolama.report.compare import compare_jobs
 from spoolama.report.conduct import trim_sentence
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.testing.published import answered, publish_job
+from support.published import answered, publish_job
 
 SIDECAR = """
 model: m

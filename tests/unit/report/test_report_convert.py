@@ -15,8 +15,8 @@ from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.rows import detect, read_rows
 from spoolama.report.convert import answers_to_csv, job_to_batch, requests_of
 from spoolama.report.published import open_published
-from spoolama.testing.evaluation import inline_job_evaluator
-from spoolama.testing.published import publish_job
+from support.evaluation import inline_job_evaluator
+from support.published import publish_job
 
 SIDECAR = """
 model: m

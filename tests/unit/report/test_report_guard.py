@@ -14,7 +14,7 @@ from spoolama.report.analysis import analyze_job
 from spoolama.report.compare import compare_jobs
 from spoolama.report.merge import merge_jobs
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.testing.published import answered
+from support.published import answered
 from unit.report import effect_jobs
 from unit.report.effect_jobs import (
     SEGMENT,

@@ -13,7 +13,7 @@ from spoolama.errors import InputError, RowError
 from spoolama.job.row import Row
 from spoolama.report.merge import merge_jobs
 from spoolama.report.published import open_published
-from spoolama.testing.published import Script, publish_job
+from support.published import Script, publish_job
 
 SIDECAR = 'model: m\nprompt: "{{ text }}"\nid: id\n'
 DATA = b'id,text\na,one\nb,two\nc\nd,four\nd,five\n"e",six\n'

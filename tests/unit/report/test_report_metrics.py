@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spoolama.testing.published import publish_job
+from support.published import publish_job
 
 SIDECAR = 'model: m\nprompt: "{{ text }}"\n'
 NAMES = {

@@ -12,7 +12,7 @@ from spoolama.evaluation.asking import Asker
 from spoolama.job.plan import pilot_asks
 from spoolama.job.rows import detect, read_rows
 from spoolama.report.samples import SAMPLES, reviews, write_sample
-from spoolama.testing.evaluation import inline_job_evaluator, load_sidecar
+from support.evaluation import inline_job_evaluator, load_sidecar
 
 CONFIG = Path(__file__).parents[3] / "config" / "data"
 

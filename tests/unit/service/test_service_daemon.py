@@ -25,7 +25,7 @@ from spoolama.service.settings import Settings, VramSection
 from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import Drop
-from spoolama.testing.service import SIDECAR, Service, in_loop, until
+from support.service import SIDECAR, Service, in_loop, until
 
 
 @pytest.fixture

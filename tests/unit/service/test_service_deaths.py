@@ -22,10 +22,10 @@ from spoolama.spool.claim import JobDir, read_job
 from spoolama.spool.crash_trace import oom_kills
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.lock import HOLDER_FILE, boot_id
-from spoolama.testing.clock import VirtualClock
-from spoolama.testing.published import answered
-from spoolama.testing.quiet_loop import run_quietly
-from spoolama.testing.service import SIDECAR, Service, until
+from support.clock import VirtualClock
+from support.published import answered
+from support.quiet_loop import run_quietly
+from support.service import SIDECAR, Service, until
 from unit.spool.test_spool_ledger import row
 
 Act = Callable[[JobDir], Coroutine[Any, Any, None]]

@@ -26,9 +26,9 @@ from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import LedgerThread
 from spoolama.spool.ledger_schema import open_writer
 from spoolama.spool.ready import Drop
-from spoolama.testing.backend import ScriptedBackend
-from spoolama.testing.evaluation import inline_evaluator
-from spoolama.testing.fake_ollama import Call, FakeOllama, Fault, Script
+from support.backend import ScriptedBackend
+from support.evaluation import inline_evaluator
+from support.fake_ollama import Call, FakeOllama, Fault, Script
 
 
 @pytest.mark.parametrize("prompt", ["{{ text }}", ""], ids=["results", "error.json"])

@@ -16,7 +16,7 @@ from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.testing.evaluation import inline_evaluator
+from support.evaluation import inline_evaluator
 
 
 def test_long_documents_are_not_all_in_memory_at_once(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from spoolama.service.assembly import server_is_here
 from spoolama.service.models import Releasing
 from spoolama.service.settings import BackendSection
 from spoolama.service.state import ServerState, ServiceState
-from spoolama.testing.backend import ScriptedBackend
-from spoolama.testing.hand_clock import HandClock
+from support.backend import ScriptedBackend
+from support.hand_clock import HandClock
 
 
 class _Refusing(ScriptedBackend):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spoolama.service.notify import SilentNotifier, SystemdNotifier, make_notifier, watchdog_interval
-from spoolama.testing.notify_socket import NotifySocket
+from support.notify_socket import NotifySocket
 
 
 def test_a_status_beyond_latin_1_arrives_as_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

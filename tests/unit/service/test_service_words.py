@@ -27,8 +27,8 @@ from spoolama.service.status_text import (
 )
 from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
-from spoolama.testing.cards import GB, Scene, ScriptedCards, card
-from spoolama.testing.clock import VirtualClock
+from support.cards import GB, Scene, ScriptedCards, card
+from support.clock import VirtualClock
 
 
 def running(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spoolama.spool.layout import Spool
-from spoolama.testing.hand_clock import HandClock
+from support.hand_clock import HandClock
 
 
 @pytest.fixture

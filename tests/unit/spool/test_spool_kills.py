@@ -19,7 +19,7 @@ from spoolama.spool.publish import SUMS, open_out, publish
 from spoolama.spool.ready import Drop
 from spoolama.spool.recover import recover
 from spoolama.spool.states import State, state_of
-from spoolama.testing.disk import Killed, ScriptedDisk
+from support.disk import Killed, ScriptedDisk
 
 DATA, SIDECAR, DEFAULT = b"name\nAnna\n", b"model: a\n", b"model: default\n"
 KINDS = ["with its sidecar", "alone", "with the default sidecar"]

@@ -15,7 +15,7 @@ from spoolama.errors import DiskFailed, DiskFull, SpoolError
 from spoolama.spool import durable
 from spoolama.spool.durable import DISK, Disk, in_words, is_temp, write_atomic, write_replace
 from spoolama.spool.layout import Spool
-from spoolama.testing.disk import ScriptedDisk
+from support.disk import ScriptedDisk
 
 
 def mode(path: Path) -> int:

@@ -12,8 +12,8 @@ from spoolama.job.record import Failed
 from spoolama.job.row import RowFault
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_progress import JobProgress, job_progress
-from spoolama.testing.hand_clock import HandClock
-from spoolama.testing.published import answered
+from support.hand_clock import HandClock
+from support.published import answered
 from unit.spool.test_spool_ledger import row
 
 

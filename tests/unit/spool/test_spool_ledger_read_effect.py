@@ -8,8 +8,8 @@ from pathlib import Path
 from spoolama.job.plan import Plan
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.testing.hand_clock import HandClock
-from spoolama.testing.published import answered
+from support.hand_clock import HandClock
+from support.published import answered
 from unit.spool.test_spool_ledger import row
 
 

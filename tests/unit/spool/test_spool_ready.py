@@ -15,7 +15,7 @@ from spoolama.spool.layout import Spool
 from spoolama.spool.names import cut
 from spoolama.spool.peek import looks_like_openai
 from spoolama.spool.ready import Control, ReadyRules, Scanner, can_read, free_bytes, take_control
-from spoolama.testing.hand_clock import HandClock
+from support.hand_clock import HandClock
 
 BATCH = (
     json.dumps({"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {}}).encode()

@@ -11,10 +11,10 @@ import signal
 import sys
 from pathlib import Path
 
-from spoolama.testing.card_model import CardModel, Habits
-from spoolama.testing.fake_ollama import FakeOllama
-from spoolama.testing.fake_ollama_answers import named_answer
-from spoolama.testing.fake_ollama_script import GEMMA3, SMOLLM2, FakeModel, Fault, Latency, Script
+from support.card_model import CardModel, Habits
+from support.fake_ollama import FakeOllama
+from support.fake_ollama_answers import named_answer
+from support.fake_ollama_script import GEMMA3, SMOLLM2, FakeModel, Fault, Latency, Script
 
 __all__ = ["main"]
 
@@ -24,7 +24,7 @@ _LOOK_S = 0.02
 def main(arguments: list[str] | None = None) -> None:
     """Run until SIGTERM or SIGINT; the first line on stdout is the URL."""
     parser = argparse.ArgumentParser(
-        prog="python -m spoolama.testing.fake_ollama",
+        prog="python -m support.fake_ollama",
         description="A fake Ollama. Prints its URL on the first line and serves until it gets SIGTERM.",
     )
     parser.add_argument("--port", type=int, default=0, help="0: a free one (the default)")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from spoolama.testing.fake_ollama_chat import Generation, Generator, now, version_of
+from support.fake_ollama_chat import Generation, Generator, now, version_of
 
 __all__ = ["chat_body", "generate_body", "lines", "rendered_body", "v1_body", "v1_options"]
 

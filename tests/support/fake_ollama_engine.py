@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spoolama.testing.fake_ollama_script import FakeModel, Script
+from support.fake_ollama_script import FakeModel, Script
 
 __all__ = ["LOAD_OPTIONS", "Engine", "Prompt", "QueueFull", "Runner", "Segment", "Slot", "segments_of"]
 

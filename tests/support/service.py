@@ -22,9 +22,9 @@ from spoolama.service.settings import Settings, load_settings
 from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
 from spoolama.spool.publish import open_out, publish
-from spoolama.testing.backend import ScriptedBackend
-from spoolama.testing.evaluation import inline_evaluator
-from spoolama.testing.notify_socket import RecordingNotifier
+from support.backend import ScriptedBackend
+from support.evaluation import inline_evaluator
+from support.notify_socket import RecordingNotifier
 
 __all__ = ["SIDECAR", "FakeExecutor", "Service", "in_loop", "until"]
 

@@ -16,9 +16,9 @@ from spoolama.errors import OutOfMemory, ServerDied
 from spoolama.gpu.estimate import CELL_BYTES, estimate
 from spoolama.gpu.limits import GB
 from spoolama.gpu.readings import Card, Host, Runner
-from spoolama.testing.backend import Call, ScriptedBackend, count_tokens
-from spoolama.testing.card_users import Users
-from spoolama.testing.clock import VirtualClock
+from support.backend import Call, ScriptedBackend, count_tokens
+from support.card_users import Users
+from support.clock import VirtualClock
 
 __all__ = ["GEMMA3_12B", "CardServer", "ModelledCard", "gemma3_12b", "seconds_of"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from spoolama.testing.card_model import CardModel
+from support.card_model import CardModel
 
 __all__ = [
     "GEMMA3",

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spoolama.testing.card_model import CardsFull
-from spoolama.testing.fake_ollama_bodies import (
+from support.card_model import CardsFull
+from support.fake_ollama_bodies import (
     chat_body,
     generate_body,
     lines,
@@ -16,9 +16,9 @@ from spoolama.testing.fake_ollama_bodies import (
     v1_body,
     v1_options,
 )
-from spoolama.testing.fake_ollama_catalog import ps_entry, show_body, tags_entry
-from spoolama.testing.fake_ollama_chat import Generation, Generator, now
-from spoolama.testing.fake_ollama_checks import (
+from support.fake_ollama_catalog import ps_entry, show_body, tags_entry
+from support.fake_ollama_chat import Generation, Generator, now
+from support.fake_ollama_checks import (
     Refused,
     check_format,
     check_options,
@@ -27,11 +27,11 @@ from spoolama.testing.fake_ollama_checks import (
     keep_alive,
     read_body,
 )
-from spoolama.testing.fake_ollama_engine import Engine, Prompt, QueueFull, Runner, segments_of
-from spoolama.testing.fake_ollama_faults import EARLY, QUEUE_FULL, early, struck_by
-from spoolama.testing.fake_ollama_http import TEXT, Connection, Incoming
-from spoolama.testing.fake_ollama_script import Call, Fault, Script
-from spoolama.testing.fake_ollama_template import parse_raw, render
+from support.fake_ollama_engine import Engine, Prompt, QueueFull, Runner, segments_of
+from support.fake_ollama_faults import EARLY, QUEUE_FULL, early, struck_by
+from support.fake_ollama_http import TEXT, Connection, Incoming
+from support.fake_ollama_script import Call, Fault, Script
+from support.fake_ollama_template import parse_raw, render
 
 __all__ = ["Routes"]
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from spoolama.testing.fake_ollama_answers import bad_schema
-from spoolama.testing.fake_ollama_script import FakeModel, Script
+from support.fake_ollama_answers import bad_schema
+from support.fake_ollama_script import FakeModel, Script
 
 __all__ = ["Refused", "check_format", "check_options", "check_think", "find_model", "keep_alive", "read_body"]
 

@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spoolama.testing.fake_ollama_checks import Refused
-from spoolama.testing.fake_ollama_engine import Engine, Runner
-from spoolama.testing.fake_ollama_http import Connection
-from spoolama.testing.fake_ollama_script import Call, Fault, Script
+from support.fake_ollama_checks import Refused
+from support.fake_ollama_engine import Engine, Runner
+from support.fake_ollama_http import Connection
+from support.fake_ollama_script import Call, Fault, Script
 
 __all__ = ["EARLY", "ON_THE_ANSWER", "QUEUE_FULL", "RUNNER_DIED", "early", "late", "struck_by"]
 

@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spoolama.testing.fake_ollama_script import Answer, Asked
+from support.fake_ollama_script import Answer, Asked
 
 __all__ = ["bad_schema", "hashed", "named_answer"]
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from spoolama.testing.fake_ollama_script import Call
+from support.fake_ollama_script import Call
 
 __all__ = ["CallLog"]
 

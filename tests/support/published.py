@@ -20,7 +20,7 @@ from spoolama.report.summary import Summary
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader
 from spoolama.spool.states import UPLOADED
-from spoolama.testing.clock import VirtualClock
+from support.clock import VirtualClock
 
 __all__ = ["Fill", "Script", "answered", "publish_job"]
 

@@ -1,4 +1,4 @@
-"""A fake Ollama over real loopback HTTP, in process or on its own (`python -m spoolama.testing.fake_ollama`).
+"""A fake Ollama over real loopback HTTP, in process or on its own (`python -m support.fake_ollama`).
 
 It follows replies recorded from a real one (status, keys, texts), and counts tokens, cached tokens and loads
 by the rules in `fake_ollama_engine`. What it does is a `Script`, which may be changed while it runs::
@@ -16,11 +16,11 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
-from spoolama.testing.fake_ollama_checks import find_model
-from spoolama.testing.fake_ollama_http import HttpServer
-from spoolama.testing.fake_ollama_log import CallLog
-from spoolama.testing.fake_ollama_routes import Routes
-from spoolama.testing.fake_ollama_script import (
+from support.fake_ollama_checks import find_model
+from support.fake_ollama_http import HttpServer
+from support.fake_ollama_log import CallLog
+from support.fake_ollama_routes import Routes
+from support.fake_ollama_script import (
     GEMMA3,
     SMOLLM2,
     Answer,
@@ -162,6 +162,6 @@ class FakeOllama:
 
 
 if __name__ == "__main__":
-    from spoolama.testing.fake_ollama_main import main
+    from support.fake_ollama_main import main
 
     main()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from spoolama.testing.fake_ollama_engine import Runner
-from spoolama.testing.fake_ollama_script import FakeModel, Script
+from support.fake_ollama_engine import Runner
+from support.fake_ollama_script import FakeModel, Script
 
 __all__ = ["details", "ps_entry", "show_body", "tags_entry"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from spoolama.testing.clock import VirtualClock
+from support.clock import VirtualClock
 
 __all__ = ["run_quietly"]
 

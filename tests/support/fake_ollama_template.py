@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from spoolama.testing.fake_ollama_engine import Prompt, Segment
+from support.fake_ollama_engine import Prompt, Segment
 
 __all__ = ["parse_raw", "render"]
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from spoolama.testing.card_model import CardsFull
-from spoolama.testing.fake_ollama_answers import hashed
-from spoolama.testing.fake_ollama_checks import Refused, nested
-from spoolama.testing.fake_ollama_engine import LOAD_OPTIONS, Engine, Prompt, Runner, Slot
-from spoolama.testing.fake_ollama_faults import ON_THE_ANSWER, RUNNER_DIED, late
-from spoolama.testing.fake_ollama_http import Connection
-from spoolama.testing.fake_ollama_script import Asked, Call, FakeModel, Fault, Script
+from support.card_model import CardsFull
+from support.fake_ollama_answers import hashed
+from support.fake_ollama_checks import Refused, nested
+from support.fake_ollama_engine import LOAD_OPTIONS, Engine, Prompt, Runner, Slot
+from support.fake_ollama_faults import ON_THE_ANSWER, RUNNER_DIED, late
+from support.fake_ollama_http import Connection
+from support.fake_ollama_script import Asked, Call, FakeModel, Fault, Script
 
 __all__ = ["Generation", "Generator", "now"]
 
