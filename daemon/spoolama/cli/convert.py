@@ -73,7 +73,7 @@ async def _requests(data: Path, named: Path | None, out: Path) -> Converted:
         asked = await _load(data, named, evaluator)
         if asked is None:
             raise click.ClickException(f"{data} has no sidecar beside it; name it with --sidecar.")
-        return await requests_of(data, asked, out, evaluator.of_job())
+        return await requests_of(data, asked, out, evaluator.of_job(data.name))
 
 
 async def _sidecar_of(data: Path | None, named: Path | None) -> Sidecar | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["Abandoned", "LimitMet", "TaskRunner"]
+__all__ = ["Abandoned", "LimitMet", "TaskLost", "TaskRunner"]
 
 
 class Abandoned(Exception):
@@ -14,6 +14,10 @@ class Abandoned(Exception):
 
 class LimitMet(Exception):
     """A task took more than it may, or crashed its process; the text goes behind what it was."""
+
+
+class TaskLost(Exception):
+    """The process was ended several times while it had the task, which is not known to be at fault."""
 
 
 class TaskRunner(Protocol):

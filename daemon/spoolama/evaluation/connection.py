@@ -18,6 +18,9 @@ from spoolama.evaluation.wire import HEADER, MAX_REPLY_BYTES, frame
 __all__ = ["Connection", "Ended", "ProcessLimits"]
 
 
+KILLED = "was killed (SIGKILL, by the kernel where memory runs out)"
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
     """What a task may take."""
@@ -36,13 +39,15 @@ class Ended(Exception):
     """The process ended.
 
     Args:
-        why: For a person; None where the end says nothing about the task.
+        why: For a person, behind the name of the task; None where the end says nothing about the task.
+        outside: For a person, where it was ended from outside.
         by_time: Whether it is the task's processor time that ended it, whatever the process did before.
     """
 
-    def __init__(self, why: str | None, *, by_time: bool = False) -> None:
-        super().__init__(why)
+    def __init__(self, why: str | None, outside: str = "", *, by_time: bool = False) -> None:
+        super().__init__(why or outside)
         self.why = why
+        self.outside = outside
         self.by_time = by_time
 
 
@@ -55,6 +60,8 @@ class Connection(asyncio.Protocol):
         """Numbers of the definitions that it has."""
         self.used = False
         """Whether it was asked anything yet."""
+        self.restricted = True
+        """Whether its system calls are restricted."""
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = bytearray()
         self._reply: asyncio.Future[bytes] | None = None
@@ -93,7 +100,7 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         try:
             await loop.create_unix_connection(lambda: child, sock=ours)
-            await child._next(limits.start_s)
+            child.restricted = bool(json.loads(await child._next(limits.start_s))["restricted"])
         except BaseException:
             await child.stop()
             raise
@@ -133,7 +140,7 @@ class Connection(asyncio.Protocol):
                 return await self._reply
         except TimeoutError:
             await self.stop()
-            raise Ended(None) from None
+            raise Ended(None, f"gave no answer within {wall_s:g} s") from None
         except EOFError:
             raise await self._ended() from None
         finally:
@@ -147,7 +154,7 @@ class Connection(asyncio.Protocol):
         if status == -signal.SIGPROF:
             return Ended("took longer than {cpu_s:g} s", by_time=True)
         if status == -signal.SIGKILL:
-            return Ended(None)  # by somebody else: the kernel for want of memory, an administrator
+            return Ended(None, KILLED)
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return Ended(f"crashed the evaluation process ({name})")
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from spoolama.errors import JobError, Problem, RowError, SidecarError
-from spoolama.evaluation.base import Abandoned, LimitMet, TaskRunner
+from spoolama.evaluation.base import Abandoned, LimitMet, TaskLost, TaskRunner
 from spoolama.job.answer import parse_answer
 from spoolama.job.line_request import LineRequest
 from spoolama.job.sidecar import Sidecar
@@ -28,6 +28,8 @@ EVALUATION_LIMIT = "evaluation_limit"
 _ROW_CPU_S = 2.0
 _FILE_CPU_S = 10.0
 _MOST_LIMITS = 3
+_KEYS = {"render": "`prompt`", "line": "the requests", "check": "`format`", "score": "`trim.score`"}
+"""What to simplify where tasks of a kind met a limit."""
 
 
 class Evaluator:
@@ -89,6 +91,7 @@ class Evaluator:
 
     def of_job(
         self,
+        data: str = "",
         limits_met: int = 0,
         beat: Callable[[], None] | None = None,
         stops: Callable[[], bool] | None = None,
@@ -96,11 +99,12 @@ class Evaluator:
         """What evaluates the rows of one job.
 
         Args:
+            data: Name of the data file, for messages.
             limits_met: Rows of it that met a limit before, in an earlier run.
             beat: Called after each task: a row may take seconds, and the watchdog waits for a sign of life.
             stops: Whether the job is to stop: then no row is rendered any more.
         """
-        return JobEvaluator(self._runner, limits_met, beat, stops)
+        return JobEvaluator(self._runner, data, limits_met, beat, stops)
 
     async def aclose(self) -> None:
         """Give everything back."""
@@ -119,6 +123,8 @@ class Evaluator:
             return _value(await self._runner.run(kind, "", arguments, cpu_s))
         except LimitMet as limit:
             message = f"reading this file {limit}"
+        except TaskLost as lost:
+            message = f"this file was not read: the evaluation process ended {lost}"
         except _Defect as defect:
             message = f"reading this file failed by a defect of spoolama: {defect}"
         raise SidecarError([Problem(name, None, None, "", message)])
@@ -129,6 +135,7 @@ class JobEvaluator:
 
     Args:
         runner: Runs the tasks.
+        data: Name of the data file, for messages.
         limits_met: Rows of the job that met a limit before.
         beat: Called after each task.
         stops: Whether the job is to stop.
@@ -137,11 +144,13 @@ class JobEvaluator:
     def __init__(
         self,
         runner: TaskRunner,
+        data: str = "",
         limits_met: int = 0,
         beat: Callable[[], None] | None = None,
         stops: Callable[[], bool] | None = None,
     ) -> None:
         self._runner = runner
+        self._data = data
         self._before = limits_met
         self._beat = beat
         self._stops = stops
@@ -230,13 +239,20 @@ class JobEvaluator:
                 raise self._too_many() from None
             raise
         except LimitMet as limit:
-            message = self._met[kind, line] = f"{what} {limit} on line {line}"
+            message = self._met[kind, line] = f"{what} {limit}{self._on(line)}"
             raise RowError(EVALUATION_LIMIT, message) from None
+        except TaskLost as lost:
+            text = f"{what} was given up{self._on(line)}: the evaluation process ended {lost}"
+            raise RowError("evaluation_failed", text) from None
         except _Defect as defect:
-            raise RowError("evaluation_failed", f"{what} failed by a defect of spoolama: {defect}") from None
+            text = f"{what} failed{self._on(line)} by a defect of spoolama: {defect}"
+            raise RowError("evaluation_failed", text) from None
         finally:
             if self._beat is not None:
                 self._beat()
+
+    def _on(self, line: int) -> str:
+        return f" on line {line} of {self._data}" if self._data else f" on line {line}"
 
     def _rows_met(self) -> int:
         return self._before + len({line for _, line in self._met})
@@ -249,10 +265,10 @@ class JobEvaluator:
 
     def _too_many(self) -> JobError:
         last = f"; the last: {list(self._met.values())[-1]}" if self._met else ""
+        keys = {_KEYS[kind] for kind, _ in self._met}
         return JobError(
             f"{self._rows_met()} rows met a limit of evaluation{last}",
-            mend="Simplify the template, the schema or the score, or shorten the rows, and drop the files "
-            "again. errors.jsonl names the rows.",
+            mend=f"Simplify {' and '.join(sorted(keys)) or 'the sidecar'}, or shorten these rows.",
             code=EVALUATION_LIMIT,
         )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolama.errors import EvaluationFailed
-from spoolama.evaluation.base import Abandoned, LimitMet
+from spoolama.evaluation.base import Abandoned, LimitMet, TaskLost
 from spoolama.evaluation.connection import Connection, Ended, ProcessLimits
 
 __all__ = ["EvaluationProcess", "FirstIdle"]
@@ -26,6 +26,8 @@ _DEFINITIONS_CHARACTERS = 2 * 1024 * 1024
 """Definitions that are kept for later tasks: this many, and this long together."""
 _MOST_DEATHS = 3
 """Ends of the process that say nothing about the task: killed from outside, or starved of processor time."""
+_AFTER_DEATH_S = (0.0, 1.0, 5.0)
+"""Pauses after such an end: the kernel needs time until it has memory again."""
 _START_DELAYS_S = (0.2, 1.0, 3.0)
 """Pauses between attempts to start it."""
 
@@ -53,11 +55,20 @@ class EvaluationProcess:
     Args:
         limits: What a task may take.
         idle_s: Seconds without a task after which the process is stopped.
+        report: Called with the name of an event and a text where an administrator should know of it.
     """
 
-    def __init__(self, limits: ProcessLimits | None = None, *, idle_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        limits: ProcessLimits | None = None,
+        *,
+        idle_s: float = 60.0,
+        report: Callable[[str, str], None] = lambda event, text: None,  # noqa: ARG005
+    ) -> None:
         self._limits = limits or ProcessLimits()
         self._idle_s = idle_s
+        self._report = report
+        self._unrestricted = False
         self._queue: deque[_Item] = deque()
         self._driver: asyncio.Task[None] | None = None
         self._child: Connection | None = None
@@ -144,7 +155,8 @@ class EvaluationProcess:
                     replies = await child.ask(self._request(child, batch), self._wall_s(batch))
                 except Ended as ended:
                     self._child = None
-                    self._after_end(batch, ended, was_used=was_used)
+                    if pause_s := self._after_end(batch, ended, was_used=was_used):
+                        await asyncio.sleep(pause_s)
                     continue
                 if self._deliver(batch, replies, was_used=was_used):
                     await self._stop_child()
@@ -232,8 +244,15 @@ class EvaluationProcess:
         self._queue.extendleft(reversed(left))
         return full
 
-    def _after_end(self, batch: list[_Item], ended: Ended, *, was_used: bool) -> None:
-        """The process ended in this batch: find the task by sending each one alone."""
+    def _after_end(self, batch: list[_Item], ended: Ended, *, was_used: bool) -> float:
+        """The process ended in this batch: find the task by sending each one alone.
+
+        Returns:
+            Seconds to wait before the next one.
+        """
+        pause_s = 0.0
+        if ended.why is None:
+            self._report("evaluation.ended", ended.outside)
         if len(batch) > 1:
             for item in batch:
                 item.alone = True
@@ -245,8 +264,11 @@ class EvaluationProcess:
             if ended.why is not None:
                 _set(item, LimitMet(ended.why.format(cpu_s=item.cpu_s)))
             elif item.deaths >= _MOST_DEATHS:
-                _set(item, LimitMet(f"did not end in {item.deaths} attempts of {self._wall_s(batch):g} s"))
+                _set(item, TaskLost(f"{item.deaths} times; the last time it {ended.outside}"))
+            else:
+                pause_s = _AFTER_DEATH_S[item.deaths]
         self._queue.extendleft(reversed([item for item in batch if not item.result.done()]))
+        return pause_s
 
     def _fail(self, error: EvaluationFailed) -> None:
         while self._queue:
@@ -262,6 +284,9 @@ class EvaluationProcess:
             self.starts += 1
             try:
                 self._child = await Connection.start(self._limits)
+                if not self._child.restricted and not self._unrestricted:
+                    self._unrestricted = True
+                    self._report("evaluation.unrestricted", "")
                 return self._child
             except (Ended, OSError) as error:
                 if delay is None:

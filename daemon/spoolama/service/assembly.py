@@ -30,6 +30,7 @@ from spoolama.gpu.watchdog import EVERY_S, MemoryWatchdog
 from spoolama.job.rows import Limits
 from spoolama.service.daemon import Daemon
 from spoolama.service.execution import JobExecutor
+from spoolama.service.logs import say
 from spoolama.service.notify import make_notifier, watchdog_interval
 from spoolama.service.priority import priority_of
 from spoolama.service.settings import BackendSection, Settings
@@ -176,9 +177,9 @@ def daemon_for(
     backend = backend_for(settings, clock)
     memory = memory_for(settings, backend, clock, env)
     # A sidecar that has just come must not hold up the rows of the running job.
-    process = EvaluationProcess()
+    process = EvaluationProcess(report=_report)
     of_jobs = Evaluator(process)
-    of_arrivals = Evaluator(FirstIdle(process, EvaluationProcess(idle_s=10.0)))
+    of_arrivals = Evaluator(FirstIdle(process, EvaluationProcess(idle_s=10.0, report=_report)))
     executor = JobExecutor(
         spool,
         backend,
@@ -204,6 +205,10 @@ def daemon_for(
         traces_crashes=True,
         memory=memory,
     )
+
+
+def _report(event: str, text: str) -> None:
+    say(event, text=text)
 
 
 def serve(

@@ -247,7 +247,9 @@ async def check_drop(drop: Drop, evaluator: Evaluator, *, limits: Limits, newlin
             )
         finally:
             await ledger.close()
-        await _read_back(job.ledger, Asker(sidecar, evaluator.of_job(), openai=openai), findings)
+        await _read_back(
+            job.ledger, Asker(sidecar, evaluator.of_job(job.dropped_as), openai=openai), findings
+        )
     if not openai:
         findings.pilot = pilot_asks(sidecar, findings.rows)
         findings.extra = extra_of(sidecar, findings.rows)

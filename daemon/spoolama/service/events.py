@@ -143,6 +143,17 @@ EVENTS: Mapping[str, EventKind] = {
     "server.back": EventKind(
         "info", "The model server is back after {seconds} s.", "068554c48155426480dd7269bf42bc9e"
     ),
+    "evaluation.ended": EventKind(
+        "warning",
+        "The process that evaluates templates and sidecars {text}. Its work is done again in a new one.",
+        "1c08eccb9a4a47b8a7007b211e6d7e48",
+    ),
+    "evaluation.unrestricted": EventKind(
+        "warning",
+        "This machine has no seccomp filter for the process that evaluates templates and sidecars. Its "
+        "resource limits and Jinja2's sandbox still hold.",
+        "feebfafb227c4d2a94da80418a22f232",
+    ),
     "library.message": EventKind("warning", "{logger}: {text}", "5bc687868a18466ca43ea8dc1ea79fad"),
 }
 

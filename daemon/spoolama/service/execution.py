@@ -205,7 +205,10 @@ class JobExecutor:
                 store=ledger,
                 backend=self._backend,
                 evaluator=self._evaluator.of_job(
-                    progress.failures.get(EVALUATION_LIMIT, 0), progress.pulse.beat, stop.is_set
+                    job.dropped_as,
+                    progress.failures.get(EVALUATION_LIMIT, 0),
+                    progress.pulse.beat,
+                    stop.is_set,
                 ),
                 clock=self._clock,
                 progress=progress,

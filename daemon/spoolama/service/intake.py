@@ -48,7 +48,7 @@ async def take_in(
     reader = read_rows(job.data, kind, limits=limits)
     await _check_columns(job, sidecar, reader.columns, evaluator)
     namer = _Namer(sidecar, kind)
-    lines = evaluator.of_job(beat=progress.pulse.beat) if kind.format == "openai" else None
+    lines = evaluator.of_job(job.dropped_as, beat=progress.pulse.beat) if kind.format == "openai" else None
     count = 0
     rows = iter(reader)
     while batch := await asyncio.to_thread(_batch, rows):

@@ -219,11 +219,15 @@ def status_line(state: ServiceState) -> str:
     # A phase that waits for memory, or makes room, says it already.
     if memory is not None and memory.level is not Level.OK and "memory" not in phase:
         text += f"; memory is {memory.level}: {memory.words}"
-    waiting, held = len(state.queue.in_line()), sum(not h.waiting for h in state.held)
+    in_line, held = state.queue.in_line(), sum(not h.waiting for h in state.held)
+    held_jobs = sum(item.standing == "held" for item in in_line)
+    waiting = len(in_line) - held_jobs
     arriving = len(state.held) - held
     if waiting:
         more = " more" if running is not None else ""
         text += f"; {waiting}{more} {'job waits' if waiting == 1 else 'jobs wait'}"
+    if held_jobs:
+        text += f"; {held_jobs} {'job is' if held_jobs == 1 else 'jobs are'} held, see `spoolama status`"
     if arriving:
         text += f"; {arriving} {'file is' if arriving == 1 else 'files are'} arriving"
     if held:

@@ -58,8 +58,10 @@ async def computing(process: EvaluationProcess) -> None:
     def ticks() -> int:
         return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11])
 
-    began = ticks()
     async with asyncio.timeout(20):
+        while process.pid is None:
+            await asyncio.sleep(0.005)
+        began = ticks()
         while ticks() < began + 2:
             await asyncio.sleep(0.005)
 
@@ -152,6 +154,39 @@ def test_a_process_that_somebody_kills_costs_no_row() -> None:
     with_process(work)
 
 
+def test_a_task_whose_process_is_killed_each_time_is_given_up_without_blame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the kernel is short of memory, the row's error says so, and the job does not end by it."""
+    monkeypatch.setattr("spoolama.evaluation.process._AFTER_DEATH_S", (0.0, 0.0, 0.0))
+    reported: list[tuple[str, str]] = []
+
+    async def work(process: EvaluationProcess) -> None:
+        await render(process, "{{ a }}", a=1)
+        rows = Evaluator(process).of_job("data.csv")
+        for line in (7, 8, 9):
+            waiting = asyncio.ensure_future(rows.render(FREEZE, {"a": 1}, line))
+            for _ in range(3):
+                await computing(process)
+                assert process.pid is not None
+                os.kill(process.pid, signal.SIGKILL)
+                ended = process.pid
+                while process.pid in (ended, None) and not waiting.done():
+                    await asyncio.sleep(0.005)
+            with pytest.raises(RowError) as raised:
+                await waiting
+            assert raised.value.code == "evaluation_failed"
+            assert str(raised.value) == (
+                f"the template was given up on line {line} of data.csv: the evaluation process ended "
+                "3 times; the last time it was killed (SIGKILL, by the kernel where memory runs out)"
+            )
+        assert await rows.render("{{ a }}", {"a": 2}, 10) == "2"
+        assert {event for event, _ in reported} == {"evaluation.ended"}
+        assert len(reported) == 9
+
+    with_process(work, report=lambda event, text: reported.append((event, text)))
+
+
 def test_a_process_that_does_not_answer_is_replaced() -> None:
     """A stopped process uses no processor time; after its wall time it is ended and its tasks go on."""
 
@@ -218,7 +253,7 @@ def test_a_process_that_does_not_start_is_no_rows_fault(monkeypatch: pytest.Monk
     async def work(process: EvaluationProcess) -> None:
         with monkeypatch.context() as patch:
             patch.setattr("sys.executable", "/bin/false")
-            with pytest.raises(EvaluationFailed, match="does not start"):
+            with pytest.raises(EvaluationFailed, match=r"does not start: .*exit status 1"):
                 await render(process, "{{ a }}", a=1)
         assert process.starts == 3
         assert await render(process, "{{ a }}", a=2) == ["ok", "2"]
@@ -362,9 +397,9 @@ def test_the_third_row_that_meets_a_limit_ends_the_job() -> None:
             await rows.render("{{ a }}", {"a": 1}, 13)
         with pytest.raises(JobError, match=r"3 rows met a limit of evaluation; the last: .* on line 14"):
             await rows.render("{{ a }}", {"a": 1}, 15)
-        assert await Evaluator(runner).of_job(2).render("{{ a }}", {"a": 1}, 2) == "1"
+        assert await Evaluator(runner).of_job(limits_met=2).render("{{ a }}", {"a": 1}, 2) == "1"
         with pytest.raises(JobError, match="3 rows met a limit of evaluation"):
-            await Evaluator(runner).of_job(3).render("{{ a }}", {"a": 1}, 2)
+            await Evaluator(runner).of_job(limits_met=3).render("{{ a }}", {"a": 1}, 2)
 
     asyncio.run(main())
 
@@ -394,7 +429,9 @@ def test_a_defect_of_ours_is_contained(monkeypatch: pytest.MonkeyPatch) -> None:
             return ["defect", "ZeroDivisionError: by zero"]
 
         monkeypatch.setattr(InlineRunner, "run", defect)
-        with pytest.raises(RowError, match="the template failed by a defect of spoolama: ZeroDivisionError"):
+        with pytest.raises(
+            RowError, match="the template failed on line 2 by a defect of spoolama: ZeroDivisionError"
+        ):
             await evaluator.of_job().render("{{ a }}", {"a": 1}, 2)
         with pytest.raises(SidecarError, match=r"a\.yaml: reading this file failed by a defect"):
             await evaluator.parse_sidecar(b"model: m", "a.yaml")
