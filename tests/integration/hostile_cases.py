@@ -227,6 +227,11 @@ LARGE = [
               "options: {num_ctx: 5000000, num_predict: 1000000}\n", long_lines(20), ".jsonl"), ""),
     Case("long-system", side("mode: isolated\nprompt: '{{ name }}'\noptions: {num_ctx: 5000000}\nsystem: "
                              + "x" * 900_000 + "\n", b"name\n" + b"a\n" * 100), ""),
+    Case("long-prompts-of-many-lanes",
+         side("mode: isolated\nlanes: 256\nprompt: '{{ name * 250000 }}'\n"
+              "options: {num_ctx: 5000000, num_predict: 1000}\n",
+              b"name\n" + "\N{GRINNING FACE}\n".encode() * 260),
+         "first_rows_failed", ("answer_cut",)),
     Case("gzip-bomb", gzip_bomb, "endless_line", ("256 MB follow without the end of a row",)),
     Case("zstd-bomb", zstd_bomb, "endless_line", ("256 MB follow without the end of a row",)),
     Case("blank-bomb", blank_bomb, "endless_line", ("1,000,000 blank lines follow",)),

@@ -13,7 +13,7 @@ from typing import Protocol
 from spoolama.backends.base import Message
 from spoolama.context.budget import Budget, bound
 from spoolama.context.trimming import Turn, trimmer_of
-from spoolama.evaluation.asking import Ask, Asker
+from spoolama.evaluation.asking import Ask, Asker, memory_of
 from spoolama.job.plan import Plan
 from spoolama.job.record import Ranges, StoredRow, ranges_of
 
@@ -58,6 +58,11 @@ class Conversation:
     def sight(self) -> Ranges:
         """The rows the next one would be asked in sight of."""
         return ranges_of(turn.ordinal for turn in (*self.anchors, *self.tail))
+
+    @property
+    def memory(self) -> int:
+        """Bytes that its texts take in memory."""
+        return sum(memory_of(turn.messages) for turn in (*self.anchors, *self.tail))
 
 
 @dataclass(frozen=True, slots=True)

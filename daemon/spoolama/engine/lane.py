@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from spoolama.backends.base import ChatRequest, Message
@@ -135,17 +136,23 @@ class Lane:
                     await self._row(row, Conversation(), place)
 
     async def _row(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
-        async with self._s.rows_in_work.hold(row.memory):
-            return await self._asked(await completed(row, self._s.store), conversation, place)
+        async with AsyncExitStack() as room:
+            await room.enter_async_context(self._s.rows_in_work.hold(row.memory))
+            row = await completed(row, self._s.store)
+            return await self._asked(row, conversation, place, room)
 
-    async def _asked(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
+    async def _asked(
+        self, row: StoredRow, conversation: Conversation, place: _Place, room: AsyncExitStack
+    ) -> Conversation:
         """Ask until the row has its end; what stands in the conversation afterwards."""
         s, plan = self._s, place.plan
         attempts = list(row.attempts)
         self._served_at_loss = 0 if standing_of(attempts, s.retries).prove else -1
         lost: Lost | None = None
         try:
-            ask = await s.asker.ask(row.fields, row.line)
+            async with s.rendering:  # how large a prompt is, is known when it is rendered
+                ask = await s.asker.ask(row.fields, row.line)
+                await room.enter_async_context(s.prompts_in_work.hold(ask.memory + conversation.memory))
             while True:
                 # What was too long for the first window says nothing about the second.
                 told = [a for a in attempts if not (place.long and a.code == "context_overflow")]

@@ -39,8 +39,10 @@ __all__ = ["ModelRun", "Terms"]
 _ROW_BYTES, _FREE_ROW = 1024 * 1024, 16 * 1024
 """Of large rows in work at once, and what is not large. A row exists several times over while it is asked."""
 _PROMPT_BYTES, _FREE_PROMPT = 4 * 1024 * 1024, 64 * 1024
-"""Of long prompts in flight at once, and what is not long: at 4 bytes a token, a card of 16 GB has no room
-for the context of more than these at once."""
+"""Of long prompts in work at once, and what is not long: at 4 bytes a token, a card of 16 GB has no room for
+the context of more than these at once."""
+_MOST_RENDERING = 16
+"""Rows that are rendered at once: before that it is not known how long their prompts are."""
 _EXAMPLES = 16
 """Rows by which the shared beginning of prompts is found."""
 
@@ -228,7 +230,8 @@ class ModelRun:
             asker=t.asker,
             evaluator=t.evaluator,
             rows_in_work=ByteBudget(_ROW_BYTES, _FREE_ROW),
-            prompts_in_flight=ByteBudget(_PROMPT_BYTES, _FREE_PROMPT),
+            prompts_in_work=ByteBudget(_PROMPT_BYTES, _FREE_PROMPT),
+            rendering=asyncio.Semaphore(_MOST_RENDERING),
             gate=t.gate,
             patience=Patience(sidecar.timeout),
             progress=t.progress,
@@ -247,11 +250,15 @@ class ModelRun:
         """Own messages of a few rows, by which the primer finds what all of them share."""
         t = self._t
         found: list[tuple[Message, ...]] = []
+        memory = 0
         rows = await t.store.pending(0, 1 << 61, self._model, _EXAMPLES)
         for part in rows or await t.store.deferred(self._model, -1, _EXAMPLES):
             row = await completed(part, t.store)
             try:
-                found.append((await t.asker.ask(row.fields, row.line)).own)
+                ask = await t.asker.ask(row.fields, row.line)
+                found.append(ask.own)
+                if (memory := memory + ask.memory) > _PROMPT_BYTES:
+                    break
             except RowError as error:
                 if error.code == EVALUATION_LIMIT:
                     break  # a lane gives the row its error; more of them would end the job before that

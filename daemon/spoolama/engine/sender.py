@@ -39,10 +39,6 @@ class Sender:
             BackendError: there is none.
             RowError: it was given to less than was sent.
         """
-        async with self._s.prompts_in_flight.hold(sum(len(m.content) for m in this.prompt.messages)):
-            return await self._send(this, place)
-
-    async def _send(self, this: Try, place: Pass) -> Won:
         s = self._s
         sampling = dict(this.ask.sampling)
         if this.seed:

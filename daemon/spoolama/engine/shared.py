@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import Semaphore
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,8 +35,9 @@ class Shared:
     evaluator: JobEvaluator
     """Checks answers."""
     rows_in_work: ByteBudget
-    prompts_in_flight: ByteBudget
-    """What the rows in work may take."""
+    prompts_in_work: ByteBudget
+    rendering: Semaphore
+    """Bounds the memory that large rows and prompts take."""
     gate: Gate
     patience: Patience
     progress: Progress

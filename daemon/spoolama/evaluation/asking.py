@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import Any, Literal
 
 from spoolama.backends.base import LoadSpec, Message
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.sidecar import LOAD_TIME_OPTIONS, Sidecar
 
-__all__ = ["Ask", "Asker"]
+__all__ = ["Ask", "Asker", "memory_of"]
+
+_TOKEN_BYTES = 4
+"""Of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,17 @@ class Ask:
     """JSON Schema (or "json") that constrains the answer."""
     think: bool | str | None
     """Whether a thinking model thinks; None: no."""
+    memory: int = 0
+    """Bytes in memory of the request and its answer, an estimate; without the rows of a conversation."""
+
+
+def memory_of(messages: Iterable[Message]) -> int:
+    """Bytes that the texts of these messages take in memory."""
+    return sum(getsizeof(message.content) for message in messages)
+
+
+def _format_bytes(format: Mapping[str, Any] | Literal["json"] | None) -> int:
+    return len(json.dumps(format)) if isinstance(format, Mapping) else 0
 
 
 class Asker:
@@ -55,6 +71,8 @@ class Asker:
         for example in sidecar.examples:
             prefix += [Message("user", example.user), Message("assistant", example.assistant)]
         self._prefix = tuple(prefix)
+        self._prefix_bytes = memory_of(self._prefix)
+        self._format_bytes = _format_bytes(self._sidecar.format)
 
     @property
     def prefix(self) -> tuple[Message, ...]:
@@ -76,13 +94,16 @@ class Asker:
         if self._openai:
             return await self._ask_line(fields, line)
         prompt = await self._evaluator.render(self._sidecar.prompt or "", fields, line)
+        own = (Message("user", prompt),)
+        memory = memory_of(own) + self._prefix_bytes + self._format_bytes
         return Ask(
             prefix=self._prefix,
-            own=(Message("user", prompt),),
+            own=own,
             num_predict=self._num_predict,
             sampling=self._sampling,
             format=self._sidecar.format,
             think=self._sidecar.think,
+            memory=memory + self._num_predict * _TOKEN_BYTES,
         )
 
     async def _ask_line(self, fields: Mapping[str, Any], line: int) -> Ask:
@@ -91,13 +112,16 @@ class Asker:
         prefix, own = messages[:-1], messages[-1:]
         if not prefix:
             prefix = self._prefix
+        num_predict = self._num_predict if request.num_predict is None else request.num_predict
+        format = request.format if request.has_format else self._sidecar.format
         return Ask(
             prefix=prefix,
             own=own,
-            num_predict=self._num_predict if request.num_predict is None else request.num_predict,
+            num_predict=num_predict,
             sampling={**self._sampling, **request.sampling},
-            format=request.format if request.has_format else self._sidecar.format,
+            format=format,
             think=self._sidecar.think if request.think is None else request.think,
+            memory=memory_of((*prefix, *own)) + _format_bytes(format) + num_predict * _TOKEN_BYTES,
         )
 
     def load_spec(self, model: str, slots: int) -> LoadSpec:

@@ -14,7 +14,7 @@ __all__ = ["HEADER", "MAX_REPLY_BYTES", "frame"]
 
 HEADER = struct.Struct("!I")
 MAX_REPLY_BYTES = 32 * 1024 * 1024
-"""No honest reply is longer: 1 Mi characters of a prompt as escapes of 12 bytes, and a margin."""
+"""No honest reply is longer."""
 
 
 def frame(body: bytes) -> bytes:

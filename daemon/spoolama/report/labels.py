@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import blake2b
 from typing import Any
 
 from spoolama.job.labels import label_of
@@ -12,6 +13,9 @@ from spoolama.report.record import Record
 from spoolama.report.text import csv_cell
 
 __all__ = ["label_of_answer", "label_of_record", "word_of"]
+
+_MOST_CHARACTERS = 200
+"""Longer labels are shortened."""
 
 
 def label_of_record(record: Record, *, parsed: bool, key: str | None) -> str | None:
@@ -49,5 +53,12 @@ def label_of_answer(answer: str, sidecar: Sidecar) -> str:
 
 
 def word_of(value: Any) -> str:
-    """A label as it is counted: texts without space around, everything else as JSON."""
-    return csv_cell(value).strip()
+    """A label as it is counted: texts without space around, everything else as JSON.
+
+    Of long ones a beginning and a digest: a thousand different ones are kept, and written to metrics.json.
+    """
+    word = csv_cell(value).strip()
+    if len(word) <= _MOST_CHARACTERS:
+        return word
+    digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    return f"{word[:_MOST_CHARACTERS]}… ({len(word):,} characters, {digest})"

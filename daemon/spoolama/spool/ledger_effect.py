@@ -15,6 +15,10 @@ from spoolama.spool.ledger_rows import insert_answer, only_column, stored_row, s
 __all__ = ["EffectLedger"]
 
 
+_COMPARED = 40_000
+"""Characters of an answer that are compared: all answers of a segment are in memory at once."""
+
+
 class EffectLedger:
     """Answers that are compared, and what came of it. `JobLedger` is the whole."""
 
@@ -45,7 +49,10 @@ class EffectLedger:
         return await self._thread.do(
             lambda db: [
                 only_column(stored_row(row), column)
-                for row in db.execute(stored_rows("trials") + " WHERE a.kind=? ORDER BY r.ordinal", (kind,))
+                for row in db.execute(
+                    stored_rows("trials", most_characters=_COMPARED) + " WHERE a.kind=? ORDER BY r.ordinal",
+                    (kind,),
+                )
             ]
         )
 
@@ -90,7 +97,8 @@ class EffectLedger:
             lambda db: [
                 only_column(stored_row(row), column)
                 for row in db.execute(
-                    stored_rows() + " WHERE a.segment=? AND a.sight != '[]' AND NOT a.aside"
+                    stored_rows(most_characters=_COMPARED)
+                    + " WHERE a.segment=? AND a.sight != '[]' AND NOT a.aside"
                     " ORDER BY r.ordinal",
                     (segment,),
                 )

@@ -45,15 +45,21 @@ ANSWERED = [field.name for field in dataclasses.fields(Answered)]
 
 _STORED = """
 SELECT r.ordinal, r.line, r.id, r.fields, r.model, r.alone, r.state,
-       a.answer, a.turn_tokens, a.sight, a.prompt_tokens, a.completion_tokens, a.logprob,
+       {answer}, a.turn_tokens, a.sight, a.prompt_tokens, a.completion_tokens, a.logprob,
        coalesce(a.thinking, '') != ''
 FROM rows r LEFT JOIN {answers} a USING (ordinal)
 """
 
 
-def stored_rows(answers: str = "results") -> str:
-    """The SELECT of rows with their answers in one of the tables; `stored_row` reads what it gives."""
-    return _STORED.format(answers=answers)
+def stored_rows(answers: str = "results", *, most_characters: int | None = None) -> str:
+    """The SELECT of rows with their answers in one of the tables; `stored_row` reads what it gives.
+
+    Args:
+        answers: The table.
+        most_characters: Longer answers are cut to this length; None: none is.
+    """
+    answer = "a.answer" if most_characters is None else f"substr(a.answer, 1, {most_characters:d})"
+    return _STORED.format(answers=answers, answer=answer)
 
 
 def insert_answer(

@@ -98,6 +98,15 @@ def test_texts_are_alike_by_the_words_that_both_have_in_one_order() -> None:
     assert like.of("", "late") == 0
 
 
+def test_of_long_texts_only_the_beginning_is_compared() -> None:
+    """A comparison of whole texts of 100,000 words would stop the service for 12 s."""
+    like = Likeness("texts")
+    words = [f"w{n}" for n in range(100_000)]
+    assert like.of(" ".join(words), " ".join([*words[:2000], *reversed(words[2000:])])) == 1
+    assert like.of(" ".join(words), " ".join(reversed(words))) < 0.01
+    assert like.of("a" * 40_000 + "b", "a" * 40_000 + "c") == 1
+
+
 @given(st.lists(st.integers(-50, 50).map(str), min_size=4, max_size=30, unique=True))
 def test_the_distance_of_numbers_keeps_the_triangle(alone: list[str]) -> None:
     """The proof at temperatures above 0 leans on it (`trials.odds`)."""

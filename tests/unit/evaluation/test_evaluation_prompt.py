@@ -121,3 +121,11 @@ def test_names_are_the_fields_that_no_row_can_do_without() -> None:
     )
 
     assert PromptTemplate(source).names() == {"a", "b", "d e", "g"}
+
+
+def test_a_prompt_has_at_most_1_mb_of_text() -> None:
+    """Counted in bytes: a character may take four."""
+    template = PromptTemplate("{{ name }}")
+    assert len(template.render({"name": "é" * 524_288})) == 524_288
+    with pytest.raises(RowError, match="the prompt has 1,048,578 bytes; the limit is 1,048,576"):
+        template.render({"name": "é" * 524_289})

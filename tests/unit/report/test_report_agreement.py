@@ -23,6 +23,22 @@ def agreement_of(pairs: Sequence[tuple[Any, Any]], enum: list[str] | None = None
     return agreement
 
 
+def test_long_labels_are_shortened_and_stay_different() -> None:
+    """A thousand different labels are kept in memory and written to metrics.json."""
+    long, other = "word " * 100_000 + "a", "word " * 100_000 + "b"
+    tally = AnswerTally("gold", None)
+    for answer, gold in ((long, long), (long, other), ("short", "short")):
+        tally.add(answer, gold)
+    answers = tally.spread().counts
+    assert answers is not None
+    assert list(answers.values()) == [2, 1]
+    assert max(map(len, answers)) < 250
+    agreement = tally.agreement()
+    assert agreement is not None
+    assert agreement.rows == 3
+    assert agreement.accuracy == pytest.approx(2 / 3)
+
+
 def test_wilson_interval() -> None:
     """The interval of 8 in 10 as tables have it; at the ends it stays inside 0 and 1."""
     assert statistics.wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)

@@ -13,8 +13,8 @@ from spoolama.evaluation.child.sandbox import FieldUndefinedError, SandboxEnviro
 
 __all__ = ["PromptTemplate", "TemplateProblem"]
 
-_MOST_CHARACTERS = 1024 * 1024
-"""Longest prompt of one row."""
+_MOST_BYTES = 1024 * 1024
+"""Longest prompt of one row, as UTF-8."""
 
 _ENVIRONMENT = SandboxEnvironment()
 
@@ -89,17 +89,16 @@ class PromptTemplate:
         except Exception as error:  # a template may raise whatever its expressions raise
             what = str(error) or type(error).__name__
             raise RowError("template_error", f"the template fails on this row: {what[:300]}") from None
-        if len(text) > _MOST_CHARACTERS:
-            message = f"the prompt has {len(text):,} characters; the limit is {_MOST_CHARACTERS:,}"
-            raise RowError("template_error", message)
         if not text.strip():
             raise RowError("empty_prompt", "the template gives an empty prompt for this row")
         try:
-            text.encode()
+            size = len(text.encode())
         except UnicodeEncodeError:
             raise RowError(
                 "template_error", "the prompt has half of a surrogate pair: it is no text"
             ) from None
+        if size > _MOST_BYTES:
+            raise RowError("template_error", f"the prompt has {size:,} bytes; the limit is {_MOST_BYTES:,}")
         return text
 
 
