@@ -153,11 +153,11 @@ class ScriptedBackend:
         finally:
             self.in_flight -= 1
 
-    async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:  # noqa: ARG002 - interface
+    async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
         """Exact, if it is set so."""
         return count_tokens(messages) if self.exact_count else None
 
-    async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:  # noqa: ARG002 - interface
+    async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
         """By the fake template, if it is set so."""
         return render(messages) if self.renders else None
 
@@ -167,7 +167,7 @@ class ScriptedBackend:
         text: str,
         *,
         slot: int | None = None,
-        timeout_s: float = 600.0,  # noqa: ARG002 - interface
+        timeout_s: float = 600.0,
     ) -> Reply | None:
         """Puts the text into the slot's cache, after the latency."""
         if not self.can_prime:
@@ -195,7 +195,7 @@ class ScriptedBackend:
         self.inspect_fault(spec)
         return self.held if self.held is not None and self.held.name == spec.model else None
 
-    async def shape(self, spec: LoadSpec) -> ModelShape | None:  # noqa: ARG002 - interface
+    async def shape(self, spec: LoadSpec) -> ModelShape | None:
         """As it is set."""
         return self.shape_
 
@@ -208,7 +208,7 @@ class ScriptedBackend:
         self,
         *,
         keep: str | None = None,
-        also: str | None = None,  # noqa: ARG002 - it has one model at most
+        also: str | None = None,
     ) -> tuple[str, ...]:
         """Counted; nothing is held any more."""
         name = self.held.name if self.held is not None else None

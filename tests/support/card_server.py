@@ -193,7 +193,7 @@ class CardServer(ScriptedBackend):
         self,
         *,
         keep: str | None = None,
-        also: str | None = None,  # noqa: ARG002 - it has one model at most
+        also: str | None = None,
     ) -> tuple[str, ...]:
         """The model's process ends, and its memory is free a moment later."""
         if self.held is not None and self.held.name != keep:

@@ -88,7 +88,7 @@ def night_of(seed: int, hours: float, *, often: float = 1.0) -> Users:
         hours: Until when somebody comes.
         often: How many times as often as in a usual night.
     """
-    rng = random.Random(f"night {seed}")  # noqa: S311 - a simulation, no secret
+    rng = random.Random(f"night {seed}")
     return Users([*_desktop(rng, hours * 3600), *_visits(rng, hours, often)])
 
 

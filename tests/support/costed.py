@@ -97,7 +97,7 @@ def simulate(
         seed: Of lengths and noise.
         sliding: The model's attention slides, so the cache cannot go back to the prefix: a trim loses all.
     """
-    lengths, luck = random.Random(f"lengths {seed}"), random.Random(f"luck {seed}")  # noqa: S311 - no secret
+    lengths, luck = random.Random(f"lengths {seed}"), random.Random(f"luck {seed}")
 
     def noisy(seconds: float) -> float:
         stall = 10.0 if machine.stalls and luck.random() < machine.stalls else 1.0

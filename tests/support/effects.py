@@ -138,7 +138,7 @@ class _Plain:
 
     __slots__ = ()
 
-    def alone(self, row: Row, rng: random.Random) -> str:  # noqa: ARG002 - temperature 0
+    def alone(self, row: Row, rng: random.Random) -> str:
         return row.alone
 
 
@@ -146,7 +146,7 @@ class _Plain:
 class Ignores(_Plain):
     """Answers as if it stood alone."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:  # noqa: ARG002 - temperature 0
+    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
         return row.alone
 
 
@@ -157,7 +157,7 @@ class FollowsPrevious(_Plain):
     strength: float
     """Share of the rows that do."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:  # noqa: ARG002 - temperature 0
+    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
         return sight.answers[-1] if row.luck < self.strength and sight.answers else row.alone
 
 
@@ -169,7 +169,7 @@ class FollowsMajority(_Plain):
     """Share of the rows that do."""
     scale: Scale
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:  # noqa: ARG002 - temperature 0
+    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
         return self.scale.middle(sight.answers) if row.luck < self.strength and sight.answers else row.alone
 
 
@@ -181,7 +181,7 @@ class Drifts(_Plain):
     """Share of the rows more for each row answered before."""
     scale: Scale
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:  # noqa: ARG002 - temperature 0
+    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
         pushed = bool(sight.answers) and row.luck < self.rate * sight.depth
         return self.scale.push(row.alone) if pushed else row.alone
 
@@ -193,7 +193,7 @@ class Better(_Plain):
     gain: float
     """Share of the rows that are then answered as gold says, whatever they would be alone."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:  # noqa: ARG002 - temperature 0
+    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
         taught = len(sight.answers) >= 3 and len(set(sight.answers)) >= 2
         return row.gold if taught and row.luck < self.gain else row.alone
 
@@ -234,7 +234,7 @@ def file_of(
         order: `sorted`: by the answer given alone, as a file is that somebody sorted by outcome.
         right: Share of the rows that are answered as gold says when alone.
     """
-    rng = random.Random(f"file {seed}")  # noqa: S311 - a simulation, no secret
+    rng = random.Random(f"file {seed}")
     answers = [scale.draw(rng) for _ in range(rows)]
     if order == "sorted":
         answers.sort(key=lambda answer: (number_of(answer) or 0.0, answer))

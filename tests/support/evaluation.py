@@ -29,7 +29,7 @@ class InlineRunner:
         kind: str,
         definition: str,
         arguments: Sequence[Any],
-        cpu_s: float,  # noqa: ARG002 - as long as it takes
+        cpu_s: float,
         unwanted: Callable[[], bool] | None = None,
     ) -> list[Any]:
         """Run a task; `EvaluationProcess.run` has the details."""

@@ -62,7 +62,7 @@ class Generator:
     def __init__(self, script: Script, engine: Engine) -> None:
         self._script = script
         self._engine = engine
-        self._chance = random.Random(script.latency.seed)  # noqa: S311
+        self._chance = random.Random(script.latency.seed)
         self.in_flight = 0
         self.peak_in_flight = 0
         self.version = version_of(script.version)

@@ -138,7 +138,7 @@ class Service:
 async def until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
     """Wait for something to become true; TimeoutError if it does not."""
     async with asyncio.timeout(timeout_s):
-        while not true():  # noqa: ASYNC110 - it watches what no event tells of
+        while not true():
             await asyncio.sleep(0.01)
 
 

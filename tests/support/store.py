@@ -166,7 +166,7 @@ class MemoryStore:
         ordinal: int,
         number: int,
         code: str,
-        message: str,  # noqa: ARG002 - interface
+        message: str,
         *,
         counted: bool,
         bare_tokens: int | None = None,
