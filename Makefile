@@ -7,8 +7,11 @@ PY    := $(VENV)/bin/python
 SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
+# Most tests wait for processes more than they compute, so there are two workers a processor. Tests of a module
+# share what it sets up, so they stay together.
+WORKERS := -n $(shell expr 2 '*' $$(nproc)) --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
+.PHONY: help demo test quick check bench bench-engine bench-marks bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -43,7 +46,13 @@ test: libgomp $(STAMP) $(MODELS) system-packages  ## set up, then run every test
 	$(PY) -m ruff check daemon tests
 	$(PY) -m ruff format --check daemon tests
 	$(PY) -m mypy
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q $(WORKERS)
+
+quick: $(STAMP)  ## types, lint, and the tests that need no model, no root and no patience (90 seconds)
+	$(PY) -m ruff check daemon tests
+	$(PY) -m ruff format --check daemon tests
+	$(PY) -m mypy
+	$(PY) -m pytest -q $(WORKERS) -m 'not slow and not model and not system'
 
 # llama.cpp needs OpenMP's runtime, which a bare Debian lacks.
 libgomp:
