@@ -22,6 +22,7 @@ from spoolama.evaluation.connection import ProcessLimits
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess, FirstIdle
 from support.evaluation import InlineRunner
+from support.thorough import cases
 
 SOON = 0.3
 """CPU seconds that a task may take here: enough for any honest one."""
@@ -365,7 +366,7 @@ JSON = st.recursive(
 
 
 @given(st.lists(st.fixed_dictionaries({"a": JSON, "b": JSON}), min_size=1, max_size=20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=cases(5, 20), deadline=None)
 def test_values_come_through_unchanged(rows: list[dict[str, Any]]) -> None:
     """What a prompt prints of any JSON value is the same in the process as on the spot."""
     source = "{{ a }}|{{ b | tojson }}|{{ a ~ b }}|{{ row | length }}."

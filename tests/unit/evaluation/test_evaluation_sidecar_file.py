@@ -16,6 +16,7 @@ from spoolama.evaluation.child.sidecar_words import EXPECTED
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.trim import STRATEGY_KEYS
 from support.evaluation import load_sidecar
+from support.thorough import cases
 from unit.evaluation.sidecar_problems import OK, problems
 
 FULL = """\
@@ -327,7 +328,7 @@ def test_broken_sidecars(
     assert problems(text) == expected
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=cases(60, 300), deadline=None)
 @given(
     st.binary(max_size=80)
     | st.text(max_size=80)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from spoolama.gpu.level import Level, Rules, State, step
 from spoolama.gpu.limits import GB, Limits, Marks, stricter
+from support.thorough import cases
 
 RULES = Rules()
 LIMITS = Marks().limits(16 * GB)
@@ -103,7 +104,7 @@ def test_readings_far_apart_prove_nothing_of_the_time_between() -> None:
     assert step(state, round(15.5 * GB), LIMITS, 500.0, RULES).level is Level.OK
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=cases(500, 10_000), deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     jump=st.sampled_from([0.02, 0.1, 0.5, 2.0, 8.0]),

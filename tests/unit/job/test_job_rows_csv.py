@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from spoolama.errors import InputError
 from spoolama.job.row import Row
 from spoolama.job.rows import InputKind, Limits, detect, read_rows
+from support.thorough import cases
 
 CSV = InputKind("csv", None)
 TSV = InputKind("tsv", None)
@@ -185,7 +186,7 @@ def test_tabs_separate_in_tsv(tmp_path: Path) -> None:
 CELLS = st.text(st.sampled_from('ab,"\n\r é\t€\U0001f600'), max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=cases(100, 300), deadline=None)
 @given(
     table=st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=12), end=st.sampled_from(["\n", "\r\n"])
 )
@@ -210,7 +211,7 @@ def test_what_the_csv_module_writes_is_read_back(
     assert brief(rows) == list(zip(lines, table, strict=True))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=cases(100, 300), deadline=None)
 @given(data=st.binary(max_size=60) | st.text(st.sampled_from('ab,"\n\r'), max_size=60).map(str.encode))
 def test_no_input_ends_in_anything_but_rows_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

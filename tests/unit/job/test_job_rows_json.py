@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from spoolama.job.row import NOTE_KEY, Row
 from spoolama.job.rows import InputKind, Limits, detect, read_rows
 from spoolama.job.strict_json import BadJson, parse_json
+from support.thorough import cases
 
 JSONL = InputKind("jsonl", None)
 REQUEST = {
@@ -96,7 +97,7 @@ def test_the_note_of_an_error_line_may_be_large(tmp_path: Path) -> None:
 
 
 @given(st.text() | st.text(st.sampled_from('{}[]":,0eE+-.\\ua1ntf ')))
-@settings(max_examples=500)
+@settings(max_examples=cases(100, 500))
 def test_parse_json_raises_nothing_else(text: str) -> None:
     """What Python's reader takes strictly is taken; all else is BadJson."""
     try:
