@@ -68,7 +68,7 @@ system-packages:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  missing=""; \
 	  for pair in /usr/sbin/sshd:openssh-server /usr/bin/scp:openssh-client /usr/bin/rsync:rsync \
-	    /usr/bin/gcc:gcc /usr/include/stdlib.h:libc6-dev; do \
+	    /usr/bin/gcc:gcc /usr/include/stdlib.h:libc6-dev /usr/bin/systemd-analyze:systemd; do \
 	    [ -e "$${pair%%:*}" ] || missing="$$missing $${pair##*:}"; done; \
 	  if [ -n "$$missing" ]; then \
 	    echo "installing for the tests:$$missing"; \
