@@ -84,7 +84,7 @@ def run_once(env: dict[str, str], *, timeout: float = 120) -> subprocess.Complet
     )
 
 
-def wait_for(what: Any, *, seconds: float = 30.0, every: float = 0.02) -> Any:
+def wait_for(what: Any, *, seconds: float = 100.0, every: float = 0.02) -> Any:
     """Return what the callable gives once it is true; fail with its last value."""
     until = time.monotonic() + seconds
     while not (value := what()):

@@ -19,7 +19,7 @@ RUN = ("alone", "ceiling", "reset", "window", "loop")
 
 @pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_bench_measures_each_configuration_and_its_counts_add_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

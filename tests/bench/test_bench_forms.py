@@ -9,7 +9,7 @@ from bench import bench_forms
 
 @pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_each_form_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     """`make bench-forms` in small: 24 rows alone, behind one earlier row, and as a pilot decides."""
     bench_forms.main(

@@ -9,7 +9,7 @@ from bench import bench_marks
 
 @pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_conversations_take_turns_and_each_mark_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     """`make bench-marks` in small: simulated machines, then a real model, where 14 rows teach nothing yet."""
     bench_marks.main(

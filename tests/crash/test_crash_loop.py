@@ -112,7 +112,7 @@ def answered_whole(spool: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV], ids=["an administrator", "a driver"])
 def test_healthy_jobs_survive_ten_deaths_without_progress(tmp_path: Path, death: signal.Signals) -> None:
     """1 s after each READY=1, sooner than any answer; left alone, none is held, all are answered."""
@@ -142,7 +142,7 @@ def test_healthy_jobs_survive_ten_deaths_without_progress(tmp_path: Path, death:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 def test_a_job_that_kills_the_service_is_held_and_released_by_the_command_that_is_named(
     tmp_path: Path,
 ) -> None:
@@ -168,7 +168,7 @@ def test_a_job_that_kills_the_service_is_held_and_released_by_the_command_that_i
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("healthy", ["from the beginning", "later"])
 def test_two_jobs_that_kill_are_held_once_another_job_shows_that_the_service_works(
     tmp_path: Path, healthy: str

@@ -79,7 +79,7 @@ def undisturbed(base: Path) -> Calls:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(600)
 def test_a_hundred_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) -> None:
     """100 × kill -9, a restart each time: 2,000 results, calls repeated only where they were in flight."""
     seed = int(os.environ.get("SPOOLAMA_TEST_SEED", random.randrange(10**6)))

@@ -37,7 +37,7 @@ STRATEGIES = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_kills_in_mid_conversation_change_no_prompt(tmp_path: Path, name: str) -> None:
     """Byte for byte, and nothing is lost or doubled."""

@@ -38,8 +38,9 @@ __all__ = [
 ]
 
 LANES = 16
-NEXT_S = 30.0
-"""A job dropped meanwhile starts this long after the hostile one met its limit, at the latest."""
+NEXT_S = 90.0
+"""A job dropped meanwhile is done this long after the hostile one met its limit, at the latest: 30 s on an
+idle machine, but tests run side by side, and on slow machines."""
 ABOVE_IDLE_KB = 50 * 1024
 EVALUATION_KB = 256 * 1024
 STOP_S = 90.0
@@ -181,7 +182,7 @@ def held_up(found: Watched, case: Case) -> None:
 def ends_in_time_and_memory(found: Watched, case: Case) -> None:
     """The case ends with its words and the job behind it is done, in bounded time and memory."""
     spool = found.spool
-    job = wait_for(lambda: published(spool, case.name), seconds=60)
+    job = wait_for(lambda: published(spool, case.name), seconds=150)
     after = wait_for(lambda: published(spool, f"next-{case.name}"), seconds=NEXT_S)
     assert after.parent.name == "done"
     code, message = outcome(job)

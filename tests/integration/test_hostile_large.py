@@ -21,7 +21,7 @@ from integration.hostile_service import (
     status_kb,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.mark.parametrize("case", LARGE, ids=str)

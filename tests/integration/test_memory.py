@@ -11,7 +11,7 @@ from bench.bench_rows import measure
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_twenty_thousand_rows_take_no_more_memory_than_a_thousand(tmp_path: Path) -> None:
     """Peak memory of the whole process, intake to publishing, within 20 MB."""
     small, large = measure(tmp_path, 1_000), measure(tmp_path, 20_000)

@@ -107,7 +107,7 @@ def mended(line: Line, number: int) -> Line:
     return request(f"mended {number}", f"mended {number}") | {"_spoolama": line["_spoolama"]}
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(600)
 def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: Path) -> None:
     """Each line is asked alone, refused ones tell why, are mended and come home."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
@@ -174,7 +174,7 @@ def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: 
     assert (whole / "errors.jsonl").read_text() == ""
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(600)
 def test_a_sidecar_names_the_models_and_gives_defaults(tmp_path: Path) -> None:
     """What a line says goes before the sidecar; the sidecar's name for a model goes before the line's."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
