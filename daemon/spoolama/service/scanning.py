@@ -32,6 +32,8 @@ _DEBOUNCE_S = 0.1
 _SETTLE_AGAIN_S = 1.0
 _PRIORITY_S = 10.0
 """Longest time to wait for the priorities of jobs that have just come."""
+_READ_AT_ONCE = 2
+"""Sidecars that are read at once for their priorities: each may have 1 MB, and takes several times that."""
 
 
 def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
@@ -80,6 +82,7 @@ class Scanning:
         self._priority_of = priority_of
         self._once = once
         self._wake = asyncio.Event()
+        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
         self._warned: set[tuple[str, str]] = set()
         self._commands = Commands(spool, state, executor, deaths)
         self.worked_off = asyncio.Event()
@@ -142,7 +145,7 @@ class Scanning:
     async def _priority(self, item: Queued) -> int:
         """The job's priority; 0 where its sidecar takes long to read, since other drops wait."""
         try:
-            async with asyncio.timeout(_PRIORITY_S):
+            async with asyncio.timeout(_PRIORITY_S), self._reading:
                 return await self._priority_of(item.job)
         except TimeoutError:
             return 0

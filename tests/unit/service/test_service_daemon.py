@@ -137,6 +137,28 @@ async def test_a_sidecar_that_takes_long_holds_up_no_other_job(service: Service)
 
 
 @in_loop
+async def test_sidecars_of_many_drops_are_read_two_at_a_time(service: Service) -> None:
+    """Sixty sidecars of 1 MB that come together do not stand in memory together."""
+    reading = most = 0
+
+    async def slow(_: Evaluator, path: Path, **_options: object) -> Sidecar:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        await asyncio.sleep(0.01)
+        reading -= 1
+        return Sidecar(priority=int(path.stem[1:]))
+
+    for number in range(8):
+        service.drop(f"p{number}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "load_sidecar", slow)
+        assert await service.daemon(once=True).run() == 0
+    assert service.executor.executed == [f"p{number}.csv" for number in reversed(range(8))]
+    assert most == 2
+
+
+@in_loop
 async def test_sigterm_drains_and_leaves_the_rest(service: Service) -> None:
     """The executor is asked to stop, and what it leaves goes on at the next start."""
 
