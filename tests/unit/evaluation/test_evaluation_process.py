@@ -246,6 +246,32 @@ def test_an_idle_process_is_stopped_and_started_again() -> None:
     with_process(work, idle_s=0.1)
 
 
+def test_what_a_user_writes_fills_no_journal() -> None:
+    """`re` warns once for each odd place of a pattern; none of it goes to the service's standard error."""
+    schema = {"type": "string", "pattern": "[[a]" * 100}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    body = {"messages": [{"role": "user", "content": "a"}], "response_format": form}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    sidecar = "model: m\nprompt: '{{ a }}'\nformat: " + json.dumps(schema)
+    reading, writing = os.pipe()
+    ours = os.dup(2)
+
+    async def work(process: EvaluationProcess) -> None:
+        await process.run("check", json.dumps(schema), ['"b"'], 2.0)
+        await process.run("line", "", [line], 2.0)
+        await process.run("sidecar", "", [sidecar, "s.yaml", False], 2.0)
+
+    os.dup2(writing, 2)
+    try:
+        with_process(work)
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+        os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        assert file.read().decode() == ""
+
+
 def test_a_process_that_does_not_start_is_no_rows_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """After several attempts the caller learns why; the next call tries again."""
     monkeypatch.setattr("spoolama.evaluation.process._START_DELAYS_S", (0.0, 0.0))
