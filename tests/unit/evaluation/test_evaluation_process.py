@@ -445,6 +445,27 @@ def test_a_limit_in_a_check_or_a_score() -> None:
     asyncio.run(main())
 
 
+def test_a_job_that_is_to_stop_checks_answers_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is rendered any more; answers that are there are checked, but only so long."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        rows = Evaluator(InlineRunner()).of_job(stops=stop.is_set)
+        assert await rows.render("{{ a }}", {"a": 1}, 2) == "1"
+        stop.set()
+        with pytest.raises(Abandoned):
+            await rows.render("{{ a }}", {"a": 1}, 3)
+        assert await rows.check({"type": "object"}, "{}", 4) == {}
+        assert await rows.score("a", {"a": 1}, "x", 4) == 1
+        monkeypatch.setattr("spoolama.evaluation.evaluator._STOP_S", 0.0)
+        with pytest.raises(Abandoned):
+            await rows.check({"type": "object"}, "{}", 5)
+        with pytest.raises(Abandoned):
+            await rows.score("a", {"a": 1}, "x", 5)
+
+    asyncio.run(main())
+
+
 def test_a_defect_of_ours_is_contained(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that nobody expected is the row's or the file's error, and says whose fault it is."""
 
