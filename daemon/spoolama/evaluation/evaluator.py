@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from spoolama.job.answer import parse_answer
 from spoolama.job.line_request import LineRequest
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.yaml_tree import MAX_BYTES, too_large
+from spoolama.regular import open_regular
 
 __all__ = ["EVALUATION_LIMIT", "Evaluator", "JobEvaluator"]
 
@@ -310,8 +312,8 @@ def _value(reply: list[Any]) -> Any:
 
 
 def _text_of(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise SidecarError([Problem(path.name, None, None, "", too_large(size))])
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise SidecarError([Problem(path.name, None, None, "", too_large(size))])
         return file.read(MAX_BYTES + 1)
