@@ -108,14 +108,18 @@ def test_memory_that_earlier_tasks_left_is_nobodys_fault() -> None:
     leaves = "{% set n = namespace(big='x' * size) %}{% set n.me = n %}{{ n.big | length }}"
 
     async def work(process: EvaluationProcess) -> None:
-        for _ in range(2):
-            assert await process.run("render", leaves, [{"size": 70_000_000}], 5.0) == ["ok", "70000000"]
-        tasks = [
-            process.run("render", "{{ ('y' * size) | length }}", [{"size": 60_000_000}], 5.0)
-            for _ in range(6)
-        ]
-        assert await asyncio.gather(*tasks) == [["ok", "60000000"]] * 6
-        assert process.starts > 1
+        # Python's collector may come between two of them and free what they left; not between all of them.
+        rounds = 0
+        while process.starts < 2:
+            rounds += 1
+            assert rounds < 50
+            for _ in range(2):
+                assert await process.run("render", leaves, [{"size": 70_000_000}], 5.0) == ["ok", "70000000"]
+            tasks = [
+                process.run("render", "{{ ('y' * size) | length }}", [{"size": 60_000_000}], 5.0)
+                for _ in range(6)
+            ]
+            assert await asyncio.gather(*tasks) == [["ok", "60000000"]] * 6
 
     with_process(work)
 
