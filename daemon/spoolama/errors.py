@@ -34,6 +34,7 @@ What each backend error means for the row, the server and the job stands in one 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 __all__ = [
@@ -65,9 +66,11 @@ __all__ = [
     "UnexpectedReply",
     "WrongServer",
     "shortened",
+    "shortened_details",
 ]
 
 _MOST_IN_PART = 500
+_MOST_IN_DETAILS = 1_000
 _MOST_OF_ROW = 2_000
 _MOST_OF_JOB = 40_000
 """Characters of a message: it may quote a name, an id or a value that is as long as the file allows."""
@@ -87,6 +90,25 @@ def shortened(text: str, most: int = _MOST_OF_ROW) -> str:
         return text
     tail = most // 4
     return f"{text[: most - tail]}… ({len(text) - most:,} characters left out) …{text[-tail:]}"
+
+
+def shortened_details(details: Mapping[str, object]) -> dict[str, object]:
+    """Details of a row's error, each text in them as `shortened` has it, names of keys too.
+
+    Args:
+        details: What JSON can hold.
+    """
+    return {shortened(key, _MOST_IN_DETAILS): _shortened_value(value) for key, value in details.items()}
+
+
+def _shortened_value(value: object) -> object:
+    if isinstance(value, str):
+        return shortened(value, _MOST_IN_DETAILS)
+    if isinstance(value, Mapping):
+        return shortened_details(value)
+    if isinstance(value, list | tuple):
+        return [_shortened_value(item) for item in value]
+    return value
 
 
 class SpoolamaError(Exception):
@@ -239,7 +261,7 @@ class RowError(SpoolamaError):
     Args:
         code: A stable name of the class of failure, as in errors.jsonl.
         message: What is wrong, in words.
-        details: Sizes and the like that a person needs to mend the row.
+        details: Sizes and the like that a person needs to mend the row; long texts in them are shortened.
         answer: The raw answer, where there was one.
     """
 
@@ -255,7 +277,7 @@ class RowError(SpoolamaError):
         super().__init__(message)
         self.code = code
         self.message = message
-        self.details = details or {}
+        self.details = shortened_details(details or {})
         self.answer = answer
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spoolama.errors import RequestRefused
+from spoolama.regular import open_regular
 
 __all__ = ["Weights", "default_cache_dir", "find_weights"]
 
@@ -164,6 +165,6 @@ def _stamp(path: Path) -> list[object]:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(BLOCK):
             yield block

@@ -16,6 +16,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from spoolama.regular import open_regular
+
 __all__ = ["GgufFacts", "GgufHeader", "Tensor", "read_gguf", "read_gguf_facts"]
 
 MAGIC = b"GGUF"
@@ -130,7 +132,7 @@ class _Foreign(Exception):
 def read_gguf(path: Path) -> GgufHeader:
     """The header of a file. One that is none, or ends early, is empty."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             reader = _Reader(file)
             pairs = reader.pairs()
             return GgufHeader(pairs, reader.tensors())
@@ -141,7 +143,7 @@ def read_gguf(path: Path) -> GgufHeader:
 def read_gguf_facts(path: Path) -> GgufFacts:
     """What a header says of the model. A file without one leaves everything unknown."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             pairs = _Reader(file).pairs()
     except (OSError, _Foreign):
         return GgufFacts()

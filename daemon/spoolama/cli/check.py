@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "check_one", "report"]
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, path_type=Path)
 
 
 @click.command(

@@ -17,7 +17,7 @@ from spoolama.report.published import json_lines, open_published
 
 __all__ = ["convert"]
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = click.Path(exists=True, path_type=Path)
 
 
 @click.command(

@@ -19,9 +19,7 @@ Examples:
 From another machine scp and rsync do as well:
   rsync reviews.csv reviews.yaml gpu:/var/spool/spoolama/incoming/""",
 )
-@click.argument(
-    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @config_option
 @spool_option
 @click.option("--no-check", is_flag=True, help="Do not read the files first.")

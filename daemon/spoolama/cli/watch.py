@@ -49,7 +49,7 @@ def watch(config: Path | None, spool: Path | None, until_idle: bool, every: floa
 
 def picture(payload: dict[str, Any], headline: str) -> RenderableType:
     """One screen: headline, bar of the running job, line, and the last ended."""
-    from spoolama.service.status_text import failures_text, rows_text
+    from spoolama.service.status_text import failures_text, more_held_text, rows_text
 
     parts: list[RenderableType] = [escape(headline), f"[dim]{escape(payload['service']['status'])}[/dim]"]
     running = payload["running"]
@@ -67,7 +67,7 @@ def picture(payload: dict[str, Any], headline: str) -> RenderableType:
         table = Table("File", "State", "", box=None, title="Waiting", title_justify="left")
         for item in rows:
             table.add_row(escape(item["name"]), item["state"], escape(item["message"] or ""))
-        parts += ["", table]
+        parts += ["", table, *more_held_text(payload)]
     if payload["ended"]:
         table = Table("File", "Where", "", box=None, title="Ended lately", title_justify="left")
         for item in payload["ended"][:10]:

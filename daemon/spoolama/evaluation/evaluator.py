@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from spoolama.job.answer import parse_answer
 from spoolama.job.line_request import LineRequest
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.yaml_tree import MAX_BYTES, too_large
+from spoolama.regular import open_regular
 
 __all__ = ["EVALUATION_LIMIT", "Evaluator", "JobEvaluator"]
 
@@ -28,6 +30,9 @@ EVALUATION_LIMIT = "evaluation_limit"
 _ROW_CPU_S = 2.0
 _FILE_CPU_S = 10.0
 _MOST_LIMITS = 3
+_STOP_S = 10.0
+"""Seconds after a wish to stop for which answers that are there are still checked: 256 of them that take 2 s
+each would hold up the next job for minutes."""
 _KEYS = {"render": "`prompt`", "line": "the requests", "check": "`format`", "score": "`trim.score`"}
 """What to simplify where tasks of a kind met a limit."""
 
@@ -102,7 +107,8 @@ class Evaluator:
             data: Name of the data file, for messages.
             limits_met: Rows of it that met a limit before, in an earlier run.
             beat: Called after each task: a row may take seconds, and the watchdog waits for a sign of life.
-            stops: Whether the job is to stop: then no row is rendered any more.
+            stops: Whether the job is to stop: then no row is rendered any more, and 10 s later no answer is
+                checked.
         """
         return JobEvaluator(self._runner, data, limits_met, beat, stops)
 
@@ -154,6 +160,7 @@ class JobEvaluator:
         self._before = limits_met
         self._beat = beat
         self._stops = stops
+        self._stop_seen: float | None = None
         self._met: dict[tuple[str, int], str] = {}
         self._schema: tuple[object, str] = (None, "")
 
@@ -197,6 +204,7 @@ class JobEvaluator:
         Raises:
             RowError: `answer_empty`, `answer_invalid` with the place and the reason, `evaluation_limit`.
             JobError: too many rows met a limit.
+            Abandoned: the job should have stopped 10 s ago, and this check had not begun.
         """
         value = parse_answer(answer, json=format is not None)
         if isinstance(format, Mapping):
@@ -213,6 +221,7 @@ class JobEvaluator:
 
         Raises:
             JobError: too many rows met a limit.
+            Abandoned: the job should have stopped 10 s ago, and this score had not begun.
         """
         try:
             return float(await self._row("score", expression, [fields, answer], "the score", line))
@@ -230,8 +239,8 @@ class JobEvaluator:
             raise RowError(EVALUATION_LIMIT, met)  # it would meet the limit again
         if self._over():
             raise self._too_many()
-        # A row whose answer is there is finished; one that is still to be asked is left.
-        unwanted = self._unwanted if kind in ("render", "line") else self._over
+        # A row whose answer is there is finished, if it does not take long; one still to be asked is left.
+        unwanted = self._unwanted if kind in ("render", "line") else self._unwanted_late
         try:
             return _value(await self._runner.run(kind, definition, arguments, _ROW_CPU_S, unwanted))
         except Abandoned:
@@ -258,7 +267,20 @@ class JobEvaluator:
         return self._before + len({line for _, line in self._met})
 
     def _unwanted(self) -> bool:
-        return self._over() or (self._stops is not None and self._stops())
+        return self._over() or self._stopped_for() is not None
+
+    def _unwanted_late(self) -> bool:
+        stopped_s = self._stopped_for()
+        return self._over() or (stopped_s is not None and stopped_s >= _STOP_S)
+
+    def _stopped_for(self) -> float | None:
+        """Seconds since the wish to stop was seen first; None: there is none."""
+        if self._stops is None or not self._stops():
+            return None
+        now = asyncio.get_running_loop().time()
+        if self._stop_seen is None:
+            self._stop_seen = now
+        return now - self._stop_seen
 
     def _over(self) -> bool:
         return self._rows_met() >= _MOST_LIMITS
@@ -290,8 +312,8 @@ def _value(reply: list[Any]) -> Any:
 
 
 def _text_of(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise SidecarError([Problem(path.name, None, None, "", too_large(size))])
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise SidecarError([Problem(path.name, None, None, "", too_large(size))])
         return file.read(MAX_BYTES + 1)

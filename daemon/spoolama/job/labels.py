@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from spoolama.errors import shortened
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import canonical
 
@@ -36,6 +37,10 @@ _SCALES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("false",), ("true",)),
 )
 """Words whose order everybody knows; words of one place count as equal."""
+
+
+_MOST_OF_ORDER = 500
+"""Characters of an enum that the summary shows."""
 
 
 def label_of(parsed: object | None, text: str, answer_key: str | None) -> str | None:
@@ -99,7 +104,7 @@ def order_of(labels: Iterable[str], enum: list[str] | None) -> tuple[dict[str, f
     places = {label: float(place) for place, label in reversed([*enumerate(enum or ())])}
     if enum and all(label in places for label in labels):
         ranks = {label: places[label] for label in labels}
-        return ranks, "the order of the schema's enum, " + " < ".join(enum)
+        return ranks, f"the order of the schema's enum, {shortened(' < '.join(enum), _MOST_OF_ORDER)}"
     return None
 
 

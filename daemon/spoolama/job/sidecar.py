@@ -11,10 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spoolama.job.trim import Trim
 
-__all__ = ["LOAD_TIME_OPTIONS", "Example", "Expect", "Options", "Repair", "Sidecar", "Trim"]
+__all__ = ["LOAD_TIME_OPTIONS", "MOST_OF_MODEL", "Example", "Expect", "Options", "Repair", "Sidecar", "Trim"]
 
 LOAD_TIME_OPTIONS = ("num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
 """Options besides `num_ctx` that fix a loaded model: a change of one of them is a reload."""
+
+
+MOST_OF_MODEL = 500
+"""Characters of a model's name: it stands in the summary, the metrics and the status."""
+_MOST_OF_COLUMN = 1_000
+"""Characters of a column's name, as in the header of a CSV file, or of an answer's key."""
+
+ModelName = Annotated[str, Field(max_length=MOST_OF_MODEL)]
 
 
 class _Model(BaseModel):
@@ -106,9 +114,11 @@ class Sidecar(_Model):
     """What a user asks of a job."""
 
     model: str = Field(
-        "", description="The model's name, as the server knows it. Only OpenAI batch lines can go without."
+        "",
+        max_length=MOST_OF_MODEL,
+        description="The model's name, as the server knows it. Only OpenAI batch lines can go without.",
     )
-    models: dict[str, str] = Field(
+    models: dict[ModelName, ModelName] = Field(
         default_factory=dict,
         description="OpenAI lines: the model to take for a name in them (`gpt-4o-mini: gemma3:12b`).",
     )
@@ -121,7 +131,11 @@ class Sidecar(_Model):
     mode: Literal["conversation", "isolated"] = Field(
         "conversation", description="conversation: rows see earlier rows. isolated: each row alone."
     )
-    id: str | None = Field(None, description="The column that names a row; default: its number from 1.")
+    id: str | None = Field(
+        None,
+        max_length=_MOST_OF_COLUMN,
+        description="The column that names a row; default: its number from 1.",
+    )
     options: Options = Field(default_factory=Options, description="Options of the model.")
     format: dict[str, Any] | Literal["json"] | None = Field(
         None, description="JSON Schema that constrains the answer and is checked again, or `json`."
@@ -157,7 +171,9 @@ class Sidecar(_Model):
     lanes: int | None = Field(
         None, ge=1, le=256, description="Requests at once; default: the service's setting."
     )
-    gold: str | None = Field(None, description="A column of known answers: agreement is reported.")
+    gold: str | None = Field(
+        None, max_length=_MOST_OF_COLUMN, description="A column of known answers: agreement is reported."
+    )
     audit: int = Field(
         0,
         ge=0,
@@ -172,6 +188,7 @@ class Sidecar(_Model):
     )
     answer_key: str | None = Field(
         None,
+        max_length=_MOST_OF_COLUMN,
         description="With `format`: the answer's key that is compared with `gold`; default: the only key.",
     )
     retries: int = Field(3, ge=0, le=20, description="Tries of a row after the first.")

@@ -15,6 +15,7 @@ from spoolama.errors import InputError
 from spoolama.job.row import Row
 from spoolama.job.rows import MAX_CELL_BYTES, Limits, RowReader, detect, read_rows
 from spoolama.job.sidecar import Sidecar
+from spoolama.regular import open_regular
 from spoolama.report.outputs import rows_name
 from spoolama.report.record import Record
 from spoolama.spool.states import UPLOADED
@@ -109,7 +110,8 @@ def open_published(path: Path) -> Published:
         InputError: it is none.
     """
     try:
-        metrics = json.loads((path / "metrics.json").read_bytes())
+        with open_regular(path / "metrics.json") as file:
+            metrics = json.load(file)
         sidecar = Sidecar.model_validate_json(json.dumps(metrics["sidecar"]))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise InputError(
@@ -126,7 +128,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: a line is no JSON object.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -173,7 +173,7 @@ def drop_of(given: Path, data: Path | None = None, default_sidecar: Path | None 
         raise ConfigError(
             f"{given.name} is neither a data file (.csv, .tsv, .jsonl, .ndjson) nor a sidecar (.yaml)"
         )
-    near = [given.parent / n for n in sidecar_names(name) if (given.parent / n).is_file()]
+    near = [given.parent / n for n in sidecar_names(name) if (given.parent / n).exists()]
     if len(near) > 1:
         raise ConfigError(
             f"{given.name} has {len(near)} sidecars: {', '.join(p.name for p in near)}. Keep one."

@@ -98,6 +98,12 @@ EVENTS: Mapping[str, EventKind] = {
         "error", "No room on the spool's disk: {error}", "4ea51004fc3e4798a06c356f4974ec92"
     ),
     "drop.held": EventKind("warning", "{name} is not taken: {reason}", "cc9448a0e27947f29698151b2d413570"),
+    "drop.many_held": EventKind(
+        "warning",
+        "{listed} files in incoming/ are not taken, and {more} more, which are not listed one by one. "
+        "Remove files that do not belong there.",
+        "3870cf2b47154436a56ae9e93b22d6bb",
+    ),
     "drop.rejected": EventKind(
         "warning", "{name} was rejected: {reason}", "71e45c12a4f844a0823dc133cc12e421"
     ),

@@ -12,6 +12,7 @@ import secrets
 from pathlib import Path
 
 from spoolama.errors import SpoolError
+from spoolama.regular import open_regular
 from spoolama.service.checking import Drop
 from spoolama.spool.durable import DISK, Disk, in_words
 from spoolama.spool.layout import Spool
@@ -62,7 +63,7 @@ def _copy(source: Path, target: Path, disk: Disk) -> None:
     # Readable by all: the service is another user, and its uploads are private once claimed.
     fd = disk.create(target, 0o644)
     try:
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             while chunk := file.read(_CHUNK):
                 disk.write(fd, chunk)
         disk.fsync(fd)

@@ -21,6 +21,7 @@ from spoolama.service.rejecting import reject
 from spoolama.service.settings import Settings
 from spoolama.service.state import ServiceState
 from spoolama.spool.claim import JobDir, claim
+from spoolama.spool.held import MOST_HELD
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import Held, Look, ReadyRules, Scanner
 from spoolama.spool.settle import Refused, Settling, settle
@@ -32,6 +33,8 @@ _DEBOUNCE_S = 0.1
 _SETTLE_AGAIN_S = 1.0
 _PRIORITY_S = 10.0
 """Longest time to wait for the priorities of jobs that have just come."""
+_READ_AT_ONCE = 2
+"""Sidecars that are read at once for their priorities: each may have 1 MB, and takes several times that."""
 
 
 def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
@@ -80,7 +83,9 @@ class Scanning:
         self._priority_of = priority_of
         self._once = once
         self._wake = asyncio.Event()
+        self._reading = asyncio.Semaphore(_READ_AT_ONCE)
         self._warned: set[tuple[str, str]] = set()
+        self._warned_of_more = False
         self._commands = Commands(spool, state, executor, deaths)
         self.worked_off = asyncio.Event()
         """`once`: set when there is nothing left to do."""
@@ -124,8 +129,8 @@ class Scanning:
         self._state.queue.release_due(self._clock.monotonic())
         for control in look.controls:
             await self._commands.carry_out(control)
-        self._tell_held([*look.held, *stuck])
-        coming = len(look.ready) > len(stuck) or any(h.waiting for h in look.held)
+        self._tell_held(look, stuck)
+        coming = len(look.ready) > len(stuck) or look.more_waiting or any(h.waiting for h in look.held)
         if self._once and not coming and not self._state.queue.busy():
             self.worked_off.set()
         return look
@@ -142,7 +147,7 @@ class Scanning:
     async def _priority(self, item: Queued) -> int:
         """The job's priority; 0 where its sidecar takes long to read, since other drops wait."""
         try:
-            async with asyncio.timeout(_PRIORITY_S):
+            async with asyncio.timeout(_PRIORITY_S), self._reading:
                 return await self._priority_of(item.job)
         except TimeoutError:
             return 0
@@ -213,15 +218,23 @@ class Scanning:
         if self._wake.is_set():
             await self._clock.sleep(_DEBOUNCE_S)
 
-    def _tell_held(self, found: list[Held]) -> None:
-        """Warn once of each name and reason, and show them all."""
+    def _tell_held(self, look: Look, stuck: list[Held]) -> None:
+        """Warn once of each name and reason, and show them; of those beyond `MOST_HELD` only the number."""
+        state = self._state
+        everything = [*look.held, *stuck]
+        found, beyond = everything[:MOST_HELD], everything[MOST_HELD:]
+        waiting = sum(held.waiting for held in beyond)
+        more_held, more_arriving = look.more_held + len(beyond) - waiting, look.more_waiting + waiting
         now = {(held.name, held.message) for held in found if not held.waiting}
         for name, message in sorted(now - self._warned):
             say("drop.held", name=name, reason=message)
         self._warned = now
-        if found != self._state.held:
-            self._state.held = found
-            self._state.changed.set()
+        if more_held and not self._warned_of_more:
+            say("drop.many_held", listed=f"{MOST_HELD:,}", more=f"{more_held:,}")
+        self._warned_of_more = more_held > 0
+        if (found, more_held, more_arriving) != (state.held, state.more_held, state.more_arriving):
+            state.held, state.more_held, state.more_arriving = found, more_held, more_arriving
+            state.changed.set()
 
 
 def ready_to_run(queue: JobQueue, item: Queued, priority: int) -> None:

@@ -25,6 +25,7 @@ from spoolama.errors import ConfigError, Problem
 from spoolama.gpu.limits import Marks
 from spoolama.job.rows import MAX_CELL_BYTES
 from spoolama.job.yaml_tree import Tree, read_yaml
+from spoolama.regular import NotRegular, open_regular
 from spoolama.service.settings_words import meant, problems_of
 
 __all__ = [
@@ -249,9 +250,12 @@ def _read(path: Path | None, name: str) -> Tree:
     if path is None:
         return Tree({}, {}, [])
     try:
-        text = path.read_bytes()
+        with open_regular(path) as file:
+            text = file.read()
     except FileNotFoundError:
         raise ConfigError(f"{name}: no such file; `spoolama init` makes one") from None
+    except NotRegular as error:
+        raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
     if not any(line.strip() and not line.lstrip().startswith(b"#") for line in text.splitlines()):

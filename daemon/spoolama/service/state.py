@@ -63,7 +63,11 @@ class ServiceState:
     phase: Literal["starting", "working", "stopping", "stopped"] = "starting"
     running: Running | None = None
     held: list[Held] = field(default_factory=list)
-    """What stays in incoming/, and why."""
+    """What stays in incoming/, and why; beyond `MOST_HELD` names they are only counted."""
+    more_held: int = 0
+    """Files that are held beyond these."""
+    more_arriving: int = 0
+    """Files that arrive, or wait for their other half, beyond these."""
     unwatched: str | None = None
     """Why incoming/ brings no events; None if it does."""
     ended: deque[EndedJob] = field(default_factory=lambda: deque(maxlen=20))

@@ -21,6 +21,7 @@ __all__ = [
     "held_payload",
     "memory_payload",
     "moment",
+    "more_held_text",
     "queued_payload",
     "rows_text",
     "running_payload",
@@ -219,19 +220,19 @@ def status_line(state: ServiceState) -> str:
     # A phase that waits for memory, or makes room, says it already.
     if memory is not None and memory.level is not Level.OK and "memory" not in phase:
         text += f"; memory is {memory.level}: {memory.words}"
-    in_line, held = state.queue.in_line(), sum(not h.waiting for h in state.held)
+    in_line, held = state.queue.in_line(), sum(not h.waiting for h in state.held) + state.more_held
     held_jobs = sum(item.standing == "held" for item in in_line)
     waiting = len(in_line) - held_jobs
-    arriving = len(state.held) - held
+    arriving = sum(h.waiting for h in state.held) + state.more_arriving
     if waiting:
         more = " more" if running is not None else ""
         text += f"; {waiting}{more} {'job waits' if waiting == 1 else 'jobs wait'}"
     if held_jobs:
         text += f"; {held_jobs} {'job is' if held_jobs == 1 else 'jobs are'} held, see `spoolama status`"
     if arriving:
-        text += f"; {arriving} {'file is' if arriving == 1 else 'files are'} arriving"
+        text += f"; {arriving:,} {'file is' if arriving == 1 else 'files are'} arriving"
     if held:
-        text += f"; {held} {'file' if held == 1 else 'files'} in incoming/ held, see status/service.txt"
+        text += f"; {held:,} {'file' if held == 1 else 'files'} in incoming/ held, see status/service.txt"
     return f"{text}."
 
 
@@ -257,8 +258,19 @@ def service_payload(state: ServiceState, *, version: str, pid: int, started_at: 
         "running": running_payload(state),
         "queue": [queued_payload(item, n) for n, item in enumerate(state.queue.in_line(), 1)],
         "held": [held_payload(h) for h in state.held],
+        "more_held": state.more_held,
+        "more_arriving": state.more_arriving,
         "ended": [ended_payload(done) for done in reversed(state.ended)],
     }
+
+
+def more_held_text(payload: Mapping[str, Any]) -> list[str]:
+    """For files that service.json does not list: `and 19,000 more files are held`."""
+    lines = []
+    for key, what in (("more_held", "held"), ("more_arriving", "arriving")):
+        if number := payload.get(key, 0):  # an older service does not say
+            lines.append(f"and {number:,} more {'file is' if number == 1 else 'files are'} {what}")
+    return lines
 
 
 def service_text(payload: Mapping[str, Any], at: float) -> str:
@@ -292,6 +304,7 @@ def service_text(payload: Mapping[str, Any], at: float) -> str:
     if payload["held"]:
         lines += ["", "In incoming/:"]
         lines += [f"  {readable(h['name'])}: {h['message']}" for h in payload["held"]]
+        lines += [f"  {text}" for text in more_held_text(payload)]
     if payload["ended"]:
         lines += ["", "Ended lately:"]
         for e in payload["ended"]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spoolama.clock import Clock
 from spoolama.errors import ConfigError, DropGone, SpoolError
+from spoolama.regular import open_regular
 from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, names_in, write_atomic
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import job_name, readable
@@ -192,9 +193,10 @@ def _make_directory(spool: Spool, drop: Drop, now: float, token: Callable[[], st
 
 def _read_default(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except OSError as e:
-        raise ConfigError(f"The default sidecar {path} cannot be read: {e.strerror}.") from e
+        raise ConfigError(f"The default sidecar {path} cannot be read: {e.strerror or e}.") from e
 
 
 def _uploads(note: Claim) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from spoolama.regular import open_regular
 from spoolama.spool.names import data_name
 
 __all__ = ["Content", "read_content", "sha256_of"]
@@ -29,7 +30,7 @@ class Content:
 def read_content(path: Path) -> Content:
     """Read a file once, in pieces, and say what it is. Blocks as long as the disk takes."""
     digest, size, last = hashlib.sha256(), 0, b""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             size += len(chunk)
@@ -41,5 +42,5 @@ def read_content(path: Path) -> Content:
 
 def sha256_of(path: Path) -> str:
     """A file's sha256 in hex, read in pieces."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from dataclasses import dataclass
 
 from spoolama.job.yaml_tree import too_large as yaml_too_large
 from spoolama.spool.names import DATA_ENDINGS, control_of, cut, data_name, readable
 
-__all__ = ["Held", "Note"]
+__all__ = ["MOST_HELD", "Held", "Note"]
+
+MOST_HELD = 1000
+"""Names that are told of one by one; of more it is told how many they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +42,14 @@ class Note:
     """The name it is about, where that is not the data file."""
 
 
-def odd_kind(name: str, found: os.stat_result) -> Note | None:
-    """What to say of a name that is no plain file; None if it is one."""
-    if stat.S_ISREG(found.st_mode):
-        return None
+def odd_kind(name: str, mode: int) -> Note:
+    """What to say of a name that is no plain file; `mode` is that of stat(2)."""
     shown = readable(name)
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(mode):
         return Note(
             "directory", f"{shown} is a directory. Put the data file and its sidecar into incoming itself."
         )
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(mode):
         return Note("not_regular", f"{shown} is a link. Upload the file itself.")
     return Note("not_regular", f"{shown} is no plain file. Upload a plain file.")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.clock import Clock
+from spoolama.errors import shortened
 from spoolama.job.record import Answered, Failed, Ranges, StoredRow
 from spoolama.spool.ledger import Durable, LedgerThread
 from spoolama.spool.ledger_effect import EffectLedger
@@ -276,7 +277,7 @@ class JobLedger(LearningLedger, EffectLedger):
             lambda db: db.execute(
                 "UPDATE attempts SET code=?, message=?, counted=?, bare_tokens=?"
                 " WHERE ordinal=? AND number=?",
-                (code, message, counted, bare_tokens, ordinal, number),
+                (code, shortened(message), counted, bare_tokens, ordinal, number),
             )
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spoolama.errors import shortened
+from spoolama.errors import shortened, shortened_details
 from spoolama.job.record import Answered, Attempt, Failed, StoredRow
 from spoolama.job.row import Row, digest_of, memory_of
 
@@ -110,12 +110,15 @@ def insert_row(db: sqlite3.Connection, new: NewRow, now: float) -> None:
 
 
 def insert_failure(db: sqlite3.Connection, failure: Failed, at: float) -> None:
-    """Write how a row failed."""
+    """Write how a row failed: in bounded length, but for the model's answer, which is kept as it is."""
+    details = shortened_details(failure.details)
+    if "answer" in failure.details:
+        details["answer"] = failure.details["answer"]
     db.execute(
         "INSERT INTO failures VALUES (?,?,?,?,?,?)",
         (
             failure.ordinal, failure.code, shortened(failure.message),
-            json.dumps(dict(failure.details), ensure_ascii=False), failure.attempts, at,
+            json.dumps(details, ensure_ascii=False), failure.attempts, at,
         ),
     )  # fmt: skip
 

@@ -8,9 +8,13 @@ that an upload is complete (no signal of a file system is); it keeps the file in
 
 from __future__ import annotations
 
+import heapq
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 from spoolama.clock import Clock
@@ -73,7 +77,11 @@ class Look:
     ready: list[Drop] = field(default_factory=list)
     """First come first."""
     held: list[Held] = field(default_factory=list)
-    """What stays where it is, by name."""
+    """What stays where it is, by name; of more than `MOST_HELD` names those that have lain there longest."""
+    more_held: int = 0
+    """How many more are held that nothing will take as they are."""
+    more_waiting: int = 0
+    """How many more are held that may still come right by themselves."""
     controls: list[Control] = field(default_factory=list)
     """Commands, oldest first. Done with one, the service calls `take_control`."""
     look_again_s: float | None = None
@@ -100,22 +108,71 @@ class ReadyRules:
 
 @dataclass(slots=True)
 class _Seen:
-    """One file as this scanner knows it."""
+    """One file as this scanner knows it. Not a whole stat_result: there may be many thousands."""
 
-    stat: os.stat_result
+    mode: int
+    links: int
+    size: int
+    changed_s: float
+    """Its ctime, seconds since the epoch."""
+    identity: tuple[int, int, int, int]
+    """Device, inode, size and ctime in nanoseconds: any change of the file changes one of them."""
     since: float
     """Monotonic time since which it is unchanged."""
     openai: bool | None = None
     """What the peek said; None before."""
 
-    def same(self, found: os.stat_result) -> bool:
-        old = self.stat
-        return (old.st_dev, old.st_ino, old.st_size, old.st_ctime_ns) == (
-            found.st_dev,
-            found.st_ino,
-            found.st_size,
-            found.st_ctime_ns,
-        )
+    @classmethod
+    def of(cls, found: os.stat_result, known: _Seen | None, now: float) -> _Seen:
+        """The file as it is found now; what is known of it, where it is unchanged."""
+        identity = (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
+        if known is not None and known.identity == identity:
+            return known
+        return cls(found.st_mode, found.st_nlink, found.st_size, found.st_ctime, identity, now)
+
+    @property
+    def changed_ns(self) -> int:
+        """Its ctime in nanoseconds."""
+        return self.identity[3]
+
+
+class _Notes:
+    """Why names are held: of those that have lain there longest, and of the others only how many they are.
+
+    Memory, status files and journal must not grow with what somebody puts into incoming.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, str, held.Note]] = []
+        """The newest first."""
+        self._added = 0
+        self.more_held = 0
+        self.more_waiting = 0
+
+    def add(self, name: str, seen: _Seen, make: Callable[[], held.Note], *, waiting: bool = False) -> None:
+        """Note a name once.
+
+        Args:
+            name: As it lies there.
+            seen: Says since when.
+            make: Makes the note; called only where it may be told.
+            waiting: The note's own `waiting`.
+        """
+        self._added += 1
+        place = (-seen.changed_ns, -self._added)
+        if len(self._heap) < held.MOST_HELD:
+            heapq.heappush(self._heap, (*place, name, make()))
+            return
+        if place > self._heap[0][:2]:
+            waiting = heapq.heapreplace(self._heap, (*place, name, make()))[3].waiting
+        if waiting:
+            self.more_waiting += 1
+        else:
+            self.more_held += 1
+
+    def oldest(self) -> dict[str, held.Note]:
+        """The notes of those that have lain there longest."""
+        return {name: note for _, _, name, note in self._heap}
 
 
 def can_read(path: Path) -> bool:
@@ -141,6 +198,10 @@ def take_control(spool: Spool, control: Control, *, disk: Disk = DISK) -> None:
         disk.unlink(spool.incoming / control.file)
     except FileNotFoundError:
         return  # its writer took it back
+
+
+def _given(note: held.Note) -> held.Note:
+    return note
 
 
 class Scanner:
@@ -176,26 +237,27 @@ class Scanner:
         self._tell_time()
         self._due = []
         self._list()
-        notes: dict[str, held.Note] = {}
+        notes = _Notes()
         controls: list[Control] = []
         paired: list[str] = []
-        for name, seen in sorted(self._seen.items()):
-            if (odd := held.odd_kind(name, seen.stat)) is not None:
-                notes[name] = odd
+        for name, seen in sorted(self._seen.items(), key=itemgetter(0)):
+            if not stat.S_ISREG(seen.mode):
+                notes.add(name, seen, partial(held.odd_kind, name, seen.mode))
             elif data_name(name) is not None or is_sidecar(name):
                 paired.append(name)
             elif not self._old(seen, self._rules.quiet_s):
-                notes[name] = held.arriving(name)
-            elif (control := control_of(name)) is not None and seen.stat.st_size <= _CONTROL_BYTES:
+                notes.add(name, seen, partial(held.arriving, name), waiting=True)
+            elif (control := control_of(name)) is not None and seen.size <= _CONTROL_BYTES:
                 controls.append(Control(name, *control))
             else:
-                notes[name] = held.unsupported(name)
+                notes.add(name, seen, partial(held.unsupported, name))
         pairing = pair(paired)
-        notes |= {name: held.Note("ambiguous", why) for name, why in pairing.ambiguous.items()}
+        for name, why in pairing.ambiguous.items():
+            notes.add(name, self._seen[name], partial(held.Note, "ambiguous", why))
         for name in pairing.lonely:
-            notes[name] = held.no_data(
-                name, waiting=not self._old(self._seen[name], self._rules.lonely_after_s)
-            )
+            seen = self._seen[name]
+            waiting = not self._old(seen, self._rules.lonely_after_s)
+            notes.add(name, seen, partial(held.no_data, name, waiting=waiting), waiting=waiting)
         ready: list[Drop] = []
         for data, sidecar in pairing.sidecar.items():
             try:
@@ -205,11 +267,14 @@ class Scanner:
             if isinstance(verdict, Drop):
                 ready.append(verdict)
             else:
-                notes[verdict.about or data] = verdict
+                about = verdict.about or data
+                notes.add(about, self._seen[about], partial(_given, verdict), waiting=verdict.waiting)
         return Look(
             ready=sorted(ready, key=lambda d: (d.arrived, d.data)),
-            held=self._remember(notes),
-            controls=sorted(controls, key=lambda c: (self._seen[c.file].stat.st_ctime_ns, c.file)),
+            held=self._remember(notes.oldest()),
+            more_held=notes.more_held,
+            more_waiting=notes.more_waiting,
+            controls=sorted(controls, key=lambda c: (self._seen[c.file].changed_ns, c.file)),
             look_again_s=max(0.05, min(self._due)) if self._due else None,
         )
 
@@ -221,18 +286,18 @@ class Scanner:
             if not self._old(self._seen[name], rules.quiet_s):
                 return held.arriving(name)
         for name in names:
-            found = self._seen[name].stat
-            if found.st_nlink > 1:
+            found = self._seen[name]
+            if found.links > 1:
                 return held.hard_linked(name)
-            if found.st_size == 0:
+            if found.size == 0:
                 return held.empty(name)
             if not self._readable(self._spool.incoming / name):
                 return held.unreadable(name)
-        size = self._seen[data].stat.st_size
+        size = self._seen[data].size
         if rules.max_bytes is not None and size > rules.max_bytes:
             return held.too_large(data, size, rules.max_bytes)
-        if sidecar is not None and self._seen[sidecar].stat.st_size > MAX_BYTES:
-            return held.sidecar_too_large(sidecar, self._seen[sidecar].stat.st_size)
+        if sidecar is not None and self._seen[sidecar].size > MAX_BYTES:
+            return held.sidecar_too_large(sidecar, self._seen[sidecar].size)
         default = None
         if sidecar is None:
             openai = self._openai(data)
@@ -245,25 +310,21 @@ class Scanner:
         wanted, free = max(2 * size, rules.min_free_bytes), self._free(self._spool.processing)
         if free < wanted:
             return held.disk_full(data, free, wanted)
-        arrived = min(self._now, max(self._seen[name].stat.st_ctime for name in names))
+        arrived = min(self._now, max(self._seen[name].changed_s for name in names))
         return Drop(data, sidecar, arrived, size, default)
 
     def _list(self) -> None:
         """Bring what we know in line with what lies there."""
-        found: dict[str, os.stat_result] = {}
+        found: dict[str, _Seen] = {}
         with os.scandir(self._spool.incoming) as entries:
             for entry in entries:
                 if not ignored(entry.name):
                     try:
-                        found[entry.name] = entry.stat(follow_symlinks=False)
+                        state = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-        self._seen = {
-            name: known
-            if (known := self._seen.get(name)) is not None and known.same(state)
-            else _Seen(state, self._mono)
-            for name, state in found.items()
-        }
+                    found[entry.name] = _Seen.of(state, self._seen.get(entry.name), self._mono)
+        self._seen = found
 
     def _tell_time(self) -> None:
         """Read both clocks; if the wall clock was set in between, old ctimes say nothing for a while."""
@@ -277,7 +338,7 @@ class Scanner:
         age = self._mono - seen.since
         jumped = self._jumped is not None and self._mono - self._jumped < seconds
         if not jumped:
-            age = max(age, self._now - seen.stat.st_ctime)  # negative if the ctime lies in the future
+            age = max(age, self._now - seen.changed_s)  # negative if the ctime lies in the future
         if age >= seconds:
             return True
         self._due.append(seconds - age)

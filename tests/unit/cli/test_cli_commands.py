@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -312,6 +315,69 @@ def test_submit_refuses_what_the_service_would_refuse(drop: Path, tmp_path: Path
     assert not list(spool.incoming.iterdir())
     assert call("submit", drop, "--no-check", "--spool", spool.root).exit_code == 0
     assert len(list(spool.incoming.iterdir())) == 2
+
+
+NOT_REGULAR: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "fifo": ("a FIFO", os.mkfifo),
+    "directory": ("a directory", Path.mkdir),
+    "device": ("a device", lambda path: path.symlink_to("/dev/zero")),
+    "socket": ("a socket", lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK)),
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", NOT_REGULAR)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check odd.csv",
+        "check odd.jsonl",
+        "check r.yaml --data odd.csv",
+        "check odd.yaml --data r.csv",
+        "check r.csv --config odd",
+        "check side.csv",
+        "submit odd.csv --spool spool",
+        "submit odd.csv --spool spool --no-check",
+        "submit side.csv side.yaml --spool spool",
+        "convert odd.csv -o out",
+        "convert odd.jsonl -o out",
+        "convert r.csv --sidecar odd.yaml -o out",
+        "convert side.csv -o out",
+        "convert batch.jsonl --rows odd.csv -o out",
+        "analyze job",
+        "status --config odd",
+    ],
+)
+def test_what_is_no_regular_file_is_refused_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    drop: Path,
+    kind: str,
+    command: str,
+) -> None:
+    """A command does not wait for somebody to write to a FIFO, nor read a device without end."""
+    monkeypatch.chdir(tmp_path)
+    what, make = NOT_REGULAR[kind]
+    Spool(tmp_path / "spool").create()
+    (tmp_path / "side.csv").write_text(DATA)
+    (tmp_path / "batch.jsonl").write_text('{"custom_id": "a", "response": null}\n')
+    (tmp_path / "job").mkdir()
+    for name in ("odd", "odd.csv", "odd.jsonl", "odd.yaml", "side.yaml", "job/metrics.json"):
+        make(Path(name))
+    status, said = as_a_person(monkeypatch, capsys, *command.split())
+    assert not list((tmp_path / "spool" / "incoming").iterdir())
+    if command == "analyze job":
+        assert "its metrics.json cannot be read (NotRegular)" in said
+    elif "--config odd" in command:
+        assert "odd is" in said or "'odd' is" in said  # click knows directories
+    elif kind == "directory" and command.startswith("convert odd"):
+        assert "is not a published job" in said
+    else:
+        odd = "side.yaml" if "side.csv" in command else next(w for w in command.split() if "odd" in w)
+        assert f"{odd} is {what}, not a regular file" in said
+        assert status == 1
+    assert status
 
 
 def test_status_and_watch_show_what_became_of_a_drop(tmp_path: Path) -> None:

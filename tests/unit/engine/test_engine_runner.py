@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,6 +88,35 @@ def test_a_resumed_job_asks_what_an_undisturbed_one_asks(
     assert torn.run() == RunEnd(finished=False)
     assert torn.run() == RunEnd(finished=True)
     assert whole.prompts == torn.prompts
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_answers_that_are_not_checked_before_a_stop_are_asked_for_again(
+    tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is to stop does not wait for slow checks: nothing is lost or doubled, no row is to blame."""
+    monkeypatch.setattr("spoolama.evaluation.evaluator._STOP_S", 0.0)
+    side = SIDECAR + f"segment: 10\nretries: 0\nformat: {{type: object}}\ntrim: {strategy}\n"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    whole, torn = Bench(tmp_path / "a", texts(60), side), Bench(tmp_path / "b", texts(60), side)
+    for bench in (whole, torn):
+        bench.backend.answer = lambda request: json.dumps({"a": request.messages[-1].content})
+    whole.run(4)
+
+    def stop_at(call: Call) -> None:
+        if len(torn.backend.calls) == 30:
+            torn.stop.set("cancel")
+
+    torn.backend.fault = stop_at
+    assert torn.run(4) == RunEnd(finished=False)
+    assert torn.progress.in_flight == 0
+    assert torn.run(4) == RunEnd(finished=True)
+    assert [o.state for o in torn.outcomes] == ["ok"] * 60
+    assert {text: set(sent) for text, sent in torn.prompts.items()} == {
+        text: set(sent) for text, sent in whole.prompts.items()
+    }
+    assert sum(map(len, torn.prompts.values())) > sum(map(len, whole.prompts.values()))
 
 
 def fail_times(times: int, error: Callable[[], BackendError], text: str = "row 5 ") -> Callable[[Call], None]:

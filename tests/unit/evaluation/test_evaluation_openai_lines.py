@@ -141,6 +141,14 @@ def test_a_schema_at_which_the_library_fails_is_the_error_of_its_row(monkeypatch
         read_line(line(response_format={"type": "json_schema", "json_schema": {"schema": {"minLength": 77}}}))
 
 
+def test_a_models_name_has_a_limit() -> None:
+    """It would stand in each file and status that the job leaves behind."""
+    assert read_line(line(model="m" * 500)).model == "m" * 500
+    with pytest.raises(RowError, match="model: has 900,000 characters; the limit is 500") as caught:
+        read_line(line(model="m" * 900_000))
+    assert caught.value.code == "unsupported_request"
+
+
 def test_an_empty_prompt_is_an_empty_prompt() -> None:
     """As in a sidecar's job."""
     with pytest.raises(RowError) as caught:

@@ -109,14 +109,18 @@ def test_memory_that_earlier_tasks_left_is_nobodys_fault() -> None:
     leaves = "{% set n = namespace(big='x' * size) %}{% set n.me = n %}{{ n.big | length }}"
 
     async def work(process: EvaluationProcess) -> None:
-        for _ in range(2):
-            assert await process.run("render", leaves, [{"size": 70_000_000}], 5.0) == ["ok", "70000000"]
-        tasks = [
-            process.run("render", "{{ ('y' * size) | length }}", [{"size": 60_000_000}], 5.0)
-            for _ in range(6)
-        ]
-        assert await asyncio.gather(*tasks) == [["ok", "60000000"]] * 6
-        assert process.starts > 1
+        # Python's collector may come between two of them and free what they left; not between all of them.
+        rounds = 0
+        while process.starts < 2:
+            rounds += 1
+            assert rounds < 50
+            for _ in range(2):
+                assert await process.run("render", leaves, [{"size": 70_000_000}], 5.0) == ["ok", "70000000"]
+            tasks = [
+                process.run("render", "{{ ('y' * size) | length }}", [{"size": 60_000_000}], 5.0)
+                for _ in range(6)
+            ]
+            assert await asyncio.gather(*tasks) == [["ok", "60000000"]] * 6
 
     with_process(work)
 
@@ -245,6 +249,32 @@ def test_an_idle_process_is_stopped_and_started_again() -> None:
         assert process.starts == 2
 
     with_process(work, idle_s=0.1)
+
+
+def test_what_a_user_writes_fills_no_journal() -> None:
+    """`re` warns once for each odd place of a pattern; none of it goes to the service's standard error."""
+    schema = {"type": "string", "pattern": "[[a]" * 100}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    body = {"messages": [{"role": "user", "content": "a"}], "response_format": form}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    sidecar = "model: m\nprompt: '{{ a }}'\nformat: " + json.dumps(schema)
+    reading, writing = os.pipe()
+    ours = os.dup(2)
+
+    async def work(process: EvaluationProcess) -> None:
+        await process.run("check", json.dumps(schema), ['"b"'], 2.0)
+        await process.run("line", "", [line], 2.0)
+        await process.run("sidecar", "", [sidecar, "s.yaml", False], 2.0)
+
+    os.dup2(writing, 2)
+    try:
+        with_process(work)
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+        os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        assert file.read().decode() == ""
 
 
 def test_a_process_that_does_not_start_is_no_rows_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,6 +446,27 @@ def test_a_limit_in_a_check_or_a_score() -> None:
             await rows.check({"type": "object"}, "{}", 3)
         assert (caught.value.code, caught.value.answer) == ("evaluation_limit", "{}")
         assert await rows.score("a", {"a": 1}, "x", 4) == float("-inf")
+
+    asyncio.run(main())
+
+
+def test_a_job_that_is_to_stop_checks_answers_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is rendered any more; answers that are there are checked, but only so long."""
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        rows = Evaluator(InlineRunner()).of_job(stops=stop.is_set)
+        assert await rows.render("{{ a }}", {"a": 1}, 2) == "1"
+        stop.set()
+        with pytest.raises(Abandoned):
+            await rows.render("{{ a }}", {"a": 1}, 3)
+        assert await rows.check({"type": "object"}, "{}", 4) == {}
+        assert await rows.score("a", {"a": 1}, "x", 4) == 1
+        monkeypatch.setattr("spoolama.evaluation.evaluator._STOP_S", 0.0)
+        with pytest.raises(Abandoned):
+            await rows.check({"type": "object"}, "{}", 5)
+        with pytest.raises(Abandoned):
+            await rows.score("a", {"a": 1}, "x", 5)
 
     asyncio.run(main())
 

@@ -351,6 +351,28 @@ def test_bombs(text: str) -> None:
     assert problems(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "length", "most"),
+    [
+        ("model: {}\nprompt: x\n", "model", 501, "500"),
+        (OK + "models: {{a: {}}}\n", "models.a", 501, "500"),
+        (OK + "models:\n  ? {}\n  : a\n", "models.mmmm", 900_000, "500"),
+        (OK + "id: {}\n", "id", 1_001, "1,000"),
+        (OK + "gold: {}\n", "gold", 1_001, "1,000"),
+        (OK + "format: json\nanswer_key: {}\n", "answer_key", 900_000, "1,000"),
+    ],
+)
+def test_names_that_summary_and_metrics_repeat_have_a_limit(
+    text: str, key: str, length: int, most: str
+) -> None:
+    """A name of 900 kB would stand in each file and status that a job leaves behind."""
+    ((line, column, p_key, message, hint),) = problems(text.format("m" * length), openai=True)
+    assert message == f"this name has {length:,} characters; the limit is {most}"
+    assert p_key.startswith(key)
+    assert (line, hint) == (text[: text.index("{}")].count("\n") + 1, "write a shorter one")
+    assert column is not None
+
+
 HUGE = "0x" + "f" * 4000
 
 

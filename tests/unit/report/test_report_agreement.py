@@ -39,6 +39,15 @@ def test_long_labels_are_shortened_and_stay_different() -> None:
     assert agreement.accuracy == pytest.approx(2 / 3)
 
 
+def test_an_enum_of_any_length_is_named_in_a_line() -> None:
+    """The summary says in which order labels were ranked; it does not repeat a schema of 1 MB."""
+    names = ["bronze", "silver", "gold", "x" * 900_000]
+    agreement = agreement_of([("bronze", 1), ("silver", 2), ("gold", 3)], names)
+    assert agreement.scale is not None
+    assert agreement.scale.startswith("the order of the schema's enum, bronze < silver < gold < xxx")
+    assert len(agreement.scale) < 700
+
+
 def test_wilson_interval() -> None:
     """The interval of 8 in 10 as tables have it; at the ends it stays inside 0 and 1."""
     assert statistics.wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)

@@ -63,6 +63,44 @@ async def test_once_works_off_what_is_there_and_ends(service: Service) -> None:
 
 
 @in_loop
+async def test_a_flood_of_files_that_are_held_is_counted(
+    service: Service, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither status/ nor the journal grows with them, and each drop is still taken."""
+    monkeypatch.setattr("spoolama.spool.held.MOST_HELD", 3)
+    monkeypatch.setattr("spoolama.service.scanning.MOST_HELD", 3)
+    for number in range(9):
+        (service.spool.incoming / f"{number}.txt").write_text("x")
+    text = service.spool.status / "service.txt"
+    async with service.running():
+        await until(lambda: text.exists() and "9 files in incoming/ held" in text.read_text())
+        assert "  and 6 more files are held\n" in text.read_text()
+        (service.spool.incoming / "9.txt").write_text("x")
+        await until(lambda: "and 7 more files are held" in text.read_text())
+        service.drop("a")
+        await until(lambda: service.published() == ["a"])
+    assert len(list(service.spool.status.glob("?.txt.json"))) == 3
+    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert len([one for one in told if one["event"] == "drop.held"]) == 3
+    (many,) = [one for one in told if one["event"] == "drop.many_held"]
+    assert many["message"].startswith("3 files in incoming/ are not taken, and 6 more, which are not listed")
+
+
+@in_loop
+async def test_once_waits_for_more_files_than_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What arrives counts as coming, listed or not."""
+    monkeypatch.setattr("spoolama.spool.held.MOST_HELD", 1)
+    service = Service(tmp_path / "spool", quiet_s=0.5)
+    (service.spool.incoming / "0.txt").mkdir()
+    service.drop("a")
+    service.drop("b")
+    assert await service.daemon(once=True).run() == 0
+    assert service.published() == ["a", "b"]
+
+
+@in_loop
 async def test_once_waits_out_the_quiet_time(tmp_path: Path) -> None:
     """A file dropped a moment before is not left behind."""
     service = Service(tmp_path / "spool", quiet_s=0.3)
@@ -134,6 +172,28 @@ async def test_a_sidecar_that_takes_long_holds_up_no_other_job(service: Service)
         patch.setattr("spoolama.service.scanning._PRIORITY_S", 0.1)
         assert await service.daemon(once=True).run() == 0
     assert service.executor.executed == ["good.csv", "odd.csv"]
+
+
+@in_loop
+async def test_sidecars_of_many_drops_are_read_two_at_a_time(service: Service) -> None:
+    """Sixty sidecars of 1 MB that come together do not stand in memory together."""
+    reading = most = 0
+
+    async def slow(_: Evaluator, path: Path, **_options: object) -> Sidecar:
+        nonlocal reading, most
+        reading += 1
+        most = max(most, reading)
+        await asyncio.sleep(0.01)
+        reading -= 1
+        return Sidecar(priority=int(path.stem[1:]))
+
+    for number in range(8):
+        service.drop(f"p{number}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluator, "load_sidecar", slow)
+        assert await service.daemon(once=True).run() == 0
+    assert service.executor.executed == [f"p{number}.csv" for number in reversed(range(8))]
+    assert most == 2
 
 
 @in_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -15,7 +16,7 @@ import pytest
 
 from spoolama.clock import SystemClock
 from spoolama.engine.store import completed
-from spoolama.errors import LedgerError
+from spoolama.errors import LedgerError, RowError
 from spoolama.job.record import Answered, Failed
 from spoolama.job.row import Row, RowFault
 from spoolama.spool.job_ledger import JobLedger, NewRow
@@ -115,6 +116,33 @@ asyncio.run(main())
         await ledger.close()
 
     asyncio.run(resume())
+
+
+def test_what_a_failed_row_says_of_itself_has_bounded_length(tmp_path: Path) -> None:
+    """A name of 900 kB in a template fails each row that meets it; the model's own answer is kept whole."""
+    long = "a" * 900_000
+    error = RowError("template_undefined", long, details={"field": long})
+    assert len(error.message) + len(str(error.details)) < 4_000
+
+    async def main() -> None:
+        ledger = await filled(tmp_path / "l", 50)
+        details = {long: 1, "field": long, "in": [{"it": long}], "tokens": 7, "answer": long}
+        await ledger.begin(0, 1)
+        ledger.end(0, 1, "answer_invalid", long, counted=True)
+        ledger.failed(Failed(0, "answer_invalid", long, 1, details))
+        for ordinal in range(1, 50):
+            ledger.failed(Failed(ordinal, "template_undefined", long, 0, {"field": long}))
+        await ledger.close()
+
+    asyncio.run(main())
+    with LedgerReader(tmp_path / "l") as reader:
+        outcome, *_ = reader.outcomes()
+    assert outcome.details["answer"] == long
+    assert outcome.details["tokens"] == 7
+    assert len(json.dumps(outcome.details)) < 910_000
+    assert outcome.details["field"].startswith("aaa")
+    assert "(899,000 characters left out)" in outcome.details["field"]
+    assert (tmp_path / "l").stat().st_size < 2_000_000
 
 
 def test_ids_are_unique_and_faults_end_rows_at_once(tmp_path: Path) -> None:

@@ -54,6 +54,31 @@ def test_a_pair_is_ready_when_it_is_quiet(spool: Spool, clock: HandClock) -> Non
     assert found.arrived == max((spool.incoming / n).stat().st_ctime for n in ("a.csv", "a.yaml"))
 
 
+def test_of_many_held_files_only_the_oldest_are_told_one_by_one(
+    spool: Spool, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the others only how many are held, and how many may still come right."""
+    monkeypatch.setattr("spoolama.spool.held.MOST_HELD", 3)
+    scanner = Scanner(spool, ReadyRules(), clock)
+    drop(spool, clock, "a.txt", "b.yaml", "c.txt")
+    clock.move(3600)
+    look = scanner.look()
+    assert [h.name for h in look.held] == ["a.txt", "b.yaml", "c.txt"]
+    assert (look.more_held, look.more_waiting) == (0, 0)
+    before = (spool.incoming / "c.txt").stat().st_ctime_ns
+    for name in ("0.txt", "d.yaml", "e.csv", "e.yaml", "f.cancel"):
+        drop(spool, clock, name, data=b"")
+        while (spool.incoming / name).stat().st_ctime_ns <= before:  # a file system's clock is coarse
+            drop(spool, clock, name, data=b"")
+    clock.move(5)
+    look = scanner.look()
+    assert [h.name for h in look.held] == ["a.txt", "b.yaml", "c.txt"]
+    assert (look.more_held, look.more_waiting) == (2, 1)
+    assert [control.file for control in look.controls] == ["f.cancel"]
+    (spool.incoming / "a.txt").unlink()
+    assert [h.name for h in scanner.look().held] == ["0.txt", "b.yaml", "c.txt"]
+
+
 def test_an_old_mtime_does_not_make_a_file_old(spool: Spool, clock: HandClock) -> None:
     """rsync -a and scp -p bring the mtime from home: a file of last year that arrives now is new."""
     drop(spool, clock, "a.csv", "a.yaml")

@@ -12,6 +12,7 @@ import pkgutil
 import signal
 import sys
 import time
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -31,12 +32,15 @@ _LONG_BYTES = 1024 * 1024
 
 def main() -> None:
     """Run tasks until the other side closes."""
+    # `re` alone warns once for each odd place of a pattern, and a pattern may have hundreds of thousands.
+    warnings.simplefilter("ignore")
     die_with_parent(int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a stop is the service's to handle; it closes the socket
     _load_everything()
     tasks = Tasks()
     _warm_up(tasks)
+    _discard_stderr()
     restricted = lock_down(int(sys.argv[2]))
     _write(json.dumps({"restricted": restricted}))
     definitions: dict[int, str] = {0: ""}
@@ -103,6 +107,16 @@ def _warm_up(tasks: Tasks) -> None:
     tasks.run("sidecar", "", ["model: m\nprompt: '{{ a }}'\nformat: {type: objekt}\n", "warm-up.yaml", False])
     tasks.run("sidecar", "", ["model: [", "warm-up.yaml", False])
     tasks.run("columns", "", ["id: b", "warm-up.yaml", ["a"], "warm-up.csv"])
+
+
+def _discard_stderr() -> None:
+    """Point standard error at /dev/null: it is the service's journal, which is not for users to write to.
+
+    Errors of the start, which are an administrator's to read, were written before.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
 
 
 def _read(count: int) -> bytes | None:

@@ -18,6 +18,7 @@ import jsonschema
 from spoolama.errors import RowError
 from spoolama.evaluation.child.schema_check import dialect_problem
 from spoolama.job.line_request import LineRequest
+from spoolama.job.sidecar import MOST_OF_MODEL
 from spoolama.job.strict_json import canonical, parse_json
 
 __all__ = ["PARAMETERS", "Parameter", "parameter_table", "read_line"]
@@ -180,6 +181,8 @@ def read_line(line: Mapping[str, Any]) -> LineRequest:
     model = given.get("model")
     if model is not None and (not isinstance(model, str) or not model):
         raise _refused("model", "must be the model's name")
+    if model is not None and len(model) > MOST_OF_MODEL:
+        raise _refused("model", f"has {len(model):,} characters; the limit is {MOST_OF_MODEL}")
     messages = _messages(given.get("messages"))
     form = _format(given["response_format"]) if "response_format" in given else None
     num_predict = values.get("max_completion_tokens", values.get("max_tokens"))

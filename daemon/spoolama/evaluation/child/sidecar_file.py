@@ -189,6 +189,8 @@ class _Check:
             path = path if child is None else (*path, child)
             if not told:
                 self._add(path, message)
+        elif error["type"] == "string_too_long":
+            self._too_long(path, len(error["input"]), error["ctx"]["max_length"])
         else:
             self._wrong_value(path)
         return path
@@ -229,6 +231,10 @@ class _Check:
         else:
             hint = f"known here: {', '.join(model.model_fields)}"
         self._add(path, "unknown key", hint)
+
+    def _too_long(self, path: KeyPath, length: int, most: int) -> None:
+        """A name is too long; in `models` the path is the same for a name and for what it stands for."""
+        self._add(path, f"this name has {length:,} characters; the limit is {most:,}", "write a shorter one")
 
     def _wrong_value(self, path: KeyPath) -> None:
         words, example = EXPECTED.get(_general(path), ("something else", ""))

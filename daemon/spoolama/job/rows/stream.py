@@ -11,6 +11,7 @@ from typing import BinaryIO
 import zstandard
 
 from spoolama.errors import InputError
+from spoolama.regular import open_regular
 
 __all__ = ["BrokenStream", "EndlessLine", "chunks", "refuse_foreign"]
 
@@ -50,8 +51,9 @@ def chunks(path: Path, compression: str | None) -> Generator[bytes, None, None]:
 
     Raises:
         BrokenStream: the compressed stream is damaged, stops in the middle or is not of that kind.
+        OSError: the file cannot be read, or is no regular file.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if compression is None:
             yield from iter(lambda: file.read(_CHUNK), b"")
             return
