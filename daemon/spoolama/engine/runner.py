@@ -37,8 +37,6 @@ from spoolama.job.sidecar import Sidecar
 __all__ = ["JobRunner", "RunEnd"]
 
 _AHEAD = 64
-_EXAMPLES = 16
-"""Rows by which the shared beginning of prompts is found."""
 
 
 @dataclass(frozen=True, slots=True)
