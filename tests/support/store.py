@@ -138,17 +138,9 @@ class MemoryStore:
         ]
         return (max(found), len(found)) if found else None
 
-    async def solo_costs(self, last: int) -> list[tuple[int, int, int, float, float]]:
-        del last
-        return []
-
     async def last_segment(self) -> int:
         begun = [a.segment for n, a in self.results.items() if a is not self.sampled_answers.get(n)]
         return max(begun, default=-1)
-
-    async def means(self, last: int) -> tuple[float, float] | None:
-        del last
-        return None
 
     async def plans(self) -> list[dict[str, Any]]:
         return list(self.plan_bodies)

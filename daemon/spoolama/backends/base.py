@@ -28,8 +28,6 @@ __all__ = [
 MOST_COUNTED = 2**53 - 1
 """A larger count is no measurement, and the ledger could not hold it (RFC 8259, section 6)."""
 
-Role = Literal["system", "user", "assistant"]
-
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -149,8 +147,6 @@ class Reply:
     """Seconds evaluating the prompt."""
     eval_s: float | None = None
     """Seconds generating."""
-    total_s: float | None = None
-    """Seconds by the server's own clock, waiting for a slot included."""
     thinking: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
     """The server's body as it came, for OpenAI batch output; without secrets by nature."""

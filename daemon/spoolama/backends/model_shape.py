@@ -63,9 +63,6 @@ class ModelShape:
     repacked_bytes: int | None = None
     """Tensors that a CPU copies, at most."""
     experts_used: int | None = None
-    parameters: int | None = None
-    file_type: int | None = None
-    """`general.file_type`: llama.cpp's number of the quantisation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +164,6 @@ def shape_of(
         host_bytes=facts.host_bytes,
         repacked_bytes=facts.repacked_bytes,
         experts_used=used,
-        parameters=_whole(pairs.get("general.parameter_count")) or facts.parameters,
-        file_type=_whole(pairs.get("general.file_type")),
     )
 
 
@@ -273,7 +268,6 @@ class _TensorFacts:
     vocab: int | None = None
     host_bytes: int | None = None
     repacked_bytes: int | None = None
-    parameters: int | None = None
 
 
 def _tensor_facts(tensors: Sequence[Tensor]) -> _TensorFacts:
@@ -292,7 +286,6 @@ def _tensor_facts(tensors: Sequence[Tensor]) -> _TensorFacts:
         vocab=tokens.shape[-1],
         host_bytes=sum(known) if len(known) == len(sizes) else None,
         repacked_bytes=sum(repacked),
-        parameters=sum(tensor.items for tensor in tensors),
     )
 
 

@@ -88,7 +88,6 @@ def _reply(
         load_s=_seconds(payload, "load_duration"),
         prompt_s=_seconds(payload, "prompt_eval_duration"),
         eval_s=_seconds(payload, "eval_duration"),
-        total_s=_seconds(payload, "total_duration"),
         thinking=thinking,
         raw=payload,
         logprob=mean_logprob(payload.get("logprobs")),

@@ -36,8 +36,7 @@ def earlier_rows(findings: Findings) -> str | None:
         within = f" within {findings.trim.tokens:,} tokens" if findings.trim.tokens else ""
         parts.append(f"earlier ones{within}")
     elif rows:
-        learned = " (more or fewer where `every` is learned)" if findings.trim.learns else ""
-        parts.append(f"up to {rows:,} earlier {'one' if rows == 1 else 'ones'}{learned}")
+        parts.append(f"up to {rows:,} earlier {'one' if rows == 1 else 'ones'}")
     if not parts:
         return None
     if rows == 0:

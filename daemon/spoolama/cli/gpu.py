@@ -61,8 +61,7 @@ def gpu(
 
     Also this machine's memory, the processes that hold a model, and what the model server lists as loaded.
 
-    With --model it says what a load of it is estimated to take, whether that fits now, and if not, the
-    largest window, fewer slots, and the smaller quantisations that would. Nothing is loaded by this command.
+    With --model it says what a load of it is estimated to take and whether that fits now. Nothing is loaded.
     The exit status is 1 where the server does not have the model.
     """
     if model is None and (num_ctx or slots):

@@ -15,7 +15,6 @@ from spoolama.clock import SystemClock
 from spoolama.engine.sizing import Sizing
 from spoolama.errors import BackendError, RequestRefused, WrongServer
 from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.estimate import BITS, estimate, fitting_quantisations, largest_window
 from spoolama.gpu.host import HostProbe
 from spoolama.gpu.host_thread import HostThread
 from spoolama.gpu.level import Rules
@@ -201,10 +200,7 @@ class Look:
         assert found is not None
         assert need is not None
         readings = self._watchdog.latest
-        free, most = self._free(need.where), self._watchdog.most_bytes(need.where)
-        on_card = sizing.on_card
-        # Mapped weights do not count for the service (Sizing.need), so they do not for the window either.
-        given_back = 0 if on_card else found.weights_bytes
+        free = self._free(need.where)
         return {
             **asked,
             "unknown": None,
@@ -213,23 +209,8 @@ class Look:
             "trained_ctx": shape.trained_ctx,
             "estimate": sizing.to_json(spec),
             "may_be_taken_bytes": free,
-            "may_be_taken_at_most_bytes": most,
             "fits": None if free is None else self._watchdog.room(need).fits,
             "fits_whole": None if free is None else found.total_bytes <= free,
-            "would_fit_alone": None if most is None else need.size_bytes <= most,
-            "largest_window": None
-            if free is None
-            else largest_window(shape, free + given_back, spec.slots, on_card=on_card),
-            "fitting_slots": None
-            if free is None
-            else _most_slots(shape, free + given_back, spec, on_card=on_card),
-            "smaller_quantisations": []
-            if free is None
-            else [
-                asdict(q)
-                for q in fitting_quantisations(shape, free, spec.num_ctx, spec.slots, on_card=on_card)
-                if q.weights_bytes < found.weights_bytes and _has_fewer_bits(q.name, shape)
-            ],
         }
 
     def _free(self, where: Where) -> int | None:
@@ -257,20 +238,6 @@ def cards_now(settings: Settings, probe: CardProbe | None = None) -> tuple[Card,
     only = settings.vram.cards
     found = cards.latest().cards or ()
     return tuple(card for card in found if card.total_bytes > 0 and (not only or card.index in only))
-
-
-def _most_slots(shape: ModelShape, room_bytes: int, spec: LoadSpec, *, on_card: bool) -> int | None:
-    """The most slots, up to those asked for, with which this window should fit; None: not even one."""
-    for slots in range(spec.slots, 0, -1):
-        if estimate(shape, spec.num_ctx, slots, on_card=on_card).total_bytes <= room_bytes:
-            return slots
-    return None
-
-
-def _has_fewer_bits(name: str, shape: ModelShape) -> bool:
-    """Whether that is less than the model's own quantisation, whose file may hold more than its weights."""
-    own = dict(BITS.values()).get(-1 if shape.file_type is None else shape.file_type)
-    return own is None or BITS[name][1] < own
 
 
 async def _answer(ask: Callable[[], Awaitable[T | None]]) -> tuple[T | None, str | None]:

@@ -162,29 +162,6 @@ def _fit(load: Mapping[str, Any], *, card: bool) -> Iterator[str]:
         yield f"  It can be loaded, but its weights do not all stay in memory, which is slow: {may}."
     else:
         yield f"  It should not fit now: {may}."
-        if load["would_fit_alone"]:
-            most = _size(load["may_be_taken_at_most_bytes"])
-            yield f"  With nothing else in memory it should: then {most} may be taken."
-    largest = load["largest_window"]
-    if largest is None:
-        yield "  No window fits by this estimate."
-    else:
-        # Windows are looked at in steps of 256.
-        own = load["trained_ctx"] is not None and largest + 256 > load["trained_ctx"]
-        limit = ", the model's own limit" if own else ""
-        yield f"  The largest window that should fit: {largest:,}{limit}."
-    if load["fits"] and (card or load["fits_whole"]):
-        return
-    slots = load["fitting_slots"]
-    if slots is not None and slots < load["slots"]:
-        counted = "1 slot" if slots == 1 else f"{slots} slots"
-        yield f"  With {counted} this window should fit: fewer requests at once (lanes, OLLAMA_NUM_PARALLEL)."
-    smaller = load["smaller_quantisations"]
-    if smaller:
-        names = ", ".join(f"{q['name']} (weights about {_size(q['weights_bytes'])})" for q in smaller)
-        yield f"  Smaller quantisations that should fit, if somebody offers them: {names}."
-    else:
-        yield "  No smaller quantisation that would fit is known."
 
 
 def _named(name: str | None) -> str:

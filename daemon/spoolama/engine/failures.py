@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from spoolama.errors import BackendError
 from spoolama.job.record import Attempt
 
-__all__ = ["ANSWER_FAILURES", "POLICIES", "Policy", "Standing", "Then", "policy_of", "standing_of"]
+__all__ = ["ANSWER_FAILURES", "POLICIES", "Policy", "Standing", "Then", "standing_of"]
 
 
 class Then(Enum):
@@ -67,11 +66,6 @@ SERVER_DEATHS = 3
 
 SERVICE_DEATHS = 20
 """The same for deaths of the service itself, which usually have other reasons, such as a power cut."""
-
-
-def policy_of(error: BackendError) -> Policy:
-    """The line of the table for this error."""
-    return POLICIES[error.code]
 
 
 SERVER_LOSSES = 20

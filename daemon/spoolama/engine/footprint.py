@@ -54,9 +54,9 @@ class Footprint:
             return need
         return Need(seen, need.where, f"{spec.model} took {in_gb(seen)} when it was loaded last")
 
-    def advice(self, spec: LoadSpec) -> str:
-        """What would fit instead, in words; empty where nothing is known."""
-        return "" if self._sizing is None else self._sizing.advice(spec, self._memory)
+    def shortage(self, spec: LoadSpec) -> str:
+        """What this load needs and what there is, in words; empty where nothing is known."""
+        return "" if self._sizing is None else self._sizing.shortage(spec, self._memory)
 
     def measure(self, spec: LoadSpec, loaded: LoadedModel) -> dict[str, Any]:
         """The load as it was expected and as it is seen now, for the metrics; sizes in bytes."""

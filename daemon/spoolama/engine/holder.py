@@ -177,7 +177,9 @@ class Holder:
         return not often or self.descend("it ran out of memory")
 
     def _lost(self, message: str, mend: str = "", code: str = OutOfMemory.code) -> ModelLost:
-        mend = mend or self.advice() or "Free memory on the server, or take a smaller model or num_ctx."
+        if not mend:
+            mend = "Free memory on the server, or take a smaller model or num_ctx."
+            mend = f"{self.footprint.shortage(self._rungs.asked)} {mend}".strip()
         return ModelLost(message, mend=mend, code=code)
 
     def descend(self, why: str) -> bool:
@@ -186,10 +188,6 @@ class Holder:
             return False
         self._memory.did("smaller_load", why=why, **self.figures())
         return True
-
-    def advice(self) -> str:
-        """What would fit instead, in words; empty where nothing is known."""
-        return self.footprint.advice(self._rungs.asked)
 
     # Room.
 

@@ -51,8 +51,6 @@ class _Place:
     """Answered for this comparison."""
     apart: bool = False
     """For comparison, and alone."""
-    ended: bool = False
-    """For comparison, while the row has its end already."""
     seed: int = 0
     """Added to the sampler's seed."""
 
@@ -129,10 +127,9 @@ class Lane:
         """
         for ordinal in ordinals:
             rows = await self._s.store.pending(ordinal, ordinal, None, 1)
-            ended = not rows
             for row in rows or await self._s.store.rows_of([ordinal]):
                 if row.state in ("pending", "ok"):
-                    place = _Place(0, 0, plan, kind=kind, apart=True, ended=ended, seed=seed)
+                    place = _Place(0, 0, plan, kind=kind, apart=True, seed=seed)
                     await self._row(row, Conversation(), place)
 
     async def _row(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:

@@ -19,7 +19,7 @@ from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane
 from spoolama.engine.model_run import ModelRun, Terms
 from spoolama.engine.piloting import Piloting
-from spoolama.engine.planner import Planner, Wanted
+from spoolama.engine.planner import Planner
 from spoolama.engine.progress import Progress
 from spoolama.engine.second_pass import sort_out
 from spoolama.engine.segments import Segments
@@ -37,8 +37,6 @@ from spoolama.job.sidecar import Sidecar
 __all__ = ["JobRunner", "RunEnd"]
 
 _AHEAD = 64
-_EXAMPLES = 16
-"""Rows by which the shared beginning of prompts is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,6 @@ class JobRunner:
             asked = models
             await self._store.note(asked_models=asked)
         one_model = asked in ([None], []) and not self._openai
-        conversation = self._sidecar.mode == "conversation"
         pilot = one_model and pilot_asks(self._sidecar, total) > 0
         planner = Planner(
             self._store,
@@ -120,11 +117,7 @@ class JobRunner:
             prefix_bytes=message_bytes(self._asker.prefix),
             total=total,
             stop=self._stop,
-            wanted=Wanted(
-                density=asked == [None],
-                costs=asked == [None] and conversation and self._sidecar.trim.learns,
-            ),
-            room=self._sidecar.options.num_ctx - self._sidecar.options.num_predict,
+            density=asked == [None],
         )
         await planner.open()
         tally = Tally(total, ok=counts["ok"], failed=counts["failed"], max_failed=self._sidecar.max_failed)

@@ -60,9 +60,8 @@ class Segments:
         waiting = Handout(self._pending())
 
         async def work(lane: Lane) -> None:
-            while await self._planner.ready(lane.number):
-                segment = await waiting.take()
-                if segment is None or self._stop.is_set() or not await self._one(lane, segment):
+            while (segment := await waiting.take()) is not None:
+                if self._stop.is_set() or not await self._one(lane, segment):
                     return
 
         await run(work)

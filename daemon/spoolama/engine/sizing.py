@@ -1,4 +1,4 @@
-"""What a load of a model takes, as far as it can be told before: for the holder, and for words of advice."""
+"""What a load of a model takes, as far as it can be told before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from spoolama.backends.base import Backend, LoadSpec
 from spoolama.backends.model_shape import ModelShape
 from spoolama.errors import BackendError, ServerAway
-from spoolama.gpu.estimate import Estimate, estimate, fitting_quantisations, largest_window, words_of
+from spoolama.gpu.estimate import Estimate, estimate, words_of
 from spoolama.gpu.limits import in_gb
 from spoolama.gpu.room import Memory, Need
 
@@ -58,24 +58,13 @@ class Sizing:
         where = f"{spec.model} with a window of {spec.num_ctx:,} needs {words_of(found)}"
         return Need(size, "card" if self.on_card else "host", where)
 
-    def advice(self, spec: LoadSpec, memory: Memory) -> str:
-        """What would fit instead, in words; empty where nothing is known."""
+    def shortage(self, spec: LoadSpec, memory: Memory) -> str:
+        """What this load needs and what there is, in words; empty where nothing is known."""
         room = memory.most_bytes("card" if self.on_card else "host")
         found = self.estimate(spec)
-        if self.shape is None or found is None or room is None:
+        if found is None or room is None:
             return ""
-        fixed = {"batch": self._batch(spec), "on_card": self.on_card}
-        words = [f"It needs {words_of(found)}; {in_gb(room)} may be taken"]
-        window = largest_window(self.shape, room, spec.slots, **fixed)  # type: ignore[arg-type]  # a dict of both
-        if window is not None and window < spec.num_ctx:
-            words.append(f"a window of {window:,} would fit (options.num_ctx)")
-        smaller = fitting_quantisations(self.shape, room, spec.num_ctx, spec.slots, **fixed)  # type: ignore[arg-type]
-        if smaller:
-            best = smaller[0]
-            words.append(f"so would {best.name}, with weights of some {in_gb(best.weights_bytes)}")
-        if len(words) == 1:
-            words.append("no window and no smaller quantisation of it fits")
-        return "; ".join(words) + "."
+        return f"It needs {words_of(found)}; {in_gb(room)} may be taken."
 
     def to_json(self, spec: LoadSpec) -> dict[str, Any] | None:
         """The estimate, for the metrics."""

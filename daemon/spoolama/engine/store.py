@@ -99,16 +99,8 @@ class RowStore(AnsweredRows, Protocol):
         """The first row of each id."""
         ...
 
-    async def solo_costs(self, last: int) -> list[tuple[int, int, int, float, float]]:
-        """(Evaluated, cached, answered tokens, seconds of each) of requests that ran alone, up to a row."""
-        ...
-
     async def last_segment(self) -> int:
         """The highest segment that has an answered row; -1 if there is none."""
-        ...
-
-    async def means(self, last: int) -> tuple[float, float] | None:
-        """(Tokens of a row's turn, tokens of its answer), on average over rows up to an ordinal."""
         ...
 
     async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:

@@ -108,7 +108,6 @@ def together(counted: Reply, reply: Reply) -> Reply:
         cached_tokens=counted.cached_tokens,
         load_s=counted.load_s,
         prompt_s=(counted.prompt_s or 0.0) + (reply.prompt_s or 0.0) if known else None,
-        total_s=None,
     )
 
 

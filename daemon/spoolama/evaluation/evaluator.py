@@ -47,23 +47,32 @@ class Evaluator:
     def __init__(self, runner: TaskRunner) -> None:
         self._runner = runner
 
-    async def load_sidecar(self, path: Path, *, openai: bool = False, cpu_s: float = _FILE_CPU_S) -> Sidecar:
+    async def load_sidecar(
+        self, path: Path, *, openai: bool = False, cpu_s: float = _FILE_CPU_S, begun: bool = False
+    ) -> Sidecar:
         """Read and check a sidecar; its file name is in every problem.
 
         Args:
             path: The file.
             openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
             cpu_s: Processor time that it may take, in seconds.
+            begun: Whether its job has begun: then settings that earlier versions had are left out.
 
         Raises:
             SidecarError: with every problem found.
             OSError: the file cannot be read.
         """
         text = await asyncio.to_thread(_text_of, path)
-        return await self.parse_sidecar(text, path.name, openai=openai, cpu_s=cpu_s)
+        return await self.parse_sidecar(text, path.name, openai=openai, cpu_s=cpu_s, begun=begun)
 
     async def parse_sidecar(
-        self, text: bytes, name: str, *, openai: bool = False, cpu_s: float = _FILE_CPU_S
+        self,
+        text: bytes,
+        name: str,
+        *,
+        openai: bool = False,
+        cpu_s: float = _FILE_CPU_S,
+        begun: bool = False,
     ) -> Sidecar:
         """Check a sidecar's text; arguments and errors as `load_sidecar`'s.
 
@@ -72,8 +81,9 @@ class Evaluator:
             name: Its name as the person knows it.
             openai: Whether it belongs to OpenAI batch lines.
             cpu_s: Processor time that it may take, in seconds.
+            begun: Whether its job has begun.
         """
-        arguments = [text.decode("latin-1"), name, openai]
+        arguments = [text.decode("latin-1"), name, openai, begun]
         return Sidecar.model_validate_json(await self._file("sidecar", arguments, name, cpu_s))
 
     async def column_problems(self, path: Path, columns: Sequence[str], data: str) -> list[Problem]:

@@ -23,8 +23,6 @@ class Latest:
     """None: they cannot be read, or what was read is too old; `blind` says which."""
     blind: str | None
     """Why there are no cards, in words; None with cards."""
-    age_s: float
-    """Seconds since the reading began that this comes from; before the first: since there is this object."""
     lasting: bool = False
     """There is no card or no driver to read, rather than one that does not answer."""
 
@@ -88,8 +86,8 @@ class CardThread:
         age_s = max(0.0, self._clock.monotonic() - kept.at)
         allowed_s = self._stale_after_s + (self._absent_every_s if kept.lasting else 0.0)
         if age_s > allowed_s:
-            return Latest(None, f"NVML has not answered for {age_s:.0f} s", age_s)
-        return Latest(kept.cards, kept.blind, age_s, kept.lasting)
+            return Latest(None, f"NVML has not answered for {age_s:.0f} s")
+        return Latest(kept.cards, kept.blind, kept.lasting)
 
     def read_once(self) -> float:
         """Read now and keep what came; may block as long as the probe does.

@@ -9,21 +9,12 @@ grows in main memory while rows are answered, and what a model of several cards 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from spoolama.backends.model_shape import ModelShape
 from spoolama.gpu.limits import GB
 
-__all__ = [
-    "Estimate",
-    "Quantisation",
-    "estimate",
-    "fitting_quantisations",
-    "largest_window",
-    "ollama_batch",
-    "words_of",
-]
+__all__ = ["Estimate", "estimate", "ollama_batch", "words_of"]
 
 PAD = 256
 """Cells come in such steps."""
@@ -39,23 +30,6 @@ PROCESS_BYTES = 48_000_000
 TOKEN_BYTES = 172
 """Python with the engine, and what it keeps for each token of the vocabulary: from the resident memory of
 SmolLM2-135M and Gemma 3 270M, loaded with windows from 2K to 32K."""
-LONGEST = 1 << 20
-"""Tokens: where a model does not say what it was made for, no longer window is looked at."""
-
-BITS = {
-    "Q8_0": (7, 8.5008),
-    "Q6_K": (18, 6.5633),
-    "Q5_K_M": (17, 5.7036),
-    "Q4_K_M": (15, 4.8944),
-    "Q3_K_M": (12, 3.9960),
-    "Q2_K": (10, 3.1593),
-}
-"""`general.file_type` and bits a weight: those of Llama 3.1 8B in llama.cpp's tools/quantize/README.md."""
-_FILE_BITS = {1: 16.0005, 11: 3.6429, 13: 4.2979, 14: 4.6672, 16: 5.5704, 25: 4.6818, 30: 4.4597, 32: 16.0005}
-"""Further file types that a model may come in, from the same tables; 32 is BF16, as wide as F16."""
-
-SMALLER = 0.97
-"""Sizes are known to some percent: what is closer to the model's own is its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +48,6 @@ class Estimate:
     def total_bytes(self) -> int:
         """All of it."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.overhead_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Quantisation:
-    """The same model with fewer bits a weight."""
-
-    name: str
-    """llama.cpp's name: `Q4_K_M`."""
-    weights_bytes: int
-    """About: models differ by some percent."""
-    total_bytes: int
-    """With all that the load needs beside them."""
 
 
 def estimate(
@@ -134,63 +96,6 @@ def ollama_batch(num_ctx: int, slots: int) -> int:
     """
     total = num_ctx * max(1, slots)
     return 512 if total <= 4096 else 1024 if total <= 32768 else 2048
-
-
-def largest_window(
-    shape: ModelShape,
-    room_bytes: int,
-    slots: int,
-    *,
-    batch: int | None = None,
-    swa_full: bool | None = None,
-    on_card: bool = True,
-) -> int | None:
-    """The longest window, in steps of 256, that is expected to fit; None: not even the shortest."""
-
-    def fits(steps: int, whole: bool | None) -> bool:
-        need = estimate(shape, steps * PAD, slots, batch=batch, swa_full=whole, on_card=on_card)
-        return need.total_bytes <= room_bytes
-
-    def longest(whole: bool) -> int:
-        """By halving: as long as that is settled, need grows with the window."""
-        low, high = 0, max(1, (shape.trained_ctx or LONGEST) // PAD)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if fits(middle, whole) else (low, middle - 1)
-        return low
-
-    found = longest(bool(swa_full))
-    if swa_full is None and found and not fits(found, None):
-        # So short that sliding layers would keep all of it, and that is too much.
-        found = longest(True)
-    return found * PAD or None
-
-
-def fitting_quantisations(
-    shape: ModelShape,
-    room_bytes: int,
-    num_ctx: int,
-    slots: int,
-    *,
-    batch: int | None = None,
-    swa_full: bool | None = None,
-    on_card: bool = True,
-) -> tuple[Quantisation, ...]:
-    """Smaller quantisations of the model that are expected to fit, the largest first.
-
-    Sizes are about: from the number of weights and the bits that llama.cpp's own table gives for Llama 3.1
-    8B. Whether anybody offers the model like this is not known here.
-    """
-    return tuple(
-        Quantisation(name, other.weights_bytes, total)
-        for name, other in _smaller(shape)
-        if (
-            total := estimate(
-                other, num_ctx, slots, batch=batch, swa_full=swa_full, on_card=on_card
-            ).total_bytes
-        )
-        <= room_bytes
-    )
 
 
 def words_of(estimate: Estimate) -> str:
@@ -242,27 +147,6 @@ def _widest(shape: ModelShape, batch: int, slots: int, *, on_card: bool) -> int:
 def _output(shape: ModelShape, slots: int, on_card: bool) -> int:
     """Logits as they are handed out, in main memory always."""
     return 0 if on_card else slots * (shape.vocab_size or 0) * FLOAT_BYTES
-
-
-def _smaller(shape: ModelShape) -> Iterator[tuple[str, ModelShape]]:
-    """The model in other quantisations, those that make it clearly smaller."""
-    weights = shape.parameters or _parameters(shape)
-    if weights is None:
-        return
-    for name, (_, bits) in BITS.items():
-        size = round(weights * bits / 8)
-        if size < shape.weights_bytes * SMALLER:
-            share = size / shape.weights_bytes
-            host = None if shape.host_bytes is None else round(shape.host_bytes * share)
-            # Of these a CPU copies the types of Q4_K_M alone, and that not all of it.
-            copied = size if name == "Q4_K_M" and shape.repacked_bytes is not None else 0
-            yield name, replace(shape, weights_bytes=size, host_bytes=host, repacked_bytes=copied)
-
-
-def _parameters(shape: ModelShape) -> int | None:
-    """About how many weights a file of this size and type has; None for a type that is not in the table."""
-    bits = {**dict(BITS.values()), **_FILE_BITS}.get(-1 if shape.file_type is None else shape.file_type)
-    return None if bits is None else round(shape.weights_bytes * 8 / bits)
 
 
 def _gb(size: int) -> str:

@@ -82,8 +82,6 @@ class Readings:
     """None: no card can be read, and `blind` says why."""
     blind: str | None = None
     """Why the cards cannot be read now, in words."""
-    cards_age_s: float = 0.0
-    """How old the cards' part is; a call that hangs makes it grow."""
     host: Host | None = None
     runners: tuple[Runner, ...] = ()
     models: tuple[HeldModel, ...] | None = None

@@ -44,11 +44,6 @@ class Seen(Protocol):
         """Why."""
         ...
 
-    @property
-    def age_s(self) -> float:
-        """Seconds since they were read."""
-        ...
-
 
 class CardSource(Protocol):
     """Has the latest reading of the cards ready; never blocks."""
@@ -174,7 +169,6 @@ class MemoryWatchdog:
             at=now,
             cards=cards,
             blind=None if cards else seen.blind or "none of the cards that count is there",
-            cards_age_s=seen.age_s,
             host=self._seen_host.host,
             runners=self._seen_host.runners,
             models=models[1] if models is not None and now - models[0] <= _LISTED_FOR_S else None,

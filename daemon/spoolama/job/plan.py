@@ -21,6 +21,10 @@ _SAFE_TOKENS_PER_BYTE = 1.0
 _OVERHEAD_TOKENS = 16
 """Tokens that a chat template puts around one message, generously; `<start_of_turn>model\\n` is 3."""
 
+_WRITTEN_ONLY = {"marks": "fixed"}
+"""Keys of the ledger's format 3 that mean nothing any more: earlier versions, which learned `every`, refuse a
+plan without `marks`. A plan of theirs may have `safe` or `learned` there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -54,8 +58,6 @@ class Plan:
     """Whether the anchors carry their gold answers."""
     prefix_tokens: int | None = None
     """Upper bound of the shared prefix, from prompts of rows that were asked alone."""
-    marks: str = "fixed"
-    """Where `every` comes from: `fixed` by the sidecar, `safe` where nothing is learned, or `learned`."""
     tokens_per_byte: float = _SAFE_TOKENS_PER_BYTE
     """Upper bound used for the length of a text nobody has counted yet."""
     overhead_tokens: int = _OVERHEAD_TOKENS
@@ -69,7 +71,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        return {**asdict(self), "anchors": list(self.anchors)}
+        return {**asdict(self), "anchors": list(self.anchors), **_WRITTEN_ONLY}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
@@ -79,11 +81,12 @@ class Plan:
             ValueError: a key is missing or unknown.
         """
         names = {f.name for f in fields(cls)}
-        if set(data) != names:
+        known = {key: value for key, value in data.items() if key not in _WRITTEN_ONLY}
+        if set(known) != names:
             raise ValueError(
-                f"not a plan: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}"
+                f"not a plan: missing {sorted(names - set(known))}, unknown {sorted(set(known) - names)}"
             )
-        return cls(**{**data, "anchors": tuple(data["anchors"])})
+        return cls(**{**known, "anchors": tuple(known["anchors"])})
 
 
 PILOT_ROWS = 5000
@@ -153,5 +156,4 @@ def first_plan(sidecar: Sidecar, total: int = 0, *, pilot: bool = False) -> Plan
         important=trim.important or 0,
         score=trim.score,
         tokens=trim.tokens,
-        marks="safe" if trim.learns else "fixed",
     )

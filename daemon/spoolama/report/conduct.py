@@ -1,11 +1,12 @@
-"""What metrics.json says of how conversations were kept: trims, anchors, learned marks, primer, surprises."""
+"""What metrics.json says of how conversations were kept: trims, anchors, primer, surprises."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spoolama.job.sidecar import Sidecar
+from spoolama.job.trim import EVERY
 from spoolama.spool.ledger_read import LedgerReader
 
 __all__ = ["conduct_metrics", "server_sentences", "trim_sentence"]
@@ -27,14 +28,13 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
     newest: Mapping[str, Any] = next((p for p in plans if p["version"] == used), plans[0] if plans else {})
     conversation = sidecar.mode == "conversation"
     alone = "" if conversation else "rows were asked alone"
-    keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "marks", "gold", "score")
+    keys = ("strategy", "every", "keep", "important", "tokens", "high", "low", "gold", "score")
     put(
         "trim",
         {**{key: newest[key] for key in keys}, "asked": sidecar.trim.strategy}
         if newest and conversation
         else None,
-        "the newest plan that a row was asked under; `asked`: the sidecar's strategy; `marks`: whether "
-        "`every` was fixed by the sidecar, safe, or learned",
+        "the newest plan that a row was asked under; `asked`: the sidecar's strategy",
         missing=alone or "no plan was made",
     )
     put(
@@ -56,13 +56,12 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
             else "the strategy has none"
         ),
     )
-    learned = ledger.meta("learned")
     put(
-        "learned",
-        learned,
-        "seconds per token fitted to the server's counts and times of requests that ran alone; `error` is "
-        "the median relative error of the fit, `every` the rows between two trims that follow",
-        missing=alone or "rows between two trims were not to be learned",
+        "retired_settings",
+        _retired(ledger.meta("retired") or [], plans),
+        "settings of the sidecar that spoolama had when the job began and no longer has, and what the job "
+        "had in their place",
+        missing="the sidecar has none",
     )
     watch = ledger.meta("watch") or []
     put(
@@ -109,6 +108,18 @@ def conduct_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
     )
 
 
+def _retired(keys: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> list[str] | None:
+    """A sentence for each of these settings."""
+    found = []
+    if "trim.every" in keys:
+        learned = [plan["every"] for plan in plans if plan.get("marks") == "learned"]
+        rows, why = (learned[-1], "as an earlier version learned") if learned else (EVERY, "the default")
+        found.append(
+            f"The setting `every: auto` no longer exists: this job trimmed every {rows} rows, {why}."
+        )
+    return found or None
+
+
 def trim_sentence(m: Mapping[str, Any]) -> str | None:
     """What stood before a row, in words; None: rows were asked alone."""
     trim = m.get("trim")
@@ -128,8 +139,7 @@ def trim_sentence(m: Mapping[str, Any]) -> str | None:
     if every == 1:
         parts.append("each row alone behind them" if anchors else "each row alone")
     elif every:
-        marks = {"fixed": "", "safe": " (a safe value, not learned)", "learned": " (learned from this job)"}
-        parts.append(f"a trim every {every} rows{marks[trim['marks']]}")
+        parts.append(f"a trim every {every} rows")
     if (peak := m.get("sight_peak")) and (anchors or every != 1):  # else a guard ended the conversations
         parts.append(
             f"each row saw up to {peak:,} {'other' if anchors else 'earlier one'}{'s' * (peak != 1)}"

@@ -87,6 +87,8 @@ def summary_text(
     lines = [str(m["job"] or ""), books, "", *_warned(m)]
     if m["ended_early"]:
         lines += _entry("Ended early", _early(m["ended_early"]))
+    for sentence in m["retired_settings"] or ():
+        lines += _entry("Sidecar", sentence)
     lines += _entry("Model", _model(m))
     if m["completed"]:  # else there was nothing to measure
         lines += _entry("Speed", _speed(m))

@@ -90,13 +90,15 @@ class JobExecutor:
         try:
             with progress.pulse.wait(_LEAST_PATIENCE_S):
                 kind = await asyncio.to_thread(detect, job.data, job.data.name)
-                sidecar = await self._sidecar(job, kind)
+                sidecar, retired = await self._sidecar(job, kind)
         except JobError as error:
             return await self.reject(job, error)
         failure: JobError | None = None
         ledger: JobLedger | None = None
         try:
             ledger = JobLedger(job.ledger, self._clock, on_durable=lambda d: _count(progress, d))
+            if retired:
+                await ledger.note(retired=retired)
             finished = await self._answer(job, kind, sidecar, ledger, progress, stop)
             if not finished:
                 return Ended("left", None, "stopped; the rest is for the next start")
@@ -124,9 +126,11 @@ class JobExecutor:
         if not isinstance(error, LedgerError) and await asyncio.to_thread(job.ledger.exists):
             with contextlib.suppress(JobError):  # then what there is goes as it is
                 kind = await asyncio.to_thread(detect, job.data, job.data.name)
-                sidecar = await self._sidecar(job, kind)
+                sidecar, retired = await self._sidecar(job, kind)
                 ledger = JobLedger(job.ledger, self._clock)
                 try:
+                    if retired:
+                        await ledger.note(retired=retired)
                     await self._end_early(ledger, error)
                 finally:
                     await ledger.close()
@@ -137,12 +141,17 @@ class JobExecutor:
         path = await asyncio.to_thread(publish, self._spool, job, "failed")
         return Ended("failed", path, error.message)
 
-    async def _sidecar(self, job: JobDir, kind: InputKind) -> Sidecar:
+    async def _sidecar(self, job: JobDir, kind: InputKind) -> tuple[Sidecar, list[str]]:
+        """The sidecar, and the keys of settings that only earlier versions had."""
         openai = kind.format == "openai"
         if job.sidecar is not None:
             try:
-                return await self._evaluator.load_sidecar(job.sidecar, openai=openai)
+                return await self._evaluator.load_sidecar(job.sidecar, openai=openai), []
             except SidecarError as error:
+                if await asyncio.to_thread(job.ledger.exists):
+                    with contextlib.suppress(SidecarError):
+                        today = await self._evaluator.load_sidecar(job.sidecar, openai=openai, begun=True)
+                        return today, [problem.key for problem in error.problems]
                 if not (await asyncio.to_thread(job_progress, job.ledger)).all_read:
                     raise
                 # It was accepted when the job began: an older version allowed more than this one.
@@ -152,7 +161,7 @@ class JobExecutor:
                     "spoolama that began it to finish it."
                 ) from error
         if openai:
-            return Sidecar(model="")
+            return Sidecar(model=""), []
         raise InputError(f"{job.data.name} came without a sidecar", mend="Drop it again with its sidecar.")
 
     async def _answer(

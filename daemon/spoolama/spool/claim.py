@@ -57,11 +57,6 @@ class JobDir:
         """What will be published; made by `publish.open_out`."""
         return self.path / OUT
 
-    @property
-    def claim_file(self) -> Path:
-        """What was claimed, and when."""
-        return self.path / CLAIM_FILE
-
 
 def random_token() -> str:
     """Four random characters."""

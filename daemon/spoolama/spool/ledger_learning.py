@@ -1,4 +1,4 @@
-"""The part of a job's ledger that is about learning: rows answered beforehand, costs, sizes, long rows."""
+"""The part of a job's ledger that is about learning: rows answered beforehand, sizes, long rows."""
 
 from __future__ import annotations
 
@@ -103,25 +103,7 @@ class LearningLedger:
 
         return await self._thread.do(run)
 
-    # --- costs and sizes ---------------------------------------------------------------------------------
-
-    async def solo_costs(self, last: int) -> list[tuple[int, int, int, float, float]]:
-        """(Evaluated, cached, answered tokens, seconds of each) of requests that ran while no other did.
-
-        Only those whose counts and times are all known, of rows up to ordinal `last`.
-        """
-        where = (
-            " WHERE solo AND prompt_tokens IS NOT NULL AND cached_tokens IS NOT NULL"
-            " AND completion_tokens IS NOT NULL AND prompt_s IS NOT NULL AND eval_s IS NOT NULL"
-        )
-        columns = "prompt_tokens - cached_tokens, cached_tokens, completion_tokens, prompt_s, eval_s"
-        return await self._thread.do(
-            lambda db: db.execute(
-                f"SELECT {columns} FROM samples{where} UNION ALL"  # noqa: S608 - constants
-                f" SELECT {columns} FROM results{where} AND NOT aside AND ordinal <= ?",
-                (last,),
-            ).fetchall()
-        )
+    # --- sizes -------------------------------------------------------------------------------------------
 
     async def last_segment(self) -> int:
         """The highest segment that was begun; -1 if there is none. Anchors are spread over all of them."""
@@ -132,17 +114,6 @@ class LearningLedger:
             ).fetchone()
         )
         return -1 if row[0] is None else int(row[0])
-
-    async def means(self, last: int) -> tuple[float, float] | None:
-        """(Tokens of a row's turn, tokens of its answer), on average over rows up to ordinal `last`."""
-        row = await self._thread.do(
-            lambda db: db.execute(
-                "SELECT avg(turn_tokens), avg(completion_tokens) FROM results"
-                " WHERE ordinal <= ? AND completion_tokens IS NOT NULL",
-                (last,),
-            ).fetchone()
-        )
-        return None if row[0] is None or row[1] is None else (row[0], row[1])
 
     async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
         """(Most tokens beyond 16 a message per UTF-8 byte, rows measured), over the first segments.

@@ -69,7 +69,6 @@ class Totals:
     prompt_s: float
     eval_s: float
     latency_s: float
-    max_prompt_tokens: int | None
     trims: int
     """Rows before which earlier rows were dropped from the conversation."""
 
@@ -166,7 +165,7 @@ class LedgerReader(EffectReader):
             "SELECT sum(prompt_tokens), count(prompt_tokens), sum(cached_tokens), count(cached_tokens),"
             " sum(completion_tokens), count(completion_tokens), coalesce(sum(attempts), 0), count(*),"
             " coalesce(sum(load_s > 0.1), 0), coalesce(sum(prompt_s), 0.0), coalesce(sum(eval_s), 0.0),"
-            " coalesce(sum(latency_s), 0.0), max(prompt_tokens), coalesce(sum(trimmed), 0) FROM results"
+            " coalesce(sum(latency_s), 0.0), coalesce(sum(trimmed), 0) FROM results"
         ).fetchone()
         failed = self._db.execute(
             "SELECT coalesce(sum(attempts), 0), coalesce(sum(attempts > 0), 0) FROM failures"
@@ -185,8 +184,7 @@ class LedgerReader(EffectReader):
             prompt_s=row[9],
             eval_s=row[10],
             latency_s=row[11],
-            max_prompt_tokens=row[12],
-            trims=row[13],
+            trims=row[12],
         )
 
     def last_plan(self) -> int | None:

@@ -28,10 +28,8 @@ __all__ = ["Lease", "Refused", "Settled", "Settling", "ask_lease", "settle"]
 class Settled:
     """Nobody writes to the job's files, and they are on the disk."""
 
-    leased: bool
-    """Whether the kernel confirmed it. If not, only the quiet time speaks for it."""
     said: str = ""
-    """Why the kernel could not be asked; empty if it was."""
+    """Why the kernel did not confirm it, so that only the quiet time speaks for it; empty if it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def settle(
         if not isinstance(answer, Settled):
             return answer
         denied = denied or answer.said
-    return Settled(leased=not denied, said=denied)
+    return Settled(denied)
 
 
 def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> Settled | Settling | Refused:
@@ -138,8 +136,8 @@ def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> Settled
     finally:
         os.close(fd)
     if lease.denied:
-        return Settled(False, f"the kernel does not say whether {name} is still written to: {lease.denied}")
-    return Settled(True)
+        return Settled(f"the kernel does not say whether {name} is still written to: {lease.denied}")
+    return Settled()
 
 
 def _not_regular(name: str) -> Refused:

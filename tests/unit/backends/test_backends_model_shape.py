@@ -72,7 +72,7 @@ def test_a_recorded_answer_of_ollama_is_read() -> None:
     assert (shape.architecture, shape.layers, shape.kv_heads) == ("llama", 30, (3,) * 30)
     assert (shape.key_length, shape.value_length, shape.vocab_size) == (64, 64, 49152)
     assert (shape.trained_ctx, shape.sliding_window, any(shape.slides)) == (8192, None, False)
-    assert (shape.host_bytes, shape.repacked_bytes, shape.parameters) == (0, 0, 134_515_008)
+    assert (shape.host_bytes, shape.repacked_bytes) == (0, 0)
     # Every tensor's type is known: without the vocabulary that is the file.
     assert sum(t.size_bytes or 0 for t in tensors) == pytest.approx(SIZE, rel=0.03)
 

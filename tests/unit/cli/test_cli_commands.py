@@ -159,7 +159,7 @@ BOUND = "and are dropped before a prompt passes 2,879 tokens (0.75 of the room, 
             "tokens. Anchors: 24 rows are answered alone first, to choose from. Together at most 24 requests",
             "Guard",
         ),
-        (300, "trim: {strategy: window}\nsegment: 12\n", "up to 11 earlier ones (more or", "Guard"),
+        (300, "trim: {strategy: window}\nsegment: 12\n", "up to 11 earlier ones stand before a row", "Guard"),
         (300, "trim: {strategy: budget, tokens: 500}\n", "earlier ones within 500 tokens stand", "up to 0"),
         (
             300,

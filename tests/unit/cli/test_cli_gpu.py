@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
 from spoolama.engine.sizing import Sizing
 from spoolama.errors import RequestRefused, ServerAway
-from spoolama.gpu.estimate import estimate
 from spoolama.gpu.readings import NoCards, NoReading
 from spoolama.service.settings import load_settings
 from support.backend import ScriptedBackend
@@ -49,7 +47,6 @@ LLAMA_8B = ModelShape(
     feed_forward_length=14336,
     vocab_size=128_256,
     trained_ctx=131_072,
-    file_type=1,
 )
 """Llama 3.1 8B in F16, as tests/unit/gpu/test_gpu_estimate.py has it."""
 
@@ -179,19 +176,16 @@ def test_the_level_follows_the_settings() -> None:
 
 
 def test_an_estimate_is_held_against_what_is_free() -> None:
-    """It fits by the engine's own estimate; the largest window fits and the next one does not."""
+    """It fits by the engine's own estimate."""
     found = look((card(2, 24),), LoadSpec("m", 8192, slots=2))["estimate"]
 
     assert found["fits"] is True
     assert found["may_be_taken_bytes"] == round(24 * 0.9375 * GB) - 2 * GB
     assert found["estimate"] == Sizing(LLAMA_8B, on_card=True).to_json(LoadSpec("m", 8192, slots=2))
-    largest = found["largest_window"]
-    assert estimate(LLAMA_8B, largest, 2).total_bytes <= found["may_be_taken_bytes"]
-    assert estimate(LLAMA_8B, largest + 256, 2).total_bytes > found["may_be_taken_bytes"]
 
 
-def test_what_does_not_fit_comes_with_what_would() -> None:
-    """The largest window, and quantisations; both called what they are: estimates."""
+def test_what_does_not_fit_is_said_with_what_there_is() -> None:
+    """It is called what it is: an estimate."""
     found = look((card(2, 24),), LoadSpec("m", 65_536))
     text = said(found)
 
@@ -200,43 +194,7 @@ def test_what_does_not_fit_comes_with_what_would() -> None:
         "Estimate for m with a window of 65,536 and 1 slot, on a GPU; nothing was loaded:\n  about " in text
     )
     assert "It should not fit now: 20.5 GB may be taken below the critical mark." in text
-    assert f"The largest window that should fit: {found['estimate']['largest_window']:,}." in text
-    assert "Smaller quantisations that should fit, if somebody offers them: Q8_0 (weights about " in text
-    assert "With nothing else in memory" not in text
-
-
-def test_a_window_that_is_the_models_own_limit_is_called_that() -> None:
-    """Else a person takes it for the card's."""
-    assert "should fit: 131,072, the model's own limit." in said(look((card(2, 80),), LoadSpec("m", 4096)))
-    assert "own limit" not in said(look((card(2, 24),), LoadSpec("m", 4096)))
-
-
-def test_fewer_slots_are_advised_where_they_fit() -> None:
-    """Each slot has keys and values of its own: what three cannot have, two can."""
-    asked = LoadSpec("m", 8192, slots=8)
-    found = look((card(2, 24),), asked)
-    slots = found["estimate"]["fitting_slots"]
-    free = found["estimate"]["may_be_taken_bytes"]
-    assert (
-        estimate(LLAMA_8B, 8192, slots).total_bytes <= free < estimate(LLAMA_8B, 8192, slots + 1).total_bytes
-    )
-    assert f"  With {slots} slots this window should fit: fewer requests at once" in said(found)
-    assert "this window should fit" not in said(look((card(2, 24),), LoadSpec("m", 8192)))
-
-
-def test_no_quantisation_is_listed_that_is_larger_than_the_model() -> None:
-    """Nor its own, though its file has more than weights in it, or a part that stays in main memory."""
-
-    def names(**more: object) -> list[str]:
-        def arrange(server: _Server) -> None:
-            server.shape_ = replace(LLAMA_8B, **more)  # type: ignore[arg-type]
-
-        found = look((card(2, 24),), LoadSpec("m", 110_000), arrange=arrange)["estimate"]
-        return [quantisation["name"] for quantisation in found["smaller_quantisations"]]
-
-    assert names(host_bytes=8 * GB) == ["Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K"]
-    # A Q4_K_M of 8B with 2 GB of something else.
-    assert names(weights_bytes=7 * GB, parameters=8_030_000_000, file_type=15) == ["Q3_K_M", "Q2_K"]
+    assert text.endswith("may be taken below the critical mark.")
 
 
 def test_a_model_that_the_server_does_not_have_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,15 +209,6 @@ def test_a_model_that_the_server_does_not_have_is_a_failure(monkeypatch: pytest.
     assert (result.exit_code, "none, since model 'nope' not found." in result.output) == (1, True)
     monkeypatch.undo()
     assert call(monkeypatch, probe, "--url", NOBODY, "--model", "nope").exit_code == 0
-
-
-def test_a_full_card_says_what_an_empty_one_would_hold() -> None:
-    """Whom to ask for room is worth knowing; here others have it."""
-    text = said(look((card(20, 24),), LoadSpec("m", 4096)))
-
-    assert "With nothing else in memory it should: then 22.5 GB may be taken." in text
-    assert "No window fits by this estimate." in text
-    assert "No smaller quantisation that would fit is known." in text
 
 
 def test_the_servers_own_models_make_room() -> None:

@@ -124,17 +124,6 @@ def test_one_look_at_a_smaller_window_is_not_believed(tmp_path: Path) -> None:
     assert plans_of(bench)[-1]["window"] is None
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
-def test_nothing_is_said_to_be_learned_where_no_segment_could_use_it(tmp_path: Path, lanes: int) -> None:
-    """With all rows in one segment there is no next one."""
-    side = SIDECAR + "segment: all\ntrim: {strategy: window, keep: 5}\n"
-    bench = Bench(tmp_path, texts(1300), side, caches=True)
-    bench.run(lanes)
-    assert meta_of(bench, "learned")["costs"] is None
-    assert "one segment" in meta_of(bench, "learned")["reason"]
-    assert {p["marks"] for p in plans_of(bench)} == {"safe"}
-
-
 def test_a_trim_of_a_long_tail_takes_no_time_to_speak_of() -> None:
     """Thousands of rows of which few fit: the choice is made a few times, not once for each."""
     tail = tuple(

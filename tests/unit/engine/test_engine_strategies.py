@@ -1,4 +1,4 @@
-"""What stands before a row: anchors, learned marks, long rows, the primer, and what others do."""
+"""What stands before a row: anchors, long rows, the primer, and what others do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from spoolama.backends.base import ChatRequest, LoadSpec, Reply
-from spoolama.context.costs import CostModel
-from spoolama.engine.planner import learned_every
 from spoolama.errors import (
     ContextOverflow,
     JobError,
@@ -329,43 +327,6 @@ def test_a_repair_changes_seed_and_temperature(tmp_path: Path) -> None:
     assert [t["temperature"] for t in tries] == [0.0, 0.6, 0.6, 0.6]
 
 
-# learned marks
-
-
-def test_marks_are_learned_from_the_first_rows_and_in_force_from_the_next_segment(tmp_path: Path) -> None:
-    """One lane works while costs are learned; the plan that follows is written and used by all."""
-    side = SIDECAR.replace("512", "4096") + "segment: 100\ntrim: {strategy: window, keep: 10}\n"
-    bench = Bench(
-        tmp_path,
-        [f"row {i} " + "word " * (i * 7 % 40) for i in range(1500)],
-        side,
-        caches=True,
-        times=lambda n, cached, o: (0.01 + n * (4e-3 + 4e-6 * (cached + n / 2)), o * (0.01 + 1e-5 * n)),
-    )
-    bench.run(3)
-    learned = meta_of(bench, "learned")
-    assert isinstance(learned, dict)
-    assert learned["costs"], learned["reason"]
-    (plan,) = [p for p in plans_of(bench) if p["marks"] == "learned" and p["tokens_per_byte"] == 1.0]
-    assert plan["from_segment"] == 1
-    assert plan["every"] == learned["every"]
-    first = [call.request.slot for call in bench.backend.calls[:64]]
-    assert set(first) == {0}
-    assert {o.plan_version for o in bench.outcomes if o.segment == 0} == {1}
-
-
-def test_marks_stay_safe_where_the_server_counts_nothing(tmp_path: Path) -> None:
-    """And the metrics say why."""
-    side = SIDECAR + "segment: 100\ntrim: {strategy: window, keep: 3}\n"
-    bench = Bench(tmp_path, texts(1300), side, counts=False)
-    bench.run(2)
-    learned = meta_of(bench, "learned")
-    assert isinstance(learned, dict)
-    assert learned["costs"] is None
-    assert learned["reason"]
-    assert {p["marks"] for p in plans_of(bench)} == {"safe"}
-
-
 def test_a_refused_request_in_the_second_pass_is_told(tmp_path: Path) -> None:
     """A server that will not load the larger window fails those rows alone."""
     rows = texts(6)
@@ -408,13 +369,3 @@ def test_rows_of_one_to_two_hundred_thousand_tokens_all_have_their_end(tmp_path:
     assert max(refused.values()) == 1
     windows = [spec.num_ctx for _, spec in bench.backend.loads]
     assert windows == [1024, 131_072], "the model's own is the longest"
-
-
-def test_a_learned_number_of_rows_stays_below_the_high_mark() -> None:
-    """Where tokens would have a trim made first, it would keep other rows than these: that costs more."""
-    costs = CostModel(a=0.04, b=2e-3, c=5e-7, d=8e-3, e=3e-7)
-    free = learned_every(costs, keep=10, means=(60.0, 3.0), front=320)
-    capped = learned_every(costs, keep=10, means=(60.0, 3.0), front=320, high=3000.0)
-    assert free > capped
-    assert (10 + capped) * 60 + 263 <= 3000 < (10 + capped + 1) * 60 + 263
-    assert learned_every(costs, keep=100, means=(60.0, 3.0), front=320, high=3000.0) == 1

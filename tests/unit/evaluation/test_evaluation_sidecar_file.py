@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolama.errors import SidecarError
-from spoolama.evaluation.child.sidecar_file import _MODELS, parse_sidecar, sidecar_schema
+from spoolama.evaluation.child.sidecar_file import _MODELS, checked_sidecar, parse_sidecar, sidecar_schema
 from spoolama.evaluation.child.sidecar_words import EXPECTED
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.trim import STRATEGY_KEYS
@@ -88,6 +88,38 @@ def test_what_is_not_done_for_openai_lines_is_refused(
     else:
         assert problems(text, openai=True) == expected
         assert parse_sidecar("model: m\nprompt: x\n" + text, "a.yaml")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("strategy", ["window", "important", "hybrid"])
+def test_a_setting_of_an_earlier_version_is_taken_only_for_a_job_that_has_begun(
+    strategy: str, begun: bool
+) -> None:
+    """A new job is told what to write today; a begun one has the value that it began with."""
+    text = OK + f"trim:\n  strategy: {strategy}\n  every: auto\n"
+    if begun:
+        sidecar = Sidecar.model_validate_json(checked_sidecar(text, "a.yaml", begun=True))
+        assert (sidecar.trim.every, sidecar.trim.every_rows) == (None, 30)
+    else:
+        assert problems(text) == [
+            (
+                5,
+                3,
+                "trim.every",
+                '"auto" is not a whole number of rows from 1 to 100000',
+                "every is a number of rows, 30 if it is left out (20 with strategy reset, 1 with anchors)",
+            )
+        ]
+
+
+def test_leaving_retired_settings_out_leaves_all_else_as_it_is() -> None:
+    """Other problems are said for a begun job too, whatever shape the file has."""
+    for text in ("trim: auto\n", "trim: {strategy: window, every: often}\n", "trim: [every, auto]\n"):
+        with pytest.raises(SidecarError) as caught:
+            checked_sidecar(OK + text, "a.yaml", begun=True)
+        assert [(p.line, p.column, p.key, p.message, p.hint) for p in caught.value.problems] == problems(
+            OK + text
+        )
 
 
 QUOTE = "put a text with a colon in quotes, or on the next line behind `|`"

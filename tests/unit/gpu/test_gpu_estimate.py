@@ -18,8 +18,6 @@ from spoolama.backends.model_shape import ModelShape, shape_of
 from spoolama.gpu.estimate import (
     Estimate,
     estimate,
-    fitting_quantisations,
-    largest_window,
     ollama_batch,
     words_of,
 )
@@ -216,66 +214,12 @@ def test_tables_in_main_memory_are_not_on_the_card() -> None:
     assert estimate(model, 256, 1, on_card=False).weights_bytes == 1050
 
 
-def test_the_largest_window_is_the_largest() -> None:
-    """It fits, one step more does not; nothing fits where the weights do not; the model's own is the most."""
-    room = 24 * 10**9
-
-    found = largest_window(LLAMA_8B, room, 2)
-
-    assert found is not None
-    assert estimate(LLAMA_8B, found, 2).total_bytes <= room
-    assert estimate(LLAMA_8B, found + 256, 2).total_bytes > room
-    assert largest_window(LLAMA_8B, 10**9, 1) is None
-    short = shape("llama", 30, 576, 1536, 9, 3, context_length=8192)
-    assert largest_window(short, room, 1) == 8192
-
-
-@pytest.mark.parametrize("cells", [2048, 4096, 8192])
-def test_the_largest_window_minds_that_short_ones_are_kept_whole(cells: int) -> None:
-    """Where the server keeps up to 4 GiB whole, it is found among short windows and among sliding ones."""
+def test_sliding_layers_keep_all_of_a_window_that_is_short_enough() -> None:
+    """Where the server keeps up to 4 GiB whole, as the embedded engine does; a longer window slides."""
     model = replace(gemma3_12b(1), whole_window_bytes=4 * GIB)
+
     assert estimate(model, 8192, 1) == estimate(model, 8192, 1, swa_full=True)
     assert estimate(model, 16_384, 1) == estimate(model, 16_384, 1, swa_full=False)
-    room = estimate(model, cells, 1).total_bytes
-
-    fitting = [n for n in range(256, 131_072, 256) if estimate(model, n, 1).total_bytes <= room]
-
-    assert largest_window(model, room, 1) == max(fitting)
-
-
-def test_quantisations_are_as_large_as_published() -> None:
-    """Within 1 % of the sizes in llama.cpp's tools/quantize/README.md for Llama 3.1 8B, from its F16 file."""
-    model = replace(LLAMA_8B, file_type=1)
-
-    found = fitting_quantisations(model, 10**12, 4096, 1)
-
-    published = {"Q8_0": 7.95, "Q6_K": 6.14, "Q5_K_M": 5.33, "Q4_K_M": 4.58, "Q3_K_M": 3.74, "Q2_K": 2.95}
-    assert {q.name: q.weights_bytes / GIB for q in found} == pytest.approx(published, rel=0.01)
-
-
-def test_gemma_is_as_large_as_published() -> None:
-    """ggml-org/llama.cpp#13194: gemma3 12B in Q4_K_M, 11.77 B weights, has 6.79 GiB; within 3 %."""
-    model = replace(gemma3_12b(24 * 10**9), parameters=11_770_000_000)
-
-    sizes = {q.name: q.weights_bytes for q in fitting_quantisations(model, 10**12, 4096, 1)}
-
-    assert sizes["Q4_K_M"] == pytest.approx(6.79 * GIB, rel=0.03)
-
-
-def test_only_smaller_quantisations_that_fit_are_named() -> None:
-    """With 6.8 GB for Llama 3.1 8B in Q6_K: not Q6_K again, nor Q5_K_M, whose total is beyond the room."""
-    model = replace(LLAMA_8B, weights_bytes=6_592_000_000, parameters=8_030_000_000)
-
-    found = fitting_quantisations(model, 6_800_000_000, 4096, 1)
-
-    assert [q.name for q in found] == ["Q4_K_M", "Q3_K_M", "Q2_K"]
-    assert all(q.weights_bytes < q.total_bytes <= 6_800_000_000 for q in found)
-    assert "Q6_K" not in [q.name for q in fitting_quantisations(model, 10**12, 4096, 1)]
-
-
-def test_without_a_number_of_weights_nothing_is_named() -> None:
-    """Neither a count nor a type that tells it."""
-    assert fitting_quantisations(LLAMA_8B, 10**12, 4096, 1) == ()
 
 
 def test_words_say_that_it_is_an_estimate() -> None:

@@ -106,9 +106,9 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
     [
         (None, {}, None),
         (
-            {"strategy": "window", "keep": 20, "every": 30, "marks": "safe"},
+            {"strategy": "window", "keep": 20, "every": 30},
             {},
-            "strategy window; 20 rows kept at a trim; a trim every 30 rows (a safe value, not learned)",
+            "strategy window; 20 rows kept at a trim; a trim every 30 rows",
         ),
         (
             {"strategy": "window", "keep": 20, "every": 30},
@@ -135,7 +135,7 @@ def test_what_stood_before_a_row_is_said_in_words(
     trim: dict[str, Any] | None, more: dict[str, Any], said: str | None
 ) -> None:
     """How many rows, how rarely they are trimmed, and where what was asked for could not be had."""
-    ordinary = {"keep": 0, "every": 0, "important": 0, "tokens": None, "gold": False, "marks": "fixed"}
+    ordinary = {"keep": 0, "every": 0, "important": 0, "tokens": None, "gold": False}
     assert trim_sentence({"trim": None if trim is None else ordinary | trim, **more}) == said
 
 

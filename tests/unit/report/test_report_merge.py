@@ -220,3 +220,15 @@ def test_a_warning_of_the_first_job_comes_along(home: Path, tmp_path: Path) -> N
 
     assert summary.text.splitlines()[3] == "Warning: rows 1 to 30 went wrong."
     assert summary.metrics["guard"]["warning"] == "Warning: rows 1 to 30 went wrong."
+
+
+def test_a_job_that_an_earlier_version_published_with_a_retired_setting_is_opened(home: Path) -> None:
+    """Its sidecar is in metrics.json as it was used; the setting is left out."""
+    metrics = json.loads((home / "metrics.json").read_bytes())
+    metrics["sidecar"]["trim"] = {"strategy": "window", "keep": 4, "every": "auto"}
+    (home / "metrics.json").write_text(json.dumps(metrics))
+
+    job = open_published(home)
+
+    assert (job.sidecar.trim.keep, job.sidecar.trim.every) == (4, None)
+    assert job.metrics == metrics

@@ -18,6 +18,7 @@ from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.errors import DiskFull, JobError, LedgerError, LedgerVersion
+from spoolama.job.plan import Plan
 from spoolama.service import execution
 from spoolama.service.execution import JobExecutor
 from spoolama.service.model import Ended, StopSignal
@@ -158,6 +159,45 @@ def test_a_job_whose_sidecar_this_version_refuses_keeps_its_results(tmp_path: Pa
         asyncio.run(executor.reject(job, JobError("cancelled", code="cancelled")))
     assert job.ledger.exists()
     assert [*spool.done.iterdir(), *spool.failed.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("learned", "seen", "said"),
+    [
+        (None, 11, "this job trimmed every 30 rows, the default"),
+        (3, 3, "this job trimmed every 3 rows, as an earlier version learned"),
+    ],
+)
+def test_a_job_begun_with_a_setting_that_no_longer_exists_goes_on(
+    tmp_path: Path, learned: int | None, seen: int, said: str
+) -> None:
+    """By the plans in its ledger, which stay as they are; summary.txt and metrics.json say what was done."""
+    spool = Spool(tmp_path)
+    spool.create()
+    (spool.incoming / "j.csv").write_text("text\n" + "a\n" * 24)
+    trim = "segment: 12\ntrim: {strategy: window, keep: 1, every: auto}\n"
+    (spool.incoming / "j.yaml").write_text("model: m\nprompt: '{{ text }}'\n" + trim)
+    clock = SystemClock()
+    job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
+    first = Plan(1, 0, 12, "window", every=30, keep=1).to_json() | {"marks": "safe"}
+    second = first | {"version": 2, "from_segment": 1, "every": learned, "marks": "learned"}
+    plans = [] if learned is None else [first, second]
+    with contextlib.closing(open_writer(job.ledger)) as db:
+        for plan in plans:
+            db.execute("INSERT INTO plan VALUES (?, ?)", (plan["version"], json.dumps(plan)))
+    executor = JobExecutor(spool, ScriptedBackend(clock, latency_s=0.0), inline_evaluator(), clock)
+
+    ended = asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
+
+    assert ended.where == "done"
+    assert ended.path is not None
+    rows = [json.loads(line) for line in (ended.path / "results.jsonl").read_text().splitlines()]
+    metrics = json.loads((ended.path / "metrics.json").read_text())
+    sentence = f"The setting `every: auto` no longer exists: {said}."
+    assert max(sum(last - first + 1 for first, last in row["seen"]) for row in rows[12:]) == seen
+    assert metrics["retired_settings"] == [sentence]
+    assert sentence in " ".join((ended.path / "summary.txt").read_text().split())
+    assert metrics["plans"][: len(plans)] == plans
 
 
 @pytest.mark.parametrize("then", ["report", "fail"])

@@ -14,11 +14,12 @@ import pytest
 from spoolama.clock import SystemClock
 from spoolama.errors import ConfigError, DropGone, SpoolError
 from spoolama.spool.claim import JobDir, claim, read_job
-from spoolama.spool.content import read_content, sha256_of
+from spoolama.spool.content import sha256_of
 from spoolama.spool.durable import Disk
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import Drop
 from spoolama.spool.settle import Lease, Refused, Settled, Settling, ask_lease, settle
+from spoolama.spool.states import CLAIM_FILE
 
 
 def dropped(spool: Spool, name: str = "a.csv", sidecar: str | None = "a.yaml") -> Drop:
@@ -133,9 +134,9 @@ def test_a_missing_default_sidecar_is_the_administrators_to_mend(spool: Spool, t
 def test_a_damaged_claim_is_said(spool: Spool, damage: bytes | None) -> None:
     """A directory whose claim is missing or broken is not taken for a job."""
     job = taken(spool)
-    job.claim_file.unlink()
+    (job.path / CLAIM_FILE).unlink()
     if damage is not None:
-        job.claim_file.write_bytes(damage)
+        (job.path / CLAIM_FILE).write_bytes(damage)
     with pytest.raises(SpoolError, match=r"claim\.json"):
         read_job(job.path)
 
@@ -145,7 +146,7 @@ def test_settled(spool: Spool) -> None:
     job = taken(spool)
     if not leases_work(spool.root / "probe"):
         pytest.skip("leases are not to be had on this file system by this user")
-    assert settle(job) == Settled(leased=True)
+    assert settle(job) == Settled()
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.yaml"])
@@ -165,7 +166,7 @@ def test_an_open_writer_is_waited_for(spool: Spool, name: str) -> None:
         job = claim(spool, drop, clock=SystemClock())
         assert settle(job) == Settling(f"{name} is still being written to")
         writer.communicate(b"")
-    assert settle(job) == Settled(leased=True)
+    assert settle(job) == Settled()
 
 
 def test_no_lease_is_left_behind(tmp_path: Path) -> None:
@@ -180,9 +181,7 @@ def test_no_lease_is_left_behind(tmp_path: Path) -> None:
 def test_without_leases_it_goes_on_and_says_so(spool: Spool) -> None:
     """On NFS, or without the capability, the quiet time has to do."""
     found = settle(taken(spool), ask=lambda _: Lease(writer=False, denied="Permission denied"))
-    assert found == Settled(
-        False, "the kernel does not say whether a.csv is still written to: Permission denied"
-    )
+    assert found == Settled("the kernel does not say whether a.csv is still written to: Permission denied")
 
 
 def test_settling_refuses_what_cannot_be_frozen(spool: Spool, tmp_path: Path) -> None:
@@ -233,21 +232,14 @@ def test_settling_refuses_what_it_may_not_read(tmp_path: Path) -> None:
     assert answer.code == "unreadable"
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "newline"),
-    [("a.csv", b"a\n", True), ("a.csv", b"a\nb", False), ("a.csv", b"", None), ("a.csv.gz", b"x", None)],
-)
-def test_content(tmp_path: Path, name: str, data: bytes, newline: bool | None) -> None:
-    """Size, hash and the final newline, which a compressed file cannot be asked for."""
-    path = tmp_path / name
-    path.write_bytes(data)
-    found = read_content(path)
-    assert (found.bytes, found.final_newline) == (len(data), newline)
-    assert found.sha256 == sha256_of(path)
-    assert subprocess.check_output(["sha256sum", path]).split()[0].decode() == found.sha256
+def test_the_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
+    """What people put into `expect.sha256`."""
+    (tmp_path / "a.csv").write_bytes(b"a\nb")
+    told = subprocess.check_output(["sha256sum", tmp_path / "a.csv"]).split()[0].decode()
+    assert sha256_of(tmp_path / "a.csv") == told
 
 
 def test_the_claim_file_is_for_people_too(spool: Spool) -> None:
     """claim.json says in plain JSON what was taken."""
-    body = json.loads(taken(spool).claim_file.read_bytes())
+    body = json.loads((taken(spool).path / CLAIM_FILE).read_bytes())
     assert (body["data"], body["sidecar"], body["version"]) == ("a.csv", "a.yaml", 1)

@@ -10,7 +10,7 @@ import pytest
 
 from spoolama.spool.layout import Spool
 from spoolama.spool.recover import recover
-from spoolama.spool.states import Claim, State, state_of
+from spoolama.spool.states import CLAIM_FILE, Claim, State, state_of
 
 CLAIM = Claim("a.csv", "a.yaml", None, 20.0, 10.0).to_bytes()
 ALONE = Claim("a.csv", None, None, 20.0, 10.0).to_bytes()
@@ -184,7 +184,7 @@ def test_a_job_without_its_sidecar_says_so(spool: Spool) -> None:
     (job,) = recover(spool).jobs
     assert (job.data.read_bytes(), job.sidecar) == (b"old", None)
     assert (spool.incoming / "a.csv").read_bytes() == b"new"
-    assert json.loads(job.claim_file.read_bytes())["sidecar"] is None
+    assert json.loads((job.path / CLAIM_FILE).read_bytes())["sidecar"] is None
 
 
 def test_jobs_come_back_first_come_first(spool: Spool) -> None:

@@ -17,6 +17,7 @@ from spoolama.evaluation.child.schema_check import schema_problems
 from spoolama.evaluation.child.score import Score, ScoreProblem
 from spoolama.evaluation.child.sidecar_fit import misfits
 from spoolama.evaluation.child.sidecar_words import EXPECTED, NOT_YET
+from spoolama.job.retired import RETIRED, leave_out_retired
 from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim, Vram
 from spoolama.job.trim import BUILT_IN_SCORES, STRATEGY_KEYS
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
@@ -70,9 +71,16 @@ def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False) -> Side
     return Sidecar.model_validate_json(checked_sidecar(text, name, openai=openai))
 
 
-def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False) -> str:
-    """The JSON of which `Sidecar` is made without a problem; arguments and errors as `parse_sidecar`'s."""
+def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun: bool = False) -> str:
+    """The JSON of which `Sidecar` is made without a problem; errors as `parse_sidecar`'s.
+
+    Args:
+        text, name, openai: As for `parse_sidecar`.
+        begun: Whether its job has begun: then settings that earlier versions had are left out.
+    """
     tree = read_yaml(text, name)
+    if begun:
+        leave_out_retired(tree.data)
     if not tree.data:
         raise SidecarError(tree.problems or [Problem(name, None, None, "", "the file is empty")])
     check = _Check(tree, name, openai=openai)
@@ -246,7 +254,9 @@ class _Check:
             if path and isinstance(path[-1], str)
             else f"for example {example}"
         )
-        if place is not None and place.style is None and place.source is not None and "text" in words:
+        if isinstance(value, str) and (dotted(path), value) in RETIRED:
+            hint = RETIRED[dotted(path), value]
+        elif place is not None and place.style is None and place.source is not None and "text" in words:
             if value is None:
                 shown = "nothing"
             elif not isinstance(value, str):

@@ -46,7 +46,7 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "think": ("true, false, low, medium, high or max", "false"),
     "trim": ("a mapping with strategy", "{strategy: window, keep: 20}"),
     "trim.strategy": ("auto, reset, window, anchors, important, hybrid or budget", "anchors"),
-    "trim.every": ("a whole number of rows from 1 to 100000, or auto", "20"),
+    "trim.every": ("a whole number of rows from 1 to 100000", "20"),
     "trim.keep": ("a whole number of rows from 1 to 100000", "20"),
     "trim.anchors": ("a whole number of rows from 1 to 24", "6"),
     "trim.choose": ("spread, important, or a list of row ids", "spread"),

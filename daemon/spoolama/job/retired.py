@@ -1,0 +1,28 @@
+"""Settings that earlier versions had. A new sidecar may not have them; a job that has begun goes on without.
+
+Leaving one out means what the earlier version did where it had nothing better.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["RETIRED", "leave_out_retired"]
+
+RETIRED: dict[tuple[str, str], str] = {
+    ("trim.every", "auto"): (
+        "every is a number of rows, 30 if it is left out (20 with strategy reset, 1 with anchors)"
+    )
+}
+"""Dotted key and its value; what to write today."""
+
+
+def leave_out_retired(sidecar: dict[str, Any]) -> None:
+    """Take these settings out of a sidecar's data."""
+    for key, value in RETIRED:
+        *parents, name = key.split(".")
+        inner: Any = sidecar
+        for parent in parents:
+            inner = inner.get(parent) if isinstance(inner, dict) else None
+        if isinstance(inner, dict) and inner.get(name) == value:
+            del inner[name]
