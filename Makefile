@@ -8,7 +8,7 @@ SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
 
-.PHONY: help demo test check bench bench-engine bench-marks bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
+.PHONY: help demo test check docs bench bench-engine bench-marks bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -70,6 +70,12 @@ check: $(STAMP)  ## types and lint only
 	$(PY) -m ruff check daemon tests
 	$(PY) -m ruff format --check daemon tests
 	$(PY) -m mypy
+
+# The variable silences a banner of mkdocs-material about its successor, which is no warning of this build.
+docs: $(STAMP)  ## build the documentation site into build/docs; any warning fails
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 bench: $(STAMP) $(MODELS)  ## rows a second, CPU and memory at 1,000 to 100,000 rows on the fake server
 	$(PY) tests/bench/bench_rows.py
