@@ -11,7 +11,7 @@ MODELS := $(VENV)/.models
 # module share what it sets up, so they stay together.
 WORKERS := -n $(shell expr 1 + $$(nproc)) --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test quick check bench bench-engine bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
+.PHONY: help demo test quick check docs bench bench-engine bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -79,6 +79,12 @@ check: $(STAMP)  ## types and lint only
 	$(PY) -m ruff check daemon tests
 	$(PY) -m ruff format --check daemon tests
 	$(PY) -m mypy
+
+# The variable silences a banner of mkdocs-material about its successor, which is no warning of this build.
+docs: $(STAMP)  ## build the documentation site into build/docs; any warning fails
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 bench: $(STAMP) $(MODELS)  ## rows a second, CPU and memory at 1,000 to 100,000 rows on the fake server
 	$(PY) tests/bench/bench_rows.py

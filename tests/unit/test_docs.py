@@ -1,55 +1,221 @@
-"""The documents say what is true: examples load, commands exist, tables are those of the code."""
+"""The documents are true where a program can check it: examples, commands, tables, links and names."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
+import yaml
 
-from spoolama.cli.main import COMMANDS
+from spoolama.cli.main import COMMANDS, spoolama
 from spoolama.engine.failures import POLICIES
 from spoolama.evaluation.child.openai_lines import parameter_table
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
+from spoolama.evaluation.evaluator import EVALUATION_LIMIT
 from spoolama.job.sidecar import Options, Sidecar
+from spoolama.job.trim import STRATEGY_KEYS, Trim
+from spoolama.service.events import EVENTS
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+SITE = sorted((ROOT / "docs").rglob("*.md"))
+FOR_USERS = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *SITE)}
+"""What people who use spoolama read."""
+ALL = FOR_USERS | {
+    name: (ROOT / name).read_text() for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+}
 
 
-@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
-def test_sidecars_in_the_readme_load(block: str) -> None:
-    """Every YAML block is a sidecar that the service would take."""
-    parse_sidecar(block, "README.yaml")
+def page(name: str) -> str:
+    return FOR_USERS[f"docs/{name}.md"]
 
 
-def test_every_sidecar_key_is_in_the_reference_and_no_other() -> None:
-    """The table of keys is complete, options included."""
-    table = README.split("| key | meaning | default |")[1].split("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(Sidecar.model_fields)
-    (options,) = [line for line in table.splitlines() if line.startswith("| `options`")]
-    assert set(re.findall(r"`(\w+)`", options)) - {"options"} == set(Options.model_fields)
+def blocks(text: str, language: str) -> list[str]:
+    """Code blocks, those in lists included."""
+    found = re.findall(rf"^([ ]*)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(block) for _, block in found]
 
 
-def test_commands_in_the_readme_exist() -> None:
-    """`spoolama X` in a shell block is a command; every command is named somewhere."""
-    used = set(re.findall(r"^spoolama (\w+)", README, re.MULTILINE))
-    assert used <= set(COMMANDS)
-    assert {name for name in COMMANDS if f"spoolama {name}" not in README} == set()
+def everywhere(pattern: str) -> list[tuple[str, str]]:
+    """Page and match, for each match."""
+    return [(name, found) for name, text in FOR_USERS.items() for found in re.findall(pattern, text)]
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """Cells of all tables with this heading line."""
+    found = [
+        [cell.strip() for cell in line.strip("| ").split(" | ")]
+        for part in text.split(heading)[1:]
+        for line in part.split("\n\n")[0].splitlines()[2:]
+    ]
+    assert found, heading
+    return found
+
+
+# --- examples ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "block"), [(name, block) for name, text in FOR_USERS.items() for block in blocks(text, "yaml")]
+)
+def test_every_yaml_block_is_a_sidecar_that_the_service_takes(name: str, block: str) -> None:
+    """An example can be copied."""
+    parse_sidecar(block, f"{name}.yaml", openai="openai" in name)
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    for name, text in FOR_USERS.items():
+        for line in "\n".join(blocks(text, "sh")).splitlines():
+            if found := re.search(r"(?:^|-- )(spoolama .*)", line):
+                yield name, found[1]
+
+
+@pytest.mark.parametrize(("name", "line"), list(command_lines()))
+def test_every_command_in_a_shell_block_exists_with_its_options(
+    name: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line itself reads the words; files need not exist."""
+    monkeypatch.setattr(click.Path, "convert", lambda self, value, param, ctx: Path(value))
+    _, called, *words = shlex.split(line, comments=True)
+    command = spoolama.get_command(click.Context(spoolama), called)
+    assert command is not None, name
+    command.make_context(called, words)
+
+
+def test_every_command_is_documented() -> None:
+    """No command is left for people to discover."""
+    text = "\n".join(FOR_USERS.values())
+    assert {name for name in COMMANDS if f"spoolama {name}" not in text} == set()
+
+
+def test_make_targets_in_the_documents_exist() -> None:
+    """`make X` works for every X that is named."""
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {target for _, target in everywhere(r"(?:`|^)make ([a-z-]+)")} <= targets
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def test_the_sidecar_reference_has_every_key_once_and_no_other() -> None:
+    """The tables of keys together are complete, options included."""
+    table = rows(page("sidecar"), "| key | meaning | default |")
+    keys = [cells[0].strip("`") for cells in table]
+    assert sorted(keys) == sorted(Sidecar.model_fields)
+    (options,) = [cells[1] for cells in table if cells[0] == "`options`"]
+    assert set(re.findall(r"`(\w+)`", options)) == set(Options.model_fields)
+
+
+def test_the_table_of_strategies_has_their_keys() -> None:
+    """Each strategy, with exactly the keys that it takes; `high` and `margin` go with all."""
+    text = page("what-the-model-sees")
+    table = rows(text, "| `strategy` | rows in the prompt | keys (defaults) |")
+    shown = {cells[0].strip("`"): set(re.findall(r"`(\w+)`(?!\))", cells[2])) for cells in table}
+    shown["budget"].discard("high")  # it only gives a default
+    assert shown == {name: set(keys) for name, keys in STRATEGY_KEYS.items()}
+    shared = set(Trim.model_fields) - {"strategy"} - set().union(*STRATEGY_KEYS.values())
+    assert all(re.search(rf"^- .*`{key}` \(", text, re.MULTILINE) for key in shared)
 
 
 def test_the_table_of_openai_parameters_is_the_codes() -> None:
-    """The README's table is printed from the one that decides."""
-    shown = README.split("<!-- parameters -->")[1].split("<!-- /parameters -->")[0]
+    """It is printed from the table that decides."""
+    shown = page("openai-batch").split("<!-- parameters -->")[1].split("<!-- /parameters -->")[0]
     assert shown.strip() == parameter_table().strip()
 
 
-def test_every_failure_class_has_a_policy_of_a_known_fault() -> None:
-    """The table of failures has no line without an owner."""
-    assert {policy.fault for policy in POLICIES.values()} == {"server", "row", "job"}
+def test_the_table_of_failures_has_every_class_with_its_owner() -> None:
+    """Each class of the code's table is in one line, which names whose fault it is and whether it counts."""
+    table = rows(page("failures"), "| what | owner | what happens | attempt |")
+    lines = {code: cells for cells in table for code in re.findall(r"`(\w+)`", cells[0])}
+    assert set(lines) - {"timeout", "format", "incoming", EVALUATION_LIMIT} == set(POLICIES)
+    for code, policy in POLICIES.items():
+        owner, attempt = lines[code][1], lines[code][3]
+        assert owner.startswith(policy.fault), code
+        if code not in ("out_of_memory", "request_refused", "context_overflow"):  # their lines say more
+            assert (attempt == "yes") is policy.counts, code
 
 
-@pytest.mark.parametrize("path", re.findall(r"`((?:tests|config|packaging)/[\w./-]+)`", README))
-def test_paths_in_the_readme_are_there(path: str) -> None:
-    """A file that the README names exists."""
-    assert (ROOT / path).exists()
+def test_events_in_the_documents_exist() -> None:
+    """A query of the journal finds what it says."""
+    names = {event for _, event in everywhere(r"SPOOLAMA_EVENT=([\w.]+)")}
+    assert names
+    assert names <= set(EVENTS)
+
+
+# --- links and names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), everywhere(r"(?<![\w/])((?:tests|config|packaging)/[\w./-]*\w/?)(?=[`\s:])")
+)
+def test_paths_in_the_documents_exist(name: str, path: str) -> None:
+    """A file that a page names is in the repository."""
+    assert (ROOT / path).exists(), name
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings, as the site and the forges make them of plain words."""
+    outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", outside, re.MULTILINE)
+    return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", one).strip().lower()) for one in headings}
+
+
+def links() -> Iterator[tuple[str, str]]:
+    for name, text in ALL.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+            if "://" not in target:
+                yield name, target
+
+
+@pytest.mark.parametrize(("name", "target"), list(links()))
+def test_every_link_between_documents_resolves(name: str, target: str) -> None:
+    """The file exists, and the heading in it; pages of the site link to pages of the site only."""
+    path, _, anchor = target.partition("#")
+    found = (ROOT / name).parent / path if path else ROOT / name
+    assert found.is_file()
+    if name.startswith("docs/"):
+        assert found.resolve().is_relative_to(ROOT / "docs")
+    if anchor:
+        assert anchor in anchors(found.read_text())
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """And every entry of the navigation is a page."""
+    nav: Any = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+
+    def files(entry: Any) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        for part in entry.values() if isinstance(entry, dict) else entry if isinstance(entry, list) else ():
+            yield from files(part)
+
+    assert sorted(files(nav)) == sorted(str(path.relative_to(ROOT / "docs")) for path in SITE)
+
+
+# --- size and words ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_fits_one_screen() -> None:
+    """6 KB; everything else is in docs/."""
+    assert len(FOR_USERS["README.md"].encode()) <= 6_000
+
+
+def test_the_glossary_is_short() -> None:
+    """Fewer than thirty terms in alphabetical order, each explained in one line."""
+    table = rows(page("glossary"), "| term | meaning |")
+    terms = [cells[0] for cells in table]
+    assert len(terms) < 30
+    assert terms == sorted(set(terms))
+    assert all(len(cells) == 2 and len(" ".join(cells)) <= 120 for cells in table)
+
+
+@pytest.mark.parametrize("name", FOR_USERS)
+def test_retired_words_do_not_come_back(name: str) -> None:
+    """One term for one thing; these made people read a sentence twice."""
+    words = r"in sight of|reckon\w*|fares?|mend\w*|told|tells?|so many|set aside|apart from|besides the"
+    assert re.findall(rf"\b(?:{words})\b", FOR_USERS[name], re.IGNORECASE) == []

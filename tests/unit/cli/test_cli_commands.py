@@ -73,8 +73,9 @@ def test_help_has_an_example_that_the_command_understands(name: str, monkeypatch
 
 
 def test_the_models_that_come_along_are_named_where_the_embedded_engine_is() -> None:
-    """In the README's line and in the help: nobody has to guess a name."""
-    (line,) = [one for one in (ROOT / "README.md").read_text().splitlines() if "`--backend embedded`" in one]
+    """In the documentation and in the help: nobody has to guess a name."""
+    page = (ROOT / "docs" / "operating.md").read_text()
+    (line,) = [one for one in page.splitlines() if "`--backend embedded`" in one]
     run = spoolama.get_command(click.Context(spoolama), "run")
     assert run is not None
     said = CliRunner().invoke(run, ["--help"], terminal_width=200).output

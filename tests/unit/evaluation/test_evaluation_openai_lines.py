@@ -179,8 +179,8 @@ def test_shape_groups_rows_that_may_share_a_conversation() -> None:
 
 
 def test_the_table_for_people_names_every_parameter() -> None:
-    """Code and README are made from one table."""
+    """Code and documentation are made from one table."""
     table = parameter_table()
 
     assert all(f"| `{name}` |" in table for name in PARAMETERS)
-    assert "| `n` | refused: one answer a row (`1` is let through) |" in table
+    assert "| `n` | refused: each row has one answer (accepted: `1`) |" in table

@@ -92,5 +92,5 @@ def test_openai_requests_have_their_model_and_shape_or_their_fault(tmp_path: Pat
         ("c", None, "unsupported_request", True),
         (None, None, "unsupported_request", True),
     ]
-    assert rows[2].message == "n: is not supported: one answer a row"
+    assert rows[2].message == "n: is not supported: each row has one answer"
     assert str(rows[3].message).startswith("custom_id:")

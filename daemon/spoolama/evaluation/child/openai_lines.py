@@ -1,7 +1,7 @@
 """OpenAI batch lines: what of a request is asked of the local model, and what is refused.
 
 A line is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`.
-`PARAMETERS` is the one table of the body's keys; the code and the README's table are both made from it.
+`PARAMETERS` is the one table of the body's keys; the table in docs/openai-batch.md is made from it too.
 Nothing that would change the answer is dropped in silence: it is mapped or the line is refused.
 """
 
@@ -39,7 +39,7 @@ class Parameter:
     option: str = ""
     """... and that option's name."""
     harmless: tuple[Any, ...] = ()
-    """`refused`: values that ask for nothing and are let through."""
+    """`refused`: values that ask for nothing and are accepted."""
 
 
 def _number(low: float, high: float) -> Callable[[Any], float]:
@@ -80,66 +80,64 @@ def _think(value: Any) -> bool | str:
     return levels[value]
 
 
-_ONE = "one answer a row"
+_ONE = "each row has one answer"
 _TEXT = "text only"
 
 PARAMETERS: Mapping[str, Parameter] = {
     p.name: p
     for p in (
         Parameter(
-            "messages", "mapped", "the conversation; `developer` counts as `system`; text parts are joined"
+            "messages",
+            "mapped",
+            "the conversation; `developer` means `system`; text parts are joined",
         ),
-        Parameter("model", "mapped", "the model; a line without one takes the sidecar's"),
+        Parameter("model", "mapped", "the model; default: the sidecar's"),
         Parameter(
-            "max_completion_tokens", "mapped", "`num_predict`; without it the sidecar's, else 256", _whole(1)
+            "max_completion_tokens", "mapped", "`num_predict`; default: the sidecar's, or 256", _whole(1)
         ),
-        Parameter(
-            "max_tokens", "mapped", "`num_predict`, where `max_completion_tokens` is not given", _whole(1)
-        ),
+        Parameter("max_tokens", "mapped", "`num_predict`, if `max_completion_tokens` is missing", _whole(1)),
         Parameter(
             "temperature",
             "mapped",
-            "`temperature`; without it the sidecar's, else 0",
+            "`temperature`; default: the sidecar's, or 0",
             _number(0, 2),
             "temperature",
         ),
         Parameter("top_p", "mapped", "`top_p`", _number(0, 1), "top_p"),
-        Parameter("seed", "mapped", "`seed`; without it the sidecar's, else 7", _whole(-(2**63)), "seed"),
+        Parameter("seed", "mapped", "`seed`; default: the sidecar's, or 7", _whole(-(2**63)), "seed"),
         Parameter("stop", "mapped", "`stop`", _stops, "stop"),
         Parameter("presence_penalty", "mapped", "`presence_penalty`", _number(-2, 2), "presence_penalty"),
         Parameter("frequency_penalty", "mapped", "`frequency_penalty`", _number(-2, 2), "frequency_penalty"),
         Parameter(
-            "response_format", "mapped", "`format`: `json_object`, `json_schema` (checked again) or `text`"
+            "response_format", "mapped", "`format`: `json_object`, `json_schema` (validated again) or `text`"
         ),
         Parameter("reasoning_effort", "mapped", "`think`: `none` is off, `minimal` is `low`", _think),
-        Parameter("user", "ignored", "names a customer of OpenAI's"),
-        Parameter("safety_identifier", "ignored", "names a customer of OpenAI's"),
+        Parameter("user", "ignored", "names an end user for OpenAI"),
+        Parameter("safety_identifier", "ignored", "names an end user for OpenAI"),
         Parameter("metadata", "ignored", "for OpenAI's own records"),
         Parameter("store", "ignored", "for OpenAI's own records"),
         Parameter("service_tier", "ignored", "OpenAI's prices"),
-        Parameter("prompt_cache_key", "ignored", "OpenAI's cache; here rows with one prefix share it anyway"),
+        Parameter("prompt_cache_key", "ignored", "OpenAI's cache; local rows with the same prefix share it"),
         Parameter("prompt_cache_retention", "ignored", "OpenAI's cache"),
-        Parameter("prediction", "ignored", "changes OpenAI's speed, not the answer"),
-        Parameter("stream_options", "ignored", "means nothing without `stream`"),
-        Parameter("parallel_tool_calls", "ignored", "means nothing without `tools`"),
+        Parameter("prediction", "ignored", "changes the speed at OpenAI, not the answer"),
+        Parameter("stream_options", "ignored", "has no effect without `stream`"),
+        Parameter("parallel_tool_calls", "ignored", "has no effect without `tools`"),
         Parameter("n", "refused", _ONE, harmless=(1,)),
-        Parameter("stream", "refused", "answers come as files", harmless=(False,)),
-        Parameter("logprobs", "refused", "not passed on", harmless=(False,)),
-        Parameter("top_logprobs", "refused", "not passed on", harmless=(0,)),
-        Parameter(
-            "logit_bias", "refused", "token numbers mean another token in another model", harmless=({},)
-        ),
-        Parameter("tools", "refused", "nobody is there to run them", harmless=([],)),
-        Parameter("tool_choice", "refused", "nobody is there to run them", harmless=("none", "auto")),
-        Parameter("functions", "refused", "nobody is there to run them", harmless=([],)),
-        Parameter("function_call", "refused", "nobody is there to run them", harmless=("none", "auto")),
-        Parameter("web_search_options", "refused", "there is no web search"),
+        Parameter("stream", "refused", "answers are written to files", harmless=(False,)),
+        Parameter("logprobs", "refused", "log probabilities are not returned", harmless=(False,)),
+        Parameter("top_logprobs", "refused", "log probabilities are not returned", harmless=(0,)),
+        Parameter("logit_bias", "refused", "token ids differ between models", harmless=({},)),
+        Parameter("tools", "refused", "spoolama runs no tools", harmless=([],)),
+        Parameter("tool_choice", "refused", "spoolama runs no tools", harmless=("none", "auto")),
+        Parameter("functions", "refused", "spoolama runs no tools", harmless=([],)),
+        Parameter("function_call", "refused", "spoolama runs no tools", harmless=("none", "auto")),
+        Parameter("web_search_options", "refused", "spoolama has no web search"),
         Parameter("modalities", "refused", _TEXT, harmless=(["text"],)),
         Parameter("audio", "refused", _TEXT),
         Parameter(
             "verbosity",
             "refused",
-            "local models have no such setting; say it in the prompt",
+            "local models have no such setting; put it into the prompt",
             harmless=("medium",),
         ),
     )
@@ -294,13 +292,13 @@ def _shown(value: Any) -> str:
 
 def parameter_table() -> str:
     """The table of parameters, in Markdown."""
-    lines = ["| parameter | what becomes of it |", "|---|---|"]
+    lines = ["| parameter | how it is used |", "|---|---|"]
     for parameter in PARAMETERS.values():
         what = parameter.note
         if parameter.treatment != "mapped":
             what = f"{parameter.treatment}: {what}"
         if parameter.harmless:
-            what += f" ({', '.join(f'`{canonical(value)}`' for value in parameter.harmless)} is let through)"
+            what += f" (accepted: {', '.join(f'`{canonical(value)}`' for value in parameter.harmless)})"
         lines.append(f"| `{parameter.name}` | {what} |")
-    lines.append("| anything else | refused: it might change the answer |")
+    lines.append("| anything else | refused: it could change the answer |")
     return "\n".join(lines) + "\n"
