@@ -358,9 +358,9 @@ def test_a_default_sidecar_stands_in(spool: Spool, clock: HandClock, tmp_path: P
     [
         ("a.jsonl", BATCH, True),
         ("a.ndjson", b"\xef\xbb\xbf\r\n\n" + BATCH, True),
-        ("a.jsonl.gz", gzip.compress(BATCH), True),
+        ("a.jsonl.gz", gzip.compress(BATCH, mtime=0), True),
         ("a.jsonl.zst", zstandard.compress(BATCH), True),
-        ("a.jsonl.gz", gzip.compress(BATCH)[:-12], False),
+        ("a.jsonl.gz", gzip.compress(BATCH, mtime=0)[:-12], False),
         ("a.jsonl.zst", b"not zstd at all", False),
         ("a.jsonl", b'{"custom_id": "1", "body": {"x": "' + b"x" * 400_000 + b'"}}\n', True),
         ("a.jsonl", b'{"text": "' + b"x" * 400_000 + b'", "custom_id": "1", "body": {}}\n', False),
