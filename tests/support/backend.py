@@ -16,8 +16,6 @@ from spoolama.errors import ContextOverflow
 __all__ = ["Call", "ScriptedBackend", "count_tokens", "render"]
 
 Answer = Callable[[ChatRequest], str]
-Times = Callable[[int, int, int], tuple[float, float]]
-"""Tokens evaluated, cached and answered -> seconds evaluating the prompt and generating."""
 
 FRAME = 4
 """Tokens around a message: all but one of them stand before its text."""
@@ -81,7 +79,6 @@ class ScriptedBackend:
         prime_fault: Called with text and slot before each prime; raises, or returns None to go on.
         inspect_fault: Called before each inspection.
         held: What the server holds: set by `load`, emptied by `release`; a test may put another there.
-        times: Reported times of replies.
         trained_ctx: What the model says of its own longest window.
         shape_: What the model is made of, as far as the server tells.
     """
@@ -108,7 +105,6 @@ class ScriptedBackend:
     prime_fault: Callable[[str, int | None], None] = field(default=lambda _text, _slot: None)
     inspect_fault: Callable[[LoadSpec], None] = field(default=lambda _: None)
     held: LoadedModel | None = None
-    times: Times | None = None
     trained_ctx: int | None = None
     shape_: ModelShape | None = None
     primes: list[tuple[str, int | None]] = field(default_factory=list)
@@ -265,15 +261,12 @@ class ScriptedBackend:
     def _counted(
         self, text: str, finish: str, prompt: int, cached: int, answered: int, *, logprobs: bool = False
     ) -> Reply:
-        times = self.times(prompt - cached, cached, answered) if self.times is not None else (None, None)
         return Reply(
             text=text,
             finish="length" if finish == "length" else "stop",
             prompt_tokens=prompt if self.counts else None,
             cached_tokens=cached if self.caches else None,
             completion_tokens=answered if self.counts else None,
-            prompt_s=times[0],
-            eval_s=times[1],
             logprob=-hashlib.sha256(text.encode()).digest()[0] / 256 if logprobs else None,
         )
 

@@ -1,6 +1,6 @@
-"""Settings that earlier versions had. A new sidecar may not have them; a job that has begun goes on without.
+"""Settings that no longer exist: refused in a new sidecar, ignored in the sidecar of a job that has begun.
 
-Leaving one out means what the earlier version did where it had nothing better.
+Without the setting a job does what an earlier version did before it had learned anything.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ ANCHORS = 6
 EVERY = 30
 """Rows between two trims of `window`, `important` and `hybrid` unless the sidecar says otherwise.
 
-A trim that came too often evaluates the kept rows too often; one that came too late has each row pay
-attention to more rows. On three simulated servers (costs of two of them assumed) 30 took at most a tenth more
-time than the best number for most lengths of rows. Learning the number from a job's own times did no better:
-on SmolLM2-135M and Gemma 3 270M it took 7 % and 11 % more than the best of 4, 10, 20 and 40.
+A smaller number has the kept rows evaluated more often, a larger one makes conversations longer. On three
+simulated servers (the costs of two are assumptions) 30 took at most a tenth more time than the best number
+for most lengths of rows. A number learned from a job's own times was no better: on SmolLM2-135M and Gemma 3
+270M it took 7 % and 11 % more time than the best of 4, 10, 20 and 40.
 """
 
 BUILT_IN_SCORES = ("spread", "uncertain")

@@ -175,29 +175,14 @@ def test_what_is_held_can_be_looked_at_and_replaced() -> None:
     run(scenario, sliding=512, trained_ctx=8192)
 
 
-def test_times_are_made_of_the_counts() -> None:
-    """Of tokens evaluated, cached and answered; unset, no times are told."""
-
-    async def scenario(backend: ScriptedBackend) -> list[tuple[float | None, float | None]]:
-        backend.answer = lambda _: "same"
-        replies = [await backend.chat(ask("a")), await backend.chat(ask("a"))]
-        backend.times = None
-        replies.append(await backend.chat(ask("a")))
-        return [(reply.prompt_s, reply.eval_s) for reply in replies]
-
-    told = run(scenario, times=lambda evaluated, cached, answered: (evaluated + cached / 1000, answered))
-
-    assert told == [(109.0, 5), (1.108, 5), (None, None)]
-
-
 def test_a_backend_without_a_cache_tells_none() -> None:
-    """As before there were caches: no count, and nothing in the times but evaluation."""
+    """As before there were caches: no count."""
 
     async def scenario(backend: ScriptedBackend) -> list[Any]:
         replies = [await backend.chat(ask("a")), await backend.chat(ask("a"))]
-        return [(reply.cached_tokens, reply.prompt_s, reply.logprob) for reply in replies]
+        return [(reply.cached_tokens, reply.logprob) for reply in replies]
 
-    assert run(scenario, caches=False, times=lambda e, c, a: (float(e), 0.0)) == [(None, 109.0, None)] * 2
+    assert run(scenario, caches=False) == [(None, None)] * 2
 
 
 def test_probabilities_depend_on_the_answer_alone() -> None:
