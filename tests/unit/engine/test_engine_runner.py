@@ -105,8 +105,9 @@ def test_answers_that_are_not_checked_before_a_stop_are_asked_for_again(
     whole.run(4)
 
     def stop_at(call: Call) -> None:
-        if len(torn.backend.calls) == 30:
+        if len(torn.backend.calls) >= 30:  # with several lanes no call may be the 30th when it is looked at
             torn.stop.set("cancel")
+            torn.backend.fault = None
 
     torn.backend.fault = stop_at
     assert torn.run(4) == RunEnd(finished=False)
