@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,66 @@ class HttpReply:
     """Where a redirect leads."""
 
 
+class _Connections(httpx.AsyncBaseTransport):
+    """As many connections as requests are in flight at once, each in a pool of its own.
+
+    httpx checks every idle connection of a pool before and after each request: with 16 lanes in one pool that
+    took a quarter of the service's processor time.
+
+    Args:
+        reuse: Whether a connection serves more than one request.
+    """
+
+    def __init__(self, *, reuse: bool) -> None:
+        self._limits = httpx.Limits(max_connections=None, max_keepalive_connections=1 if reuse else 0)
+        self._context = httpx.create_ssl_context(trust_env=False)
+        self._pools: list[httpx.AsyncHTTPTransport] = []
+        self._free: list[httpx.AsyncHTTPTransport] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request on a connection that no other request uses."""
+        pool = self._free.pop() if self._free else self._new()
+        try:
+            response = await pool.handle_async_request(request)
+        except BaseException:
+            self._free.append(pool)
+            raise
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        response.stream = _Body(response.stream, lambda: self._free.append(pool))
+        return response
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for pool in self._pools:
+            await pool.aclose()
+
+    def _new(self) -> httpx.AsyncHTTPTransport:
+        pool = httpx.AsyncHTTPTransport(verify=self._context, trust_env=False, limits=self._limits)
+        self._pools.append(pool)
+        return pool
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of a reply; `released` is called when it is closed."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, released: Callable[[], None]) -> None:
+        self._stream = stream
+        self._released: Callable[[], None] | None = released
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            yield part
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        released, self._released = self._released, None
+        try:
+            await self._stream.aclose()
+        finally:
+            if released is not None:
+                released()
+
+
 class HttpCaller:
     """An HTTP client for one server.
 
@@ -64,12 +124,11 @@ class HttpCaller:
         self.url = url.rstrip("/")
         self._client = httpx.AsyncClient(
             base_url=self.url,
-            transport=transport,
+            transport=transport or _Connections(reuse=reuse),
             trust_env=False,
             follow_redirects=False,
             # One bound for all of it stands in `call`; the lanes bound how many connections there are.
             timeout=httpx.Timeout(None, connect=connect_timeout_s),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None if reuse else 0),
             headers={"User-Agent": "spoolama", "Accept": "application/json", **(headers or {})},
         )
 
