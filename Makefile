@@ -81,8 +81,8 @@ bench-engine: libgomp $(STAMP) $(MODELS)  ## every strategy on two real models, 
 bench-marks: libgomp $(STAMP) $(MODELS)  ## learned against the best fixed rows between trims: simulated servers, two real models (20 minutes)
 	$(PY) tests/bench/bench_marks.py --models smollm2:135m,gemma3:270m
 
-bench-effect: $(STAMP)  ## how often pilot, guard and audit find what is there, and what is not: simulated jobs (10 minutes)
-	$(PY) tests/bench/bench_effect.py --markdown build/bench-effect.md
+bench-effect: $(STAMP)  ## how often pilot and audit find what is there, what is not, and how early: simulated jobs (1 hour)
+	$(PY) tests/bench/bench_effect.py --processes 2 --markdown build/bench-effect.md
 
 bench-forms: libgomp $(STAMP) $(MODELS)  ## what each form of conversation does to a real model's answers (30 minutes)
 	$(PY) tests/bench/bench_forms.py --tasks sentiment,rating,topic,words,fit

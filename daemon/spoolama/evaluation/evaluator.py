@@ -42,12 +42,15 @@ class Evaluator:
     def __init__(self, runner: TaskRunner) -> None:
         self._runner = runner
 
-    async def load_sidecar(self, path: Path, *, openai: bool = False, cpu_s: float = _FILE_CPU_S) -> Sidecar:
+    async def load_sidecar(
+        self, path: Path, *, openai: bool = False, begun: bool = False, cpu_s: float = _FILE_CPU_S
+    ) -> Sidecar:
         """Read and check a sidecar; its file name is in every problem.
 
         Args:
             path: The file.
             openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
+            begun: Whether its job has begun, perhaps under an earlier version with other keys.
             cpu_s: Processor time that it may take, in seconds.
 
         Raises:
@@ -55,10 +58,16 @@ class Evaluator:
             OSError: the file cannot be read.
         """
         text = await asyncio.to_thread(_text_of, path)
-        return await self.parse_sidecar(text, path.name, openai=openai, cpu_s=cpu_s)
+        return await self.parse_sidecar(text, path.name, openai=openai, begun=begun, cpu_s=cpu_s)
 
     async def parse_sidecar(
-        self, text: bytes, name: str, *, openai: bool = False, cpu_s: float = _FILE_CPU_S
+        self,
+        text: bytes,
+        name: str,
+        *,
+        openai: bool = False,
+        begun: bool = False,
+        cpu_s: float = _FILE_CPU_S,
     ) -> Sidecar:
         """Check a sidecar's text; arguments and errors as `load_sidecar`'s.
 
@@ -66,9 +75,10 @@ class Evaluator:
             text: The file's content.
             name: Its name as the person knows it.
             openai: Whether it belongs to OpenAI batch lines.
+            begun: Whether its job has begun.
             cpu_s: Processor time that it may take, in seconds.
         """
-        arguments = [text.decode("latin-1"), name, openai]
+        arguments = [text.decode("latin-1"), name, openai, begun]
         return Sidecar.model_validate_json(await self._file("sidecar", arguments, name, cpu_s))
 
     async def column_problems(self, path: Path, columns: Sequence[str], data: str) -> list[Problem]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from spoolama.job.trim import Trim
 
-__all__ = ["LOAD_TIME_OPTIONS", "Example", "Expect", "Options", "Repair", "Sidecar", "Trim"]
+__all__ = ["LOAD_TIME_OPTIONS", "Example", "Expect", "Options", "Repair", "Sidecar", "Trim", "in_new_words"]
 
 LOAD_TIME_OPTIONS = ("num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
 """Options besides `num_ctx` that fix a loaded model: a change of one of them is a reload."""
@@ -158,17 +158,17 @@ class Sidecar(_Model):
         None, ge=1, le=256, description="Requests at once; default: the service's setting."
     )
     gold: str | None = Field(None, description="A column of known answers: agreement is reported.")
-    audit: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="So many rows that were answered in conversation are answered again alone at the end, "
-        "and the two compared: did the conversation change the answers?",
+    audit: Annotated[int, Field(ge=0, le=1_000_000)] | Literal["auto", "off", False] = Field(
+        "auto",
+        description="Number of rows to ask again in isolation, as segments of a conversation end, to see "
+        "whether the conversation changes the answers. auto: 2 % of the rows (above temperature 0: 4 %), at "
+        "least 20, at most 400. off or 0: no audit.",
     )
-    on_collapse: Literal["report", "redo", "fail"] = Field(
+    on_harm: Literal["report", "isolate", "fail"] = Field(
         "report",
-        description="What becomes of a segment whose conversation was seen to change its answers. report: "
-        "the summary says so first. redo: its rows are asked again, alone. fail: the job ends.",
+        description="What to do when the audit shows that the conversation changes the answers. report: say "
+        "so in log, status, summary and metrics. isolate: ask the remaining rows in isolation, and those of "
+        "harmed segments again. fail: end the job.",
     )
     answer_key: str | None = Field(
         None,
@@ -186,3 +186,17 @@ class Sidecar(_Model):
         ("jsonl", "csv"), min_length=1, description="Forms of the results."
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
+
+    @property
+    def audit_rows(self) -> int | None:
+        """Rows that the audit may ask; None: `auto`."""
+        return None if self.audit == "auto" else 0 if self.audit == "off" else int(self.audit)
+
+
+def in_new_words(data: dict[str, Any]) -> dict[str, Any]:
+    """A sidecar that an earlier version accepted, with the keys and values of this one."""
+    if "on_collapse" not in data:
+        return data
+    value = data["on_collapse"]
+    rest = {key: kept for key, kept in data.items() if key != "on_collapse"}
+    return {**rest, "on_harm": "isolate" if value == "redo" else value}

@@ -130,7 +130,7 @@ def trim_sentence(m: Mapping[str, Any]) -> str | None:
     elif every:
         marks = {"fixed": "", "safe": " (a safe value, not learned)", "learned": " (learned from this job)"}
         parts.append(f"a trim every {every} rows{marks[trim['marks']]}")
-    if (peak := m.get("sight_peak")) and (anchors or every != 1):  # else a guard ended the conversations
+    if (peak := m.get("sight_peak")) and (anchors or every != 1):  # else harm ended the conversations
         parts.append(
             f"each row saw up to {peak:,} {'other' if anchors else 'earlier one'}{'s' * (peak != 1)}"
         )

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from spoolama.errors import InputError
 from spoolama.job.row import Row
 from spoolama.job.rows import MAX_CELL_BYTES, Limits, RowReader, detect, read_rows
-from spoolama.job.sidecar import Sidecar
+from spoolama.job.sidecar import Sidecar, in_new_words
 from spoolama.report.outputs import rows_name
 from spoolama.report.record import Record
 from spoolama.spool.states import UPLOADED
@@ -110,7 +110,7 @@ def open_published(path: Path) -> Published:
     """
     try:
         metrics = json.loads((path / "metrics.json").read_bytes())
-        sidecar = Sidecar.model_validate_json(json.dumps(metrics["sidecar"]))
+        sidecar = Sidecar.model_validate_json(json.dumps(in_new_words(metrics["sidecar"])))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise InputError(
             f"{path} is not a published job: its metrics.json cannot be read ({type(error).__name__}).",

@@ -23,5 +23,7 @@ async def priority_of(job: JobDir, evaluator: Evaluator) -> int:
     with contextlib.suppress(Exception):
         kind = await asyncio.to_thread(detect, job.data, job.data.name)
         openai = kind.format == "openai"
-        return (await evaluator.load_sidecar(job.sidecar, openai=openai, cpu_s=_CPU_S)).priority
+        begun = await asyncio.to_thread(job.ledger.exists)
+        sidecar = await evaluator.load_sidecar(job.sidecar, openai=openai, begun=begun, cpu_s=_CPU_S)
+        return sidecar.priority
     return 0
