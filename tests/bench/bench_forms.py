@@ -1,6 +1,6 @@
 """What each form of conversation does to the answers of a real model. `make bench-forms` runs it.
 
-Rows alone, every form of the pilot, and `auto` with its pilot, on the same rows: each is a job of the
+Rows alone, every form of the pilot, and `auto` where there is gold, on the same rows: each is a job of the
 service on the embedded engine. For each: how the answers are spread, how many are those given alone, how well
 they agree with `gold` where there is some, with intervals, and rows a second. Rows that had a part in a
 choice, or stand in front of others, are left out of every form's agreement with gold.
@@ -21,7 +21,7 @@ from typing import Any, Literal
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "daemon")]
 
 from daemons import clean_env, make_spool, results, run_once  # noqa: E402 - it is run as a script
-from spoolama.effect.evidence import share_interval  # noqa: E402
+from spoolama.effect.evidence import wilson  # noqa: E402
 from spoolama.effect.likeness import likeness_of  # noqa: E402
 from spoolama.report.agreement import Agreement, AnswerTally  # noqa: E402
 from spoolama.report.samples import write_sample  # noqa: E402
@@ -123,12 +123,13 @@ def run_forms(
     if data is None:
         data = next(p for p in write_sample(task.sample, rows, 1, base) if p.suffix == ".csv")
     lines = data.read_text(encoding="utf-8")
+    forms = [form for form in forms if form != "auto" or task.gold]  # without gold it is each row alone
     for form in forms:
         trim = FORMS[form].replace("PILOT", str(pilot))
         gold = f"gold: {task.gold}\n" if task.gold else ""
         (spool / "incoming" / f"{form}.csv").write_text(lines, encoding="utf-8")
         (spool / "incoming" / f"{form}.yaml").write_text(
-            f"model: {model}\n{task.sidecar}{gold}{trim}\n"
+            f"model: {model}\n{task.sidecar}{gold}{trim}\naudit: off\n"
             # Long enough for a window to be trimmed, short enough for every lane to have work.
             f"segment: {max(60, rows // (4 * lanes))}\n"
             f"options: {{num_ctx: 4096, temperature: 0, seed: 7, {task.more}}}\n"
@@ -178,7 +179,7 @@ def table(found: Sequence[Found], listed: bool) -> list[str]:
     for each in found:
         both = [n for n in each.answers if n in alone]
         total = sum(like.of(each.answers[n], alone[n]) for n in both)
-        low, high = share_interval(total, max(1, len(both)))
+        low, high = wilson(total, max(1, len(both)))
         same = "–" if each.form == "alone" else f"{total / len(both):.0%} ({low:.0%} to {high:.0%})"
         name = each.form
         if name == "auto":

@@ -1,4 +1,4 @@
-"""`make bench-effect` at 20 jobs a kind: pilot, guard and audit find what is there and nothing else."""
+"""`make bench-effect` at 20 jobs a kind: pilot and audit find what is there, early, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import pytest
 
 from bench import bench_effect
 from bench.effect.jobs import run_job
-from bench.effect.scenarios import by_name
-from bench.effect.table import HARM, Counted, wilson
+from bench.effect.scenarios import by_name, small
+from bench.effect.table import HARM, Counted
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counted]:
     """20 jobs of 10,000 rows of each kind."""
     path = tmp_path_factory.mktemp("effect") / "table.md"
-    found = bench_effect.main(["--seeds", "20", "--markdown", str(path)])
+    found = bench_effect.main(
+        ["--seeds", "20", "--first-seed", "0", "--rows", "10000", "--markdown", str(path)]
+    )
     table = Path(path).read_text()
     assert all(f"| {row.name} |" in table for row in found)
     return {row.name: row for row in found}
@@ -24,63 +26,50 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counted]:
 
 @pytest.mark.slow
 def test_harm_of_ten_points_is_found(rows: dict[str, Counted]) -> None:
-    """At temperature 0 in all but one job of a kind at most, and in all of them together in over 95 %."""
+    """In all but one job of a kind at most, and in all of them together in over 95 %; strong harm early."""
     harmful = [row for row in rows.values() if row.harmful]
-    assert len(harmful) >= 15
+    assert len(harmful) >= 10
     assert sum(row.missed for row in harmful) < 0.05 * sum(row.harmful for row in harmful)
-    assert all(row.missed <= 1 for row in harmful if "temperature 1" not in row.name)
-    assert all(row.cleared <= 1 for row in harmful), "a miss is said to be too few rows, not to be no harm"
+    assert all(row.missed <= 1 for row in harmful)
+    for row in harmful:
+        if "strong" in row.name and row.known_late is not None:
+            assert row.known_late <= 3000
 
 
 @pytest.mark.slow
 def test_no_alarm_is_raised_where_nothing_is(rows: dict[str, Counted]) -> None:
-    """Shuffled or sorted, labels or scores: none at temperature 0, under 5 % in all together."""
+    """Shuffled or sorted, labels or scores, noise or none, half the margin or better answers: under 5 %."""
     quiet = [row for row in rows.values() if row.quiet]
-    assert len(quiet) >= 10
+    assert len(quiet) >= 7
     assert sum(row.alarms for row in quiet) < 0.05 * sum(row.quiet for row in quiet)
-    assert all(
-        row.alarms == 0 for row in quiet if "temperature 1" not in row.name and "gold: better" not in row.name
-    )
 
 
 @pytest.mark.slow
 def test_the_pilot_chooses_what_is_right(rows: dict[str, Counted]) -> None:
-    """The faster form where it changes nothing, the better one on gold, rows alone everywhere else."""
+    """A form that agrees better with gold, isolated rows everywhere else."""
     right = {
-        "auto: ignores the conversation": "tail-20",
-        "auto: ignores, file sorted by outcome": "tail-20",
-        "auto: ignores, scores": "tail-20",
-        "auto: follows the previous answer, mild": "alone",
-        "auto: follows the majority, strong": "alone",
-        "auto: drifts with depth": "alone",
-        "auto: better with examples, no gold": "alone",
-        "gold: ignores the conversation": "tail-20",
-        "gold: better with examples": "tail-20",
-        "gold: better, no form is faster": "anchors",
+        "gold: ignores the conversation": "alone",
+        "gold: better with examples": "anchors",
+        "gold: better with examples, a little": "anchors",
         "gold: follows the majority, strong": "alone",
+        "gold: follows the previous answer, mild": "alone",
     }
     assert {name: next(iter(rows[name].forms)) for name in right} == right
     assert all(rows[name].forms[form] >= 19 for name, form in right.items())
 
 
 @pytest.mark.slow
-def test_a_collapse_is_found_by_the_guard_without_an_audit(rows: dict[str, Counted]) -> None:
-    """In a forced window, at temperature 0 and at 1, in nearly every job."""
-    for name in ("strong", "strong, temperature 1"):
-        assert rows[f"window: follows the majority, {name}"].by_guard >= 19
+def test_smaller_jobs_find_the_smallest_harm_that_is_told() -> None:
+    """In 95 % of jobs by the promise; 90 % of 40 are asked for here."""
+    for size in (300, 1000, 3000):
+        job, share = small(size)
+        found = [run_job(job, seed) for seed in range(40)]
+        assert sum(o.lost for o in found) / 40 == pytest.approx(share, abs=0.05)
+        assert sum(o.known_after is not None for o in found) >= 36
 
 
 def test_a_job_is_the_same_for_a_seed() -> None:
     """The table is the same everywhere."""
-    (scenario,) = by_name("window: follows the majority, mild, temperature 1")
+    (scenario,) = by_name("follows the majority, mild, temperature 1")
     assert run_job(scenario, 3) == run_job(scenario, 3) != run_job(scenario, 4)
-    assert HARM < run_job(scenario, 3).harm < 2 * HARM
-
-
-def test_wilsons_interval_is_that_of_scipy() -> None:
-    """Against another computation."""
-    from scipy.stats import binomtest
-
-    for hits, of in ((0, 200), (7, 200), (200, 200)):
-        exact = binomtest(hits, of).proportion_ci(0.95, method="wilson")
-        assert wilson(hits, of) == pytest.approx((exact.low, exact.high), abs=1e-6)
+    assert HARM < run_job(scenario, 3).lost < 2 * HARM

@@ -92,17 +92,13 @@ class MemoryStore:
         given = self.trial_answers.get(kind, {})
         return sorted(n for n, answer in given.items() if answer.aside or answer.attempts > 1)
 
-    async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
-        found = []
-        for answer in self.trial_answers.get(kind, {}).values():
-            known = (answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
-            if None not in known and answer.prompt_s is not None and answer.eval_s is not None:
-                prompt, cached, answered = (n or 0 for n in known)
-                found.append((prompt, cached, answered, answer.own_bytes, answer.prompt_s, answer.eval_s))
-        return found
+    async def any_in_company(self) -> bool:
+        return any(answer.sight for answer in self.results.values())
 
-    async def in_company(self) -> list[int]:
-        return sorted(n for n, answer in self.results.items() if answer.sight)
+    async def given_in_company(self, kind: str, column: str | None = None) -> list[StoredRow]:
+        given = {**self.results, **self.replaced}
+        found = [given[n] for n in sorted(self.trial_answers.get(kind, {})) if n in given]
+        return [only_column(self._answered(answer), column) for answer in found if answer.sight]
 
     async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
         found = [a for a in self.results.values() if a.segment == segment and a.sight and not a.aside]
@@ -115,7 +111,7 @@ class MemoryStore:
     async def verdicts(self) -> list[dict[str, Any]]:
         return [verdict for _, verdict in sorted(self.looked_at.items()) if verdict is not None]
 
-    async def unguarded(self) -> list[int]:
+    async def unaudited(self) -> list[int]:
         found = {a.segment for a in self.results.values() if a.sight and not a.aside}
         return sorted(found - set(self.looked_at))
 
@@ -178,8 +174,11 @@ class MemoryStore:
     def untried(self, ordinal: int) -> None:
         self.tries.pop(ordinal, None)
 
-    async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
+    async def audited(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
         self.looked_at[segment] = None if verdict is None else dict(verdict)
+
+    async def forget_audits(self) -> None:
+        self.looked_at = {n: verdict for n, verdict in self.looked_at.items() if verdict is not None}
 
     async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
         asked = [n for n, a in self.results.items() if a.segment == segment and a.sight]

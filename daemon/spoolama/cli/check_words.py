@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spoolama.job.plan import PILOT_ROWS
+from spoolama.job.trim import CANDIDATES
 
 if TYPE_CHECKING:
     from spoolama.service.checking import Findings
@@ -17,8 +18,8 @@ def earlier_rows(findings: Findings) -> str | None:
 
     Which rows it will be is known only when the job runs; how many tokens at most, by `high`, is known now.
     """
-    extra, rows = findings.extra, findings.rows_before
-    if findings.mode != "conversation" or (findings.alone and not extra.pilot):
+    rows = findings.rows_before
+    if findings.mode != "conversation" or (findings.alone and not findings.pilot):
         return None
     bound = (
         f"and are dropped before a prompt passes {findings.high_tokens:,} tokens "
@@ -26,7 +27,7 @@ def earlier_rows(findings: Findings) -> str | None:
     )
     if findings.alone:
         return (
-            "Earlier rows are not in it. If the pilot lets rows see others, up to 20 earlier ones, or 6 "
+            "Earlier rows are not in it. If the pilot chooses a conversation, up to 20 earlier ones, or 6 "
             f"fixed and up to 5 earlier ones, stand before a row with their answers, {bound}."
         )
     parts = []
@@ -46,66 +47,63 @@ def earlier_rows(findings: Findings) -> str | None:
 
 def besides(findings: Findings) -> list[str]:
     """What is asked besides the rows, and how much that is at most."""
-    extra = findings.extra
     lines = []
     if findings.mode == "conversation" and findings.strategy == "auto" and findings.format != "openai":
         lines += _pilot(findings)
-    if extra.candidates:
-        lines.append(f"Anchors: {extra.candidates} rows are answered alone first, to choose from.")
-    if extra.segments:
+    candidates = min(CANDIDATES, findings.rows)
+    if isinstance(findings.trim.choose, tuple):
+        candidates = len(findings.trim.choose)
+    if findings.anchors:
+        lines.append(f"Anchors: {candidates} rows are answered in isolation first, to choose from.")
+    if findings.audit.rows:
+        lines += _audit(findings)
+    return lines
+
+
+def _audit(findings: Findings) -> list[str]:
+    rows = findings.audit.rows
+    times = "twice" if findings.noisy else "once, and those that differ twice"
+    small = findings.smallest_harm
+    lines = [
+        f"Audit: at most {_counted(rows, 'row')} of conversations are asked again in isolation, {times}."
+    ]
+    if small is None:
+        lines.append("Warning: so few rows cannot show harm. Set audit to a larger number.")
+    else:
         lines.append(
-            f"Guard: where a conversation's answers look odd, up to {extra.checks} of its rows are answered "
-            f"again alone: at most {extra.guard:,} answers in {_counted(extra.segments, 'conversation')}."
+            f"It finds, with 95 % probability, a conversation that changes {small * 100:.0f} % of the answers"
+            " or more."
         )
-    if extra.redo:
+    if findings.on_harm == "isolate":
         lines.append(
-            "on_collapse: redo: conversations that are found to change answers are asked again, row by row "
-            f"alone: at most {extra.redo:,} answers."
-        )
-    if extra.audit:
-        lines.append(
-            f"Audit: {_counted(extra.audit, 'row')} that saw others are answered again alone at the end, "
-            f"{extra.audit_twice:,} of them twice."
-        )
-    elif findings.audit:
-        lines.append(
-            "Audit: nothing is audited, since each row stands alone. trim.pilot: N has a pilot in any case."
-        )
-    if extra.total:
-        lines.append(
-            f"Together at most {extra.total:,} requests more than the {findings.rows:,} rows, if nothing has "
-            "to be asked again because it failed."
+            "on_harm: isolate: then the remaining rows are asked in isolation, and those of harmed segments "
+            f"again: at most {findings.rows:,} more answers."
         )
     return lines
 
 
 def _pilot(findings: Findings) -> list[str]:
-    size, pilot = findings.extra.size, findings.pilot
-    if not pilot:
+    if not findings.gold:
+        return ["Each row is asked in isolation behind the shared part."]
+    if not findings.pilot:
         return [
-            "Each row stands alone behind the shared part: a pilot, which looks whether earlier rows do any "
-            f"good, is worth its answers from {PILOT_ROWS:,} rows on (trim.pilot: N has one in any case)."
+            "Each row is asked in isolation behind the shared part. A pilot, which tries whether earlier "
+            f"rows make the answers agree better with gold, runs from {PILOT_ROWS:,} rows on (trim.pilot: N "
+            "has one in any case)."
         ]
     lines = [
-        f"A pilot of at most {findings.extra.pilot:,} answers looks whether earlier rows may stand before a "
-        "row. Without proof that they do no harm each row stands alone."
+        f"A pilot of at most {findings.pilot:,} answers tries whether earlier rows make the answers agree "
+        "better with gold. Without proof each row is asked in isolation."
     ]
-    if size is None:
-        return lines
-    if size.least is None:
+    if findings.pilot_least is None:
         lines.append(
-            f"Warning: {_counted(findings.rows, 'row')} cannot give such a proof, whatever is spent on it. "
-            "Say trim.pilot: 0, or mode: isolated."
+            f"Warning: {_counted(findings.rows, 'row')} in such segments cannot give that proof. Set "
+            "trim.pilot: 0."
         )
-    elif pilot < size.least:
+    elif findings.pilot < findings.pilot_least:
         lines.append(
-            f"Warning: {pilot:,} answers are too few for such a proof. It takes at least trim.pilot: "
-            f"{size.least}, and more where some answers differ."
-        )
-    elif pilot > size.most:
-        lines.append(
-            f"Warning: trim.pilot: {pilot:,} is more than can be asked: {findings.rows:,} rows in all forms "
-            f"are {size.most:,} answers. A proof takes at least {size.least}."
+            f"Warning: {findings.pilot:,} answers are too few for a proof. It takes at least "
+            f"trim.pilot: {findings.pilot_least}."
         )
     return lines
 

@@ -1,74 +1,50 @@
-"""How sure a share is: tests that may be looked at after every row, and intervals.
+"""How sure a share is: tests that may be read after every row, and intervals.
 
 The tests are by betting (Waudby-Smith and Ramdas 2024, J. R. Stat. Soc. B 86, 1-27): a gambler stakes a part
 of his money on each row; if the claim to be refuted is true he cannot expect to win, so the chance that he
 ever holds 1 / alpha times his money is at most alpha (Ville's inequality). Rows may come in any number, and
 the decision to go on may depend on what was seen. Values lie between 0 and 1, and need not be hits or misses.
 
-What they cannot know: rows of one conversation lean on one another, so they tell less than as many rows of
-many conversations, and the bound does not hold for them. A form that locks onto one answer in 10 % of its
-conversations, and so changes 6 % of the rows, was called harmless in 63 % of 300 simulated jobs, since 4 to 5
-conversations often have none of these. That is why a pilot's rows come from several, why what is told of
-them says how many, and why guard and audit are there for the rest.
+What they cannot know: rows of one conversation depend on one another, so they prove less than as many rows of
+many conversations, and the bound does not hold for them. That is why the pilot takes its rows from several
+places of the file, and the audit takes a few of each segment.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-__all__ = [
-    "ALPHA",
-    "HARM_STAKES",
-    "NOISE_STAKES",
-    "PROOF_STAKES",
-    "odds_above",
-    "paired_odds",
-    "refuted_above",
-    "refuted_below",
-    "share_interval",
-]
+__all__ = ["ALPHA", "binomial_at_most", "odds_above", "paired_odds", "refuted_above", "wilson"]
 
 ALPHA = 0.05
-"""Chance that a wrong claim is accepted, over a whole pilot, for each kind of claim: that a form does no
-harm, and that it agrees better with gold. Several forms on trial share it. It holds where rows of a
-conversation do not lean on one another."""
+"""Chance that a wrong claim is accepted, whenever it is read."""
 
-Stakes = Sequence[tuple[float, float]]
-"""(Part of the stake that would lose everything, share of the money that plays it)."""
-
-PROOF_STAKES: Stakes = ((0.97, 0.6), (0.75, 0.4))
-"""For proofs that nearly all rows agree: 65 rows without one that differs prove 95 % at alpha 0.05."""
-
-HARM_STAKES: Stakes = ((0.03, 0.2), (0.1, 0.2), (0.25, 0.3), (0.5, 0.3))
-"""For proofs that more differ than may, be it a few or nearly all."""
-
-NOISE_STAKES: Stakes = ((0.05, 0.2), (0.1, 0.3), (0.2, 0.3), (0.4, 0.2))
-"""For means of values that go both ways."""
+_STAKES = ((0.03, 0.2), (0.1, 0.2), (0.25, 0.3), (0.5, 0.3))
+"""(Part of the stake that would lose everything, share of the money that plays it): for proofs that more rows
+differ than may, be it a few or nearly all."""
 
 _MOST = 700.0
-"""Odds are told up to e to this power: a float holds no more."""
+"""Odds are given up to e to this power: a float holds no more."""
+_Z95 = 1.959963984540054
 
 
-def refuted_below(values: Iterable[float], claim: float, stakes: Stakes = PROOF_STAKES) -> float:
-    """Odds against "the mean is at most `claim`" from values between 0 and 1: 20 refutes it at alpha 0.05.
+def refuted_above(values: Iterable[float], claim: float) -> float:
+    """Odds against "the mean is at least `claim`" from values between 0 and 1: 20 refutes it at alpha 0.05.
+
+    The order of the values makes no difference.
 
     Args:
-        values: In the order in which they came.
+        values: What was seen.
         claim: Between 0 and 1, both excluded.
-        stakes: How the money is spread.
     """
-    money = [share for _, share in stakes]
+    money = [share for _, share in _STAKES]
     for value in values:
         money = [
-            have * (1 + part / claim * (value - claim)) for have, (part, _) in zip(money, stakes, strict=True)
+            have * (1 + part / (1 - claim) * (claim - value))
+            for have, (part, _) in zip(money, _STAKES, strict=True)
         ]
     return sum(money)
-
-
-def refuted_above(values: Iterable[float], claim: float, stakes: Stakes = HARM_STAKES) -> float:
-    """Odds against "the mean is at least `claim`", likewise."""
-    return refuted_below((1 - value for value in values), 1 - claim, stakes)
 
 
 def paired_odds(wins: int, losses: int) -> float:
@@ -79,31 +55,41 @@ def paired_odds(wins: int, losses: int) -> float:
 def odds_above(hits: int, misses: int, chance: float) -> float:
     """Odds against "a hit has at most this chance", by a bet spread evenly over all chances above it.
 
-    The mean over p from `chance` to 1 of (p / chance)^hits ((1 - p) / (1 - chance))^misses, which is a beta
-    integral. It may be looked at after every row, as `refuted_below`; 1 where there are no rows.
+    The mean over p from `chance` to 1 of (p / chance)^hits ((1 - p) / (1 - chance))^misses. That is a beta
+    integral, and its tail is a sum of binomial terms. It may be read after every row; 1 without rows.
     """
-    from scipy.special import betaln
-    from scipy.stats import beta
-
-    log = (
-        float(betaln(hits + 1, misses + 1))
-        + float(beta.logsf(chance, hits + 1, misses + 1))
-        - hits * math.log(chance)
-        - misses * math.log(1 - chance)
-        - math.log(1 - chance)
-    )
+    rows = hits + misses
+    beta = math.lgamma(hits + 1) + math.lgamma(misses + 1) - math.lgamma(rows + 2)
+    tail = _log_at_most(hits, rows + 1, chance)
+    log = beta + tail - hits * math.log(chance) - (misses + 1) * math.log(1 - chance)
     return math.exp(min(log, _MOST))
 
 
-def share_interval(total: float, rows: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a mean of values between 0 and 1; wide rather than wrong.
+def binomial_at_most(hits: int, rows: int, chance: float) -> float:
+    """Probability of so many hits or fewer, where each row is one with this chance (above 0 and below 1)."""
+    return 0.0 if hits < 0 else min(1.0, math.exp(_log_at_most(hits, rows, chance)))
 
-    For hits and misses it is theirs (1934, Biometrika 26, 404-413). Where values lie between, the sum stands
-    for the hits: such values vary less than hits and misses of the same mean do.
+
+def _log_at_most(hits: int, rows: int, chance: float) -> float:
+    terms = [
+        math.lgamma(rows + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(rows - k + 1)
+        + k * math.log(chance)
+        + (rows - k) * math.log(1 - chance)
+        for k in range(hits + 1)
+    ]
+    most = max(terms)
+    return most + math.log(math.fsum(math.exp(term - most) for term in terms))
+
+
+def wilson(total: float, rows: int) -> tuple[float, float]:
+    """95 % interval of a mean of values between 0 and 1 (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
+
+    For hits and misses it is his. Where values lie between, the sum stands for the hits: such values vary
+    less than hits and misses of the same mean do, so the interval is rather too wide.
     """
-    from scipy.stats import beta
-
-    tail = (1 - level) / 2
-    low = 0.0 if total <= 0 else float(beta.ppf(tail, total, rows - total + 1))
-    high = 1.0 if total >= rows else float(beta.ppf(1 - tail, total + 1, rows - total))
-    return low, high
+    share, z2 = total / rows, _Z95**2
+    middle = (share + z2 / (2 * rows)) / (1 + z2 / rows)
+    half = _Z95 / (1 + z2 / rows) * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows**2))
+    return max(0.0, middle - half), min(1.0, middle + half)

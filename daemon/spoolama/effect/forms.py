@@ -1,38 +1,19 @@
-"""Forms: what could stand before each row of a job, and how fast that would be."""
+"""Forms: what could stand before each row of a job."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spoolama.job.plan import Plan
-from spoolama.job.trim import ANCHORS
 
-__all__ = [
-    "AGAIN",
-    "ALONE",
-    "FASTER",
-    "FORMS",
-    "SEED",
-    "AloneCosts",
-    "Form",
-    "faster",
-    "form_named",
-    "speed_of",
-]
+__all__ = ["FORMS", "ISOLATED", "SEED", "Form", "form_named"]
 
-ALONE = "alone"
-"""The form without a conversation: each row behind the shared prefix."""
-
-AGAIN = "again"
-"""Rows answered alone a second time: how far alone agrees with itself."""
+ISOLATED = "alone"
+"""The form without a conversation: each row behind the shared prefix. Ledgers have it under this name."""
 
 SEED = 1000
-"""Added to the sampler's seed for an answer that is compared, and twice for a second one: shared dice would
-agree by themselves."""
-
-FASTER = 1.1
-"""A form without gold is worth a trial if it is so many times as fast as rows alone."""
+"""Added to the sampler's seed for an answer that is compared, and twice for a second one: answers drawn with
+the same seed would agree by themselves."""
 
 _ATTENTION = 5e-5
 """What attention to one more token costs a token, as a share of the rest.
@@ -53,19 +34,21 @@ class Form:
     anchored: bool
     """Whether the same rows stand in front for the whole job."""
 
-    def plan(self, alone: Plan, anchors: tuple[int, ...], *, gold: bool, prefix_tokens: int | None) -> Plan:
+    def plan(
+        self, isolated: Plan, anchors: tuple[int, ...], *, gold: bool, prefix_tokens: int | None
+    ) -> Plan:
         """The plan under which rows are asked in this form.
 
         Args:
-            alone: The plan under which they are asked alone.
+            isolated: The plan under which they are asked in isolation.
             anchors: Ordinals of the rows that would stand in front.
             gold: Whether they carry their known answers.
             prefix_tokens: Tokens of the shared prefix, at most.
         """
         if not self.anchored:
-            return replace(alone, strategy="reset", every=self.tail + 1)
+            return replace(isolated, strategy="reset", every=self.tail + 1)
         return replace(
-            alone,
+            isolated,
             strategy="anchors",
             every=self.tail + 1,
             anchors=anchors,
@@ -85,51 +68,5 @@ FORMS = (
 
 
 def form_named(name: str) -> Form | None:
-    """The form of this name; None for `ALONE`."""
+    """The form of this name; None for `ISOLATED`."""
     return next((form for form in FORMS if form.name == name), None)
-
-
-@dataclass(frozen=True, slots=True)
-class AloneCosts:
-    """What a row costs alone, on average, by the server's own counts and times."""
-
-    prompt_tokens: float
-    evaluated: float
-    """Of the prompt, what did not come from the cache."""
-    own_tokens: float
-    """Of the prompt, what is the row's own."""
-    answer_tokens: float
-    prompt_s: float
-    eval_s: float
-
-    @property
-    def seconds(self) -> float:
-        """Evaluation and answer."""
-        return self.prompt_s + self.eval_s
-
-
-def speed_of(form: Form, alone: AloneCosts) -> float:
-    """How many times as fast as alone the form is likely to be.
-
-    A row in a conversation evaluates its own tokens, behind more others; what alone fails to find in the
-    cache is evaluated once for each beginning. Seconds a token are those of the rows asked alone; attention
-    to a further token costs `_ATTENTION` of them. It is reckoned, not measured.
-    """
-    turn = alone.own_tokens + alone.answer_tokens
-    front = ANCHORS * turn if form.anchored else 0.0
-    context = 1 + _ATTENTION * (front + form.tail / 2 * turn)
-    missing = max(0.0, alone.evaluated - alone.own_tokens)
-    if missing > alone.own_tokens / 4:  # the prefix is not cached, so what stands behind it is not either
-        missing += front
-    evaluated = alone.own_tokens + missing / (form.tail + 1)
-    each = alone.prompt_s / max(1.0, alone.evaluated)
-    seconds = evaluated * each * context + alone.eval_s * context
-    return alone.seconds / seconds if seconds > 0 else 1.0
-
-
-def faster(alone: AloneCosts | None, forms: Sequence[Form] = FORMS) -> list[Form]:
-    """The forms that are likely to be faster by `FASTER`, the fastest first; none where costs are unknown."""
-    if alone is None:
-        return []
-    speeds = [(speed_of(form, alone), form) for form in forms]
-    return [form for speed, form in sorted(speeds, key=lambda s: -s[0]) if speed >= FASTER]

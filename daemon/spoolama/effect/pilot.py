@@ -1,41 +1,34 @@
-"""The pilot: which form a job's conversations take, decided by a sample of its own rows.
+"""The pilot: which form a job's conversations take, decided by known answers on a sample of its own rows.
 
 A pure function: from what the sample has answered so far follows what to ask next, or what was decided. So a
-resume decides the same, and nothing but answers has to be kept.
+resume decides the same, and only answers have to be kept.
 
-- Rows come in blocks of consecutive rows spread over the file. A block is answered alone, some of it twice,
-  and as one conversation in each form on trial.
-- Without gold only forms are tried that are likely to be faster (`forms.faster`), the fastest first: one, and
-  one more for each `_ASKS_A_FORM` answers. With gold any form may be tried: a third of the sample shows which
-  one agrees best, the rest, fresh rows, has to prove it. A third of a small sample has room for one form.
+- Rows come in blocks of consecutive rows spread over the file. A block is answered in isolation, and as one
+  conversation in each form that is tried, anchors first.
+- A third of the answers shows which form agrees best with gold; the rest, fresh rows, has to prove it. A
+  small sample has room for one form; then all its rows are proof.
 - Forms that the job's segments are too short for, or for which there are no anchors, are not tried.
-- A form is chosen on proof alone: that its answers are those given alone, but for a margin (`no_harm`), or
-  that they agree better with gold (`better`). No proof, no conversation; and where the answers that are left
-  can no longer bring one, no more are asked.
+- A form is taken only if it is proved to agree better with gold than isolated rows do (`evidence.ALPHA`).
 - A row that had to leave its conversation, or was repaired in it, counts against the form.
-
-How often a proof is wrong is bounded (`evidence.ALPHA`) where rows of a conversation do not lean on one
-another. Where they do it is wrong more often: if one conversation in ten locks onto one answer, the few
-of the sample may well have none of these. Guard and audit are there for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
-from spoolama.effect.evidence import ALPHA
-from spoolama.effect.forms import AGAIN, ALONE, FORMS, Form, faster
-from spoolama.effect.sample import Decision, Judged, Rules, Seen, Step
-from spoolama.effect.trials import Trials
+from spoolama.effect.evidence import ALPHA, paired_odds
+from spoolama.effect.forms import FORMS, ISOLATED, Form
+from spoolama.effect.gold import Pairs, compare
+from spoolama.effect.sample import BLOCK, Decision, Rules, Seen, Step, TriedForm
 from spoolama.job.trim import CANDIDATES
 
-__all__ = ["next_step"]
+__all__ = ["answers_taken", "least_answers", "next_step"]
 
 _GIVE_UP = 40
-"""Rows after which a form that agrees no better with gold than alone does is given up."""
-_ASKS_A_FORM = 300
-"""Answers that a sample must allow for each form that is tried for speed."""
+"""Rows after which a form that agrees no better with gold than isolated rows do is given up."""
+_LEAST_WINS = 7
+"""Rows won, with none lost, that prove a form: `paired_odds` is then above 1 / `ALPHA`."""
 
 
 def next_step(rules: Rules, seen: Seen) -> Step | Decision:
@@ -44,32 +37,46 @@ def next_step(rules: Rules, seen: Seen) -> Step | Decision:
     A block that was begun is first finished as it was begun, whatever its first answers say; so it makes no
     difference where a pilot is interrupted.
     """
-    step: Step | Decision = Step((), ())
-    for view in (_before(seen), seen):
+    step: Step | Decision = Step(0, ())
+    last = max((block for block, _ in seen.done), default=0)
+    first = {(0, ISOLATED)} & seen.done  # asked before the candidates for anchors are
+    before = replace(seen, done=frozenset(pair for pair in seen.done if pair[0] < last) | first)
+    for view in (before, seen):
         step = _Pilot(rules, view).next()
         if isinstance(step, Decision):
             return step
-        blocks = step.blocks
-        kinds = tuple(kind for kind in step.kinds if any((b, kind) not in seen.done for b in blocks))
+        block = step.block
+        kinds = tuple(kind for kind in step.kinds if (block, kind) not in seen.done)
         if kinds:
-            return Step(blocks, kinds)
+            return Step(block, kinds)
     return step
 
 
-def _before(seen: Seen) -> Seen:
-    """What was seen before the latest block was begun; of the very first one, before any form was tried."""
-    last = max((block for block, _ in seen.done), default=0)
-    done = frozenset(pair for pair in seen.done if pair[0] < last)
-    if last == 0 and {(0, ALONE), (0, AGAIN)} <= seen.done:
-        done = frozenset({(0, ALONE), (0, AGAIN)})
-    return replace(seen, done=done)
+def answers_taken(rules: Rules, seen: Seen) -> int:
+    """Answers that the sample has taken so far, the candidates for anchors among them."""
+    return _Pilot(rules, seen).asked
+
+
+def least_answers(total: int, longest: int | None) -> int | None:
+    """Answers without which the pilot of a job of so many rows can prove nothing; None: no number is enough.
+
+    Args:
+        total: Rows of the job.
+        longest: Rows of a segment at most; None: any number.
+    """
+    rows = min(BLOCK, total)
+    prices = [
+        2 * rows + CANDIDATES * form.anchored
+        for form in FORMS
+        if (longest is None or form.tail < longest) and rows - (not form.anchored) >= _LEAST_WINS
+    ]
+    return min(prices, default=None)
 
 
 class _Pilot:
     def __init__(self, rules: Rules, seen: Seen) -> None:
         self.rules = rules
         self.seen = seen
-        self.trials = Trials(rules, seen)
         # The same at every step: candidates are asked before the first row of any form is.
         self.forms = [
             form
@@ -77,144 +84,146 @@ class _Pilot:
             if (rules.longest is None or form.tail < rules.longest)
             and not (form.anchored and seen.no_anchors)
         ]
+        self.isolated = self.labels(ISOLATED)
 
     def next(self) -> Step | Decision:
-        rules, seen = self.rules, self.seen
-        if not rules.blocks or rules.asks < self.trials.price((ALONE, AGAIN, FORMS[0].name)):
-            return self.end(ALONE, "too_small", [])
-        if kinds := self.trials.missing(0, (ALONE, AGAIN)):
-            return Step((0,), kinds)
-        fast = [form for form in faster(seen.costs) if form in self.forms]
-        if not self.forms or (not rules.gold and not fast and faster(seen.costs)):
-            return self.end(ALONE, "none_fits", [])
-        if rules.gold:
-            return self.with_gold(fast)
-        if not fast:
-            return self.end(ALONE, "costs_unknown" if seen.costs is None else "none_faster", [])
-        return self.prove(fast[: self.most], [], 0)
-
-    @property
-    def most(self) -> int:
-        """Forms that may be tried for speed: each one more takes rows, and makes proof harder for all."""
-        return max(1, self.rules.asks // _ASKS_A_FORM)
-
-    def with_gold(self, fast: list[Form]) -> Step | Decision:
-        """First a look at all forms, then proofs on fresh rows for the best of them.
-
-        Where the answers allow but one form there is nothing to select: all its rows are proof.
-        """
+        """First a look at the forms, then proof on fresh rows for the best of them."""
         rules = self.rules
-        blocks, forms = self.look(fast)
-        on_speed = [form for form in fast if form in forms][: self.most]
+        if not rules.blocks or rules.asks < self.price(FORMS[:1]):
+            return self.end(ISOLATED, "too_small", [])
+        if kinds := self.missing(0, []):
+            return Step(0, kinds)
+        if not self.forms:
+            return self.end(ISOLATED, "none_fits", [])
+        blocks, forms = self.look()
         if len(forms) == 1:
-            return self.prove(on_speed, forms, 0)
+            return self.prove(forms[0], 0, forms)
         for block in range(blocks):
-            if kinds := self.trials.missing(block, (ALONE, AGAIN, *(form.name for form in forms))):
-                return Step((block,), kinds)
+            if kinds := self.missing(block, forms):
+                return Step(block, kinds)
         first = {n for block in rules.blocks[:blocks] for n in block}
-        shown = {form: self.trials.pairs(form, within=first) for form in forms}
+        shown = {form: self.pairs(form, first) for form in forms}
         best = max(forms, key=lambda form: (shown[form].wins - shown[form].losses, -forms.index(form)))
-        on_gold = [best] if shown[best].wins > shown[best].losses else []
-        if not on_gold and not on_speed:
-            return self.end(ALONE, "no_proof", forms, fresh=blocks)
-        return self.prove(on_speed, on_gold, blocks, also=forms)
+        if shown[best].wins <= shown[best].losses:
+            return self.end(ISOLATED, "no_proof", forms)
+        return self.prove(best, blocks, forms)
 
-    def look(self, fast: Sequence[Form]) -> tuple[int, list[Form]]:
-        """Blocks of the first look, and the forms in it: as many as a third of the answers allow.
+    def look(self) -> tuple[int, list[Form]]:
+        """Blocks of the first look, and the forms in it: as many as a third of the answers allow."""
+        forms, third = list(self.forms), self.rules.asks // 3
 
-        The fastest comes first, if it is faster than alone: its rows can prove either of two things.
-        """
-        forms = [*fast[:1], *(form for form in self.forms if form not in fast[:1])]
-        third = self.rules.asks // 3
-        while len(forms) > 1 and self._look_cost(forms, 1) > third:
+        def cost(blocks: int) -> int:
+            asked = self.seen.no_anchors or any(form.anchored for form in forms)
+            return self.price(forms) * blocks + CANDIDATES * asked
+
+        while len(forms) > 1 and cost(1) > third:
             forms.pop()
         blocks = 1
-        while blocks < len(self.rules.blocks) - 1 and self._look_cost(forms, blocks + 1) <= third:
+        while blocks < len(self.rules.blocks) - 1 and cost(blocks + 1) <= third:
             blocks += 1
         return blocks, forms
 
-    def _look_cost(self, forms: Sequence[Form], blocks: int) -> int:
-        """Whatever was asked already: the look is the same at every step."""
-        each = self.trials.price((ALONE, AGAIN, *(form.name for form in forms)))
-        asked = self.seen.no_anchors or any(form.anchored for form in forms)
-        return each * blocks + CANDIDATES * asked
-
-    def prove(
-        self, on_speed: list[Form], on_gold: list[Form], fresh: int, also: Sequence[Form] = ()
-    ) -> Step | Decision:
-        """Go on until something is proved, or can no longer be.
+    def prove(self, form: Form, fresh: int, tried: Sequence[Form]) -> Step | Decision:
+        """Go on until it is proved, is given up, or no answers are left.
 
         Args:
-            on_speed: Forms to be shown to do no harm, the fastest first.
-            on_gold: Forms to be shown to agree better with gold.
-            fresh: Blocks before this one had a part in the selection of `on_gold`.
-            also: Further forms that were tried, for the report.
+            form: To be proved to agree better with gold.
+            fresh: Blocks before this one had a part in its selection.
+            tried: All forms that were tried, for the report.
         """
-        shown = [*on_speed, *(form for form in on_gold if form not in on_speed)]
-        report = [*shown, *(form for form in also if form not in shown)]
-        tests = max(1, len(on_speed))
-        judged = {form: self.trials.judge(form, tests) for form in on_speed}
-        rated = {form: self.trials.rate(form, fresh) for form in on_gold}
-        better = next((form for form, (_, won) in rated.items() if won), None)
-        if better is not None:
-            return self.end(better.name, "better", report, tests=tests, fresh=fresh)
-        open_gold = [
-            form
-            for form, (pairs, _) in rated.items()
-            if len(self.trials.rows_of(form, fresh)) < _GIVE_UP or pairs.wins > pairs.losses
-        ]
-        harmless = next((form for form, j in judged.items() if j.proof), None)
-        alive = [form for form, j in judged.items() if not j.harm] if harmless is None else []
-        open_speed = [form for form in alive if self.hopeful(form, tests)]
-        going = [form for form in shown if form in open_gold or form in open_speed]
-        kinds: tuple[str, ...] = ()
-        for block in range(len(self.rules.blocks)):
-            if kinds := self.trials.missing(block, (ALONE, AGAIN, *(form.name for form in going))):
-                break
-        if not going or not kinds or not self.trials.affordable(kinds):
-            if harmless is not None:
-                return self.end(harmless.name, "no_harm", report, tests=tests, fresh=fresh)
-            tried = [form for form in report if self.trials.was_tried(form)]
-            return self.end(ALONE, "no_proof" if tried else "too_small", tried, tests=tests, fresh=fresh)
-        return Step((block,), kinds)
+        pairs = self.pairs(form, self.fresh_rows(fresh))
+        if paired_odds(pairs.wins, pairs.losses) >= 1 / ALPHA:
+            return self.end(form.name, "better", tried, fresh=fresh)
+        if len(self.rows_of(form, fresh)) < _GIVE_UP or pairs.wins > pairs.losses:
+            for block in range(len(self.rules.blocks)):
+                if kinds := self.missing(block, [form]):
+                    if self.affordable(kinds):
+                        return Step(block, kinds)
+                    break
+        begun = [each for each in tried if self.was_tried(each)]
+        return self.end(ISOLATED, "no_proof" if begun else "too_small", begun, fresh=fresh)
 
-    def hopeful(self, form: Form, tests: int) -> bool:
-        """Whether a proof would come if from now on every row agreed, and no other form took any."""
-        blocks, done = self.rules.blocks, self.seen.done
-        left = self.rules.asks - self.trials.asked - self.trials.candidates([form.name])
-        more = 0
-        for block in sorted(range(len(blocks)), key=lambda b: (b, ALONE) not in done):  # those begun first
-            kinds = self.trials.missing(block, (ALONE, AGAIN, form.name))
-            left -= self.trials.price(kinds)
-            if kinds and left >= 0:
-                more += len(blocks[0]) - (not form.anchored)
-        return self.trials.odds(form, more) >= tests / ALPHA
-
-    def end(self, form: str, why: str, tried: Sequence[Form], *, tests: int = 1, fresh: int = 0) -> Decision:
+    def end(self, form: str, why: str, tried: Sequence[Form], *, fresh: int = 0) -> Decision:
         judged = []
         for each in tried:
-            one = self.trials.judge(each, tests)
-            pairs, better = self.trials.rate(each, fresh)
+            rows = self.rows_of(each)
+            pairs = self.pairs(each, self.fresh_rows(fresh))
+            conversations = sum(not set(rows).isdisjoint(block) for block in self.rules.blocks)
+            better = why == "better" and each.name == form
             judged.append(
-                Judged(
-                    **{
-                        **asdict(one),
-                        "wins": pairs.wins,
-                        "losses": pairs.losses,
-                        "compared": pairs.compared,
-                        "how": pairs.how if self.rules.gold else "",
-                        "better": better and why == "better" and each.name == form,
-                    }
+                TriedForm(
+                    each.name,
+                    each.words,
+                    len(rows),
+                    conversations,
+                    pairs.wins,
+                    pairs.losses,
+                    pairs.compared,
+                    pairs.how,
+                    better,
                 )
             )
-        twice = self.trials.floor_values
-        floor = sum(twice) / len(twice) if twice else None
-        return Decision(
-            form,
-            why,
-            self.trials.asked,
-            None if floor is None else round(floor, 4),
-            len(twice),
-            self.trials.like.words,
-            tuple(judged),
-        )
+        return Decision(form, why, self.asked, tuple(judged))
+
+    # --- what was answered: the rows of a block count when all of it was answered in one way --------------
+
+    def labels(self, kind: str) -> dict[int, str]:
+        given = self.seen.labels.get(kind, {})
+        return {n: given[n] for b in self.blocks_with(kind) for n in self.rules.blocks[b] if n in given}
+
+    def left(self, form: Form) -> frozenset[int]:
+        given = self.seen.left.get(form.name, frozenset())
+        return frozenset(n for b in self.blocks_with(form.name) for n in self.judged(form, b) if n in given)
+
+    def blocks_with(self, kind: str) -> list[int]:
+        return [b for b in range(len(self.rules.blocks)) if (b, kind) in self.seen.done]
+
+    def judged(self, form: Form, block: int) -> tuple[int, ...]:
+        """The first row of a conversation without anchors sees no other."""
+        rows = self.rules.blocks[block]
+        return rows if form.anchored else rows[1:]
+
+    def rows_of(self, form: Form, first: int = 0) -> list[int]:
+        """Rows of blocks from this one on that were asked in this form and in isolation."""
+        given = {*self.labels(form.name), *self.left(form)}
+        blocks = range(first, len(self.rules.blocks))
+        return [n for b in blocks for n in self.judged(form, b) if n in given and n in self.isolated]
+
+    def fresh_rows(self, fresh: int) -> set[int]:
+        return {n for block in self.rules.blocks[fresh:] for n in block}
+
+    def pairs(self, form: Form, within: set[int]) -> Pairs:
+        """Wins and losses on gold, on these rows; a row that left its conversation is lost."""
+        left, gold = self.left(form), self.seen.gold
+        given = {n: label for n, label in self.labels(form.name).items() if n in within - left}
+        pairs = compare(given, self.isolated, gold, enum=self.rules.enum)
+        lost = sum(n in within and n in self.isolated and bool(gold.get(n, "").strip()) for n in left)
+        return replace(pairs, losses=pairs.losses + lost, compared=pairs.compared + lost)
+
+    def was_tried(self, form: Form) -> bool:
+        return bool(self.labels(form.name) or self.left(form))
+
+    # --- what it takes -----------------------------------------------------------------------------------
+
+    @property
+    def asked(self) -> int:
+        kinds = (ISOLATED, *(form.name for form in FORMS))
+        return sum(len(self.labels(kind)) for kind in kinds) + CANDIDATES * self.candidates_asked
+
+    @property
+    def candidates_asked(self) -> bool:
+        return self.seen.no_anchors or any(form.anchored for form in FORMS if self.was_tried(form))
+
+    def price(self, forms: Sequence[Form]) -> int:
+        """Answers that a block takes in isolation and in these forms."""
+        return len(self.rules.blocks[0]) * (1 + len(forms))
+
+    def affordable(self, kinds: Sequence[str]) -> bool:
+        anchored = any(form.anchored for form in FORMS if form.name in kinds)
+        candidates = CANDIDATES * (anchored and not self.candidates_asked)
+        return self.asked + len(self.rules.blocks[0]) * len(kinds) + candidates <= self.rules.asks
+
+    def missing(self, block: int, forms: Sequence[Form]) -> tuple[str, ...]:
+        """In which of these ways the block has not been asked yet."""
+        kinds = (ISOLATED, *(form.name for form in forms))
+        return tuple(kind for kind in kinds if (block, kind) not in self.seen.done)

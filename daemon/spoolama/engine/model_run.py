@@ -11,6 +11,7 @@ from typing import Any
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec, Message
 from spoolama.clock import Clock
 from spoolama.context.turns import Turns
+from spoolama.effect.audit import Budget
 from spoolama.engine.byte_budget import ByteBudget
 from spoolama.engine.gate import Gate, Stopping
 from spoolama.engine.holder import Holder
@@ -67,6 +68,8 @@ class Terms:
     tally: Tally
     one_model: bool
     """Whether the job's own model is the only one."""
+    audit: Budget
+    """What the audit may ask."""
 
 
 class ModelRun:

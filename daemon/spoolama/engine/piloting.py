@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
-from statistics import median
 from typing import Any
 
 from spoolama.context.trimming import Turn
 from spoolama.context.turns import Turns
-from spoolama.effect.forms import AGAIN, ALONE, FORMS, SEED, AloneCosts, Form, form_named
-from spoolama.effect.pilot import next_step
-from spoolama.effect.sample import Decision, Rules, Seen, Step, again_rows, blocks_of
-from spoolama.effect.trials import Trials
+from spoolama.effect.forms import FORMS, ISOLATED, SEED, Form, form_named
+from spoolama.effect.pilot import answers_taken, next_step
+from spoolama.effect.sample import Decision, Rules, Seen, Step, blocks_of
 from spoolama.engine.anchoring import Anchoring, RunLanes
 from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane
@@ -24,14 +21,6 @@ from spoolama.job.plan import Plan, pilot_asks
 from spoolama.job.sidecar import Sidecar
 
 __all__ = ["Piloting"]
-
-_FRAME = 12
-"""Tokens that a chat template puts around a row and the opened answer, generously."""
-_DENSITY = 0.35
-"""Tokens a byte where rows are too alike to tell: more than English prose has."""
-
-_LEAST_COSTS = 10
-"""Rows with all counts and times that costs are told from."""
 
 
 class Piloting:
@@ -66,29 +55,22 @@ class Piloting:
         self._progress = progress
         self._done: list[list[Any]] = []
         asks = pilot_asks(sidecar, total)
-        noisy = sidecar.options.temperature > 0
         enum = enum_of(sidecar)
         self._rules = Rules(
             blocks_of(total, asks, sidecar.options.seed) if asks else (),
             asks,
-            sidecar.trim.margin,
-            noisy,
-            sidecar.gold is not None,
             None if enum is None else tuple(enum),
-            enum is not None,
             longest=None if planner.segment_rows > total else planner.segment_rows,
         )
 
     async def prepare(self, run: RunLanes) -> None:
         """Have the sample answered, decide, and write the plan; nothing if that was done before."""
-        if not self._rules.asks:
-            return
         if await self._store.meta("pilot") is None:
             self._done = await self._store.meta("pilot_done", [])
             with self._progress.counting("pilot", self._rules.asks, at_most=True) as count:
                 while True:
                     seen = await self._seen()
-                    count.done = Trials(self._rules, seen).asked
+                    count.done = answers_taken(self._rules, seen)
                     step = next_step(self._rules, seen)
                     if isinstance(step, Decision):
                         break
@@ -125,21 +107,20 @@ class Piloting:
                 await self._anchoring.propose(run)
             plan = await self._plan_of(kind)
             fronts[kind] = plan, await self._anchoring.turns_of(plan)
-        waiting = Handout(_each(step.blocks))
+        waiting = Handout(_once(step.block))
 
         async def work(lane: Lane) -> None:
             while (block := await waiting.take()) is not None:
                 rows = self._rules.blocks[block]
                 for kind in step.kinds:
-                    wanted = again_rows(rows, self._rules) if kind == AGAIN else rows
                     plan, front = fronts[kind]
                     form = form_named(kind)
                     if form is not None and form.anchored and not plan.anchors:
                         pass  # no row fits in front: there is nothing to try
                     elif form is None:
-                        await lane.run_apart(kind, wanted, plan, seed=SEED if kind == ALONE else 2 * SEED)
+                        await lane.run_apart(kind, rows, plan, seed=SEED)
                     else:
-                        await lane.run_trial(kind, wanted[0], wanted[-1], plan, front)
+                        await lane.run_trial(kind, rows[0], rows[-1], plan, front)
                     self._done.append([block, kind])
                     await self._store.note(pilot_done=self._done)
 
@@ -157,7 +138,7 @@ class Piloting:
     async def _seen(self) -> Seen:
         labels: dict[str, dict[int, str]] = {}
         gold: dict[int, str] = {}
-        for kind in (ALONE, AGAIN, *(form.name for form in FORMS)):
+        for kind in (ISOLATED, *(form.name for form in FORMS)):
             rows = await self._store.trials(kind, self._sidecar.gold)
             if rows:
                 labels[kind] = {row.ordinal: self._turns.label(row.answer or "") for row in rows}
@@ -168,7 +149,6 @@ class Piloting:
             labels,
             gold,
             frozenset((block, kind) for block, kind in self._done),
-            await self._costs(),
             left={form.name: await self._left(form, labels, proposed or [()]) for form in FORMS},
             no_anchors=proposed is not None and not proposed[0],
         )
@@ -179,42 +159,8 @@ class Piloting:
         """Rows that were not answered in this form at the first try, or not at all."""
         asked = {n for b, kind in self._done if kind == form.name for n in self._rules.blocks[b]}
         anchors = set(proposed[0]) if form.anchored else set()
-        unanswered = (asked & set(labels.get(ALONE, {}))) - set(labels.get(form.name, {})) - anchors
+        unanswered = (asked & set(labels.get(ISOLATED, {}))) - set(labels.get(form.name, {})) - anchors
         return frozenset({*await self._store.strays(form.name), *unanswered})
-
-    async def _costs(self) -> AloneCosts | None:
-        """Of the first block alone: they must not change while forms are on trial, nor after a restart."""
-        if [0, ALONE] not in self._done:
-            return None
-        noted = await self._store.meta("pilot_costs")
-        if noted is None:
-            rows = await self._store.trial_costs(ALONE)
-            noted = asdict(costs_of(rows)) if len(rows) >= _LEAST_COSTS else {}
-            await self._store.note(pilot_costs=noted)
-        return AloneCosts(**noted) if noted else None
-
-
-def costs_of(rows: Sequence[tuple[int, int, int, int, float, float]]) -> AloneCosts:
-    """What a row costs alone: medians, since the first one after a load evaluates what later ones need not.
-
-    A row's own tokens by a line through prompt tokens and own bytes, and what a template puts around them.
-
-    Args:
-        rows: (Prompt, cached, answered tokens, own bytes, seconds of evaluation and of the answer).
-    """
-    number = len(rows)
-    prompt, size = sum(row[0] for row in rows) / number, sum(row[3] for row in rows) / number
-    spread = sum((row[3] - size) ** 2 for row in rows)
-    slope = sum((row[3] - size) * (row[0] - prompt) for row in rows) / spread if spread > 0 else 0.0
-    own = min(prompt, _FRAME + (slope if slope > 0 else _DENSITY) * size)
-    return AloneCosts(
-        prompt_tokens=prompt,
-        evaluated=median(row[0] - row[1] for row in rows),
-        own_tokens=own,
-        answer_tokens=sum(row[2] for row in rows) / number,
-        prompt_s=median(row[4] for row in rows),
-        eval_s=median(row[5] for row in rows),
-    )
 
 
 def _changes(plan: Plan) -> dict[str, Any]:
@@ -231,9 +177,8 @@ def _text(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-async def _each(blocks: Sequence[int]) -> AsyncIterator[int]:
-    for block in blocks:
-        yield block
+async def _once(block: int) -> AsyncIterator[int]:
+    yield block
 
 
 async def _nobody(work: Callable[[Lane], Awaitable[None]]) -> None:

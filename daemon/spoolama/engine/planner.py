@@ -3,8 +3,8 @@
 - *Length* (the bound of tokens a byte): learned from the first segments (at least 100 rows), in force from 16
   segments on; looked at again at twice that place, four times and so on, and raised where denser text came.
 - *Anchors*, and the form that a pilot chose: before the first segment.
-- *Harm*: where the guard saw a conversation change answers that the pilot had trusted it with, rows stand
-  alone from the next segment that nobody has begun.
+- *Harm*: where the audit found that the conversation harms the answers, rows are asked in isolation from the
+  next segment that nobody has begun.
 - *Window*: where the server turns out to hold a smaller one, from the next segment that nobody has begun.
 
 The places depend on the plan alone, not on lanes, crashes or speed; a lane that gets there early waits.
@@ -111,7 +111,7 @@ class Planner:
         await self._add(0, **changes)
 
     async def leave_conversations(self) -> None:
-        """From the next segment that nobody has begun each row stands alone."""
+        """From the next segment that nobody has begun each row is asked in isolation."""
         latest = self._plans[-1]
         if latest.anchors or latest.strategy != "reset" or latest.every != 1:
             await self._add(None, strategy="reset", every=1, keep=0, anchors=(), gold=False)

@@ -78,7 +78,7 @@ class Snapshot:
     in_flight: int
     phase: str
     """In words: `reading rows`, `loading gemma3:12b`, `answering`, `pilot: 120 of at most 400 answers`,
-    `answering; looking again at segment 7`, `waiting for the server: …`."""
+    `answering; auditing segment 7`, `waiting for the server: …`."""
     rows_per_s: float | None
     """Over the last minutes of answering; None until measured."""
     eta_s: float | None
@@ -88,7 +88,9 @@ class Snapshot:
     waiting: bool = False
     """Whether the job waits for the server."""
     besides: str = ""
-    """What of the phase is not the answering of rows: `audit: 30 of 62 answers`; empty: nothing."""
+    """What of the phase is not the answering of rows: `auditing segment 7`; empty: nothing."""
+    harm: str = ""
+    """What the audit found the conversation to do to the answers; empty: no harm so far."""
 
     @property
     def done(self) -> int:
@@ -111,8 +113,9 @@ class Progress:
     phase: str = "starting"
     waiting: bool = False
     failures: dict[str, int] = field(default_factory=dict)
+    harm: str = ""
     on_notice: Callable[[str, str], None] = field(default=lambda _kind, _message: None, repr=False)
-    """Told of what happened to the model: a kind, and a sentence for the log."""
+    """Told of what happened to the model, or of `harm`: a kind, and a sentence for the log."""
     _count: Count | None = field(default=None, repr=False)
     _tasks: list[str] = field(default_factory=list, repr=False)
     _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=600), repr=False)
@@ -194,4 +197,5 @@ class Progress:
             failures=dict(self.failures),
             waiting=self.waiting,
             besides=self.besides,
+            harm=self.harm,
         )

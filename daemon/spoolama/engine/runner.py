@@ -11,10 +11,10 @@ from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.context.budget import message_bytes
 from spoolama.context.turns import Turns
+from spoolama.effect.audit import Budget
 from spoolama.engine.anchoring import Anchoring, RunLanes
-from spoolama.engine.auditing import audit_rows, left_to_look_at
+from spoolama.engine.auditing import Auditing, audit_budget, left_to_audit
 from spoolama.engine.gate import Gate, Stopping
-from spoolama.engine.guarding import Guarding
 from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane
 from spoolama.engine.model_run import ModelRun, Terms
@@ -102,7 +102,7 @@ class JobRunner:
         counts = await self._store.counts()
         total = sum(counts.values())
         models = await self._store.models()
-        if not models and not self._openai and await left_to_look_at(self._sidecar, self._store):
+        if not models and not self._openai and await left_to_audit(self._store):
             models = [None]
         # Of all rows, not of those that are left: what is learned must not depend on where a resume begins.
         asked = await self._store.meta("asked_models")
@@ -111,6 +111,7 @@ class JobRunner:
             await self._store.note(asked_models=asked)
         one_model = asked in ([None], []) and not self._openai
         pilot = one_model and pilot_asks(self._sidecar, total) > 0
+        budget = await audit_budget(self._sidecar, self._store, total) if not self._openai else Budget(0, 0)
         planner = Planner(
             self._store,
             first_plan(self._sidecar, total, pilot=pilot),
@@ -137,6 +138,7 @@ class JobRunner:
             planner=planner,
             tally=tally,
             one_model=one_model,
+            audit=budget,
         )
         waker = asyncio.create_task(self._gate.wake_on_stop(), name="wake waiting lanes")
         try:
@@ -172,12 +174,19 @@ class JobRunner:
             self._sidecar, self._store, planner, self._asker, self._turns, tally, total=total
         )
         watched = model is None and not self._openai
-        guarding = (
-            Guarding(self._sidecar, self._store, planner, self._turns, tally, self._progress)
-            if watched
-            else None
-        )
-        segments = Segments(model, self._store, planner, anchoring, guarding, self._stop, total=total)
+        auditing = None
+        if watched and terms.audit.rows:
+            auditing = Auditing(
+                self._sidecar,
+                self._store,
+                planner,
+                self._turns,
+                tally,
+                self._progress,
+                total=total,
+                budget=terms.audit,
+            )
+        segments = Segments(model, self._store, planner, anchoring, auditing, self._stop, total=total)
         try:
             if watched:
                 self._progress.phase = "answering rows of which the anchors are chosen"
@@ -186,8 +195,6 @@ class JobRunner:
                     await self._pilot(planner, anchoring, run.in_lanes, total)
             self._progress.phase = "answering"
             await segments.answer(run.in_lanes)
-            if watched:
-                await audit_rows(self._sidecar, self._store, planner.latest, run.in_lanes, self._progress)
         except ModelLost as error:
             if not self._openai or model is None:
                 raise
@@ -196,7 +203,7 @@ class JobRunner:
             await run.close()
 
     async def _pilot(self, planner: Planner, anchoring: Anchoring, run: RunLanes, total: int) -> None:
-        if not pilot_asks(self._sidecar, total):
+        if not pilot_asks(self._sidecar, total) and await self._store.meta("pilot") is None:
             return
         piloting = Piloting(
             self._sidecar, self._store, planner, anchoring, self._turns, self._progress, total=total

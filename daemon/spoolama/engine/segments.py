@@ -1,11 +1,11 @@
-"""Hands the segments of a model to lanes, and has each one looked at when it is done."""
+"""Hands the segments of a model to lanes, and has each one audited when it is done."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 from spoolama.engine.anchoring import Anchoring, RunLanes
-from spoolama.engine.guarding import Guarding
+from spoolama.engine.auditing import Auditing
 from spoolama.engine.handout import Handout
 from spoolama.engine.lane import Lane
 from spoolama.engine.planner import Planner
@@ -25,7 +25,7 @@ class Segments:
         store: Has the rows.
         planner: Has the plan of each segment.
         anchoring: Has the turns in front.
-        guarding: Looks at what conversations did; None: nobody does.
+        auditing: Audits conversations; None: nobody does.
         stop: A wish to stop.
         total: Rows of the job.
     """
@@ -36,7 +36,7 @@ class Segments:
         store: RowStore,
         planner: Planner,
         anchoring: Anchoring,
-        guarding: Guarding | None,
+        auditing: Auditing | None,
         stop: Stop,
         *,
         total: int,
@@ -45,36 +45,45 @@ class Segments:
         self._store = store
         self._planner = planner
         self._anchoring = anchoring
-        self._guarding = guarding
+        self._auditing = auditing
         self._stop = stop
         self._total = total
 
     async def answer(self, run: RunLanes) -> None:
-        """Have every row answered that has no end yet, and every conversation looked at.
+        """Have every row answered that has no end yet, and every conversation audited.
 
         Raises:
             JobError: the job cannot go on.
         """
-        if self._guarding is not None:
-            await self._guarding.recall()
-        waiting = Handout(self._pending())
+        if self._auditing is not None:
+            await self._auditing.open()
+        while True:
+            waiting = Handout(self._pending())
 
-        async def work(lane: Lane) -> None:
-            while (segment := await waiting.take()) is not None:
-                if self._stop.is_set() or not await self._one(lane, segment):
-                    return
+            async def work(lane: Lane, waiting: Handout[int] = waiting) -> None:
+                while (segment := await waiting.take()) is not None:
+                    if self._stop.is_set() or not await self._one(lane, segment):
+                        return
 
-        await run(work)
-        if self._guarding is None:
-            return
-        # The service may have ended between a segment's last row and the look at it.
-        left = Handout(_each(await self._store.unguarded()))
+            await run(work)
+            if self._auditing is None or (self._stop.is_set() and await self._left()):
+                return
+            # The service may have ended between a segment's last row and its audit.
+            left = Handout(_each(await self._store.unaudited()))
 
-        async def look(lane: Lane) -> None:
-            while (segment := await left.take()) is not None:
-                await self._one(lane, segment)
+            async def look(lane: Lane, left: Handout[int] = left) -> None:
+                while (segment := await left.take()) is not None:
+                    await self._one(lane, segment)
 
-        await run(look)
+            await run(look)
+            await self._auditing.finish()
+            # An audit may have taken back answers of segments that were done.
+            if not await self._left():
+                return
+
+    async def _left(self) -> bool:
+        """Whether a row has no end yet."""
+        return bool(await self._store.pending_segments(-1, self._planner.segment_rows, self._model, 1))
 
     async def _one(self, lane: Lane, segment: int) -> bool:
         """False if the service stops before its plan can be known."""
@@ -84,8 +93,10 @@ class Segments:
         first = segment * self._planner.segment_rows
         last = min(self._total, first + self._planner.segment_rows) - 1
         await self._rows(lane, segment, first, last, plan)
-        if self._guarding is not None and first < last and await self._guarding.look(segment, lane):
-            with self._guarding.redoing(segment):
+        if self._auditing is None or first >= last:
+            return True
+        if await self._auditing.look(segment, first, last, lane):
+            with self._auditing.isolating(segment):
                 await self._rows(lane, segment, first, last, plan)
         return True
 

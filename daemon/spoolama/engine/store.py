@@ -68,12 +68,15 @@ class RowStore(AnsweredRows, Protocol):
         """Rows of this comparison that were not answered in their conversation at the first try."""
         ...
 
-    async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
-        """(Prompt, cached, answered tokens, own bytes, seconds of each) of them, where all are known."""
+    async def any_in_company(self) -> bool:
+        """Whether a row was answered in sight of others and stands so in the results."""
         ...
 
-    async def in_company(self) -> list[int]:
-        """Ordinals of the rows that were answered in sight of others."""
+    async def given_in_company(self, kind: str, column: str | None = None) -> list[StoredRow]:
+        """The rows of this comparison with the answers of their conversation, taken back or not.
+
+        Of their fields they have only this column.
+        """
         ...
 
     async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
@@ -88,11 +91,11 @@ class RowStore(AnsweredRows, Protocol):
         ...
 
     async def verdicts(self) -> list[dict[str, Any]]:
-        """How suspicions were settled, by segment."""
+        """Segments that were judged by themselves, in order."""
         ...
 
-    async def unguarded(self) -> list[int]:
-        """Segments with answers in conversation that nobody has looked at."""
+    async def unaudited(self) -> list[int]:
+        """Segments with answers in conversation that were not audited yet."""
         ...
 
     async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
@@ -140,12 +143,16 @@ class RowStore(AnsweredRows, Protocol):
         """A row could not be answered for comparison; it goes on, or keeps its end."""
         ...
 
-    async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
-        """A segment was looked at; a suspicion has a verdict."""
+    async def audited(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
+        """A segment was audited; with a verdict, if it was judged by itself."""
+        ...
+
+    async def forget_audits(self) -> None:
+        """Have the segments audited again that were found unharmed without a verdict."""
         ...
 
     async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
-        """Have the segment's rows that had others in sight asked again, alone; how many they are."""
+        """Have the segment's rows that had others in sight asked again in isolation; how many they are."""
         ...
 
     def settle(self, ordinal: int) -> None:

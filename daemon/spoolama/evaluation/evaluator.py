@@ -55,6 +55,7 @@ class Evaluator:
         Args:
             path: The file.
             openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
+            begun: Whether its job has begun, perhaps under an earlier version with other keys.
             cpu_s: Processor time that it may take, in seconds.
             begun: Whether its job has begun: then settings that earlier versions had are left out.
 
@@ -80,6 +81,7 @@ class Evaluator:
             text: The file's content.
             name: Its name as the person knows it.
             openai: Whether it belongs to OpenAI batch lines.
+            begun: Whether its job has begun.
             cpu_s: Processor time that it may take, in seconds.
             begun: Whether its job has begun.
         """

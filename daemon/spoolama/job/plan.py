@@ -90,7 +90,7 @@ class Plan:
 
 
 PILOT_ROWS = 5000
-"""Jobs with fewer rows have no pilot unless the sidecar asks for one: 2 % of them prove nothing."""
+"""Jobs with fewer rows have no pilot unless the sidecar asks for one: 2 % of them can prove little."""
 _PILOT_SHARE = 0.02
 """Of the job's rows: answers that a pilot takes at most."""
 _LEAST_SEGMENT = 21
@@ -100,9 +100,9 @@ _SEGMENTS = 16
 
 
 def pilot_asks(sidecar: Sidecar, total: int) -> int:
-    """Answers that the pilot of a job of `total` rows may take; 0: there is none."""
+    """Answers that the pilot of a job of `total` rows may take; 0: there is none, as without gold."""
     trim = sidecar.trim
-    if sidecar.mode == "isolated" or trim.strategy != "auto":
+    if sidecar.mode == "isolated" or trim.strategy != "auto" or sidecar.gold is None:
         return 0
     if trim.pilot == "auto":
         return int(total * _PILOT_SHARE) if total >= PILOT_ROWS else 0
@@ -120,7 +120,9 @@ def sees_others(sidecar: Sidecar, total: int | None = None) -> bool:
     if sidecar.mode == "isolated":
         return False
     if trim.strategy == "auto":
-        return trim.pilot != 0 if total is None else pilot_asks(sidecar, total) > 0
+        if total is None:
+            return trim.pilot != 0 and sidecar.gold is not None
+        return pilot_asks(sidecar, total) > 0
     if trim.anchor_rows:
         return True
     return sidecar.segment != 1 and not (trim.strategy == "reset" and trim.every_rows == 1)
@@ -132,7 +134,7 @@ def first_plan(sidecar: Sidecar, total: int = 0, *, pilot: bool = False) -> Plan
     Args:
         sidecar: What is asked.
         total: Rows of the job.
-        pilot: Whether a pilot is to choose what stands before a row. Without one `auto` is each row alone.
+        pilot: Whether a pilot is to choose what stands before a row. Without one `auto` isolates each row.
     """
     auto = sidecar.trim.strategy == "auto"
     if sidecar.mode == "isolated" or (auto and not pilot):

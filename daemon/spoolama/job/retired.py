@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["RETIRED", "leave_out_retired"]
+__all__ = ["RETIRED", "in_new_words", "leave_out_retired"]
 
 RETIRED: dict[tuple[str, str], str] = {
     ("trim.every", "auto"): (
@@ -26,3 +26,12 @@ def leave_out_retired(sidecar: dict[str, Any]) -> None:
             inner = inner.get(parent) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and inner.get(name) == value:
             del inner[name]
+
+
+def in_new_words(data: dict[str, Any]) -> dict[str, Any]:
+    """A sidecar that an earlier version accepted, with the keys and values of this one."""
+    if "on_collapse" not in data:
+        return data
+    value = data["on_collapse"]
+    rest = {key: kept for key, kept in data.items() if key != "on_collapse"}
+    return {**rest, "on_harm": "isolate" if value == "redo" else value}

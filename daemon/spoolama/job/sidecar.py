@@ -174,17 +174,17 @@ class Sidecar(_Model):
     gold: str | None = Field(
         None, max_length=_MOST_OF_COLUMN, description="A column of known answers: agreement is reported."
     )
-    audit: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="So many rows that were answered in conversation are answered again alone at the end, "
-        "and the two compared: did the conversation change the answers?",
+    audit: Annotated[int, Field(ge=0, le=1_000_000)] | Literal["auto", "off", False] = Field(
+        "auto",
+        description="Number of rows to ask again in isolation, as segments of a conversation end, to see "
+        "whether the conversation changes the answers. auto: 2 % of the rows (above temperature 0: 4 %), at "
+        "least 20, at most 400. off or 0: no audit.",
     )
-    on_collapse: Literal["report", "redo", "fail"] = Field(
+    on_harm: Literal["report", "isolate", "fail"] = Field(
         "report",
-        description="What becomes of a segment whose conversation was seen to change its answers. report: "
-        "the summary says so first. redo: its rows are asked again, alone. fail: the job ends.",
+        description="What to do when the audit shows that the conversation changes the answers. report: say "
+        "so in log, status, summary and metrics. isolate: ask the remaining rows in isolation, and those of "
+        "harmed segments again. fail: end the job.",
     )
     answer_key: str | None = Field(
         None,
@@ -203,3 +203,8 @@ class Sidecar(_Model):
         ("jsonl", "csv"), min_length=1, description="Forms of the results."
     )
     priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
+
+    @property
+    def audit_rows(self) -> int | None:
+        """Rows that the audit may ask; None: `auto`."""
+        return None if self.audit == "auto" else 0 if self.audit == "off" else int(self.audit)

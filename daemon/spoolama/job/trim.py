@@ -61,9 +61,10 @@ class Trim(BaseModel):
 
     strategy: Literal["auto", "reset", "window", "anchors", "important", "hybrid", "budget"] = Field(
         "auto",
-        description="What stands before a row, and what a trim keeps. auto: a pilot on some of the job's "
-        "rows decides; without proof that earlier rows do no harm, each row stands alone. reset: the shared "
-        "prefix alone. window: the latest rows. anchors: a fixed set of rows, the same for the whole job. "
+        description="What stands before a row, and what a trim keeps. auto: each row is asked in "
+        "isolation; with `gold`, a pilot on some of the rows takes a form that is proved to agree better. "
+        "reset: the shared prefix alone. window: the latest rows. anchors: a fixed set of rows, the same for "
+        "the whole job. "
         "important: the rows with the highest score. hybrid: anchors or important rows, and the latest. "
         "budget: the latest rows within a number of tokens.",
     )
@@ -76,15 +77,15 @@ class Trim(BaseModel):
     )
     pilot: Annotated[int, Field(ge=0, le=1_000_000)] | Literal["auto"] = Field(
         "auto",
-        description="auto: answers that the pilot takes at most. auto: 2 % of the rows, in jobs of 5,000 "
-        "rows or more. 0: no pilot, each row alone.",
+        description="auto, with `gold`: answers that the pilot takes at most. auto: 2 % of the rows, in jobs "
+        "of 5,000 rows or more. 0: no pilot, each row in isolation.",
     )
     margin: float = Field(
         0.05,
         gt=0,
         le=0.5,
-        description="Share of rows that may be answered otherwise than alone before a conversation counts as "
-        "harmful: for the pilot, the guard and the audit.",
+        description="Share of rows whose answer may differ from the one given in isolation before the audit "
+        "reports harm.",
     )
     keep: int | None = Field(
         None,

@@ -15,6 +15,7 @@ __all__ = [
     "interval_words",
     "percent",
     "short",
+    "span",
     "strength_words",
     "weakness",
 ]
@@ -203,6 +204,11 @@ def short(text: str, most: int = 40) -> str:
     """The text on one line, cut where it is too long."""
     line = " ".join(text.split())
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def span(low: float, high: float) -> str:
+    """`88 to 96 %`."""
+    return f"{low * 100:.0f} to {high * 100:.0f} %"
 
 
 def percent(share: float) -> str:

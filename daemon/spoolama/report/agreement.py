@@ -2,7 +2,7 @@
 
 What is compared depends on what both sides are:
 
-- both labels: accuracy with Wilson's interval; Cohen's kappa with a bootstrap interval;
+- both labels: accuracy with Wilson's interval; Cohen's kappa with an interval;
 - both numbers: Spearman's rank correlation with an interval, and the mean absolute error;
 - answers labels, gold numbers: Spearman's, if the labels have an order (`job/labels.order_of` has the rule).
 
@@ -30,13 +30,11 @@ LEAST_ALONG = 30
 """With fewer rows nothing is said of the agreement along the job."""
 
 _SPEARMAN = (
-    "Spearman's rank correlation (scipy), mean ranks for ties; 95 % interval by Fisher's z with the standard"
+    "Spearman's rank correlation, mean ranks for ties; 95 % interval by Fisher's z with the standard"
     " error of Bonett and Wright (approximate where there are many ties)"
 )
 _ACCURACY = "share of equal labels (case and space around do not count); 95 % interval by Wilson"
-_KAPPA = (
-    f"Cohen's kappa; 95 % interval by bootstrap, {statistics.BOOTSTRAPS} resamples of the rows, fixed seed"
-)
+_KAPPA = "Cohen's kappa; 95 % interval by the standard error of Fleiss, Cohen and Everitt"
 _MAE = "mean of |answer - gold|"
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from spoolama.job.labels import enum_of
 from spoolama.report.agreed import along_sentence
 from spoolama.report.agreement import Agreement, Spread
-from spoolama.report.effects import effect_sentences
-from spoolama.report.harm import warnings_of
+from spoolama.report.effects import effect_sentences, warnings_of
 from spoolama.report.published import open_published
 from spoolama.report.record import Record
 from spoolama.report.summary import balance
@@ -45,7 +44,7 @@ class Analysis:
     balance: str
     """The sentence in which the books balance."""
     warnings: list[str]
-    """What guard and audit found wrong with the answers."""
+    """What the audit found wrong with the answers."""
     spread: Spread
     agreement: Agreement | None
     effects: list[tuple[str, str]]

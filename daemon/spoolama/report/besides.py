@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from spoolama.effect.forms import AGAIN, ALONE, FORMS
+from spoolama.effect.forms import FORMS, ISOLATED
 from spoolama.job.sidecar import Sidecar
 from spoolama.spool.ledger_read import LedgerReader
 
@@ -14,10 +14,10 @@ __all__ = ["besides_metrics", "besides_tokens", "besides_words"]
 
 Put = Callable[..., None]
 
-_WORDS = {"anchors": "candidates for anchors", "redo": "taken back by redo"}
+_WORDS = {"anchors": "candidates for anchors", "taken_back": "taken back because of harm"}
 _HOW = (
-    "answers that do not stand in the results, from the ledger: given for comparison by pilot, guard and"
-    " audit, by candidates for `anchors`, or taken back by `redo`. `attempts`: requests sent for them."
+    "answers that do not stand in the results, from the ledger: given for comparison by pilot and audit, by"
+    " candidates for `anchors`, or `taken_back` because of harm. `attempts`: requests sent for them."
     " Requests for comparison that gave no answer, or were repeated after a restart, leave no trace: how"
     " many they were is unknown. `seconds`: from sending to the answer, added up; those of several lanes"
     " overlap. Tokens: sums of the server's counts, null where it did not count each answer. Their time is"
@@ -37,12 +37,11 @@ def besides_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
     pilot = sidecar.trim.strategy == "auto"
     parts = {
         "pilot": ledger.requests(
-            (ALONE, AGAIN, *(f.name for f in FORMS)), samples="unused" if pilot else "none"
+            (ISOLATED, "again", *(f.name for f in FORMS)), samples="unused" if pilot else "none"
         ),
         "anchors": ledger.requests((), samples="none" if pilot else "unused"),
-        "guard": ledger.requests(("guard", "guard-again")),
-        "audit": ledger.requests(("audit", "audit-again")),
-        "redo": ledger.taken_back(),
+        "audit": ledger.requests(("audit", "audit-again", "guard", "guard-again")),
+        "taken_back": ledger.taken_back(),
     }
     found = {name: asdict(part) for name, part in parts.items() if part.answers}
     for part in found.values():

@@ -10,7 +10,7 @@ from typing import Any
 from spoolama.errors import InputError
 from spoolama.report.besides import besides_words
 from spoolama.report.conduct import trim_sentence
-from spoolama.report.harm import warnings_of
+from spoolama.report.effects import warnings_of
 from spoolama.report.labels import label_of_record
 from spoolama.report.published import Published, open_published
 from spoolama.report.summary import count, duration

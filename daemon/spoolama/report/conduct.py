@@ -117,6 +117,12 @@ def _retired(keys: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> list[st
         found.append(
             f"The setting `every: auto` no longer exists: this job trimmed every {rows} rows, {why}."
         )
+    if "on_collapse" in keys:
+        found.append("The setting `on_collapse` is called `on_harm` now, and `redo` is called `isolate`.")
+    if "trim.pilot" in keys:
+        found.append(
+            "A pilot needs `gold` now: unless it had decided, rows are asked in isolation."
+        )
     return found or None
 
 
@@ -140,7 +146,7 @@ def trim_sentence(m: Mapping[str, Any]) -> str | None:
         parts.append("each row alone behind them" if anchors else "each row alone")
     elif every:
         parts.append(f"a trim every {every} rows")
-    if (peak := m.get("sight_peak")) and (anchors or every != 1):  # else a guard ended the conversations
+    if (peak := m.get("sight_peak")) and (anchors or every != 1):  # else harm ended the conversations
         parts.append(
             f"each row saw up to {peak:,} {'other' if anchors else 'earlier one'}{'s' * (peak != 1)}"
         )

@@ -190,7 +190,7 @@ def _metrics(
         "completed rows against the sidecar's gold column; each measure has its own `how`",
         missing="the sidecar names no gold column",
     )
-    for name in ("guard", "audit"):
+    for name in ("audit", "guard"):  # guard: of jobs that an earlier version published
         put(
             name,
             home.metrics.get(name),

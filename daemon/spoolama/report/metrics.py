@@ -15,7 +15,6 @@ from spoolama.report.agreement import LEAST_ALONG, Agreement, Spread
 from spoolama.report.audit import audit_metrics
 from spoolama.report.besides import besides_metrics
 from spoolama.report.conduct import conduct_metrics
-from spoolama.report.guard import guard_metrics
 from spoolama.report.memory import memory_metrics
 from spoolama.report.pilot import pilot_metrics
 from spoolama.report.tally import Tally
@@ -297,5 +296,4 @@ def _effect(
         missing=why,
     )
     pilot_metrics(metrics.put, ledger, sidecar)
-    guard_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"])
-    audit_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"], metrics.values["guard"])
+    audit_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"])

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from spoolama.errors import InputError
-from spoolama.job.retired import leave_out_retired
+from spoolama.job.retired import in_new_words, leave_out_retired
 from spoolama.job.row import Row
 from spoolama.job.rows import MAX_CELL_BYTES, Limits, RowReader, detect, read_rows
 from spoolama.job.sidecar import Sidecar
@@ -116,7 +116,7 @@ def open_published(path: Path) -> Published:
             metrics = json.load(file)
         asked = copy.deepcopy(metrics["sidecar"])
         leave_out_retired(asked)  # an earlier version may have published it
-        sidecar = Sidecar.model_validate_json(json.dumps(asked))
+        sidecar = Sidecar.model_validate_json(json.dumps(in_new_words(asked)))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise InputError(
             f"{path} is not a published job: its metrics.json cannot be read ({type(error).__name__}).",

@@ -1,70 +1,59 @@
-"""The three measures of agreement with their 95 % intervals. scipy is loaded when one is first needed."""
+"""The measures of agreement with their 95 % intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist, correlation
 
-__all__ = ["BOOTSTRAPS", "is_constant", "kappa", "kappa_interval", "spearman", "spearman_interval", "wilson"]
+from spoolama.effect.evidence import wilson
+
+__all__ = ["falls_along", "is_constant", "kappa", "kappa_interval", "spearman", "spearman_interval", "wilson"]
 
 _Z95 = 1.959963984540054
-BOOTSTRAPS = 2000
-"""Resamples of a bootstrap interval."""
-
-_SEED = 7
-_MAX_CELLS = 2500
-"""Past so many different pairs a bootstrap in Python takes minutes, and labels are hardly labels any more."""
+_FALLS = 0.01
+"""Probability, one-sided and of both that are looked at, below which a falling likeness is no chance."""
 
 Cells = Mapping[tuple[int, int], int]
 """How often each (answer, gold) pair of labels occurs."""
 
 
-def wilson(hits: int, rows: int) -> tuple[float, float]:
-    """Wilson's score interval of a share (E. B. Wilson 1927, J. Am. Stat. Assoc. 22, 209-212)."""
-    share, z2 = hits / rows, _Z95**2
-    middle = (share + z2 / (2 * rows)) / (1 + z2 / rows)
-    half = _Z95 / (1 + z2 / rows) * math.sqrt(share * (1 - share) / rows + z2 / (4 * rows**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def kappa(cells: Cells) -> float | None:
     """Cohen's kappa: agreement beyond chance. None if chance alone would give all of it."""
     rows = sum(cells.values())
-    left: dict[int, int] = {}
-    right: dict[int, int] = {}
-    same = 0
-    for (answer, gold), count in cells.items():
-        left[answer] = left.get(answer, 0) + count
-        right[gold] = right.get(gold, 0) + count
-        same += count if answer == gold else 0
-    chance = sum(count * right.get(label, 0) for label, count in left.items()) / rows**2
+    left, right = _margins(cells)
+    same = sum(count for (answer, gold), count in cells.items() if answer == gold)
+    chance = sum(share * right.get(label, 0.0) for label, share in left.items())
     return None if chance >= 1.0 else (same / rows - chance) / (1 - chance)
 
 
+def _margins(cells: Cells) -> tuple[dict[int, float], dict[int, float]]:
+    rows = sum(cells.values())
+    left: dict[int, float] = {}
+    right: dict[int, float] = {}
+    for (answer, gold), count in cells.items():
+        left[answer] = left.get(answer, 0.0) + count / rows
+        right[gold] = right.get(gold, 0.0) + count / rows
+    return left, right
+
+
 def kappa_interval(cells: Cells) -> tuple[float, float] | None:
-    """Percentile bootstrap over rows, with a fixed seed.
+    """By the large-sample standard error of Fleiss, Cohen and Everitt (1969, Psychol. Bull. 72, 323-327).
 
-    Drawing rows with replacement is drawing the table of pairs from a multinomial distribution.
+    None where kappa is undefined, or perfect, where that error is 0, and below 10 rows.
     """
-    import numpy as np  # scipy brings it
-
-    if len(cells) > _MAX_CELLS:
+    value = kappa(cells)
+    if value is None or value >= 1.0 or sum(cells.values()) < 10:
         return None
-    keys = sorted(cells)
-    counts = [cells[key] for key in keys]
-    rows = sum(counts)
-    random = np.random.default_rng(_SEED)
-    shares = np.array(counts, dtype=float) / rows
-    values: list[float] = []
-    for _ in range(BOOTSTRAPS):
-        drawn = random.multinomial(rows, shares)
-        value = kappa({key: int(n) for key, n in zip(keys, drawn, strict=True) if n})
-        if value is not None:
-            values.append(value)
-    if len(values) < BOOTSTRAPS * 0.95:
-        return None  # too few rows that differ: most resamples have no kappa
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    rows = sum(cells.values())
+    left, right = _margins(cells)
+    chance = sum(share * right.get(label, 0.0) for label, share in left.items())
+    spread = -((value - chance * (1 - value)) ** 2)
+    for (answer, gold), count in cells.items():
+        both = (right.get(answer, 0.0) + left.get(gold, 0.0)) * (1 - value)
+        spread += count / rows * ((1 - both) if answer == gold else both) ** 2
+    half = _Z95 * math.sqrt(max(0.0, spread) / rows) / (1 - chance)
+    return max(-1.0, value - half), min(1.0, value + half)
 
 
 def is_constant(values: Sequence[float]) -> bool:
@@ -76,9 +65,21 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
     """Spearman's rank correlation, mean ranks for ties; None where it is undefined: one side is constant."""
     if len(left) < 2 or is_constant(left) or is_constant(right):
         return None
-    from scipy.stats import spearmanr
+    return correlation(_ranks(left), _ranks(right))
 
-    return float(spearmanr(left, right).statistic)
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    first = 0
+    while first < len(order):
+        end = first
+        while end < len(order) and values[order[end]] == values[order[first]]:
+            end += 1
+        for place in order[first:end]:
+            ranks[place] = (first + end - 1) / 2
+        first = end
+    return ranks
 
 
 def spearman_interval(correlation: float, rows: int) -> tuple[float, float] | None:
@@ -91,3 +92,15 @@ def spearman_interval(correlation: float, rows: int) -> tuple[float, float] | No
     middle = math.atanh(correlation)
     half = _Z95 * math.sqrt((1 + correlation**2 / 2) / (rows - 3))
     return math.tanh(middle - half), math.tanh(middle + half)
+
+
+def falls_along(along: Sequence[float], values: Sequence[float]) -> bool:
+    """Whether values surely fall along something, by Spearman's correlation.
+
+    Fisher's z with the standard error of Fieller, Hartley and Pearson (1957, Biometrika 44, 470-481).
+    """
+    value = spearman(along, values)
+    if value is None or len(values) <= 3:
+        return False
+    z = math.atanh(max(value, -0.999999)) * math.sqrt((len(values) - 3) / 1.06)
+    return NormalDist().cdf(z) < _FALLS / 2

@@ -10,8 +10,7 @@ from typing import Any
 from spoolama.report.agreed import weakness
 from spoolama.report.besides import besides_tokens, besides_words
 from spoolama.report.conduct import server_sentences
-from spoolama.report.effects import effect_sentences, stood_alone
-from spoolama.report.harm import harm_in_short, warnings_of
+from spoolama.report.effects import effect_sentences, harm_in_short, stood_alone, warnings_of
 from spoolama.report.memory import memory_lines
 from spoolama.report.record import Record
 
@@ -48,8 +47,9 @@ class Summary:
         """
         said = self.balance if early is None else early
         harm = harm_in_short(self.metrics)
-        if (
-            harm is None or (self.metrics["ended_early"] or {}).get("code") == "collapsed"
+        if harm is None or (self.metrics["ended_early"] or {}).get("code") in (
+            "harm",
+            "collapsed",
         ):  # it says so itself
             return said
         return f"{said.rstrip('.')}. {harm}"

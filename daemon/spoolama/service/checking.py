@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 
 from spoolama.clock import SystemClock
-from spoolama.effect.extra import Extra, extra_of
+from spoolama.effect.audit import Budget, budget_of, smallest_harm
+from spoolama.effect.pilot import least_answers
 from spoolama.engine.progress import Progress, Pulse
 from spoolama.errors import ConfigError, InputError, RowError, SidecarError
 from spoolama.evaluation.asking import Ask, Asker
 from spoolama.evaluation.evaluator import Evaluator
-from spoolama.job.plan import pilot_asks
+from spoolama.job.plan import pilot_asks, sees_others
 from spoolama.job.rows import InputKind, Limits, detect, read_rows
 from spoolama.job.sidecar import Sidecar, Trim, Vram
 from spoolama.service.intake import take_in
@@ -70,11 +71,18 @@ class Findings:
     strategy: str = "auto"
     pilot: int = 0
     """Answers that the pilot may take, as asked for; 0: there is none."""
-    extra: Extra = field(default_factory=Extra)
-    """What is asked besides the rows, at most."""
+    gold: bool = False
+    """Whether the sidecar names known answers."""
+    noisy: bool = False
+    """Whether the temperature is above 0."""
     trim: Trim = field(default_factory=Trim)
-    audit: int = 0
-    on_collapse: str = "report"
+    audit: Budget = field(default_factory=lambda: Budget(0, 0))
+    """Rows that the audit may ask again."""
+    smallest_harm: float | None = None
+    """Share of changed answers that it finds with 95 % probability; None: it finds none."""
+    pilot_least: int | None = None
+    """Answers without which the pilot proves nothing; None: no number is enough."""
+    on_harm: str = "report"
     segment: int = 0
     """Rows of one conversation; 0: all are one."""
     lanes: int | None = None
@@ -112,7 +120,7 @@ class Findings:
 
     @property
     def alone(self) -> bool:
-        """Whether each row stands alone, or a pilot has yet to say."""
+        """Whether each row is asked in isolation, or a pilot has yet to say."""
         return self.mode != "conversation" or self.strategy == "auto"
 
     @property
@@ -222,8 +230,9 @@ async def check_drop(drop: Drop, evaluator: Evaluator, *, limits: Limits, newlin
         segment=0 if sidecar.segment == "all" else sidecar.segment,
         lanes=sidecar.lanes,
         trim=sidecar.trim,
-        audit=sidecar.audit,
-        on_collapse=sidecar.on_collapse,
+        gold=sidecar.gold is not None,
+        noisy=sidecar.options.temperature > 0,
+        on_harm=sidecar.on_harm,
         vram=sidecar.vram,
     )
     findings.room_tokens = sidecar.options.num_ctx - sidecar.options.num_predict
@@ -252,7 +261,12 @@ async def check_drop(drop: Drop, evaluator: Evaluator, *, limits: Limits, newlin
         )
     if not openai:
         findings.pilot = pilot_asks(sidecar, findings.rows)
-        findings.extra = extra_of(sidecar, findings.rows)
+        if sees_others(sidecar, findings.rows):
+            noisy, margin = findings.noisy, sidecar.trim.margin
+            findings.audit = budget_of(sidecar.audit_rows, findings.rows, noisy=noisy)
+            findings.smallest_harm = smallest_harm(findings.audit.random, margin, noisy=noisy)
+        segment = findings.segment if 0 < findings.segment <= findings.rows else None
+        findings.pilot_least = least_answers(findings.rows, segment)
     return findings
 
 

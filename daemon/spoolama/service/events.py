@@ -119,6 +119,7 @@ EVENTS: Mapping[str, EventKind] = {
     "job.started": EventKind("info", "{job} begins.", "dde17c38311d4fcdb3564a0c81ed0734"),
     "job.ended": EventKind("info", "{job} is in {where}/: {outcome}", "47834122b73449d0bdc8c7c3326f81f5"),
     "job.failed": EventKind("warning", "{job} is in failed/: {outcome}", "6ca32ada00da42409e2c52f606fdd1a2"),
+    "job.harm": EventKind("warning", "{job}: {harm}.", "b046bcb3dc534b6bb24921a6affcb6de"),
     "model.surprise": EventKind("warning", "{job}: {notice} ({kind})", "c1f0c2a8f7c34a6e9d0a3b1e5b7d2c94"),
     "job.left": EventKind(
         "info", "{job} is left for the next start: {outcome}", "44809291975d4ce1a0f67ede10c0077c"

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from spoolama import __version__
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
-from spoolama.engine.auditing import left_to_look_at
+from spoolama.engine.auditing import left_to_audit
 from spoolama.engine.progress import Progress
 from spoolama.engine.runner import JobRunner
 from spoolama.engine.store import Stop
@@ -204,8 +204,8 @@ class JobExecutor:
         if await ledger.meta("started_at") is None:
             await ledger.note(started_at=self._clock.time())
         openai = kind.format == "openai"
-        # All rows may have their end, but guard or audit not: the service ended in between.
-        if counts["pending"] or (not openai and await left_to_look_at(sidecar, ledger)):
+        # All rows may have their end, but the audit not: the service ended in between.
+        if counts["pending"] or (not openai and await left_to_audit(ledger)):
             if not counts["ok"]:
                 check_first_failures(await ledger.first_failures(FIRST_ROWS))
             runner = JobRunner(

@@ -92,6 +92,7 @@ def _snapshot(snap: Snapshot, now: float) -> dict[str, Any]:
         "eta_s": None if snap.eta_s is None else round(snap.eta_s),
         "eta": None if snap.eta_s is None else moment(now + snap.eta_s),
         "failures": dict(sorted(snap.failures.items())),
+        "harm": snap.harm,
     }
 
 
@@ -212,6 +213,7 @@ def status_line(state: ServiceState) -> str:
             text = f"{name}: {running['besides']}; {rows_text(running)}"
         failed = failures_text(running["failures"])
         text += f"; {failed}" if failed else ""
+        text += f"; warning: {running['harm']}" if running["harm"] else ""
     elif state.server.away is not None:
         text = f"Ready, but the model server is away: {state.server.away}"
     else:
@@ -295,6 +297,8 @@ def service_text(payload: Mapping[str, Any], at: float) -> str:
             lines.append(f"  {rows_text(running)}")
         if running["failures"]:
             lines.append(f"  {failures_text(running['failures'])}")
+        if running["harm"]:
+            lines.append(f"  Warning: {running['harm']}")
     if payload["queue"]:
         lines += ["", "In line:"]
         for item in payload["queue"]:

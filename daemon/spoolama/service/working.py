@@ -168,4 +168,7 @@ class Working:
 
 
 def _say_notice(job: str, kind: str, message: str) -> None:
+    if kind == "harm":
+        say("job.harm", job=job, harm=message)
+        return
     say("model.surprise", job=job, kind=kind, notice=message)

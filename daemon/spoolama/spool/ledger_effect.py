@@ -1,4 +1,4 @@
-"""The part of a job's ledger that is about what the conversation does: pilot, guard and audit."""
+"""The part of a job's ledger that is about what the conversation does to the answers: pilot and audit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EffectLedger:
         """An answer given for comparison; the row itself goes on, or has its end already.
 
         Args:
-            kind: What it is for: a form of the pilot, `guard`, `audit`, ...
+            kind: What it is for: a form of the pilot, or a part of the audit (`engine/auditing.py`).
             answer: The answer. A second one of the same kind takes the place of the first.
         """
         at = self._clock.time()
@@ -68,25 +68,28 @@ class EffectLedger:
             ]
         )
 
-    async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
-        """(Prompt, cached, answered tokens, bytes of the row's own, seconds of each) where all are known."""
+    async def any_in_company(self) -> bool:
+        """Whether a row was answered in sight of others and stands so in the results."""
         return await self._thread.do(
-            lambda db: db.execute(
-                "SELECT prompt_tokens, cached_tokens, completion_tokens, own_bytes, prompt_s, eval_s"
-                " FROM trials WHERE kind=? AND prompt_tokens IS NOT NULL AND cached_tokens IS NOT NULL"
-                " AND completion_tokens IS NOT NULL AND prompt_s IS NOT NULL AND eval_s IS NOT NULL"
-                " ORDER BY ordinal",
-                (kind,),
-            ).fetchall()
+            lambda db: db.execute("SELECT 1 FROM results WHERE sight != '[]' LIMIT 1").fetchone() is not None
         )
 
-    async def in_company(self) -> list[int]:
-        """Ordinals of the rows that were answered in sight of others and stand so in the results."""
-        return await self._thread.do(
-            lambda db: [
-                n for (n,) in db.execute("SELECT ordinal FROM results WHERE sight != '[]' ORDER BY ordinal")
-            ]
-        )
+    async def given_in_company(self, kind: str, column: str | None = None) -> list[StoredRow]:
+        """The rows of this comparison with the answers of their conversation, taken back or not.
+
+        Of their fields they have only this column.
+        """
+        compared = " WHERE a.sight != '[]' AND r.ordinal IN (SELECT ordinal FROM trials WHERE kind=?)"
+
+        def run(db: sqlite3.Connection) -> list[StoredRow]:
+            found = {}
+            for answers in ("results", "replaced"):  # what was taken back is what the conversation gave
+                sql = stored_rows(answers, most_characters=_COMPARED) + compared
+                for row in db.execute(sql, (kind,)):
+                    found[row[0]] = only_column(stored_row(row), column)
+            return [found[n] for n in sorted(found)]
+
+        return await self._thread.do(run)
 
     async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
         """The rows of a segment that were answered in its conversation, in sight of others.
@@ -116,8 +119,8 @@ class EffectLedger:
 
         return await self._thread.do(run)
 
-    async def unguarded(self) -> list[int]:
-        """Segments with answers in conversation that nobody has looked at."""
+    async def unaudited(self) -> list[int]:
+        """Segments with answers in conversation that were not audited yet."""
         return await self._thread.do(
             lambda db: [
                 n
@@ -128,15 +131,15 @@ class EffectLedger:
             ]
         )
 
-    async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
-        """A segment was looked at; a suspicion has a verdict."""
+    async def audited(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
+        """A segment was audited; with a verdict, if it was judged by itself."""
         text = json.dumps(verdict)
         await self._thread.do(
             lambda db: db.execute("INSERT OR REPLACE INTO guarded VALUES (?, ?)", (segment, text)), sync=True
         )
 
     async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
-        """Have the segment's rows that had others in sight asked again, alone; how many they are.
+        """Have the segment's rows that had others in sight asked again in isolation; how many they are.
 
         Their answers are kept in `replaced`. All of it is one step: a kill leaves it done or not begun.
         """
@@ -159,7 +162,7 @@ class EffectLedger:
         return rows
 
     async def verdicts(self) -> list[dict[str, Any]]:
-        """How suspicions were settled, by segment."""
+        """Segments that were judged by themselves, in order."""
         return await self._thread.do(
             lambda db: [
                 json.loads(text)
@@ -168,3 +171,7 @@ class EffectLedger:
                 )
             ]
         )
+
+    async def forget_audits(self) -> None:
+        """Have the segments audited again that were found unharmed without a verdict."""
+        await self._thread.do(lambda db: db.execute("DELETE FROM guarded WHERE verdict='null'"), sync=True)

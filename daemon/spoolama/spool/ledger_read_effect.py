@@ -1,4 +1,4 @@
-"""Reading what a ledger has of pilot, guard and audit: answers given for comparison, and verdicts."""
+"""Reading what a ledger has of pilot and audit: answers given for comparison, and verdicts."""
 
 from __future__ import annotations
 
@@ -8,37 +8,33 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["Compared", "EffectReader", "Guarded", "Requests"]
+__all__ = ["AuditedSegments", "Compared", "EffectReader", "Requests"]
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A row that was answered in sight of others, and again alone."""
+    """A row that was answered in sight of others, and again in isolation."""
 
     ordinal: int
     given: str
-    """Its answer in the results."""
-    alone: str
+    """Its answer in the conversation, taken back or not."""
+    isolated: str
     depth: int
-    """Rows in sight of which the answer in the results was given."""
+    """Rows in sight of which the conversation's answer was given."""
     place: int
     """Rows of its segment before it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Guarded:
-    """What the guard looked at."""
+class AuditedSegments:
+    """What was audited."""
 
-    judged: int
-    """Segments with enough answers in sight of others to be judged."""
-    short: int
-    """Segments with fewer."""
+    looked_at: int
+    """Segments whose audit is over."""
     verdicts: list[dict[str, Any]]
-    """How suspicions were settled, by segment."""
-    checked: int
-    """Rows answered again alone to settle them."""
+    """Those that were judged by themselves, in order."""
     replaced: int
-    """Rows whose answer in a conversation was taken back, to be asked again alone."""
+    """Rows whose answer in a conversation was taken back, to be asked again in isolation."""
     answered_again: int
     """Those of them that have an answer now."""
 
@@ -88,15 +84,17 @@ class EffectReader:
         return dict(self._db.execute("SELECT ordinal, answer FROM samples ORDER BY ordinal"))
 
     def compared(self, kind: str) -> list[Compared]:
-        """Rows answered again alone for this comparison whose answer was given in sight of others."""
-        return [
-            Compared(ordinal, given, alone, sum(last - first + 1 for first, last in json.loads(sight)), place)
-            for ordinal, given, alone, sight, place in self._db.execute(
-                "SELECT t.ordinal, r.answer, t.answer, r.sight, r.place FROM trials t"
-                " JOIN results r USING (ordinal) WHERE t.kind=? AND r.sight != '[]' ORDER BY t.ordinal",
+        """Rows asked again in isolation for this comparison whose answer was given in sight of others."""
+        found = {}
+        for answers in ("results", "replaced"):  # what was taken back is what the conversation gave
+            for ordinal, given, isolated, sight, place in self._db.execute(
+                f"SELECT t.ordinal, a.answer, t.answer, a.sight, a.place FROM trials t JOIN {answers} a"  # noqa: S608 - constants
+                " USING (ordinal) WHERE t.kind=? AND a.sight != '[]'",
                 (kind,),
-            )
-        ]
+            ):
+                depth = sum(last - first + 1 for first, last in json.loads(sight))
+                found[ordinal] = Compared(ordinal, given, isolated, depth, place)
+        return [found[ordinal] for ordinal in sorted(found)]
 
     def in_company(self) -> int:
         """Rows whose answer was given in sight of others."""
@@ -124,25 +122,12 @@ class EffectReader:
             found.update(json.loads(body)["anchors"])
         return found
 
-    def guarded(self, least: int) -> Guarded:
-        """What the guard looked at.
-
-        Args:
-            least: Answers in sight of others that a segment needs to be judged.
-        """
-        looked = self._db.execute("SELECT segment, verdict FROM guarded ORDER BY segment").fetchall()
-        company = dict(
-            self._db.execute(
-                "SELECT segment, count(*) FROM results WHERE sight != '[]' AND NOT aside GROUP BY segment"
-            )
-        )
-        verdicts = [json.loads(verdict) for _, verdict in looked if verdict != "null"]
-        judged = sum(verdict != "null" or company.get(segment, 0) >= least for segment, verdict in looked)
-        return Guarded(
-            judged=judged,
-            short=len(looked) - judged,
-            verdicts=verdicts,
-            checked=self._number("SELECT count(*) FROM trials WHERE kind='guard'"),
+    def audited_segments(self) -> AuditedSegments:
+        """What was audited."""
+        looked = [verdict for (verdict,) in self._db.execute("SELECT verdict FROM guarded ORDER BY segment")]
+        return AuditedSegments(
+            looked_at=len(looked),
+            verdicts=[json.loads(verdict) for verdict in looked if verdict != "null"],
             replaced=self.replaced(),
             answered_again=self._number("SELECT count(*) FROM replaced JOIN results USING (ordinal)"),
         )

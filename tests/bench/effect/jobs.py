@@ -1,52 +1,44 @@
 """Whole jobs, simulated at the level of decisions: no server, no ledger, no time.
 
-Rows are answered by a made behaviour; pilot, guard and audit are the ones of `spoolama.effect`, called as the
-engine calls them.
+Rows are answered by a made behaviour; pilot and audit are the ones of `spoolama.effect`, called as the engine
+calls them.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 from spoolama.context.anchors import candidates, choose
 from spoolama.context.spread import Choice
-from spoolama.effect.audit import Audit, audit, rows_to_audit
-from spoolama.effect.forms import AGAIN, ALONE, FORMS, AloneCosts, Form, faster, form_named
-from spoolama.effect.gold import compare
-from spoolama.effect.guard import (
+from spoolama.effect.audit import (
     CHECKS,
-    GOLD_CHECKS,
-    Settled,
-    rows_to_check,
-    settle,
-    settle_by_gold,
-    suspicion,
+    AuditedRow,
+    Evidence,
+    budget_of,
+    looks_odd,
+    needed_in_segment,
+    rows_to_audit,
+    sure_of_segment,
+    weigh,
+    weigh_by_gold,
 )
-from spoolama.effect.likeness import Likeness, likeness_of
+from spoolama.effect.forms import ISOLATED, Form, form_named
+from spoolama.effect.likeness import likeness_of
 from spoolama.effect.pilot import next_step
-from spoolama.effect.sample import Decision, Rules, Seen, again_rows, blocks_of
+from spoolama.effect.sample import Decision, Rules, Seen, blocks_of
 from spoolama.job.trim import ANCHORS, CANDIDATES
-from support.effects import LABELS, Behaviour, Labels, Row, Scores, Sight, file_of
+from support.effects import LABELS, Behaviour, FollowsPrevious, Ignores, Labels, Row, Scores, Sight, file_of
 
-__all__ = ["CACHED", "SLIDING", "Outcome", "Scenario", "run_job"]
-
-SLIDING = AloneCosts(270, 270, 47, 4, 0.2, 0.05)
-"""A model whose cache forgets the prefix (sliding-window attention, no primer): alone evaluates it each time,
-so that conversations are several times as fast. Counts as in the measurements of the README."""
-
-CACHED = AloneCosts(270, 47, 47, 4, 0.05, 0.05)
-"""A model that keeps the prefix: no conversation is faster than alone."""
+__all__ = ["MARGIN", "Outcome", "Scenario", "run_job"]
 
 SEGMENT = 200
 MARGIN = 0.05
 PILOT_SHARE = 0.02
 WINDOW_KEEP, WINDOW_EVERY = 20, 30
-AUDIT_AGAIN_EVERY = 4
-"""At temperature 0 one audited row in so many is answered alone twice (`engine/auditing.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +48,18 @@ class Scenario:
     name: str
     behaviour: Behaviour
     scale: Labels | Scores
-    strategy: Literal["auto", "window"] = "auto"
     gold: bool = False
+    """With known answers, and so with a pilot; without them a forced window."""
     order: Literal["shuffled", "sorted"] = "shuffled"
     noisy: bool = False
     """Whether the temperature is above 0."""
+    locks: float = 0.0
+    """Share of the conversations that repeat their first answer to the end."""
+    begins: float = 0.0
+    """Share of the job before the behaviour begins."""
     right: float = 0.6
-    """Share of the rows that alone answers as gold says."""
-    costs: AloneCosts = SLIDING
+    """Share of the rows whose isolated answer is the known one."""
     rows: int = 10_000
-    audit: int = 200
 
 
 @dataclass(slots=True)
@@ -73,20 +67,21 @@ class Outcome:
     """What became of one job."""
 
     form: str
-    harm: float
-    """What agreement with alone lacks to that of alone with itself, over the rows answered in company."""
-    would_harm: float
-    """The same of the form that a pilot had on trial, had it been chosen."""
-    suspicions: int = 0
-    guarded: int = 0
-    """Segments in which the guard found harm."""
-    audit: Audit | None = None
-    decision: Decision | None = None
-    asked: dict[str, int] = field(default_factory=dict)
-    """Answers beyond one a row, by what they were for."""
+    lost: float
+    """What agreement with isolated answers lacks to that of these with themselves, over rows in company."""
+    better: bool = False
+    """Whether the pilot chose a form for agreeing better with gold."""
+    known_after: int | None = None
+    """Rows answered when harm was known; None: none was found."""
+    found_by: str = ""
+    """`sample`, `segment` or `end`."""
+    asked_again: int = 0
+    """Isolated answers that the audit took."""
+    pilot: int = 0
+    """Answers that the pilot took."""
 
 
-@lru_cache(maxsize=20)
+@lru_cache(maxsize=8)
 def _file(
     scale: Labels | Scores, rows: int, seed: int, order: Literal["shuffled", "sorted"], right: float
 ) -> list[Row]:
@@ -102,17 +97,23 @@ class _Job:
         self.file = _file(scenario.scale, scenario.rows, seed, scenario.order, scenario.right)
         self.fixed: dict[int, str] | None = None
 
-    def alone(self, n: int) -> str:
+    def isolated(self, n: int) -> str:
         return self.s.behaviour.alone(self.file[n], self.rng)
 
     def anchors(self) -> dict[int, str]:
-        """Chosen as the engine does, with the answers they gave alone; in the order in which they stand."""
+        """Chosen as the engine does, with their known answers; in the order in which they stand."""
         if self.fixed is None:
             asked = candidates(len(self.file), CANDIDATES, self.seed)
-            answers = {n: self.alone(n) for n in asked}
+            answers = {n: self.isolated(n) for n in asked}
             chosen = choose([Choice(n, answers[n]) for n in sorted(answers)], ANCHORS, "spread", self.seed)
-            self.fixed = {n: answers[n] for n in chosen}
+            self.fixed = {n: self.file[n].gold for n in chosen}
         return self.fixed
+
+    def behaviour_at(self, first: int) -> Behaviour:
+        """How the conversation from this row on is answered."""
+        if self.s.locks and random.Random(f"lock {self.seed} {first}").random() < self.s.locks:
+            return FollowsPrevious(1.0)
+        return Ignores() if first < self.s.begins * self.s.rows else self.s.behaviour
 
     def converse(self, rows: Sequence[int], form: Form | None) -> dict[int, tuple[str, int]]:
         """(Answer, rows in sight) of each in one conversation; no form: the forced window."""
@@ -121,7 +122,7 @@ class _Job:
         most = WINDOW_KEEP + WINDOW_EVERY if form is None else form.tail + 1
         keep = WINDOW_KEEP if form is None else 0
         given = {}
-        answer, file, rng = self.s.behaviour.answer, self.file, self.rng
+        answer, file, rng = self.behaviour_at(rows[0]).answer, self.file, self.rng
         for n in rows:
             if n in front:
                 continue
@@ -134,136 +135,115 @@ class _Job:
             depth += 1
         return given
 
-    def pilot(self) -> tuple[Decision, dict[str, dict[int, str]]]:
+    def pilot(self) -> Decision:
         asks = int(self.s.rows * PILOT_SHARE)
         listed = LABELS if not isinstance(self.s.scale, Scores) else None
-        rules = Rules(
-            blocks_of(self.s.rows, asks, self.seed),
-            asks,
-            MARGIN,
-            self.s.noisy,
-            self.s.gold,
-            listed,
-            listed is not None,
-        )
+        rules = Rules(blocks_of(self.s.rows, asks, self.seed), asks, listed, longest=SEGMENT)
         labels: dict[str, dict[int, str]] = {}
         done: set[tuple[int, str]] = set()
         while True:
-            gold = {n: self.file[n].gold for given in labels.values() for n in given} if self.s.gold else {}
-            step = next_step(rules, Seen(labels, gold, frozenset(done), self.s.costs if done else None))
+            gold = {n: self.file[n].gold for given in labels.values() for n in given}
+            step = next_step(rules, Seen(labels, gold, frozenset(done)))
             if isinstance(step, Decision):
-                return step, labels
-            for block in step.blocks:
-                rows = rules.blocks[block]
-                for kind in step.kinds:
-                    form = form_named(kind)
-                    if form is not None:
-                        answers = {n: label for n, (label, _) in self.converse(rows, form).items()}
-                    else:
-                        again = kind == AGAIN
-                        answers = {n: self.alone(n) for n in (again_rows(rows, rules) if again else rows)}
-                    labels.setdefault(kind, {}).update(answers)
-                    done.add((block, kind))
+                return step
+            rows = rules.blocks[step.block]
+            for kind in step.kinds:
+                form = form_named(kind)
+                if form is not None:
+                    answers = {n: label for n, (label, _) in self.converse(rows, form).items()}
+                else:
+                    answers = {n: self.isolated(n) for n in rows}
+                labels.setdefault(kind, {}).update(answers)
+                done.add((step.block, kind))
 
 
 def run_job(scenario: Scenario, seed: int) -> Outcome:
-    """One job from its first row to its audit."""
+    """One job from its first row to the end of its audit."""
     job = _Job(scenario, seed)
-    listed = not isinstance(scenario.scale, Scores)
-    reference: dict[int, str] = {}
-    found = Outcome("window", 0.0, 0.0)
+    found = Outcome("window", 0.0)
     form: Form | None = None
-    if scenario.strategy == "auto":
-        decision, labels = job.pilot()
-        found.decision, found.form, found.asked["pilot"] = decision, decision.form, decision.asked
-        better = decision.why == "better"
-        reference.update(labels.get(decision.form if better else ALONE, {}))
-        tried = form_named(decision.form) or next(iter(faster(scenario.costs)), FORMS[0])
-        found.would_harm = _harm(job, _whole(job, tried, scenario.rows // 4), listed=listed)
-        if decision.form == ALONE:
+    if scenario.gold:
+        decision = job.pilot()
+        found.form, found.better, found.pilot = decision.form, decision.why == "better", decision.asked
+        if decision.form == ISOLATED:
             return found
-        form = tried
-    company = _guarded(job, form, reference, found, listed=listed)
-    found.harm = _harm(job, {n: label for n, (label, _) in company.items()}, listed=listed)
-    if scenario.strategy == "window":
-        found.would_harm = found.harm
-    _audited(job, company, reference, found, listed=listed)
+        form = form_named(decision.form)
+    company: dict[int, str] = {}
+    audit = _Audit(job, found)
+    for segment, first in enumerate(range(0, len(job.file), SEGMENT)):
+        last = min(first + SEGMENT, len(job.file)) - 1
+        answers = job.converse(range(first, last + 1), form)
+        own = {n: label for n, (label, sight) in answers.items() if sight}
+        company.update(own)
+        if found.known_after is None:
+            audit.look(segment, first, last, own)
+    if found.known_after is None:
+        audit.finish()
+    found.lost = _lost(job, company)
     return found
 
 
-def _whole(job: _Job, form: Form, rows: int) -> dict[int, str]:
-    """Answers in company of so many rows, spread over the file, in this form."""
-    given: dict[int, str] = {}
-    for first in range(0, len(job.file), SEGMENT * max(1, len(job.file) // rows)):
-        answers = job.converse(range(first, min(first + SEGMENT, len(job.file))), form)
-        given.update({n: label for n, (label, sight) in answers.items() if sight})
-    return given
+class _Audit:
+    """As `engine/auditing.py` does it, with one lane, until harm is known."""
+
+    def __init__(self, job: _Job, found: Outcome) -> None:
+        self.job = job
+        self.found = found
+        budget = budget_of(None, job.s.rows, noisy=job.s.noisy)
+        self.budget = replace(budget, random=budget.rows, odd=0) if found.better else budget
+        self.sample: dict[int, AuditedRow] = {}
+        self.odd: dict[int, AuditedRow] = {}
+        self.unfounded = 0
+        self.listed = not isinstance(job.s.scale, Scores)
+
+    def look(self, segment: int, first: int, last: int, own: dict[int, str]) -> None:
+        number = needed_in_segment(first, last, self.job.s.rows, self.budget.random)
+        drawn = {n: self.ask(n, own[n]) for n in rows_to_audit(list(own), (), number, segment, self.job.seed)}
+        self.sample.update(drawn)
+        why = None
+        if not self.found.better:
+            others = [row.isolated for row in (*self.sample.values(), *self.odd.values())]
+            why = looks_odd(list(own.values()), [row.isolated for row in drawn.values()], others)
+        more: dict[int, AuditedRow] = {}
+        if why is not None:
+            spare = min(CHECKS - len(drawn), self.budget.odd - len(self.odd))
+            rest = [n for n in own if n not in drawn]
+            chosen = rows_to_audit(rest, (), max(0, spare), segment, self.job.seed)
+            more = {n: self.ask(n, own[n]) for n in chosen}
+            self.odd.update(more)
+        if self.weigh(self.sample.values()).shows():
+            self.harm(last, "sample")
+        elif why is not None and (drawn or more):
+            if self.weigh([*drawn.values(), *more.values()]).shows(sure_of_segment(self.unfounded)):
+                self.harm(last, "segment")
+            self.unfounded += 1
+
+    def finish(self) -> None:
+        if self.weigh(self.sample.values()).shows_at_end():
+            self.harm(self.job.s.rows - 1, "end")
+
+    def harm(self, last: int, by: str) -> None:
+        self.found.known_after, self.found.found_by = last + 1, by
+
+    def ask(self, n: int, given: str) -> AuditedRow:
+        isolated = self.job.isolated(n)
+        twice = self.job.s.noisy or given != isolated
+        self.found.asked_again += 1 + twice
+        again = self.job.isolated(n) if twice else None
+        return AuditedRow(n, given, isolated, again, self.job.file[n].gold)
+
+    def weigh(self, rows: Iterable[AuditedRow]) -> Evidence:
+        if self.found.better:
+            return weigh_by_gold(list(rows), LABELS if self.listed else None)
+        known = [row.isolated for row in (*self.sample.values(), *self.odd.values())]
+        like = likeness_of(known, listed=self.listed)
+        return weigh(list(rows), like, MARGIN, noisy=self.job.s.noisy)
 
 
-def _harm(job: _Job, given: dict[int, str], *, listed: bool) -> float:
-    if not given:
-        return 0.0
-    once, twice = [job.alone(n) for n in given], [job.alone(n) for n in given]
-    like = likeness_of(once[:500], listed=listed)
-    floor = sum(map(like.of, once, twice)) if job.s.noisy else float(len(once))
+def _lost(job: _Job, given: dict[int, str]) -> float:
+    once = [job.isolated(n) for n in given]
+    like = likeness_of(once[:500], listed=not isinstance(job.s.scale, Scores))
+    floor = float(len(once))
+    if job.s.noisy:
+        floor = sum(map(like.of, once, [job.isolated(n) for n in given]))
     return (floor - sum(map(like.of, given.values(), once))) / len(once)
-
-
-def _guarded(
-    job: _Job, form: Form | None, reference: dict[int, str], found: Outcome, *, listed: bool
-) -> dict[int, tuple[str, int]]:
-    """Answer segment by segment under the guard's eyes; (answer, rows in sight) of rows in company."""
-    company: dict[int, tuple[str, int]] = {}
-    earlier: list[Settled] = []
-    for segment, first in enumerate(range(0, len(job.file), SEGMENT)):
-        answers = job.converse(range(first, min(first + SEGMENT, len(job.file))), form)
-        own = {n: pair for n, pair in answers.items() if pair[1]}
-        company.update(own)
-        others = [label for n, label in reference.items() if n not in own]
-        why = suspicion([label for label, _ in own.values()], others)
-        if why is None:
-            continue
-        better = found.decision is not None and found.decision.why == "better"
-        asked = rows_to_check(list(own), segment, job.seed, GOLD_CHECKS if better else CHECKS)
-        alone = [job.alone(n) for n in asked]
-        again = [job.alone(n) for n in asked] if job.s.noisy else []
-        given = [own[n][0] for n in asked]
-        if better:
-            gold = {n: job.file[n].gold for n in asked}
-            pairs = compare(dict(zip(asked, given, strict=True)), dict(zip(asked, alone, strict=True)), gold)
-            settled = settle_by_gold(segment, why, pairs, earlier)
-        else:
-            reference.update(zip(asked, alone, strict=True))
-            like = likeness_of(list(reference.values()), listed=listed)
-            settled = settle(segment, why, given, alone, again, like, MARGIN, earlier)
-        earlier.append(settled)
-        found.suspicions += 1
-        found.asked["guard"] = found.asked.get("guard", 0) + len(alone) + len(again)
-        found.guarded += settled.harm
-        if settled.harm and job.s.strategy == "auto":
-            break  # from here on each row stands alone
-    return company
-
-
-def _audited(
-    job: _Job,
-    company: dict[int, tuple[str, int]],
-    reference: dict[int, str],
-    found: Outcome,
-    *,
-    listed: bool,
-) -> None:
-    rows = rows_to_audit(sorted(company), job.s.audit, job.seed)
-    alone = {n: job.alone(n) for n in rows}
-    twice = rows if job.s.noisy else rows[::AUDIT_AGAIN_EVERY]
-    again = {n: job.alone(n) for n in twice}
-    like: Likeness = likeness_of([*reference.values(), *alone.values()], listed=listed)
-    found.asked["audit"] = len(alone) + len(again)
-    found.audit = audit(
-        {n: company[n][0] for n in rows},
-        alone,
-        again,
-        {n: company[n][1] for n in rows},
-        like,
-        margin=MARGIN,
-    )

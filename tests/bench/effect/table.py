@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from bench.effect.jobs import Outcome, Scenario
-from spoolama.effect.forms import ALONE
+from spoolama.effect.evidence import wilson
+from spoolama.effect.forms import ISOLATED
 
-__all__ = ["HARM", "NOTHING", "Counted", "counted", "markdown", "totals", "wilson"]
+__all__ = ["HARM", "NOTHING", "Counted", "counted", "markdown", "small_table", "totals"]
 
 HARM = 0.10
-"""Points of agreement with alone that a job may not lose unseen."""
-NOTHING = 0.02
-"""What nothing is: so few points lost, chance included."""
-
-
-def wilson(hits: int, of: int) -> tuple[float, float]:
-    """95 % interval of a rate (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212)."""
-    if not of:
-        return 0.0, 1.0
-    z, share = 1.959964, hits / of
-    middle, half = share + z * z / (2 * of), z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return max(0.0, (middle - half) / (1 + z * z / of)), min(1.0, (middle + half) / (1 + z * z / of))
+"""Points of agreement with isolated answers that a job may not lose unseen."""
+NOTHING = 0.025
+"""What is no harm: at most half the margin lost, chance included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,56 +24,50 @@ class Counted:
     """Jobs of one kind."""
 
     name: str
+    rows: int
     jobs: int
     forms: dict[str, int]
     """How many took which form."""
-    harm: float
-    """What the form that was on trial, or forced, takes of the agreement with alone; mean."""
+    lost: float
+    """Points of agreement lost, mean over jobs with a conversation."""
     harmful: int
-    """Jobs in which that is `HARM` or more, and was not chosen for being better on gold."""
-    by_pilot: int
-    """Of these, those in which the pilot did not choose it."""
-    by_guard: int
-    by_audit: int
+    """Jobs that lose `HARM` or more, by a form that was not chosen for being better on gold."""
     missed: int
-    """Found by none of them."""
-    cleared: int
-    """Of the missed, those that an audit called clear."""
     quiet: int
-    """Jobs in which there is nothing to be found, or better answers were chosen."""
+    """Jobs that lose at most half the margin, or whose form was chosen for better answers."""
     alarms: int
-    """Of these, those in which guard or audit claims harm all the same."""
-    quiet_open: int
-    """Of these, those that an audit called neither changed nor clear."""
-    drift: int
-    """Jobs in which drift is claimed."""
-    asked: float
-    """Answers beyond one a row, without those of the audit; mean."""
+    """Of these, those in which the audit claims harm all the same."""
+    found: dict[str, int]
+    """By what harm was found."""
+    known_after: float | None
+    """Rows answered when harm was known, median of the harmful jobs in which it was found."""
+    known_late: float | None
+    """The same, nine tenths of these jobs."""
+    asked_again: float
+    """Isolated answers that the audit took, mean of jobs in which it found no harm."""
 
 
 def counted(scenario: Scenario, outcomes: Sequence[Outcome]) -> Counted:
     """The counts of jobs of one kind."""
-    better = [o for o in outcomes if o.decision is not None and o.decision.why == "better"]
-    harmful = [o for o in outcomes if o.would_harm >= HARM and o not in better]
-    loose = [o for o in harmful if o.form != ALONE and o.harm >= HARM]
-    missed = [o for o in loose if not o.guarded and not (o.audit and o.audit.changed)]
-    quiet = [o for o in outcomes if abs(o.would_harm) < NOTHING or o in better]
+    open_ones = [o for o in outcomes if o.form != ISOLATED]
+    harmful = [o for o in open_ones if o.lost >= HARM and not o.better]
+    quiet = [o for o in open_ones if abs(o.lost) < NOTHING or o.better]
+    known = sorted(o.known_after for o in harmful if o.known_after is not None)
+    whole = [o.asked_again for o in open_ones if o.known_after is None]
     return Counted(
         scenario.name,
+        scenario.rows,
         len(outcomes),
         dict(Counter(o.form for o in outcomes).most_common()),
-        sum(o.would_harm for o in outcomes) / len(outcomes),
+        sum(o.lost for o in open_ones) / max(1, len(open_ones)),
         len(harmful),
-        sum(o.form == ALONE for o in harmful),
-        sum(o.guarded > 0 for o in harmful),
-        sum(o.audit is not None and o.audit.changed for o in harmful),
-        len(missed),
-        sum(o.audit is not None and o.audit.clear for o in missed),
+        sum(o.known_after is None for o in harmful),
         len(quiet),
-        sum(o.guarded > 0 or (o.audit is not None and o.audit.changed and o not in better) for o in quiet),
-        sum(o.audit is not None and not o.audit.changed and not o.audit.clear for o in quiet),
-        sum(o.audit is not None and o.audit.drift is not None for o in outcomes),
-        sum(sum(n for what, n in o.asked.items() if what != "audit") for o in outcomes) / len(outcomes),
+        sum(o.known_after is not None for o in quiet),
+        dict(Counter(o.found_by for o in harmful if o.found_by).most_common()),
+        median(known) if known else None,
+        known[int(0.9 * len(known))] if known else None,
+        sum(whole) / len(whole) if whole else 0.0,
     )
 
 
@@ -95,16 +81,18 @@ def _rate(hits: int, of: int) -> str:
 def markdown(rows: Sequence[Counted]) -> str:
     """One line a kind of job; rates with their 95 % intervals."""
     lines = [
-        "| job | form taken | points lost | found by pilot / guard / audit | missed | false alarms"
-        " | drift said | answers more |",
-        "|---|---|---|---|---|---|---|---|",
+        "| kind of job | rows | taken | points lost | missed | false alarms | known after: median, 90 %"
+        " | found by | asked again without harm |",
+        "|---|---:|---|---:|---|---|---|---|---:|",
     ]
     for row in rows:
-        found = f"{row.by_pilot} / {row.by_guard} / {row.by_audit}" if row.harmful else "–"
         forms = ", ".join(f"{name} {number}" for name, number in row.forms.items())
+        known = "–" if row.known_after is None else f"{row.known_after:,.0f}, {row.known_late:,.0f}"
+        by = ", ".join(f"{name} {number}" for name, number in row.found.items()) or "–"
+        again = f"{row.asked_again:.0f}" if row.asked_again else "–"
         lines.append(
-            f"| {row.name} | {forms} | {row.harm * 100:.1f} | {found} | {_rate(row.missed, row.harmful)}"
-            f" | {_rate(row.alarms, row.quiet)} | {row.drift} | {row.asked:.0f} |"
+            f"| {row.name} | {row.rows:,} | {forms} | {row.lost * 100:.1f} | {_rate(row.missed, row.harmful)}"
+            f" | {_rate(row.alarms, row.quiet)} | {known} | {by} | {again} |"
         )
     return "\n".join(lines)
 
@@ -113,8 +101,16 @@ def totals(rows: Sequence[Counted]) -> str:
     """All kinds together, in two lines."""
     missed, harmful = sum(r.missed for r in rows), sum(r.harmful for r in rows)
     alarms, quiet = sum(r.alarms for r in rows), sum(r.quiet for r in rows)
-    cleared, unsure = sum(r.cleared for r in rows), sum(r.quiet_open for r in rows)
     return (
-        f"harm of {HARM:.0%} or more missed: {_rate(missed, harmful)}, {cleared} of them called clear\n"
-        f"false alarms where nothing is: {_rate(alarms, quiet)}; the audit left {unsure} of these open"
+        f"harm of {HARM:.0%} or more missed: {_rate(missed, harmful)}\n"
+        f"false alarms where nothing is: {_rate(alarms, quiet)}"
     )
+
+
+def small_table(found: Sequence[tuple[Scenario, float, int, Sequence[Outcome]]]) -> str:
+    """(Job, smallest harm, rows that its audit asks, outcomes): what smaller jobs can see."""
+    lines = ["| rows | asked again | smallest harm | found |", "|---:|---:|---:|---|"]
+    for scenario, share, audited, outcomes in found:
+        hits = sum(o.known_after is not None for o in outcomes)
+        lines.append(f"| {scenario.rows:,} | {audited} | {share:.0%} | {_rate(hits, len(outcomes))} |")
+    return "\n".join(lines)

@@ -122,8 +122,9 @@ def test_check_reckons_time_only_with_a_rate(drop: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "said"),
     [
-        ("", "Each row stands alone behind the shared part: a pilot, which looks"),
-        ("trim: {pilot: 40}\n", "A pilot of at most 40 answers looks whether earlier rows may stand"),
+        ("", "Each row is asked in isolation behind the shared part."),
+        ("gold: text\n", "A pilot, which tries whether earlier rows make the answers agree better with"),
+        ("gold: text\ntrim: {pilot: 40}\n", "A pilot of at most 40 answers tries whether earlier rows"),
         ("trim: {strategy: window}\n", "(behind the rows before it and their answers)"),
         ("mode: isolated\n", None),
     ],
@@ -144,42 +145,45 @@ BOUND = "and are dropped before a prompt passes 2,879 tokens (0.75 of the room, 
     [
         (
             300,
-            "trim: {strategy: window, every: 30}\naudit: 50\non_collapse: redo\n",
+            "trim: {strategy: window, every: 30}\naudit: 50\non_harm: isolate\n",
             f"up to 49 earlier ones stand before a row with their answers, {BOUND} "
-            "Guard: where a conversation's answers look odd, up to 8 of its rows are answered again alone: "
-            "at most 16 answers in 2 conversations. on_collapse: redo: conversations that are found to "
-            "change answers are asked again, row by row alone: at most 300 answers. "
-            "Audit: 50 rows that saw others are answered again alone at the end, 13 of them twice. "
-            "Together at most 379 requests more than the 300 rows",
+            "Audit: at most 50 rows of conversations are asked again in isolation, once, and those that "
+            "differ twice. It finds, with 95 % probability, a conversation that changes 18 % of the answers "
+            "or more. "
+            "on_harm: isolate: then the remaining rows are asked in isolation, and those of harmed segments "
+            "again: at most 300 more answers.",
             "pilot",
         ),
         (
             300,
             "trim: {strategy: anchors}\nsegment: 10\n",
             "6 fixed rows stand before a row with their answers, in at most half of the room of 3,839 "
-            "tokens. Anchors: 24 rows are answered alone first, to choose from. Together at most 24 requests",
-            "Guard",
+            "tokens. Anchors: 24 rows are answered in isolation first, to choose from. Audit: at most 20",
+            "on_harm",
         ),
-        (300, "trim: {strategy: window}\nsegment: 12\n", "up to 11 earlier ones stand before a row", "Guard"),
+        (300, "trim: {strategy: window}\nsegment: 12\n", "up to 11 earlier ones stand", "Warning"),
+        (300, "trim: {strategy: window}\naudit: off\n", "up to 49 earlier ones", "Audit"),
+        (300, "trim: {strategy: window}\naudit: 1\n", "Warning: so few rows cannot show harm.", "95 %"),
         (300, "trim: {strategy: budget, tokens: 500}\n", "earlier ones within 500 tokens stand", "up to 0"),
         (
             300,
-            "trim: {pilot: 400}\naudit: 9\noptions: {temperature: 1}\n",
+            "trim: {pilot: 400}\ngold: text\naudit: 90\noptions: {temperature: 1}\n",
             "up to 20 earlier ones, or 6 fixed and up to 5 earlier ones, stand before a row with their "
-            f"answers, {BOUND} A pilot of at most 400 answers",
+            f"answers, {BOUND} A pilot of at most 400 answers tries whether earlier rows make the answers "
+            "agree better with gold. Without proof each row is asked in isolation. Audit: at most 90 rows of "
+            "conversations are asked again in isolation, twice.",
             "Warning",
         ),
-        (300, "trim: {pilot: 100}\n", "Warning: 100 answers are too few for such a proof. It takes at least "
-         "trim.pilot: 176, and more where some answers differ.", "more than can"),
-        (300, "trim: {pilot: 50}\ngold: text\n", "A pilot of at most 50 answers", "Warning"),
-        (300, "trim: {pilot: 5000}\n", "A pilot of at most 1,884 answers looks", "too few"),
-        (300, "trim: {pilot: 5000}\n", "Warning: trim.pilot: 5,000 is more than can be asked: 300 rows in "
-         "all forms are 1,884 answers. A proof takes at least 176.", "too few"),
-        (7, "trim: {strategy: window}\nsegment: all\n", "up to 6 earlier ones", "Together"),
-        (60, "trim: {pilot: 300}\n", "Warning: 60 rows cannot give such a proof, whatever", "takes at least"),
-        (5000, "", "Warning: 100 answers are too few for such a proof", "Audit"),
-        (300, "audit: 50\n", "Audit: nothing is audited, since each row stands alone.", "Together"),
-        (300, "mode: isolated\non_collapse: redo\n", "Time: not known", "answered again"),
+        (300, "trim: {pilot: 30}\ngold: text\n", "Warning: 30 answers are too few for a proof. It takes at "
+         "least trim.pilot: 40.", "Audit: at most 300"),
+        (300, "trim: {pilot: 50}\ngold: text\n", "A pilot of at most 50 answers", "too few"),
+        (6, "trim: {pilot: 300}\ngold: text\n", "Warning: 6 rows in such segments cannot give that proof.",
+         "takes at least"),
+        (300, "gold: text\n", "from 5,000 rows on (trim.pilot: N has one in any case).", "Audit"),
+        (5000, "gold: text\n", "A pilot of at most 100 answers", "Warning"),
+        (7, "trim: {strategy: window}\nsegment: all\n", "up to 6 earlier ones", "pilot"),
+        (300, "audit: 50\n", "Each row is asked in isolation behind the shared part.", "Audit"),
+        (300, "mode: isolated\non_harm: isolate\n", "Time: not known", "asked again"),
     ],
 )  # fmt: skip
 def test_check_says_what_is_asked_besides_the_rows(

@@ -1,205 +1,261 @@
-"""Audit: what is said of rows that were answered again alone."""
+"""Audit: which rows are asked again, and what their answers prove."""
 
 from __future__ import annotations
 
-import json
 import random
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from spoolama.effect.audit import Audit, audit, rows_to_audit
+from spoolama.effect.audit import (
+    CHECKS,
+    AuditedRow,
+    Budget,
+    Evidence,
+    budget_of,
+    looks_odd,
+    needed_in_segment,
+    rows_to_audit,
+    smallest_harm,
+    sure_of_segment,
+    weigh,
+    weigh_by_gold,
+)
 from spoolama.effect.likeness import Likeness, likeness_of
 
 LABELS = Likeness("labels")
 OTHER = {"a": "b", "b": "c", "c": "a"}
 
 
-def audited(
-    rows: int,
-    differ: set[int],
-    *,
-    twice: dict[int, str] | None = None,
-    depth: dict[int, int] | None = None,
-    margin: float = 0.05,
-) -> Audit:
-    """Rows of three labels of which these are answered otherwise in conversation."""
-    alone = {n: "abc"[n % 3] for n in range(rows)}
-    given = {n: OTHER[label] if n in differ else label for n, label in alone.items()}
-    depth = depth or {n: 1 + n % 19 for n in range(rows)}
-    found = audit(given, alone, twice if twice is not None else alone, depth, LABELS, margin=margin)
-    assert found is not None
-    return found
-
-
-def test_an_audit_of_nothing_says_nothing() -> None:
-    """No rows, or none that were answered again."""
-    assert audit({}, {}, {}, {}, LABELS, margin=0.05) is None
-    assert audit({3: "a"}, {}, {}, {3: 1}, LABELS, margin=0.05) is None
-
-
-def test_a_job_that_agrees_throughout_is_clear() -> None:
-    """200 of 200: no change, and one of ten points can be ruled out."""
-    found = audited(200, set())
-    assert (found.agreement, found.floor, found.changed, found.clear, found.drift) == (
-        1,
-        1,
-        False,
-        True,
-        None,
-    )
+# --- which rows ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("rows", "differ", "changed", "clear"),
+    ("asked", "total", "noisy", "budget"),
     [
-        (200, 20, True, False),
-        (200, 11, True, False),
-        (200, 10, False, True),
-        (100, 5, False, False),
-        (200, 4, False, True),
-        (8, 1, False, False),
-        (8, 2, True, False),
-        (20, 0, False, False),
-        (7, 7, False, False),
-        (1, 1, False, False),
+        (None, 100, False, Budget(20, 0)),
+        (None, 12, False, Budget(12, 0)),
+        (None, 3000, False, Budget(60, 0)),
+        (None, 10_000, False, Budget(180, 20)),
+        (None, 10_000, True, Budget(360, 40)),
+        (None, 1_000_000, False, Budget(360, 40)),
+        (0, 10_000, False, Budget(0, 0)),
+        (5, 10_000, False, Budget(5, 0)),
+        (80, 10_000, False, Budget(72, 8)),
+        (9000, 1000, False, Budget(900, 100)),
     ],
 )
-def test_a_change_is_told_beyond_the_margin_and_an_all_clear_where_twice_the_margin_is_ruled_out(
-    rows: int, differ: int, changed: bool, clear: bool
+def test_the_budget_is_a_share_of_the_rows_within_bounds(
+    asked: int | None, total: int, noisy: bool, budget: Budget
 ) -> None:
-    """Between the two, and in small audits, neither is said."""
-    step = max(1, rows // max(1, differ))
-    found = audited(rows, {n * step for n in range(differ)})
-    assert (found.changed, found.clear) == (changed, clear)
-    assert found.agreement == pytest.approx(1 - differ / rows)
-    assert found.low <= found.agreement <= found.high
+    """2 % (4 % above temperature 0), at least 20, at most 400; from 80 on a tenth is for odd segments."""
+    assert budget_of(asked, total, noisy=noisy) == budget
 
 
-def test_a_change_within_the_margin_is_certain_where_alone_repeats_itself() -> None:
-    """8 of 200: neither harm nor nothing; without a row that differs, nothing."""
-    found = audited(200, set(range(0, 80, 10)))
-    assert (found.certain, found.changed, found.clear, found.lost) == (True, False, True, 0.04)
-    assert not audited(200, set()).certain
+@given(st.integers(1, 5000), st.integers(1, 400), st.integers(1, 300))
+def test_the_sample_is_spread_evenly_from_the_start_and_spent_in_full(
+    total: int, sample: int, segment: int
+) -> None:
+    """Whatever the sizes, the rows of all segments add up, and no segment has one more than its share."""
+    sample = min(sample, total)
+    firsts = range(0, total, segment)
+    needed = [needed_in_segment(n, min(n + segment, total) - 1, total, sample) for n in firsts]
+    assert sum(needed) == sample
+    assert all(0 <= n <= segment for n in needed)
+    assert max(needed) - min(needed[:-1] or needed) <= 1
 
 
-def test_a_best_guess_beyond_the_margin_is_never_clear() -> None:
-    """Be it no more than chance: 300 audits at 6 points, with noise and without."""
-    found = [noisy(400, 0.08, seed) for seed in range(300)]
-    assert not any(one.clear for one in found if one.lost > 0.05)
-    assert any(one.clear for one in found)
-    assert not any(audited(100, set(range(n)), margin=0.2).clear for n in range(21, 40))
+def test_rows_are_drawn_by_seed_and_segment_and_those_asked_before_come_first() -> None:
+    """A restart in the middle takes the same rows; rows that an earlier version asked count as drawn."""
+    drawn = rows_to_audit(range(100, 300), (), 5, 3, 7)
+    assert drawn == rows_to_audit(range(100, 300), drawn[:2], 5, 3, 7)
+    assert drawn != rows_to_audit(range(100, 300), (), 5, 3, 8)
+    assert drawn != rows_to_audit(range(100, 300), (), 5, 4, 7)
+    assert {120, 130} <= set(rows_to_audit(range(100, 300), {120, 130, 999}, 5, 3, 7))
+    assert rows_to_audit([3, 8], (), 5, 0, 1) == [3, 8]
 
 
-def test_without_answers_alone_twice_no_floor_is_told() -> None:
-    """It was not measured; the verdict is as if alone agreed with alone."""
-    found = audited(200, set(range(0, 40)), twice={})
-    assert (found.floor, found.changed) == (None, True)
+def test_a_segment_looks_odd_if_nearly_all_rows_have_one_answer_that_isolated_ones_have_not() -> None:
+    """Its own isolated answers decide; where it has none, those of other segments do."""
+    locked = ["a"] * 58 + ["b", "A "]
+    assert looks_odd(locked, ["a", "b"], []) == '59 of 60 answers are "a"'
+    assert looks_odd(locked, ["a", "a"], ["b"] * 50) is None
+    assert looks_odd(locked, [], ["a"] * 7 + ["b"] * 3) is not None
+    assert looks_odd(locked, [], ["a"] * 8 + ["b"] * 2) is None
+    assert looks_odd(locked, [], []) is not None
+    assert looks_odd(["a"] * 40 + ["b"] * 20, ["c"], []) is None
+    assert looks_odd(["a"] * 14, ["b"], []) is None, "few rows may well have one answer"
 
 
-def noisy(rows: int, harm: float, seed: int) -> Audit:
-    """Every answer is another one in a quarter of the cases; and so many more in conversation."""
+# --- what they prove -----------------------------------------------------------------------------------
+
+
+def rows_of(number: int, differ: int, *, repeats: bool = True) -> list[AuditedRow]:
+    """Rows of three labels of which the first are answered otherwise in the conversation."""
+    found = []
+    for n in range(number):
+        label = "abc"[n % 3]
+        given = OTHER[label] if n < differ else label
+        again = None if n >= differ else label if repeats else OTHER[given]
+        found.append(AuditedRow(n, given, label, again))
+    return found
+
+
+def quiet(number: int, differ: int) -> Evidence:
+    return weigh(rows_of(number, differ), LABELS, 0.05, noisy=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "differ", "now", "at_end"),
+    [
+        (0, 0, False, False),
+        (2, 2, True, True),
+        (8, 3, True, True),
+        (20, 2, False, False),
+        (20, 3, False, True),
+        (180, 9, False, False),
+        (180, 10, False, True),
+        (180, 15, True, True),
+        (400, 21, False, True),
+        (400, 20, False, False),
+    ],
+)
+def test_harm_is_shown_beyond_the_margin_and_beyond_chance(
+    rows: int, differ: int, now: bool, at_end: bool
+) -> None:
+    """At any time by odds, and once at the end by the exact test, which needs fewer; never at 5 % or less."""
+    found = quiet(rows, differ)
+    assert (found.shows(), found.shows_at_end()) == (now, at_end)
+
+
+def test_isolated_answers_that_do_not_repeat_are_not_laid_at_the_conversations_door() -> None:
+    """At temperature 0 a row that differs is asked once more: where that differs too, nothing is known."""
+    flips = [AuditedRow(n, "a", "b", "ab"[n % 2]) for n in range(40)] + rows_of(100, 0)
+    found = weigh(flips, LABELS, 0.05, noisy=False)
+    assert not found.shows_at_end()
+    assert weigh(rows_of(40, 20, repeats=False), LABELS, 0.05, noisy=False).changed <= 0
+    mixed = [*rows_of(100, 30), AuditedRow(900, "a", "b", "a")]
+    assert weigh(mixed, LABELS, 0.05, noisy=False).shows(), "one that does not repeat hides no harm"
+
+
+def noisy(rows: int, harm: float, seed: int) -> list[AuditedRow]:
+    """Every answer is another one in a quarter of the cases; and so many more in the conversation."""
     rng = random.Random(seed)
 
     def roll(label: str) -> str:
         return rng.choice("abc") if rng.random() < 0.25 else label
 
-    alone = {n: roll("abc"[n % 3]) for n in range(rows)}
-    again = {n: roll("abc"[n % 3]) for n in range(rows)}
-    given = {n: OTHER["abc"[n % 3]] if rng.random() < harm else roll("abc"[n % 3]) for n in range(rows)}
-    found = audit(given, alone, again, dict.fromkeys(alone, 5), LABELS, margin=0.05)
-    assert found is not None
+    found = []
+    for n in range(rows):
+        label = "abc"[n % 3]
+        given = OTHER[label] if rng.random() < harm else roll(label)
+        found.append(AuditedRow(n, given, roll(label), roll(label)))
     return found
 
 
-def test_noise_alone_is_called_a_change_in_at_most_one_job_of_twenty() -> None:
-    """300 audits each of 60 and of 200 rows whose three answers are of one kind."""
-    for rows in (60, 200):
-        assert sum(noisy(rows, 0.0, seed).changed for seed in range(300)) <= 15
-    found = [noisy(200, 0.0, seed) for seed in range(20)]
-    assert all(one.floor is not None and one.floor < 0.85 for one in found)
+def alarmed(draw: Callable[[int], list[AuditedRow]], seed: int, *, noise: bool) -> bool:
+    """Whether a job is said to be harmed, looked at after every four rows and at its end."""
+    rows = draw(seed)
+    looks = range(4, len(rows) + 1, 4)
+    found = [weigh(rows[:n], LABELS, 0.05, noisy=noise) for n in looks]
+    return any(one.shows() for one in found) or found[-1].shows_at_end()
 
 
-def test_a_change_well_beyond_the_noise_is_found_and_never_called_clear() -> None:
-    """100 audits of 200 rows; 30 % more rows answered otherwise, which costs some 20 points of agreement."""
-    found = [noisy(200, 0.3, seed) for seed in range(100)]
-    assert sum(one.changed for one in found) >= 95
-    assert not any(one.clear for one in found)
+def test_false_alarms_are_rare_however_often_it_is_looked_at() -> None:
+    """Half the margin changed, and noise that changes nothing: at most one job in twenty of 300 each."""
 
-
-def test_under_twenty_noisy_rows_say_nothing() -> None:
-    """Neither a change nor an all-clear comes of them."""
-    found = [noisy(19, 1.0, seed) for seed in range(5)]
-    assert not any(one.changed or one.clear for one in found)
-
-
-def test_where_only_some_rows_were_answered_twice_and_some_differ_the_two_shares_are_compared() -> None:
-    """A server that does not quite repeat itself: its own 4 of 50 are held against all that differ."""
-    alone = {n: "abc"[n % 3] for n in range(200)}
-    twice = {n: OTHER[alone[n]] if n in (0, 40, 80, 120) else alone[n] for n in range(0, 200, 4)}
-    little = audited(200, set(range(1, 200, 14)), twice=twice)
-    much = audited(200, set(range(1, 200, 4)), twice=twice)
-    assert little.floor == pytest.approx(0.92)
-    assert (little.changed, much.changed) == (False, True)
-    assert not much.clear
-
-
-def test_agreement_that_falls_with_depth_is_told() -> None:
-    """None differ in short conversations, half of the rows in long ones."""
-    depth = {n: 1 + n % 40 for n in range(200)}
-    found = audited(200, {n for n in range(200) if depth[n] > 25 and n % 2}, depth=depth)
-    assert found.drift == "depth"
-    shallow, middle, deep = found.by_depth
-    assert shallow.agreement == 1 > deep.agreement
-    assert (shallow.where, deep.where.split(" to ")[1]) == ("after 1 to 14 rows", "40 rows")
-    assert shallow.rows + middle.rows + deep.rows == 200
-
-
-def test_agreement_that_falls_along_the_job_is_told() -> None:
-    """All rows are as deep; the last third of them differs."""
-    found = audited(150, set(range(100, 150, 2)), depth=dict.fromkeys(range(150), 6))
-    assert found.drift == "job"
-    assert [part.where for part in found.along_job] == ["rows 1 to 50", "rows 51 to 100", "rows 101 to 150"]
-    assert found.along_job[2].agreement == pytest.approx(0.5)
-
-
-def test_drift_is_told_by_chance_in_at_most_one_job_of_fifty() -> None:
-    """400 audits in which a tenth of the rows differs wherever they are."""
-    told = 0
-    for seed in range(400):
+    def half(seed: int) -> list[AuditedRow]:
         rng = random.Random(seed)
-        found = audited(
-            200, set(rng.sample(range(200), 20)), depth={n: rng.randrange(1, 50) for n in range(200)}
-        )
-        told += found.drift is not None
-    assert told <= 8
+        return [
+            AuditedRow(n, "b" if changed else "a", "a", "a" if changed else None)
+            for n in range(200)
+            for changed in [rng.random() < 0.025]
+        ]
+
+    assert sum(alarmed(half, seed, noise=False) for seed in range(300)) <= 15
+    assert sum(alarmed(lambda s: noisy(200, 0.0, s), seed, noise=True) for seed in range(300)) <= 15
 
 
-def test_rising_agreement_and_few_rows_are_no_drift() -> None:
-    """The first rows differ, or there are only 19."""
-    assert audited(150, set(range(0, 50, 2)), depth=dict.fromkeys(range(150), 6)).drift is None
-    assert audited(19, set(range(10, 19))).drift is None
+def test_harm_well_beyond_the_noise_is_found() -> None:
+    """100 audits of 200 rows; 30 % of the rows follow the conversation."""
+    assert sum(alarmed(lambda s: noisy(200, 0.3, s), seed, noise=True) for seed in range(100)) >= 95
+
+
+def test_above_temperature_0_a_row_without_a_second_answer_says_nothing() -> None:
+    """It failed when it was asked again."""
+    rows = [AuditedRow(n, "a", "b") for n in range(50)]
+    assert weigh(rows, LABELS, 0.05, noisy=True).rows == 0
 
 
 def test_numbers_count_by_how_near_they_are() -> None:
-    """All of them a little off is little; the words say what is compared."""
-    alone = {n: str(n % 50) for n in range(100)}
-    given = {n: str(n % 50 + 1) for n in range(100)}
-    like = likeness_of(list(alone.values()))
-    found = audit(given, alone, alone, dict.fromkeys(alone, 3), like, margin=0.05)
-    assert found is not None
-    assert 0.95 < found.agreement < 1
-    assert found.compared == "nearness of the numbers"
-    assert not found.changed
+    """All of them a little off is little; all of them far off is harm."""
+    isolated = [str(n % 50) for n in range(100)]
+    like = likeness_of(isolated)
+
+    def off(points: int) -> Evidence:
+        rows = [AuditedRow(n, str(int(v) + points), v, v) for n, v in enumerate(isolated)]
+        return weigh(rows, like, 0.05, noisy=False)
+
+    assert 0 < off(1).changed < 0.05
+    assert not off(1).shows_at_end()
+    assert off(15).shows()
 
 
-def test_rows_are_drawn_by_the_seed_and_never_more_than_there_are() -> None:
-    """The same ones after a restart."""
-    assert rows_to_audit(range(1000), 5, 1) == rows_to_audit(range(1000), 5, 1)
-    assert rows_to_audit(range(1000), 5, 1) != rows_to_audit(range(1000), 5, 2)
-    assert rows_to_audit([3, 8], 5, 1) == [3, 8]
+def test_by_gold_harm_is_that_isolated_answers_agree_better() -> None:
+    """That answers differ is what the form was chosen for."""
+    better = [AuditedRow(n, "a", "b", gold="a") for n in range(20)]
+    worse = [AuditedRow(n, "b", "a", gold="a") for n in range(20)]
+    unknown = [AuditedRow(n, "b", "a") for n in range(20)]
+    assert not weigh_by_gold(better, None).shows_at_end()
+    assert weigh_by_gold(worse, None).shows()
+    assert not weigh_by_gold(worse[:4], None).shows_at_end()
+    assert weigh_by_gold(unknown, None).rows == 0
 
 
-def test_what_was_found_is_plain_json() -> None:
-    """For metrics.json."""
-    told = json.loads(json.dumps(audited(30, {3}).to_json()))
-    assert (told["rows"], len(told["by_depth"]), told["clear"]) == (30, 3, False)
+def test_segments_that_look_odd_need_more_after_each_that_proved_unharmed() -> None:
+    """All of them together raise a false alarm in at most one job in a hundred."""
+    assert sure_of_segment(0) < sure_of_segment(1) < sure_of_segment(5)
+    assert sum(1 / sure_of_segment(n) for n in range(1000)) <= 0.01
+    whole = weigh(rows_of(CHECKS, CHECKS), LABELS, 0.05, noisy=False)
+    assert whole.shows(sure_of_segment(30)), "a collapse is seen in any of them"
+
+
+# --- what can be seen ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "share"), [(0, None), (1, None), (5, 0.66), (20, 0.29), (60, 0.15), (180, 0.09)]
+)
+def test_the_smallest_harm_that_a_sample_finds_is_told(rows: int, share: float | None) -> None:
+    """Less with more rows."""
+    assert smallest_harm(rows, 0.05, noisy=False) == share
+
+
+@pytest.mark.parametrize(("rows", "noise"), [(20, False), (60, False), (180, False), (180, True)])
+def test_the_smallest_harm_is_found_in_95_percent_of_jobs_and_half_of_it_is_not(
+    rows: int, noise: bool
+) -> None:
+    """300 simulated samples; the figure counts the look at the end, so that finds come on top."""
+    floor = 0.7
+    share = smallest_harm(rows, 0.05, noisy=noise, floor=floor)
+    assert share is not None
+
+    def draw(harm: float) -> Callable[[int], list[AuditedRow]]:
+        def rows_with(seed: int) -> list[AuditedRow]:
+            rng = random.Random(f"{rows} {seed}")
+            # Two isolated answers are equal in `floor` of the rows; a harmed one is none of them.
+            keep = 1 - (1 - floor) / 2 if noise else 1.0
+            found = []
+            for n in range(rows):
+                three = ["a" if rng.random() < keep else f"{n} {one}" for one in range(3)]
+                given = "x" if rng.random() < harm else three[0]
+                found.append(AuditedRow(n, given, three[1], three[2] if noise or given != three[1] else None))
+            return found
+
+        return rows_with
+
+    found = sum(alarmed(draw(share), seed, noise=noise) for seed in range(300))
+    assert found >= (0.9 if noise else 0.93) * 300
+    assert sum(alarmed(draw(share / 2), seed, noise=noise) for seed in range(300)) < 0.7 * 300

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolama.effect.sample import BLOCK, Rules, again_rows, blocks_of
+from spoolama.effect.sample import BLOCK, blocks_of
 
 
 @given(st.integers(1, 5000), st.integers(0, 2000), st.integers(0, 9))
@@ -30,11 +30,3 @@ def test_blocks_are_spread_over_the_file_and_come_in_no_order() -> None:
     assert sorted(block[0] // 2000 for block in blocks) == [0, 1, 2, 3, 4]
     orders = {tuple(block[0] // 2000 for block in blocks_of(10_000, 200, seed)) for seed in range(10)}
     assert len(orders) > 5
-
-
-def test_alone_is_repeated_for_every_row_only_where_it_is_expected_to_differ() -> None:
-    """All rows above temperature 0, four of twenty at 0."""
-    quiet = Rules((), 0, 0.05, noisy=False, gold=False)
-    noisy = Rules((), 0, 0.05, noisy=True, gold=False)
-    assert again_rows(range(100, 120), quiet) == [101, 106, 111, 116]
-    assert again_rows(range(100, 120), noisy) == list(range(100, 120))

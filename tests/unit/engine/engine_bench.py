@@ -52,6 +52,8 @@ class Bench:
         self.clock = VirtualClock()
         if "trim:" not in sidecar:  # most tests of the engine are about conversations
             sidecar += "trim: {strategy: reset}\n"
+        if "audit:" not in sidecar:  # and not about what is asked again of them
+            sidecar += "audit: off\n"
         self.sidecar = parse_sidecar(sidecar, "job.yaml")
         self.backend = ScriptedBackend(self.clock, **backend)
         self.path = path / "ledger.sqlite"

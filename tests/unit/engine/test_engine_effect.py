@@ -1,8 +1,9 @@
-"""Pilot, guard and audit in a running job: what is asked, what follows, and what a restart repeats."""
+"""Pilot and audit in a running job: what is asked, what follows, and what a restart repeats."""
 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -23,10 +24,8 @@ SIDE = (
     f"model: m\nsystem: {LONG_PREFIX}\nprompt: '{{{{ text }}}}'\n"
     "options: {num_ctx: 4096, num_predict: 16}\nprime: never\n" + WORDS
 )
-COLD: dict[str, Any] = {"caches": True, "sliding": 4, "times": lambda n, _, o: (n * 0.01, o * 0.01)}
-"""A server that evaluates the prefix again for each row alone, so that conversations are faster."""
-WARM: dict[str, Any] = {"caches": True, "times": COLD["times"]}
-"""One that takes it from its cache."""
+PILOT = "trim: {strategy: auto, pilot: 900}\ngold: text\nsegment: 60\n"
+WINDOW = "trim: {strategy: window, keep: 5, every: 5}\nsegment: 60\n"
 
 
 def text_of(number: int) -> str:
@@ -54,9 +53,11 @@ def bench_of(
     *,
     rows: int = 600,
     answer: Callable[[ChatRequest], str] = own,
-    server: dict[str, Any] = COLD,
+    words: bool = True,
 ) -> Bench:
-    return Bench(path, [text_of(n) for n in range(rows)], SIDE + side, answer=answer, **server)
+    """A job whose answers are words of a schema, or free."""
+    sidecar = SIDE if words else SIDE.replace(WORDS, "")
+    return Bench(path, [text_of(n) for n in range(rows)], sidecar + side, answer=answer)
 
 
 class Killed(Exception):
@@ -90,87 +91,43 @@ def phases_of(bench: Bench) -> list[str]:
     return shown
 
 
+def learns(request: ChatRequest) -> str:
+    """With six examples in sight every row is answered with its text, in isolation every second one."""
+    shown = sum(m.role == "assistant" for m in request.messages)
+    text = request.messages[-1].content
+    return text if shown >= 6 or int(text.split()[-1]) % 2 else "something else"
+
+
+# --- the pilot -----------------------------------------------------------------------------------------
+
+
 def test_a_pilot_says_how_many_of_its_answers_it_has(tmp_path: Path) -> None:
-    """After a restart with those that count already; then rows have the word."""
-    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\n", server=WARM)
-    dies(bench, 23)  # amid the four rows that are asked alone twice
+    """After a restart with those that count already; candidates for anchors come after the first block."""
+    bench = bench_of(tmp_path, PILOT, rows=900, answer=learns, words=False)
+    dies(bench, 13)
     shown = phases_of(bench)
     assert bench.run().finished
-    assert shown[:5] == [*(f"pilot: {n} of at most 400 answers" for n in range(20, 24)), "answering"]
+    assert shown[0] == "pilot: 0 of at most 900 answers"
+    assert shown[20] == "pilot: 20 of at most 900 answers"
 
 
-def test_a_look_at_a_segment_and_an_audit_are_shown(tmp_path: Path) -> None:
-    """While eight rows are asked again, while a segment is asked anew, and at the end during the audit."""
-
-    def follows_at_first(request: ChatRequest) -> str:
-        return follows(request) if int(request.messages[-1].content.split()[-1]) < 60 else own(request)
-
-    side = COLLAPSE + "on_collapse: redo\naudit: 20\n"
-    bench = bench_of(tmp_path, side, rows=120, answer=follows_at_first)
-    shown = phases_of(bench)
-    assert bench.run().finished
-    assert shown == [
-        *["answering"] * 60,
-        *["answering; looking again at segment 1"] * 8,
-        *["answering; asking segment 1 again, each row alone"] * 59,
-        *["answering"] * 60,
-        *(f"audit: {n} of 25 answers" for n in range(25)),
-    ]
-    assert bench.progress.snapshot().phase == "answering"
+def test_without_gold_there_is_no_pilot(tmp_path: Path) -> None:
+    """Each row is asked in isolation, and nothing else is asked, even in a large job."""
+    bench = bench_of(tmp_path, "trim: {strategy: auto}\naudit: auto\n", rows=6000)
+    assert bench.run(4).finished
+    assert meta_of(bench, "pilot") is None
+    assert len(bench.backend.calls) == 6000
+    assert bench.backend.most_in_flight == 4
 
 
-def test_without_a_gain_each_row_stands_alone_and_little_is_asked_for_it(tmp_path: Path) -> None:
-    """Where the prefix comes from the cache no conversation is faster: 20 rows show it, 4 of them twice."""
-    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\n", server=WARM)
-    assert bench.run(2).finished
-    pilot = meta_of(bench, "pilot")
-    assert (pilot["form"], pilot["why"], pilot["asked"]) == ("alone", "none_faster", 24)
-    assert all(not seen_by(outcome) for outcome in bench.outcomes)
-    assert len(bench.backend.calls) == 624, "pilot rows are answered again in their place"
-
-
-def test_a_conversation_that_does_no_harm_is_chosen_where_it_is_faster(tmp_path: Path) -> None:
-    """Proved on some 80 rows of the job; from then on rows stand in sight of earlier ones."""
-    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nsegment: 60\n")
-    assert bench.run(3).finished
-    pilot = meta_of(bench, "pilot")
-    assert (pilot["form"], pilot["why"]) == ("tail-20", "no_harm")
-    (tried,) = pilot["tried"]
-    assert tried["proof"]
-    assert tried["agreement"] == 1
-    assert tried["rows"] >= 65
-    assert pilot["asked"] <= 400
-    plan = plans_of(bench)[-1]
-    assert (plan["strategy"], plan["every"], plan["from_segment"]) == ("reset", 21, 0)
-    assert max(len(seen_by(outcome)) for outcome in bench.outcomes) == 20
-    assert [o.state for o in bench.outcomes] == ["ok"] * 600
-
-
-def test_a_conversation_that_changes_the_answers_is_not_chosen(tmp_path: Path) -> None:
-    """However much faster it is."""
-    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\n", answer=follows)
-    assert bench.run(3).finished
-    pilot = meta_of(bench, "pilot")
-    assert (pilot["form"], pilot["why"]) == ("alone", "no_proof")
-    assert [t["harm"] for t in pilot["tried"]] == [True]
-    assert [o.answer for o in bench.outcomes] == [json.dumps(text_of(n)[0]) for n in range(600)]
-
-
-def test_with_gold_a_form_that_answers_better_is_chosen_though_nothing_is_faster(tmp_path: Path) -> None:
-    """A third of the sample finds the form, fresh rows prove it."""
-
-    def better(request: ChatRequest) -> str:
-        shown = sum(m.role == "assistant" for m in request.messages)
-        text = request.messages[-1].content
-        return text if shown >= 6 or int(text.split()[-1]) % 2 else "something else"
-
-    side = "trim: {strategy: auto, pilot: 900}\ngold: text\nsegment: 60\n"
-    bench = bench_of(tmp_path, side, rows=900, answer=better, server=WARM)
-    bench.sidecar = bench.sidecar.model_copy(update={"format": None})
+def test_with_gold_a_form_that_answers_better_is_chosen(tmp_path: Path) -> None:
+    """A third of the sample finds the form, anchors first; fresh rows prove it."""
+    bench = bench_of(tmp_path, PILOT, rows=900, answer=learns, words=False)
     assert bench.run(2).finished
     pilot = meta_of(bench, "pilot")
     assert (pilot["form"], pilot["why"]) == ("anchors", "better")
     chosen = next(t for t in pilot["tried"] if t["form"] == "anchors")
+    assert chosen["better"]
     assert chosen["wins"] > 6
     assert chosen["losses"] == 0
     assert {t["form"] for t in pilot["tried"]} >= {"anchors", "tail-1", "tail-5"}
@@ -179,223 +136,48 @@ def test_with_gold_a_form_that_answers_better_is_chosen_though_nothing_is_faster
     assert sum(o.answer == text_of(o.ordinal) for o in bench.outcomes) >= 894
 
 
-def test_a_small_job_has_no_pilot_and_stands_alone(tmp_path: Path) -> None:
-    """Under 5,000 rows 2 % prove nothing: nothing is asked beforehand, and every lane has work."""
-    bench = bench_of(tmp_path, "trim: {strategy: auto}\n", rows=40)
-    assert bench.run(4).finished
-    assert meta_of(bench, "pilot") is None
-    assert len(bench.backend.calls) == 40
-    assert bench.backend.most_in_flight == 4
+def test_a_form_that_answers_no_better_is_not_chosen(tmp_path: Path) -> None:
+    """Rows in sight of others are answered as in isolation: that proves nothing."""
+    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\ngold: text\nsegment: 60\n")
+    assert bench.run(3).finished
+    pilot = meta_of(bench, "pilot")
+    assert (pilot["form"], pilot["why"]) == ("alone", "no_proof")
+    assert all(not seen_by(outcome) for outcome in bench.outcomes)
+    assert len(bench.backend.calls) == 600 + pilot["asked"], "pilot rows are asked again in their place"
 
 
-@pytest.mark.parametrize("kill_at", [3, 22, 30, 90, 140])
+@pytest.mark.parametrize("kill_at", [3, 22, 44, 90, 140])
 def test_a_restart_in_the_pilot_makes_the_same_choice_once(tmp_path: Path, kill_at: int) -> None:
     """Wherever the service ends: the books balance, each row has one result, and there is one choice."""
-
-    side = "trim: {strategy: auto, pilot: 400}\nsegment: 60\n"
-    whole = bench_of(tmp_path / "whole", side)
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "killed").mkdir()
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    whole = bench_of(tmp_path / "whole", PILOT, rows=300, answer=learns, words=False)
     whole.run()
-    bench = bench_of(tmp_path / "killed", side)
+    bench = bench_of(tmp_path / "killed", PILOT, rows=300, answer=learns, words=False)
     dies(bench, kill_at)
     assert bench.run().finished
-    assert meta_of(bench, "pilot")["form"] == meta_of(whole, "pilot")["form"] == "tail-20"
+    assert meta_of(bench, "pilot")["form"] == meta_of(whole, "pilot")["form"] == "anchors"
     assert [p["version"] for p in plans_of(bench)].count(2) == 1
     assert [(o.state, o.answer, o.sight) for o in bench.outcomes] == [
         (o.state, o.answer, o.sight) for o in whole.outcomes
     ]
 
 
-COLLAPSE = "trim: {strategy: window, keep: 5, every: 5}\nsegment: 60\n"
-
-
-def test_a_collapsed_segment_is_seen_and_reported(tmp_path: Path) -> None:
-    """Sixty rows with one answer: eight of them asked alone say otherwise."""
-    bench = bench_of(tmp_path, COLLAPSE, rows=120, answer=follows)
-    assert bench.run(2).finished
-    verdicts = [json.loads(v) for (v,) in rows_of(bench, "SELECT verdict FROM guarded ORDER BY segment")]
-    assert [v["harm"] for v in verdicts] == [True, True]
-    assert [v["rows"] for v in verdicts] == [8, 8]
-    assert len({o.answer for o in bench.outcomes}) < 3, "the answers stay as they are"
-
-
-def test_a_collapsed_segment_is_asked_again_alone(tmp_path: Path) -> None:
-    """`on_collapse: redo`: each row ends with the answer it gets alone, and what stood there is kept."""
-    bench = bench_of(tmp_path, COLLAPSE + "on_collapse: redo\n", rows=120, answer=follows)
-    assert bench.run(2).finished
-    assert [o.answer for o in bench.outcomes] == [json.dumps(text_of(n)[0]) for n in range(120)]
-    assert rows_of(bench, "SELECT count(*) FROM replaced") == [(118,)], "the first of each saw no other"
-    assert bench.progress.ok == 120
-
-
-def test_a_collapsed_segment_can_end_the_job(tmp_path: Path) -> None:
-    """`on_collapse: fail`: in words, with what to do."""
-    bench = bench_of(tmp_path, COLLAPSE + "on_collapse: fail\n", rows=120, answer=follows)
-    with pytest.raises(
-        JobError, match=r"the conversation changed the answers: in segment 1 60 of 60|59 of 59"
-    ):
-        bench.run()
-
-
-def test_a_file_sorted_by_outcome_raises_no_alarm(tmp_path: Path) -> None:
-    """Sixty rows that really have one answer are suspicious, and cleared by eight of them."""
-    bench = bench_of(tmp_path, COLLAPSE, rows=180)
-    bench.texts = [f"{'abc'[n // 60]} row {n}" for n in range(180)]
-    assert bench.run().finished
-    verdicts = [json.loads(v) for (v,) in rows_of(bench, "SELECT verdict FROM guarded ORDER BY segment")]
-    assert [v["harm"] for v in verdicts if v] == [False] * 3
-
-
-@pytest.mark.parametrize("kill_at", [61, 65, 69, 80, 100])
-def test_a_restart_around_a_redo_balances_the_books(tmp_path: Path, kill_at: int) -> None:
-    """While eight rows are asked again, right after the verdict, and while the segment is done again."""
-
-    bench = bench_of(tmp_path, COLLAPSE + "on_collapse: redo\n", rows=120, answer=follows)
-    dies(bench, kill_at)
-    assert bench.run().finished
-    assert [(o.state, o.answer) for o in bench.outcomes] == [
-        ("ok", json.dumps(text_of(n)[0])) for n in range(120)
-    ]
-
-
-def test_a_pilots_choice_that_turns_out_harmful_is_left(tmp_path: Path) -> None:
-    """Harm that comes only later than the pilot looks: from the next segment on rows stand alone."""
-    decided: list[bool] = []
-
-    def turns(request: ChatRequest) -> str:
-        return follows(request) if decided else own(request)
-
-    def fault(call: Call) -> Reply | None:
-        del call
-        if not decided and rows_of(bench, "SELECT 1 FROM plan WHERE version=2"):
-            decided.append(True)
-        return None
-
-    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nsegment: 60\n", answer=turns)
-    bench.backend.fault = fault
-    assert bench.run().finished
-    plan = plans_of(bench)[-1]
-    assert (plan["strategy"], plan["every"]) == ("reset", 1)
-    assert 0 < plan["from_segment"] < 4
-    assert not seen_by(bench.outcomes[-1])
-
-
-def test_a_form_chosen_by_gold_is_held_against_gold(tmp_path: Path) -> None:
-    """It is to differ from alone; harm is where alone would have been right more often."""
-    decided: list[bool] = []
-
-    def turns(request: ChatRequest) -> str:
-        shown = sum(m.role == "assistant" for m in request.messages)
-        text = request.messages[-1].content
-        if decided and shown:
-            return "gone wrong"
-        return text if shown >= 6 or int(text.split()[-1]) % 2 else "something else"
-
-    def fault(call: Call) -> Reply | None:
-        del call
-        if not decided and rows_of(bench, "SELECT 1 FROM plan WHERE version=2"):
-            decided.append(True)
-        return None
-
-    side = "trim: {strategy: auto, pilot: 900}\ngold: text\nsegment: 60\non_collapse: redo\n"
-    bench = bench_of(tmp_path, side, rows=900, answer=turns, server=WARM)
-    bench.sidecar = bench.sidecar.model_copy(update={"format": None})
-    bench.backend.fault = fault
-    assert bench.run().finished
-    assert meta_of(bench, "pilot")["why"] == "better"
-    (verdict, *_) = [json.loads(v) for (v,) in rows_of(bench, "SELECT verdict FROM guarded ORDER BY segment")]
-    assert verdict["harm"]
-    assert (verdict["rows"], verdict["floor"]) == (24, 0)
-    assert verdict["differ"] >= 7
-    assert not any(o.answer == "gone wrong" for o in bench.outcomes)
-
-
-def test_audited_rows_are_answered_again_alone(tmp_path: Path) -> None:
-    """As many as were asked for, of those that had others in sight; their results stay as they were."""
-    bench = bench_of(tmp_path, COLLAPSE + "audit: 20\n", rows=120)
-    assert bench.run(2).finished
-    audited = rows_of(bench, "SELECT ordinal, sight FROM trials WHERE kind='audit'")
-    assert len(audited) == 20
-    assert {sight for _, sight in audited} == {"[]"}
-    assert all(seen_by(bench.outcomes[ordinal]) for ordinal, _ in audited)
-    assert len(rows_of(bench, "SELECT 1 FROM trials WHERE kind='audit-again'")) == 5
-    assert bench.progress.ok == 120
-
-
-def test_rows_that_fail_when_audited_keep_their_results(tmp_path: Path) -> None:
-    """An audit cannot take an answer away."""
-    asked: set[str] = set()
-
-    def second(request: ChatRequest) -> str:
-        text = request.messages[-1].content
-        again = text in asked
-        asked.add(text)
-        return "no json" if again else own(request)
-
-    bench = bench_of(tmp_path, COLLAPSE + "audit: 20\nretries: 1\n", rows=120, answer=second)
-    assert bench.run().finished
-    assert [o.state for o in bench.outcomes] == ["ok"] * 120
-    assert rows_of(bench, "SELECT count(*) FROM attempts") == [(0,)]
-
-
-@pytest.mark.parametrize("kill_at", [119, 121, 130, 141])
-def test_a_restart_in_the_audit_finishes_it(tmp_path: Path, kill_at: int) -> None:
-    """All rows have their end by then; what is left to be asked again is asked, and nothing else."""
-
-    bench = bench_of(tmp_path, COLLAPSE + "audit: 20\n", rows=120)
-    dies(bench, kill_at)
-    assert bench.run().finished
-    assert len(rows_of(bench, "SELECT 1 FROM trials WHERE kind='audit'")) == 20
-    assert len(bench.backend.calls) == 120 + 20 + 5 + 1
-    assert [o.state for o in bench.outcomes] == ["ok"] * 120
-    calls = len(bench.backend.calls)
-    assert bench.run().finished
-    assert len(bench.backend.calls) == calls, "nothing is audited twice"
-
-
-def test_answers_that_are_compared_do_not_share_their_dice(tmp_path: Path) -> None:
-    """A seeded sampler repeats itself: with the same seed alone would always agree with alone."""
-    side = COLLAPSE.replace("60", "120") + "audit: 20\n"
-    bench = bench_of(tmp_path, side, rows=120, answer=follows)
-    bench.sidecar = bench.sidecar.model_copy(
-        update={"options": bench.sidecar.options.model_copy(update={"temperature": 1.0})}
-    )
-    bench.run()
-    alone = [c.request for c in bench.backend.calls if len(c.request.messages) == 2][1:]
-    seeds: dict[str, list[int]] = {}
-    for request in alone:
-        seeds.setdefault(request.messages[-1].content, []).append(int(request.sampling["seed"]))
-    assert {7, *(n for given in seeds.values() for n in given)} == {7, 1007, 2007}
-    assert all(len(set(given)) == len(given) for given in seeds.values() if len(given) == 2)
-
-
-def test_a_form_whose_rows_leave_the_conversation_is_not_taken_for_harmless(tmp_path: Path) -> None:
-    """Each row that is asked apart in the end agrees with alone, and says nothing for the conversation."""
+def test_rows_that_fail_in_the_pilot_are_judged_in_their_own_place(tmp_path: Path) -> None:
+    """What cannot be answered in a form that is not chosen may well be answered in isolation."""
 
     def breaks(request: ChatRequest) -> str:
         return own(request) if len(request.messages) == 2 else "no json"
 
-    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nretries: 3\n", answer=breaks)
+    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\ngold: text\nretries: 0\n", answer=breaks)
     assert bench.run(2).finished
     assert meta_of(bench, "pilot")["form"] == "alone"
-    assert [o.attempts for o in bench.outcomes] == [1] * 600
-
-
-def test_rows_that_fail_on_trial_are_judged_in_their_own_place(tmp_path: Path) -> None:
-    """What cannot be answered in a form that is not chosen may well be answered alone."""
-
-    def breaks(request: ChatRequest) -> str:
-        return own(request) if len(request.messages) == 2 else "no json"
-
-    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nretries: 0\n", answer=breaks)
-    assert bench.run(2).finished
     assert [o.state for o in bench.outcomes] == ["ok"] * 600
 
 
 def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: Path) -> None:
     """The plan of the smaller window comes first, and the choice after it keeps that window."""
-    bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\nsegment: 60\n")
+    bench = bench_of(tmp_path, PILOT, rows=300, answer=learns, words=False)
     smaller = replace(HELD, num_ctx=2048)
     met: list[int] = []
 
@@ -408,18 +190,156 @@ def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: P
 
     bench.backend.fault = fault
     assert bench.run().finished
-    assert meta_of(bench, "pilot")["form"] == "tail-20"
+    assert meta_of(bench, "pilot")["form"] == "anchors"
     plan = plans_of(bench)[-1]
-    assert (plan["strategy"], plan["every"], plan["window"]) == ("reset", 21, 2048)
-    assert max(len(seen_by(outcome)) for outcome in bench.outcomes) == 20
+    assert (plan["strategy"], plan["every"], plan["window"]) == ("anchors", 1, 2048)
+    assert min(len(seen_by(o)) for o in bench.outcomes if o.ordinal not in plan["anchors"]) == 6
 
 
-def test_a_verdict_that_ends_the_job_is_not_forgotten_by_a_restart(tmp_path: Path) -> None:
-    """The service may die between the verdict and the end."""
-    bench = bench_of(tmp_path, COLLAPSE + "on_collapse: fail\n", rows=120, answer=follows)
+# --- the audit -----------------------------------------------------------------------------------------
+
+
+def verdicts_of(bench: Bench) -> list[dict[str, Any]]:
+    return [
+        json.loads(v)
+        for (v,) in rows_of(bench, "SELECT verdict FROM guarded WHERE verdict != 'null' ORDER BY segment")
+    ]
+
+
+def notices_of(bench: Bench) -> list[str]:
+    """What goes to the log about harm."""
+    heard: list[str] = []
+    bench.on_notice = lambda kind, message: heard.append(message) if kind == "harm" else None
+    return heard
+
+
+def test_rows_are_asked_again_as_segments_end(tmp_path: Path) -> None:
+    """By default 20 of 600, two in each segment of 60; their results stay as they were."""
+    bench = bench_of(tmp_path, WINDOW + "audit: auto\n")
+    shown = phases_of(bench)
+    assert bench.run().finished
+    audited = rows_of(bench, "SELECT ordinal, sight FROM trials WHERE kind='audit' ORDER BY ordinal")
+    assert [ordinal // 60 for ordinal, _ in audited] == [n // 2 for n in range(20)]
+    assert {sight for _, sight in audited} == {"[]"}
+    assert all(seen_by(bench.outcomes[ordinal]) for ordinal, _ in audited)
+    assert shown == [
+        phase
+        for segment in range(10)
+        for phase in [*["answering"] * 60, *[f"answering; auditing segment {segment + 1}"] * 2]
+    ]
+    assert meta_of(bench, "audit") == {"random": 20, "odd": 0, "begun_before": False}
+    assert meta_of(bench, "audited")
+    assert bench.progress.ok == 600
+
+
+def test_no_audit_is_made_where_none_is_wanted(tmp_path: Path) -> None:
+    """`audit: off`: neither at random nor of a segment that looks odd."""
+    bench = bench_of(tmp_path, WINDOW + "audit: off\n", rows=120, answer=follows)
+    assert bench.run(2).finished
+    assert len(bench.backend.calls) == 120
+
+
+def test_harm_is_known_early_and_reported(tmp_path: Path) -> None:
+    """`report`: after the first of ten segments; log and status hear of it, and answers stay."""
+    bench = bench_of(tmp_path, WINDOW + "audit: auto\n", answer=follows)
+    heard = notices_of(bench)
+    assert bench.run().finished
+    harm = meta_of(bench, "harm")
+    assert harm["answered"] == 60
+    assert heard == [harm["words"]] == [bench.progress.snapshot().harm]
+    assert re.fullmatch(
+        r"the conversation changes about \d+ % of the answers, by 2 rows that were asked again in isolation",
+        heard[0],
+    )
+    assert len(plans_of(bench)) == 1
+    assert rows_of(bench, "SELECT count(*) FROM replaced") == [(0,)]
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_harm_isolates_the_rest_and_what_was_harmed(tmp_path: Path, lanes: int) -> None:
+    """`isolate`: harmed segments are asked again, and segments that nobody has begun are isolated."""
+    bench = bench_of(tmp_path, WINDOW + "audit: 60\non_harm: isolate\n", answer=follows)
+    assert bench.run(lanes).finished
+    plan = plans_of(bench)[-1]
+    assert (plan["strategy"], plan["every"], plan["version"]) == ("reset", 1, 2)
+    assert plan["from_segment"] == 1 or lanes > 1
+    assert [o.answer for o in bench.outcomes] == [json.dumps(text_of(n)[0]) for n in range(600)]
+    harmed = [verdict["segment"] for verdict in verdicts_of(bench) if verdict["harm"]]
+    assert harmed == list(range(plan["from_segment"]))
+    assert rows_of(bench, "SELECT count(*) FROM replaced") == [(59 * len(harmed),)]
+    assert bench.progress.ok == 600
+    calls = len(bench.backend.calls)
+    assert bench.run().finished
+    assert len(bench.backend.calls) == calls, "a finished job asks nothing more"
+
+
+def test_harm_can_end_the_job(tmp_path: Path) -> None:
+    """`fail`: with code `harm`, and again after a restart: the service may die between verdict and end."""
+    bench = bench_of(tmp_path, WINDOW + "audit: auto\non_harm: fail\n", answer=follows)
     for _ in range(2):
-        with pytest.raises(JobError, match="the conversation changed the answers"):
+        with pytest.raises(JobError, match="the conversation changes about") as error:
             bench.run()
+        assert error.value.code == "harm"
+    assert bench.progress.harm
+
+
+def test_a_segment_that_looks_odd_is_checked_and_redone_by_itself(tmp_path: Path) -> None:
+    """Only one conversation locks onto one answer: eight of its rows show it, and the others stay."""
+
+    def locks(request: ChatRequest) -> str:
+        number = int(request.messages[-1].content.split()[-1])
+        return follows(request) if 1200 <= number < 1260 else own(request)
+
+    side = WINDOW + "audit: 100\non_harm: isolate\n"
+    bench = bench_of(tmp_path, side, rows=6000, answer=locks)
+    assert bench.run().finished
+    (verdict,) = verdicts_of(bench)
+    assert (verdict["segment"], verdict["rows"], verdict["harm"]) == (20, 8, True)
+    assert verdict["suspicion"].startswith("59 of 59 answers are")
+    assert meta_of(bench, "harm")["segment"] == 20
+    assert [o.answer for o in bench.outcomes] == [json.dumps(text_of(n)[0]) for n in range(6000)]
+    assert next(plan for plan in plans_of(bench) if plan["every"] == 1)["from_segment"] == 21
+
+
+def test_a_file_sorted_by_outcome_costs_nothing_and_raises_no_alarm(tmp_path: Path) -> None:
+    """Segments that really have one answer do not look odd beside their own isolated answers."""
+    bench = bench_of(tmp_path, WINDOW + "audit: 90\n", rows=1800)
+    bench.texts = [f"{'abc'[n // 600]} row {n}" for n in range(1800)]
+    assert bench.run().finished
+    assert verdicts_of(bench) == []
+    assert len(bench.backend.calls) == 1800 + 81
+    assert meta_of(bench, "harm") is None
+
+
+def test_isolated_answers_that_do_not_repeat_are_no_harm(tmp_path: Path) -> None:
+    """A server whose batches flip tokens at temperature 0: a row that differs is asked once more."""
+    given: dict[str, int] = {}
+
+    def flips(request: ChatRequest) -> str:
+        text = request.messages[-1].content
+        given[text] = given.get(text, 0) + 1
+        return json.dumps("abc"[given[text] % 3]) if int(text.split()[-1]) % 3 == 0 else own(request)
+
+    bench = bench_of(tmp_path, WINDOW + "audit: 60\n", answer=flips)
+    assert bench.run().finished
+    assert rows_of(bench, "SELECT count(*) FROM trials WHERE kind='audit-again'")[0][0] > 10
+    assert meta_of(bench, "harm") is None
+
+
+def test_rows_that_fail_when_audited_keep_their_results(tmp_path: Path) -> None:
+    """An audit cannot take an answer away."""
+    asked: set[str] = set()
+
+    def second(request: ChatRequest) -> str:
+        text = request.messages[-1].content
+        again = text in asked
+        asked.add(text)
+        return "no json" if again else own(request)
+
+    bench = bench_of(tmp_path, WINDOW + "audit: 20\nretries: 1\n", rows=120, answer=second)
+    assert bench.run().finished
+    assert [o.state for o in bench.outcomes] == ["ok"] * 120
+    assert rows_of(bench, "SELECT count(*) FROM attempts") == [(0,)]
 
 
 def test_a_model_that_is_gone_by_the_audit_takes_no_answer_away(tmp_path: Path) -> None:
@@ -431,7 +351,81 @@ def test_a_model_that_is_gone_by_the_audit_takes_no_answer_away(tmp_path: Path) 
             raise RequestRefused("model 'm' not found", status=404)
         return None
 
-    bench = bench_of(tmp_path, COLLAPSE + "audit: 20\n", rows=120)
+    bench = bench_of(tmp_path, WINDOW.replace("60", "120") + "audit: 20\n", rows=120)
     bench.backend.fault = fault
     assert bench.run().finished
     assert [o.state for o in bench.outcomes] == ["ok"] * 120
+
+
+@pytest.mark.parametrize("kill_at", [61, 65, 70, 80, 125, 130, 141])
+def test_a_restart_around_an_audit_asks_the_same_rows_once(tmp_path: Path, kill_at: int) -> None:
+    """In the middle of a segment's audit, between two, and after the last row."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    side = WINDOW + "audit: 24\n"
+    whole, bench = (bench_of(tmp_path / name, side, rows=120) for name in ("whole", "killed"))
+    assert whole.run().finished
+    dies(bench, kill_at)
+    assert bench.run().finished
+    same = "SELECT kind, ordinal FROM trials ORDER BY kind, ordinal"
+    assert rows_of(bench, same) == rows_of(whole, same)
+    assert len(bench.backend.calls) == len(whole.backend.calls) + 1
+    assert [o.state for o in bench.outcomes] == ["ok"] * 120
+
+
+@pytest.mark.parametrize("kill_at", [62, 66, 80, 126, 128, 140, 200])
+def test_a_restart_around_harm_balances_the_books(tmp_path: Path, kill_at: int) -> None:
+    """While rows are asked again, right after harm was noted, and while segments are asked again."""
+    side = WINDOW + "audit: 24\non_harm: isolate\n"
+    bench = bench_of(tmp_path, side, rows=180, answer=follows)
+    dies(bench, kill_at)
+    assert bench.run().finished
+    assert [(o.state, o.answer) for o in bench.outcomes] == [
+        ("ok", json.dumps(text_of(n)[0])) for n in range(180)
+    ]
+
+
+def test_a_form_chosen_by_gold_is_audited_by_gold(tmp_path: Path) -> None:
+    """It is meant to differ; harm is where isolated answers are right more often. Then the form is left."""
+    decided: list[bool] = []
+
+    def turns(request: ChatRequest) -> str:
+        shown = sum(m.role == "assistant" for m in request.messages)
+        return "gone wrong" if decided and shown else learns(request)
+
+    def fault(call: Call) -> Reply | None:
+        del call
+        if not decided and rows_of(bench, "SELECT 1 FROM plan WHERE version=2"):
+            decided.append(True)
+        return None
+
+    bench = bench_of(tmp_path, PILOT + "audit: 90\n", rows=900, answer=turns, words=False)
+    bench.backend.fault = fault
+    assert bench.run().finished
+    assert meta_of(bench, "pilot")["why"] == "better"
+    assert meta_of(bench, "harm")["words"].startswith("the conversation makes answers agree less with text: ")
+    assert plans_of(bench)[-1]["every"] == 1
+    assert not seen_by(bench.outcomes[-1])
+
+
+def test_a_form_chosen_by_gold_that_stays_better_is_no_harm(tmp_path: Path) -> None:
+    """Though half of the answers differ from isolated ones."""
+    bench = bench_of(tmp_path, PILOT + "audit: 90\n", rows=900, answer=learns, words=False)
+    assert bench.run().finished
+    assert meta_of(bench, "harm") is None
+    assert meta_of(bench, "audited")
+
+
+def test_answers_that_are_compared_do_not_share_their_seed(tmp_path: Path) -> None:
+    """A seeded sampler repeats itself: with the same seed isolated answers would always agree."""
+    side = WINDOW.replace("60", "120") + "audit: 20\n"
+    bench = bench_of(tmp_path, side, rows=120, answer=follows)
+    bench.sidecar = bench.sidecar.model_copy(
+        update={"options": bench.sidecar.options.model_copy(update={"temperature": 1.0})}
+    )
+    bench.run()
+    isolated = [c.request for c in bench.backend.calls if len(c.request.messages) == 2][1:]
+    seeds: dict[str, list[int]] = {}
+    for request in isolated:
+        seeds.setdefault(request.messages[-1].content, []).append(int(request.sampling["seed"]))
+    assert sorted(seeds.values()) == [[1007, 2007]] * 20

@@ -73,10 +73,10 @@ def test_openai_lines_need_neither_model_nor_prompt() -> None:
     [
         ("audit: 50\n", [(1, 1, "audit", "OpenAI lines have no audit", "leave it out")]),
         (
-            "options: {}\non_collapse: redo\n",
-            [(2, 1, "on_collapse", "nobody watches the conversations of OpenAI lines", "leave it out")],
+            "options: {}\non_harm: isolate\n",
+            [(2, 1, "on_harm", "OpenAI lines have no audit that could show harm", "leave it out")],
         ),
-        ("trim: {strategy: window}\naudit: 0\non_collapse: report\n", None),
+        ("trim: {strategy: window}\naudit: 0\non_harm: report\n", None),
     ],
 )
 def test_what_is_not_done_for_openai_lines_is_refused(
@@ -215,7 +215,8 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
                 (4, 11, "options.num_ctx",
                  "num_predict 256 leaves no room for a prompt in num_ctx 200", None),
                 (4, 25, "options.top_k", '"x" is not a whole number from 0', "for example top_k: 40"),
-                (6, 1, "audit", "with mode: isolated no row has others in sight, so nothing can be audited",
+                (6, 1, "audit",
+                 "with mode: isolated each row is asked in isolation, so there is nothing to audit",
                  "leave audit out, or let rows see others"),
             ],
             id="in every part of the file",
@@ -477,7 +478,7 @@ def test_every_key_says_what_it_expects_with_an_example_that_holds() -> None:
         # A score needs something to choose by it.
         own = [(k, "important" if k == "choose" else e) for k, e in own]
         lines = [f"  {k}: {e}" for k, e in [("strategy", strategy), *own]]
-        assert parse_sidecar(OK + "trim:\n" + "\n".join(lines) + "\n", "a.yaml")
+        assert parse_sidecar(OK + "gold: g\ntrim:\n" + "\n".join(lines) + "\n", "a.yaml")
 
 
 def test_the_published_schema_is_current_and_takes_what_the_code_takes() -> None:

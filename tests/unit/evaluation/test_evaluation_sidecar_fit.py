@@ -45,19 +45,60 @@ def test_a_score_must_have_something_to_choose(trim: str, said: str | None) -> N
         ("trim: {strategy: window}\nsegment: 1\n", False),
         ("trim: {strategy: hybrid, important: 3}\nsegment: 1\n", False),
         ("trim: {strategy: anchors}\nsegment: 1\n", True),
-        ("trim: {pilot: 300}\n", True),
+        ("trim: {pilot: 300}\ngold: g\n", True),
         ("", True),
     ],
 )
 def test_an_audit_needs_rows_that_see_others(side: str, fine: bool) -> None:
-    """Where none ever can, it is an error at its key; where a pilot may yet let them, it is not."""
+    """Where none ever can, it is an error at its key; where nothing was chosen, it is not."""
     if fine:
-        assert parse_sidecar(OK + side + "audit: 50\non_collapse: redo\n", "a.yaml").audit == 50
+        assert parse_sidecar(OK + side + "audit: 50\non_harm: isolate\n", "a.yaml").audit == 50
     else:
         found = problems(OK + side + "audit: 50\n")
         assert [key for _, _, key, _, _ in found] == ["audit"]
-        assert "no row has others in sight" in found[0][3]
-        assert parse_sidecar(OK + side + "on_collapse: redo\n", "a.yaml").audit == 0
+        assert "each row is asked in isolation, so there is nothing to audit" in found[0][3]
+        assert parse_sidecar(OK + side + "on_harm: isolate\n", "a.yaml").audit_rows is None
+
+
+@pytest.mark.parametrize(
+    ("written", "rows"), [("auto", None), ("off", 0), ("'off'", 0), ("0", 0), ("200", 200)]
+)
+def test_an_audit_is_auto_off_or_a_number(written: str, rows: int | None) -> None:
+    """YAML reads a bare `off` as false."""
+    assert parse_sidecar(OK + f"audit: {written}\n", "a.yaml").audit_rows == rows
+
+
+@pytest.mark.parametrize("written", ["on", "-1", "2.5", "some"])
+def test_what_is_no_audit_is_said_so(written: str) -> None:
+    """With what it may be."""
+    (found,) = problems(OK + f"audit: {written}\n")
+    assert "is not auto, off, or a whole number of rows from 0 to 1000000" in found[3]
+
+
+def test_a_pilot_needs_known_answers() -> None:
+    """A number of answers without `gold` would be spent on nothing; none, or the default, is fine."""
+    (found,) = problems(OK + "trim: {pilot: 300}\n")
+    assert found[2:] == (
+        "trim.pilot",
+        "without gold there is no pilot: each row is asked in isolation",
+        "name a column of known answers with gold, or leave pilot out",
+    )
+    for trim in ("{pilot: 0}", "{pilot: auto}", "{strategy: auto}"):
+        assert parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")
+
+
+def test_a_job_that_has_begun_keeps_the_keys_of_its_version() -> None:
+    """For a new one the old key is refused with its new name."""
+    old = OK + "trim: {pilot: 300}\naudit: 9\non_collapse: "
+    for before, now in (("redo", "isolate"), ("report", "report"), ("fail", "fail")):
+        begun = parse_sidecar(f"{old}{before}\n", "a.yaml", begun=True)
+        assert (begun.on_harm, begun.trim.pilot, begun.audit) == (now, 300, 9)
+    found = problems(OK + "on_collapse: redo\n")
+    assert found[0][2:] == (
+        "on_collapse",
+        "on_collapse is called on_harm now: report, isolate (was redo) or fail",
+        "for example on_harm: isolate",
+    )
 
 
 def test_a_high_mark_is_not_above_the_critical_one() -> None:

@@ -1,13 +1,13 @@
-"""Published jobs whose ledgers have a pilot, a guard or an audit in them."""
+"""Published jobs whose ledgers have a pilot or an audit in them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from spoolama.effect.sample import Decision, Judged
+from spoolama.effect.sample import Decision, TriedForm
 from spoolama.report.summary import Summary
 from spoolama.spool.job_ledger import JobLedger
 from support.published import Fill, answered, publish_job
@@ -64,39 +64,42 @@ def again(ledger: JobLedger, kind: str, rows: Iterable[int], says: Says, *, text
         ledger.tried(kind, answered(n, spelled, alone=True, segment=SEGMENT))
 
 
-def judged(form: str = "tail-5", words: str = TAIL, **more: Any) -> Judged:
-    """A form that was on trial."""
+def tried(form: str = "tail-5", words: str = TAIL, **more: Any) -> TriedForm:
+    """A form that was tried."""
     usual: dict[str, Any] = {
         "rows": 90,
         "conversations": 5,
-        "agreement": 0.98,
-        "low": 0.93,
-        "high": 0.99,
-        "speed": 1.4,
-        "proof": True,
-        "harm": False,
+        "wins": 0,
+        "losses": 0,
+        "compared": 0,
+        "how": "rows answered right",
+        "better": False,
     }
-    return Judged(form, words, **{**usual, **more})
+    return TriedForm(form, words, **{**usual, **more})
 
 
-def decision(
-    form: str, why: str, *tried: Judged, floor: float | None = 1.0, compared: str = "equal answers"
-) -> dict[str, Any]:
+def decision(form: str, why: str, *forms: TriedForm) -> dict[str, Any]:
     """What the engine notes of a pilot."""
-    made = Decision(form, why, 118, floor, 20, compared, tried)
-    return {**made.to_json(), "changes": {}}
+    return {**Decision(form, why, 118, forms).to_json(), "changes": {}}
 
 
-def verdict(segment: int, differ: float = 6.0, *, harm: bool = True, floor: float = 0.0) -> Mapping[str, Any]:
-    """How a suspicion was settled."""
+def verdict(segment: int, differ: float = 6.0, *, harm: bool = True) -> dict[str, Any]:
+    """How a segment that looked odd was judged."""
     return {
         "segment": segment,
         "suspicion": '29 of 29 answers are "positive"',
         "rows": 8,
         "differ": differ,
-        "floor": floor,
         "harm": harm,
     }
+
+
+BUDGET = {"random": 100, "odd": 0, "begun_before": False}
+
+
+def harm(words: str = "the conversation changes about 30 % of the answers", **more: Any) -> dict[str, Any]:
+    """What the engine notes of harm."""
+    return {"words": words, "segment": None, "audited": 40, "changed": 0.3, "answered": 120, **more}
 
 
 def records_of(job: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from spoolama.spool.job_ledger import JobLedger
 from support.published import answered
 from unit.report.effect_jobs import SEGMENT, again, line_of, own, publish, verdict
 
-REDO = "on_collapse: redo\naudit: 5\ntrim: {strategy: auto}\n"
+REDO = "on_harm: isolate\naudit: 5\ntrim: {strategy: window}\n"
 
 
 def sampled(ledger: JobLedger, rows: Iterable[int], **unlike: Any) -> None:
@@ -26,7 +26,7 @@ def sampled(ledger: JobLedger, rows: Iterable[int], **unlike: Any) -> None:
 
 
 async def everything(ledger: JobLedger) -> None:
-    """A pilot of 6 answers and 3 candidates, a guard that redid 29 rows, an audit of 5."""
+    """A pilot of 6 answers, 3 candidates, an audit of 13 that took 29 answers back."""
     again(ledger, "alone", range(4), own)
     again(ledger, "tail-5", range(2), own)
     sampled(ledger, (2, 5, 9), latency_s=1.0)
@@ -38,25 +38,27 @@ async def everything(ledger: JobLedger) -> None:
     again(ledger, "audit-again", (100,), own)
 
 
-def test_speed_and_tokens_tell_what_pilot_guard_audit_and_redo_took(tmp_path: Path) -> None:
+def test_speed_and_tokens_tell_what_pilot_and_audit_took(tmp_path: Path) -> None:
     """Each with its answers, requests, tokens and seconds; the results' own numbers stay what they were."""
     summary = publish(tmp_path / "j", REDO, fill=everything)
-    plain = publish(tmp_path / "plain", "trim: {strategy: auto}\n")
+    plain = publish(tmp_path / "plain", "trim: {strategy: window}\n")
     told = summary.metrics["besides"]
 
     assert {name: part["answers"] for name, part in told.items()} == {
-        "pilot": 9,
-        "guard": 8,
-        "audit": 5,
-        "redo": 29,
+        "pilot": 6,
+        "anchors": 3,
+        "audit": 13,
+        "taken_back": 29,
     }
-    assert told["redo"]["prompt_tokens"] == sum(100 + 20 * place for place in range(1, 30))
-    assert told["redo"]["completion_tokens"] == told["redo"]["attempts"] * 5 == 145
-    assert told["audit"]["seconds"] == pytest.approx(sum(0.3 + n / 100 for n in (100, 100, 101, 102, 103)))
+    assert told["taken_back"]["prompt_tokens"] == sum(100 + 20 * place for place in range(1, 30))
+    assert told["taken_back"]["completion_tokens"] == told["taken_back"]["attempts"] * 5 == 145
+    seconds = sum(0.3 + n / 100 for n in (*range(61, 69), 100, 100, 101, 102, 103))
+    assert told["audit"]["seconds"] == pytest.approx(seconds)
     for name in ("attempts", "prompt_tokens", "completion_tokens", "rows_per_second"):
         assert summary.metrics[name] == plain.metrics[name]
     assert line_of(summary, "Speed").endswith(
-        "in the same time 51 answers not in the results (pilot 9, guard 8, audit 5, taken back by redo 29)"
+        "in the same time 51 answers not in the results (pilot 6, candidates for anchors 3,"
+        " audit 13, taken back because of harm 29)"
     )
     prompts = sum(part["prompt_tokens"] for part in told.values())
     assert f". For answers not in the results: {prompts:,} in prompts, " in line_of(summary, "Tokens")
@@ -73,7 +75,7 @@ def test_a_count_that_the_server_did_not_give_is_unknown(tmp_path: Path) -> None
 
     summary = publish(tmp_path / "j", REDO, fill=fill)
     assert summary.metrics["besides"]["audit"]["prompt_tokens"] is None
-    assert summary.metrics["besides"]["guard"]["prompt_tokens"] is not None
+    assert summary.metrics["besides"]["pilot"]["prompt_tokens"] is not None
     assert "For answers not in the results: an unknown number" in line_of(summary, "Tokens")
 
 

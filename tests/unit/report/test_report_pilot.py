@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from spoolama.effect.sample import Judged
+from spoolama.effect.sample import TriedForm
 from spoolama.spool.job_ledger import JobLedger
-from unit.report.effect_jobs import again, decision, judged, line_of, own, publish, records_of
+from unit.report.effect_jobs import again, decision, line_of, own, publish, records_of, tried
 
 AUTO = "trim: {strategy: auto}\n"
 GOLD = "gold: gold\n" + AUTO
@@ -17,188 +17,142 @@ FRONT = "the same rows before each row"
 
 
 @pytest.mark.parametrize(
-    ("side", "form", "why", "tried", "said"),
+    ("side", "form", "why", "forms", "said"),
     [
-        (
-            AUTO,
-            "tail-5",
-            "no_harm",
-            [judged()],
-            "Chosen: up to 5 earlier rows before each row. Proved harmless in the sample: 98 % of 90 answers"
-            " in 5 conversations are those given alone (95 % interval 93 to 99 %); reckoned 1.4 times"
-            " as fast.",
-        ),
         (
             GOLD,
             "anchors",
             "better",
-            [
-                judged(
-                    "anchors", FRONT, wins=31, losses=9, compared=120, how="rows answered right", better=True
-                )
-            ],
-            "Chosen: the same rows before each row. Proved in the sample to agree better with gold than rows"
-            " alone: 31 better, 9 worse, the rest as good (120 compared: rows answered right).",
-        ),
-        (
-            AUTO,
-            "alone",
-            "no_proof",
-            [judged(agreement=0.88, low=0.8, high=0.94, proof=False, harm=True)],
-            "Chosen: each row alone. Up to 5 earlier rows before each row was not proved harmless: 88 %"
-            " of 90 answers in 5 conversations are those given alone (95 % interval 80 to 94 %);"
-            " 95 % had to be proved.",
+            [tried("anchors", FRONT, wins=31, losses=9, compared=120, better=True)],
+            "Chosen: the same rows before each row. Proved in the sample to agree better with gold than"
+            " isolated rows: 31 better, 9 worse, the rest equal (120 compared: rows answered right).",
         ),
         (
             GOLD,
             "alone",
             "no_proof",
-            [
-                judged("anchors", FRONT, wins=5, losses=9, compared=40, how="rows answered right"),
-                judged(wins=8, losses=7, compared=40, how="rows answered right"),
-            ],
-            "Chosen: each row alone. None of 2 other ways that were tried was proved better on gold, or"
-            " harmless and faster. Best on gold was up to 5 earlier rows (tail-5): 8 better, 7 worse,"
-            " the rest as good (40 compared: rows answered right). Answers as alone, on 90 rows:"
-            " the same rows (anchors) 98 %, up to 5 earlier rows (tail-5) 98 %.",
+            [tried("anchors", FRONT, wins=5, losses=9, compared=40), tried(wins=8, losses=7, compared=40)],
+            "Chosen: each row in isolation. No form was proved to agree better with gold."
+            " The best of 2 was up"
+            " to 5 earlier rows (tail-5): 8 better, 7 worse, the rest equal (40 compared:"
+            " rows answered right).",
         ),
         (
-            AUTO,
+            GOLD,
             "alone",
-            "none_faster",
-            [],
-            "Chosen: each row alone. Nothing else was reckoned to be 1.1 times as fast, so nothing else was"
-            " tried.",
+            "no_proof",
+            [tried("anchors", FRONT), tried(wins=9, losses=9, compared=29)],
+            "Chosen: each row in isolation. No form was proved to agree better with gold. None was ahead; the"
+            " nearest of 2 was up to 5 earlier rows (tail-5): 9 better, 9 worse, the rest"
+            " equal (29 compared:",
         ),
         (
-            AUTO,
+            GOLD,
             "alone",
-            "costs_unknown",
-            [],
-            "Chosen: each row alone. Too few rows came with the server's tokens and times to tell whether"
-            " anything else is faster.",
+            "no_proof",
+            [tried("anchors", FRONT, wins=1, losses=9, compared=40)],
+            "Chosen: each row in isolation. No form was proved to agree better with gold."
+            " Tried: the same rows"
+            " (anchors): 1 better, 9 worse, the rest equal (40 compared: rows answered right).",
         ),
         (
-            AUTO,
+            GOLD,
             "alone",
             "none_fits",
             [],
-            "Chosen: each row alone. Nothing else that may be faster can be had: segments are too short for"
-            " it, or no rows fit in front of the others.",
+            "Chosen: each row in isolation. Nothing else can be tried: segments are too short for it, or no"
+            " rows fit in front of the others.",
         ),
         (
-            AUTO,
+            GOLD,
             "alone",
             "too_small",
             [],
-            "Chosen: each row alone. The answers that the pilot may take are too few to prove anything else"
-            " harmless.",
+            "Chosen: each row in isolation. The answers that the pilot may take are too"
+            " few to prove anything.",
+        ),
+        (
+            AUTO,
+            "tail-5",
+            "no_harm",
+            [tried()],
+            "Chosen: up to 5 earlier rows before each row. An earlier version decided this, not by known"
+            " answers; this version goes on with it.",
+        ),
+        (
+            GOLD,
+            "alone",
+            "none_faster",
+            [],
+            "Chosen: each row in isolation. An earlier version decided this, not by known"
+            " answers; this version"
+            " goes on with it.",
         ),
     ],
 )
 def test_each_ending_is_said_in_words(
-    tmp_path: Path, side: str, form: str, why: str, tried: list[Judged], said: str
+    tmp_path: Path, side: str, form: str, why: str, forms: list[TriedForm], said: str
 ) -> None:
-    """What was chosen comes first, then why, then what it cost; without gold, that alone is usual."""
+    """What was chosen comes first, then why, then what it cost; decisions of earlier versions are read."""
 
     async def fill(ledger: JobLedger) -> None:
-        await ledger.note(pilot=decision(form, why, *tried))
+        await ledger.note(pilot=decision(form, why, *forms))
         again(ledger, "alone", range(40), own)
         again(ledger, "tail-5", range(40), own)
 
     summary = publish(tmp_path / "j", side, fill=fill)
 
-    line, told = line_of(summary, "Pilot"), summary.metrics["pilot"]
+    line, found = line_of(summary, "Pilot"), summary.metrics["pilot"]
     assert line.startswith(said)
-    assert "It cost 118 further answers (39 % of the rows)." in line
-    assert line.endswith("Rows alone is what `auto` usually finds without known answers (`gold`).") == (
-        form == "alone" and side == AUTO
-    )
-    assert (told["form"], told["why"], told["asked"], told["floor"]) == (form, why, 118, 1.0)
-    assert line == told["sentence"]
-    assert len(told["tried"]) == len(tried)
-    assert (line_of(summary, "Trims") == "") == (form == "alone") or form != "alone"
-
-
-def test_nothing_is_called_best_that_was_not_ahead(tmp_path: Path) -> None:
-    """As many worse as better is no best; who was not compared is said, and on how many rows each was."""
-
-    async def fill(ledger: JobLedger) -> None:
-        even: dict[str, Any] = {"wins": 9, "losses": 9, "compared": 29}
-        even["how"] = "pairs of rows put into the right order"
-        tried = [judged("anchors", FRONT, rows=19), judged(rows=76, agreement=0.72, harm=True, **even)]
-        await ledger.note(pilot=decision("alone", "no_proof", *tried))
-
-    line = line_of(publish(tmp_path / "j", GOLD, fill=fill), "Pilot")
-    assert "Best" not in line
-    assert (
-        "On gold up to 5 earlier rows (tail-5) was no better than rows alone: 9 better, 9 worse, the rest"
-        " as good (29 compared: pairs of rows put into the right order). The other was not compared on it."
-        " Answers as alone, on 19 to 76 rows each: the same rows (anchors) 98 %, up to 5"
-        " earlier rows (tail-5) 72 %."
-    ) in line
+    assert "It cost 118 additional answers (39 % of the rows)" in line
+    assert (found["form"], found["why"], found["asked"]) == (form, why, 118)
+    assert line == found["sentence"]
+    assert len(found["tried"]) == len(forms)
 
 
 @pytest.mark.parametrize(
-    ("pilot", "why", "alone", "said"),
+    ("pilot", "why", "isolated", "said"),
     [
-        (600, "no_proof", 40, " of the 600 that it may take: no proof was to be expected of more."),
-        (600, "no_harm", 40, " of the 600 that it may take: the proof was there before."),
-        (9000, "no_proof", 300, " of the 9,000 that it may take: there were no more rows to take."),
+        (600, "no_proof", 40, " of at most 600: no proof was to be expected of more."),
+        (600, "better", 40, " of at most 600: the proof was complete."),
+        (9000, "no_proof", 300, " of at most 9,000: there were no more rows to take."),
         (130, "no_proof", 40, "."),
     ],
 )
 def test_why_a_pilot_stopped_early_is_said(
-    tmp_path: Path, pilot: int, why: str, alone: int, said: str
+    tmp_path: Path, pilot: int, why: str, isolated: int, said: str
 ) -> None:
     """Beside what it cost: a proof, no prospect of one, or no more rows; nothing where too few were left."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "alone", range(alone), own)
+        again(ledger, "alone", range(isolated), own)
         form = "alone" if why == "no_proof" else "tail-5"
-        await ledger.note(pilot=decision(form, why, judged()))
+        await ledger.note(pilot=decision(form, why, tried()))
 
     side = f"gold: gold\ntrim: {{strategy: auto, pilot: {pilot}}}\n"
     line = line_of(publish(tmp_path / "j", side, fill=fill), "Pilot")
-    assert line.endswith(f"It cost 118 further answers (39 % of the rows){said}")
-
-
-def test_alone_that_differs_from_alone_is_told(tmp_path: Path) -> None:
-    """Above temperature 0 the floor is what has to be reached, and numbers and texts are alike, not equal."""
-
-    async def fill(ledger: JobLedger) -> None:
-        tried = judged(agreement=0.7, low=0.6, high=0.8, proof=False)
-        await ledger.note(pilot=decision("alone", "no_proof", tried, floor=0.9, compared="words in common"))
-
-    line = line_of(publish(tmp_path / "j", AUTO, fill=fill), "Pilot")
-    assert "90 answers in 5 conversations are 70 % like those given alone (words in common;" in line
-    assert "95 % interval 60 to 80 %)" in line
-    assert "85 % had to be proved. Alone, asked twice, agrees with itself in 90 %." in line
-
-
-def test_one_conversation_and_notes_of_earlier_versions_are_told(tmp_path: Path) -> None:
-    """Singular; and a note that does not say how many is read all the same."""
-    for number, said in ((1, "of 90 answers in 1 conversation are"), (None, "of 90 answers are")):
-
-        async def fill(ledger: JobLedger, number: int | None = number) -> None:
-            noted = decision("tail-5", "no_harm", judged(conversations=1))
-            if number is None:
-                del noted["tried"][0]["conversations"]
-            await ledger.note(pilot=noted)
-
-        assert said in line_of(publish(tmp_path / f"j{number}", AUTO, fill=fill), "Pilot")
+    assert line.endswith(f"It cost 118 additional answers (39 % of the rows){said}")
 
 
 @pytest.mark.parametrize(
     ("side", "meta", "why"),
     [
-        ("mode: isolated\n", {}, "`mode: isolated`, so each row was asked alone"),
-        ("trim: {strategy: window}\n", {}, "names `window` itself"),
-        (AUTO, {}, "below 5,000 rows a sample of 2 % proves nothing, so each row was asked alone."),
-        (AUTO, {}, "Rows alone is what `auto` usually finds without known answers"),
-        ("trim: {strategy: auto, pilot: 0}\n", {}, "`pilot: 0`, so each row was asked alone"),
-        ("trim: {strategy: auto, pilot: 90}\n", {}, "the job ended before its pilot did"),
-        (AUTO, {"asked_models": ["a", None]}, "each row was asked alone"),
+        ("mode: isolated\n", {}, "the sidecar says `mode: isolated`"),
+        ("trim: {strategy: window}\n", {}, "the sidecar names the strategy `window`"),
+        (AUTO, {}, "without known answers (`gold`) there is nothing to try; each row was asked in isolation"),
+        (
+            AUTO,
+            {"pilot_done": [[0, "alone"]]},
+            "an earlier version began this job and its pilot without `gold`",
+        ),
+        (GOLD, {}, "below 5,000 rows a sample of 2 % proves little, so each row was asked in isolation."),
+        (
+            "gold: gold\ntrim: {strategy: auto, pilot: 0}\n",
+            {},
+            "`pilot: 0`, so each row was asked in isolation",
+        ),
+        ("gold: gold\ntrim: {strategy: auto, pilot: 90}\n", {}, "the job ended before its pilot did"),
+        (AUTO, {"asked_models": ["a", None]}, "each row was asked in isolation"),
     ],
 )
 def test_a_job_without_a_pilot_says_why(tmp_path: Path, side: str, meta: dict[str, Any], why: str) -> None:

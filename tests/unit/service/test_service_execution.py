@@ -207,7 +207,7 @@ def test_harm_that_was_seen_is_part_of_how_a_job_ended(tmp_path: Path, then: str
     spool.create()
     (spool.incoming / "j.csv").write_text("text\n" + "".join(f"{'abc'[n % 3]} {n}\n" for n in range(40)))
     (spool.incoming / "j.yaml").write_text(
-        f'model: m\nprompt: "{{{{ text }}}}"\ntrim: {{strategy: window, every: 5}}\non_collapse: {then}\n'
+        f'model: m\nprompt: "{{{{ text }}}}"\ntrim: {{strategy: window, every: 5}}\non_harm: {then}\n'
     )
     clock = SystemClock()
     job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
@@ -221,11 +221,11 @@ def test_harm_that_was_seen_is_part_of_how_a_job_ended(tmp_path: Path, then: str
     )
     ended = asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
 
-    assert ended.message.lower().count("the conversation changed the answers") == 1
+    assert ended.message.lower().count("the conversation changes about") == 1
     assert ended.message.startswith("40 rows in") == (then == "report")
 
 
-@pytest.mark.parametrize("stop_at", [43, 48], ids=["guard or audit begins", "amid the audit"])
+@pytest.mark.parametrize("stop_at", [43, 48], ids=["audit begins", "amid the audit"])
 def test_a_job_stopped_after_its_last_row_is_looked_at_after_the_restart(
     tmp_path: Path, stop_at: int
 ) -> None:

@@ -79,26 +79,36 @@ def test_the_status_line_says_what_is_waited_for() -> None:
 
 @pytest.mark.parametrize("waiting", [False, True])
 def test_the_status_line_says_what_is_done_besides_rows(waiting: bool) -> None:
-    """An audit, or a look at a segment, is not taken for a standstill of the rows; a wait comes before it."""
+    """A pilot, or the audit of a segment, is not taken for a standstill; a wait comes before it."""
     state = running(470, {}, "answering" if not waiting else "waiting for the server: no", waiting=waiting)
     assert state.running is not None
     progress = state.running.progress
-    with progress.task("looking again at segment 7"), progress.task("looking again at segment 9"):
-        with progress.task("looking again at segment 8"):
+    with progress.task("auditing segment 7"), progress.task("auditing segment 9"):
+        with progress.task("auditing segment 8"):
             line = status_line(state)
         if waiting:
             assert line.startswith("c.csv: waiting for the server: no; 470 of")
             return
-        assert line.startswith(
-            "c.csv: looking again at segment 7, looking again at segment 9 and 1 more; 470 of"
-        )
-        assert progress.snapshot().phase.startswith("answering; looking again at segment 7, ")
-    with progress.counting("audit", 1250, done=29) as count:
+        assert line.startswith("c.csv: auditing segment 7, auditing segment 9 and 1 more; 470 of")
+        assert progress.snapshot().phase.startswith("answering; auditing segment 7, ")
+    with progress.counting("pilot", 1250, done=29) as count:
         progress.compared()
-        assert status_line(state).startswith("c.csv: audit: 30 of 1,250 answers; 470 of 170,000 rows")
+        assert status_line(state).startswith("c.csv: pilot: 30 of 1,250 answers; 470 of 170,000 rows")
         count.done = 2000
-        assert progress.snapshot().phase == "audit: 1,250 of 1,250 answers"
+        assert progress.snapshot().phase == "pilot: 1,250 of 1,250 answers"
     assert status_line(state).startswith("c.csv: 470 of 170,000 rows")
+
+
+def test_harm_is_shown_while_the_job_runs() -> None:
+    """In the line for systemd, and in status/service.txt."""
+    state = running(470, {}, "answering")
+    assert state.running is not None
+    state.running.progress.harm = "the conversation changes about 12 % of the answers"
+    said = "arning: the conversation changes about 12 % of the answers"
+    assert f"; w{said}." in status_line(state)
+    payload = service_payload(state, version="1", pid=1, started_at=0.0)
+    assert payload["running"]["harm"] == state.running.progress.harm
+    assert f"  W{said}\n" in service_text(payload, 0.0)
 
 
 def test_before_the_first_row_no_number_is_made_up() -> None:

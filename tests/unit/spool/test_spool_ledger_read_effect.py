@@ -1,4 +1,4 @@
-"""Reading what a ledger has of pilot, guard and audit."""
+"""Reading what a ledger has of pilot and audit."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ async def job(path: Path) -> None:
         for n in ordinals:
             ledger.tried(kind, answered(n, f"{kind} {n}", alone=True, segment=3))
     ledger.sampled(answered(6, "sample 6", alone=True, segment=3))
-    await ledger.guarded(0, None)
+    await ledger.audited(0, None)
     await ledger.redo(1, {"segment": 1, "harm": True})
     ledger.answered(answered(4, "redone 4", alone=True, segment=3))
     await ledger.close()
 
 
-def test_what_can_be_compared_is_what_stands_in_sight_of_others(tmp_path: Path) -> None:
-    """Not a conversation's first row, nor one that was redone alone."""
+def test_what_can_be_compared_is_what_a_conversation_answered(tmp_path: Path) -> None:
+    """Not its first row, which saw no other; and what was taken back as it was."""
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
         found = ledger.compared("audit")
-        assert [(c.ordinal, c.given, c.alone, c.depth) for c in found] == [
+        assert [(c.ordinal, c.given, c.isolated, c.depth) for c in found] == [
             (1, "given 1", "audit 1", 1),
             (2, "given 2", "audit 2", 2),
+            (4, "given 4", "audit 4", 1),
         ]
         assert ledger.in_company() == 2
         assert ledger.trial_answers("guard") == {4: "guard 4"}
@@ -45,20 +46,19 @@ def test_what_can_be_compared_is_what_stands_in_sight_of_others(tmp_path: Path) 
 
 
 def test_rows_that_had_a_part_in_the_choice_are_known(tmp_path: Path) -> None:
-    """Rows of the named trials, candidates for anchors, and anchors; not those of guard and audit."""
+    """Rows of the named trials, candidates for anchors, and anchors; not those of the audit."""
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
         assert ledger.chosen_with(("alone", "tail-1")) == {0, 1, 6, 7}
         assert ledger.chosen_with(()) == {6, 7}
 
 
-def test_what_was_guarded_and_redone_is_counted(tmp_path: Path) -> None:
-    """Segments that were judged, verdicts, rows taken back and those of them that are answered again."""
+def test_what_was_audited_and_redone_is_counted(tmp_path: Path) -> None:
+    """Segments, verdicts, rows taken back and those of them that are answered again."""
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
-        found = ledger.guarded(2)
-        assert (found.judged, found.short, found.checked) == (2, 0, 1)
-        assert ledger.guarded(3).short == 1
+        found = ledger.audited_segments()
+        assert found.looked_at == 2
         assert (found.replaced, found.answered_again) == (2, 1)
         assert found.verdicts == [{"segment": 1, "harm": True}]
         assert [outcome.ordinal for outcome in ledger.outcomes() if outcome.redone] == [4, 5]
@@ -90,3 +90,24 @@ def test_tokens_are_added_up_only_where_each_answer_was_counted(tmp_path: Path) 
         assert (audit.answers, audit.attempts) == (guard.answers, guard.attempts) == (3, 3)
         assert (audit.prompt_tokens, audit.cached_tokens, audit.completion_tokens) == (360, 280 - 80 + 20, 15)
         assert (guard.prompt_tokens, guard.cached_tokens, guard.completion_tokens) == (None, None, None)
+
+
+def test_the_engine_reads_what_a_conversation_answered_as_the_report_does(tmp_path: Path) -> None:
+    """Taken back or not; and a job that an earlier version began has its segments audited once more."""
+
+    async def read() -> None:
+        await job(tmp_path / "l.sqlite")
+        ledger = JobLedger(tmp_path / "l.sqlite", HandClock())
+        found = await ledger.given_in_company("audit")
+        assert [(row.ordinal, row.answer) for row in found] == [
+            (1, "given 1"),
+            (2, "given 2"),
+            (4, "given 4"),
+        ]
+        assert await ledger.any_in_company()
+        assert await ledger.unaudited() == []
+        await ledger.forget_audits()
+        assert await ledger.unaudited() == [0], "what has a verdict keeps it"
+        await ledger.close()
+
+    asyncio.run(read())

@@ -103,9 +103,12 @@ def _warm_up(tasks: Tasks) -> None:
     tasks.run("score", "a + 1", [{"a": 1}, "2"])
     body = {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema"}}
     tasks.run("line", "", [{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
-    tasks.run("sidecar", "", ["model: m\nprompt: '{{ a }'\noptions: {num_ctx: x}\n", "warm-up.yaml", False])
-    tasks.run("sidecar", "", ["model: m\nprompt: '{{ a }}'\nformat: {type: objekt}\n", "warm-up.yaml", False])
-    tasks.run("sidecar", "", ["model: [", "warm-up.yaml", False])
+    for text in (
+        "model: m\nprompt: '{{ a }'\noptions: {num_ctx: x}\n",
+        "model: m\nprompt: '{{ a }}'\nformat: {type: objekt}\n",
+        "model: [",
+    ):
+        tasks.run("sidecar", "", [text, "warm-up.yaml", False, False])
     tasks.run("columns", "", ["id: b", "warm-up.yaml", ["a"], "warm-up.csv"])
 
 

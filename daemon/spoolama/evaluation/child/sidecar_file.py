@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -16,8 +17,8 @@ from spoolama.evaluation.child.prompt import PromptTemplate, TemplateProblem
 from spoolama.evaluation.child.schema_check import schema_problems
 from spoolama.evaluation.child.score import Score, ScoreProblem
 from spoolama.evaluation.child.sidecar_fit import misfits
-from spoolama.evaluation.child.sidecar_words import EXPECTED, NOT_YET
-from spoolama.job.retired import RETIRED, leave_out_retired
+from spoolama.evaluation.child.sidecar_words import EXPECTED, NOT_YET, RENAMED
+from spoolama.job.retired import RETIRED, in_new_words, leave_out_retired
 from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim, Vram
 from spoolama.job.trim import BUILT_IN_SCORES, STRATEGY_KEYS
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
@@ -57,18 +58,19 @@ _SYNONYMS = {
 """What people call these keys elsewhere, where the spelling is too far off to be guessed."""
 
 
-def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False) -> Sidecar:
+def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun: bool = False) -> Sidecar:
     """Check a sidecar's text.
 
     Args:
         text: The file's text or bytes.
         name: Its name as the person knows it.
         openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
+        begun: Whether its job has begun, perhaps under an earlier version: then keys of that one count.
 
     Raises:
         SidecarError: with every problem found.
     """
-    return Sidecar.model_validate_json(checked_sidecar(text, name, openai=openai))
+    return Sidecar.model_validate_json(checked_sidecar(text, name, openai=openai, begun=begun))
 
 
 def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun: bool = False) -> str:
@@ -83,7 +85,9 @@ def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun
         leave_out_retired(tree.data)
     if not tree.data:
         raise SidecarError(tree.problems or [Problem(name, None, None, "", "the file is empty")])
-    check = _Check(tree, name, openai=openai)
+    if begun:
+        tree = replace(tree, data=in_new_words(tree.data))
+    check = _Check(tree, name, openai=openai, begun=begun)
     sidecar = check.run()
     if check.problems or sidecar is None:
         unique = {(p.line, p.key, p.message): p for p in check.problems}
@@ -94,10 +98,11 @@ def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun
 class _Check:
     """One pass over one sidecar."""
 
-    def __init__(self, tree: Tree, name: str, *, openai: bool) -> None:
+    def __init__(self, tree: Tree, name: str, *, openai: bool, begun: bool) -> None:
         self._tree = tree
         self._name = name
         self._openai = openai
+        self._begun = begun
         self.problems = list(tree.problems)
         self._bad = {p.key for p in tree.problems}
         self._meant: set[str] = set()  # required keys that stand there misspelled
@@ -120,7 +125,7 @@ class _Check:
         self._prompt(data.get("prompt"))
         if sidecar is not None:
             self._score(sidecar.trim.score)
-            for misfit in misfits(sidecar, openai=self._openai, unknown=self._unknown()):
+            for misfit in misfits(sidecar, openai=self._openai, begun=self._begun, unknown=self._unknown()):
                 self._add(*misfit)
         return sidecar
 
@@ -216,6 +221,9 @@ class _Check:
         key = dotted(path)
         if key in NOT_YET:
             self._add(path, "this key is not available yet in this version", NOT_YET[key])
+            return
+        if key in RENAMED:
+            self._add(path, *RENAMED[key])
             return
         parent = _general(path[:-1])
         model = _MODELS[parent]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Set
 
 from spoolama.job.plan import sees_others
 from spoolama.job.sidecar import Sidecar
+from spoolama.job.trim import Trim
 
 __all__ = ["Misfit", "misfits"]
 
@@ -13,12 +14,15 @@ Misfit = tuple[tuple[str, ...], str, str]
 """The key's path, what is wrong, and what to write instead."""
 
 
-def misfits(sidecar: Sidecar, *, openai: bool, unknown: Set[str] = frozenset()) -> Iterator[Misfit]:
+def misfits(
+    sidecar: Sidecar, *, openai: bool, begun: bool = False, unknown: Set[str] = frozenset()
+) -> Iterator[Misfit]:
     """Keys that ask for what the others rule out.
 
     Args:
         sidecar: What is asked.
         openai: Whether it belongs to OpenAI batch lines.
+        begun: Whether its job has begun: an earlier version may have allowed more.
         unknown: Top keys that hold something wrong: what they will be is not known, so nothing is said that
             depends on them.
     """
@@ -28,7 +32,8 @@ def misfits(sidecar: Sidecar, *, openai: bool, unknown: Set[str] = frozenset()) 
         yield from _answer_key(sidecar)
     if openai:
         yield from _lines(sidecar)
-    elif not unknown & {"mode", "trim", "segment"}:
+    elif not unknown & {"mode", "trim", "segment", "gold"} and not begun:
+        yield from _pilot(sidecar)
         yield from _audit(sidecar)
 
 
@@ -46,19 +51,27 @@ def _lines(sidecar: Sidecar) -> Iterator[Misfit]:
     if sidecar.trim.anchor_rows:
         hint = "use strategy reset or window, or put the turns into the lines"
         yield ("trim", "strategy"), "OpenAI lines have no anchors", hint
-    if sidecar.audit:
+    if sidecar.audit_rows:
         yield ("audit",), "OpenAI lines have no audit", "leave it out"
-    if sidecar.on_collapse != "report":
-        yield ("on_collapse",), "nobody watches the conversations of OpenAI lines", "leave it out"
+    if sidecar.on_harm != "report":
+        yield ("on_harm",), "OpenAI lines have no audit that could show harm", "leave it out"
+
+
+def _pilot(sidecar: Sidecar) -> Iterator[Misfit]:
+    """A pilot goes by known answers alone."""
+    if sidecar.trim.pilot not in ("auto", 0) and sidecar.gold is None:
+        hint = "name a column of known answers with gold, or leave pilot out"
+        yield ("trim", "pilot"), "without gold there is no pilot: each row is asked in isolation", hint
 
 
 def _audit(sidecar: Sidecar) -> Iterator[Misfit]:
-    """An audit compares rows that saw others with themselves alone: it needs such rows."""
-    if not sidecar.audit or sees_others(sidecar):
+    """An audit compares answers of a conversation with isolated ones: it needs such rows."""
+    by_default = sidecar.trim == Trim()  # whoever leaves `trim` out has chosen nothing that rules it out
+    if not sidecar.audit_rows or sees_others(sidecar) or (sidecar.mode != "isolated" and by_default):
         return
     why = "mode: isolated" if sidecar.mode == "isolated" else "this trim or segment"
     hint = "leave audit out, or let rows see others"
-    yield ("audit",), f"with {why} no row has others in sight, so nothing can be audited", hint
+    yield ("audit",), f"with {why} each row is asked in isolation, so there is nothing to audit", hint
 
 
 def _answer_key(sidecar: Sidecar) -> Iterator[Misfit]:

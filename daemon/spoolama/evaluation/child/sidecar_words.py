@@ -1,10 +1,10 @@
-"""What the sidecar's keys expect, in words with an example, and which keys are still to come."""
+"""What the sidecar's keys expect, in words with an example, and which keys are to come or were renamed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["EXPECTED", "NOT_YET"]
+__all__ = ["EXPECTED", "NOT_YET", "RENAMED"]
 
 _TEXT = "a text"
 _COLUMN = "the name of a column"
@@ -69,8 +69,8 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "segment": ("a whole number of rows from 1 to 10000000, or all", "200"),
     "lanes": ("a whole number from 1 to 256", "4"),
     "gold": (_COLUMN, "human_rating"),
-    "audit": ("a whole number of rows from 0 to 1000000", "50"),
-    "on_collapse": ("report, redo or fail", "redo"),
+    "audit": ("auto, off, or a whole number of rows from 0 to 1000000", "200"),
+    "on_harm": ("report, isolate or fail", "isolate"),
     "answer_key": ("a key of the answer, as a text", "score"),
     "retries": ("a whole number from 0 to 20", "3"),
     "timeout": ("a number of seconds from 0.1 to 86400", "120"),
@@ -86,3 +86,11 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
 
 NOT_YET: Mapping[str, str] = {}
 """Keys of later versions, and what to do until then."""
+
+RENAMED: Mapping[str, tuple[str, str]] = {
+    "on_collapse": (
+        "on_collapse is called on_harm now: report, isolate (was redo) or fail",
+        "for example on_harm: isolate",
+    )
+}
+"""Keys of earlier versions, what to say, and what to write instead."""

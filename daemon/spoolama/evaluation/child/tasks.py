@@ -81,7 +81,7 @@ def _line(_: str) -> Prepared:
 
 
 def _sidecar(_: str) -> Prepared:
-    def read(text: str, name: str, openai: bool, begun: bool = False) -> str:
+    def read(text: str, name: str, openai: bool, begun: bool) -> str:
         return checked_sidecar(text.encode("latin-1"), name, openai=openai, begun=begun)
 
     return read
