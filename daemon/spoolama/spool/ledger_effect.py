@@ -1,4 +1,4 @@
-"""The part of a job's ledger that is about what the conversation does: pilot, guard and audit."""
+"""Ledger operations for the pilot, the guard and the audit, which compare answers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ __all__ = ["EffectLedger"]
 
 
 _COMPARED = 40_000
-"""Characters of an answer that are compared: all answers of a segment are in memory at once."""
+"""Characters of an answer that are compared; all answers of a segment are in memory at once."""
 
 
 class EffectLedger:
-    """Answers that are compared, and what came of it. `JobLedger` is the whole."""
+    """The part of `JobLedger` for answers that are compared, and for the results of comparisons."""
 
     _thread: LedgerThread
     _clock: Clock
 
     def tried(self, kind: str, answer: Answered) -> None:
-        """An answer given for comparison; the row itself goes on, or has its end already.
+        """Record an answer for a comparison; the state of the row does not change.
 
         Args:
-            kind: What it is for: a form of the pilot, `guard`, `audit`, ...
-            answer: The answer. A second one of the same kind takes the place of the first.
+            kind: The comparison: a form of the pilot, `guard`, `audit`, ...
+            answer: The answer. A second one of the same kind replaces the first.
         """
         at = self._clock.time()
 
@@ -41,11 +41,11 @@ class EffectLedger:
         self._thread.post(run)
 
     def untried(self, ordinal: int) -> None:
-        """A row could not be answered for comparison; it goes on, or keeps its end."""
+        """A row could not be answered for a comparison; its state does not change."""
         self._thread.post(lambda db: db.execute("DELETE FROM attempts WHERE ordinal=?", (ordinal,)))
 
     async def trials(self, kind: str, column: str | None = None) -> list[StoredRow]:
-        """The rows answered for this comparison, with those answers; of their fields only this column."""
+        """The rows answered for this comparison, with those answers; only this column of their fields."""
         return await self._thread.do(
             lambda db: [
                 only_column(stored_row(row), column)
@@ -57,7 +57,7 @@ class EffectLedger:
         )
 
     async def strays(self, kind: str) -> list[int]:
-        """Rows of this comparison that were not answered in their conversation at the first try."""
+        """Rows of this comparison that were not answered in their conversation at the first attempt."""
         return await self._thread.do(
             lambda db: [
                 n
@@ -69,7 +69,7 @@ class EffectLedger:
         )
 
     async def trial_costs(self, kind: str) -> list[tuple[int, int, int, int, float, float]]:
-        """(Prompt, cached, answered tokens, bytes of the row's own, seconds of each) where all are known."""
+        """(Prompt, cached, completion tokens, row bytes, prompt and generation seconds), where all known."""
         return await self._thread.do(
             lambda db: db.execute(
                 "SELECT prompt_tokens, cached_tokens, completion_tokens, own_bytes, prompt_s, eval_s"
@@ -81,7 +81,7 @@ class EffectLedger:
         )
 
     async def in_company(self) -> list[int]:
-        """Ordinals of the rows that were answered in sight of others and stand so in the results."""
+        """Ordinals of the rows whose result was answered with other rows in the prompt."""
         return await self._thread.do(
             lambda db: [
                 n for (n,) in db.execute("SELECT ordinal FROM results WHERE sight != '[]' ORDER BY ordinal")
@@ -89,9 +89,9 @@ class EffectLedger:
         )
 
     async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
-        """The rows of a segment that were answered in its conversation, in sight of others.
+        """The rows of a segment that were answered in its conversation with other rows in the prompt.
 
-        Of their fields they have only this column.
+        They have only this column of their fields.
         """
         return await self._thread.do(
             lambda db: [
@@ -117,7 +117,7 @@ class EffectLedger:
         return await self._thread.do(run)
 
     async def unguarded(self) -> list[int]:
-        """Segments with answers in conversation that nobody has looked at."""
+        """Segments with answers in conversation that the guard has not checked."""
         return await self._thread.do(
             lambda db: [
                 n
@@ -129,16 +129,16 @@ class EffectLedger:
         )
 
     async def guarded(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
-        """A segment was looked at; a suspicion has a verdict."""
+        """Record that a segment was checked; `verdict` is None if there was no suspicion."""
         text = json.dumps(verdict)
         await self._thread.do(
             lambda db: db.execute("INSERT OR REPLACE INTO guarded VALUES (?, ?)", (segment, text)), sync=True
         )
 
     async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
-        """Have the segment's rows that had others in sight asked again, alone; how many they are.
+        """Make the segment's rows with other rows in the prompt pending again, isolated; returns the number.
 
-        Their answers are kept in `replaced`. All of it is one step: a kill leaves it done or not begun.
+        Their answers are kept in `replaced`. This is one transaction: a kill leaves it done or not begun.
         """
         text = json.dumps(verdict)
 
@@ -159,7 +159,7 @@ class EffectLedger:
         return rows
 
     async def verdicts(self) -> list[dict[str, Any]]:
-        """How suspicions were settled, by segment."""
+        """The verdicts on suspicions, by segment."""
         return await self._thread.do(
             lambda db: [
                 json.loads(text)

@@ -1,4 +1,4 @@
-"""Reading what a ledger has of pilot, guard and audit: answers given for comparison, and verdicts."""
+"""Reads the results of pilot, guard and audit from a ledger: compared answers and verdicts."""
 
 from __future__ import annotations
 
@@ -13,53 +13,53 @@ __all__ = ["Compared", "EffectReader", "Guarded", "Requests"]
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A row that was answered in sight of others, and again alone."""
+    """A row that was answered with other rows in the prompt, and again in isolation."""
 
     ordinal: int
     given: str
     """Its answer in the results."""
     alone: str
     depth: int
-    """Rows in sight of which the answer in the results was given."""
+    """Number of other rows in the prompt of the answer in the results."""
     place: int
-    """Rows of its segment before it."""
+    """Number of rows before it in its segment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """What the guard looked at."""
+    """Numbers and verdicts of the guard."""
 
     judged: int
-    """Segments with enough answers in sight of others to be judged."""
+    """Segments with enough answers with other rows in the prompt to be judged."""
     short: int
     """Segments with fewer."""
     verdicts: list[dict[str, Any]]
-    """How suspicions were settled, by segment."""
+    """The verdicts on suspicions, by segment."""
     checked: int
-    """Rows answered again alone to settle them."""
+    """Rows answered again in isolation to reach the verdicts."""
     replaced: int
-    """Rows whose answer in a conversation was taken back, to be asked again alone."""
+    """Rows whose answer in a conversation was withdrawn, to be asked again in isolation."""
     answered_again: int
-    """Those of them that have an answer now."""
+    """The rows of `replaced` that have an answer now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Answered requests, and how long they took."""
+    """Sums over answered requests."""
 
     answers: int
     seconds: float
-    """From sending to the answer, added up."""
+    """Sum of the times from sending to the answer."""
     attempts: int
-    """Requests that were sent for them. Those for rows that could not be answered leave no trace."""
+    """Requests sent for these answers. Requests for rows without an answer are not counted."""
     prompt_tokens: int | None
-    """By the server's counts; None: it did not count each of them."""
+    """Sum of the server's counts; None if a count is missing."""
     cached_tokens: int | None
     completion_tokens: int | None
 
 
 _COSTS = "latency_s, attempts, prompt_tokens, cached_tokens, completion_tokens"
-# An anchor's answer stands in the results as it was given beforehand: it is counted there.
+# The answer of an anchor is also in the results, where it is counted.
 _UNUSED = (
     "SELECT s.latency_s, s.attempts, s.prompt_tokens, s.cached_tokens, s.completion_tokens FROM samples s"
     " LEFT JOIN results r USING (ordinal) WHERE r.at IS NOT s.at OR r.latency_s != s.latency_s"
@@ -73,7 +73,7 @@ _SAMPLES = {
 
 
 class EffectReader:
-    """The part of `LedgerReader` that is about what the conversation does to the answers."""
+    """The part of `LedgerReader` for the effect of the conversation on the answers."""
 
     _db: sqlite3.Connection
 
@@ -84,11 +84,11 @@ class EffectReader:
         )
 
     def sample_answers(self) -> dict[int, str]:
-        """Answers given alone beforehand, of which anchors are chosen, by ordinal."""
+        """Answers given in isolation to the candidates for anchors, by ordinal."""
         return dict(self._db.execute("SELECT ordinal, answer FROM samples ORDER BY ordinal"))
 
     def compared(self, kind: str) -> list[Compared]:
-        """Rows answered again alone for this comparison whose answer was given in sight of others."""
+        """Rows answered again in isolation for this comparison whose result had other rows in the prompt."""
         return [
             Compared(ordinal, given, alone, sum(last - first + 1 for first, last in json.loads(sight)), place)
             for ordinal, given, alone, sight, place in self._db.execute(
@@ -99,18 +99,18 @@ class EffectReader:
         ]
 
     def in_company(self) -> int:
-        """Rows whose answer was given in sight of others."""
+        """Number of rows that were answered with other rows in the prompt."""
         return self._number("SELECT count(*) FROM results WHERE sight != '[]'")
 
     def replaced(self) -> int:
-        """Rows whose answer in a conversation was taken back, to be asked again alone."""
+        """Number of rows whose answer in a conversation was withdrawn, to be asked again in isolation."""
         return self._number("SELECT count(*) FROM replaced")
 
     def chosen_with(self, kinds: Collection[str]) -> set[int]:
-        """Ordinals of rows by which was chosen what stands before the others.
+        """Ordinals of rows that were used to choose the anchors or the form of the prompt.
 
         Args:
-            kinds: Comparisons that had a part in the choice, besides the candidates for anchors.
+            kinds: Comparisons that were used for the choice, in addition to the candidates for anchors.
         """
         marks = ",".join("?" * len(kinds))
         found = {
@@ -125,10 +125,10 @@ class EffectReader:
         return found
 
     def guarded(self, least: int) -> Guarded:
-        """What the guard looked at.
+        """Numbers and verdicts of the guard.
 
         Args:
-            least: Answers in sight of others that a segment needs to be judged.
+            least: Minimum number of answers with other rows in the prompt for a segment to be judged.
         """
         looked = self._db.execute("SELECT segment, verdict FROM guarded ORDER BY segment").fetchall()
         company = dict(
@@ -150,23 +150,23 @@ class EffectReader:
     def requests(
         self, kinds: Collection[str], *, samples: Literal["none", "all", "unused"] = "none"
     ) -> Requests:
-        """Answers given for these comparisons.
+        """Sums over the answers given for these comparisons.
 
         Args:
             kinds: The comparisons.
-            samples: Which candidates for anchors to add: those that are `unused` have another answer in
-                the results, or none.
+            samples: Which candidates for anchors to add. `unused` ones have a different answer in the
+                results, or none.
         """
         marks = ",".join("?" * len(kinds))
         source = f"SELECT {_COSTS} FROM trials WHERE kind IN ({marks})"  # noqa: S608 - constants, question marks
         return self._requests(source + _SAMPLES[samples], tuple(kinds))
 
     def taken_back(self) -> Requests:
-        """Answers given in conversations that went wrong, whose rows were asked again, alone."""
+        """Sums over withdrawn answers, whose rows were asked again in isolation."""
         return self._requests(f"SELECT {_COSTS} FROM replaced")  # noqa: S608 - constants
 
     def all_requests(self) -> Requests:
-        """Every answer that the job was given, whatever became of it."""
+        """Sums over every answer of the job, used or not."""
         tables = (f"SELECT {_COSTS} FROM {table}" for table in ("results", "trials", "replaced"))  # noqa: S608 - likewise
         return self._requests(" UNION ALL ".join((*tables, _UNUSED)))
 
