@@ -46,7 +46,7 @@ CREATE INDEX rows_deferred ON rows (ordinal) WHERE state = 'pending' AND deferre
 CREATE TABLE results (
   ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
 ) STRICT;
-CREATE INDEX results_segment ON results (segment, ordinal);  -- what a segment goes on from, at any size
+CREATE INDEX results_segment ON results (segment, ordinal);  -- finds the last rows of a segment
 CREATE TABLE samples (            -- rows answered alone beforehand, of which the anchors are chosen
   ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
 ) STRICT;

@@ -243,7 +243,7 @@ def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
         ),
         ("model: m\nprompt: x\nlanse: 3\n", "", "r.yaml:3:1: lanse: unknown key"),
         ("model: m\nprompt: x\nexpect: {rows: 9}\n", DATA, "the sidecar expects 9"),
-        ("model: m\nprompt: x\n", DATA + "e,five", "does not end with a line end"),
+        ("model: m\nprompt: x\n", DATA + "e,five", "does not end with a newline"),
         ("model: m\nprompt: '{{ name'\n", DATA, "r.yaml:2"),
     ],
 )
