@@ -1,4 +1,4 @@
-"""Time as a dependency, so that an hour of waiting can be tested in a moment."""
+"""Provides the clock as a dependency, so that tests can replace real time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Clock", "SystemClock"]
 
 
 class Clock(Protocol):
-    """What the service asks of time."""
+    """The clock functions that the service uses."""
 
     def time(self) -> float:
         """Seconds since the epoch (may jump)."""
@@ -21,12 +21,12 @@ class Clock(Protocol):
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait that long."""
+        """Wait for this time."""
         ...
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The real clock of the machine."""
 
     def time(self) -> float:
         return time.time()

@@ -1,35 +1,35 @@
-"""Every error that spoolama raises on purpose.
+"""Defines every exception that spoolama raises on purpose.
 
 ::
 
     SpoolamaError
-    ├── ConfigError            the administrator mends it; exit status 78
+    ├── ConfigError            the configuration is wrong; exit status 78
     ├── SpoolError             the spool directory is not usable; exit status 78
-    │   ├── SpoolHeld          another daemon has the spool; exit status 75
-    │   ├── DiskFull           no room on the spool's disk: keep what there is, wait, try again
-    │   └── DiskFailed         the disk did not keep what was written: never retried on the same file
+    │   ├── SpoolHeld          another daemon has locked the spool; exit status 75
+    │   ├── DiskFull           the disk of the spool is full: keep all files, wait, retry
+    │   └── DiskFailed         the disk reported an I/O error: never retried on the same file
     ├── EvaluationFailed       the process that evaluates templates and schemas cannot be started
     ├── LedgerVersion          only another version of spoolama can finish a job: it waits in processing/
-    ├── DropGone               its uploader took a drop back while it was being claimed; nothing happened
-    ├── JobError               this job cannot go on; it is published in failed/
-    │   ├── ModelLost          a model of it cannot be had, or not any more
-    │   ├── SidecarError       the sidecar is wrong: every problem at once
+    ├── DropGone               the uploader removed a drop during its claim; nothing has changed
+    ├── JobError               this job cannot continue; it is published in failed/
+    │   ├── ModelLost          a model of the job cannot be loaded, or no longer
+    │   ├── SidecarError       the sidecar is wrong: reports all problems at once
     │   ├── InputError         the data file as a whole cannot be used
     │   └── LedgerError        the ledger is damaged, or its input changed
-    ├── RowError               this row cannot be answered; the others go on
-    └── BackendError           a request to the model server did not give an answer
-        ├── ServerAway         nobody there: refused, reset, DNS, no byte in time
+    ├── RowError               this row cannot be answered; the other rows continue
+    └── BackendError           a request to the model server did not return an answer
+        ├── ServerAway         no connection: refused, reset, DNS, no byte in time
         ├── ServerBusy         loading or queue full (503, 499)
-        ├── ServerDied         the model's process died in the request
-        │   └── OutOfMemory    ... and said that memory was short
-        ├── Stalled            no answer within the bound
+        ├── ServerDied         the model's process died during the request
+        │   └── OutOfMemory    ... and reported that memory was short
+        ├── Stalled            no answer within the time limit
         ├── RequestRefused     the same for every row: model missing, wrong option, bad schema
-        │   └── WrongServer    the address is not the kind of server that the settings say
-        ├── ContextOverflow    the prompt is longer than the window
-        ├── AnswerUnfinished   HTTP 200, yet the generation did not end
+        │   └── WrongServer    the server is not of the kind in the settings
+        ├── ContextOverflow    the prompt is longer than the context window
+        ├── AnswerUnfinished   HTTP 200, but the generation did not end
         └── UnexpectedReply    anything else
 
-What each backend error means for the row, the server and the job stands in one table: `engine/failures.py`.
+The table in `engine/failures.py` lists the effect of each backend error on the row, the server and the job.
 """
 
 from __future__ import annotations
@@ -73,18 +73,18 @@ _MOST_IN_PART = 500
 _MOST_IN_DETAILS = 1_000
 _MOST_OF_ROW = 2_000
 _MOST_OF_JOB = 40_000
-"""Characters of a message: it may quote a name, an id or a value that is as long as the file allows."""
+"""Maximum characters of a message, because it may quote a very long name, id or value."""
 _MOST_PROBLEMS = 50
 _PROBLEMS_UNCUT = 60
-"""A list up to this length is shown whole: problems of other kinds are added to one that was cut before."""
+"""A list up to this length is not cut, because problems may be added to a list that was cut before."""
 
 
 def shortened(text: str, most: int = _MOST_OF_ROW) -> str:
-    """The text; of a long one the beginning and the end, with how much is left out between them.
+    """Shorten a long text to its beginning and end, with the number of omitted characters.
 
     Args:
         text: A message for a person.
-        most: Characters that are shown.
+        most: Number of characters to keep.
     """
     if len(text) <= most + 40:
         return text
@@ -93,10 +93,10 @@ def shortened(text: str, most: int = _MOST_OF_ROW) -> str:
 
 
 def shortened_details(details: Mapping[str, object]) -> dict[str, object]:
-    """Details of a row's error, each text in them as `shortened` has it, names of keys too.
+    """Shorten each text in the details of a row's error, including the keys.
 
     Args:
-        details: What JSON can hold.
+        details: JSON values.
     """
     return {shortened(key, _MOST_IN_DETAILS): _shortened_value(value) for key, value in details.items()}
 
@@ -112,7 +112,7 @@ def _shortened_value(value: object) -> object:
 
 
 class SpoolamaError(Exception):
-    """The root of every error that spoolama raises on purpose."""
+    """Base class of all exceptions that spoolama raises on purpose."""
 
     exit_status = 1
 
@@ -124,62 +124,62 @@ class ConfigError(SpoolamaError):
 
 
 class SpoolError(SpoolamaError):
-    """The spool directory cannot be used as it is."""
+    """The spool directory is not usable."""
 
     exit_status = 78
 
 
 class SpoolHeld(SpoolError):
-    """Another daemon works on this spool."""
+    """Another daemon has locked this spool."""
 
     exit_status = 75
 
 
 class DiskFull(SpoolError):
-    """No room on the spool's disk: what there is stays, and the step can be tried again later."""
+    """The disk of the spool is full. All files stay, and the step can be retried later."""
 
     exit_status = 75
 
 
 class DiskFailed(SpoolError):
-    """The disk did not keep what was written. A later fsync of the same file would lie, so none is tried."""
+    """The disk reported an I/O error. It is not retried, because a later fsync might falsely succeed."""
 
     exit_status = 75
 
 
 class LedgerVersion(SpoolamaError):
-    """This version of spoolama cannot go on with a job that another one began: its ledger, or its sidecar.
+    """This version of spoolama cannot resume a job of another version because of its ledger or sidecar.
 
-    It is no JobError: the job waits in processing/ with its results and is never published in failed/.
+    This is not a JobError: the job waits in processing/ with its results and is never published in failed/.
     """
 
 
 class DropGone(SpoolamaError):
-    """A drop was taken back or replaced by its uploader while it was being claimed; nothing happened."""
+    """The uploader removed or replaced a drop during its claim; nothing has changed."""
 
 
 class EvaluationFailed(SpoolamaError):
-    """The process that evaluates what users wrote cannot be started; nothing is wrong with any job."""
+    """The evaluation process cannot be started; no job is at fault."""
 
     exit_status = 75
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong in a file that a person wrote, and how to mend it."""
+    """One problem in a file that a person wrote, and how to fix it."""
 
     file: str
     """The file's name as the person knows it."""
     line: int | None
-    """1-based line, where known."""
+    """1-based line, if known."""
     column: int | None
-    """1-based column, where known."""
+    """1-based column, if known."""
     key: str
     """Dotted path of the key, `options.num_ctx`; empty for the whole file."""
     message: str
-    """What is wrong, in words."""
+    """What is wrong."""
     hint: str | None = None
-    """What to write instead, where it can be told."""
+    """What to write instead, if known."""
 
     def __post_init__(self) -> None:
         for name in ("key", "message", "hint"):
@@ -198,11 +198,11 @@ class Problem:
 
 
 class JobError(SpoolamaError):
-    """This job cannot go on.
+    """This job cannot continue.
 
     Args:
-        message: What is wrong, in words.
-        mend: Who must do what; shown beside the message and in error.json.
+        message: What is wrong.
+        mend: What to do about it; shown after the message and in error.json.
         code: A stable name for programs.
     """
 
@@ -218,15 +218,15 @@ class JobError(SpoolamaError):
 
 
 class ModelLost(JobError):
-    """A model cannot be loaded, or not any more; rows that ask for another one may go on."""
+    """A model cannot be loaded, or no longer; rows with another model may continue."""
 
     code = "model_lost"
 
 
 class SidecarError(JobError):
-    """The sidecar is wrong; `problems` has the problems found, in the order of the file.
+    """The sidecar is wrong; `problems` has the problems in the order of the file.
 
-    Of more than 60 problems it has the first 50, and one that says how many are left out.
+    Of more than 60 problems it has the first 50, and one with the number of the others.
     """
 
     code = "bad_sidecar"
@@ -238,7 +238,7 @@ class SidecarError(JobError):
             problems = [*problems[:_MOST_PROBLEMS], Problem(left[0].file, left[0].line, None, "", message)]
         super().__init__(
             "\n".join(str(p) for p in problems),
-            mend="Mend the sidecar and drop both files again.",
+            mend="Fix the sidecar and upload both files again.",
         )
         self.problems = problems
 
@@ -250,19 +250,19 @@ class InputError(JobError):
 
 
 class LedgerError(JobError):
-    """The job's ledger is damaged, or the files beside it are not those it was made from."""
+    """The job's ledger is damaged, or the job's files are not those that it was created from."""
 
     code = "bad_ledger"
 
 
 class RowError(SpoolamaError):
-    """This row cannot be answered; the others go on.
+    """This row cannot be answered; the other rows continue.
 
     Args:
-        code: A stable name of the class of failure, as in errors.jsonl.
-        message: What is wrong, in words.
-        details: Sizes and the like that a person needs to mend the row; long texts in them are shortened.
-        answer: The raw answer, where there was one.
+        code: The stable error code, as in errors.jsonl.
+        message: What is wrong.
+        details: Sizes and other values that a person needs to fix the row; long texts are shortened.
+        answer: The raw answer, if there is one.
     """
 
     def __init__(
@@ -282,11 +282,11 @@ class RowError(SpoolamaError):
 
 
 class BackendError(SpoolamaError):
-    """A request to the model server did not give an answer.
+    """A request to the model server did not return an answer.
 
     Args:
-        message: What the server said, or what happened on the way, short.
-        status: HTTP status where there was one.
+        message: The server's error message, or a short description of the failure.
+        status: HTTP status, if there is one.
     """
 
     code = "unexpected"
@@ -298,40 +298,40 @@ class BackendError(SpoolamaError):
 
 
 class ServerAway(BackendError):
-    """Nobody there: connection refused or reset, no such host, no byte in time."""
+    """The server is not reachable: connection refused or reset, no such host, no byte in time."""
 
     code = "server_away"
 
 
 class ServerBusy(BackendError):
-    """The server asks to come back later: it loads a model, or its queue is full."""
+    """The server asks to retry later: it loads a model, or its queue is full."""
 
     code = "server_busy"
 
 
 class ServerDied(BackendError):
-    """The model's own process died while it had this request, or could not be started."""
+    """The model's process died during this request, or could not be started."""
 
     code = "server_died"
 
 
 class OutOfMemory(ServerDied):
-    """The model's process ended for want of memory."""
+    """The model's process ended because memory was short."""
 
     code = "out_of_memory"
 
 
 class Stalled(BackendError):
-    """No answer within the bound that was set for this request."""
+    """No answer within the time limit of this request."""
 
     code = "stalled"
 
 
 class RequestRefused(BackendError):
-    """The server refuses this kind of request for good: every row would be refused alike.
+    """The server refuses this kind of request permanently, for every row.
 
     Args:
-        mend: What the person has to change.
+        mend: What the user has to change.
     """
 
     code = "request_refused"
@@ -342,15 +342,15 @@ class RequestRefused(BackendError):
 
 
 class WrongServer(RequestRefused):
-    """The address is not the kind of server that the settings say: no job's fault."""
+    """The server is not of the kind in the settings; no job is at fault."""
 
 
 class ContextOverflow(BackendError):
     """The prompt is longer than the context window; nothing was evaluated.
 
     Args:
-        prompt_tokens: The prompt's length as the server counted it, where it said so.
-        num_ctx: The window in tokens, where it said so.
+        prompt_tokens: The prompt's length in tokens, if the server reported it.
+        num_ctx: The context window in tokens, if the server reported it.
     """
 
     code = "context_overflow"
@@ -369,12 +369,12 @@ class ContextOverflow(BackendError):
 
 
 class AnswerUnfinished(BackendError):
-    """HTTP 200, but the reply does not say that the generation ended (`done` is missing or false)."""
+    """HTTP 200, but the generation did not end: `done` in the reply is missing or false."""
 
     code = "answer_unfinished"
 
 
 class UnexpectedReply(BackendError):
-    """The server answered something that is none of the known cases."""
+    """The server returned a reply that is not one of the known cases."""
 
     code = "unexpected"

@@ -1,6 +1,6 @@
-"""Opening files that people name: a regular file is opened, anything else is refused at once.
+"""Opens regular files that users name, and refuses anything else without blocking.
 
-Opening a FIFO waits until somebody writes to it, and a device may never end.
+Opening a FIFO blocks until a process writes to it, and reading a device may never end.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ _KINDS = {
 
 
 class NotRegular(OSError):
-    """The name is that of a directory, a FIFO, a device or a socket."""
+    """The path is a directory, a FIFO, a device or a socket."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading; links are followed.
+    """Open a regular file for reading; follows symbolic links.
 
     Raises:
-        NotRegular: it is something else.
+        NotRegular: it is not a regular file.
         OSError: it cannot be opened.
     """
-    _refuse(path, path.stat())  # first, since opening a device may do something
-    # It may become a FIFO between the two: then opening it does not wait either.
+    _refuse(path, path.stat())  # before the open, because opening a device may have side effects
+    # The file may be replaced by a FIFO after the check; O_NONBLOCK prevents a blocking open.
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _refuse(path, os.fstat(fd))

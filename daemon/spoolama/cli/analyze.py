@@ -1,4 +1,4 @@
-"""`spoolama analyze`: what a published job looks like."""
+"""`spoolama analyze`: shows the answers, agreement, failures and slow rows of a published job."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ Example:
   spoolama analyze spool/done/reviews-20261124T090000Z-k3f9 --csv analysis.csv""",
 )
 @click.argument("jobdir", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Write it as CSV, too.")
-@click.option("--rows", "most", type=click.IntRange(1, 1000), default=5, help="How many slow and long rows.")
+@click.option(
+    "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="Also write it to this CSV file."
+)
+@click.option("--rows", "most", type=click.IntRange(1, 1000), default=5, help="Number of slow and long rows.")
 def analyze(jobdir: Path, table: Path | None, most: int) -> None:
-    """Show how the answers of a published job are spread, how well they agree with known ones, what earlier
-    rows did to them, what failed, and which rows were slow or long.
+    """Show the distribution of the answers of a published job, their agreement with gold, the effect of
+    earlier rows, the failures, and the slowest and longest rows.
 
-    JOBDIR is a directory of done/ or failed/, or one that merge made.
+    JOBDIR is a directory in done/ or failed/, or one that merge created.
     """
     analysis = analyze_job(jobdir, most=most)
     _show(analysis, Console())

@@ -1,4 +1,4 @@
-"""`spoolama check`: everything the service would say, before anything is uploaded."""
+"""`spoolama check`: checks a drop or the settings without the service and without a model server."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ Examples:
   spoolama check --config config/spoolama.yaml""",
 )
 @click.argument("drop", type=_FILE, required=False)
-@click.option("--data", type=_FILE, help="The data file, where its name does not fit the sidecar's.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Rows per second to reckon with.")
+@click.option("--data", type=_FILE, help="The data file, if its name does not match the sidecar's.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Rows per second, to estimate the run time."
+)
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Check these settings; with DROP, check it by them.",
+    help="Check this settings file; with DROP, check the drop with these settings.",
 )
 def check(drop: Path | None, data: Path | None, rate: float | None, config: Path | None) -> None:
-    """Check DROP, a data file or a sidecar, and its other half: every row is read and every prompt rendered.
+    """Check DROP, a data file or a sidecar, together with its counterpart: reads every row and renders every
+    prompt.
 
-    Shows the first two prompts as they will be asked, which rows will fail and why, and an estimate of
-    tokens.
-    No model server is asked. With --config alone the service's settings are checked.
+    Shows the first two prompts, the rows that will fail and why, and an estimate of the tokens.
+    Does not contact a model server. With --config alone it checks the service's settings.
     """
     from spoolama.service.checking import drop_of
 
     if drop is None and config is None:
-        raise click.UsageError("name a data file, a sidecar, or --config with a settings file")
+        raise click.UsageError("give a data file, a sidecar, or --config with a settings file")
     settings = settings_from(config)
     if config is not None:
         _show_settings(settings, config)
@@ -58,7 +60,7 @@ def check(drop: Path | None, data: Path | None, rate: float | None, config: Path
 
 
 def check_one(drop: Drop, settings: Settings) -> Findings:
-    """Check one drop by the service's settings."""
+    """Check one drop with the service's settings."""
     from spoolama.evaluation.evaluator import Evaluator
     from spoolama.evaluation.process import EvaluationProcess
     from spoolama.service.assembly import limits_for
@@ -80,27 +82,27 @@ def check_one(drop: Drop, settings: Settings) -> Findings:
 
 
 def _behind(findings: Findings, number: int) -> str:
-    """What else stands before a row: it is known only when the job runs."""
+    """Describe what precedes a row in its prompt but is known only when the job runs."""
     if findings.alone:
         return ""
     seen = []
     if findings.anchors:
-        rows = "a row that is" if findings.anchors == 1 else f"{findings.anchors} rows that are"
+        rows = "a row" if findings.anchors == 1 else f"{findings.anchors} rows"
         seen.append(f"{rows} chosen when the job runs")
     if number > 1 and findings.strategy != "anchors":
-        seen.append("the rows before it and their answers")
-    return f" (behind {', '.join(seen)})" if seen else ""
+        seen.append("earlier rows with their answers")
+    return f" (after {' and '.join(seen)})" if seen else ""
 
 
 def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: int = 1) -> None:
-    """Say what was found."""
+    """Print the findings."""
     from spoolama.service.checking import CHARACTERS_PER_TOKEN
     from spoolama.service.status_text import duration
 
     sidecar = f" with {drop.sidecar.name}" if drop.sidecar else ""
     click.echo(f"{drop.data.name}{sidecar}: {findings.rows:,} rows of {findings.format} for {findings.model}")
     for number, ask in enumerate(findings.examples, 1):
-        click.echo(f"\nPrompt {number} as it is asked{_behind(findings, number)}:")
+        click.echo(f"\nPrompt {number}{_behind(findings, number)}:")
         for message in (*ask.prefix, *ask.own):
             click.echo(f"  [{message.role}]")
             for line in message.content.splitlines():
@@ -108,30 +110,30 @@ def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: 
     if findings.faults:
         failed = sum(findings.faults.values())
         classes = ", ".join(f"{count:,} {code}" for code, count in findings.faults.most_common())
-        click.echo(f"\n{failed:,} rows will not be asked ({classes}). The others go on. The first:")
+        click.echo(f"\n{failed:,} rows will fail ({classes}); the others will be asked. First failures:")
         for fault in findings.first_faults:
             click.echo(f"  line {fault.line}: {fault.code}: {fault.message}")
     click.echo(
-        f"\nPrompt tokens: about {findings.tokens:,}. This is an estimate, {CHARACTERS_PER_TOKEN} characters "
-        "a token, each row alone behind the shared part; what a cache serves again costs less."
+        f"\nPrompt tokens: about {findings.tokens:,}. This is an estimate with {CHARACTERS_PER_TOKEN} "
+        "characters per token and each row isolated; cached tokens cost less."
     )
     if words := earlier_rows(findings):
         click.echo(words)
     if findings.perhaps_too_long:
         click.echo(
-            f"The longest prompt (line {findings.longest_line}, {findings.longest:,} characters) may not "
-            f"fit: num_ctx less num_predict leaves {findings.room_tokens:,} tokens."
+            f"The longest prompt (line {findings.longest_line}, {findings.longest:,} characters) might not "
+            f"fit: num_ctx minus num_predict leaves {findings.room_tokens:,} tokens."
         )
     for line in (*besides(findings), *findings.memory):
         click.echo(line)
     if idle := findings.idle_lanes(lanes):
         click.echo(idle)
     if rate is None:
-        click.echo("Time: not known before the first rows. With --rate ROWS_PER_SECOND it is reckoned.")
+        click.echo("Time: unknown. Use --rate ROWS_PER_SECOND to estimate it.")
     else:
-        click.echo(f"Time: about {duration(findings.asked / rate)} at {rate:g} rows/s, the rate you gave.")
+        click.echo(f"Time: about {duration(findings.asked / rate)} at {rate:g} rows/s (--rate).")
     if not findings.asked:
-        click.echo("No row can be asked, so this job would fail.", err=True)
+        click.echo("No row can be sent to the model, so this job would fail.", err=True)
 
 
 def _show_settings(settings: Settings, config: Path) -> None:
@@ -139,7 +141,7 @@ def _show_settings(settings: Settings, config: Path) -> None:
     from spoolama.spool.layout import Spool
 
     made = backend_settings(settings.backend)
-    click.echo(f"{config}: the settings are fine.")
+    click.echo(f"{config}: the settings are valid.")
     click.echo(f"  spool: {settings.spool}")
     click.echo(f"  backend: {made.kind} {made.url}".rstrip())
     click.echo(f"  lanes: {settings.lanes}")
@@ -147,5 +149,5 @@ def _show_settings(settings: Settings, config: Path) -> None:
     missing = [p.name for p in (spool.incoming, spool.processing, spool.done, spool.failed) if not p.is_dir()]
     if missing:
         click.echo(
-            f"  The spool is not there yet ({', '.join(missing)}). Run: spoolama init {settings.spool}"
+            f"  The spool does not exist yet ({', '.join(missing)}). Run: spoolama init {settings.spool}"
         )

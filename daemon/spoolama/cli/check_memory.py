@@ -1,4 +1,4 @@
-"""What `spoolama check` says of a job's own limits of GPU memory: what they come to beside the service's."""
+"""Describes for `spoolama check` how a job's GPU memory limits combine with the service's."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["memory_limits"]
 
 
 def memory_limits(vram: Vram, service: Marks, totals: Sequence[int]) -> list[str]:
-    """Limits in force while the job runs, and which of its own change nothing or cannot be kept.
+    """The limits in force while the job runs, and its own limits that have no effect or cannot be met.
 
     Args:
-        vram: The sidecar's.
-        service: The service's.
-        totals: Sizes of the cards that can be read now, in bytes.
+        vram: The sidecar's limits.
+        service: The service's limits.
+        totals: Sizes in bytes of the cards that can be read now.
     """
     if not totals:
         return [_unread(vram, service), *_looser(vram, service)]
@@ -29,14 +29,14 @@ def memory_limits(vram: Vram, service: Marks, totals: Sequence[int]) -> list[str
         found = stricter(service.limits(total), job.limits(total))
         lines.append(
             f"vram: high from {in_gb(found.high_bytes)}, critical from {in_gb(found.critical_bytes)} "
-            f"on a card of {in_gb(total)}, whoever uses it."
+            f"on a GPU of {in_gb(total)}, counting all processes."
         )
         lines += _useless(vram, service, total)
     return lines
 
 
 def _useless(vram: Vram, service: Marks, total: int) -> Iterator[str]:
-    """Values of the job that do nothing on a card of this size, or cannot be kept there."""
+    """Values of the job that have no effect on a card of this size, or cannot be met there."""
     theirs = service.limits(total)
     for name, mark, alone, limit in (
         ("high", vram.high, Marks(vram.high or 1.0, 1.0, 0.0).limits(total).high_bytes, theirs.high_bytes),
@@ -49,7 +49,7 @@ def _useless(vram: Vram, service: Marks, total: int) -> Iterator[str]:
     ):
         if mark is not None and alone > limit:
             yield (
-                f"Warning: vram.{name}: {mark:g} is looser than the service's {in_gb(limit)} on a card of "
+                f"Warning: vram.{name}: {mark:g} exceeds the service's {in_gb(limit)} on a GPU of "
                 f"{in_gb(total)}, so it is ignored there."
             )
     kept = vram.keep_free_gb
@@ -58,25 +58,25 @@ def _useless(vram: Vram, service: Marks, total: int) -> Iterator[str]:
     left = total - theirs.critical_bytes
     if kept * GB < left:
         yield (
-            f"Warning: vram.keep_free_gb: {kept:g} is looser than the service, which keeps {in_gb(left)} of "
-            f"a card of {in_gb(total)} free, so it is ignored there."
+            f"Warning: vram.keep_free_gb: {kept:g} is lower than the service's limit, which keeps "
+            f"{in_gb(left)} of a GPU of {in_gb(total)} free, so it is ignored there."
         )
     elif kept * GB > total / 2:
         yield (
-            f"Warning: vram.keep_free_gb: {kept:g} is more than half of a card of {in_gb(total)}, which is "
-            f"the most that is kept free: critical is at {in_gb(total // 2)} there, not lower."
+            f"Warning: vram.keep_free_gb: {kept:g} is more than half of a GPU of {in_gb(total)}. "
+            f"At most half is kept free, so critical is at {in_gb(total // 2)} there."
         )
 
 
 def _looser(vram: Vram, service: Marks) -> Iterator[str]:
-    """The same without a card: only values of one kind can be compared."""
+    """The same without a card, where only values of the same unit can be compared."""
     pairs = (("high", vram.high, service.high), ("critical", vram.critical, service.critical))
     for name, mark, theirs in pairs:
         if mark is not None and (mark <= 1) == (theirs <= 1) and mark > theirs:
-            yield f"Warning: vram.{name}: {mark:g} is looser than the service's {theirs:g}, so it is ignored."
+            yield f"Warning: vram.{name}: {mark:g} exceeds the service's {theirs:g}, so it is ignored."
     if vram.keep_free_gb is not None and vram.keep_free_gb < service.keep_free_gb:
         yield (
-            f"Warning: vram.keep_free_gb: {vram.keep_free_gb:g} is looser than the service's "
+            f"Warning: vram.keep_free_gb: {vram.keep_free_gb:g} is lower than the service's "
             f"{service.keep_free_gb:g}, so it is ignored."
         )
 
@@ -86,7 +86,7 @@ def _unread(vram: Vram, service: Marks) -> str:
     return (
         f"vram: high from {_lower(vram.high, service.high)}; critical from "
         f"{_lower(vram.critical, service.critical)}, or with less than {free:g} GB free. "
-        "No GPU can be read here now, so this is not held against its size."
+        "No GPU can be read on this machine now, so its size is unknown."
     )
 
 
@@ -99,4 +99,4 @@ def _lower(job: float | None, service: float) -> str:
 
 
 def _mark(mark: float) -> str:
-    return f"{mark * 100:g} % of a card" if mark <= 1 else f"{mark:g} GB"
+    return f"{mark * 100:g} % of a GPU" if mark <= 1 else f"{mark:g} GB"

@@ -1,4 +1,4 @@
-"""`spoolama compare`: two jobs over the same data, side by side."""
+"""`spoolama compare`: shows two published jobs over the same data side by side."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ Example:
 def compare(left: Path, right: Path) -> None:
     """Show two published jobs over the same data side by side: speed, tokens, answers, and agreement.
 
-    Ask the same rows in conversation and alone (`mode`), and see what the conversation did to the answers.
+    To see the effect of the conversation on the answers, run the same rows in conversation and isolated
+    (`mode`), and compare the two jobs.
     """
     show_comparison(compare_jobs(left, right), Console())
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
-    """Print it as one table and two sentences."""
+    """Print the comparison as one table and some sentences."""
     table = Table("", show_header=False)
     table.add_column()
     table.add_column()

@@ -1,4 +1,4 @@
-"""`spoolama convert`: for those who move between services."""
+"""`spoolama convert`: converts between data files and the OpenAI batch format."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ Examples:
 """,
 )
 @click.argument("source", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--sidecar", type=_FILE, help="What is asked; default: NAME.yaml beside NAME.csv.")
-@click.option("--rows", type=_FILE, help="The data file that a batch output answers; its columns come along.")
+@click.option("--sidecar", type=_FILE, help="The sidecar. Default: NAME.yaml in the directory of NAME.csv.")
+@click.option("--rows", type=_FILE, help="The data file of a batch output; adds its columns to the output.")
 @click.option(
     "-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write."
 )
 def convert(source: tuple[Path, ...], sidecar: Path | None, rows: Path | None, out: Path) -> None:
     """Convert a data file with its sidecar to OpenAI batch requests, and batch outputs back to CSV.
 
-    SOURCE is a data file (CSV, TSV, JSONL), or output and error files of a batch, or the directory
+    SOURCE is a data file (CSV, TSV, JSONL), the output and error files of a batch, or the directory
     of a published job.
     """
     if out.exists():
-        raise click.ClickException(f"{out} exists already; name another file.")
+        raise click.ClickException(f"{out} already exists. Use another file name.")
     first = source[0]
     if first.is_dir():
         _only_one(source)
@@ -59,7 +59,7 @@ def convert(source: tuple[Path, ...], sidecar: Path | None, rows: Path | None, o
 
 def _only_one(source: tuple[Path, ...]) -> None:
     if len(source) != 1:
-        raise click.ClickException("Name one SOURCE; only outputs of a batch may be several files.")
+        raise click.ClickException("Give only one SOURCE. Only batch outputs may be several files.")
 
 
 def _is_output(path: Path) -> bool:
@@ -72,7 +72,7 @@ async def _requests(data: Path, named: Path | None, out: Path) -> Converted:
     async with Evaluator(EvaluationProcess()) as evaluator:
         asked = await _load(data, named, evaluator)
         if asked is None:
-            raise click.ClickException(f"{data} has no sidecar beside it; name it with --sidecar.")
+            raise click.ClickException(f"{data} has no sidecar in its directory. Give it with --sidecar.")
         return await requests_of(data, asked, out, evaluator.of_job(data.name))
 
 
@@ -86,7 +86,7 @@ async def _load(data: Path | None, named: Path | None, evaluator: Evaluator) -> 
         return await evaluator.load_sidecar(named)
     if data is None:
         return None
-    detect(data, data.name)  # says which kinds of file there are, before a sidecar is missed
+    detect(data, data.name)  # raises the error about the file type before the one about a missing sidecar
     names, stem = [], data.name
     while stem:
         names += [f"{stem}.yaml", f"{stem}.yml"]

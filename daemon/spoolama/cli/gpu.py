@@ -1,4 +1,4 @@
-"""`spoolama gpu`: memory of cards and machine now, and what a load of a model would take of it."""
+"""`spoolama gpu`: shows memory use and estimates the memory that loading a model takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["gpu"]
 
 DEFAULT_WINDOW = 4096
-"""As in a sidecar."""
+"""The default of `num_ctx` in a sidecar."""
 
 
 @click.command(
@@ -35,18 +35,18 @@ Examples:
 @click.option(
     "--backend",
     type=click.Choice(["ollama", "embedded", "openai"]),
-    help="Who answers, instead of the settings'.",
+    help="The kind of model server. Overrides the settings.",
 )
-@click.option("--url", help="The model server's address, instead of the settings'.")
-@click.option("--model", help="Estimate what a load of this model takes, and whether it fits.")
+@click.option("--url", help="The address of the model server. Overrides the settings.")
+@click.option("--model", help="Estimate the memory that this model takes, and whether it fits.")
 @click.option(
     "--num-ctx",
     type=click.IntRange(128, 10_000_000),
-    help=f"Its window in tokens; default: {DEFAULT_WINDOW}.",
+    help=f"Context window in tokens. Default: {DEFAULT_WINDOW}.",
 )
-@click.option("--slots", type=click.IntRange(1, 256), help="Requests at once; default: the settings' lanes.")
-@click.option("--watch", is_flag=True, help="Look again each second, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="For programs, sizes in bytes; with --watch in lines.")
+@click.option("--slots", type=click.IntRange(1, 256), help="Parallel slots. Default: the settings' lanes.")
+@click.option("--watch", is_flag=True, help="Update every second until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes; --watch: one line each.")
 def gpu(
     config: Path | None,
     backend: str | None,
@@ -57,15 +57,16 @@ def gpu(
     watch: bool,
     as_json: bool,
 ) -> None:
-    """Show what is in use on each GPU, by whom, and how tense that is by the settings' limits.
+    """Show the memory in use on each GPU, by process, and the memory pressure by the limits in the settings.
 
-    Also this machine's memory, the processes that hold a model, and what the model server lists as loaded.
+    Also shows this machine's memory, the processes that have loaded a model, and the models that the model
+    server lists as loaded.
 
-    With --model it says what a load of it is estimated to take and whether that fits now. Nothing is loaded.
-    The exit status is 1 where the server does not have the model.
+    With --model it estimates the memory that the model takes, and whether it fits now. Does not load it.
+    The exit status is 1 if the server does not have the model.
     """
     if model is None and (num_ctx or slots):
-        raise click.UsageError("--num-ctx and --slots say how a model is loaded: name it with --model")
+        raise click.UsageError("--num-ctx and --slots need --model")
     settings = settings_from(config, backend__kind=backend, backend__url=url)
     show = _as_json if as_json else _as_text
     work = _show(settings, model, num_ctx or DEFAULT_WINDOW, slots, None if watch else show, as_json=as_json)
@@ -92,7 +93,7 @@ async def _show(
     *,
     as_json: bool,
 ) -> int:
-    """Show it once, or until cancelled where `once` is None; the exit status."""
+    """Show the state once, or until cancelled if `once` is None; returns the exit status."""
     from spoolama.backends.base import LoadSpec
     from spoolama.cli.gpu_look import Look
     from spoolama.clock import SystemClock
@@ -139,7 +140,7 @@ async def _each_second(
 
 
 async def _next(look: Look, looking: asyncio.Task[None]) -> None:
-    """Wait for the next look, or raise what ended them."""
+    """Wait for the next reading, or raise the exception that ended the readings."""
     looked = asyncio.ensure_future(look.looked())
     try:
         await asyncio.wait({looked, looking}, return_when=asyncio.FIRST_COMPLETED)

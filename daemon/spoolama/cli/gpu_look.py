@@ -1,4 +1,4 @@
-"""What `spoolama gpu` finds: readings, what the server lists, the estimate of a load. Nothing is loaded."""
+"""Collects the data of `spoolama gpu`: readings, loaded models and the estimate. Loads no model."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ __all__ = ["WAIT_S", "Look", "cards_now"]
 T = TypeVar("T")
 
 WAIT_S = 2.0
-"""So long a driver may take for its first answer; a reading that is older is no reading."""
+"""Maximum time in seconds for the first answer of the driver; an older reading does not count."""
 _ANSWER_S = 5.0
 _ASK_AGAIN_S = 5.0
 _ENGINE = b"spoolama.backends.embedded_child"
-"""What the command line of an embedded engine's process has, whose name says only python."""
+"""Identifies the process of an embedded engine by its command line; its name is only python."""
 _AT_ONCE = Rules(rise_s=0.0, fall_s=0.0, hysteresis=0.0)
-"""The level of this moment: the service waits for a peak to pass, a person wants to see it."""
+"""The level at this moment; the service ignores short peaks, but a person wants to see them."""
 
 
 class Look:
-    """Reads, asks and estimates; `payload` is what came of it.
+    """Reads the memory, asks the server and estimates the load; `payload` returns the result.
 
     Args:
-        settings: Where the server is, and the limits.
-        backend: The server, which is asked and never told to load.
-        spec: The load to estimate; None: none.
+        settings: The address of the server, and the limits.
+        backend: The server. It is never asked to load a model.
+        spec: The load to estimate, or None.
         probe: Reads the cards; None: NVML.
     """
 
@@ -77,19 +77,19 @@ class Look:
         self._sizing: Sizing | None = None
         self._unsized: str | None = None
         self.no_such_model = False
-        """Whether the server refused the model, which it does not have."""
+        """Whether the server does not have the model."""
 
     async def looked(self) -> None:
-        """Wait for the next look."""
+        """Wait for the next reading."""
         await self._watchdog.looked()
 
     async def run(self, *, keep_on: bool) -> None:
-        """Look each second until cancelled; the first time after the cards were read or had their time.
+        """Read every second until cancelled, first when the cards are read or time out.
 
         Args:
-            keep_on: Read the cards and ask the server again and again, not only once.
+            keep_on: Read the cards and ask the server repeatedly, not only once.
         """
-        # Not in asyncio's pool: Python waits for that at its end, and a driver may hang for ever.
+        # Not in asyncio's thread pool: Python waits for it at exit, and a driver may hang forever.
         reading = threading.Thread(target=self._cards.read_once, name="first GPU reading", daemon=True)
         reading.start()
         await asyncio.gather(self._ask(), asyncio.to_thread(reading.join, WAIT_S), self._host.refresh())
@@ -106,7 +106,7 @@ class Look:
             await self._ask()
 
     async def _ask(self) -> None:
-        """What the server lists, and what the model is made of. A server that is away is no error here."""
+        """Ask for the loaded models and the model's shape. A server that is away is not an error."""
         self._models, self._unlisted = await _answer(self._backend.in_memory)
         self._watchdog.listed(self._models)
         spec = self._spec
@@ -116,8 +116,10 @@ class Look:
         if sizing is not None and sizing.shape is not None:
             self._sizing = sizing
         elif sizing is not None:
-            _, why = await _answer(self._shape)  # it keeps the reason for itself
-            self._unsized = why or "the server does not tell what it is made of"
+            _, why = await _answer(
+                self._shape
+            )  # asks again to get the reason, which `Sizing.of` does not return
+            self._unsized = why or "the server does not report the shape of the model"
 
     async def _shape(self) -> ModelShape | None:
         assert self._spec is not None
@@ -128,7 +130,7 @@ class Look:
             raise
 
     def payload(self) -> dict[str, Any]:
-        """What is known now, for programs: sizes in bytes, null is what is not known."""
+        """The current state for programs: sizes in bytes, null if unknown."""
         readings, dog = self._watchdog.latest, self._watchdog
         assert readings is not None, "looked comes first"
         seen = self._cards.latest()
@@ -161,7 +163,7 @@ class Look:
         }
 
     def _machine(self) -> dict[str, Any] | None:
-        """This machine, though its memory is not the server's where that is elsewhere."""
+        """The memory of this machine, also if the server is on another machine."""
         host = self._host.latest().host
         if host is None:
             return None
@@ -175,7 +177,7 @@ class Look:
 
     def _server(self) -> dict[str, Any]:
         section = self._settings.backend
-        # The models of an embedded engine are the service's, which cannot be asked from here.
+        # The models of an embedded engine belong to the service, which cannot be asked from here.
         listed = None if section.kind == "embedded" else self._models
         return {
             "kind": section.kind,
@@ -186,7 +188,7 @@ class Look:
         }
 
     def _estimate(self, *, no_card: bool) -> dict[str, Any] | None:
-        """The load held against what is free; `unknown` says why there is none."""
+        """The estimate compared with the free memory; `unknown` is the reason if there is no estimate."""
         spec, sizing = self._spec, self._sizing
         if spec is None:
             return None
@@ -214,7 +216,7 @@ class Look:
         }
 
     def _free(self, where: Where) -> int | None:
-        """What a load may take now below the critical mark, as `gpu/room.py` has it; None: not known."""
+        """Bytes that a load may take below the critical limit, as in `gpu/room.py`; None: unknown."""
         readings, dog = self._watchdog.latest, self._watchdog
         if readings is None:
             return None
@@ -228,7 +230,7 @@ class Look:
 
 
 def cards_now(settings: Settings, probe: CardProbe | None = None) -> tuple[Card, ...]:
-    """The cards that count, as far as they can be read within 2 s; none for a server elsewhere."""
+    """The cards that count and can be read within 2 s; empty if the server is on another machine."""
     if not server_is_here(settings.backend):
         return ()
     cards = CardThread(probe or NvmlCards())
@@ -241,7 +243,7 @@ def cards_now(settings: Settings, probe: CardProbe | None = None) -> tuple[Card,
 
 
 async def _answer(ask: Callable[[], Awaitable[T | None]]) -> tuple[T | None, str | None]:
-    """What the server says, or why it does not."""
+    """The reply of the server, or the reason why there is none."""
     try:
         async with asyncio.timeout(_ANSWER_S):
             return await ask(), None
@@ -252,13 +254,13 @@ async def _answer(ask: Callable[[], Awaitable[T | None]]) -> tuple[T | None, str
 
 
 def _engines() -> list[int]:
-    """Processes of embedded engines on this machine."""
+    """Process ids of embedded engines on this machine."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
-            continue  # it ended meanwhile, or is hidden
+            continue  # the process has ended, or is hidden
         if _ENGINE in words:
             found.append(int(entry.name))
     return found

@@ -1,4 +1,4 @@
-"""What `spoolama gpu` found, in words for a person."""
+"""Formats the result of `spoolama gpu` as text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["in_words"]
 
 
 def in_words(found: Mapping[str, Any]) -> Iterator[str]:
-    """One screen, line by line, from the payload of `cli/gpu_look.py`."""
+    """Yield the lines of the text from the payload of `cli/gpu_look.py`."""
     if found["level"] is None:
-        yield f"Memory is not watched: {found['why']}."
+        yield f"Memory pressure is unknown: {found['why']}."
     else:
-        yield f"Memory is {found['level']}: {found['why']}."
+        yield f"Memory pressure is {found['level']}: {found['why']}."
     yield ""
     for card in found["cards"] or ():
         yield from _card(card)
     if found["no_cards"]:
-        yield f"GPUs: no readings, since {found['no_cards']}."
+        yield f"GPUs: no readings, because {found['no_cards']}."
     yield from _machine(found["machine"], here=found["server"]["here"])
     yield from _holders(found["holders"])
     yield from _server(found["server"])
@@ -32,35 +32,35 @@ def in_words(found: Mapping[str, Any]) -> Iterator[str]:
 def _card(card: Mapping[str, Any]) -> Iterator[str]:
     name = f"GPU {card['index']}, {card['name']}"
     if card["mig"] == "on":
-        name += ", cut up (MIG), its instances cannot be read"
+        name += ", in MIG mode, instances cannot be read"
     elif card["mig"] is not None:
         name += f", MIG instance {card['mig']}"
     if not card["counts"]:
-        name += " (does not count: vram.cards)"
+        name += " (ignored: vram.cards)"
     own = card["reserved_bytes"]
-    driver = f", {_size(own)} of it by the driver itself" if own else ""
+    driver = f", {_size(own)} of it by the driver" if own else ""
     yield f"{name}:"
     yield (
         f"  {_size(card['used_bytes'])} of {_size(card['total_bytes'])} in use{driver}; "
         f"{_size(card['free_bytes'])} free"
     )
     yield f"  {_marks(card)}"
-    yield f"  at least {card['keep_free_gb']:g} GB stay free of everybody's use (vram.keep_free_gb)"
+    yield f"  at least {card['keep_free_gb']:g} GB stay free for all processes together (vram.keep_free_gb)"
     if state := list(_state(card)):
         yield f"  {', '.join(state)}"
     if card["processes"] is None:
-        yield "  by process: not told (no permission, or the driver does not)"
+        yield "  by process: unknown (no permission, or not supported by the driver)"
     elif not card["processes"]:
-        yield "  no process has memory on it"
+        yield "  no process uses it"
     for process in card["processes"] or ():
-        size = "size not told" if process["bytes"] is None else _size(process["bytes"])
+        size = "size unknown" if process["bytes"] is None else _size(process["bytes"])
         yield f"  process {process['pid']}{_named(process['name'])}: {size}"
 
 
 def _marks(of: Mapping[str, Any]) -> str:
     high, critical, used = of["high_bytes"], of["critical_bytes"], of["used_bytes"]
-    now = "critical" if used >= critical else "high" if used >= high else "below both"
-    return f"high from {_size(high)}, critical from {_size(critical)}: {now} now"
+    now = "critical" if used >= critical else "high" if used >= high else "ok"
+    return f"high from {_size(high)}, critical from {_size(critical)}; now {now}"
 
 
 def _state(card: Mapping[str, Any]) -> Iterator[str]:
@@ -70,9 +70,9 @@ def _state(card: Mapping[str, Any]) -> Iterator[str]:
         of = f" of {card['power_limit_w']:.0f}" if card["power_limit_w"] is not None else ""
         yield f"{card['power_w']:.0f}{of} W"
     if card["throttled"]:
-        yield f"clocks lowered for: {', '.join(card['throttled'])}"
+        yield f"clocks throttled: {', '.join(card['throttled'])}"
     elif card["throttled"] is not None:
-        yield "clocks not lowered"
+        yield "clocks not throttled"
 
 
 def _machine(machine: Mapping[str, Any] | None, *, here: bool) -> Iterator[str]:
@@ -95,12 +95,12 @@ def _machine(machine: Mapping[str, Any] | None, *, here: bool) -> Iterator[str]:
 
 def _holders(holders: list[Mapping[str, Any]]) -> Iterator[str]:
     if not holders:
-        yield "Processes here that hold a model: none seen."
+        yield "Processes on this machine with a loaded model: none found."
         return
-    yield "Processes here that hold a model:"
+    yield "Processes on this machine with a loaded model:"
     for one in holders:
         own = one["anonymous_bytes"]
-        part = f", {_size(own)} of it not from files" if own is not None else ""
+        part = f", {_size(own)} of it anonymous" if own is not None else ""
         yield f"  process {one['pid']}{_named(one['name'])}: {_size(one['rss_bytes'])} resident{part}"
 
 
@@ -109,59 +109,59 @@ def _server(server: Mapping[str, Any]) -> Iterator[str]:
     if address and address not in (error or ""):
         name += f" at {address}"
     if error:
-        yield f"{name}: does not say what it holds: {error}."
+        yield f"{name}: cannot list its loaded models: {error}."
     elif server["kind"] == "embedded":
-        yield f"{name}: a process of the service, among those above while it has a model."
+        yield f"{name}: a process of the service, listed above while it has a model loaded."
     elif server["models"] is None:
-        yield f"{name}: has no list of what it holds."
+        yield f"{name}: cannot list its loaded models."
     elif not server["models"]:
-        yield f"{name}: nothing is loaded."
+        yield f"{name}: no model is loaded."
     else:
-        yield f"{name} lists (sizes by its log of the load, without all that a card needs):"
+        yield f"{name} has loaded (sizes from its own estimate, which is lower than the real use of a GPU):"
         for model in server["models"]:
             yield f"  {model['name']}: {', '.join(_listed(model))}"
 
 
 def _listed(model: Mapping[str, Any]) -> Iterator[str]:
     size, on_cards = model["size_bytes"], model["vram_bytes"]
-    yield "size not told" if size is None else _size(size)
+    yield "size unknown" if size is None else _size(size)
     if size and on_cards is not None:
         yield "all on GPUs" if on_cards >= size else f"{_size(on_cards)} of it on GPUs"
     if model["num_ctx"] is not None:
-        yield f"window of {model['num_ctx']:,}"
+        yield f"num_ctx {model['num_ctx']:,}"
 
 
 def _estimate(load: Mapping[str, Any]) -> Iterator[str]:
     slots = "1 slot" if load["slots"] == 1 else f"{load['slots']} slots"
-    title = f"Estimate for {load['model']} with a window of {load['num_ctx']:,} and {slots}"
+    title = f"Estimate for {load['model']} with num_ctx {load['num_ctx']:,} and {slots}"
     if load["unknown"]:
-        yield f"{title}: none, since {load['unknown']}."
+        yield f"{title}: not possible, because {load['unknown']}."
         return
     card, parts = load["where"] == "card", load["estimate"]
-    yield f"{title}, on {'a GPU' if card else 'the CPU'}; nothing was loaded:"
+    yield f"{title}, on {'a GPU' if card else 'the CPU'} (no model was loaded):"
     yield (
-        f"  about {_size(parts['total_bytes'])}: weights {_size(parts['weights_bytes'])}, keys and values "
-        f"{_size(parts['kv_bytes'])}, computing {_size(parts['compute_bytes'])}, "
+        f"  about {_size(parts['total_bytes'])}: weights {_size(parts['weights_bytes'])}, KV cache "
+        f"{_size(parts['kv_bytes'])}, compute buffers {_size(parts['compute_bytes'])}, "
         f"{'CUDA' if card else 'the process'} {_size(parts['overhead_bytes'])}"
     )
     if load["trained_ctx"] is not None and load["trained_ctx"] < load["num_ctx"]:
-        yield f"  It was made for windows up to {load['trained_ctx']:,}; a longer one counts as that."
+        yield f"  It was trained with a context of {load['trained_ctx']:,} tokens, which limits the window."
     yield from _fit(load, card=card)
 
 
 def _fit(load: Mapping[str, Any], *, card: bool) -> Iterator[str]:
     free = load["may_be_taken_bytes"]
     if free is None:
-        yield "  Whether it fits is not known: the memory where it would run cannot be read."
+        yield "  Whether it fits is unknown: the memory where it would run cannot be read."
         return
-    all_of_them = f" on {load['cards']} GPUs together" if card and load["cards"] > 1 else ""
-    may = f"{_size(free)} may be taken{all_of_them} below the critical mark"
+    all_of_them = f" on all {load['cards']} GPUs together" if card and load["cards"] > 1 else ""
+    may = f"{_size(free)} available{all_of_them} below the critical limit"
     if load["fits"] and (card or load["fits_whole"]):
         yield f"  It should fit: {may}."
     elif load["fits"]:
-        yield f"  It can be loaded, but its weights do not all stay in memory, which is slow: {may}."
+        yield f"  It can be loaded, but is slow because not all weights stay in memory: {may}."
     else:
-        yield f"  It should not fit now: {may}."
+        yield f"  It does not fit now: {may}."
 
 
 def _named(name: str | None) -> str:

@@ -1,4 +1,4 @@
-"""`spoolama init`: make a spool."""
+"""`spoolama init`: creates a spool directory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["init"]
     help="Several users upload: incoming/ gets mode 3770. Set its group yourself: chgrp GROUP DIR/incoming.",
 )
 def init(directory: Path, shared: bool) -> None:
-    """Make DIRECTORY a spool: incoming, processing, done, failed and status.
+    """Create a spool in DIRECTORY: incoming, processing, done, failed and status.
 
-    What exists already stays as it is. It then proves that files can travel through it.
+    Existing directories stay as they are. Then tests that the service can move files between them.
     """
     from spoolama.spool.layout import Spool
 
     spool = Spool(directory.absolute())
     spool.create(shared=shared)
     spool.prove()
-    click.echo(f"{directory} is a spool. Drop files into {directory / 'incoming'}, and run:")
+    click.echo(f"The spool {directory} is ready. Put files into {directory / 'incoming'}, and run:")
     click.echo(f"  spoolama run --spool {directory}")

@@ -1,4 +1,4 @@
-"""The command `spoolama`. A command's module is imported only when it is called, so that help is quick."""
+"""The command `spoolama`; imports the module of a subcommand only when it is called."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from spoolama import __version__
 __all__ = ["COMMANDS", "main", "spoolama"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "run": ("run:run", "Run the service, or with --once work off what is there."),
-    "submit": ("submit:submit", "Check files and drop them into a spool, whole or not at all."),
-    "check": ("check:check", "Say everything the service would say, before anything is uploaded."),
-    "status": ("status:status", "Say how the service or one dropped file fares."),
-    "watch": ("watch:watch", "Follow the service's progress on the terminal."),
-    "gpu": ("gpu:gpu", "Show memory of GPUs and machine, and whether a model would fit."),
-    "init": ("init:init", "Make a spool."),
-    "analyze": ("analyze:analyze", "Show a published job's answers, agreement and failures."),
+    "run": ("run:run", "Run the service, or with --once process the present files and exit."),
+    "submit": ("submit:submit", "Check files and place them in a spool."),
+    "check": ("check:check", "Check a drop or the settings before an upload."),
+    "status": ("status:status", "Show the status of the service or of one file."),
+    "watch": ("watch:watch", "Show the progress of the service live."),
+    "gpu": ("gpu:gpu", "Show GPU and main memory, and whether a model fits."),
+    "init": ("init:init", "Create a spool directory."),
+    "analyze": ("analyze:analyze", "Show the answers, agreement and failures of a published job."),
     "compare": ("compare:compare", "Show two published jobs side by side."),
-    "convert": ("convert:convert", "Convert to OpenAI batch requests, and their answers back to CSV."),
-    "merge": ("merge:merge", "Bring the answers of mended rows home."),
-    "sample": ("sample:sample", "Make sample data with its sidecar."),
+    "convert": ("convert:convert", "Convert to OpenAI batch requests, and batch outputs to CSV."),
+    "merge": ("merge:merge", "Merge the answers of a retry into the original job."),
+    "sample": ("sample:sample", "Create sample data with a sidecar."),
 }
-"""Name to where it is (`module:attribute` in this package) and its line in the list."""
+"""Command name: its location (`module:attribute` in this package) and its line in the help."""
 
 
 class _Lazy(click.Group):
-    """A group that knows its commands by name and imports them when they are asked for."""
+    """A group that imports a command only when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's interface
         return list(COMMANDS)
@@ -58,19 +58,19 @@ Example, from nothing to answers:
   spoolama check reviews.csv
   spoolama submit reviews.csv --spool spool
   spoolama run --once --spool spool
-Each command explains itself: spoolama submit --help""",
+Help for a command: spoolama submit --help""",
 )
 @click.version_option(__version__, prog_name="spoolama")
 def spoolama() -> None:
     """Drop a file, get answers: a directory as a batch queue for a local LLM.
 
-    Exit status: 0 all is well; 1 it did not work, and why is on the screen; 75 another daemon has the spool,
-    try again later; 78 the configuration or the spool must be mended first.
+    Exit status: 0 success; 1 failure, with a message on stderr; 75 temporary failure, such as another daemon
+    on the spool: try again later; 78 the configuration or the spool must be fixed first.
     """
 
 
 def main() -> None:
-    """The entry point: errors made on purpose end as one line, without a traceback."""
+    """The entry point: prints errors of spoolama as one line, without a traceback."""
     from spoolama.errors import SpoolamaError
 
     try:

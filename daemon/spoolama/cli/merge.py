@@ -1,4 +1,4 @@
-"""`spoolama merge`: bring second answers home."""
+"""`spoolama merge`: merges the answers of a retry into the original job."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.argument("jobdir", type=_DIRECTORY)
 @click.argument("retrydir", type=_DIRECTORY)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A directory to make.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The directory to create.")
 def merge(jobdir: Path, retrydir: Path, out: Path) -> None:
-    """Put the answers of a retry into their places in the job that the rows came from.
+    """Merge the answers of a retry into the job that the rows came from.
 
-    JOBDIR is the published job whose errors.jsonl (or skipped.jsonl, or retry.jsonl) was dropped again;
-    RETRYDIR is what came of it. The result is whole and in order; errors it has left can be dropped again.
+    JOBDIR is the published job whose errors.jsonl (or skipped.jsonl, or retry.jsonl) was dropped again.
+    RETRYDIR is the published job of that retry. The result has all rows in order; the rows that still failed
+    can be dropped again.
     """
     summary = merge_jobs(jobdir, retrydir, out)
     click.echo(summary.text)

@@ -1,4 +1,4 @@
-"""A live progress bar of the running job, from the service's own state."""
+"""Shows a live progress bar of the running job, from the state of the service."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _EVERY_S = 0.2
 
 
 def ended_line(done: EndedJob, root: str) -> str:
-    """One line about a published job, with where it is."""
+    """One line about a published job, with its path."""
     name = readable(done.job.dropped_as)
     return f"{name} -> {root}/{done.ended.where}/{done.job.name}: {done.ended.message}"
 
 
 async def print_ended(state: ServiceState, root: str) -> None:
-    """Print a line for each ended job until cancelled; for output that is no terminal."""
+    """Print a line for each ended job until cancelled; for output that is not a terminal."""
     printed = 0
     try:
         while True:
@@ -50,7 +50,7 @@ async def show_progress(state: ServiceState, root: str) -> None:
         expand=True,
     )
     shown: TaskID | None = None
-    about: str | None = None  # the job that the bar shows; empty while none runs
+    about: str | None = None  # the job that the bar shows; empty if no job runs
     printed = 0
     with bar:
         try:
@@ -86,7 +86,7 @@ def _advance(bar: Progress, shown: TaskID, snap: Snapshot) -> None:
 
 
 def _say_ended(state: ServiceState, root: str, printed: int, console: Console | None = None) -> int:
-    """Say what ended since the last time; how many have by now."""
+    """Print the jobs that ended since the last call; returns the number of all ended jobs."""
     new = min(state.ended_count - printed, len(state.ended))
     for done in list(state.ended)[len(state.ended) - new :]:
         line = ended_line(done, root)

@@ -1,4 +1,4 @@
-"""`spoolama run`: the service."""
+"""`spoolama run`: runs the service."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ Examples:
   spoolama run --once --spool spool --backend embedded""",
 )
 @config_option
-@click.option("--once", is_flag=True, help="Work off what is in the spool, then end.")
+@click.option("--once", is_flag=True, help="Process the files in the spool, then exit.")
 @spool_option
 @click.option(
     "--backend",
     type=click.Choice(["ollama", "embedded", "openai"]),
-    help="Who answers, instead of the settings'. embedded takes a .gguf file, smollm2:135m or gemma3:270m.",
+    help="The kind of model server. Overrides the settings. embedded runs a .gguf file, smollm2:135m or "
+    "gemma3:270m.",
 )
-@click.option("--url", help="The model server's address, instead of the settings'.")
-@click.option("--lanes", type=click.IntRange(1, 256), help="Requests at once, instead of the settings'.")
+@click.option("--url", help="The address of the model server. Overrides the settings.")
+@click.option("--lanes", type=click.IntRange(1, 256), help="Parallel requests. Overrides the settings.")
 def run(
     config: Path | None,
     once: bool,
@@ -40,12 +41,12 @@ def run(
     url: str | None,
     lanes: int | None,
 ) -> None:
-    """Run the service: take what is dropped into incoming/, and publish answers in done/.
+    """Run the service: process the files in incoming/ and publish the answers in done/.
 
-    It stops on SIGTERM or Ctrl-C: rows in flight finish, the rest is left for the next start. A second
-    signal ends it at once; nothing is lost by that either. SIGHUP reads the settings again.
+    It stops on SIGTERM or Ctrl-C: rows in flight finish, and the next start continues with the rest. A
+    second signal ends it at once; no answer is lost. SIGHUP reloads the settings.
 
-    With --once it works off what is there and ends; on a terminal it shows a progress bar.
+    With --once it processes the present files and exits; on a terminal it shows a progress bar.
     """
     from spoolama.service.assembly import serve
     from spoolama.service.logs import configure

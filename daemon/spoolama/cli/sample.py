@@ -1,4 +1,4 @@
-"""`spoolama sample`: realistic data to try things with."""
+"""`spoolama sample`: creates sample data with a sidecar."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["sample"]
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path(),
-    help="The directory to write into; default: here.",
+    help="The directory to write to. Default: the current directory.",
 )
 def sample(kind: Literal["candidates", "reviews"], rows: int, seed: int, out: Path) -> None:
-    """Make sample data with its sidecar.
+    """Create sample data with a sidecar.
 
     candidates: synthetic profiles without names (role, years, skills, education, location, note) to score.
-    reviews: sentences of real reviews with people's ratings; there are 200, past that they come again.
+    reviews: 200 sentences of real reviews with human ratings; more rows repeat them.
     """
     try:
         written = write_sample(kind, rows, seed, out)
     except FileExistsError as error:
         raise click.ClickException(
-            f"{error.filename} exists already; name another directory with -o."
+            f"{error.filename} already exists. Use another directory with -o."
         ) from error
     for path in written:
         click.echo(f"Written: {path}")
     if kind == "reviews" and rows > 200:
-        click.echo(f"These are 200 real sentences; to make {rows} rows they come again in another order.")
+        click.echo(f"The {rows} rows repeat 200 real sentences in different orders.")

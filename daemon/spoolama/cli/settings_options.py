@@ -1,4 +1,4 @@
-"""The options that several commands share: which configuration, which spool."""
+"""Defines the options --config and --spool, which several commands share, and reads the settings."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ config_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="SPOOLAMA_CONFIG",
     show_envvar=True,
-    help=f"The settings. Default: {SYSTEM_CONFIG} if it is there, else the built-in defaults.",
+    help=f"The settings file. Default: {SYSTEM_CONFIG} if it exists, else the built-in defaults.",
 )
 spool_option = click.option(
-    "--spool", type=click.Path(file_okay=False, path_type=Path), help="The spool, instead of the settings'."
+    "--spool",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The spool directory. Overrides the settings.",
 )
 
 
 def settings_from(config: Path | None, **instead: object) -> Settings:
-    """The settings: file, then environment, then what was given on the command line.
+    """Read the settings: the file, then the environment, then the command line; the last one wins.
 
     Args:
-        config: The file; None for the system's.
-        instead: Keys as in the environment's variables, lower case (`backend__url`); None is not given.
+        config: The file; None for the system's file.
+        instead: Keys as in the environment variables, in lower case (`backend__url`); None: not given.
     """
     from spoolama.service.settings import PREFIX, load_settings
 

@@ -1,4 +1,4 @@
-"""`spoolama status`: how the service, or one dropped name, fares."""
+"""`spoolama status`: shows the status of the service or of one file."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Examples:
 @click.argument("name", required=False)
 @config_option
 @spool_option
-@click.option("--json", "as_json", is_flag=True, help="As the service wrote it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the JSON that the service wrote.")
 def status(name: str | None, config: Path | None, spool: Path | None, as_json: bool) -> None:
-    """Say how the service fares, or what became of the dropped file NAME.
+    """Show the status of the service or of the uploaded file NAME.
 
-    It reads the files in status/, which anybody may read who has only ssh:
+    It reads the files in status/. Users with only ssh can read them too:
     ssh gpu cat /var/spool/spoolama/status/service.txt
     """
     from spoolama.spool.layout import Spool
@@ -49,14 +49,14 @@ def status(name: str | None, config: Path | None, spool: Path | None, as_json: b
 
 
 def read_service(directory: Path) -> tuple[dict[str, Any], str]:
-    """What the service last said, for programs and for people; says so if that was a while ago."""
+    """Read the last status of the service as JSON and as text. The text shows if it is outdated."""
     try:
         payload = json.loads((directory / "service.json").read_bytes())
         text = (directory / "service.txt").read_text(encoding="utf-8")
         age = (datetime.now(UTC) - datetime.fromisoformat(payload["at"])).total_seconds()
     except FileNotFoundError:
         raise click.ClickException(
-            f"No service has worked on {directory.parent} yet. Run: spoolama run"
+            f"No service has run on the spool {directory.parent} yet. Run: spoolama run"
         ) from None
     except (ValueError, KeyError) as error:
         raise click.ClickException(f"{directory / 'service.json'} is damaged: {error}") from None
@@ -64,7 +64,7 @@ def read_service(directory: Path) -> tuple[dict[str, Any], str]:
         from spoolama.service.status_text import duration
 
         old = duration(max(0.0, age))
-        text = f"The service does not run: this is its last word, {old} old.\n\n{text}"
+        text = f"The service is not running. Its last status is {old} old:\n\n{text}"
     return payload, text
 
 
@@ -80,7 +80,7 @@ def _of_name(directory: Path, name: str) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(path.read_bytes())
             return found
     click.echo(
-        f"Nothing is known of {readable(name)}. Was it dropped into {directory.parent / 'incoming'}?",
+        f"{readable(name)} has no status. Check that it was uploaded to {directory.parent / 'incoming'}.",
         err=True,
     )
     sys.exit(1)
@@ -93,14 +93,14 @@ def _in_words(found: dict[str, Any]) -> list[str]:
     name = readable(found["name"])
     match found["state"]:
         case "running":
-            lines = [f"{name} runs as job {found['job']}: {found['phase']}."]
+            lines = [f"{name} is running as job {found['job']}: {found['phase']}."]
             if found["rows"]["total"]:
                 lines.append(rows_text(found))
             return [*lines, *filter(None, [failures_text(found["failures"])])]
         case "done" | "failed":
             return [f"{name} is in {found['where']}", found["message"]]
         case "queued":
-            line = f"{name} is number {found['place']} in line, as job {found['job']}."
+            line = f"{name} is number {found['place']} in the queue, as job {found['job']}."
             return [line, *filter(None, [found["message"]])]
         case state:
             where = f" as job {found['job']}" if found["job"] else ""

@@ -1,4 +1,4 @@
-"""`spoolama submit`: check files and drop them into a spool on this machine."""
+"""`spoolama submit`: checks files and copies them into a spool on this machine."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["submit"]
 Examples:
   spoolama submit reviews.csv --spool spool
   spoolama submit a.csv a.yaml b.jsonl --config /etc/spoolama/spoolama.yaml
-From another machine scp and rsync do as well:
+From another machine, use scp or rsync:
   rsync reviews.csv reviews.yaml gpu:/var/spool/spoolama/incoming/""",
 )
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @config_option
 @spool_option
-@click.option("--no-check", is_flag=True, help="Do not read the files first.")
+@click.option("--no-check", is_flag=True, help="Do not check the files first.")
 def submit(files: tuple[Path, ...], config: Path | None, spool: Path | None, no_check: bool) -> None:
-    """Check FILES as the service would, then place them in incoming/, whole or not at all.
+    """Check FILES as the service does, then copy them to incoming/, each drop completely or not at all.
 
-    FILES are data files; a sidecar is found by its name beside its data file, or given too.
-    Nothing that lies in incoming/ is replaced.
+    FILES are data files. A sidecar is found by its name in the directory of its data file, or given as well.
+    Existing files in incoming/ are never replaced.
     """
     from spoolama.cli.check import check_one
     from spoolama.service.checking import Drop, drop_of
@@ -45,7 +45,7 @@ def submit(files: tuple[Path, ...], config: Path | None, spool: Path | None, no_
             given = [sidecars.pop(n) for n in sidecar_names(name) if n in sidecars]
             drops.append(Drop(path, given[0]) if given else drop_of(path))
         elif not is_sidecar(path.name):
-            drop_of(path)  # says what it is not
+            drop_of(path)  # raises the error about the file type
     drops += [drop_of(sidecar) for sidecar in sidecars.values()]
     for drop in drops:
         words = ""
@@ -55,12 +55,13 @@ def submit(files: tuple[Path, ...], config: Path | None, spool: Path | None, no_
             if not findings.asked:
                 first = f" Line {fault.line}: {fault.message}." if (fault := findings.first_fault) else ""
                 raise click.ClickException(
-                    f"{drop.data.name}: no row can be asked.{first} See: spoolama check {drop.data}"
+                    f"{drop.data.name}: no row can be sent to the model.{first} "
+                    f"See: spoolama check {drop.data}"
                 )
             if findings.faults:
                 words += f", {sum(findings.faults.values()):,} of which will fail (see spoolama check)"
         place(target, drop)
         click.echo(
-            f"Submitted {drop.data.name}{words}. Follow it: spoolama status {drop.data.name}"
+            f"Submitted {drop.data.name}{words}. For its status, run: spoolama status {drop.data.name}"
             + (f" --spool {spool}" if spool else "")
         )

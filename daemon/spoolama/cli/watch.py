@@ -1,4 +1,4 @@
-"""`spoolama watch`: the service's progress, live, from its status files."""
+"""`spoolama watch`: shows the progress of the service live, from its status files."""
 
 from __future__ import annotations
 
@@ -27,10 +27,16 @@ Examples:
 )
 @config_option
 @spool_option
-@click.option("--until-idle", is_flag=True, help="End when nothing runs and nothing waits in line.")
-@click.option("--every", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds.")
+@click.option("--until-idle", is_flag=True, help="Exit when no job runs and the queue is empty.")
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0.1),
+    default=1.0,
+    show_default=True,
+    help="Seconds between updates.",
+)
 def watch(config: Path | None, spool: Path | None, until_idle: bool, every: float) -> None:
-    """Follow the running job, the line behind it and what ended lately. Ctrl-C ends it, not the service."""
+    """Show the running job, the queue and the last ended jobs. Ctrl-C ends this command, not the service."""
     from spoolama.spool.layout import Spool
 
     directory = Spool(settings_from(config, spool=spool).spool).status
@@ -48,7 +54,7 @@ def watch(config: Path | None, spool: Path | None, until_idle: bool, every: floa
 
 
 def picture(payload: dict[str, Any], headline: str) -> RenderableType:
-    """One screen: headline, bar of the running job, line, and the last ended."""
+    """One screen: headline, progress bar of the running job, queue, and the last ended jobs."""
     from spoolama.service.status_text import failures_text, more_held_text, rows_text
 
     parts: list[RenderableType] = [escape(headline), f"[dim]{escape(payload['service']['status'])}[/dim]"]
@@ -69,7 +75,7 @@ def picture(payload: dict[str, Any], headline: str) -> RenderableType:
             table.add_row(escape(item["name"]), item["state"], escape(item["message"] or ""))
         parts += ["", table, *more_held_text(payload)]
     if payload["ended"]:
-        table = Table("File", "Where", "", box=None, title="Ended lately", title_justify="left")
+        table = Table("File", "Where", "", box=None, title="Last ended", title_justify="left")
         for item in payload["ended"][:10]:
             table.add_row(escape(item["name"]), escape(item["where"]), escape(item["message"]))
         parts += ["", table]

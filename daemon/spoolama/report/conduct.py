@@ -120,9 +120,7 @@ def _retired(keys: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> list[st
     if "on_collapse" in keys:
         found.append("The setting `on_collapse` is called `on_harm` now, and `redo` is called `isolate`.")
     if "trim.pilot" in keys:
-        found.append(
-            "A pilot needs `gold` now: unless it had decided, rows are asked in isolation."
-        )
+        found.append("A pilot needs `gold` now: unless it had decided, rows are asked in isolation.")
     return found or None
 
 

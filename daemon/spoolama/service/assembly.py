@@ -1,4 +1,4 @@
-"""Putting the service together from its settings: the one place in service/ that knows every part by name."""
+"""Builds the service from its settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = ["backend_for", "backend_settings", "daemon_for", "limits_for", "memor
 
 
 def backend_settings(section: BackendSection) -> BackendSettings:
-    """The backend's own settings; reads the key's file.
+    """The backend's settings; reads the API key from its file.
 
     Raises:
         ConfigError: the file with the key cannot be read, or is empty.
@@ -68,7 +68,7 @@ def backend_settings(section: BackendSection) -> BackendSettings:
 
 
 def backend_for(settings: Settings, clock: Clock) -> Backend:
-    """The model server that the settings name; nothing is connected or started yet."""
+    """Create the backend for the model server in the settings; does not connect or start anything."""
     try:
         return make_backend(backend_settings(settings.backend), clock)
     except ImportError as error:
@@ -79,23 +79,23 @@ def backend_for(settings: Settings, clock: Clock) -> Backend:
 
 
 def limits_for(settings: Settings) -> Limits:
-    """Bounds of rows."""
+    """The size limits of rows."""
     return Limits.for_cells(settings.max_cell_bytes)
 
 
 def memory_for(
     settings: Settings, backend: Backend, clock: Clock, env: Mapping[str, str] = os.environ
 ) -> tuple[MemoryWatchdog, CardThread]:
-    """What watches memory. Of a server elsewhere nothing can be known but what it lists.
+    """Create the memory watchdog. For a server on another machine it only knows the models that it lists.
 
-    Two variables are there for tests alone: SPOOLAMA_TEST_MEMORY_PACE makes the watchdog so many times
-    faster, SPOOLAMA_TEST_PROC is read in place of /proc.
+    Two variables exist only for tests: SPOOLAMA_TEST_MEMORY_PACE is the factor by which the watchdog is
+    faster, SPOOLAMA_TEST_PROC replaces /proc.
     """
     own, vram = server_is_here(settings.backend), settings.vram
     pace = float(env.get("SPOOLAMA_TEST_MEMORY_PACE", "1"))
     cards: CardProbe = NvmlCards() if own else NoCards("the model server is on another machine")
     proc = Path(env.get("SPOOLAMA_TEST_PROC", "/proc"))
-    # A busy machine is no driver that hangs, so readings may grow older than the pace alone would let them.
+    # On a busy machine readings may be late although the driver does not hang, so the limits have a minimum.
     thread = CardThread(
         cards,
         clock,
@@ -125,7 +125,7 @@ def memory_for(
 
 
 def _faster(rules: Rules, pace: float) -> Rules:
-    """The same rules with shorter times."""
+    """The same rules with all times divided by `pace`."""
     return replace(
         rules,
         rise_s=rules.rise_s / pace,
@@ -136,27 +136,27 @@ def _faster(rules: Rules, pace: float) -> Rules:
 
 
 def own_pids(backend: Backend) -> list[int]:
-    """The process of our own engine, where the backend has one and it runs."""
+    """The process id of the embedded engine, if the backend has one and it runs."""
     pid = getattr(backend, "pid", None)
     return [] if pid is None else [pid]
 
 
 def server_is_here(section: BackendSection) -> bool:
-    """Whether the model server runs on this machine, so that its memory is this machine's."""
+    """Whether the model server runs on this machine, and so uses its memory."""
     if section.address is None:
         return True
     host = urlsplit(section.address).hostname or ""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        # Only our own name is looked up: a name server that does not answer may not hold up the start.
+        # Looks up only our own name, so that a slow name server cannot delay the start.
         own = socket.gethostname().lower()
         return host in ("localhost", own) or (host.startswith(f"{own}.") and host == socket.getfqdn().lower())
     return address.is_loopback or address.is_unspecified or _is_own(address)
 
 
 def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Whether this machine has the address: the kernel lets nobody bind another one. Nothing is sent."""
+    """Whether the address belongs to this machine: only then can a socket bind to it. Sends nothing."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.bind((str(address), 0))
@@ -171,12 +171,12 @@ def daemon_for(
     reload: Callable[[], Settings] | None = None,
     once: bool = False,
 ) -> Daemon:
-    """The whole service on the machine's own clock; call it inside the event loop."""
+    """Create the whole service with the real clock; call it inside the event loop."""
     clock = SystemClock()
     spool = Spool(settings.spool)
     backend = backend_for(settings, clock)
     memory = memory_for(settings, backend, clock, env)
-    # A sidecar that has just come must not hold up the rows of the running job.
+    # Evaluating a new sidecar must not delay the rows of the running job.
     process = EvaluationProcess(report=_report)
     of_jobs = Evaluator(process)
     of_arrivals = Evaluator(FirstIdle(process, EvaluationProcess(idle_s=10.0, report=_report)))
@@ -218,13 +218,13 @@ def serve(
     once: bool = False,
     beside: Callable[[ServiceState, str], Coroutine[Any, Any, None]] | None = None,
 ) -> int:
-    """Run the service to its end.
+    """Run the service until it ends.
 
     Args:
-        settings: What the administrator set.
+        settings: The settings.
         reload: Reads the settings again, for SIGHUP.
-        once: Work off what is there, then end.
-        beside: Shows the state while the service runs; gets the spool's path, and is cancelled at the end.
+        once: Process the present files, then exit.
+        beside: Shows the state while the service runs; gets the spool's path and is cancelled at the end.
 
     Returns:
         The exit status.

@@ -1,8 +1,8 @@
-"""Commands by file: `NAME.cancel`, `NAME.pause` and `NAME.resume` in incoming/, so that scp is enough.
+"""Executes command files in incoming/: `NAME.cancel`, `NAME.pause` and `NAME.resume`.
 
-NAME is a dropped file's name, its stem, or a job's name. The command file is removed once it is carried out.
-A paused job stays in processing/ with all its results; `.resume` also releases a job that is held since the
-service died during it. A cancelled one is published in failed/ with them.
+NAME is an uploaded file's name, its stem, or a job's name. The command file is removed after its execution.
+A paused job stays in processing/ with all its results. `.resume` also releases a job that is held because
+the service died while it ran. A cancelled job is published in failed/ with its results.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def cancelled() -> JobError:
     """The reason in a cancelled job's error.json."""
     return JobError(
         "The job was cancelled by a .cancel file.",
-        mend="Nothing is broken. Drop the files again to have all rows answered.",
+        mend="To process all rows, upload the files again.",
         code="cancelled",
     )
 
 
 class Commands:
-    """Carries out what users ask by file."""
+    """Executes command files."""
 
     def __init__(self, spool: Spool, state: ServiceState, executor: Executor, deaths: Deaths) -> None:
         self._spool = spool
@@ -42,7 +42,7 @@ class Commands:
         self._deaths = deaths
 
     async def carry_out(self, control: Control) -> None:
-        """Do what it says to every job that it means, and take it away."""
+        """Apply the command to every matching job, and remove the file."""
         items = self._state.queue.find(control.target)
         done = [await self._one(control.command, item) for item in items]
         what = "; ".join(done) if done else "no claimed job has this name"
@@ -63,7 +63,7 @@ class Commands:
                 running.stop.set("pause")
             elif item.standing in ("ready", "held"):
                 item.standing, item.retry_at = "paused", None
-                item.reason = f"Paused. Drop {name}.resume into incoming/ to go on."
+                item.reason = f"Paused. To continue, put {name}.resume into incoming/."
             return f"{name} is paused"
         if command == "resume":
             was_paused, was_held = is_paused(item.job), item.record.held
@@ -74,10 +74,10 @@ class Commands:
                 self._state.queue.settled(item, item.priority)
             if was_held:
                 return f"{name} is released and runs again"
-            return f"{name} goes on" if was_paused else f"{name} was not paused"
+            return f"{name} continues" if was_paused else f"{name} was not paused"
         if running is not None and running.item is item:
             running.stop.set("cancel")
-            return f"{name} ends as soon as its rows in flight have"
+            return f"{name} ends when its rows in flight have finished"
         if item.standing == "settling":
             return f"{name} is still being written to; not cancelled"
         if await reject(self._state, self._executor, item, cancelled()):

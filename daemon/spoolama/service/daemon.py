@@ -1,7 +1,7 @@
-"""The service: its tasks, their beginning and their end.
+"""Runs the service: starts its tasks, reloads the settings and stops cleanly.
 
-One task group holds them all: scanner, worker, heartbeat, reporter, keeper, prober and releaser. None of them
-ends by itself; one that dies takes the service down, loudly, with exit status 1, and systemd starts it anew.
+One task group has all tasks: scanner, worker, heartbeat, reporter, keeper, prober and releaser. None of them
+ends by itself. If one fails, the service logs it and exits with status 1, and systemd restarts it.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ class Daemon:
     """The service, ready to run.
 
     Args:
-        settings: What the administrator set.
+        settings: The settings.
         spool: The spool directory.
         backend: The model server.
-        executor: Does the work of one job.
-        notifier: Who is told of ready, status and stop.
+        executor: Executes one job.
+        notifier: Receives ready, status and stop, usually for systemd.
         clock: Time.
         reload: Reads the settings again, for SIGHUP; raises ConfigError.
-        watchdog_s: Seconds between two pings; None: nobody wants them.
+        watchdog_s: Seconds between two watchdog pings; None: no pings.
         priority_of: A settled job's priority, from its sidecar.
-        evaluators: What evaluates what users wrote; closed at the end.
-        once: Work off what is there, then end.
-        traces_crashes: Whether a fatal signal leaves a trace for the next start.
-        memory: What watches memory, and the thread that reads for it; None: nobody does.
+        evaluators: The evaluators of templates and schemas; closed at the end.
+        once: Process the present files, then exit.
+        traces_crashes: Whether a fatal signal writes a trace for the next start.
+        memory: The memory watchdog and its thread for readings; None: no watchdog.
     """
 
     def __init__(
@@ -110,16 +110,16 @@ class Daemon:
         self._reload_wanted = asyncio.Event()
 
     async def run(self) -> int:
-        """Run to the end.
+        """Run until the service ends.
 
         Returns:
-            The exit status: 0 after a stop or when everything is worked off, 1 if a task died.
+            The exit status: 0 after a stop or when all files are processed, 1 if a task failed.
 
         Raises:
-            SpoolError: the spool is not usable (78) or held by another daemon (75).
+            SpoolError: the spool is not usable (78) or locked by another daemon (75).
         """
         if not self._spool.status.is_dir():
-            raise SpoolError(f"{self._spool.root} is no spool yet. Run: spoolama init {self._spool.root}")
+            raise SpoolError(f"{self._spool.root} is not a spool. Run: spoolama init {self._spool.root}")
         with self._lock, self._tracing(), listening(self.stop, self._reload_wanted.set):
             if trace := self._lock.crash_trace:
                 say("service.crashed", what=trace.partition("\n")[0], trace=trace)
@@ -129,7 +129,7 @@ class Daemon:
         return status
 
     def stop(self, reason: str = "asked") -> None:
-        """Begin to stop; `run` returns when rows in flight have ended, or `drain_s` later."""
+        """Start to stop; `run` returns when rows in flight have finished, at the latest after `drain_s`."""
         if not self._stop.is_set():
             say("service.stopping", reason=reason, drain_s=self._settings.drain_s)
             self._stop.set()
@@ -150,7 +150,7 @@ class Daemon:
         except* _Finished:
             pass
         except* Exception:
-            status = 1  # the task that died has said why
+            status = 1  # the failed task has logged the reason
             self._lock.note_death()
         return status
 
@@ -161,7 +161,7 @@ class Daemon:
         await self._deaths.recover(found.jobs, self._lock.left)
 
     async def _conduct(self, group: asyncio.TaskGroup) -> None:
-        """Start the tasks, wait for the end, and bring it about."""
+        """Start the tasks, wait for the end, and stop them."""
         self.state.pulses["scanner"] = Pulse(self._clock, patience_s=3 * self._settings.rescan_s + 20)
         self.state.phase = "working"
         tasks = {
@@ -215,7 +215,7 @@ class Daemon:
         self._stop.set()
 
     async def _drain(self, worker: asyncio.Task[None]) -> None:
-        """Let rows in flight finish for `drain_s` at most; what is cut off goes on at the next start."""
+        """Let rows in flight finish for at most `drain_s`; the next start repeats interrupted rows."""
         drain_s = self._settings.drain_s
         self._notifier.extend(drain_s + _DRAIN_SPARE_S)
         self._working.stop()
@@ -227,7 +227,7 @@ class Daemon:
             await asyncio.wait({worker}, timeout=_DRAIN_SPARE_S)
 
     async def _leave(self) -> None:
-        """Give everything back; nothing here may hinder the end."""
+        """Release all resources; errors here must not prevent the exit."""
         await release(self._backend)
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_DRAIN_SPARE_S):
@@ -272,13 +272,13 @@ class Daemon:
 
 
 class _Finished(Exception):
-    """Ends the task group in the good way: everything else in it is cancelled."""
+    """Ends the task group normally: all its other tasks are cancelled."""
 
 
 async def _guarded(
     name: str, work: Coroutine[Any, Any, None], *, may_end: Callable[[], bool] = lambda: False
 ) -> None:
-    """Run a task that must not end; if it does, say so and take the group down with it."""
+    """Run a task that must not end; if it ends, log it and end the group."""
     try:
         await work
         if not may_end():

@@ -1,6 +1,6 @@
-"""Deaths of the service: counts them for the jobs that ran, and holds the job that causes them.
+"""Counts crashes of the service per job, and holds a job that causes them.
 
-`run_record.py` has the record of a job and the rules; here they are applied to the queue.
+`run_record.py` has the record of a job and the rules; this module applies them to the queue.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = ["Deaths"]
 
 
 class Deaths:
-    """Keeps the run records of the queue's jobs.
+    """Maintains the run records of the jobs in the queue.
 
     Args:
         queue: The jobs.
@@ -51,14 +51,14 @@ class Deaths:
         self._writing = asyncio.Lock()
 
     async def recover(self, jobs: Sequence[JobDir], left: LeftBy) -> None:
-        """Put the jobs that a start found into the queue, and count the death of the life before.
+        """Put the recovered jobs into the queue, and count a crash of the previous process.
 
         Args:
             jobs: The jobs in processing/.
-            left: How the life before left the spool.
+            left: How the previous process left the spool.
         """
         on_disk = {job.name: await asyncio.to_thread(read_record, job) for job in jobs}
-        # Killed after it was asked to stop: that is impatience, and no job is at fault.
+        # A kill after a request to stop does not count: no job is at fault.
         before = {name: ended(r) if left == "stopping" else r for name, r in on_disk.items()}
         died_idle = left in ("killed", "crashed") and not any(
             r.running and r.boot == self._boot for r in before.values()
@@ -86,27 +86,27 @@ class Deaths:
                 await self._store(item)
 
     async def begin(self, item: Queued) -> None:
-        """Mark that the job runs.
+        """Mark the job as running.
 
         Raises:
-            SpoolamaError: the disk does not let us.
+            SpoolamaError: the mark cannot be written to disk.
         """
         item.record = begun(item.record, self._boot)
         async with self._writing:
             await asyncio.to_thread(write_record, item.job, item.record)
 
     async def end(self, item: Queued) -> None:
-        """Take the mark away: the run ended, and the service lives."""
+        """Remove the mark: the run ended without a crash."""
         item.record = ended(item.record)
         await self._store(item)
 
     async def note_error(self, item: Queued, error: str) -> None:
-        """Keep the exception that ends the service; the mark stays, so the next start counts the death."""
+        """Record the exception that ends the service; the mark stays, so the next start counts the crash."""
         item.record = replace(item.record, error=error)
         await self._store(item)
 
     async def finished(self) -> None:
-        """A job was finished, so the service works: jobs with deaths are judged anew."""
+        """Record that a job finished, so the service works, and check again which jobs to hold."""
         blamed = [item for item in self._queue.jobs() if item.record.deaths or item.record.kills]
         for item in blamed:
             item.record = replace(item.record, other_finished=True)
@@ -130,7 +130,7 @@ class Deaths:
         return cleared(record) if died_idle and not record.held else record
 
     def _hold(self) -> None:
-        """Hold the jobs that the service dies of."""
+        """Hold the jobs that crash the service."""
         for item in self._queue.jobs():
             if not item.record.held and must_hold(item.record, self._others(item)):
                 item.record = replace(item.record, held=True)
@@ -143,7 +143,7 @@ class Deaths:
         return [other.record for other in self._queue.jobs() if other is not item]
 
     async def _store(self, item: Queued) -> None:
-        """Write the newest record. Where the disk does not let us it goes: no job is blamed by an old one."""
+        """Write the newest record. If that fails, remove it, because an old record may blame the job."""
         async with self._writing:
             try:
                 await asyncio.to_thread(write_record, item.job, item.record)

@@ -1,7 +1,8 @@
-"""The task that tells systemd that the service lives, and in words what it does.
+"""Sends watchdog pings and the status line to systemd.
 
-A ping is sent only while everybody gives proof of life: the scanner looked lately, and the running job moved,
-or waits with a deadline that was fixed when the wait began. Then the pings stop, and systemd starts us anew.
+A ping is sent only while every task is alive: the scanner has scanned recently, and the running job has made
+progress, or waits with a deadline that was fixed when the wait began. Otherwise the pings stop, and systemd
+restarts the service.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ _TICK_S = 2.0
 
 
 class Heartbeat:
-    """Pings and says the status.
+    """Sends pings and the status.
 
     Args:
-        state: Who must give proof of life.
-        notifier: Who is told.
+        state: Has the liveness of every task.
+        notifier: Receives pings and status.
         clock: Time.
-        interval_s: Seconds between pings; None: nobody wants them.
+        interval_s: Seconds between pings; None: no pings.
     """
 
     def __init__(
@@ -38,14 +39,14 @@ class Heartbeat:
         self._silent: list[str] = []
 
     async def run(self) -> None:
-        """Beat until cancelled."""
+        """Send pings until cancelled."""
         tick = _TICK_S if self._interval_s is None else min(_TICK_S, self._interval_s)
         while True:
             self.beat()
             await self._clock.sleep(tick)
 
     def beat(self) -> bool:
-        """One beat; whether it was a ping."""
+        """Check liveness once and update the status; returns whether it sent a ping."""
         silent = self._state.silent()
         if silent and silent != self._silent:
             say("service.silent", who=", ".join(silent))
@@ -57,7 +58,7 @@ class Heartbeat:
         return True
 
     def tell(self) -> None:
-        """Say the status, if it changed."""
+        """Send the status if it has changed."""
         text = status_line(self._state)
         if text != self._said:
             self._notifier.status(text)

@@ -1,4 +1,4 @@
-"""Reading a job's data into its ledger: once, streamed, each row checked and named."""
+"""Reads a job's data file into its ledger as a stream, and checks and names each row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["take_in"]
 
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 1024 * 1024
-"""A batch ends with the row that passes this, so that a thousand long documents are not in memory at once."""
+"""A batch ends with the row that exceeds this, so that not too many long rows are in memory at once."""
 
 
 async def take_in(
@@ -36,13 +36,13 @@ async def take_in(
     newline_required: bool,
     stop: Stop | None = None,
 ) -> bool:
-    """Read every row into the ledger; afterwards it is known how many there are and which cannot be asked.
+    """Read every row into the ledger, and record which rows cannot be sent to the model.
 
     Returns:
-        Whether all rows are in it; False after `stop`: the next call begins anew.
+        Whether all rows are in the ledger; False after `stop`: the next call starts from the beginning.
 
     Raises:
-        InputError: the file as a whole cannot be used: no rows, cut short, no such column, not as expected.
+        InputError: the file as a whole cannot be used: no rows, truncated, missing column, not as expected.
     """
     await ledger.begin_intake()
     reader = read_rows(job.data, kind, limits=limits)
@@ -75,7 +75,7 @@ async def take_in(
 
 
 async def _read_line(row: Row, lines: JobEvaluator) -> Row:
-    """The row with what its OpenAI request asks for, or with why it cannot be asked."""
+    """The row with the model and shape of its OpenAI request, or with its error."""
     if row.fields is None or row.fault is not None:
         return row
     try:
@@ -96,11 +96,11 @@ def _batch(rows: Iterator[Row]) -> list[Row]:
     return batch
 
 
-_NO_MODEL = RowFault("unsupported_request", "model: the line names none, and there is no sidecar that does")
+_NO_MODEL = RowFault("unsupported_request", "model: neither the line nor a sidecar names a model")
 
 
 class _Namer:
-    """Gives each row its id: from its column, from the format, or its number."""
+    """Sets the id of each row: from the id column, from the OpenAI request, or the row number."""
 
     def __init__(self, sidecar: Sidecar, kind: InputKind) -> None:
         self._openai = kind.format == "openai"
@@ -131,13 +131,13 @@ class _Namer:
 async def _check_columns(
     job: JobDir, sidecar: Sidecar, columns: Sequence[str] | None, evaluator: Evaluator
 ) -> None:
-    """Every column that the sidecar names is in the header."""
+    """Check that the header has every column that the sidecar names."""
     if columns is None or job.sidecar is None or {sidecar.id, sidecar.gold} <= {None, *columns}:
         return
     problems = await evaluator.column_problems(job.sidecar, columns, job.data.name)
     raise InputError(
         "\n".join(str(problem) for problem in problems),
-        mend=f"Mend the sidecar, or the header of {job.data.name}, and drop both files again.",
+        mend=f"Fix the sidecar, or the header of {job.data.name}, and upload both files again.",
         code="no_such_column",
     )
 
@@ -148,17 +148,19 @@ def _check_whole(
     expected = sidecar.expect.rows if sidecar.expect else None
     if expected is not None and expected != count:
         raise InputError(
-            f"{job.data.name} has {count:,} rows, the sidecar expects {expected:,}",
-            mend="If the upload was cut short, send the file again; else mend expect.rows.",
+            f"{job.data.name} has {count:,} rows, but the sidecar expects {expected:,}",
+            mend="If the upload was incomplete, upload the file again. Otherwise correct expect.rows.",
             code="not_as_expected",
         )
     if count == 0:
-        raise InputError(f"{job.data.name} has no rows", mend="Send the file again if it should have some.")
+        raise InputError(
+            f"{job.data.name} has no rows", mend="If the upload was incomplete, upload the file again."
+        )
     known = sidecar.expect is not None and (expected is not None or sidecar.expect.sha256 is not None)
     if newline_required and not reader.ended_with_newline and not known:
         raise InputError(
-            f"{job.data.name} does not end with a line end, so it may have been cut short on the way "
-            f"(after row {count:,})",
-            mend="Send it again, or end its last line, or say expect: {rows: …} in the sidecar.",
+            f"{job.data.name} does not end with a newline, so it may be truncated (after row {count:,})",
+            mend="Upload the file again, or end its last line with a newline, or add "
+            "expect: {rows: …} to the sidecar.",
             code="perhaps_truncated",
         )

@@ -1,8 +1,8 @@
-"""journald's native protocol: real fields, so that `journalctl SPOOLAMA_JOB=…` works.
+"""Sends log entries with fields to journald, so that `journalctl SPOOLAMA_JOB=…` works.
 
-One datagram an entry to /run/systemd/journal/socket: `KEY=value`, or for values with a line end
-`KEY`, a newline, the length as 64 bits little-endian, and the value. An entry too large for a datagram goes
-as a sealed memfd. (systemd's docs/JOURNAL_NATIVE_PROTOCOL.md.)
+Each entry is one datagram to /run/systemd/journal/socket: `KEY=value`, or for values with a newline
+`KEY`, a newline, the length as 64 bits little-endian, and the value. An entry too large for a datagram is
+sent as a sealed memfd. (systemd's docs/JOURNAL_NATIVE_PROTOCOL.md.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_
 
 
 def connected_to_journal(env: Mapping[str, str], fd: int) -> bool:
-    """Whether this descriptor is the stream to the journal that systemd named in $JOURNAL_STREAM."""
+    """Whether this descriptor is the journal stream in $JOURNAL_STREAM."""
     try:
         stat = os.fstat(fd)
     except OSError:
@@ -33,7 +33,7 @@ def connected_to_journal(env: Mapping[str, str], fd: int) -> bool:
 
 
 def encode_entry(fields: Mapping[str, str]) -> bytes:
-    """An entry as the journal reads it. Names become upper case letters, digits and underscores."""
+    """Encode an entry for the journal. Names become upper case letters, digits and underscores."""
     parts: list[bytes] = []
     for name, value in fields.items():
         key = re.sub(r"[^A-Z0-9_]", "_", name.upper()).lstrip("_0123456789")[:64].encode()
@@ -48,7 +48,7 @@ def encode_entry(fields: Mapping[str, str]) -> bytes:
 
 
 class JournalSocket:
-    """Sends entries; never blocks the service."""
+    """Sends entries without blocking the service."""
 
     def __init__(self, path: Path = JOURNAL_SOCKET) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -59,7 +59,7 @@ class JournalSocket:
         """Send one entry.
 
         Raises:
-            OSError: the journal does not take it.
+            OSError: the journal does not accept it.
         """
         entry = encode_entry(fields)
         try:
@@ -70,7 +70,7 @@ class JournalSocket:
             self._send_sealed(entry)
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._socket.close()
 
     def _send_sealed(self, entry: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The task that removes published jobs older than the administrator's setting. By default none is."""
+"""Removes published jobs that are older than `keep` in the settings. By default it removes none."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _GOING = ".going-"
 
 
 def remove_old(spool: Spool, keep: KeepSection, now: float) -> list[tuple[str, Path]]:
-    """Remove what is due. Each job leaves in one rename, so nobody sees half of it.
+    """Remove old jobs. Each job is renamed first, so that no process sees a part of it.
 
     A job's age counts from its publication: the rename into done/ set the directory's ctime.
 
     Returns:
-        `(done or failed, the path it had)` of each.
+        `(done or failed, former path)` of each.
     """
     removed = []
     for where, parent, days in (
@@ -36,7 +36,7 @@ def remove_old(spool: Spool, keep: KeepSection, now: float) -> list[tuple[str, P
             if path.is_symlink() or not path.is_dir():
                 continue
             if path.name.startswith(_GOING):
-                shutil.rmtree(path, ignore_errors=True)  # a removal that was cut short
+                shutil.rmtree(path, ignore_errors=True)  # an interrupted removal
                 continue
             if days is None or path.name.startswith(".") or now - path.stat().st_ctime < days * 86400:
                 continue
@@ -56,7 +56,7 @@ def _forget_status(spool: Spool, job: str) -> None:
 
 
 class Keeping:
-    """Looks once an hour."""
+    """Removes old jobs once an hour."""
 
     def __init__(self, spool: Spool, keep: KeepSection, clock: Clock) -> None:
         self._spool = spool
@@ -64,7 +64,7 @@ class Keeping:
         self._clock = clock
 
     async def run(self) -> None:
-        """Remove what is due until cancelled."""
+        """Remove old jobs until cancelled."""
         while True:
             if self.keep.done_days is not None or self.keep.failed_days is not None:
                 for where, path in await asyncio.to_thread(

@@ -1,7 +1,7 @@
-"""Logging, configured once: journal fields under systemd, colour on a terminal, JSON lines elsewhere.
+"""Configures logging: journal fields under systemd, colour on a terminal, JSON lines elsewhere.
 
-Everybody logs with `structlog.get_logger()` and the names of `service/events.py`; `say` knows their levels.
-Row content is logged at debug only, if at all.
+All modules log with `say`, or with `structlog.get_logger()` and the event names of `service/events.py`.
+Row content is logged only at level debug.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _level = 20
 
 
 def rendering_for(env: Mapping[str, str]) -> Rendering:
-    """What stderr is: the journal, a terminal, or anything else."""
+    """The rendering for stderr: the journal, a terminal, or anything else."""
     if connected_to_journal(env, 2):
         return "journal"
     return "console" if sys.stderr is not None and sys.stderr.isatty() else "json"
 
 
 def configure(level: str, *, env: Mapping[str, str] = os.environ, rendering: Rendering | None = None) -> None:
-    """Set up structlog, and hand what libraries log at warning and above to it.
+    """Set up structlog, and pass messages of libraries at level warning and above to it.
 
     Args:
         level: Lowest level that is logged.
-        env: For $JOURNAL_STREAM and $NO_COLOR.
-        rendering: Instead of what stderr suggests.
+        env: Environment with $JOURNAL_STREAM and $NO_COLOR.
+        rendering: Overrides the rendering that is derived from stderr.
     """
     rendering = rendering or rendering_for(env)
     set_level(level)
@@ -77,18 +77,18 @@ def configure(level: str, *, env: Mapping[str, str] = os.environ, rendering: Ren
 
 
 def set_level(level: str) -> None:
-    """Change the lowest level that is logged, at any time."""
+    """Change the lowest level that is logged."""
     global _level
     _level = _NUMBERS[level]
 
 
 def say(event: str, **fields: Any) -> None:
-    """Log one event of the table at its level."""
+    """Log one event of `EVENTS` at its level."""
     structlog.get_logger().log(_NUMBERS[EVENTS[event].level], event, **fields)
 
 
 class _StderrLogger:
-    """Writes to whatever sys.stderr is at the moment: a progress display may have put itself in between."""
+    """Writes to the current sys.stderr, which a progress display may have replaced."""
 
     def msg(self, message: str) -> None:
         if message and sys.stderr is not None:
@@ -103,7 +103,7 @@ class _StderrFactory:
 
 
 class _Bridge(logging.Handler):
-    """What libraries log, said by the service."""
+    """Passes log messages of libraries to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         structlog.get_logger().log(
@@ -130,7 +130,7 @@ def _add_sentence(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _sentence_first(_: Any, __: str, event: EventDict) -> EventDict:
-    """On a terminal the sentence says it all; only events without one show their fields."""
+    """Show only the sentence on a terminal; events without one show their fields."""
     name = event["event"]
     if name not in EVENTS:
         return event
@@ -139,7 +139,7 @@ def _sentence_first(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 class _JournalRenderer:
-    """Sends the entry to the journal; where that fails, returns lines with the priority for stderr."""
+    """Sends the entry to the journal; if that fails, returns lines with the priority for stderr."""
 
     def __init__(self) -> None:
         self._socket = JournalSocket()

@@ -1,4 +1,4 @@
-"""The note in a job's own directory that it is paused. It survives a restart, and goes with the directory."""
+"""Stores in a job's directory that the job is paused, so that the pause survives a restart."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _PAUSED = "paused"
 
 
 def pause(job: JobDir) -> None:
-    """Keep the job from running until `resume`."""
+    """Pause the job until `resume`."""
     write_atomic(job.path / _PAUSED, b"")
 
 
 def resume(job: JobDir) -> None:
-    """Let it run again."""
+    """End the pause."""
     with contextlib.suppress(FileNotFoundError):
         (job.path / _PAUSED).unlink()
 
 
 def is_paused(job: JobDir) -> bool:
-    """Whether it is to wait."""
+    """Whether the job is paused."""
     return (job.path / _PAUSED).exists()

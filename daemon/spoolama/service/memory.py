@@ -1,4 +1,4 @@
-"""The memory watchdog's place in the service: its two tasks, what it logs and what the status shows."""
+"""Runs the memory watchdog in the service and logs its changes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ANSWER_S = 10.0
 
 
 class Watching:
-    """Runs the watchdog beside the other tasks.
+    """Runs the watchdog as two tasks of the service.
 
     Args:
-        watchdog: Looks, and decides.
-        thread: Reads the cards for it.
-        backend: Asked which models are in memory.
-        state: Shows the last look.
+        watchdog: Determines the memory pressure.
+        thread: Reads the cards for the watchdog.
+        backend: Lists the models in memory.
+        state: Shows the last reading.
         clock: Time.
     """
 
@@ -48,7 +48,7 @@ class Watching:
         state.memory = watchdog
 
     async def look(self) -> None:
-        """Read and look each second, until cancelled."""
+        """Read the memory every second until cancelled."""
         self._thread.start()
         try:
             await self.watchdog.run()
@@ -56,7 +56,7 @@ class Watching:
             self._thread.stop()
 
     async def list_models(self) -> None:
-        """Ask what is in memory, while there is somebody to be asked, until cancelled."""
+        """List the models in memory while a job runs or memory pressure is not ok, until cancelled."""
         while True:
             if self._state.running is not None or self.watchdog.level is not Level.OK:
                 try:

@@ -1,4 +1,4 @@
-"""What the service and the executor of one job say to each other."""
+"""Defines the interface between the service and the executor of one job."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ __all__ = ["Ended", "Executor", "StopSignal"]
 
 
 class StopSignal:
-    """A request to stop that many may look at and wait for. Once set it stays set.
+    """A request to stop that several tasks can check and wait for. Once set it stays set.
 
-    It belongs to one event loop: `set` from another thread goes through `loop.call_soon_threadsafe`.
+    It belongs to one event loop: to set it from another thread, use `loop.call_soon_threadsafe`.
     """
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self.reason = ""
-        """Why, in a word: `stop`, `pause` or `cancel`."""
+        """The reason: `stop`, `pause` or `cancel`."""
 
     def set(self, reason: str = "stop") -> None:
-        """Ask everybody to come to an end; the first reason counts, but for a cancel, which always does."""
+        """Request a stop; the first reason counts, but `cancel` replaces any other."""
         self.reason = reason if reason == "cancel" else self.reason or reason
         self._event.set()
 
     def is_set(self) -> bool:
-        """Whether somebody asked."""
+        """Whether a stop was requested."""
         return self._event.is_set()
 
     async def wait(self) -> None:
-        """Return as soon as somebody asks."""
+        """Wait until a stop is requested."""
         await self._event.wait()
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How the execution of one job came to its end."""
+    """The result of the execution of one job."""
 
     where: Literal["done", "failed", "left"]
-    """`done` or `failed`: published there. `left`: drained; stays in processing/ for the next start."""
+    """`done` or `failed`: published there. `left`: stopped; stays in processing/ for the next start."""
     path: Path | None
     """The published directory; None if left."""
     message: str
@@ -55,22 +55,22 @@ class Executor(Protocol):
     """Executes claimed jobs, one at a time."""
 
     async def execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
-        """Take the job from where its ledger stands to its end, or to `stop`.
+        """Resume the job from its ledger and run it until its end or until `stop`.
 
-        After `stop` no new row is begun; rows in flight finish and are recorded; then it returns `left`
-        (or `done`, if that was all).
+        After `stop` no new row starts; rows in flight finish and are recorded; then it returns `left`
+        (or `done` if no row is left).
 
         Args:
             job: The claimed job.
-            progress: Kept up to date for whoever shows it; its pulse feeds the watchdog.
-            stop: Set when the job is to stop.
+            progress: Updated during the run for the status; its pulse feeds the watchdog.
+            stop: Set to stop the job.
 
         Raises:
-            SpoolamaError: it cannot go on for now, such as DiskFull; the job stays in processing/.
-            Exception: anything else is a defect; the job stays and the service restarts.
+            SpoolamaError: it cannot continue for now, such as DiskFull; the job stays in processing/.
+            Exception: any other exception is a defect; the job stays and the service restarts.
         """
         ...
 
     async def reject(self, job: JobDir, error: JobError) -> Ended:
-        """Publish the job in failed/ for this reason, with everything uploaded and all results there are."""
+        """Publish the job in failed/ for this reason, with its uploads and all results so far."""
         ...

@@ -1,4 +1,4 @@
-"""The tasks about the model server while nothing runs: is it there, and may it have its memory back."""
+"""Probes the model server and releases its models while no job runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RELEASE_AGAIN_S = 60.0
 
 
 async def release(backend: Backend, *, say_failure: bool = True) -> bool:
-    """Have the models released that were loaded from here; whether it worked. Waits 10 s at most."""
+    """Release the models that this service loaded; returns whether it worked. Waits at most 10 s."""
     try:
         async with asyncio.timeout(_ANSWER_S):
             await backend.release()
@@ -32,7 +32,7 @@ async def release(backend: Backend, *, say_failure: bool = True) -> bool:
 
 
 class Probing:
-    """Asks the server for a sign of life while no job does."""
+    """Probes the server while no job runs."""
 
     def __init__(self, backend: Backend, state: ServiceState, clock: Clock) -> None:
         self._backend = backend
@@ -49,7 +49,7 @@ class Probing:
             await self._clock.sleep(_PROBE_EVERY_S)
 
     async def probe(self) -> None:
-        """One sign of life, or the lack of it."""
+        """Probe once, and record and log a change."""
         server = self._state.server
         try:
             async with asyncio.timeout(_ANSWER_S):
@@ -68,14 +68,14 @@ class Probing:
 
 
 class Releasing:
-    """Releases the models when the queue has been empty for a while, or is empty and memory is tense.
+    """Releases the models when the queue is empty for a while, or at once if memory pressure is not ok.
 
     Args:
-        backend: Whose models.
-        state: Since when it is idle.
+        backend: The backend of the models.
+        state: Has the time since which the service is idle.
         clock: Time.
-        models: A lock that whoever runs a job holds.
-        after_s: Seconds of empty queue.
+        models: A lock that is held while a job runs.
+        after_s: Seconds with an empty queue.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class Releasing:
         self.after_s = after_s
         self._released_at = state.idle_since
         self._failed_at: float | None = None
-        """When the last release did not work; the next one is tried a minute later."""
+        """Time of the last failed release; the next attempt is a minute later."""
 
     async def run(self) -> None:
-        """Look each second until cancelled."""
+        """Check every second until cancelled."""
         while True:
             await self.look()
             await self._clock.sleep(_LOOK_EVERY_S)
 
     async def look(self) -> None:
-        """Release if it is time, once for each time of idleness; each minute until it works, said once."""
+        """Release the models if it is due, once per idle time; retry every minute, but log a failure once."""
         since = self._state.idle_since
         idle = self._state.running is None and not self._state.queue.ready()
         tense = self._state.memory is not None and self._state.memory.level is not Level.OK

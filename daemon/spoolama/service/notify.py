@@ -1,10 +1,10 @@
-"""What the service tells systemd, through the sdnotify package.
+"""Sends notifications to systemd with the sdnotify package.
 
-sdnotify has three habits that a daemon must know of, seen in its version 0.3.2:
+sdnotify 0.3.2 has three properties that a daemon must handle:
 
-* It encodes latin-1. systemd wants UTF-8 and answers anything else by clearing the unit's status.
-  So it is handed UTF-8 bytes spelled as latin-1 characters, one for one: what leaves the socket is UTF-8.
-* Its socket blocks, and a full queue of the receiver would stop the service. So the socket gets a timeout.
+* It encodes latin-1. systemd expects UTF-8 and clears the unit's status for anything else.
+  So we pass the UTF-8 bytes as latin-1 characters, one for one: the socket then sends UTF-8.
+* Its socket blocks, and a full queue of the receiver would stop the service. So the socket has a timeout.
 * Its bare `except:` swallows everything, SystemExit too. In debug mode it raises; OSError is caught here.
 
 Messages: sd_notify(3). RELOADING=1 needs MONOTONIC_USEC from systemd 253 on; older ones ignore it.
@@ -27,7 +27,7 @@ _STATUS_LENGTH = 500
 
 
 class Notifier(Protocol):
-    """What the daemon tells whoever supervises it. No call raises, none waits long."""
+    """Notifications of the daemon to its supervisor. No call raises, none waits long."""
 
     def ready(self) -> None:
         """The service works: after start, and after each reload."""
@@ -38,7 +38,7 @@ class Notifier(Protocol):
         ...
 
     def watchdog(self) -> None:
-        """Proof of life."""
+        """Watchdog ping."""
         ...
 
     def reloading(self) -> None:
@@ -46,22 +46,22 @@ class Notifier(Protocol):
         ...
 
     def stopping(self) -> None:
-        """The service is on its way out."""
+        """The service is stopping."""
         ...
 
     def extend(self, seconds: float) -> None:
-        """The stop (or start) takes that much longer from now on."""
+        """The stop (or start) takes this much longer from now on."""
         ...
 
 
 class SystemdNotifier:
-    """Speaks to the socket that $NOTIFY_SOCKET names."""
+    """Sends to the socket in $NOTIFY_SOCKET."""
 
     def __init__(self) -> None:
         """Connect.
 
         Raises:
-            OSError: there is no such socket.
+            OSError: the socket does not exist.
         """
         self._notifier = sdnotify.SystemdNotifier(debug=True)
         self._notifier.socket.settimeout(_SEND_TIMEOUT_S)
@@ -88,18 +88,18 @@ class SystemdNotifier:
         self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         self._notifier.socket.close()
 
     def _send(self, text: str) -> None:
         try:
             self._notifier.notify(text.encode("utf-8", "backslashreplace").decode("latin-1"))
         except OSError:
-            self.lost += 1  # systemd is busy or gone; the next message says the newer truth anyway
+            self.lost += 1  # systemd is busy or gone; the next message is newer anyway
 
 
 class SilentNotifier:
-    """For a service that nobody supervises."""
+    """Sends nothing; for a service without a supervisor."""
 
     def ready(self) -> None: ...
 
@@ -126,9 +126,9 @@ def make_notifier(env: Mapping[str, str]) -> Notifier:
 
 
 def watchdog_interval(env: Mapping[str, str]) -> float | None:
-    """Seconds between two pings, half of what systemd allows; None if it wants none from this process.
+    """Seconds between two pings, half of systemd's limit; None if systemd expects none from this process.
 
-    sd_watchdog_enabled(3): WATCHDOG_PID, where set, must be this process.
+    sd_watchdog_enabled(3): WATCHDOG_PID, if set, must be this process.
     """
     usec, pid = env.get("WATCHDOG_USEC", ""), env.get("WATCHDOG_PID")
     if not usec.isdecimal() or int(usec) == 0 or (pid and pid != str(os.getpid())):

@@ -1,7 +1,7 @@
-"""Placing a drop in incoming/ so that the service sees it whole or not at all.
+"""Copies a drop into incoming/ so that the service sees it completely or not at all.
 
-Both files are written under dot names, made to last, and then renamed: the data first, the sidecar last.
-Nothing is replaced.
+Both files are written with dot names, synced, and then renamed: first the data file, then the sidecar.
+Existing files are never replaced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def place(spool: Spool, drop: Drop, *, disk: Disk = DISK) -> None:
     """Copy a drop into incoming/.
 
     Raises:
-        SpoolError: one of the names is taken, or the spool takes no files from this user.
+        SpoolError: one of the names exists already, or the user has no permission.
     """
     sources = [drop.data] if drop.sidecar is None else [drop.data, drop.sidecar]
     temps: list[tuple[Path, Path]] = []
@@ -42,17 +42,17 @@ def place(spool: Spool, drop: Drop, *, disk: Disk = DISK) -> None:
                 placed.append(target)
             disk.fsync_dir(spool.incoming)
     except FileExistsError as error:
-        for target in placed:  # the data without its sidecar: take it back
+        for target in placed:  # remove the data file without its sidecar
             with contextlib.suppress(OSError):
                 disk.unlink(target)
         raise SpoolError(
             f"incoming/ already has a file {Path(str(error.filename2 or error.filename)).name}. "
-            "Wait until it is taken, or give yours another name."
+            "Wait until it is processed, or rename your file."
         ) from error
     except FileNotFoundError as error:
-        raise SpoolError(f"{error.filename} is not there. Is {spool.root} a spool?") from error
+        raise SpoolError(f"{error.filename} does not exist. Check that {spool.root} is a spool.") from error
     except PermissionError as error:
-        raise SpoolError(f"You may not write into {spool.incoming}: ask the administrator.") from error
+        raise SpoolError(f"No permission to write to {spool.incoming}. Ask the administrator.") from error
     finally:
         for temp, _ in temps:
             with contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ def place(spool: Spool, drop: Drop, *, disk: Disk = DISK) -> None:
 
 
 def _copy(source: Path, target: Path, disk: Disk) -> None:
-    # Readable by all: the service is another user, and its uploads are private once claimed.
+    # Readable by all, because the service runs as another user. Claimed files are private.
     fd = disk.create(target, 0o644)
     try:
         with open_regular(source) as file:

@@ -1,6 +1,6 @@
-"""The claimed jobs and whose turn it is: higher priority first, then first come, then by name.
+"""Orders the claimed jobs by priority, then by arrival, then by name.
 
-Jobs during which the service died go behind all others, and not before the service has lived for a while.
+Jobs during which the service died run after all others, and only after the service has run for a while.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ class Queued:
 
     job: JobDir
     standing: Standing = "settling"
-    """`settling`: somebody may still write to its files. `held`: until `retry_at`, or the next start."""
+    """`settling`: a process may still write to its files. `held`: until `retry_at`, or the next start."""
     priority: int = 0
-    """From the sidecar; known once it is settled."""
+    """From the sidecar; known once the job is settled."""
     reason: str = ""
-    """Why it does not run, in words."""
+    """Why it does not run."""
     retry_at: float | None = None
-    """Monotonic time from which a held job may be tried again; None: at the next start."""
+    """Monotonic time from which a held job may run again; None: at the next start."""
     record: RunRecord = field(default_factory=RunRecord)
     """Whether the service died while the job ran."""
     not_before: float = 0.0
     """Monotonic time from which a ready job may run."""
     after_deaths: str = ""
-    """Why it waits or is held since the service died, in words; empty if it did not."""
+    """Why it waits or is held after crashes of the service; empty if it did not crash."""
 
     @property
     def turn(self) -> tuple[int, int, float, str]:
-        """What it is sorted by."""
+        """The sort key."""
         return (self.record.deaths + self.record.kills, -self.priority, self.job.arrived, self.job.name)
 
 
 class JobQueue:
-    """Everything in processing/, in order."""
+    """All jobs in processing/."""
 
     def __init__(self) -> None:
         self._items: dict[str, Queued] = {}
         self.changed = asyncio.Event()
-        """Set whenever something may have become ready; whoever waits clears it."""
+        """Set whenever a job may have become ready; the waiting task clears it."""
 
     def __len__(self) -> int:
         return len(self._items)
 
     def add(self, job: JobDir) -> Queued:
-        """Take a claimed job in."""
+        """Add a claimed job."""
         item = Queued(job)
         self._items[job.name] = item
         self.changed.set()
         return item
 
     def settled(self, item: Queued, priority: int) -> None:
-        """Its content is frozen: it may run, unless it is held for the deaths of the service."""
+        """Mark a job as settled: it may run, unless it is held after crashes of the service."""
         item.standing = "held" if item.record.held else "ready"
         item.priority, item.reason, item.retry_at = priority, item.after_deaths, None
         self.changed.set()
@@ -73,51 +73,51 @@ class JobQueue:
         self.changed.set()
 
     def release_due(self, now: float) -> None:
-        """Let held jobs whose time has come run again."""
+        """Let held jobs run again whose `retry_at` has passed."""
         for item in self._items.values():
             if item.standing == "held" and item.retry_at is not None and item.retry_at <= now:
                 self.settled(item, item.priority)
 
     def jobs(self) -> list[Queued]:
-        """All of them."""
+        """All jobs."""
         return list(self._items.values())
 
     def ready(self) -> list[Queued]:
-        """Jobs that run as soon as it is their turn."""
+        """Jobs that can run."""
         return [item for item in self._items.values() if item.standing == "ready"]
 
     def next(self, now: float) -> Queued | None:
-        """Whose turn it is at this monotonic time; None if nobody's."""
+        """The job to run at this monotonic time, or None."""
         due = [item for item in self.ready() if item.not_before <= now]
         return min(due, key=lambda item: item.turn, default=None)
 
     def next_at(self) -> float | None:
-        """Monotonic time from which the first of the ready jobs may run; None if there is none."""
+        """Monotonic time from which the first ready job may run, or None."""
         return min((item.not_before for item in self.ready()), default=None)
 
     def remove(self, item: Queued) -> None:
-        """It left processing/."""
+        """Remove a job that has left processing/."""
         self._items.pop(item.job.name, None)
         self.changed.set()
 
     def settling(self) -> list[Queued]:
-        """Jobs to ask about once more."""
+        """Jobs that are not settled yet."""
         return [item for item in self._items.values() if item.standing == "settling"]
 
     def in_line(self) -> list[Queued]:
-        """All that wait, in the order of their turns; the running one is not among them."""
+        """All waiting jobs in order, without the running job."""
         waiting = [item for item in self._items.values() if item.standing != "running"]
         return sorted(waiting, key=lambda item: item.turn)
 
     def busy(self) -> bool:
-        """Whether anything runs, or will without anybody's help."""
+        """Whether a job runs, or will run without action by a user."""
         return any(
             item.standing in ("settling", "ready", "running") or item.retry_at is not None
             for item in self._items.values()
         )
 
     def find(self, target: str) -> list[Queued]:
-        """The jobs that a command means: a job's name, a dropped file's name or its stem."""
+        """The jobs that match a job's name, an uploaded file's name or its stem."""
         return [
             item
             for item in self._items.values()

@@ -1,4 +1,4 @@
-"""Publishing a job in failed/ from outside its execution: refused uploads and cancelled jobs."""
+"""Publishes rejected uploads and cancelled jobs in failed/."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ async def reject(state: ServiceState, executor: Executor, item: Queued, error: J
     """Publish the job in failed/ for this reason.
 
     Returns:
-        Whether it is there. If the disk does not let us, or this version cannot read the job's ledger,
+        Whether it is published. If the disk reports an error, or this version cannot read the job's ledger,
         the job is held in processing/ until the next start.
     """
-    item.standing = "held"  # from here on nobody else takes it
+    item.standing = "held"  # from now on no other task takes it
     try:
         ended = await executor.reject(item.job, error)
     except LedgerVersion as trouble:

@@ -1,4 +1,4 @@
-"""The task that writes status/: the service at a glance, and how each dropped name fares."""
+"""Writes the status of the service and of each drop to status/."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _AT_LEAST_S = 30.0
 
 
 class Reporting:
-    """Writes the status files every two seconds, at once when something happens, and only what changed."""
+    """Writes changed status files every two seconds, and at once when the state changes."""
 
     def __init__(self, spool: Spool, state: ServiceState, clock: Clock) -> None:
         self._spool = spool
@@ -59,7 +59,7 @@ class Reporting:
                     await self._state.changed.wait()
 
     async def write(self) -> None:
-        """Bring the files up to date now."""
+        """Update the files now."""
         service = service_payload(
             self._state, version=__version__, pid=os.getpid(), started_at=self._started_at
         )
@@ -88,7 +88,7 @@ class Reporting:
             self._board.write(payload["name"], payload)
         finished = {payload["name"] for payload in ended}
         for name in self._drops.keys() - drops.keys() - finished:
-            if self._drops[name]["job"] is None:  # it was in incoming/ and its owner took it away
+            if self._drops[name]["job"] is None:  # the owner removed it from incoming/
                 self._board.forget(name)
         for name, drop in drops.items():
             self._board.write(name, drop)
@@ -99,7 +99,7 @@ class Reporting:
             self._service, self._written_at = service, now
 
     def _forget_stale(self) -> None:
-        """What an earlier run said about names in incoming/; the first look says it anew where it holds."""
+        """Remove the status of names in incoming/ from an earlier run; the first scan writes it again."""
         for path in self._spool.status.glob("*.json"):
             if path.name == SERVICE_JSON:
                 continue

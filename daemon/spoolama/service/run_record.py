@@ -1,9 +1,9 @@
-"""The run record: a file in a job's directory that says whether it runs, and whether the service died of it.
+"""Defines the run record of a job, which shows after a crash whether the job was running.
 
-The service marks a run in it before the job starts and takes the mark away when the run ends. A mark that is
-there at the next start says that the service died while the job ran, by whatever: an exception in any task, a
-signal, the OOM killer. A death counts for the job if the job had no progress since the death before. After a
-reboot no death counts. Pure functions here decide what follows from the counts; `deaths.py` acts on it.
+The service marks the job as running before it starts and removes the mark when the run ends. A mark at the
+next start means that the service died while the job ran: by an exception in any task, a signal, or the OOM
+killer. A death counts for the job if the job made no progress since the previous death. After a reboot no
+death counts. The functions here decide what follows from the counts; `deaths.py` applies the decision.
 """
 
 from __future__ import annotations
@@ -41,65 +41,65 @@ __all__ = [
 RECORD_FILE: Final = "run.json"
 
 MAX_DEATHS: Final = 3
-"""A job is held when the service crashed this often while it ran, without progress in between."""
+"""A job is held after this number of crashes during its runs without progress in between."""
 MAX_KILLS: Final = 20
-"""The same for a SIGKILL that left no trace of a crash: mostly an administrator's."""
+"""The same for SIGKILLs without a trace of a crash, which mostly come from an administrator."""
 
 PROBATION_S: float = 5.0
-"""Seconds that the service must have lived before it starts a job during which it died once."""
+"""Seconds that the service must run before it starts a job during which it died once."""
 PROBATION_FACTOR: float = 3.0
-"""Each further death makes that time longer by this."""
+"""Each further death multiplies that time by this factor."""
 MAX_PROBATION_S: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What is known of the runs of one job."""
+    """The record of the runs of one job."""
 
     boot: str = ""
     """The boot id of the machine when the last run began."""
     running: bool = False
-    """A run is in progress. True at the start of the service: the service died during it."""
+    """A run is in progress. If True at the start of the service, the service died during the run."""
     deaths: int = 0
     """Crashes of the service while this job ran, without progress in between."""
     first_death_at: float | None = None
-    """Time of the first of them, seconds since the epoch."""
+    """Time of the first death, seconds since the epoch."""
     best: JobProgress = field(default_factory=JobProgress)
     """The best progress that a start of the service found."""
     error: str | None = None
-    """The exception that ended the last run, where it was one of Python."""
+    """The Python exception that ended the last run, if any."""
     other_finished: bool = False
-    """Another job was finished since `first_death_at`, so the service works without this one."""
+    """Another job has finished since `first_death_at`, so the service works without this job."""
     held: bool = False
     """The job does not run until it is released."""
     kills: int = 0
-    """As `deaths`, for a SIGKILL that left no trace of a crash."""
+    """Like `deaths`, for SIGKILLs without a trace of a crash."""
 
 
-# --- what happens to it ----------------------------------------------------------------------------------
+# --- events ----------------------------------------------------------------------------------------------
 
 
 def begun(record: RunRecord, boot: str) -> RunRecord:
-    """A run begins."""
+    """The record when a run starts."""
     return replace(record, boot=boot, running=True, error=None)
 
 
 def ended(record: RunRecord) -> RunRecord:
-    """A run ended, and the service lives."""
+    """The record when a run has ended without a crash."""
     return replace(record, running=False)
 
 
 def restarted(
     record: RunRecord, progress: JobProgress, boot: str, now: float, *, killed: bool = False
 ) -> RunRecord:
-    """The service starts anew.
+    """The record after a start of the service.
 
     Args:
-        record: As the life before left it.
-        progress: What the job's ledger says.
-        boot: The machine's boot id now; another one in the record says that the machine went down.
+        record: The record from the previous process.
+        progress: The progress in the job's ledger.
+        boot: The machine's current boot id; a different one in the record means that the machine rebooted.
         now: Seconds since the epoch.
-        killed: Whether the service was killed from outside, as far as is known.
+        killed: Whether the service was killed from outside, as far as known.
     """
     died = record.running and record.boot == boot
     moved = progress.beyond(record.best)
@@ -117,26 +117,27 @@ def restarted(
 
 
 def cleared(record: RunRecord) -> RunRecord:
-    """No death counts any more: the job moved on, or the service died without it as well."""
+    """The record without deaths: the job made progress, or the service also died without it."""
     return replace(record, deaths=0, kills=0, first_death_at=None, error=None, other_finished=False)
 
 
 def released(record: RunRecord) -> RunRecord:
-    """A user lets a held job run again, as if the service had never died of it."""
+    """The record after a user released the job."""
     return replace(cleared(record), held=False)
 
 
-# --- what follows from it --------------------------------------------------------------------------------
+# --- decisions -------------------------------------------------------------------------------------------
 
 
 def must_hold(record: RunRecord, others: Iterable[RunRecord]) -> bool:
-    """Whether the deaths are this job's fault.
+    """Whether to hold the job because it causes the deaths.
 
-    They are if other jobs were finished meanwhile, or if no other job died. Where several jobs die alike, and
-    none is finished, the service, the driver or the machine is at fault, and holding jobs would not help.
+    It does if other jobs finished meanwhile, or if the service died during no other job. If it died during
+    several jobs and none finished, the cause is the service, the driver or the machine, and holding jobs
+    would not help.
 
     Args:
-        record: The job in question.
+        record: The job.
         others: All other jobs in processing/.
     """
     if record.held or (record.deaths < MAX_DEATHS and record.kills < MAX_KILLS):
@@ -145,18 +146,18 @@ def must_hold(record: RunRecord, others: Iterable[RunRecord]) -> bool:
 
 
 def _unexplained(record: RunRecord) -> bool:
-    """Whether its deaths may have a cause outside: not those of a job that was held while others finished."""
+    """Whether the deaths may have another cause: false for a job that was held while others finished."""
     return record.deaths > 0 and not (record.held and record.other_finished)
 
 
 def probation_s(deaths: int) -> float:
-    """Seconds that the service must have lived before it starts a job with this number of deaths."""
+    """Seconds that the service must run before it starts a job with this number of deaths."""
     if deaths == 0:
         return 0.0
     return min(MAX_PROBATION_S, PROBATION_S * PROBATION_FACTOR ** min(deaths - 1, 20))
 
 
-# --- in words --------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------
 
 
 def held_reason(record: RunRecord, job: JobDir) -> str:
@@ -171,8 +172,8 @@ def delay_reason(record: RunRecord, others: Iterable[RunRecord], until: str) -> 
     alike = ""
     if record.deaths >= MAX_DEATHS and any(map(_unexplained, others)):
         alike = (
-            " It died while other jobs ran as well, which points to the service, the driver or the machine,"
-            " so no job is held."
+            " It also died while other jobs ran, so the cause is probably the service, the driver or the"
+            " machine, and no job is held."
         )
     return f"{_died(record)}{alike} The job runs after the others, and not before {until}."
 
@@ -192,7 +193,7 @@ def _died(record: RunRecord) -> str:
 
 
 def read_record(job: JobDir) -> RunRecord:
-    """The job's record; a new one if there is none, or if it is damaged."""
+    """Read the job's record; returns a new one if it is missing or damaged."""
     try:
         body = json.loads((job.path / RECORD_FILE).read_bytes())
         best = body["best"]
@@ -215,7 +216,7 @@ def read_record(job: JobDir) -> RunRecord:
 
 
 def write_record(job: JobDir, record: RunRecord) -> None:
-    """Replace the record. Only a hold must outlast a power cut: no other death counts after one.
+    """Replace the record. Only a hold must survive a power failure: no death counts after a reboot.
 
     Raises:
         SpoolamaError: the disk is full or failed; the old record stays.
@@ -226,6 +227,6 @@ def write_record(job: JobDir, record: RunRecord) -> None:
 
 
 def forget_record(job: JobDir) -> None:
-    """Take the record away."""
+    """Remove the record."""
     with contextlib.suppress(OSError):
         (job.path / RECORD_FILE).unlink()

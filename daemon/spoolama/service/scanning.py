@@ -1,6 +1,6 @@
-"""The task that looks into incoming/: claims what is ready, settles what is claimed, carries out commands.
+"""Scans incoming/, claims ready drops, settles claimed jobs and executes commands.
 
-Events only wake it. It looks anyway when a quiet time ends and every `rescan_s`.
+Events only wake the task. It also scans when a quiet time ends, and every `rescan_s` seconds.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = ["Scanning", "rules_for"]
 _DEBOUNCE_S = 0.1
 _SETTLE_AGAIN_S = 1.0
 _PRIORITY_S = 10.0
-"""Longest time to wait for the priorities of jobs that have just come."""
+"""Maximum time in seconds to read the priorities of new jobs."""
 _READ_AT_ONCE = 2
-"""Sidecars that are read at once for their priorities: each may have 1 MB, and takes several times that."""
+"""Sidecars that are read at the same time: each may have 1 MB, and needs several times that in memory."""
 
 
 def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
-    """When a drop is taken. With `once` nothing more will come, so nothing is waited for but quiet."""
+    """The rules for claiming a drop. With `once` no more files are expected, so only `quiet_s` applies."""
     rules = ReadyRules(
         quiet_s=settings.quiet_s,
         openai_wait_s=settings.openai_wait_s,
@@ -51,17 +51,17 @@ def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
 
 
 class Scanning:
-    """Keeps the queue in line with incoming/.
+    """Updates the queue from incoming/.
 
     Args:
         spool: The spool.
-        state: What it finds goes here.
-        executor: Rejects what cannot become a job.
+        state: Receives the results.
+        executor: Rejects drops that cannot become a job.
         clock: Time.
         priority_of: A settled job's priority, from its sidecar.
         settings: The rules; `adopt` changes them.
         deaths: Releases held jobs.
-        once: Whether to work off what is there and end.
+        once: Process the present files, then exit.
     """
 
     def __init__(
@@ -88,21 +88,21 @@ class Scanning:
         self._warned_of_more = False
         self._commands = Commands(spool, state, executor, deaths)
         self.worked_off = asyncio.Event()
-        """`once`: set when there is nothing left to do."""
+        """With `once`: set when all files are processed."""
         self.adopt(settings)
 
     def adopt(self, settings: Settings) -> None:
-        """Follow these settings from the next look on."""
+        """Use these settings from the next scan on."""
         self._rescan_s = settings.rescan_s
         self._scanner = Scanner(self._spool, rules_for(settings, once=self._once), self._clock)
         self._wake.set()
 
     def wake(self) -> None:
-        """Have it look soon."""
+        """Request a scan soon."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Look again and again until cancelled."""
+        """Scan repeatedly until cancelled."""
         loop = asyncio.get_running_loop()
 
         def wake_from_thread() -> None:
@@ -111,7 +111,7 @@ class Scanning:
         wakeups = Wakeups(self._spool.incoming, wake_from_thread)
         pulse = self._state.pulses["scanner"]
         try:
-            await asyncio.to_thread(wakeups.start)  # the watch first, then the look: nothing falls between
+            await asyncio.to_thread(wakeups.start)  # watch before the first scan, so that no file is missed
             while True:
                 self._wake.clear()
                 await self._watched(wakeups)
@@ -122,7 +122,7 @@ class Scanning:
             wakeups.stop()
 
     async def look(self) -> Look:
-        """One look, and everything that follows from it."""
+        """Scan once, and process the result."""
         look = await asyncio.to_thread(self._scanner.look)
         stuck = await self._claim_all(look)
         await self._settle_all()
@@ -136,16 +136,16 @@ class Scanning:
         return look
 
     async def _settle_all(self) -> None:
-        """Let claimed jobs run whose files are frozen, all at once: the first to run is the most urgent."""
+        """Release settled jobs together, so that the one with the highest priority runs first."""
         settled = [item for item in self._state.queue.settling() if await self._is_settled(item)]
         priorities = await asyncio.gather(*(self._priority(item) for item in settled))
         for item, priority in zip(settled, priorities, strict=True):
-            if item.standing == "settling":  # a command may have come meanwhile
+            if item.standing == "settling":  # a command may have changed it meanwhile
                 ready_to_run(self._state.queue, item, priority)
                 self._state.changed.set()
 
     async def _priority(self, item: Queued) -> int:
-        """The job's priority; 0 where its sidecar takes long to read, since other drops wait."""
+        """The job's priority; 0 if its sidecar takes too long to read, because other drops wait."""
         try:
             async with asyncio.timeout(_PRIORITY_S), self._reading:
                 return await self._priority_of(item.job)
@@ -153,7 +153,7 @@ class Scanning:
             return 0
 
     async def _is_settled(self, item: Queued) -> bool:
-        """Whether a claimed job's files are frozen, so that it may run."""
+        """Whether a claimed job is settled, so that it may run."""
         try:
             verdict = await asyncio.to_thread(settle, item.job)
         except (SpoolError, OSError) as error:
@@ -174,7 +174,7 @@ class Scanning:
         return False
 
     async def _claim_all(self, look: Look) -> list[Held]:
-        """Claim what is ready; what could not be claimed, and why. One drop's trouble is not the others'."""
+        """Claim the ready drops; returns those that cannot be claimed. A failure does not affect others."""
         stuck = []
         for drop in look.ready:
             try:
@@ -206,7 +206,7 @@ class Scanning:
         return wait
 
     async def _pause(self, seconds: float) -> None:
-        """Wait that long or for an event; then a moment more, since events come in bursts."""
+        """Wait for this time or for an event; then a little longer, because events come in bursts."""
         woken = asyncio.ensure_future(self._wake.wait())
         slept = asyncio.ensure_future(self._clock.sleep(seconds))
         try:
@@ -219,7 +219,7 @@ class Scanning:
             await self._clock.sleep(_DEBOUNCE_S)
 
     def _tell_held(self, look: Look, stuck: list[Held]) -> None:
-        """Warn once of each name and reason, and show them; of those beyond `MOST_HELD` only the number."""
+        """Warn once about each name and reason, and show them; beyond `MOST_HELD` only their number."""
         state = self._state
         everything = [*look.held, *stuck]
         found, beyond = everything[:MOST_HELD], everything[MOST_HELD:]
@@ -238,7 +238,10 @@ class Scanning:
 
 
 def ready_to_run(queue: JobQueue, item: Queued, priority: int) -> None:
-    """A settled job takes its place; one that was paused stays so."""
+    """Mark a job as settled; a paused job stays paused."""
     queue.settled(item, priority)
     if is_paused(item.job):
-        item.standing, item.reason = "paused", f"Paused. Drop {item.job.name}.resume into incoming/ to go on."
+        item.standing, item.reason = (
+            "paused",
+            f"Paused. To continue, put {item.job.name}.resume into incoming/.",
+        )

@@ -1,6 +1,7 @@
-"""The service's settings: one annotated YAML file, each key overridable by the environment.
+"""Defines the service's settings and reads them from a YAML file and from the environment.
 
-A key `a: {b: …}` is overridden by `SPOOLAMA_A__B`. `config/spoolama.yaml` lists every key with its default.
+The variable `SPOOLAMA_A__B` overrides the key `a: {b: …}`. `config/spoolama.yaml` lists every key with its
+default.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class _Section(BaseModel):
 
 
 class BackendSection(_Section):
-    """Who answers."""
+    """The model server."""
 
     kind: Literal["ollama", "embedded", "openai"] = Field("ollama", description="The kind of model server.")
     url: str | None = Field(
@@ -71,10 +72,10 @@ class BackendSection(_Section):
     )
     api_key_file: FilePath | None = Field(
         None,
-        description="File whose first line is the bearer token (LoadCredential= can provide it).",
+        description="A file whose first line is the bearer token. LoadCredential= can provide it.",
     )
     shared: bool = Field(
-        False, description="Others use this server's models too: never release them when the queue is empty."
+        False, description="Other programs use this server's models too, so never release them."
     )
     threads: int | None = Field(None, ge=1, description="embedded: CPU threads. Default: all cores.")
     cache_dir: FilePath | None = Field(
@@ -83,31 +84,31 @@ class BackendSection(_Section):
 
     @property
     def address(self) -> str | None:
-        """Where the server is; None for embedded, which has no address."""
+        """The server's address; None for embedded, which has no address."""
         if self.kind == "embedded":
             return None
         return self.url or (OLLAMA_URL if self.kind == "ollama" else None)
 
 
 class VramSection(_Section):
-    """When memory counts as tense. A number up to 1 is a share of the whole, above it GB (2^30 bytes)."""
+    """Limits of memory pressure. A number up to 1 is a share of the total, above that GB (2^30 bytes)."""
 
     high: Mark = Field(
-        0.875, description="From here on nothing is loaded or enlarged, and idle models are released."
+        0.875, description="From here on no model is loaded or enlarged, and idle models are released."
     )
     critical: Mark = Field(
-        0.9375, description="From here on no rows are sent, and the model is released until there is room."
+        0.9375, description="From here on no rows are sent, and the model is released until memory is free."
     )
     keep_free_gb: float = Field(
         0.5,
         ge=0,
         allow_inf_nan=False,
-        description="GB that stay free of everybody's use: critical comes before.",
+        description="GB that all processes together must leave free; critical begins below that.",
     )
-    host_high: Share = Field(0.9, description="The same of this machine's memory: a share in use.")
-    host_critical: Share = Field(0.95, description="Likewise.")
+    host_high: Share = Field(0.9, description="`high` for this machine's memory, as a share in use.")
+    host_critical: Share = Field(0.95, description="`critical` for this machine's memory, as a share in use.")
     cards: list[int] = Field(
-        default_factory=list, description="NVML's numbers of the GPUs that count. Default: all of them."
+        default_factory=list, description="NVML indexes of the GPUs to watch. Default: all."
     )
 
     @model_validator(mode="after")
@@ -120,85 +121,85 @@ class VramSection(_Section):
 
     @property
     def marks(self) -> Marks:
-        """Of cards."""
+        """The limits of cards."""
         return Marks(self.high, self.critical, self.keep_free_gb)
 
     @property
     def host_marks(self) -> Marks:
-        """Of this machine's memory."""
+        """The limits of this machine's memory."""
         return Marks(self.host_high, self.host_critical, 0.0)
 
 
 class LogSection(_Section):
-    """What is logged."""
+    """Logging."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that is logged. Row content appears at debug only."
+        "info", description="Lowest level that is logged. Row content is logged only at level debug."
     )
 
 
 class KeepSection(_Section):
-    """How long results stay. By default for ever."""
+    """How long results are kept. By default forever."""
 
-    done_days: Days | None = Field(None, description="Remove jobs from done/ so many days after publishing.")
+    done_days: Days | None = Field(None, description="Days until a published job is removed from done/.")
     failed_days: Days | None = Field(None, description="The same for failed/.")
 
 
 class Settings(_Section):
-    """Everything an administrator can set. Every default is what the service does without a file."""
+    """All settings. The defaults apply if there is no file."""
 
     spool: FilePath = Field(
-        Path("/var/spool/spoolama"), description="The spool directory, all of it on one file system."
+        Path("/var/spool/spoolama"), description="The spool directory; must be on one file system."
     )
-    backend: BackendSection = Field(default_factory=BackendSection, description="Who answers.")
+    backend: BackendSection = Field(default_factory=BackendSection, description="The model server.")
     lanes: int = Field(
-        1, ge=1, le=256, description="Requests at once; must match the server's OLLAMA_NUM_PARALLEL."
+        1, ge=1, le=256, description="Parallel requests; must match the server's OLLAMA_NUM_PARALLEL."
     )
     quiet_s: Seconds = Field(
-        2.0, description="Seconds a dropped file must be unchanged before it is taken (by ctime)."
+        2.0, description="Seconds that a file must be unchanged (by ctime) before it is claimed."
     )
     rescan_s: float = Field(
-        10.0, gt=0, le=3600, description="Seconds between two scans of incoming/ when no event asks for one."
+        10.0, gt=0, le=3600, description="Seconds between two scans of incoming/ when no event starts one."
     )
     openai_wait_s: Seconds = Field(
-        10.0, description="Seconds an OpenAI batch file waits for a sidecar that may still come."
+        10.0, description="Seconds that an OpenAI batch file waits for an optional sidecar."
     )
     lonely_after_s: Seconds = Field(
-        600.0, description="Seconds after which data without a sidecar, or the reverse, is warned about."
+        600.0, description="Seconds until data without a sidecar, or the reverse, causes a warning."
     )
     max_bytes: int = Field(
-        10_000_000_000, ge=1, description="Largest data file, in bytes as uploaded; larger ones are rejected."
+        10_000_000_000, ge=1, description="Largest data file, in bytes as uploaded; larger ones are held."
     )
     min_free_bytes: int = Field(
         500_000_000,
         ge=0,
-        description="Bytes to leave free on the spool's disk; with less, nothing is taken.",
+        description="Minimum free bytes on the disk of the spool; with less, no job is claimed.",
     )
     default_sidecar: FilePath | None = Field(
-        None, description="Sidecar for data files that bring none. Default: such files wait for theirs."
+        None, description="Sidecar for data files without one. Default: such files wait for a sidecar."
     )
     max_cell_bytes: int = Field(
         MAX_CELL_BYTES,
         ge=100,
         le=1_000_000,
-        description="Largest value of a row, in bytes; a larger one is that row's error. "
-        "A prompt that does not fit the job's window is so in any case.",
+        description="Largest value of a row, in bytes; a row with a larger one fails. "
+        "A prompt that does not fit the context window fails in any case.",
     )
     final_newline: Literal["require", "accept"] = Field(
         "require",
-        description="Whether data must end with a line end; without one it may be truncated.",
+        description="Whether data must end with a newline; without one it may be truncated.",
     )
     release_after_s: Seconds = Field(
-        300.0, description="Seconds of empty queue after which the models loaded here are released."
+        300.0, description="Seconds with an empty queue until the models loaded by the service are released."
     )
     drain_s: Seconds = Field(
-        60.0, description="Seconds that rows in flight get at stop; keep it below the unit's TimeoutStopSec."
+        60.0, description="Seconds for rows in flight to finish at stop; must be below TimeoutStopSec."
     )
     vram: VramSection = Field(
-        default_factory=VramSection, description="When memory counts as tense, and which GPUs count."
+        default_factory=VramSection, description="Limits of memory pressure, and the GPUs to watch."
     )
-    log: LogSection = Field(default_factory=LogSection, description="What is logged.")
-    keep: KeepSection = Field(default_factory=KeepSection, description="How long results stay.")
+    log: LogSection = Field(default_factory=LogSection, description="Logging.")
+    keep: KeepSection = Field(default_factory=KeepSection, description="How long results are kept.")
 
     @model_validator(mode="after")
     def _address_known(self) -> Settings:
@@ -208,7 +209,7 @@ class Settings(_Section):
 
 
 def variables() -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """Each environment variable: its name, the key it overrides, and the field."""
+    """Yield each environment variable: its name, the key it overrides, and the field."""
     yield from _variables(Settings, ())
 
 
@@ -226,11 +227,11 @@ def load_settings(path: Path | None, env: Mapping[str, str]) -> Settings:
     """Read the configuration: defaults, then the file, then the environment.
 
     Args:
-        path: The YAML file; None for the defaults alone. Relative paths in it are relative to its directory.
-        env: The environment. Unknown names that begin with SPOOLAMA_ are errors, as unknown keys are.
+        path: The YAML file; None: only defaults. Relative paths in it are relative to its directory.
+        env: The environment. Unknown names with the prefix SPOOLAMA_ are errors, like unknown keys.
 
     Raises:
-        ConfigError: with every problem found, each on its own line with file, line and key.
+        ConfigError: with all problems, each on its own line with file, line and key.
     """
     name = str(path) if path else "settings"
     tree = _read(path, name)
@@ -253,18 +254,18 @@ def _read(path: Path | None, name: str) -> Tree:
         with open_regular(path) as file:
             text = file.read()
     except FileNotFoundError:
-        raise ConfigError(f"{name}: no such file; `spoolama init` makes one") from None
+        raise ConfigError(f"{name}: no such file") from None
     except NotRegular as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}") from error
     if not any(line.strip() and not line.lstrip().startswith(b"#") for line in text.splitlines()):
-        return Tree({}, {}, [])  # nothing but comments: all defaults
+        return Tree({}, {}, [])  # only comments: all defaults
     return read_yaml(text, name)
 
 
 def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
-    """Put the environment's settings over the file's; return what is wrong with them."""
+    """Override the file's settings from the environment; returns the problems."""
     known = {variable: (path, info) for variable, path, info in variables()}
     problems = []
     for variable in sorted(env):
@@ -296,7 +297,7 @@ def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
 
 
 def _items(text: str | None) -> list[str]:
-    """`0,2`, as shells can say it, or `[0, 2]`, as YAML does."""
+    """Split a list that is written as `0,2` or as `[0, 2]`."""
     return [item.strip() for item in (text or "").strip().strip("[]").split(",") if item.strip()]
 
 
@@ -305,7 +306,7 @@ def _may_be_absent(annotation: Any) -> bool:
 
 
 def _anchored(settings: Settings, path: Path | None, env: Mapping[str, str]) -> Settings:
-    """Make paths absolute: the file's from its directory, the environment's from the working directory."""
+    """Make paths absolute: relative to the file's directory, or to the working directory for variables."""
     file_base = path.absolute().parent if path else Path.cwd()
 
     def anchor(value: Path | None, variable: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with the settings, said to the administrator: file, line, key, what to write."""
+"""Converts pydantic's errors in the settings to messages with file, line, key and remedy."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["meant", "problems_of"]
 
 
 def meant(word: str, known: Iterable[str]) -> str | None:
-    """`did you mean "spool"?`, where one of the known words is close."""
+    """Return `did you mean "spool"?` if one of the known words is similar."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else None
 
 
 def problems_of(error: ValidationError, *, file: str, tree: Tree, model: type[BaseModel]) -> list[Problem]:
-    """Every problem, in the order of the file.
+    """All problems, in the order of the file.
 
     Args:
-        error: What validation raised.
-        file: The file's name as the person knows it.
-        tree: The file.
-        model: The model it was checked against, for suggestions.
+        error: The error of the validation.
+        file: The file's name for messages.
+        tree: The parsed file.
+        model: The model of the validation, for suggestions.
     """
     problems = []
     for found in error.errors():

@@ -1,8 +1,8 @@
-"""Signals as events of the loop: stop (TERM, INT) and reload (HUP).
+"""Handles the signals SIGTERM and SIGINT (stop) and SIGHUP (reload) in the event loop.
 
 asyncio runs these handlers between two steps of the loop, so a blocked loop delays them.
-Therefore the first stop signal gives TERM and INT back to the kernel: a second one ends the process at once,
-whatever the loop does. Everything on disk survives that, as it survives a power cut.
+Therefore the first stop signal restores the default handlers of TERM and INT: a second one ends the process
+at once, even if the loop is blocked. The files on disk survive that like a power failure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def listening(on_stop: Callable[[str], None], on_reload: Callable[[], None]) -> Iterator[None]:
-    """Call back in the running loop's thread when a signal comes; the old handlers return at the end.
+    """Call back in the running loop's thread on a signal; restores the old handlers at the end.
 
     Args:
         on_stop: Called once, with the signal's name.

@@ -1,4 +1,4 @@
-"""What the service knows about itself at one moment; its tasks write it, status and watchdog read it."""
+"""Holds the state of the service, which its tasks write and which status and watchdog read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Running:
     item: Queued
     progress: Progress
     stop: StopSignal
-    """Stops this job alone."""
+    """Stops only this job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +42,20 @@ class EndedJob:
 
 @dataclass
 class ServerState:
-    """The model server, as last seen."""
+    """The last known state of the model server."""
 
     kind: str
     address: str
     version: str | None = None
     away: str | None = None
-    """Why it does not answer; None if it does or was not asked yet."""
+    """Why it does not answer; None if it does or was not probed yet."""
     away_since: float | None = None
-    """Monotonic."""
+    """Monotonic time since which it does not answer."""
 
 
 @dataclass
 class ServiceState:
-    """The whole service at a glance."""
+    """The state of the whole service."""
 
     clock: Clock
     server: ServerState
@@ -63,30 +63,30 @@ class ServiceState:
     phase: Literal["starting", "working", "stopping", "stopped"] = "starting"
     running: Running | None = None
     held: list[Held] = field(default_factory=list)
-    """What stays in incoming/, and why; beyond `MOST_HELD` names they are only counted."""
+    """Held files in incoming/ with the reason; at most `MOST_HELD`, further ones are only counted."""
     more_held: int = 0
-    """Files that are held beyond these."""
+    """Number of further held files."""
     more_arriving: int = 0
-    """Files that arrive, or wait for their other half, beyond these."""
+    """Number of further files that are being uploaded, or wait for their data file or sidecar."""
     unwatched: str | None = None
-    """Why incoming/ brings no events; None if it does."""
+    """Why incoming/ cannot be watched for events; None if it is watched."""
     ended: deque[EndedJob] = field(default_factory=lambda: deque(maxlen=20))
-    """Latest last."""
+    """The last ended jobs, oldest first."""
     ended_count: int = 0
-    """All that ended since the start."""
+    """Number of jobs that ended since the start."""
     unwritten: list[EndedJob] = field(default_factory=list)
-    """Ended jobs whose status file does not say so yet."""
+    """Ended jobs whose status file is not written yet."""
     idle_since: float = 0.0
     """Monotonic time of the last job's end."""
     memory: MemoryWatchdog | None = None
-    """What watches memory; None: nobody does."""
+    """The memory watchdog; None: no watchdog."""
     pulses: dict[str, Pulse] = field(default_factory=dict)
-    """Who must show signs of life, by name."""
+    """The pulses that the watchdog checks, by task name."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set to have the status written at once."""
+    """Set to write the status at once."""
 
     def end(self, job: JobDir, ended: Ended, progress: Progress | None) -> None:
-        """Note that a job was published."""
+        """Record that a job was published."""
         done = EndedJob(job, ended, self.clock.time(), progress)
         self.ended.append(done)
         self.ended_count += 1
@@ -94,5 +94,5 @@ class ServiceState:
         self.changed.set()
 
     def silent(self) -> list[str]:
-        """Whoever gives no sign of life."""
+        """Names of the tasks whose pulse has stopped."""
         return [name for name, pulse in self.pulses.items() if not pulse.alive()]

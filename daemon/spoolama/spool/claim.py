@@ -1,6 +1,6 @@
-"""Claiming: a drop becomes a job in processing/, out of its uploader's reach.
+"""Claims a drop: moves it from incoming/ into a job directory in processing/.
 
-The order is what makes a crash at any point harmless; `states.py` has the table.
+The order of the steps makes a crash at any point harmless; `states.py` has the table.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TRIES = 20
 
 @dataclass(frozen=True)
 class JobDir:
-    """A claimed job: its directory in processing/ and what lies in it."""
+    """A claimed job: its directory in processing/ and the files in it."""
 
     path: Path
     """processing/JOB."""
@@ -37,24 +37,24 @@ class JobDir:
     data: Path
     """The data file, under its own name."""
     sidecar: Path | None
-    """The sidecar, under its own name; None if the drop brought none and needs none."""
+    """The sidecar, under its own name; None if the drop has none and needs none."""
     dropped_as: str
-    """The data file's name as it lay in incoming."""
+    """The data file's name in incoming."""
     claimed_at: float
     """Seconds since the epoch."""
     arrived: float
-    """When the drop was complete in incoming, seconds since the epoch: first come, first served."""
+    """When the drop was complete in incoming, seconds since the epoch. Jobs run in this order."""
     default_sidecar: str | None = None
     """Where the sidecar was copied from, if it is the administrator's default."""
 
     @property
     def ledger(self) -> Path:
-        """The job's ledger; its presence says that the content is known and frozen."""
+        """The job's ledger. It exists only once the content is known and frozen."""
         return self.path / LEDGER
 
     @property
     def out(self) -> Path:
-        """What will be published; made by `publish.open_out`."""
+        """The directory that will be published; `publish.open_out` creates it."""
         return self.path / OUT
 
 
@@ -71,16 +71,16 @@ def claim(
     token: Callable[[], str] = random_token,
     disk: Disk = DISK,
 ) -> JobDir:
-    """Take a drop out of incoming.
+    """Move a drop from incoming into a new job directory.
 
     Args:
         drop: As the scanner found it.
-        token: Gives random characters for the job's name.
+        token: Returns random characters for the job's name.
 
     Raises:
-        DropGone: its uploader took it back meanwhile; everything is as before.
-        DiskFull: no room for the claim; everything is as before.
-        ConfigError: the default sidecar cannot be read; everything is as before.
+        DropGone: the uploader removed it meanwhile; nothing has changed.
+        DiskFull: no space for the claim; nothing has changed.
+        ConfigError: the default sidecar cannot be read; nothing has changed.
     """
     default = None if drop.default_sidecar is None else _read_default(drop.default_sidecar)
     with in_words(f"claiming {readable(drop.data)}"):
@@ -105,20 +105,20 @@ def claim(
                 undone = unclaim(spool, job, disk=disk)
             if undone:
                 raise
-            # Its uploader dropped the same name again in this very moment, so the old file could not go back.
-            # It stays a job of its own; without its sidecar, if that was what was missing.
+            # The uploader has uploaded the same name again meanwhile, so the old file cannot go back.
+            # It stays a job of its own, without its sidecar if that is the missing file.
     return read_job(job)
 
 
 def read_job(path: Path) -> JobDir:
-    """A job directory as its claim says; the sidecar is None where it does not lie there.
+    """Read a job directory by its claim; the sidecar is None if it is not in the directory.
 
     Raises:
-        SpoolError: this is no job's directory, or its claim is damaged.
+        SpoolError: this is not a job directory, or its claim is damaged.
     """
     note = read_claim(path)
     if note is None:
-        raise SpoolError(f"{path} has no {CLAIM_FILE}, so it is no job's directory.")
+        raise SpoolError(f"{path} has no {CLAIM_FILE}, so it is not a job directory.")
     sidecar = None if note.sidecar is None else path / note.sidecar
     return JobDir(
         path=path,
@@ -133,10 +133,10 @@ def read_job(path: Path) -> JobDir:
 
 
 def unclaim(spool: Spool, job: Path, *, disk: Disk = DISK) -> bool:
-    """Undo a claim that could not be completed: put back what moved, remove the directory.
+    """Undo an incomplete claim: move the files back and remove the directory.
 
     Returns:
-        True if the drop is as it was before. False if new files lie in incoming under its names;
+        True if the drop is as it was before. False if incoming has new files of the same names;
         then the job stays, and its claim names a sidecar only if it has one.
     """
     note = read_claim(job)
@@ -162,13 +162,13 @@ def unclaim(spool: Spool, job: Path, *, disk: Disk = DISK) -> bool:
 
 
 def _move(spool: Spool, job: Path, note: Claim, disk: Disk) -> None:
-    """Data first: a lone sidecar in processing says nothing about what it was for."""
+    """Move the data first: a sidecar alone in processing does not show which file it belongs to."""
     name = note.data
     try:
         for name in _uploads(note):
             disk.rename(spool.incoming / name, job / name)
     except FileNotFoundError as e:
-        raise DropGone(f"{readable(name)} was taken back by its uploader.") from e
+        raise DropGone(f"{readable(name)} was removed by its uploader.") from e
     disk.fsync_dir(job)
     disk.fsync_dir(spool.incoming)
 
@@ -183,7 +183,7 @@ def _make_directory(spool: Spool, drop: Drop, now: float, token: Callable[[], st
         except FileExistsError:
             continue
         return job
-    raise SpoolError(f"No free name for a job of {readable(drop.data)} in {_TRIES} tries.")
+    raise SpoolError(f"No free name for a job of {readable(drop.data)} in {_TRIES} attempts.")
 
 
 def _read_default(path: Path) -> bytes:
@@ -195,7 +195,7 @@ def _read_default(path: Path) -> bytes:
 
 
 def _uploads(note: Claim) -> tuple[str, ...]:
-    """What came from incoming: a default sidecar did not."""
+    """The files that came from incoming; a default sidecar is not one of them."""
     return note.files if note.default_sidecar is None else (note.data,)
 
 

@@ -1,4 +1,4 @@
-"""The hash of a file's content."""
+"""Computes the SHA-256 hash of a file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ __all__ = ["sha256_of"]
 
 
 def sha256_of(path: Path) -> str:
-    """A file's sha256 in hex, read in pieces."""
+    """The SHA-256 of a file in hex. Reads in chunks."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

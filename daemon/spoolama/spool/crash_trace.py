@@ -1,7 +1,7 @@
-"""The trace of a crash: what a fatal signal leaves behind, so that the next start knows that there was one.
+"""Writes a trace when a fatal signal ends the process, so that the next start detects the crash.
 
-A process that ends by SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT (systemd's watchdog sends that) writes the
-stacks of its threads into a file first. A process that somebody kills by SIGKILL writes nothing.
+A process that ends by SIGSEGV, SIGBUS, SIGFPE, SIGILL or SIGABRT (sent by systemd's watchdog) first writes
+the stacks of its threads to a file. A process that is killed by SIGKILL writes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _VMSTAT = Path("/proc/vmstat")
 
 
 def crash_trace(spool: Spool) -> str:
-    """What the last process on this spool wrote at its crash; empty if it did not crash."""
+    """The trace of the last process on this spool; empty if it did not crash."""
     try:
         with (spool.status / _FILE).open(encoding="utf-8", errors="replace") as file:
             return file.read(_MOST_CHARACTERS)
@@ -31,7 +31,7 @@ def crash_trace(spool: Spool) -> str:
 
 
 def oom_kills() -> int:
-    """Processes that the kernel ended for want of memory since it started; 0 where it does not count them."""
+    """Number of OOM kills since the machine booted; 0 if the kernel does not count them."""
     try:
         found = re.search(r"^oom_kill (\d+)$", _VMSTAT.read_text(encoding="ascii"), re.MULTILINE)
     except (OSError, ValueError):
@@ -41,12 +41,12 @@ def oom_kills() -> int:
 
 @contextlib.contextmanager
 def tracing_crashes(spool: Spool) -> Iterator[None]:
-    """Have a crash inside this block write its trace; a trace of an earlier one is removed."""
+    """Write a trace if the process crashes inside this block; removes the trace of an earlier crash."""
     before = faulthandler.is_enabled()
     path = spool.status / _FILE
     try:
         file = path.open("wb")
-    except OSError:  # nothing here may hinder the start
+    except OSError:  # a failure here must not prevent the start
         yield
         return
     with file:

@@ -1,11 +1,11 @@
-"""The few system calls that change the spool, and what makes a change last.
+"""Wraps the system calls that change the spool, and writes files that survive a power failure.
 
-A new file lasts through a power cut only after: write, fsync, close, rename to its name, fsync of the
-directory. Without the first fsync the file may come back empty, without the second under its temporary name.
-A directory entry that moved lasts after an fsync of both directories.
+A new file survives a power failure only after write, fsync, close, rename to its name, and fsync of the
+directory. Without the first fsync the file may be empty, without the second it may have its temporary name.
+A renamed directory entry survives after fsync of both directories.
 
-Every change of the spool goes through a `Disk`, one method for each system call, so that a test can stop
-the world between any two of them.
+Every change of the spool goes through a `Disk`, which has one method for each system call, so that a test
+can stop between any two of them.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ __all__ = [
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
-# What a kernel or a file system without renameat2's flag answers.
+# The errors of a kernel or a file system that does not support the flag of renameat2.
 _NO_SUCH_FLAG = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 
 
 class Disk:
-    """The system calls that change the spool. Each method is one of them."""
+    """The system calls that change the spool, one method each."""
 
     def mkdir(self, path: Path, mode: int) -> None:
-        """Make a directory; FileExistsError if the name is taken. The umask applies to the mode."""
+        """Create a directory; FileExistsError if the name exists. The umask applies to the mode."""
         path.mkdir(mode)
 
     def create(self, path: Path, mode: int) -> int:
-        """Make a new file and return its descriptor; FileExistsError if the name is taken."""
+        """Create a file and return its descriptor; FileExistsError if the name exists."""
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600)
         os.fchmod(fd, mode)
         return fd
 
     def write(self, fd: int, data: bytes) -> None:
-        """Write everything, however many calls the kernel makes of it."""
+        """Write all bytes, in as many calls as the kernel needs."""
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(fd, rest) :]
@@ -63,7 +63,7 @@ class Disk:
         os.fsync(fd)
 
     def close(self, fd: int) -> None:
-        """Close, and raise what the file system kept back until now."""
+        """Close, and raise errors that the file system reports only now."""
         os.close(fd)
 
     def fsync_dir(self, path: Path) -> None:
@@ -75,27 +75,27 @@ class Disk:
             os.close(fd)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Move; a file at the target is replaced. Only for names that belong to the service."""
+        """Move, and replace a file at the target. Only for names that belong to the service."""
         source.rename(target)
 
     def rename_new(self, source: Path, target: Path) -> None:
-        """Move, and raise FileExistsError rather than replace anything."""
+        """Move, or raise FileExistsError if the target exists."""
         answer = _renameat2(os.fsencode(source), os.fsencode(target))
         if answer == 0:
             return
         if answer not in _NO_SUCH_FLAG:
             raise OSError(answer, os.strerror(answer), str(source), None, str(target))
-        # Checked, then moved: not one call, but nobody else writes to the directories where this matters.
+        # Check and move are two calls here. No other process writes to the directories where this matters.
         if exists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
         source.rename(target)
 
     def link(self, source: Path, target: Path) -> None:
-        """Give a file a second name; FileExistsError if it is taken. Symbolic links are not followed."""
+        """Create a hard link; FileExistsError if the name exists. Does not follow symbolic links."""
         os.link(source, target, follow_symlinks=False)
 
     def unlink(self, path: Path) -> None:
-        """Take away a name."""
+        """Remove a name."""
         path.unlink()
 
     def rmdir(self, path: Path) -> None:
@@ -108,11 +108,11 @@ class Disk:
 
 
 DISK = Disk()
-"""The machine's own disk."""
+"""The real disk."""
 
 
 def _renameat2(source: bytes, target: bytes) -> int:
-    """Move without replacing; 0 or the errno. Python has no call for it."""
+    """Move without replacing; returns 0 or the errno. Python has no function for this."""
     libc = ctypes.CDLL(None, use_errno=True)
     call = getattr(libc, "renameat2", None)  # glibc 2.28 and later; musl has none
     if call is None:
@@ -123,34 +123,34 @@ def _renameat2(source: bytes, target: bytes) -> int:
 
 
 def exists(path: Path) -> bool:
-    """Whether anything has this name, a dangling link too."""
+    """Whether the name exists; also true for a dangling symbolic link."""
     return os.path.lexists(path)
 
 
 def is_temp(name: str) -> bool:
-    """Whether this is a name that `write_atomic` and `write_replace` use while they write."""
+    """Whether this is a temporary name of `write_atomic` or `write_replace`."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644, disk: Disk = DISK) -> None:
-    """Write a file so that after a power cut it is whole, or as it was before.
+    """Write a file so that after a power failure it has either the new or the old content.
 
     Raises:
-        DiskFull: no room; nothing changed.
-        DiskFailed: the disk did not keep it; nothing changed.
+        DiskFull: no space left; nothing changed.
+        DiskFailed: the disk reported an I/O error; nothing changed.
     """
     with in_words(f"writing {path.name}"):
         _write(path, data, mode, disk, durable=True)
 
 
 def write_replace(path: Path, data: bytes, *, mode: int = 0o644, disk: Disk = DISK) -> None:
-    """Write a file so that a reader sees the old or the new content whole. A power cut may lose both."""
+    """Write a file so that a reader sees the whole old or new content. A power failure may lose both."""
     with in_words(f"writing {path.name}"):
         _write(path, data, mode, disk, durable=False)
 
 
 def _write(path: Path, data: bytes, mode: int, disk: Disk, *, durable: bool) -> None:
-    # The temporary name does not grow from the target's, which may be as long as names can be.
+    # The temporary name does not contain the target's, which may have the maximum length.
     temp = path.with_name(f".{secrets.token_hex(6)}.tmp")
     fd = disk.create(temp, mode)
     try:
@@ -171,32 +171,34 @@ def _write(path: Path, data: bytes, mode: int, disk: Disk, *, durable: bool) -> 
 
 @contextlib.contextmanager
 def in_words(doing: str) -> Iterator[None]:
-    """Turn what a disk can say into errors that tell who must do what; other OSErrors pass as they are.
+    """Turn disk errors into errors with instructions for the administrator; other OSErrors pass unchanged.
 
     Args:
-        doing: What was being done, as in "publishing reviews-1".
+        doing: The operation, as in "publishing reviews-1".
     """
     try:
         yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
-                f"The spool's disk has no room left ({doing}). Nothing is lost. "
-                "Make room; it goes on by itself."
+                f"The disk of the spool is full ({doing}). Nothing is lost. "
+                "Free some space; the service then continues by itself."
             ) from e
         if e.errno == errno.EIO:
             raise DiskFailed(
-                f"The spool's disk did not keep what was written ({doing}: {e.strerror}). "
-                "Look at `journalctl -k` and at the disk before anything else."
+                f"The disk of the spool reported an I/O error ({doing}: {e.strerror}). "
+                "Check `journalctl -k` and the disk first."
             ) from e
         if e.errno == errno.EROFS:
-            raise SpoolError(f"The spool's disk is mounted read-only ({doing}). Mount it writable.") from e
+            raise SpoolError(
+                f"The disk of the spool is mounted read-only ({doing}). Mount it read-write."
+            ) from e
         if e.errno == errno.EXDEV:
             raise SpoolError(
-                f"A rename inside the spool would leave its file system ({doing}). "
-                "incoming, processing, done and failed must lie on one mount. Under systemd list their "
-                "parent once in ReadWritePaths= (or StateDirectory=): one by one they become bind mounts, "
-                "each of its own."
+                f"A rename inside the spool crosses a file system boundary ({doing}). "
+                "incoming, processing, done and failed must be on one mount. With systemd, list their "
+                "parent directory in ReadWritePaths= (or StateDirectory=): listed separately, each becomes "
+                "a bind mount of its own."
             ) from e
         raise
 
@@ -207,7 +209,7 @@ def names_in(path: Path) -> list[str]:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether this name is a plain file; a link to one is not."""
+    """Whether this is a regular file; a symbolic link is not."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What stays in incoming, and what its owner is told about it. Nothing held is ever deleted or moved."""
+"""Explains why a file stays in incoming/. A held file is never deleted or moved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from spoolama.spool.names import DATA_ENDINGS, control_of, cut, data_name, reada
 __all__ = ["MOST_HELD", "Held", "Note"]
 
 MOST_HELD = 1000
-"""Names that are told of one by one; of more it is told how many they are."""
+"""Names that are listed with a reason; any further ones are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +19,16 @@ class Held:
     """A name that stays in incoming."""
 
     name: str
-    """As it lies there."""
+    """Its name in incoming."""
     code: str
     """Stable name of the reason: `arriving`, `no_sidecar`, `no_data`, `ambiguous`, `unsupported`,
     `not_regular`, `directory`, `hard_linked`, `empty`, `unreadable`, `too_large`, `disk_full`."""
     message: str
-    """In words: what is the matter and who must do what."""
+    """The reason and the remedy, for a person."""
     since: float
     """Held for this reason since then, seconds since the epoch."""
     waiting: bool = False
-    """It may still come right by itself; nobody needs to be told yet."""
+    """Whether the cause may still disappear without action."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,52 +39,53 @@ class Note:
     message: str
     waiting: bool = False
     about: str = ""
-    """The name it is about, where that is not the data file."""
+    """The affected name, if it is not the data file."""
 
 
 def odd_kind(name: str, mode: int) -> Note:
-    """What to say of a name that is no plain file; `mode` is that of stat(2)."""
+    """The note about a name that is not a regular file; `mode` is the st_mode of stat(2)."""
     shown = readable(name)
     if stat.S_ISDIR(mode):
         return Note(
-            "directory", f"{shown} is a directory. Put the data file and its sidecar into incoming itself."
+            "directory", f"{shown} is a directory. Put the data file and its sidecar directly into incoming."
         )
     if stat.S_ISLNK(mode):
-        return Note("not_regular", f"{shown} is a link. Upload the file itself.")
-    return Note("not_regular", f"{shown} is no plain file. Upload a plain file.")
+        return Note("not_regular", f"{shown} is a symbolic link. Upload the file itself.")
+    return Note("not_regular", f"{shown} is not a regular file. Upload a regular file.")
 
 
 def arriving(name: str) -> Note:
-    """Changed a moment ago."""
-    return Note("arriving", f"{readable(name)} is still arriving.", waiting=True, about=name)
+    """The file changed within the quiet time."""
+    return Note("arriving", f"{readable(name)} is still being uploaded.", waiting=True, about=name)
 
 
 def unsupported(name: str) -> Note:
-    """Neither data nor sidecar."""
+    """The name is neither a data file's nor a sidecar's."""
     shown = readable(name)
     if control_of(name) is not None:
         return Note(
-            "unsupported", f"{shown} is named like a command, but it has content. A command is an empty file."
+            "unsupported",
+            f"{shown} has the name of a command, but it is not empty. A command is an empty file.",
         )
     endings = ", ".join(DATA_ENDINGS)
     return Note(
         "unsupported",
-        f"{shown} is no kind of file that is answered here. Data ends in {endings} (also with .gz or .zst), "
-        "a sidecar in .yaml or .yml.",
+        f"{shown} is not a supported file type. The name of a data file ends in {endings} "
+        "(optionally followed by .gz or .zst), that of a sidecar in .yaml or .yml.",
     )
 
 
 def no_data(name: str, *, waiting: bool) -> Note:
-    """A sidecar on its own."""
+    """A sidecar without a data file."""
     shown, stem = readable(name), readable(cut(name)[0])
     known = stem if data_name(cut(name)[0]) else f"{stem}.csv or {stem}.jsonl"
     if waiting:
         return Note("no_data", f"{shown} waits for its data file, such as {known}.", waiting=True)
-    return Note("no_data", f"{shown} has no data file. Upload {known}, or take it away.")
+    return Note("no_data", f"{shown} has no data file. Upload {known}, or remove it.")
 
 
 def no_sidecar(name: str, *, waiting: bool) -> Note:
-    """A data file on its own."""
+    """A data file without a sidecar."""
     parts = data_name(name)
     shown, wanted = readable(name), readable(parts.stem if parts else name) + ".yaml"
     if waiting:
@@ -95,46 +96,48 @@ def no_sidecar(name: str, *, waiting: bool) -> Note:
 
 
 def hard_linked(name: str) -> Note:
-    """It has another name, by which it could be changed after the claim."""
+    """The file has a second hard link, through which it could be changed after the claim."""
     return Note(
         "hard_linked",
-        f"{readable(name)} has a second name on this disk, by which it could be changed at any time. "
-        "Take the other name away, or upload a copy.",
+        f"{readable(name)} has more than one hard link, so it could be changed through another name. "
+        "Remove the other link, or upload a copy.",
         about=name,
     )
 
 
 def empty(name: str) -> Note:
-    """No bytes at all."""
+    """The file has no bytes."""
     return Note("empty", f"{readable(name)} is empty. Upload it again.", about=name)
 
 
 def unreadable(name: str) -> Note:
-    """Closed to the service."""
+    """The service has no permission to read the file."""
     shown = readable(name)
-    return Note("unreadable", f"{shown} is closed to the service. Run: chmod 644 {shown}", about=name)
+    return Note(
+        "unreadable", f"The service has no permission to read {shown}. Run: chmod 644 {shown}", about=name
+    )
 
 
 def too_large(name: str, size: int, limit: int) -> Note:
-    """More than the administrator allows."""
+    """The file is larger than `max_bytes`."""
     return Note(
         "too_large",
-        f"{readable(name)} has {_size(size)}; the limit here is {_size(limit)}. "
+        f"{readable(name)} has {_size(size)}; the limit is {_size(limit)}. "
         "Split it, or ask the administrator to raise max_bytes.",
     )
 
 
 def sidecar_too_large(name: str, size: int) -> Note:
-    """More than any sidecar needs; it is not opened."""
+    """The sidecar is larger than the limit; it is not opened."""
     return Note("too_large", f"{readable(name)}: {yaml_too_large(size)}. Upload a smaller one.", about=name)
 
 
 def disk_full(name: str, free: int, wanted: int) -> Note:
-    """Not enough room to work on it."""
+    """The disk does not have enough space for the job."""
     return Note(
         "disk_full",
-        f"The spool's disk has {_size(free)} left and {readable(name)} needs {_size(wanted)}. "
-        "It is taken as soon as the administrator has made room.",
+        f"The disk of the spool has {_size(free)} free, but {readable(name)} needs {_size(wanted)}. "
+        "The service starts the job as soon as the administrator has freed enough space.",
         waiting=True,
     )
 

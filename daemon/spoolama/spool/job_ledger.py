@@ -1,4 +1,4 @@
-"""What the intake and the engine ask of a job's ledger, in its terms."""
+"""The job's ledger as the intake and the engine use it."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class JobLedger(LearningLedger, EffectLedger):
 
     Args:
         path: The SQLite file.
-        clock: For the times noted beside results.
-        on_durable: Called in the event loop with rows that became safe from a power cut.
-        group_s: Longest time, in seconds, before an answer reaches the disk.
+        clock: For the time stored with each result.
+        on_durable: Called in the event loop with rows that now survive a power failure.
+        group_s: Maximum time, in seconds, before an answer is on the disk.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class JobLedger(LearningLedger, EffectLedger):
         await self._thread.close()
 
     async def flush(self) -> None:
-        """Return when everything handed over so far is on disk."""
+        """Return when everything written so far is on disk."""
         await self._thread.do(lambda _: None, sync=True)
 
     # --- notes -------------------------------------------------------------------------------------------
 
     async def meta(self, key: str, default: Any = None) -> Any:
-        """What was noted under this key."""
+        """The value stored under this key."""
 
         def run(db: sqlite3.Connection) -> Any:
             row = db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
@@ -68,14 +68,14 @@ class JobLedger(LearningLedger, EffectLedger):
         return await self._thread.do(run)
 
     async def note(self, **values: Any) -> None:
-        """Note these values (JSON) durably."""
+        """Store these values (JSON) durably."""
         pairs = [(key, json.dumps(value)) for key, value in values.items()]
         await self._thread.do(
             lambda db: db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", pairs), sync=True
         )
 
     async def add(self, key: str, amount: float) -> None:
-        """Add to a number that is noted under this key (0 if absent)."""
+        """Add to the number stored under this key (0 if absent)."""
 
         def run(db: sqlite3.Connection) -> None:
             row = db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
@@ -87,7 +87,7 @@ class JobLedger(LearningLedger, EffectLedger):
     # --- intake ------------------------------------------------------------------------------------------
 
     async def begin_intake(self) -> None:
-        """Forget a half-read input; nothing was asked of it yet."""
+        """Delete an input that was read in part; no row of it has been sent yet."""
         await self._thread.do(
             lambda db: [
                 db.execute(f"DELETE FROM {t}")  # noqa: S608 - constants
@@ -105,7 +105,7 @@ class JobLedger(LearningLedger, EffectLedger):
         )
 
     async def take_in(self, rows: Sequence[NewRow]) -> None:
-        """Store a batch of rows. Unreadable rows and second rows of one name end here, with their error."""
+        """Store a batch of rows. Unreadable rows and rows with a duplicate id fail here."""
         now = self._clock.time()
 
         def run(db: sqlite3.Connection) -> None:
@@ -115,7 +115,7 @@ class JobLedger(LearningLedger, EffectLedger):
         await self._thread.do(run)
 
     async def set_apart(self) -> None:
-        """OpenAI lines: rows of the most common shape share conversations, all others stand alone."""
+        """OpenAI lines: rows of the most common shape share conversations, all others are isolated."""
 
         def run(db: sqlite3.Connection) -> None:
             main = db.execute(
@@ -139,13 +139,13 @@ class JobLedger(LearningLedger, EffectLedger):
         return await self._thread.do(run)
 
     async def failures(self) -> dict[str, int]:
-        """Failed rows by class."""
+        """Number of failed rows by error code."""
         return await self._thread.do(
             lambda db: dict(db.execute("SELECT code, count(*) FROM failures GROUP BY code"))
         )
 
     async def first_failures(self, number: int) -> list[tuple[str, str]]:
-        """Class and message of the first rows of the file, if they all failed; else nothing."""
+        """Error code and message of the first rows of the file if all of them failed, else an empty list."""
 
         def run(db: sqlite3.Connection) -> list[tuple[str, str]]:
             rows = db.execute(
@@ -158,7 +158,7 @@ class JobLedger(LearningLedger, EffectLedger):
         return await self._thread.do(run)
 
     async def models(self) -> list[str | None]:
-        """The models that pending rows ask for, in the order of their first row; None is the job's own."""
+        """The models that pending rows name, in the order of their first row; None is the job's own."""
         return await self._thread.do(
             lambda db: [
                 m
@@ -172,7 +172,7 @@ class JobLedger(LearningLedger, EffectLedger):
     async def pending_segments(
         self, after: int, segment_rows: int, model: str | None, limit: int
     ) -> list[int]:
-        """Numbers of the next segments that have rows to answer, ascending, beyond segment `after`."""
+        """Numbers of the next segments after `after` with pending rows, ascending."""
 
         def run(db: sqlite3.Connection) -> list[int]:
             found: list[int] = []
@@ -193,10 +193,10 @@ class JobLedger(LearningLedger, EffectLedger):
         return await self._thread.do(run)
 
     async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
-        """Rows to answer with ordinals from `first` to `last`, with their earlier tries.
+        """Pending rows with ordinals from `first` to `last`, with their earlier attempts.
 
-        At most `limit`; fewer where they are large. A large row comes alone and without its fields, which
-        `rows_of` reads. No row means that none is left.
+        At most `limit`, fewer if they are large. A large row is returned alone and without its fields;
+        `rows_of` reads those. An empty list means that no row is left.
         """
 
         def run(db: sqlite3.Connection) -> list[StoredRow]:
@@ -210,7 +210,7 @@ class JobLedger(LearningLedger, EffectLedger):
         return await self._thread.do(run)
 
     async def last_turn(self, segment: int) -> StoredRow | None:
-        """The latest row of the segment that stands in its conversation; None if there is none."""
+        """The latest row of the segment that is part of its conversation, or None."""
 
         def run(db: sqlite3.Connection) -> StoredRow | None:
             row = db.execute(
@@ -222,7 +222,7 @@ class JobLedger(LearningLedger, EffectLedger):
         return await self._thread.do(run)
 
     async def first_prompt_tokens(self, segment: int) -> int | None:
-        """Prompt tokens of the segment's first row that was asked behind the bare prefix."""
+        """Prompt tokens of the segment's first row, which follows the prefix directly."""
 
         def run(db: sqlite3.Connection) -> int | None:
             row = db.execute(
@@ -253,7 +253,7 @@ class JobLedger(LearningLedger, EffectLedger):
     # --- what the engine writes --------------------------------------------------------------------------
 
     async def begin(self, ordinal: int, number: int) -> None:
-        """Mark that try `number` of a row is about to be sent. Survives the process, not the power."""
+        """Record that attempt `number` of a row is about to be sent. Survives a kill, not a power failure."""
         at = self._clock.time()
         await self._thread.do(
             lambda db: db.execute(
@@ -272,7 +272,7 @@ class JobLedger(LearningLedger, EffectLedger):
         counted: bool,
         bare_tokens: int | None = None,
     ) -> None:
-        """Note how a try failed; the row goes on."""
+        """Record how an attempt failed; the row stays pending."""
         self._thread.post(
             lambda db: db.execute(
                 "UPDATE attempts SET code=?, message=?, counted=?, bare_tokens=?"
@@ -282,7 +282,7 @@ class JobLedger(LearningLedger, EffectLedger):
         )
 
     def answered(self, answer: Answered) -> None:
-        """The row's end: its answer."""
+        """Record the row's answer; the row is finished."""
         at = self._clock.time()
 
         def run(db: sqlite3.Connection) -> None:
@@ -293,7 +293,7 @@ class JobLedger(LearningLedger, EffectLedger):
         self._thread.post(run, ok=1)
 
     def failed(self, failure: Failed) -> None:
-        """The row's end: its error."""
+        """Record the row's error; the row is finished."""
         at = self._clock.time()
 
         def run(db: sqlite3.Connection) -> None:
@@ -303,7 +303,7 @@ class JobLedger(LearningLedger, EffectLedger):
         self._thread.post(run, failed=failure.code)
 
     async def skip_rest(self) -> int:
-        """Rows never tried, since the job ended early."""
+        """Mark all pending rows as skipped because the job ended early; returns their number."""
 
         def run(db: sqlite3.Connection) -> int:
             return db.execute("UPDATE rows SET state='skipped' WHERE state='pending'").rowcount
@@ -311,13 +311,13 @@ class JobLedger(LearningLedger, EffectLedger):
         return await self._thread.do(run, sync=True)
 
     async def plans(self) -> list[dict[str, Any]]:
-        """The plan versions so far, oldest first."""
+        """The plan versions, oldest first."""
         return await self._thread.do(
             lambda db: [json.loads(b) for (b,) in db.execute("SELECT body FROM plan ORDER BY version")]
         )
 
     async def add_plan(self, version: int, body: Mapping[str, Any]) -> None:
-        """Write a plan version durably, before it is used."""
+        """Write a plan version durably. Call this before the plan is used."""
         text = json.dumps(body)
         await self._thread.do(
             lambda db: db.execute("INSERT INTO plan VALUES (?, ?)", (version, text)), sync=True

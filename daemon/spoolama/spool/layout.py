@@ -1,4 +1,4 @@
-"""The spool's five directories, and the proof that a file can travel through them."""
+"""Creates the five directories of a spool and tests that files can be moved between them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from spoolama.spool.durable import DISK, Disk, in_words
 __all__ = ["PROBE", "QUARANTINE", "Spool"]
 
 PROBE = ".spoolama-probe-"
-"""How the names of probe files begin; one left by a crash is removed at the next start."""
+"""Prefix of the names of probe files; the next start removes one that a crash left."""
 QUARANTINE = ".quarantine"
-"""Where in processing/ lies what nobody understands. Nothing in it is ever deleted."""
+"""Subdirectory of processing/ for files in an unknown state. Nothing in it is ever deleted."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Spool:
 
     @property
     def incoming(self) -> Path:
-        """What users drop."""
+        """Uploads of the users."""
         return self.root / "incoming"
 
     @property
     def processing(self) -> Path:
-        """Claimed jobs. Private to the service: that is what freezes a claimed file."""
+        """Claimed jobs. Only the service has access, so a claimed file cannot be changed."""
         return self.root / "processing"
 
     @property
@@ -48,22 +48,22 @@ class Spool:
 
     @property
     def status(self) -> Path:
-        """What the service says about itself and about each drop."""
+        """Status of the service and of each drop."""
         return self.root / "status"
 
     @property
     def quarantine(self) -> Path:
-        """What was found in processing/ and is no state of a drop."""
+        """Directories that were found in processing/ in an unknown state."""
         return self.processing / QUARANTINE
 
     def create(self, *, shared: bool = False) -> None:
-        """Make the directories that are missing; what exists keeps its permissions, but for processing/.
+        """Create missing directories. Existing ones keep their permissions, except processing/.
 
         Args:
-            shared: incoming/ becomes 3770: its group may upload, and only the owner of a file, and the
-                service as the owner of the directory, may take it away. The administrator sets the group.
+            shared: incoming/ gets mode 3770: its group may upload, and only the owner of a file and the
+                service, as the owner of the directory, may remove it. The administrator sets the group.
         """
-        with in_words(f"making the spool {self.root}"):
+        with in_words(f"creating the spool {self.root}"):
             self.root.mkdir(parents=True, exist_ok=True)
             for path, mode in (
                 (self.incoming, 0o3770 if shared else 0o755),
@@ -85,40 +85,42 @@ class Spool:
                     ) from e
 
     def prove(self, *, disk: Disk = DISK) -> None:
-        """Prove by doing it that the service can claim, work and publish here.
+        """Test with real files that the service can claim, work and publish here.
 
-        Comparing device numbers would not do: two bind mounts of one file system have the same number,
-        and a rename from one to the other fails all the same.
+        Comparing device numbers is not enough: two bind mounts of one file system have the same number,
+        but a rename from one to the other fails.
 
         Raises:
-            SpoolError: in words, with what to change.
-            DiskFull: no room for even an empty file.
+            SpoolError: with instructions to fix it.
+            DiskFull: no space even for an empty file.
         """
         for path in (self.incoming, self.processing, self.done, self.failed, self.status):
             if not path.is_dir():
-                raise SpoolError(f"{path} is missing. Make it, or run: spoolama init {self.root}")
+                raise SpoolError(f"{path} is missing. Run: spoolama init {self.root}")
         if self.processing.stat().st_mode & 0o077:
-            raise SpoolError(f"{self.processing} is open to others. Run: chmod 700 {self.processing}")
+            raise SpoolError(
+                f"{self.processing} is accessible to other users. Run: chmod 700 {self.processing}"
+            )
         incoming = self.incoming.stat()
         if incoming.st_mode & stat.S_ISVTX and os.geteuid() not in (0, incoming.st_uid):
             raise SpoolError(
-                f"{self.incoming} has the sticky bit and another owner, so the service could not take "
+                f"{self.incoming} has the sticky bit and another owner, so the service cannot move "
                 f"uploads out of it. Run: chown {os.geteuid()} {self.incoming}"
             )
         name = PROBE + secrets.token_hex(4)
         try:
-            with in_words("trying a rename from incoming through processing to done"):
+            with in_words("testing a rename from incoming through processing to done"):
                 self._travel(name, disk)
         except PermissionError as e:
             raise SpoolError(
-                f"The service (uid {os.geteuid()}) may not write in {self.root}: {e.strerror} "
-                f"({e.filename}). incoming, processing, done, failed and status must belong to it."
+                f"The service (uid {os.geteuid()}) has no permission to write in {self.root}: {e.strerror} "
+                f"({e.filename}). incoming, processing, done, failed and status must belong to this user."
             ) from e
         finally:
             self._sweep(name)
 
     def _travel(self, name: str, disk: Disk) -> None:
-        """Send an empty file from incoming to processing, and a directory on to done and to failed."""
+        """Move an empty file from incoming to processing, and a directory to done and to failed."""
         disk.close(disk.create(self.incoming / name, 0o600))
         disk.rename(self.incoming / name, self.processing / name)
         disk.unlink(self.processing / name)

@@ -1,10 +1,11 @@
-"""The ledger of a job: what has been read, asked and answered, so that nothing is lost and nothing doubled.
+"""Writes the ledger of a job in one thread and groups commits for durability.
 
-One SQLite file, written by one thread. Every operation is committed as soon as the thread gets to it, without
-waiting for the disk (`synchronous=NORMAL` in WAL mode): that survives the end of the process by any signal.
-At most 100 ms later one commit with `synchronous=FULL` makes all of it survive a power cut, and only then are
-rows counted. (https://www.sqlite.org/pragma.html#pragma_synchronous: in WAL mode NORMAL syncs the log only
-at checkpoints, FULL after each transaction.) So a lane waits for no disk, and counters never run ahead of it.
+The ledger is one SQLite file. The thread commits every operation at once without waiting for the disk
+(`synchronous=NORMAL` in WAL mode): the commit survives the end of the process by any signal. At most 100 ms
+later one commit with `synchronous=FULL` makes all of them survive a power failure; only then are rows
+counted. (https://www.sqlite.org/pragma.html#pragma_synchronous: in WAL mode NORMAL syncs the log only
+at checkpoints, FULL after each transaction.) So a lane never waits for the disk, and the counters never
+include rows that are not on disk.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _MAX_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Durable:
-    """Rows whose end has just become safe from a power cut."""
+    """Finished rows that now survive a power failure."""
 
     ok: int
     failed: dict[str, int]
@@ -45,15 +46,15 @@ class _Op:
     ok: int = 0
     failed: str | None = None
     sync: bool = False
-    """Answer only after the disk has it."""
+    """Reply only after the operation is on disk."""
 
 
 class LedgerThread:
-    """The one writer of a ledger file: takes operations in order, groups what must reach the disk.
+    """The only writer of a ledger file: runs operations in order and groups the durable commits.
 
     Args:
         path: The SQLite file; created if absent.
-        group_s: Longest time, in seconds, before a commit reaches the disk.
+        group_s: Maximum time, in seconds, before a commit is on the disk.
         on_durable: Called in the event loop with the rows that became durable.
     """
 
@@ -72,7 +73,7 @@ class LedgerThread:
         self._thread.start()
 
     async def do(self, run: Callable[[sqlite3.Connection], T], *, sync: bool = False) -> T:
-        """Run this in the ledger's thread and transaction; with `sync`, return only when it is on disk."""
+        """Run this in the ledger thread, in a transaction; with `sync`, return only when it is on disk."""
         future: asyncio.Future[T] = self._loop.create_future()
 
         def deliver(value: T, error: BaseException | None) -> None:
@@ -89,11 +90,11 @@ class LedgerThread:
     def post(
         self, run: Callable[[sqlite3.Connection], Any], *, ok: int = 0, failed: str | None = None
     ) -> None:
-        """Queue this without waiting; `ok`/`failed` rows are announced once they are durable."""
+        """Queue this without waiting; `ok`/`failed` rows are reported once they are durable."""
         self._put(_Op(run, None, ok=ok, failed=failed))
 
     async def close(self) -> None:
-        """Write what is queued, make it durable, close the file."""
+        """Run the queued operations, make them durable and close the file."""
         if self._thread.is_alive():
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
@@ -105,7 +106,7 @@ class LedgerThread:
         self._queue.put(op)
 
     def _soon(self, call: Callable[..., None], *args: Any) -> None:
-        # The loop may be gone when the service is torn down; then nobody waits for the answer either.
+        # The loop may be closed at shutdown; then nothing waits for the reply.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *args)
 
@@ -171,19 +172,19 @@ class LedgerThread:
         return values
 
     def _sync(self) -> None:
-        """One durable commit: it takes every earlier one to the disk with it."""
+        """Make one durable commit, which also makes all earlier ones durable."""
         self._syncs += 1
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("INSERT OR REPLACE INTO meta VALUES ('syncs', ?)", (json.dumps(self._syncs),))
         self._db.execute("PRAGMA synchronous=NORMAL")
 
     def _fail(self, error: BaseException, ops: Sequence[_Op], *, closing: bool) -> None:
-        """A failed write or sync is final: after EIO a second try may lie (facts of fsync on Linux)."""
+        """Fail all operations for good: after EIO, Linux may report success for a second fsync."""
         wrapped = self._broken = ledger_error(error, "the ledger cannot be written")
         for op in ops:
             if op.done is not None:
                 op.done(None, wrapped)
-        while not closing:  # else the last word was heard already, and no other comes
+        while not closing:  # when closing, the queue gets no further operation
             try:
                 late = self._queue.get(timeout=1.0)
             except queue.Empty:

@@ -1,4 +1,4 @@
-"""The part of a job's ledger that is about what the conversation does to the answers: pilot and audit."""
+"""Ledger operations for pilot and audit, which compare answers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["EffectLedger"]
 
 
 _COMPARED = 40_000
-"""Characters of an answer that are compared: all answers of a segment are in memory at once."""
+"""Characters of an answer that are compared; all answers of a segment are in memory at once."""
 
 
 class EffectLedger:
-    """Answers that are compared, and what came of it. `JobLedger` is the whole."""
+    """The part of `JobLedger` for answers that are compared, and for the results of comparisons."""
 
     _thread: LedgerThread
     _clock: Clock
 
     def tried(self, kind: str, answer: Answered) -> None:
-        """An answer given for comparison; the row itself goes on, or has its end already.
+        """Record an answer for a comparison; the state of the row does not change.
 
         Args:
             kind: What it is for: a form of the pilot, or a part of the audit (`engine/auditing.py`).
@@ -41,11 +41,11 @@ class EffectLedger:
         self._thread.post(run)
 
     def untried(self, ordinal: int) -> None:
-        """A row could not be answered for comparison; it goes on, or keeps its end."""
+        """A row could not be answered for a comparison; its state does not change."""
         self._thread.post(lambda db: db.execute("DELETE FROM attempts WHERE ordinal=?", (ordinal,)))
 
     async def trials(self, kind: str, column: str | None = None) -> list[StoredRow]:
-        """The rows answered for this comparison, with those answers; of their fields only this column."""
+        """The rows answered for this comparison, with those answers; only this column of their fields."""
         return await self._thread.do(
             lambda db: [
                 only_column(stored_row(row), column)
@@ -57,7 +57,7 @@ class EffectLedger:
         )
 
     async def strays(self, kind: str) -> list[int]:
-        """Rows of this comparison that were not answered in their conversation at the first try."""
+        """Rows of this comparison that were not answered in their conversation at the first attempt."""
         return await self._thread.do(
             lambda db: [
                 n
@@ -92,9 +92,9 @@ class EffectLedger:
         return await self._thread.do(run)
 
     async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
-        """The rows of a segment that were answered in its conversation, in sight of others.
+        """The rows of a segment that were answered in its conversation with other rows in the prompt.
 
-        Of their fields they have only this column.
+        They have only this column of their fields.
         """
         return await self._thread.do(
             lambda db: [
@@ -141,7 +141,7 @@ class EffectLedger:
     async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
         """Have the segment's rows that had others in sight asked again in isolation; how many they are.
 
-        Their answers are kept in `replaced`. All of it is one step: a kill leaves it done or not begun.
+        Their answers are kept in `replaced`. This is one transaction: a kill leaves it done or not begun.
         """
         text = json.dumps(verdict)
 

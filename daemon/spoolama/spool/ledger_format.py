@@ -1,8 +1,8 @@
-"""Formats of the ledger: which ones this version reads, and how it brings an older one to its own.
+"""Checks the format of a ledger and migrates older formats to the current one.
 
-SQLite's `user_version` has the number of the format, `meta` the version of spoolama that wrote the ledger
-last. A change of the tables, or of the JSON in them, is a new format: store ledgers of the format before
-(`tests/data/ledgers/README.md`), raise `FORMAT`, and add its step to `MIGRATIONS`.
+SQLite's `user_version` is the number of the format, `meta` has the version of spoolama that last wrote the
+ledger. A change of the tables, or of the JSON in them, is a new format: store ledgers of the previous format
+(`tests/data/ledgers/README.md`), raise `FORMAT`, and add a step to `MIGRATIONS`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RESULT_COLUMNS = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
   load_s REAL, prompt_s REAL, eval_s REAL, latency_s REAL NOT NULL,
   attempts INTEGER NOT NULL, solo INTEGER NOT NULL, cold INTEGER NOT NULL, logprob REAL, num_ctx INTEGER,
   at REAL NOT NULL"""
-"""As format 3 has them. A step never changes, so it shares nothing with the tables of today."""
+"""The columns of format 3. A migration never changes, so it does not use the current table definitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Migration:
     """A step from one format to the next."""
 
     before: int
-    """The format before it; the one after it is one higher."""
+    """The format that it migrates from; the new format is one higher."""
     statements: tuple[str, ...]
     """SQL, run in one transaction with the change of `user_version`."""
     unless: str
-    """SQL that gives a row where this ledger cannot be migrated, since its remaining prompts may change."""
+    """SQL that returns a row if a ledger cannot be migrated because its remaining prompts might change."""
 
 
 MIGRATIONS: Sequence[Migration] = (
@@ -54,8 +54,8 @@ MIGRATIONS: Sequence[Migration] = (
             "CREATE TABLE guarded (segment INTEGER PRIMARY KEY, verdict TEXT NOT NULL) STRICT",
             f"CREATE TABLE replaced (ordinal INTEGER PRIMARY KEY, {_RESULT_COLUMNS}) STRICT",
         ),
-        # Plans of the first days of format 2 do not say whether anchors carry known answers. And a sidecar
-        # without `trim` meant `reset` with `every: 20`, now `auto`: the plan does not say which it was.
+        # Early plans of format 2 do not record whether anchors have known answers. A sidecar without `trim`
+        # meant `reset` with `every: 20`, now it means `auto`: the plan does not record which one it was.
         """
 SELECT 1 FROM plan
 WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS NULL
@@ -64,23 +64,23 @@ WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS
 """,
     ),
 )
-"""The steps, oldest first. Format 1 has none: its plans lack what trims are decided by since format 2."""
+"""The steps, oldest first. Format 1 has none: its plans lack values that format 2 needs for trims."""
 
 _WRITTEN_BY = "written_by"
-"""Key in `meta`: the version of spoolama that wrote the ledger last."""
+"""Key in `meta`: the version of spoolama that last wrote the ledger."""
 
 
 def check_format(path: Path) -> None:
-    """Refuse a ledger whose format this version does not read. Nothing is written to it.
+    """Refuse a ledger whose format this version does not read. Does not write to it.
 
-    A ledger that does not exist or is damaged passes: opening it gives the right error.
+    A ledger that is missing or damaged passes: opening it raises the right error.
 
     Raises:
         LedgerVersion: its format is unknown, or it cannot be migrated.
     """
     if not path.exists():
         return
-    for mode in ("ro", "rw"):  # a journal that a kill left in another mode than WAL is read only with rw
+    for mode in ("ro", "rw"):  # a journal that a kill left in a mode other than WAL can only be read with rw
         with contextlib.suppress(sqlite3.Error):
             uri = f"{path.absolute().as_uri()}?mode={mode}"
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
@@ -89,11 +89,11 @@ def check_format(path: Path) -> None:
 
 
 def format_of(db: sqlite3.Connection, path: Path, *, migrated: bool = True) -> int:
-    """The format of an open ledger; 0 where it has none. Nothing is written.
+    """The format of an open ledger; 0 if it has none. Does not write.
 
     Args:
         db: The ledger.
-        path: Its file; the job's directory is the one that it lies in.
+        path: Its file, in the job's directory.
         migrated: Whether the caller migrates older formats.
 
     Raises:
@@ -113,10 +113,10 @@ def format_of(db: sqlite3.Connection, path: Path, *, migrated: bool = True) -> i
 
 
 def migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
-    """Bring a ledger from an older format to today's, in one transaction: a kill leaves it as it was.
+    """Migrate a ledger to the current format in one transaction, so a kill leaves it unchanged.
 
     Raises:
-        LedgerVersion: a later step cannot migrate it. Close the connection: nothing has changed then.
+        LedgerVersion: a later step cannot migrate it. Close the connection to leave the ledger unchanged.
     """
     db.execute("BEGIN IMMEDIATE")
     for step in MIGRATIONS:
@@ -131,7 +131,7 @@ def migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
 
 
 def note_writer() -> str:
-    """The SQL that notes this version of spoolama as the ledger's writer, where another one is noted."""
+    """The SQL that records this version of spoolama as the ledger's last writer."""
     value = json.dumps(__version__).replace("'", "''")
     return (
         f"INSERT INTO meta VALUES ('{_WRITTEN_BY}', '{value}')"  # noqa: S608 - the program's own version
@@ -154,8 +154,8 @@ def _refusal(db: sqlite3.Connection, path: Path, version: int) -> LedgerVersion:
     oldest = _oldest()
     between = "and" if oldest == FORMAT - 1 else "to"
     reads = f"reads format {FORMAT}" if oldest == FORMAT else f"reads formats {oldest} {between} {FORMAT}"
-    if oldest <= version < FORMAT:  # a step says that it cannot migrate this one
-        reads = "may send other prompts for the remaining rows"
+    if oldest <= version < FORMAT:  # a step cannot migrate this ledger
+        reads = "might send different prompts for the remaining rows"
     if version > FORMAT:
         wanted = "a newer spoolama" if writer is None else f"spoolama {writer} or newer"
     else:
@@ -168,7 +168,7 @@ def _refusal(db: sqlite3.Connection, path: Path, version: int) -> LedgerVersion:
 
 
 def _writer(db: sqlite3.Connection) -> str | None:
-    """The version that wrote the ledger last; None where it says none, or not as formats up to ours do."""
+    """The version that last wrote the ledger; None if it is missing or not in the format that we know."""
     try:
         row = db.execute("SELECT value FROM meta WHERE key=?", (_WRITTEN_BY,)).fetchone()
         value = None if row is None else json.loads(row[0])

@@ -1,4 +1,4 @@
-"""The part of a job's ledger that is about learning: rows answered beforehand, sizes, long rows."""
+"""Ledger operations for anchor candidates, token sizes and long rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["LearningLedger"]
 
 
 class LearningLedger:
-    """What the engine learns from. `JobLedger` is the whole."""
+    """The part of `JobLedger` for anchor candidates, token sizes and long rows."""
 
     _thread: LedgerThread
     _clock: Clock
 
-    # --- rows answered alone beforehand ------------------------------------------------------------------
+    # --- rows answered in isolation beforehand -----------------------------------------------------------
 
     async def samples(self) -> list[StoredRow]:
-        """The rows that were answered alone beforehand, with those answers."""
+        """The rows that were answered in isolation beforehand, with those answers."""
         return await self._thread.do(
             lambda db: [
                 stored_row(row)
@@ -33,7 +33,7 @@ class LearningLedger:
         )
 
     async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
-        """The first row of each id that can be asked."""
+        """The ordinal of the first readable row of each id."""
 
         def run(db: sqlite3.Connection) -> dict[str, int]:
             found: dict[str, int] = {}
@@ -48,7 +48,7 @@ class LearningLedger:
         return await self._thread.do(run)
 
     def sampled(self, answer: Answered) -> None:
-        """An answer given alone beforehand; the row itself goes on."""
+        """Record an answer given in isolation beforehand; the row stays pending."""
         at = self._clock.time()
 
         def run(db: sqlite3.Connection) -> None:
@@ -58,7 +58,7 @@ class LearningLedger:
         self._thread.post(run)
 
     def settle(self, ordinal: int) -> None:
-        """The row's answer given alone is its end: it stands in sight of all the others."""
+        """Make the row's isolated answer its result: it is an anchor, so all other rows see it."""
 
         def run(db: sqlite3.Connection) -> None:
             db.execute("INSERT INTO results SELECT * FROM samples WHERE ordinal=?", (ordinal,))
@@ -66,18 +66,18 @@ class LearningLedger:
 
         self._thread.post(run, ok=1)
 
-    # --- rows too long for the window --------------------------------------------------------------------
+    # --- rows too long for the context window ------------------------------------------------------------
 
     def defer(self, ordinal: int, tokens: int) -> None:
-        """The row is too long for the window: it is for the second pass."""
+        """Leave the row to the second pass: it does not fit the context window."""
 
-        # Its tries stay: they tell its exact length.
+        # Its attempts stay: they hold its exact length.
         self._thread.post(
             lambda db: db.execute("UPDATE rows SET deferred=? WHERE ordinal=?", (tokens, ordinal))
         )
 
     async def deferred(self, model: str | None, after: int, limit: int) -> list[StoredRow]:
-        """The next rows that were found too long for the window, beyond ordinal `after`."""
+        """The next deferred rows beyond ordinal `after`."""
 
         def run(db: sqlite3.Connection) -> list[StoredRow]:
             cursor = db.execute(
@@ -90,7 +90,7 @@ class LearningLedger:
         return await self._thread.do(run)
 
     async def deferred_sizes(self) -> dict[str | None, list[tuple[int, int]]]:
-        """By model: (ordinal, tokens) of the rows that were found too long for the window."""
+        """(Ordinal, tokens) of the deferred rows, by model."""
 
         def run(db: sqlite3.Connection) -> dict[str | None, list[tuple[int, int]]]:
             found: dict[str | None, list[tuple[int, int]]] = {}
@@ -106,7 +106,7 @@ class LearningLedger:
     # --- sizes -------------------------------------------------------------------------------------------
 
     async def last_segment(self) -> int:
-        """The highest segment that was begun; -1 if there is none. Anchors are spread over all of them."""
+        """The highest segment that has begun, or -1. Anchors do not count: they come from all segments."""
         row = await self._thread.do(
             lambda db: db.execute(
                 "SELECT max(segment) FROM results r WHERE NOT EXISTS"
@@ -116,10 +116,10 @@ class LearningLedger:
         return -1 if row[0] is None else int(row[0])
 
     async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
-        """(Most tokens beyond 16 a message per UTF-8 byte, rows measured), over the first segments.
+        """(Maximum tokens per UTF-8 byte beyond 16 tokens a message, rows measured), over the first segments.
 
-        A row's own text where two counts allow it, else its whole prompt behind the bare prefix; rows that
-        were answered alone beforehand count as well.
+        Uses the row's own text if two token counts allow it, else its whole prompt behind the prefix. Rows
+        that were answered in isolation beforehand count as well.
         """
 
         def run(db: sqlite3.Connection) -> tuple[float, int] | None:

@@ -1,4 +1,4 @@
-"""How far a job is, counted in its ledger: what tells a job that moves from one that does not."""
+"""Counts the progress of a job in its ledger, to detect a job that makes none."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ __all__ = ["JobProgress", "job_progress"]
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """What a job has done so far, in rows and answers."""
+    """The progress of a job in rows and answers."""
 
     rows: int = 0
-    """Rows read. Reading begins anew after a kill, so this may go back."""
+    """Rows read. Reading restarts after a kill, so this number may decrease."""
     ended: int = 0
-    """Rows that have an answer or an error, or are skipped."""
+    """Rows with an answer or an error, and skipped rows."""
     answers: int = 0
-    """The same, and the answers beside them: samples, trials, and answers that were replaced."""
+    """The same plus further answers: samples, trials and replaced answers."""
     all_read: bool = False
     """Whether `rows` is the number of rows of the whole job."""
 
     def beyond(self, best: JobProgress) -> bool:
-        """Whether more rows are read, or more is answered, than in `best`."""
+        """Whether more rows are read or more answers exist than in `best`."""
         return self.rows > best.rows or self.answers > best.answers
 
     def merged(self, other: JobProgress) -> JobProgress:
-        """The better of both in each count."""
+        """The larger value of each count."""
         return JobProgress(
             max(self.rows, other.rows),
             max(self.ended, other.ended),
@@ -40,18 +40,18 @@ class JobProgress:
         )
 
     def words(self) -> str:
-        """For a sentence: `12 of 1,000 rows done`."""
+        """Text for a sentence: `12 of 1,000 rows done`."""
         if self.all_read:
             return f"{self.ended:,} of {self.rows:,} rows done"
         return f"{self.rows:,} rows read" if self.rows else "no row read"
 
 
 def job_progress(ledger: Path) -> JobProgress:
-    """Count without changing the ledger. A ledger that is missing or cannot be read has no progress."""
+    """Count without changing the ledger. A missing or unreadable ledger has no progress."""
     try:
         with contextlib.closing(open_reader(ledger)) as db:
             (rows,) = db.execute("SELECT count(*) FROM rows").fetchone()
-            # In two parts, since each has an index of its own.
+            # Two queries, because each has its own index.
             (pending,) = db.execute(
                 "SELECT (SELECT count(*) FROM rows WHERE state='pending' AND deferred IS NULL)"
                 " + (SELECT count(*) FROM rows WHERE state='pending' AND deferred IS NOT NULL)"

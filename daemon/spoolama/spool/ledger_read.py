@@ -1,4 +1,4 @@
-"""Reading a job's ledger: in input order, streamed, without touching it."""
+"""Reads a job's ledger in input order, as a stream and without changing it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["LedgerReader", "Outcome", "Totals"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One row and how it ended. Fields of the other ending are None."""
+    """One row and its result. Fields that do not apply to the result are None."""
 
     ordinal: int
     line: int
@@ -35,7 +35,7 @@ class Outcome:
     segment: int | None = None
     place: int | None = None
     sight: list[list[int]] | None = None
-    """Closed ranges of 0-based ordinals the row was answered in sight of."""
+    """Closed ranges of the 0-based ordinals of the rows in the prompt."""
     plan_version: int | None = None
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -48,12 +48,12 @@ class Outcome:
     message: str | None = None
     details: dict[str, Any] = field(default_factory=dict)
     redone: bool = False
-    """Whether an answer given in a conversation was taken back, and the row asked again alone."""
+    """Whether an answer in a conversation was withdrawn and the row asked again in isolation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over the answered rows. `*_rows` says of how many rows the server gave the count."""
+    """Sums over the answered rows. `*_rows` is the number of rows for which the server returned a count."""
 
     prompt_tokens: int | None
     prompt_rows: int
@@ -65,7 +65,7 @@ class Totals:
     retries: int
     """Requests beyond each row's first, failed rows included."""
     reloads: int
-    """Replies that waited over 0.1 s for the model, but for the first of all."""
+    """Replies that waited more than 0.1 s for the model to load, without the very first."""
     prompt_s: float
     eval_s: float
     latency_s: float
@@ -102,21 +102,21 @@ class LedgerReader(EffectReader):
         self._db.close()
 
     def meta(self, key: str, default: Any = None) -> Any:
-        """What was noted under this key."""
+        """The value stored under this key."""
         row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
         return default if row is None else json.loads(row[0])
 
     def counts(self) -> dict[str, int]:
-        """Rows by state; every state is there."""
+        """Number of rows by state; every state is present."""
         counts = dict.fromkeys(("pending", "ok", "failed", "skipped"), 0)
         counts.update(self._db.execute("SELECT state, count(*) FROM rows GROUP BY state"))
         return counts
 
     def outcomes(self, states: Collection[str] | None = None) -> Iterator[Outcome]:
-        """Every row in input order, or those in one of these states; flat in memory."""
+        """Every row in input order, or those in one of these states; memory use is constant."""
         sql = _OUTCOMES
         if states is not None:
-            sql += f" WHERE r.state IN ({','.join('?' * len(states))})"  # only question marks
+            sql += f" WHERE r.state IN ({','.join('?' * len(states))})"  # inserts only question marks
         for row in self._db.execute(sql + " ORDER BY r.ordinal", tuple(states or ())):
             yield Outcome(
                 ordinal=row[0],
@@ -150,7 +150,7 @@ class LedgerReader(EffectReader):
             )
 
     def failures(self) -> dict[str, int]:
-        """Failed rows by class, most first."""
+        """Number of failed rows by error code, most frequent first."""
         return dict(
             self._db.execute("SELECT code, count(*) FROM failures GROUP BY code ORDER BY count(*) DESC, code")
         )
@@ -188,19 +188,19 @@ class LedgerReader(EffectReader):
         )
 
     def last_plan(self) -> int | None:
-        """The newest plan version that a row was answered under."""
+        """The newest plan version with which a row was answered."""
         found: int | None = self._db.execute("SELECT max(plan_version) FROM results").fetchone()[0]
         return found
 
     def second_pass(self, num_ctx: int) -> dict[str, int] | None:
-        """Rows answered in a larger window than the job's; None if there were none."""
+        """The number of rows answered with a larger context window than the job's, or None."""
         rows, window = self._db.execute(
             "SELECT count(*), max(num_ctx) FROM results WHERE num_ctx > ?", (num_ctx,)
         ).fetchone()
         return {"rows": rows, "num_ctx": window} if rows else None
 
     def token_bound(self) -> dict[str, Any] | None:
-        """How the bound of a text's tokens held against the server's counts; None if nothing was counted."""
+        """Compare the upper bound for tokens with the server's counts; None if the server counted nothing."""
         rows, exceeded, bound, counted = 0, 0, 0.0, 0
         for plan in self.plans():
             density, overhead = plan["tokens_per_byte"], plan["overhead_tokens"]
@@ -223,12 +223,12 @@ class LedgerReader(EffectReader):
         }
 
     def logprobs(self) -> int:
-        """Answers whose log probability the server told."""
+        """Number of answers for which the server returned a log probability."""
         found: int = self._db.execute("SELECT count(logprob) FROM results").fetchone()[0]
         return found
 
     def estimated_cached(self) -> int | None:
-        """Cached tokens by an estimate, where the server does not count them; None without a rate."""
+        """An estimate of the cached tokens if the server does not count them; None without a rate."""
         counted = self._db.execute("SELECT count(cached_tokens) FROM results").fetchone()[0]
         cold = self._db.execute(
             "SELECT sum(prompt_tokens) / sum(prompt_s) FROM results WHERE cold AND solo AND prompt_s > 0"
@@ -245,7 +245,7 @@ class LedgerReader(EffectReader):
     def percentile(
         self, column: Literal["latency_s", "prompt_tokens", "completion_tokens"], q: float
     ) -> float | None:
-        """The value that a share `q` of the answered rows do not pass (nearest rank); None if unknown."""
+        """The `q` quantile of the column over the answered rows (nearest rank); None if unknown."""
         assert column in ("latency_s", "prompt_tokens", "completion_tokens")
         known = self._db.execute(f"SELECT count({column}) FROM results").fetchone()[0]  # noqa: S608 - asserted
         if not known:

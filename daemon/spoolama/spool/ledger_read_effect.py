@@ -1,4 +1,4 @@
-"""Reading what a ledger has of pilot and audit: answers given for comparison, and verdicts."""
+"""Reads the results of pilot and audit from a ledger: compared answers and verdicts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Compared:
     depth: int
     """Rows in sight of which the conversation's answer was given."""
     place: int
-    """Rows of its segment before it."""
+    """Number of rows before it in its segment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +36,26 @@ class AuditedSegments:
     replaced: int
     """Rows whose answer in a conversation was taken back, to be asked again in isolation."""
     answered_again: int
-    """Those of them that have an answer now."""
+    """The rows of `replaced` that have an answer now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Answered requests, and how long they took."""
+    """Sums over answered requests."""
 
     answers: int
     seconds: float
-    """From sending to the answer, added up."""
+    """Sum of the times from sending to the answer."""
     attempts: int
-    """Requests that were sent for them. Those for rows that could not be answered leave no trace."""
+    """Requests sent for these answers. Requests for rows without an answer are not counted."""
     prompt_tokens: int | None
-    """By the server's counts; None: it did not count each of them."""
+    """Sum of the server's counts; None if a count is missing."""
     cached_tokens: int | None
     completion_tokens: int | None
 
 
 _COSTS = "latency_s, attempts, prompt_tokens, cached_tokens, completion_tokens"
-# An anchor's answer stands in the results as it was given beforehand: it is counted there.
+# The answer of an anchor is also in the results, where it is counted.
 _UNUSED = (
     "SELECT s.latency_s, s.attempts, s.prompt_tokens, s.cached_tokens, s.completion_tokens FROM samples s"
     " LEFT JOIN results r USING (ordinal) WHERE r.at IS NOT s.at OR r.latency_s != s.latency_s"
@@ -69,7 +69,7 @@ _SAMPLES = {
 
 
 class EffectReader:
-    """The part of `LedgerReader` that is about what the conversation does to the answers."""
+    """The part of `LedgerReader` for the effect of the conversation on the answers."""
 
     _db: sqlite3.Connection
 
@@ -80,7 +80,7 @@ class EffectReader:
         )
 
     def sample_answers(self) -> dict[int, str]:
-        """Answers given alone beforehand, of which anchors are chosen, by ordinal."""
+        """Answers given in isolation to the candidates for anchors, by ordinal."""
         return dict(self._db.execute("SELECT ordinal, answer FROM samples ORDER BY ordinal"))
 
     def compared(self, kind: str) -> list[Compared]:
@@ -97,18 +97,18 @@ class EffectReader:
         return [found[ordinal] for ordinal in sorted(found)]
 
     def in_company(self) -> int:
-        """Rows whose answer was given in sight of others."""
+        """Number of rows that were answered with other rows in the prompt."""
         return self._number("SELECT count(*) FROM results WHERE sight != '[]'")
 
     def replaced(self) -> int:
-        """Rows whose answer in a conversation was taken back, to be asked again alone."""
+        """Number of rows whose answer in a conversation was withdrawn, to be asked again in isolation."""
         return self._number("SELECT count(*) FROM replaced")
 
     def chosen_with(self, kinds: Collection[str]) -> set[int]:
-        """Ordinals of rows by which was chosen what stands before the others.
+        """Ordinals of rows that were used to choose the anchors or the form of the prompt.
 
         Args:
-            kinds: Comparisons that had a part in the choice, besides the candidates for anchors.
+            kinds: Comparisons that were used for the choice, in addition to the candidates for anchors.
         """
         marks = ",".join("?" * len(kinds))
         found = {
@@ -135,23 +135,23 @@ class EffectReader:
     def requests(
         self, kinds: Collection[str], *, samples: Literal["none", "all", "unused"] = "none"
     ) -> Requests:
-        """Answers given for these comparisons.
+        """Sums over the answers given for these comparisons.
 
         Args:
             kinds: The comparisons.
-            samples: Which candidates for anchors to add: those that are `unused` have another answer in
-                the results, or none.
+            samples: Which candidates for anchors to add. `unused` ones have a different answer in the
+                results, or none.
         """
         marks = ",".join("?" * len(kinds))
         source = f"SELECT {_COSTS} FROM trials WHERE kind IN ({marks})"  # noqa: S608 - constants, question marks
         return self._requests(source + _SAMPLES[samples], tuple(kinds))
 
     def taken_back(self) -> Requests:
-        """Answers given in conversations that went wrong, whose rows were asked again, alone."""
+        """Sums over withdrawn answers, whose rows were asked again in isolation."""
         return self._requests(f"SELECT {_COSTS} FROM replaced")  # noqa: S608 - constants
 
     def all_requests(self) -> Requests:
-        """Every answer that the job was given, whatever became of it."""
+        """Sums over every answer of the job, used or not."""
         tables = (f"SELECT {_COSTS} FROM {table}" for table in ("results", "trials", "replaced"))  # noqa: S608 - likewise
         return self._requests(" UNION ALL ".join((*tables, _UNUSED)))
 

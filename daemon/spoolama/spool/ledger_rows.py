@@ -1,4 +1,4 @@
-"""Rows of a job's ledger: how they are written, and how they are read back."""
+"""Writes rows to a job's ledger and reads them back."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """A row as the intake hands it over."""
+    """A row from the intake."""
 
     row: Row
     id: str | None
-    """Its name; with `unique`, the only one of this name in the job."""
+    """Its id; with `unique`, no other row of the job may have it."""
     unique: bool
 
 
 MOST_BYTES_AT_ONCE = 64 * 1024
-"""Bytes in memory of the rows that are read from the ledger at once. There may be 256 lanes."""
+"""Maximum memory in bytes of the rows that one call reads from the ledger. There may be 256 lanes."""
 
 ANSWERED = [field.name for field in dataclasses.fields(Answered)]
-"""Columns of an answer, by the names of `Answered`."""
+"""Columns of an answer; the field names of `Answered`."""
 
 _STORED = """
 SELECT r.ordinal, r.line, r.id, r.fields, r.model, r.alone, r.state,
@@ -52,11 +52,11 @@ FROM rows r LEFT JOIN {answers} a USING (ordinal)
 
 
 def stored_rows(answers: str = "results", *, most_characters: int | None = None) -> str:
-    """The SELECT of rows with their answers in one of the tables; `stored_row` reads what it gives.
+    """The SELECT of rows with their answers from one of the tables; `stored_row` reads a result row.
 
     Args:
         answers: The table.
-        most_characters: Longer answers are cut to this length; None: none is.
+        most_characters: Longer answers are cut to this length; None: no limit.
     """
     answer = "a.answer" if most_characters is None else f"substr(a.answer, 1, {most_characters:d})"
     return _STORED.format(answers=answers, answer=answer)
@@ -65,7 +65,7 @@ def stored_rows(answers: str = "results", *, most_characters: int | None = None)
 def insert_answer(
     db: sqlite3.Connection, table: str, answer: Answered, at: float, *, kind: str | None = None
 ) -> None:
-    """Write an answer. A second result of one row is a defect, and fails; others may be given again."""
+    """Write an answer. A second one replaces the first, except in `results`, where it raises an error."""
     values = {name: getattr(answer, name) for name in ANSWERED}
     again = "" if table == "results" else "OR REPLACE"
     names = [*ANSWERED, "at"] if kind is None else [*ANSWERED, "at", "kind"]
@@ -77,7 +77,7 @@ def insert_answer(
 
 
 def _attempts_of(db: sqlite3.Connection, first: int, last: int) -> dict[int, list[Attempt]]:
-    """Earlier tries of the rows between two ordinals."""
+    """Earlier attempts of the rows between two ordinals."""
     tries: dict[int, list[Attempt]] = {}
     for ordinal, code, counted, bare in db.execute(
         "SELECT ordinal, code, counted, bare_tokens FROM attempts WHERE ordinal BETWEEN ? AND ?"
@@ -89,7 +89,7 @@ def _attempts_of(db: sqlite3.Connection, first: int, last: int) -> dict[int, lis
 
 
 def insert_row(db: sqlite3.Connection, new: NewRow, now: float) -> None:
-    """Write a row of the input; one that cannot be asked gets its error at once."""
+    """Write a row of the input; a row that cannot be sent to the model fails at once."""
     row = new.row
     fault = row.fault
     readable = row.fields is not None
@@ -110,7 +110,7 @@ def insert_row(db: sqlite3.Connection, new: NewRow, now: float) -> None:
 
 
 def insert_failure(db: sqlite3.Connection, failure: Failed, at: float) -> None:
-    """Write how a row failed: in bounded length, but for the model's answer, which is kept as it is."""
+    """Write a row's error. Its texts are shortened, except the model's answer."""
     details = shortened_details(failure.details)
     if "answer" in failure.details:
         details["answer"] = failure.details["answer"]
@@ -124,7 +124,7 @@ def insert_failure(db: sqlite3.Connection, failure: Failed, at: float) -> None:
 
 
 def only_column(row: StoredRow, column: str | None) -> StoredRow:
-    """The row without its other fields: a segment of long rows does not fit into memory."""
+    """The row with only this field, because a segment of long rows may not fit into memory."""
     kept = {column: row.fields[column]} if column is not None and column in row.fields else {}
     return dataclasses.replace(row, fields=kept)
 
@@ -136,7 +136,7 @@ def _memory_of(row: Sequence[Any]) -> int:
 def rows_with_attempts(db: sqlite3.Connection, rows: Iterable[Sequence[Any]]) -> list[StoredRow]:
     """The first of the rows that `stored_rows` selects, up to `MOST_BYTES_AT_ONCE`, with their attempts.
 
-    A first row that is larger than that comes alone and without its fields.
+    A first row that is larger than that is returned alone and without its fields.
     """
     read: list[StoredRow] = []
     left = MOST_BYTES_AT_ONCE
@@ -157,7 +157,7 @@ def _without_fields(row: Sequence[Any]) -> StoredRow:
 
 
 def stored_row(row: Sequence[Any]) -> StoredRow:
-    """A row as `stored_rows` gave it."""
+    """Build a row from a result row of `stored_rows`."""
     ordinal, line, name, fields, model, alone, state, answer, turn_tokens, sight, *counts = row
     prompt, completion, logprob, thought = counts
     return StoredRow(

@@ -1,8 +1,8 @@
-"""The ledger's tables, and how its file is opened.
+"""Defines the tables of the ledger and opens its file.
 
-One SQLite file a job. `rows` is the input, read once; `results` and `failures` are how rows ended; `attempts`
-has the tries of rows that have not ended yet, and those that failed; `plan` the numbered plan versions;
-`meta` everything else, as JSON by key.
+Each job has one SQLite file. `rows` has the input, which is read once; `results` and `failures` have the
+finished rows; `attempts` has the attempts of unfinished rows and the failed attempts; `plan` has the
+numbered plan versions; `meta` has everything else, as JSON by key.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ CREATE INDEX rows_deferred ON rows (ordinal) WHERE state = 'pending' AND deferre
 CREATE TABLE results (
   ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
 ) STRICT;
-CREATE INDEX results_segment ON results (segment, ordinal);  -- what a segment goes on from, at any size
+CREATE INDEX results_segment ON results (segment, ordinal);  -- finds the last rows of a segment
 CREATE TABLE samples (            -- rows answered alone beforehand, of which the anchors are chosen
   ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
 ) STRICT;
@@ -76,14 +76,14 @@ def open_writer(path: Path) -> sqlite3.Connection:
 
     Raises:
         LedgerError: it is damaged.
-        LedgerVersion: this version cannot read its format; the file is as it was.
+        LedgerVersion: this version cannot read its format; the file is unchanged.
     """
     try:
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
         raise ledger_error(error, "the ledger cannot be opened") from error
     try:
-        version = format_of(db, path)  # first of all: what this version cannot use stays as it is
+        version = format_of(db, path)  # first, so that a ledger of another format stays unchanged
         db.execute("PRAGMA journal_mode=WAL")
         db.execute("PRAGMA synchronous=FULL")
         if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -110,7 +110,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
     Raises:
         LedgerError: it is damaged.
-        LedgerVersion: it has another format than this version writes; a reader migrates nothing.
+        LedgerVersion: its format differs from the one that this version writes; a reader does not migrate.
     """
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
@@ -129,7 +129,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 def ledger_error(error: BaseException, doing: str) -> SpoolamaError:
-    """What SQLite's failure means: the disk's trouble leaves the job for later, all else ends it."""
+    """Convert an SQLite error: a disk error leaves the job for later, any other error ends it."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     kinds: dict[int, type[SpoolamaError]] = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_IOERR: DiskFailed}
     wrapped = kinds.get(code, LedgerError)(f"{doing}: {error}")

@@ -1,4 +1,4 @@
-"""One daemon on a spool: a lock that the kernel takes back when its holder dies, however it dies."""
+"""Locks the spool for one daemon; the kernel releases the lock when the process ends."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from spoolama.spool.layout import Spool
 __all__ = ["HOLDER_FILE", "LeftBy", "SpoolLock", "boot_id"]
 
 HOLDER_FILE = "daemon.json"
-"""In status/: who holds the lock. It informs; only the lock decides."""
+"""File in status/ with the holder of the lock. It is only for information."""
 LeftBy = Literal["released", "stopping", "killed", "crashed"]
-"""`stopping`: killed after it was asked to stop. `crashed`: ended by an exception, a fatal signal or the OOM
-killer. `killed`: without a trace of these, so by somebody's SIGKILL. All on this boot of the machine."""
+"""How the last daemon ended. `stopping`: killed after a request to stop. `crashed`: ended by an exception, a
+fatal signal or the OOM killer. `killed`: no trace of these, so SIGKILL. All since the machine booted."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """The kernel's name of this boot of the machine; each boot has its own. Empty where it is not known."""
+    """The kernel's unique id of this boot of the machine; empty if unknown."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -37,10 +37,10 @@ def boot_id() -> str:
 
 
 class SpoolLock:
-    """An exclusive flock on the spool directory itself, so that there is no lock file to remove or to forget.
+    """An exclusive flock on the spool directory itself, so that no stale lock file can remain.
 
-    The descriptor is closed on exec. A child that is forked without exec shares the lock and keeps it alive:
-    start children by `spawn` or `subprocess`. Not for spools on NFS before Linux 2.6.12.
+    The descriptor is closed on exec. A child that is forked without exec shares the lock and keeps it:
+    start children with `spawn` or `subprocess`. Does not work on NFS before Linux 2.6.12.
     """
 
     def __init__(self, spool: Spool, clock: Clock | None = None) -> None:
@@ -49,33 +49,35 @@ class SpoolLock:
         self._fd: int | None = None
         self._crashed = False
         self.left: LeftBy = "released"
-        """How the holder before this one left the spool."""
+        """How the previous daemon left the spool."""
         self.crash_trace = ""
-        """What it wrote at its crash."""
+        """The trace that the previous daemon wrote when it crashed."""
 
     def acquire(self) -> None:
-        """Take the spool, or say at once who has it.
+        """Lock the spool without waiting.
 
         Raises:
-            SpoolHeld: another daemon works on it.
-            SpoolError: there is no such directory.
+            SpoolHeld: another daemon holds the lock.
+            SpoolError: the directory does not exist.
         """
         if self._fd is not None:
-            raise SpoolHeld(f"This process (pid {os.getpid()}) already holds the spool {self._spool.root}.")
+            raise SpoolHeld(
+                f"This process (pid {os.getpid()}) has already locked the spool {self._spool.root}."
+            )
         try:
             fd = os.open(self._spool.root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as e:
             raise SpoolError(
-                f"There is no spool at {self._spool.root} ({e.strerror}). "
-                f"Make one: spoolama init {self._spool.root}"
+                f"{self._spool.root} is not a spool ({e.strerror}). "
+                f"Create one: spoolama init {self._spool.root}"
             ) from e
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             os.close(fd)
             raise SpoolHeld(
-                f"{self._holder()} works on the spool {self._spool.root}. "
-                "Stop it first, or give this one another spool."
+                f"{self._holder()} has locked the spool {self._spool.root}. "
+                "Stop it first, or use another spool."
             ) from e
         self.crash_trace = crash_trace(self._spool)
         self.left = self._left_by()
@@ -99,18 +101,18 @@ class SpoolLock:
         write_replace(self._spool.status / HOLDER_FILE, json.dumps(body).encode() + b"\n")
 
     def note_stopping(self) -> None:
-        """Say that the holder was asked to stop: a kill from here on is no death of its own."""
+        """Record that the daemon was asked to stop, so that a kill from now on does not count as a crash."""
         with contextlib.suppress(OSError, SpoolError):
             self._sign(stopping=True)
 
     def note_death(self) -> None:
-        """Leave the note behind at the release, as a holder does that crashes: an error ends this one."""
+        """Record that an error ends this daemon; `release` then keeps the holder file, as a crash does."""
         self._crashed = True
         with contextlib.suppress(OSError, SpoolError):
             self._sign(crashed=True)
 
     def _left_by(self) -> LeftBy:
-        """What the holder before left behind. On another boot that says nothing: the machine went down."""
+        """How the previous daemon ended, from its holder file. A file from an earlier boot does not count."""
         try:
             body = json.loads((self._spool.status / HOLDER_FILE).read_bytes())
             if body["boot"] != boot_id():
@@ -123,7 +125,7 @@ class SpoolLock:
             return "released"
 
     def release(self) -> None:
-        """Give the spool back."""
+        """Release the lock."""
         if self._fd is None:
             return
         if not self._crashed:
@@ -145,7 +147,7 @@ class SpoolLock:
         self.release()
 
     def _holder(self) -> str:
-        """The holder in words. The file may be an earlier daemon's, so its pid must be alive."""
+        """Describe the holder. The file may be from an earlier daemon, so its pid must be alive."""
         try:
             body = json.loads((self._spool.status / HOLDER_FILE).read_bytes())
             pid, host = int(body["pid"]), str(body["host"])
@@ -155,5 +157,5 @@ class SpoolLock:
         except PermissionError:
             pass  # alive, of another user
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
-            return "Another daemon (which one is not known)"
+            return "Another daemon (pid unknown)"
         return f"Another daemon (pid {pid} on {host}, since {since:%Y-%m-%d %H:%M:%S} UTC)"

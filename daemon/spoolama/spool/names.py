@@ -1,9 +1,9 @@
-"""What the names in incoming/ mean: data, sidecars, commands, and what is none of them.
+"""Classifies the file names in incoming/ as data files, sidecars and commands, and pairs them.
 
 Data: `.csv`, `.tsv`, `.jsonl`, `.ndjson`, each also as `.gz` and `.zst`. The ending may be upper case.
 Sidecars of `a.csv.gz`: `a.yaml`, `a.csv.yaml`, `a.csv.gz.yaml`, and each as `.yml`.
 Commands: `a.cancel`, `a.pause`, `a.resume`, where `a` is a stem, a data file's name or a job's name.
-A name is any bytes but `/` and NUL; those that are no UTF-8 are carried as Python's surrogate escapes.
+A name may have any bytes except `/` and NUL; bytes that are not UTF-8 become Python's surrogate escapes.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _SIDECAR_ENDINGS = (".yaml", ".yml")
 _CONTROLS = ("cancel", "pause", "resume")
 _IGNORED_ENDINGS = (".part", ".filepart", ".tmp", "~")
-# NAME_MAX is 255 bytes; a job's name stays far below, so that tools can put it into names of their own.
+# NAME_MAX is 255 bytes; a job name is much shorter, so that tools can use it in their own file names.
 _STEM_BYTES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class DataName:
-    """A data file's name, taken apart."""
+    """A data file's name, split into its parts."""
 
     name: str
     """As dropped: `a.csv.gz`."""
@@ -57,11 +57,11 @@ class Pairing:
     """Which sidecar belongs to which data file."""
 
     sidecar: Mapping[str, str | None]
-    """Each data name that is unambiguous: its sidecar, or None if there is none."""
+    """Each unambiguous data name, with its sidecar or None."""
     ambiguous: Mapping[str, str]
-    """Each name (data and sidecars) that cannot be decided: why, in words."""
+    """Each ambiguous name (data or sidecar), with the reason as a sentence."""
     lonely: Collection[str]
-    """Sidecars that fit no data file."""
+    """Sidecars without a data file."""
 
 
 def cut(name: str) -> tuple[str, str]:
@@ -71,12 +71,12 @@ def cut(name: str) -> tuple[str, str]:
 
 
 def ignored(name: str) -> bool:
-    """Whether a name is none of ours: dot files, and what clients call a file while they write it."""
+    """Whether to ignore a name: dot files and the temporary names of upload clients."""
     return name.startswith(".") or name.lower().endswith(_IGNORED_ENDINGS)
 
 
 def data_name(name: str) -> DataName | None:
-    """Take a data file's name apart; None if it is no data file's."""
+    """Split a data file's name into its parts; None if it is not the name of a data file."""
     rest, compression = name, None
     base, dot = cut(rest)
     if dot.lower() in _PACKED:
@@ -99,7 +99,7 @@ def control_of(name: str) -> tuple[str, str] | None:
 
 
 def sidecar_names(data: DataName) -> tuple[str, ...]:
-    """What a sidecar of this data file may be called, but for the case of its ending."""
+    """Possible names of this data file's sidecar; the case of the ending does not matter."""
     stems = [data.stem]
     whole, packed = cut(data.name)
     stems += [whole, data.name] if packed.lower() in _PACKED else [data.name]
@@ -107,7 +107,7 @@ def sidecar_names(data: DataName) -> tuple[str, ...]:
 
 
 def pair(names: Collection[str]) -> Pairing:
-    """Find each data file's sidecar. One that has two, or shares one, is not decided for the user."""
+    """Find each data file's sidecar. A data file with two sidecars, or with a shared one, is ambiguous."""
     data = {d.name: d for d in map(data_name, names) if d is not None}
     sidecars: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -130,8 +130,8 @@ def pair(names: Collection[str]) -> Pairing:
     for sidecar, shared in users.items():
         if len(shared) > 1:
             why = (
-                f"{readable(sidecar)} fits {len(shared)} data files ({_list(shared)}). "
-                f"Give each its own, as in {readable(shared[0])}.yaml."
+                f"{readable(sidecar)} matches {len(shared)} data files ({_list(shared)}). "
+                f"Give each file its own sidecar, for example {readable(shared[0])}.yaml."
             )
             for name in [sidecar, *shared]:
                 ambiguous.setdefault(name, why)
@@ -143,7 +143,7 @@ def pair(names: Collection[str]) -> Pairing:
 
 
 def readable(name: str) -> str:
-    """A name as it can stand in a sentence: what cannot be printed is escaped, and it is short."""
+    """A name for a message: unprintable characters are escaped and a long name is shortened."""
     shown = "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name
     )
@@ -151,7 +151,7 @@ def readable(name: str) -> str:
 
 
 def job_name(dropped: str, now: float, token: str) -> str:
-    """A job's name: the data file's stem made safe, the time of the claim and a few random characters.
+    """Build a job's name from the data file's stem, the time of the claim and a few random characters.
 
     Args:
         dropped: The data file's name.
@@ -160,7 +160,7 @@ def job_name(dropped: str, now: float, token: str) -> str:
 
     Returns:
         A directory name of letters, digits, `.`, `_` and `-`, such as `reviews-20261123T141500Z-k3f9`.
-        Names of one stem sort by time.
+        Names with the same stem sort by time.
     """
     taken_apart = data_name(dropped)
     stem = unicodedata.normalize("NFC", taken_apart.stem if taken_apart else dropped)

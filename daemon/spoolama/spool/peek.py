@@ -1,6 +1,6 @@
-"""A look at the first line of a data file: is it an OpenAI batch request, which needs no sidecar?
+"""Checks whether the first line of a data file is an OpenAI batch request, which needs no sidecar.
 
-Reading rows properly is the job's own matter. This only decides how long a drop without a sidecar waits.
+The result only decides how long a drop without a sidecar waits. The job itself reads the rows properly.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class _Reads(Protocol):
 
 
 _BOUND = 256 * 1024
-"""Bytes of the first line that are looked at, after decompression."""
+"""Maximum bytes of the first line that are read, after decompression."""
 
 
 def looks_like_openai(path: Path) -> bool:
     """Whether the first line that is not blank has the keys `custom_id` and `body`.
 
-    False for anything unreadable: what is wrong with it is said by those who read it whole.
+    False if the file cannot be read; the intake reports that error later.
     """
     name = data_name(path.name)
     if name is None or name.ending not in (".jsonl", ".ndjson"):
@@ -43,7 +43,7 @@ def looks_like_openai(path: Path) -> bool:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     line, newline, _ = text.partition(b"\n")
     if not newline and len(head) >= _BOUND:
-        # Longer than we look. Keys come in any order; a long `body` may hide `custom_id`: that drop waits.
+        # The line is longer than the limit. A long `body` may hide `custom_id`; such a drop waits longer.
         return line.startswith(b"{") and b'"custom_id"' in line and b'"body"' in line
     try:
         value = json.loads(line)

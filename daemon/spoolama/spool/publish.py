@@ -1,8 +1,8 @@
-"""Publishing: a finished job appears in done/ or failed/ complete, in one rename.
+"""Publishes a finished job: moves its complete output to done/ or failed/ in one rename.
 
-The report writes into the job's `out/`; here the uploads and SHA256SUMS are added, everything is made to
-last, and `out/` becomes `done/JOB`. Uploads always lie under `uploaded/`, so that no name of theirs meets a
-report's.
+The report writes into the job's `out/`. This module adds the uploads and SHA256SUMS, syncs everything to
+disk, and renames `out/` to `done/JOB`. Uploads are always in `uploaded/`, so that their names cannot clash
+with those of the report.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from spoolama.spool.states import CLAIM_FILE, LEDGER, OUT, UPLOADED, Claim, publ
 __all__ = ["SUMS", "clean", "open_out", "publish", "take_apart"]
 
 SUMS = "SHA256SUMS"
-"""As `sha256sum -c` reads it."""
+"""Name of the checksum file, in the format of `sha256sum -c`."""
 _LEDGER_FILES = {LEDGER + tail for tail in ("", "-wal", "-shm", "-journal")}
-# The kernel lets nobody link a file that he does not own and may not write (fs.protected_hardlinks);
-# other file systems have no links, or too few.
+# The kernel refuses a link to a file that the process neither owns nor may write (fs.protected_hardlinks);
+# other file systems have no hard links, or a limit on their number.
 _NO_LINK = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
 
 
 def open_out(job: JobDir, *, disk: Disk = DISK) -> Path:
-    """Make an empty `out/` to write a report into; what an earlier try left there is taken apart first."""
+    """Create an empty `out/` for the report; undoes an unfinished `out/` of an earlier attempt first."""
     if exists(job.out):
         take_apart(job.path, disk=disk)
     with in_words(f"publishing {job.name}"):
@@ -41,19 +41,19 @@ def open_out(job: JobDir, *, disk: Disk = DISK) -> Path:
 
 
 def publish(spool: Spool, job: JobDir, where: Literal["done", "failed"], *, disk: Disk = DISK) -> Path:
-    """Publish a job whose `out/` has everything but the uploads. Blocks; call it in a thread.
+    """Publish a job whose `out/` has everything except the uploads. Blocks; call it in a thread.
 
     Returns:
         done/JOB or failed/JOB.
 
     Raises:
-        DiskFull: no room. The job is still in processing; call again when there is, with the same `out/`.
-        DiskFailed: the disk did not keep something. Begin again with `open_out`: new files, new descriptors.
-        SpoolError: the name is taken, or there is no `out/`.
+        DiskFull: no space. The job is still in processing; call again with the same `out/` later.
+        DiskFailed: the disk reported an I/O error. Start again with `open_out`, with new files.
+        SpoolError: the name exists already, or `out/` is missing.
     """
     target = (spool.done if where == "done" else spool.failed) / job.name
     if published_at(spool, job.name) is not None:
-        raise SpoolError(f"{target} exists already. Move it away; the job stays in {job.path}.")
+        raise SpoolError(f"{target} already exists. Move it away; the job stays in {job.path}.")
     if not exists(job.out):
         raise SpoolError(f"{job.name} has nothing to publish: {job.out} is missing.")
     note = read_claim(job.path)
@@ -69,15 +69,16 @@ def publish(spool: Spool, job: JobDir, where: Literal["done", "failed"], *, disk
 
 
 def clean(spool: Spool, job: Path, *, disk: Disk = DISK) -> list[str]:
-    """Remove what a published job left in processing/, the ledger last.
+    """Remove the files that a published job left in processing/, the ledger last.
 
     Returns:
-        Names that were not removed because nothing proves that they are published; the directory then stays.
+        Names that were not removed because there is no proof that they are published; then the directory
+        stays.
     """
     published = published_at(spool, job.name)
     if published is None or exists(job / OUT):
-        raise SpoolError(f"{job.name} is not published, so nothing of it is removed.")
-    # Only when the published name lasts may the names here go.
+        raise SpoolError(f"{job.name} is not published, so its files are not removed.")
+    # The names here may be removed only after the published name is on disk.
     disk.fsync_dir(published.parent)
     disk.fsync_dir(job)
     note = read_claim(job)
@@ -93,7 +94,7 @@ def clean(spool: Spool, job: Path, *, disk: Disk = DISK) -> list[str]:
 
 
 def take_apart(job: Path, *, disk: Disk = DISK) -> None:
-    """Undo an unfinished `out/`: the uploads go back beside the ledger, the rest is removed."""
+    """Undo an unfinished `out/`: move the uploads back to the job directory and remove the rest."""
     uploaded = job / OUT / UPLOADED
     if exists(uploaded):
         for name in names_in(uploaded):
@@ -106,7 +107,7 @@ def take_apart(job: Path, *, disk: Disk = DISK) -> None:
 
 
 def _add_uploads(job: Path, note: Claim, disk: Disk) -> None:
-    """Give each upload its name in out/uploaded. What a try before this one did already is left as it is."""
+    """Link each upload into out/uploaded. Links of an earlier attempt are kept."""
     uploaded = job / OUT / UPLOADED
     if not exists(uploaded):
         disk.mkdir(uploaded, 0o755)
@@ -114,11 +115,13 @@ def _add_uploads(job: Path, note: Claim, disk: Disk) -> None:
         source, target = job / name, uploaded / name
         if exists(target):
             if exists(source) and not os.path.samestat(source.lstat(), target.lstat()):
-                raise SpoolError(f"{target} is in the way of an upload. Nothing was removed.")
+                raise SpoolError(
+                    f"{target} has the name of an upload but is another file. Nothing was removed."
+                )
             continue
         if not exists(source):
-            continue  # it vanished from the job's directory, and the job was refused for that
-        if not is_regular(source):  # a drop that was refused for being a link or a directory
+            continue  # it disappeared from the job's directory, so the job was rejected
+        if not is_regular(source):  # a drop that was rejected because it is a link or a directory
             disk.rename_new(source, target)
             continue
         try:
@@ -130,7 +133,7 @@ def _add_uploads(job: Path, note: Claim, disk: Disk) -> None:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """All plain files below, in a fixed order; links are not followed."""
+    """All regular files below, in a fixed order; does not follow links."""
     for parent, directories, names in os.walk(root):
         directories.sort()
         for name in sorted(names):
@@ -140,7 +143,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _sums(out: Path) -> bytes:
-    """SHA256SUMS over everything below `out`; a file closed to the service has no line."""
+    """SHA256SUMS of everything below `out`; a file that the service may not read has no line."""
     lines = []
     for path in _files(out):
         name = os.fsencode(path.relative_to(out))
@@ -154,7 +157,7 @@ def _sums(out: Path) -> bytes:
 
 
 def _make_last(out: Path, disk: Disk) -> None:
-    """Readable for uploaders, and on the disk: every file, then every directory from the bottom up."""
+    """Make everything readable for uploaders and sync it: every file, then every directory, bottom up."""
     uploaded = out / UPLOADED
     for path in _files(out):
         if uploaded not in path.parents:  # an upload keeps the permissions that its owner gave it
@@ -162,7 +165,7 @@ def _make_last(out: Path, disk: Disk) -> None:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         except PermissionError:
-            os.sync()  # not ours to open: all that can be done is to have the kernel write everything out
+            os.sync()  # we may not open it, so we can only ask the kernel to write everything to disk
             continue
         try:
             disk.fsync(fd)
@@ -175,20 +178,20 @@ def _make_last(out: Path, disk: Disk) -> None:
 
 
 def _may_go(path: Path, published: Path, uploads: tuple[str, ...], *, claimed: bool) -> bool:
-    """Whether a leftover of a published job is not the only copy of anything."""
+    """Whether a leftover of a published job can be removed without losing the only copy of a file."""
     copy = published / UPLOADED / path.name
     if exists(copy) and os.path.samestat(copy.lstat(), path.lstat()):
         return True
     if path.name in _LEDGER_FILES or path.name == CLAIM_FILE:
         return True
-    # With the claim there, it is known what was uploaded; everything else in a job is the service's own.
+    # The claim lists the uploads; all other files of a job belong to the service.
     return claimed and path.name not in uploads
 
 
 def _last_goes_the_ledger(name: str) -> tuple[int, str]:
     if name == CLAIM_FILE:
         return 1, name
-    # The write-ahead log goes before the file that it belongs to.
+    # The write-ahead log is removed before its database file.
     return (3 if name == LEDGER else 2 if name in _LEDGER_FILES else 0), name
 
 

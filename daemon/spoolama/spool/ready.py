@@ -1,9 +1,9 @@
-"""What lies in incoming, and what of it can be claimed. The directory decides; events only cause a look.
+"""Scans incoming/ and decides which drops can be claimed and which files are held, and why.
 
-A drop is ready when its data file and its sidecar are there, plain files, readable, with one name each, and
-quiet: unchanged for a while. Quiet is judged by ctime, since clients set mtime to what the file had at home,
-and by how long this scanner itself has seen the file unchanged, for when the clock jumps. Quiet is no proof
-that an upload is complete (no signal of a file system is); it keeps the file in its client's hands.
+A drop is ready when its data file and its sidecar exist, are regular files, readable, with one hard link
+each, and quiet: unchanged for a while. Quiet is measured by ctime, because clients preserve mtime, and by how
+long this scanner has seen the file unchanged, in case the clock jumps. Quiet does not prove that an upload is
+complete (no file system event does); it only delays the claim while the client still writes.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _CONTROL_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Something that can be claimed."""
+    """A data file, with its sidecar, that can be claimed."""
 
     data: str
     """The data file's name in incoming."""
     sidecar: str | None
-    """The sidecar's name in incoming, if the user brought one."""
+    """The sidecar's name in incoming, if the user uploaded one."""
     arrived: float
     """When it was complete, seconds since the epoch."""
     bytes: int
-    """The data file's length."""
+    """The data file's size."""
     default_sidecar: Path | None = None
-    """The administrator's sidecar that stands in for a missing one."""
+    """The administrator's default sidecar, used if there is no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,50 +65,50 @@ class Control:
     file: str
     """Its name in incoming."""
     target: str
-    """What it is about: a data file's name, its stem or a job's name."""
+    """The name that the command applies to: a data file's name, its stem or a job's name."""
     command: str
     """`cancel`, `pause` or `resume`."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at incoming found."""
+    """The result of one scan of incoming."""
 
     ready: list[Drop] = field(default_factory=list)
-    """First come first."""
+    """Ordered by arrival."""
     held: list[Held] = field(default_factory=list)
-    """What stays where it is, by name; of more than `MOST_HELD` names those that have lain there longest."""
+    """Held files, by name; at most `MOST_HELD`, the oldest ones."""
     more_held: int = 0
-    """How many more are held that nothing will take as they are."""
+    """Number of further held files that need action by the user."""
     more_waiting: int = 0
-    """How many more are held that may still come right by themselves."""
+    """Number of further held files whose reason may still disappear by itself."""
     controls: list[Control] = field(default_factory=list)
-    """Commands, oldest first. Done with one, the service calls `take_control`."""
+    """Commands, oldest first. The service calls `take_control` after each."""
     look_again_s: float | None = None
-    """After this many seconds something will be due even if no event comes; None: nothing will."""
+    """Seconds until the next scan is due even without an event; None: no scan is due."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyRules:
-    """When a drop is taken."""
+    """Conditions for claiming a drop."""
 
     quiet_s: float = 2.0
-    """Unchanged for this long."""
+    """Minimum time without a change."""
     openai_wait_s: float = 10.0
-    """How long a drop that can do without a sidecar of its own waits for one that may still come."""
+    """How long a drop that needs no sidecar of its own waits for one."""
     lonely_after_s: float = 600.0
-    """After this a missing half counts as missing, no more as on its way."""
+    """After this time a missing data file or sidecar is reported."""
     max_bytes: int | None = None
     """Larger data files are held."""
     min_free_bytes: int = 0
-    """Nothing is taken while the disk has less than this, or than twice the data file."""
+    """No drop is claimed while the disk has less free space than this, or than twice the data file."""
     default_sidecar: Path | None = None
-    """For drops that need a sidecar and bring none."""
+    """The sidecar for drops that need one and have none."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """One file as this scanner knows it. Not a whole stat_result: there may be many thousands."""
+    """What the scanner remembers of one file. Smaller than a stat_result: there may be many thousands."""
 
     mode: int
     links: int
@@ -116,15 +116,15 @@ class _Seen:
     changed_s: float
     """Its ctime, seconds since the epoch."""
     identity: tuple[int, int, int, int]
-    """Device, inode, size and ctime in nanoseconds: any change of the file changes one of them."""
+    """Device, inode, size and ctime in nanoseconds; any change of the file changes one of them."""
     since: float
-    """Monotonic time since which it is unchanged."""
+    """Monotonic time from which it has been seen unchanged."""
     openai: bool | None = None
-    """What the peek said; None before."""
+    """Result of `looks_like_openai`; None before it ran."""
 
     @classmethod
     def of(cls, found: os.stat_result, known: _Seen | None, now: float) -> _Seen:
-        """The file as it is found now; what is known of it, where it is unchanged."""
+        """The record of a file; returns `known` if the file is unchanged."""
         identity = (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
         if known is not None and known.identity == identity:
             return known
@@ -137,9 +137,9 @@ class _Seen:
 
 
 class _Notes:
-    """Why names are held: of those that have lain there longest, and of the others only how many they are.
+    """Collects why names are held; keeps the notes of the oldest files and only counts the others.
 
-    Memory, status files and journal must not grow with what somebody puts into incoming.
+    This keeps the size of memory, status files and journal independent of the number of files in incoming.
     """
 
     def __init__(self) -> None:
@@ -150,13 +150,13 @@ class _Notes:
         self.more_waiting = 0
 
     def add(self, name: str, seen: _Seen, make: Callable[[], held.Note], *, waiting: bool = False) -> None:
-        """Note a name once.
+        """Add a name once.
 
         Args:
-            name: As it lies there.
-            seen: Says since when.
-            make: Makes the note; called only where it may be told.
-            waiting: The note's own `waiting`.
+            name: Its name in incoming.
+            seen: Has the time of its last change.
+            make: Creates the note; called only if the note may be kept.
+            waiting: The `waiting` of the note.
         """
         self._added += 1
         place = (-seen.changed_ns, -self._added)
@@ -171,7 +171,7 @@ class _Notes:
             self.more_held += 1
 
     def oldest(self) -> dict[str, held.Note]:
-        """The notes of those that have lain there longest."""
+        """The notes of the oldest files."""
         return {name: note for _, _, name, note in self._heap}
 
 
@@ -187,17 +187,17 @@ def can_read(path: Path) -> bool:
 
 
 def free_bytes(path: Path) -> int:
-    """What an unprivileged process can still write on this path's file system."""
+    """Free space for an unprivileged process on this path's file system."""
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize
 
 
 def take_control(spool: Spool, control: Control, *, disk: Disk = DISK) -> None:
-    """Remove a command that was carried out (or could not be, and the status says so)."""
+    """Remove the file of a command that was executed, or whose failure is in the status."""
     try:
         disk.unlink(spool.incoming / control.file)
     except FileNotFoundError:
-        return  # its writer took it back
+        return  # its writer removed it
 
 
 def _given(note: held.Note) -> held.Note:
@@ -205,11 +205,11 @@ def _given(note: held.Note) -> held.Note:
 
 
 class Scanner:
-    """Looks at incoming again and again, and remembers for how long it has seen each file unchanged.
+    """Scans incoming repeatedly and remembers for how long each file has been unchanged.
 
     Args:
-        readable: Whether the service may read a file (root may read all, so tests bring their own).
-        free: Free bytes at a path.
+        readable: Whether the service may read a file. Root may read all files, so tests replace this.
+        free: Returns the free bytes at a path.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class Scanner:
         self._due: list[float] = []
 
     def look(self) -> Look:
-        """List incoming and decide about each name. Blocks for a directory listing and a few short reads."""
+        """List incoming and classify each name. Blocks for a directory listing and a few short reads."""
         self._tell_time()
         self._due = []
         self._list()
@@ -263,7 +263,7 @@ class Scanner:
             try:
                 verdict = self._judge(data, sidecar)
             except FileNotFoundError:
-                continue  # taken back between listing and looking; there will be an event
+                continue  # removed after the listing; an event will follow
             if isinstance(verdict, Drop):
                 ready.append(verdict)
             else:
@@ -279,7 +279,7 @@ class Scanner:
         )
 
     def _judge(self, data: str, sidecar: str | None) -> Drop | held.Note:
-        """Whether this drop can be taken, or why not. In the order in which a person would mend things."""
+        """The drop if it can be claimed, else why not. Checks in the order in which a person fixes things."""
         rules = self._rules
         names = [data] if sidecar is None else [data, sidecar]
         for name in names:
@@ -314,7 +314,7 @@ class Scanner:
         return Drop(data, sidecar, arrived, size, default)
 
     def _list(self) -> None:
-        """Bring what we know in line with what lies there."""
+        """Update the known files from the directory."""
         found: dict[str, _Seen] = {}
         with os.scandir(self._spool.incoming) as entries:
             for entry in entries:
@@ -327,14 +327,14 @@ class Scanner:
         self._seen = found
 
     def _tell_time(self) -> None:
-        """Read both clocks; if the wall clock was set in between, old ctimes say nothing for a while."""
+        """Read both clocks; if the wall clock was set, ignore old ctimes for a while."""
         now, mono = self._clock.time(), self._clock.monotonic()
         if abs((now - self._now) - (mono - self._mono)) > _JUMP_S:
             self._jumped = mono
         self._now, self._mono = now, mono
 
     def _old(self, seen: _Seen, seconds: float) -> bool:
-        """Whether a file is unchanged for that long; if not, a look is due when it will be."""
+        """Whether a file has been unchanged for that long; if not, schedule a scan for when it will be."""
         age = self._mono - seen.since
         jumped = self._jumped is not None and self._mono - self._jumped < seconds
         if not jumped:
@@ -351,7 +351,7 @@ class Scanner:
         return seen.openai
 
     def _remember(self, notes: dict[str, held.Note]) -> list[Held]:
-        """Since when each name is held for its present reason."""
+        """Convert notes to `Held`, with the time since which the reason has been the same."""
         before, self._held = self._held, {}
         for name, note in notes.items():
             code, since = before.get(name, ("", 0.0))

@@ -1,7 +1,7 @@
-"""Recovery: at start, everything in processing/ is brought to a state from which the service goes on.
+"""Recovers processing/ at start: brings every job to a state from which the service can continue.
 
-Nothing is remembered but what lies on the disk. What is not in the table of
-`states.py` is set aside, never deleted.
+The files on disk are the only source. What is not in the table of `states.py` is moved to quarantine, never
+deleted.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ __all__ = ["Recovered", "recover"]
 
 @dataclass(frozen=True)
 class Recovered:
-    """What a start found."""
+    """The result of a recovery."""
 
     jobs: list[JobDir] = field(default_factory=list)
-    """Jobs to settle or to resume, first come first."""
+    """Jobs to settle or to resume, ordered by arrival."""
     said: list[str] = field(default_factory=list)
-    """What was done, a sentence each, for the log."""
+    """What was done, one sentence each, for the log."""
 
 
 def recover(spool: Spool, *, disk: Disk = DISK) -> Recovered:
-    """Bring everything in processing/ to SETTLING, CLAIMED or away. May be killed at any point and run again.
+    """Bring every job in processing/ to SETTLING or CLAIMED, or remove it. Can be killed and run again.
 
     Raises:
-        DiskFull: no room to go on; run it again when there is.
+        DiskFull: no space to continue; run it again when space is free.
     """
     found = Recovered()
     with in_words("recovering what an earlier run left"):
@@ -48,7 +48,7 @@ def recover(spool: Spool, *, disk: Disk = DISK) -> Recovered:
 
 
 def _recover_one(spool: Spool, job: Path, found: Recovered, disk: Disk) -> None:
-    # Each step leads to another state; more steps than states would be going in a circle.
+    # Each step leads to another state; more steps than states would be an endless loop.
     for _ in State:
         state = state_of(spool, job)
         match state:
@@ -59,7 +59,7 @@ def _recover_one(spool: Spool, job: Path, found: Recovered, disk: Disk) -> None:
                 return
             case State.OPENED | State.CLAIMING:
                 unclaim(spool, job, disk=disk)
-                found.said.append(f"{job.name}: its claim had moved nothing yet; it was undone.")
+                found.said.append(f"{job.name}: its claim had not moved any file yet; it was undone.")
             case State.TORN:
                 found.said.append(_mend_torn(spool, job, disk))
             case State.BUILDING:
@@ -68,35 +68,35 @@ def _recover_one(spool: Spool, job: Path, found: Recovered, disk: Disk) -> None:
                 except SpoolError as e:
                     _quarantine(spool, job, str(e), found, disk)
                     return
-                found.said.append(f"{job.name}: an unfinished publication was taken apart.")
+                found.said.append(f"{job.name}: an unfinished publication was undone.")
             case State.PUBLISHED:
                 if kept := _cleaned(spool, job, disk):
-                    _quarantine(spool, job, f"it is published, but not {kept}", found, disk)
+                    _quarantine(spool, job, f"it is published, but without {kept}", found, disk)
                     return
-                found.said.append(f"{job.name}: it was published already; the rest was removed.")
+                found.said.append(f"{job.name}: it was already published; leftover files were removed.")
             case State.UNKNOWN:
-                _quarantine(spool, job, "it is in no state that the service makes", found, disk)
+                _quarantine(spool, job, "the service never creates this combination of files", found, disk)
                 return
-    _quarantine(spool, job, "recovering it led nowhere", found, disk)
+    _quarantine(spool, job, "the recovery did not reach a final state", found, disk)
 
 
 def _mend_torn(spool: Spool, job: Path, disk: Disk) -> str:
     note = read_claim(job)
     if note is None or note.sidecar is None:
-        raise SpoolError(f"{job} changed while it was being recovered. Is another daemon at work?")
+        raise SpoolError(f"{job} changed during the recovery. Check whether another daemon uses this spool.")
     try:
         disk.rename(spool.incoming / note.sidecar, job / note.sidecar)
     except FileNotFoundError:
         if unclaim(spool, job, disk=disk):
-            return f"{job.name}: its sidecar was taken back; the data went back to incoming."
-        return f"{job.name}: its sidecar is gone, and a new {readable(note.data)} lies in incoming already."
+            return f"{job.name}: its sidecar was removed; the data file was moved back to incoming."
+        return f"{job.name}: its sidecar was removed, and incoming already has a new {readable(note.data)}."
     disk.fsync_dir(job)
     disk.fsync_dir(spool.incoming)
-    return f"{job.name}: its claim was torn; {readable(note.sidecar)} followed."
+    return f"{job.name}: its claim was interrupted; {readable(note.sidecar)} was moved to the job."
 
 
 def _cleaned(spool: Spool, job: Path, disk: Disk) -> str:
-    """Clean a published job; what could not go, in words."""
+    """Clean a published job; returns the names that were not removed, or the error."""
     try:
         return ", ".join(readable(n) for n in clean(spool, job, disk=disk))
     except SpoolError as e:
@@ -115,14 +115,14 @@ def _quarantine(spool: Spool, path: Path, why: str, found: Recovered, disk: Disk
         disk.fsync_dir(spool.quarantine)
         disk.fsync_dir(spool.processing)
         found.said.append(
-            f"{readable(path.name)} was set aside in {target}: {why}. Nothing was deleted; please look at it."
+            f"{readable(path.name)} was moved to {target}: {why}. Nothing was deleted; please check it."
         )
         return
-    raise SpoolError(f"{spool.quarantine} has a thousand things called {path.name}. Please look at them.")
+    raise SpoolError(f"{spool.quarantine} has 1,000 entries named {path.name}. Please check and remove them.")
 
 
 def _sweep(spool: Spool, disk: Disk) -> None:
-    """Remove the service's own temporary files: probes of a start that was killed, half-written status."""
+    """Remove the service's own temporary files: probes of a killed start and unfinished status files."""
     for parent in (spool.incoming, spool.processing, spool.done, spool.failed, spool.status):
         for name in names_in(parent):
             if name.startswith(PROBE):

@@ -1,9 +1,9 @@
-"""Settling: making sure that nobody can change a claimed file any more.
+"""Settles a job: waits until no process can change the claimed files any more.
 
-A claim takes the file's path away, but a client that had it open goes on writing: uploads were seen to grow
-by megabytes after the rename. The kernel knows who has a file open for writing: a read lease is granted if
-nobody has (`fcntl(F_SETLEASE)`, fcntl(2)). Renamed into a private directory, lease granted, no second name:
-then the content is frozen. Whether it is complete only the content can say (`content.py`).
+A claim moves the file, but a client that has it open continues to write: uploads grew by megabytes after the
+rename in tests. The kernel knows whether a process has the file open for writing: it grants a read lease only
+if none has (`fcntl(F_SETLEASE)`, fcntl(2)). A file in a private directory, with a granted lease and no second
+hard link, cannot change any more. Only its content can show whether it is complete (`content.py`).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ __all__ = ["Lease", "Refused", "Settled", "Settling", "ask_lease", "settle"]
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Nobody writes to the job's files, and they are on the disk."""
+    """No process writes to the job's files, and they are on disk."""
 
     said: str = ""
-    """Why the kernel did not confirm it, so that only the quiet time speaks for it; empty if it did."""
+    """Why the kernel did not confirm it, so that only the quiet time indicates it; empty if it did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settling:
-    """Somebody still writes. Ask again; do not read yet."""
+    """A process still writes. Ask again; do not read yet."""
 
     reason: str
-    """In words, for the status."""
+    """The reason, for the status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +47,31 @@ class Refused:
     code: str
     """Stable name: `unreadable`, `not_regular`, `hard_linked`, `vanished`."""
     message: str
-    """In words: who must do what."""
+    """What is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """What the kernel said when asked whether anybody writes to a file."""
+    """The kernel's reply whether a process has a file open for writing."""
 
     writer: bool
-    """Somebody has it open for writing."""
+    """Whether a process has it open for writing."""
     denied: str = ""
-    """Why the kernel would not say; empty if it did."""
+    """Why the kernel refused to reply; empty if it did not."""
 
 
 def ask_lease(fd: int) -> Lease:
-    """Ask the kernel whether anybody has this file open for writing.
+    """Ask the kernel whether a process has this file open for writing.
 
-    Needs a file of our own or CAP_LEASE (useless in a unit with PrivateUsers=yes),
+    Requires a file of our own or CAP_LEASE (which has no effect in a unit with PrivateUsers=yes),
     and a file system with leases (not NFS).
 
     Args:
         fd: Open for reading only.
     """
     try:
-        # Whoever opens the file while we hold the lease makes the kernel send us a signal. The usual one,
-        # SIGIO, would end the process; SIGURG is ignored by default.
+        # If a process opens the file while we hold the lease, the kernel sends us a signal. The default,
+        # SIGIO, would end this process; SIGURG is ignored by default.
         fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as e:
@@ -85,13 +85,13 @@ def ask_lease(fd: int) -> Lease:
 def settle(
     job: JobDir, *, ask: Callable[[int], Lease] = ask_lease, disk: Disk = DISK
 ) -> Settled | Settling | Refused:
-    """Find out whether a claimed job's files are frozen; if so, make them last through a power cut.
+    """Find out whether a claimed job's files can still change; if not, sync them to disk.
 
     Args:
-        ask: Asks about one open file.
+        ask: Asks the kernel about one open file.
 
     Raises:
-        DiskFailed: the disk did not keep the upload.
+        DiskFailed: the disk reported an I/O error.
     """
     denied = ""
     for path in (job.data, *([] if job.sidecar is None else [job.sidecar])):
@@ -105,15 +105,15 @@ def settle(
 def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> Settled | Settling | Refused:
     name = readable(path.name)
     try:
-        # Without O_NONBLOCK a FIFO that was swapped in would block the open for ever.
+        # Without O_NONBLOCK, a FIFO that replaced the file would block the open forever.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except PermissionError:
         return Refused(
             "unreadable",
-            f"{name} is closed to the service. Run chmod 644 on your copy and upload it again.",
+            f"The service has no permission to read {name}. Run chmod 644 on your copy and upload it again.",
         )
     except FileNotFoundError:
-        return Refused("vanished", f"{name} is not in the job's directory any more. Upload it again.")
+        return Refused("vanished", f"{name} is no longer in the job's directory. Upload it again.")
     except OSError as e:
         if e.errno in (errno.ELOOP, errno.ENXIO):
             return _not_regular(name)
@@ -128,19 +128,19 @@ def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> Settled
         if os.fstat(fd).st_nlink != 1:
             return Refused(
                 "hard_linked",
-                f"{name} has a second name on this disk, by which it could still be changed. "
+                f"{name} has more than one hard link, so it could be changed through another name. "
                 "Upload a copy, not a hard link.",
             )
-        with in_words(f"keeping {name}"):
+        with in_words(f"syncing {name}"):
             disk.fsync(fd)
     finally:
         os.close(fd)
     if lease.denied:
-        return Settled(f"the kernel does not say whether {name} is still written to: {lease.denied}")
+        return Settled(f"the kernel cannot tell whether {name} is still being written to: {lease.denied}")
     return Settled()
 
 
 def _not_regular(name: str) -> Refused:
     return Refused(
-        "not_regular", f"{name} is no plain file. Upload the file itself, not a link or a directory."
+        "not_regular", f"{name} is not a regular file. Upload the file itself, not a link or a directory."
     )

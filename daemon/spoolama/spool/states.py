@@ -1,7 +1,7 @@
-"""The states of a drop on disk, and the one system call that leads from each to the next.
+"""Defines the states of a drop on disk and the one system call between each state and the next.
 
 I is incoming/, J is processing/JOB/, P is done/JOB/ or failed/JOB/. D and S are the data file and the sidecar
-under their own names; S only where the claim names one.
+under their own names; S exists only if the claim names one.
 
 =============  =======================================================  =====================================
 state          what exists                                              moves on by
@@ -26,8 +26,8 @@ Backwards, in recovery and when an uploader takes a file back: OPENED and CLAIMI
 where a new D lies there by now, SETTLING without a sidecar (the claim is rewritten).
 BUILDING becomes CLAIMED or SETTLING (what is in out/uploaded goes back to J, the rest of out is removed).
 
-What an upload is called never decides anything here: data ends in .csv and the like, sidecars in .yaml and
-.yml, so none can be taken for claim.json, ledger.sqlite or out.
+The name of an upload cannot clash with claim.json, ledger.sqlite or out: the names of data files end in .csv
+and the like, those of sidecars in .yaml or .yml.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ __all__ = [
 ]
 
 CLAIM_FILE = "claim.json"
-"""Written before anything moves: what will be moved."""
+"""Lists the files to move; written before any file moves."""
 LEDGER = "ledger.sqlite"
-"""The job's ledger; SQLite keeps ledger.sqlite-wal and -shm beside it."""
+"""The job's ledger; SQLite also creates ledger.sqlite-wal and ledger.sqlite-shm."""
 OUT = "out"
-"""What will be published, while it is being written."""
+"""The output directory before it is published."""
 UPLOADED = "uploaded"
-"""Where a published job keeps what its user uploaded, always, so that no name can clash with a report's."""
+"""Directory of the uploads in a published job, so that no name can clash with a file of the report."""
 DEFAULT_SIDECAR = "default.yaml"
-"""The name of the administrator's default sidecar, copied into a job that brought none."""
+"""Name of the copy of the administrator's default sidecar, in a job without its own sidecar."""
 
 
 class State(Enum):
-    """Where a drop is; the table is in this module's docstring."""
+    """The state of a drop; see the table in this module's docstring."""
 
     DROPPED = "dropped"
     OPENED = "opened"
@@ -84,14 +84,14 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What claim.json says."""
+    """The content of claim.json."""
 
     data: str
     """The data file's name, in incoming and in the job."""
     sidecar: str | None
-    """The sidecar's name in the job; None if there is none."""
+    """The sidecar's name in the job, or None."""
     default_sidecar: str | None
-    """Where the sidecar was copied from, if the user brought none."""
+    """Where the sidecar was copied from, if the user uploaded none."""
     claimed_at: float
     """Seconds since the epoch."""
     arrived: float
@@ -99,11 +99,11 @@ class Claim:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of what the job was given: the data file, and the sidecar if there is one."""
+        """The names of the job's data file and, if there is one, its sidecar."""
         return (self.data,) if self.sidecar is None else (self.data, self.sidecar)
 
     def to_bytes(self) -> bytes:
-        """As claim.json; bytes of a name that are no UTF-8 survive as escapes."""
+        """The content of claim.json; bytes of a name that are not UTF-8 are written as escapes."""
         body = {
             "version": 1,
             "data": self.data,
@@ -116,10 +116,10 @@ class Claim:
 
 
 def read_claim(job: Path) -> Claim | None:
-    """What claim.json of this directory says; None if there is none.
+    """Read claim.json of this directory; None if it does not exist.
 
     Raises:
-        SpoolError: there is one, and it is damaged.
+        SpoolError: it is damaged.
     """
     try:
         body: dict[str, Any] = json.loads((job / CLAIM_FILE).read_bytes())
@@ -132,7 +132,7 @@ def read_claim(job: Path) -> Claim | None:
         )
         names = [claim.data, *([] if claim.sidecar is None else [claim.sidecar])]
         if any(Path(n).name != n or n in ("", ".", "..") for n in names):
-            raise ValueError("a name in it is no file name")
+            raise ValueError("it has an invalid file name")
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, OSError) as e:
@@ -141,12 +141,12 @@ def read_claim(job: Path) -> Claim | None:
 
 
 def published_at(spool: Spool, name: str) -> Path | None:
-    """Where this job was published, if it was."""
+    """The directory where this job was published, or None."""
     return next((p for p in (spool.done / name, spool.failed / name) if exists(p)), None)
 
 
 def state_of(spool: Spool, job: Path) -> State:
-    """The state of processing/JOB, from nothing but what exists on disk."""
+    """The state of processing/JOB, determined only from the files on disk."""
     published = published_at(spool, job.name) is not None
     if not exists(job):
         return State.FINISHED if published else State.DROPPED

@@ -1,4 +1,4 @@
-"""The status directory: what uploaders with nothing but scp can read about the service and their drops."""
+"""Writes the files in status/, from which users read the state of the service and of their drops."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ _NAME_MAX = 255
 def status_name(dropped: str) -> str:
     """The name of a drop's status file: the data file's whole name and `.json`.
 
-    Two names never share one. A name too long for that, or one of the service's own, gets a few
-    characters of its hash.
+    It is unique. If the name is too long, or is one of the service's own, it gets a part of its hash.
     """
     plain = dropped + ".json"
     raw = os.fsencode(plain)
@@ -33,23 +32,23 @@ def status_name(dropped: str) -> str:
         return plain
     mark = "~" + hashlib.sha256(raw).hexdigest()[:16] + ".json"
     room = _NAME_MAX - len(mark)
-    # Cut by bytes; a character cut in the middle goes whole.
+    # Cut by bytes; removes a character that is cut in the middle.
     return os.fsdecode(os.fsencode(dropped)[:room].decode("utf-8", "ignore")) + mark
 
 
 class StatusBoard:
-    """Writes the files of status/: replaced atomically, readable by all, untouched if nothing changed."""
+    """Writes the files of status/: replaced atomically, readable by all, not written if unchanged."""
 
     def __init__(self, spool: Spool, *, disk: Disk = DISK) -> None:
         self._dir = spool.status
         self._disk = disk
 
     def write(self, name: str, payload: Mapping[str, Any]) -> bool:
-        """Say how a drop fares.
+        """Write the status of a drop.
 
         Args:
-            name: The dropped data file's name (or, for what is held, whatever name lies in incoming).
-            payload: What JSON can hold.
+            name: The dropped data file's name or, for a held file, its name in incoming.
+            payload: JSON values.
 
         Returns:
             Whether anything changed.
@@ -57,12 +56,12 @@ class StatusBoard:
         return self._put(status_name(name), _json(payload))
 
     def write_service(self, payload: Mapping[str, Any], text: str) -> bool:
-        """Say how the service fares, for programs and for people."""
+        """Write the status of the service, as JSON and as text."""
         changed = self._put(SERVICE_JSON, _json(payload))
         return self._put(SERVICE_TEXT, text.encode("utf-8", "backslashreplace")) or changed
 
     def forget(self, name: str) -> None:
-        """Take a drop's status away, if there is one."""
+        """Remove the status of a drop if it exists."""
         with contextlib.suppress(FileNotFoundError):
             self._disk.unlink(self._dir / status_name(name))
 
@@ -77,5 +76,5 @@ class StatusBoard:
 
 def _json(payload: Mapping[str, Any]) -> bytes:
     text = json.dumps(payload, ensure_ascii=False, indent=2) + "\n"
-    # A name whose bytes are no UTF-8 holds lone surrogates; written as \udcXX they are valid JSON escapes.
+    # A name with bytes that are not UTF-8 has lone surrogates; written as \udcXX they are valid JSON escapes.
     return text.encode("utf-8", "backslashreplace")

@@ -1,9 +1,9 @@
-"""Wake-ups: something happened in incoming, so look now instead of at the next rescan.
+"""Watches incoming/ for events, so that the service scans at once instead of at the next rescan.
 
-The watchdog package tells us of events. They are hints only: under load the kernel drops some and the
-package tells nobody (it logs a warning), a replaced directory goes unwatched, and network file systems
-have no events for what others write. So the service rescans by the clock anyway, asks `healthy()` each time,
-and restarts what is not.
+The watchdog package reports events. They are only hints: under load the kernel drops some and the package
+only logs a warning, a replaced directory is no longer watched, and network file systems report no events for
+writes of other machines. So the service also rescans at regular intervals, calls `healthy()` each time, and
+restarts an unhealthy watch.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ __all__ = ["Wakeups"]
 _log = logging.getLogger(__name__)
 _JOIN_S = 5.0
 
-# A finished upload shows as one of: closed after writing; moved within incoming; created (a move from
-# elsewhere, a hard link, and SFTP's plain rename come without a close).
-# Not asked for: every single write, and files opened or closed for reading, which our own looks cause.
-# Changes of attributes (a chmod that makes a file readable) watchdog gives only with every write: see its
-# `get_event_mask_from_filter`. They are left to the rescan.
+# A finished upload causes one of these events: closed after writing; moved within incoming; created (a move
+# from elsewhere, a hard link, and SFTP's plain rename cause no close).
+# We do not subscribe to every write, nor to files opened or closed for reading, which our own scans cause.
+# watchdog reports changes of attributes (a chmod that makes a file readable) only together with every write:
+# see its `get_event_mask_from_filter`. The rescan finds them.
 _EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent,
     FileMovedEvent,
@@ -52,8 +52,8 @@ class Wakeups:
 
     Args:
         path: The directory.
-        on_wake: Called from the observer's thread, often and for nothing too; must be quick and thread-safe,
-            as `loop.call_soon_threadsafe(event.set)` is.
+        on_wake: Called from the observer's thread, often and sometimes without cause; must be quick and
+            thread-safe, like `loop.call_soon_threadsafe(event.set)`.
     """
 
     def __init__(self, path: Path, on_wake: Callable[[], None]) -> None:
@@ -65,19 +65,19 @@ class Wakeups:
 
     @property
     def trouble(self) -> str | None:
-        """Why there are no wake-ups, in words; None if there are."""
+        """Why the watch does not work, as text; None if it works."""
         return None if self.healthy() else self._trouble or "the watch on the directory ended"
 
     def start(self) -> bool:
-        """Begin to watch. Never raises for what the machine refuses (limits, permissions): see `trouble`.
+        """Start to watch. Does not raise if the system refuses (limits, permissions): see `trouble`.
 
         Returns:
-            Whether there will be wake-ups.
+            Whether the watch works.
         """
         self.stop()
         observer = Observer()
         try:
-            # A directory that we may not read gets no watch and no error from watchdog.
+            # For a directory that we may not read, watchdog sets no watch and raises no error.
             os.scandir(self._path).close()
             found = self._path.stat()
             observer.schedule(_Handler(self._on_wake), str(self._path), recursive=False, event_filter=_EVENTS)
@@ -92,19 +92,19 @@ class Wakeups:
         return self.healthy()
 
     def stop(self) -> None:
-        """Stop watching, and wait for the threads to end."""
+        """Stop watching and wait for the threads to end."""
         if self._observer is not None:
             _halt(self._observer)
         self._observer, self._identity, self._trouble = None, None, "stopped"
 
     def restart(self) -> bool:
-        """Stop and start: the answer to `healthy()` being False."""
+        """Stop and start again. Call this when `healthy()` returns False."""
         return self.start()
 
     def healthy(self) -> bool:
-        """Whether every thread lives and the directory is still the one that is watched.
+        """Whether every thread is alive and the directory has not been replaced.
 
-        The observer says that it is alive when the thread that reads for one directory has died.
+        The observer reports that it is alive even if the thread that reads one directory has died.
         """
         observer = self._observer
         if observer is None or not observer.is_alive():
@@ -120,7 +120,7 @@ class Wakeups:
 
 
 class _Handler(FileSystemEventHandler):
-    """Passes on that something happened; what, the scan will see."""
+    """Calls `on_wake` for every event; the scan finds out what changed."""
 
     def __init__(self, on_wake: Callable[[], None]) -> None:
         self._on_wake = on_wake
@@ -128,12 +128,12 @@ class _Handler(FileSystemEventHandler):
     def on_any_event(self, event: FileSystemEvent) -> None:
         try:
             self._on_wake()
-        except Exception:  # would end the dispatcher's thread, and with it all wake-ups, without a word
+        except Exception:  # would silently end the dispatcher thread and all wake-ups
             _log.exception("a wake-up failed after %s", event.event_type)
 
 
 def _halt(observer: BaseObserver) -> None:
-    # An event that arrives while it ends is an error to watchdog, but nothing to anybody else.
+    # watchdog logs an error for an event that arrives while it stops; the error has no effect.
     logging.getLogger("watchdog.observers.inotify").setLevel(logging.CRITICAL)
     with contextlib.suppress(RuntimeError):  # a thread that never started cannot be joined
         observer.stop()

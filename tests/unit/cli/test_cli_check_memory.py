@@ -30,7 +30,10 @@ def test_check_echoes_the_limits_in_force(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "a.csv").write_text("text\none\n")
     (tmp_path / "a.yaml").write_text("model: m\nprompt: '{{ text }}'\nvram: {critical: 0.9}\n")
     output = CliRunner().invoke(spoolama, ["check", str(tmp_path / "a.csv")], catch_exceptions=False).output
-    assert "vram: high from 14.0 GB, critical from 14.4 GB on a card of 16.0 GB, whoever uses it.\n" in output
+    assert (
+        "vram: high from 14.0 GB, critical from 14.4 GB on a GPU of 16.0 GB, counting all processes.\n"
+        in output
+    )
     assert "Warning: vram" not in output
 
 
@@ -42,10 +45,13 @@ def test_cards_of_one_size_are_told_once() -> None:
 @pytest.mark.parametrize(
     ("vram", "words"),
     [
-        ({"high": 0.95}, "vram.high: 0.95 is looser than the service's 14.0 GB on a card of 16.0 GB"),
-        ({"critical": 15.5}, "vram.critical: 15.5 is looser than the service's 15.0 GB"),
-        ({"keep_free_gb": 0.7}, "vram.keep_free_gb: 0.7 is looser than the service, which keeps 1.0 GB"),
-        ({"keep_free_gb": 9}, "vram.keep_free_gb: 9 is more than half of a card of 16.0 GB"),
+        ({"high": 0.95}, "vram.high: 0.95 exceeds the service's 14.0 GB on a GPU of 16.0 GB"),
+        ({"critical": 15.5}, "vram.critical: 15.5 exceeds the service's 15.0 GB"),
+        (
+            {"keep_free_gb": 0.7},
+            "vram.keep_free_gb: 0.7 is lower than the service's limit, which keeps",
+        ),
+        ({"keep_free_gb": 9}, "vram.keep_free_gb: 9 is more than half of a GPU of 16.0 GB"),
     ],
 )
 def test_a_value_that_does_nothing_is_warned_about(vram: dict[str, float], words: str) -> None:
@@ -64,10 +70,8 @@ def test_a_value_that_counts_is_not_warned_about(vram: dict[str, float]) -> None
 def test_without_a_card_shares_are_told() -> None:
     """A share and a size cannot be compared before the card is known; two shares can."""
     text = said(high=12, critical=0.95, keep_free_gb=0.2)
-    assert (
-        "high from 12 GB or 87.5 % of a card, whichever is less; critical from 93.75 % of a card, or" in text
-    )
+    assert "high from 12 GB or 87.5 % of a GPU, whichever is less; critical from 93.75 % of a GPU, or" in text
     assert "with less than 0.5 GB free" in text
-    assert "Warning: vram.critical: 0.95 is looser than the service's 0.9375" in text
-    assert "Warning: vram.keep_free_gb: 0.2 is looser than the service's 0.5" in text
+    assert "Warning: vram.critical: 0.95 exceeds the service's 0.9375" in text
+    assert "Warning: vram.keep_free_gb: 0.2 is lower than the service's 0.5" in text
     assert "Warning: vram.high" not in text

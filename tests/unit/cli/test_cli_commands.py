@@ -108,15 +108,15 @@ def test_check_shows_prompts_faults_and_an_estimate(drop: Path) -> None:
     assert "[system]\n    Judge.\n  [user]\n    Say one" in result.output
     assert "Prompt 2" in result.output
     assert "Prompt 3" not in result.output
-    assert "1 rows will not be asked (1 ragged)" in result.output
+    assert "1 rows will fail (1 ragged)" in result.output
     assert "line 4: ragged" in result.output
     assert "estimate" in result.output
-    assert "not known before the first rows" in result.output
+    assert "Time: unknown" in result.output
 
 
 def test_check_reckons_time_only_with_a_rate(drop: Path) -> None:
     """A number from nowhere would be a defect."""
-    assert "about 30 s at 0.1 rows/s, the rate you gave" in call("check", drop, "--rate", "0.1").output
+    assert "about 30 s at 0.1 rows/s (--rate)" in call("check", drop, "--rate", "0.1").output
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_check_reckons_time_only_with_a_rate(drop: Path) -> None:
         ("", "Each row is asked in isolation behind the shared part."),
         ("gold: text\n", "A pilot, which tries whether earlier rows make the answers agree better with"),
         ("gold: text\ntrim: {pilot: 40}\n", "A pilot of at most 40 answers tries whether earlier rows"),
-        ("trim: {strategy: window}\n", "(behind the rows before it and their answers)"),
+        ("trim: {strategy: window}\n", "(after earlier rows with their answers)"),
         ("mode: isolated\n", None),
     ],
 )
@@ -183,7 +183,7 @@ BOUND = "and are dropped before a prompt passes 2,879 tokens (0.75 of the room, 
         (5000, "gold: text\n", "A pilot of at most 100 answers", "Warning"),
         (7, "trim: {strategy: window}\nsegment: all\n", "up to 6 earlier ones", "pilot"),
         (300, "audit: 50\n", "Each row is asked in isolation behind the shared part.", "Audit"),
-        (300, "mode: isolated\non_harm: isolate\n", "Time: not known", "asked again"),
+        (300, "mode: isolated\non_harm: isolate\n", "Time: unknown", "asked again"),
     ],
 )  # fmt: skip
 def test_check_says_what_is_asked_besides_the_rows(
@@ -232,7 +232,7 @@ def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
     ("sidecar", "data", "said"),
     [
         ("modle: m\nprompt: x\n", DATA, "r.yaml:1:1: modle:"),
-        ("model: m\nprompt: '{{ txt }}'\n", DATA, "No row can be asked"),
+        ("model: m\nprompt: '{{ txt }}'\n", DATA, "No row can be sent"),
         (
             "model: m\nprompt: x\nid: idd\ngold: g\n",
             DATA,
@@ -247,7 +247,7 @@ def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
         ),
         ("model: m\nprompt: x\nlanse: 3\n", "", "r.yaml:3:1: lanse: unknown key"),
         ("model: m\nprompt: x\nexpect: {rows: 9}\n", DATA, "the sidecar expects 9"),
-        ("model: m\nprompt: x\n", DATA + "e,five", "does not end with a line end"),
+        ("model: m\nprompt: x\n", DATA + "e,five", "does not end with a newline"),
         ("model: m\nprompt: '{{ name'\n", DATA, "r.yaml:2"),
     ],
 )
@@ -273,7 +273,7 @@ def test_check_config(
 ) -> None:
     """The shipped settings are fine; a mistake ends with 78."""
     shipped = call("check", "--config", ROOT / "config" / "spoolama.yaml")
-    assert "the settings are fine" in shipped.output
+    assert "the settings are valid" in shipped.output
     (tmp_path / "c.yaml").write_text("lanse: 2\n")
     status, text = as_a_person(monkeypatch, capsys, "check", "--config", tmp_path / "c.yaml")
     assert status == 78
@@ -413,7 +413,7 @@ def test_status_says_when_nothing_ever_ran(tmp_path: Path) -> None:
     """A kind line instead of a missing file."""
     call("init", tmp_path / "spool")
     result = call("status", "--spool", tmp_path / "spool")
-    assert (result.exit_code, "No service has worked on" in result.output) == (1, True)
+    assert (result.exit_code, "No service has run on" in result.output) == (1, True)
 
 
 def test_names_cannot_draw_on_the_screen() -> None:
@@ -442,4 +442,4 @@ def test_status_of_a_job_that_waits_says_why(tmp_path: Path) -> None:
     for message in (None, "The service died once while this job ran."):
         path.write_text(json.dumps(found | {"message": message}))
         said = call("status", "a", "--spool", service.spool.root).output.splitlines()
-        assert said == ["a.csv is number 2 in line, as job a-1.", *([message] if message else [])]
+        assert said == ["a.csv is number 2 in the queue, as job a-1.", *([message] if message else [])]

@@ -113,9 +113,9 @@ def test_without_gpu_and_server_it_says_why_and_shows_the_machine(monkeypatch: p
     result = call(monkeypatch, NoCards("no NVIDIA driver on this machine"), "--url", NOBODY)
 
     assert result.exit_code == 0
-    assert "GPUs: no readings, since no NVIDIA driver on this machine.\n" in result.output
+    assert "GPUs: no readings, because no NVIDIA driver on this machine.\n" in result.output
     assert "This machine:\n" in result.output
-    assert f"Model server ollama: does not say what it holds: {NOBODY}" in result.output
+    assert f"Model server ollama: cannot list its loaded models: {NOBODY}" in result.output
 
 
 def test_everything_of_a_card_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,13 +134,13 @@ def test_everything_of_a_card_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 
     text = call(monkeypatch, probe, "--url", NOBODY).output
 
-    assert text.startswith("Memory is critical: GPU memory: 15.5 GB of 16.0 GB in use.\n")
+    assert text.startswith("Memory pressure is critical: GPU memory: 15.5 GB of 16.0 GB in use.\n")
     assert "GPU 0, NVIDIA L4:\n" in text
-    assert "15.5 GB of 16.0 GB in use, 0.5 GB of it by the driver itself; 0.5 GB free" in text
-    assert "high from 14.0 GB, critical from 15.0 GB: critical now" in text
-    assert "at least 0.5 GB stay free of everybody's use (vram.keep_free_gb)" in text
-    assert "81 °C, 72 of 72 W, clocks lowered for: power, heat" in text
-    assert "process 4711: 8.0 GB\n  process 4712: size not told\n" in text
+    assert "15.5 GB of 16.0 GB in use, 0.5 GB of it by the driver; 0.5 GB free" in text
+    assert "high from 14.0 GB, critical from 15.0 GB; now critical" in text
+    assert "at least 0.5 GB stay free for all processes together (vram.keep_free_gb)" in text
+    assert "81 °C, 72 of 72 W, clocks throttled: power, heat" in text
+    assert "process 4711: 8.0 GB\n  process 4712: size unknown\n" in text
 
 
 def test_what_is_not_told_is_not_made_up(tmp_path: Path) -> None:
@@ -155,10 +155,10 @@ def test_what_is_not_told_is_not_made_up(tmp_path: Path) -> None:
     text = said(look(cards, config=tmp_path / "c.yaml"))
 
     assert "scripted card, MIG instance 2:\n" in text
-    assert "cut up (MIG), its instances cannot be read (does not count: vram.cards):\n" in text
-    assert text.count("by process: not told") == text.count("no process has memory on it") == 1
+    assert "in MIG mode, instances cannot be read (ignored: vram.cards):\n" in text
+    assert text.count("by process: unknown") == text.count("no process uses it") == 1
     assert text.count("°C") == text.count(" W") == 0
-    assert text.count("clocks not lowered") == 1
+    assert text.count("clocks not throttled") == 1
 
 
 @pytest.mark.parametrize(("used", "level"), [(13.9, "ok"), (14, "high"), (14.9, "high"), (15, "critical")])
@@ -190,11 +190,9 @@ def test_what_does_not_fit_is_said_with_what_there_is() -> None:
     text = said(found)
 
     assert found["estimate"]["fits"] is False
-    assert (
-        "Estimate for m with a window of 65,536 and 1 slot, on a GPU; nothing was loaded:\n  about " in text
-    )
-    assert "It should not fit now: 20.5 GB may be taken below the critical mark." in text
-    assert text.endswith("may be taken below the critical mark.")
+    assert "Estimate for m with num_ctx 65,536 and 1 slot, on a GPU (no model was loaded):\n  about " in text
+    assert "It does not fit now: 20.5 GB available below the critical limit." in text
+    assert text.endswith("available below the critical limit.")
 
 
 def test_a_model_that_the_server_does_not_have_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +204,7 @@ def test_a_model_that_the_server_does_not_have_is_a_failure(monkeypatch: pytest.
     monkeypatch.setattr("spoolama.backends.ollama.OllamaBackend.shape", refuse)
     probe = NoCards("no NVIDIA driver on this machine")
     result = call(monkeypatch, probe, "--url", NOBODY, "--model", "nope")
-    assert (result.exit_code, "none, since model 'nope' not found." in result.output) == (1, True)
+    assert (result.exit_code, "not possible, because model 'nope' not found." in result.output) == (1, True)
     monkeypatch.undo()
     assert call(monkeypatch, probe, "--url", NOBODY, "--model", "nope").exit_code == 0
 
@@ -221,7 +219,7 @@ def test_the_servers_own_models_make_room() -> None:
 
     assert found["estimate"]["fits"] is True
     assert found["estimate"]["may_be_taken_bytes"] == round((22.5 - 19 + 17) * GB)
-    assert "  old:8b: 18.0 GB, 17.0 GB of it on GPUs, window of 4,096\n" in said(found)
+    assert "  old:8b: 18.0 GB, 17.0 GB of it on GPUs, num_ctx 4,096\n" in said(found)
 
 
 def test_without_a_card_main_memory_is_reckoned() -> None:
@@ -238,7 +236,7 @@ def test_cards_that_cannot_be_read_leave_it_open() -> None:
 
     assert found["estimate"]["fits"] is None
     assert found["estimate"]["where"] == "card"
-    assert "Whether it fits is not known" in said(found)
+    assert "Whether it fits is unknown" in said(found)
 
 
 def test_why_there_is_no_estimate() -> None:
@@ -252,8 +250,8 @@ def test_why_there_is_no_estimate() -> None:
         shapeless(server)
 
     text = said(look((card(1),), LoadSpec("m", 4096), arrange=shapeless))
-    assert text.endswith("1 slot: none, since the server does not tell what it is made of.")
-    assert "does not say what it holds: nobody there." in said(look((card(1),), arrange=away))
+    assert text.endswith("1 slot: not possible, because the server does not report the shape of the model.")
+    assert "cannot list its loaded models: nobody there." in said(look((card(1),), arrange=away))
 
 
 def test_a_server_elsewhere_has_nothing_of_this_machine() -> None:
@@ -261,7 +259,7 @@ def test_a_server_elsewhere_has_nothing_of_this_machine() -> None:
     found = look((card(15.9),), backend__url="http://192.0.2.1:11434")
 
     assert (found["level"], found["cards"]) == (None, None)
-    assert said(found).startswith("Memory is not watched: the model server is on another machine.\n")
+    assert said(found).startswith("Memory pressure is unknown: the model server is on another machine.\n")
     assert "This machine (not the server's):\n" in said(found)
 
 
@@ -309,7 +307,7 @@ def test_a_driver_that_hangs_does_not_hang_the_command(tmp_path: Path) -> None:
         out, err = child.communicate(timeout=30)
 
     assert (child.returncode, err) == (0, "")
-    assert "GPUs: no readings, since NVML has not answered for 2 s.\n" in out
+    assert "GPUs: no readings, because NVML has not answered for 2 s.\n" in out
     assert "This machine:\n" in out
 
 

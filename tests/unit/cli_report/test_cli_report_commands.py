@@ -118,8 +118,8 @@ def test_nothing_is_overwritten(job: Path, tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").touch()
     result = CliRunner().invoke(convert, [str(job), "-o", str(tmp_path / "d.jsonl")])
     assert result.exit_code == 1
-    assert "exists already" in result.output
+    assert "already exists" in result.output
     call(sample, "candidates", "--rows", "1", "-o", tmp_path / "s")
     again = CliRunner().invoke(sample, ["candidates", "-o", str(tmp_path / "s")])
     assert again.exit_code == 1
-    assert "exists already" in again.output
+    assert "already exists" in again.output

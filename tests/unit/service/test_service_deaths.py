@@ -346,7 +346,7 @@ def test_several_that_die_alike_say_what_that_points_to(lives: Lives) -> None:
 
     lives.acts = {"a.csv": look, "b.csv": look}
     assert lives.live() is None
-    assert "points to the service, the driver or the machine, so no job is held" in said[0]
+    assert "probably the service, the driver or the machine, and no job is held" in said[0]
 
 
 def test_a_row_in_each_life_is_progress(lives: Lives) -> None:

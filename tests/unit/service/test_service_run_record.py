@@ -198,8 +198,8 @@ def test_the_reason_names_deaths_rows_error_and_the_command(tmp_path: Path) -> N
             KILLER,
             [DIED_ONCE],
             "The service died 3 times while this job ran, without any progress in between (no row read). "
-            "It died while other jobs ran as well, which points to the service, the driver or the machine, "
-            "so no job is held. The job runs after the others, and not before 12:00.",
+            "It also died while other jobs ran, so the cause is probably the service, the driver or the "
+            "machine, and no job is held. The job runs after the others, and not before 12:00.",
         ),
     ],
 )

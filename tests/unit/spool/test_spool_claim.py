@@ -181,7 +181,9 @@ def test_no_lease_is_left_behind(tmp_path: Path) -> None:
 def test_without_leases_it_goes_on_and_says_so(spool: Spool) -> None:
     """On NFS, or without the capability, the quiet time has to do."""
     found = settle(taken(spool), ask=lambda _: Lease(writer=False, denied="Permission denied"))
-    assert found == Settled("the kernel does not say whether a.csv is still written to: Permission denied")
+    assert found == Settled(
+        "the kernel cannot tell whether a.csv is still being written to: Permission denied"
+    )
 
 
 def test_settling_refuses_what_cannot_be_frozen(spool: Spool, tmp_path: Path) -> None:

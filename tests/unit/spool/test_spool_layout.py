@@ -63,11 +63,11 @@ def test_proof_leaves_nothing_behind(spool: Spool) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "words"),
     [
-        (errno.EXDEV, SpoolError, "must lie on one mount.*ReadWritePaths="),
+        (errno.EXDEV, SpoolError, "must be on one mount.*ReadWritePaths="),
         (errno.EROFS, SpoolError, "read-only"),
-        (errno.ENOSPC, DiskFull, "no room"),
+        (errno.ENOSPC, DiskFull, "is full"),
         (errno.EIO, DiskFailed, "journalctl -k"),
-        (errno.EACCES, SpoolError, "must belong to it"),
+        (errno.EACCES, SpoolError, "must belong to this user"),
     ],
 )
 def test_proof_says_what_is_wrong(spool: Spool, number: int, kind: type[SpoolError], words: str) -> None:
@@ -120,7 +120,7 @@ def test_exdev_on_real_mounts_is_what_the_probe_is_for(spool: Spool) -> None:
     try:
         spool.processing.rmdir()
         spool.processing.symlink_to(away)
-        with pytest.raises(SpoolError, match="must lie on one mount"):
+        with pytest.raises(SpoolError, match="must be on one mount"):
             spool.prove()
         assert list(away.iterdir()) == []
     finally:

@@ -131,7 +131,7 @@ def test_a_ledger_whose_prompts_may_change_is_refused(path: Path, case: str) -> 
     """Its format has a migration, but what its plan leaves open decides prompts."""
     before = stored(f"format-2/{case}", path).read_bytes()
     for open_it in (open_writer, open_reader, check_format):
-        with pytest.raises(LedgerVersion, match=r"has format 2; .* may send other prompts"):
+        with pytest.raises(LedgerVersion, match=r"has format 2; .* might send different prompts"):
             open_it(path)
     assert path.read_bytes() == before
 
@@ -168,7 +168,7 @@ def test_a_later_step_can_refuse_as_well(path: Path, monkeypatch: pytest.MonkeyP
     ]
     monkeypatch.setattr(ledger_format, "MIGRATIONS", steps)
     tables = columns(stored("format-1/isolated", path))
-    with pytest.raises(LedgerVersion, match=r"has format 1; .* may send other prompts"):
+    with pytest.raises(LedgerVersion, match=r"has format 1; .* might send different prompts"):
         open_writer(path)
     assert columns(path) == tables
     assert sql(path, "PRAGMA user_version") == [(1,)]

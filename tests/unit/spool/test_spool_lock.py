@@ -90,7 +90,7 @@ def test_a_stale_note_is_not_believed(spool: Spool, note: bytes | None) -> None:
         path.unlink()
         if note is not None:
             path.write_bytes(note.replace(b"%s", os.uname().nodename.encode()))
-        with pytest.raises(SpoolHeld, match="which one is not known"):
+        with pytest.raises(SpoolHeld, match="pid unknown"):
             SpoolLock(spool).acquire()
 
 

@@ -102,7 +102,10 @@ def test_pairing(
 def test_ambiguity_is_said_in_words() -> None:
     """The user is told which files fight, and how to part them."""
     shared = pair(["a.csv", "a.jsonl", "a.yaml"]).ambiguous["a.yaml"]
-    assert shared == "a.yaml fits 2 data files (a.csv, a.jsonl). Give each its own, as in a.csv.yaml."
+    assert shared == (
+        "a.yaml matches 2 data files (a.csv, a.jsonl). "
+        "Give each file its own sidecar, for example a.csv.yaml."
+    )
     double = pair(["a.csv", "a.yaml", "a.yml"]).ambiguous["a.csv"]
     assert double == "a.csv has 2 sidecars (a.yaml, a.yml). Keep one."
 

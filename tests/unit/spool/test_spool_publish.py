@@ -96,7 +96,7 @@ def test_a_taken_name_is_not_replaced(spool: Spool, where: str) -> None:
     """If done/JOB or failed/JOB exists, the job stays in processing, whole."""
     job = job_of(spool)
     (spool.root / where / job.name).mkdir()
-    with pytest.raises(SpoolError, match="exists already"):
+    with pytest.raises(SpoolError, match="already exists"):
         publish(spool, job, "done")
     assert (job.data.exists(), job.out.exists()) == (True, True)
 

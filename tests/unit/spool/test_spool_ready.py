@@ -226,7 +226,7 @@ def test_too_large(spool: Spool, clock: HandClock) -> None:
     clock.move(3)
     (held,) = scanner.look().held
     assert held.code == "too_large"
-    assert "1.5 kB; the limit here is 1.0 kB" in held.message
+    assert "1.5 kB; the limit is 1.0 kB" in held.message
 
 
 def test_a_sidecar_of_a_terabyte_is_held_without_being_opened(spool: Spool, clock: HandClock) -> None:

@@ -165,7 +165,7 @@ def test_what_is_not_understood_is_set_aside_whole(spool: Spool, name: str, file
     assert state_of(spool, job) is compared.get(name, State.UNKNOWN)
     found = recover(spool)
     assert found.jobs == []
-    assert any("set aside" in said for said in found.said)
+    assert any("was moved to" in said for said in found.said)
     for path, data in files.items():
         if path.startswith("processing/"):
             moved = spool.quarantine / path.removeprefix("processing/")
