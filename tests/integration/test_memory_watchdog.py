@@ -32,7 +32,7 @@ def test_a_leak_is_seen_coming_and_the_job_goes_on_when_it_has_ended(tmp_path: P
         job = scene.ended()
     high, critical = scene.events("memory.high")[0], scene.events("memory.critical")[0]
     assert float(high["used"].split()[0]) < 14 <= 15 <= float(critical["used"].split()[0])
-    assert "at this slope" in high["reason"]
+    assert "at this rate" in high["reason"]
     assert scene.levels() == ["high", "critical", "high", "ok"]
     assert job.counts == (120, 0, 0)
     assert job.actions == {"paused": 1, "released": 1, "resumed": 1}
