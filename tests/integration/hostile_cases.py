@@ -241,8 +241,8 @@ LARGE = [
               "options: {num_ctx: 5000000, num_predict: 1000}\n",
               b"name\n" + "\N{GRINNING FACE}\n".encode() * 260),
          "first_rows_failed", ("answer_cut",)),
-    Case("gzip-bomb", gzip_bomb, "endless_line", ("256 MB follow without the end of a row",)),
-    Case("zstd-bomb", zstd_bomb, "endless_line", ("256 MB follow without the end of a row",)),
+    Case("gzip-bomb", gzip_bomb, "endless_line", ("the next 256 MiB do not contain a row end",)),
+    Case("zstd-bomb", zstd_bomb, "endless_line", ("the next 256 MiB do not contain a row end",)),
     Case("blank-bomb", blank_bomb, "endless_line", ("1,000,000 blank lines follow",)),
 ]  # fmt: skip
 """Drops that would fill the memory of the service itself; each one gets a service of its own."""

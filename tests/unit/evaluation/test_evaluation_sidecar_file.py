@@ -122,8 +122,8 @@ def test_leaving_retired_settings_out_leaves_all_else_as_it_is() -> None:
         )
 
 
-QUOTE = "put a text with a colon in quotes, or on the next line behind `|`"
-BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next line behind `|`"
+QUOTE = "put a text with a colon in quotes, or on the next line after `|`"
+BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next line after `|`"
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
         ),
         pytest.param(
             "model: m\n\tprompt: x\n",
-            [(2, 1, "", "a tab stands where YAML wants spaces", "indent with spaces")],
+            [(2, 1, "", "YAML does not allow a tab here", "indent with spaces")],
             id="tab",
         ),
         pytest.param(
@@ -324,7 +324,7 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
         pytest.param("- a\n", [(1, 1, "", "the file is a list", "write `key: value` lines")], id="list"),
         pytest.param(
             OK + "---\nmodel: n\n",
-            [(3, 1, "", "the file holds several documents", "remove the --- line")],
+            [(3, 1, "", "the file contains several documents", "remove the --- line")],
             id="documents",
         ),
         pytest.param(
