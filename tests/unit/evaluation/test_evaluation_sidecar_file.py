@@ -234,8 +234,8 @@ BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next lin
         pytest.param(
             "model: m\nprompt: |\n\n  Hi\n  {{ name }\nsystem: x\n",
             [(5, None, "prompt", "unexpected '}'",
-              "a field stands in two braces on each side: {{ name }}; "
-              "other names as {{ row['first name'] }}")],
+              "put a field in double braces: {{ name }}, "
+              "or {{ row['first name'] }} for other names")],
             id="template in a block",
         ),
         pytest.param(
@@ -276,7 +276,7 @@ BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next lin
                 (3, 27, "format.properties.a.pattern",
                  "not a regular expression: missing ), unterminated subpattern at position 0", None),
                 (3, 46, "format.properties.b.$ref",
-                 "a schema cannot refer to another file or address; write it out, or use $defs", None),
+                 "a schema cannot refer to another file or URI; write it out, or use $defs", None),
                 (3, 69, "format.properties.c.$ref", "#/$defs/d is not in this schema", None),
             ],
             id="schema that cannot be used",
@@ -411,11 +411,11 @@ HUGE = "0x" + "f" * 4000
 @pytest.mark.parametrize(
     ("schema", "key", "words"),
     [
-        ("{$schema: 3}", "format.$schema", "$schema must be a text: the address of a dialect of JSON Schema"),
-        ("{$schema: [1]}", "format.$schema", "$schema must be a text"),
-        ("{$schema: {a: 1}}", "format.$schema", "$schema must be a text"),
-        ("{$schema: 'http://['}", "format.$schema", "$schema: http://[ is no address"),
-        ("{properties: {a: {$id: 'http://['}}}", "format.properties.a.$id", "http://[ is no address"),
+        ("{$schema: 3}", "format.$schema", "$schema must be the URI of a JSON Schema dialect"),
+        ("{$schema: [1]}", "format.$schema", "$schema must be the URI"),
+        ("{$schema: {a: 1}}", "format.$schema", "$schema must be the URI"),
+        ("{$schema: 'http://['}", "format.$schema", "$schema: http://[ is not a URI"),
+        ("{properties: {a: {$id: 'http://['}}}", "format.properties.a.$id", "http://[ is not a URI"),
         ("{enum: [1], $ref: '#/enum/²'}", "format.$ref", "#/enum/² is not in this schema"),
         ("{enum: [1], $ref: '#/enum/" + "9" * 5000 + "'}", "format.$ref", "is not in this schema"),
         ("{maxLength: " + HUGE + "}", "format.maxLength", "this number has more than 100 characters"),
