@@ -127,7 +127,7 @@ def test_a_model_that_fits_at_no_window_ends_the_job_with_what_it_needs(tmp_path
     assert early["code"] == "out_of_memory"
     assert "judge:12b does not fit: llama-server process has terminated" in early["message"]
     assert "It needs an estimated 20.7 GB: weights 20.0" in early["mend"]
-    assert "14.6 GB may be taken" in early["mend"]
+    assert "14.6 GB is available to it" in early["mend"]
 
 
 def test_a_model_larger_than_the_cards_runs_as_ollama_puts_it(tmp_path: Path) -> None:
