@@ -32,7 +32,7 @@ def test_a_leak_is_seen_coming_and_the_job_goes_on_when_it_has_ended(tmp_path: P
         job = scene.ended()
     high, critical = scene.events("memory.high")[0], scene.events("memory.critical")[0]
     assert float(high["used"].split()[0]) < 14 <= 15 <= float(critical["used"].split()[0])
-    assert "at this slope" in high["reason"]
+    assert "at this rate" in high["reason"]
     assert scene.levels() == ["high", "critical", "high", "ok"]
     assert job.counts == (120, 0, 0)
     assert job.actions == {"paused": 1, "released": 1, "resumed": 1}
@@ -127,7 +127,7 @@ def test_a_model_that_fits_at_no_window_ends_the_job_with_what_it_needs(tmp_path
     assert early["code"] == "out_of_memory"
     assert "judge:12b does not fit: llama-server process has terminated" in early["message"]
     assert "It needs an estimated 20.7 GB: weights 20.0" in early["mend"]
-    assert "14.6 GB may be taken" in early["mend"]
+    assert "14.6 GB is available to it" in early["mend"]
 
 
 def test_a_model_larger_than_the_cards_runs_as_ollama_puts_it(tmp_path: Path) -> None:

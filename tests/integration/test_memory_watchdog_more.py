@@ -136,7 +136,7 @@ def test_a_model_on_a_shared_server_is_never_released_for_memory(tmp_path: Path)
     assert job.counts == (80, 0, 0)
     assert job.actions == {"left_as_it_is": 1}
     (left,) = scene.events("memory.action")
-    assert left["why"] == "the model is not ours to release"
+    assert left["why"] == "spoolama does not unload models of this server"
 
 
 def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_the_prefix_of_a_sliding_window_model_is_primed_and_then_reused(tmp_path
     """Rendered by the server, sent raw once a slot; without it nothing would be reused."""
     job = Job(tmp_path, gemma(), Script(slots=slots), None).run()
     all_answered(job)
-    assert job.watch["primer"]["state"] == "kept: measured to pay"
+    assert job.watch["primer"]["state"] == "kept: it saves time"
     first = [chat.cached_tokens for chat in job.chats[: slots + 4]]
     last = [chat.cached_tokens or 0 for chat in job.chats[-20:]]
     assert set(first) == {0}

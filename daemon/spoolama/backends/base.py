@@ -1,8 +1,8 @@
-"""The one interface to a model server, and what crosses it.
+"""Defines the interface to a model server, and the requests and replies that pass through it.
 
-A backend turns a `ChatRequest` into a `Reply` or raises one of the `BackendError`s of `spoolama.errors`.
-It decides by status and structure; by text only where the server gives nothing else.
-It never retries: what an error means is the engine's business (`engine/failures.py`).
+A backend turns a `ChatRequest` into a `Reply` or raises a `BackendError` of `spoolama.errors`. It classifies
+errors by status and structure, and by text only if the server gives nothing else. It never retries: the
+engine decides what an error means (`engine/failures.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 MOST_COUNTED = 2**53 - 1
-"""A larger count is no measurement, and the ledger could not hold it (RFC 8259, section 6)."""
+"""Larger counts are discarded: the ledger cannot store them exactly (RFC 8259, section 6)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,69 +39,69 @@ class Message:
     """Its text."""
 
     def wire(self) -> dict[str, str]:
-        """The message as every chat API spells it."""
+        """Return the message in the format of chat APIs."""
         return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What fixes a loaded model; frozen for the job, since a change of it is a reload."""
+    """Load-time settings of a model. They are constant within a job, because a change reloads the model."""
 
     model: str
-    """The model's name as the sidecar has it."""
+    """The model name in the sidecar."""
     num_ctx: int
     """Context window of one slot, in tokens."""
     load_options: Mapping[str, Any] = field(default_factory=dict)
     """Other load-time options (`num_batch`, `num_gpu`, `num_thread`, ...)."""
     slots: int = 1
-    """How many requests the server should work on at once, where that is ours to set."""
+    """Number of parallel requests, for backends where spoolama sets it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """Who answers."""
+    """The kind and version of the server."""
 
     kind: str
     """`ollama`, `embedded` or `openai`."""
     version: str | None
-    """The server's version, where it tells."""
+    """The version that the server reports; None: it reports none."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready, as the server describes it."""
+    """A loaded model, as the server describes it."""
 
     name: str
     digest: str | None
-    """What identifies the weights: Ollama's digest, a GGUF's sha256, or null."""
+    """Identifies the weights: Ollama's digest or the sha256 of a GGUF file; None: unknown."""
     num_ctx: int | None
-    """The window of one slot as the server reports it; null where it does not."""
+    """Context window of one slot, as the server reports it; None: not reported."""
     slots: int | None
-    """Requests it works on at once, where that is known."""
+    """Number of parallel requests; None: unknown."""
     server: ServerInfo
     size_bytes: int | None = None
-    """Memory the server says the model takes."""
+    """Memory that the model uses, as the server reports it."""
     vram_bytes: int | None = None
     """The part of it on the GPU."""
     can_think: bool = False
     """Whether the model has a thinking mode."""
     load_s: float | None = None
-    """Seconds the load took."""
+    """Duration of the load in seconds."""
     sliding_window: int | None = None
-    """Tokens that a layer with sliding-window attention looks back; null: plain attention, or unknown."""
+    """Window of sliding-window attention layers in tokens; None: full attention, or unknown."""
     copies_prefix: bool = False
     """Whether a prefix that was primed in one slot is copied into the others instead of evaluated again."""
     trained_ctx: int | None = None
-    """The longest window the model was made for, in tokens, as its own file says."""
+    """Trained context length in tokens, from the model file."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldModel:
-    """A model that the server lists as loaded, whoever loaded it."""
+    """A model that the server lists as loaded; any client may have loaded it."""
 
     name: str
     size_bytes: int | None
-    """From the log of its load, not live; of sliding-window models Ollama counts one of two KV buffers."""
+    """Set at the load, not live; for sliding-window models Ollama counts only one of two KV buffers."""
     vram_bytes: int | None
     """The part of it on GPUs."""
     num_ctx: int | None
@@ -109,55 +109,55 @@ class HeldModel:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One prompt to be answered. The load options stand in `load`, so that a reload cannot slip in."""
+    """One prompt to answer. Load options are only in `load`, so that a request cannot cause a reload."""
 
     load: LoadSpec
     messages: tuple[Message, ...]
     num_predict: int
-    """Upper bound of the answer in tokens; always sent, at least 1."""
+    """Maximum length of the answer in tokens; always sent, at least 1."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """`temperature`, `seed`, `top_p`, ... by Ollama's names."""
+    """`temperature`, `seed`, `top_p`, ... with Ollama's names."""
     format: Mapping[str, Any] | Literal["json"] | None = None
     """JSON Schema (or "json") that constrains the answer."""
     think: bool | str | None = None
-    """None: false where the model can think. Otherwise as the sidecar says."""
+    """None: false for models that can think. Otherwise the value in the sidecar."""
     timeout_s: float = 600.0
-    """Bound on the whole request; past it the request is cancelled and `Stalled` is raised."""
+    """Timeout of the whole request; then the request is cancelled and `Stalled` is raised."""
     slot: int | None = None
-    """The lane's number: a backend that can pin a conversation to a slot uses it."""
+    """Number of the lane, for backends that can pin a conversation to a slot."""
     logprobs: bool = False
-    """Whether to ask how probable the answer's tokens were; it costs the server a little on each of them."""
+    """Whether to request log probabilities of the answer's tokens, which costs a little time per token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A generation that ended, with the server's own counts. None means: the server did not say."""
+    """A finished generation with the server's own counts. None: the server did not report the value."""
 
     text: str
     finish: Literal["stop", "length"]
-    """`length`: the answer was cut at `num_predict` or at the window."""
+    """`length`: the answer was cut off at `num_predict` or at the end of the context window."""
     prompt_tokens: int | None
-    """All prompt tokens, cached ones included."""
+    """All prompt tokens, including cached ones."""
     cached_tokens: int | None
-    """Prompt tokens served from the prefix cache, where the server counts them."""
+    """Prompt tokens served from the prefix cache."""
     completion_tokens: int | None
     load_s: float | None = None
-    """Seconds until the model was ready: over 1 on a warm model means it was loaded again."""
+    """Seconds until the model was ready; over 1 for a loaded model means that it was loaded again."""
     prompt_s: float | None = None
-    """Seconds evaluating the prompt."""
+    """Seconds to evaluate the prompt."""
     eval_s: float | None = None
-    """Seconds generating."""
+    """Seconds to generate the answer."""
     thinking: str | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
-    """The server's body as it came, for OpenAI batch output; without secrets by nature."""
+    """The unchanged response body, for OpenAI batch output; it contains no secrets."""
     logprob: float | None = None
-    """Mean natural-log probability of the answer's tokens, 0 at most; null where not asked or not told."""
+    """Mean natural-log probability of the answer's tokens, at most 0; None: not requested or not reported."""
 
     @property
     def answer_tokens(self) -> int | None:
-        """Tokens that the answer takes in later prompts; None: unknown, as after thinking.
+        """Tokens of the answer in later prompts; None: unknown, for example after thinking.
 
-        Servers count thinking with the answer, and it is not sent again.
+        Servers count thinking as part of the answer, but it is not sent again.
         """
         return None if self.thinking else self.completion_tokens
 
@@ -167,73 +167,73 @@ class Backend(Protocol):
 
     kind: str
     releases: bool
-    """Whether `release` gives memory back: not where others share the server, or it has no such route."""
+    """Whether `release` frees memory. False if others share the server or it cannot unload models."""
 
     async def probe(self) -> ServerInfo:
-        """A cheap sign of life; no model is touched."""
+        """Check cheaply that the server is reachable; this loads no model."""
         ...
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """Load the model, or see that it is loaded just so, and verify it as the server reports it.
+        """Load the model unless it is loaded with these settings, and verify what the server reports.
 
         Raises:
-            RequestRefused: the model is not there, or is not local, or cannot be loaded like this.
+            RequestRefused: the model does not exist, is not local, or cannot be loaded with these settings.
         """
         ...
 
     async def chat(self, request: ChatRequest) -> Reply:
-        """One prompt, one answer."""
+        """Send one prompt and return its answer."""
         ...
 
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
-        """The prompt's exact length without evaluating it; None where the server cannot tell."""
+        """Count the tokens of a prompt exactly, without evaluating it; None if the server cannot."""
         ...
 
     async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
-        """The prompt as the server's own template renders it for `chat`, thinking off; nothing is evaluated.
+        """Render the prompt with the server's template as `chat` does with thinking off; evaluate nothing.
 
-        None where the server cannot tell.
+        None if the server cannot.
         """
         ...
 
     async def prime(
         self, spec: LoadSpec, text: str, *, slot: int | None = None, timeout_s: float = 600.0
     ) -> Reply | None:
-        """Evaluate a rendered text just as it is, so that it stands in a slot's prefix cache.
+        """Evaluate a rendered text unchanged, so that it is in the prefix cache of a slot.
 
         Args:
-            spec: The load, as with every request.
-            text: What `render` gave, or a beginning of it.
-            slot: The lane's number; without it, or where lanes cannot be pinned, the server chooses.
-            timeout_s: Bound on the whole request.
+            spec: The load settings, as with every request.
+            text: The result of `render`, or the beginning of it.
+            slot: Number of the lane; without it, or if lanes cannot be pinned, the server chooses the slot.
+            timeout_s: Timeout of the whole request.
 
         Returns:
-            The counts of a request with an answer of one token; None where the server has no such route. A
-            prefix that was copied from another slot counts as cached whole.
+            The counts of a request with an answer of one token; None if the server has no such route. All
+            tokens of a prefix that was copied from another slot count as cached.
         """
         ...
 
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
-        """What the server holds of this model right now; nothing is loaded. None: it is not in memory."""
+        """Return how the server holds this model now, without loading it. None: it is not in memory."""
         ...
 
     async def shape(self, spec: LoadSpec) -> ModelShape | None:
-        """What the model is made of, for an estimate of its memory; nothing is loaded. None: not told."""
+        """Return the dimensions of the model for a memory estimate, without loading it. None: unknown."""
         ...
 
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
-        """All models that the server lists as loaded; None where it has no such list."""
+        """Return all models that the server lists as loaded; None if it has no such list."""
         ...
 
     async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
-        """Give back the memory of every model that this backend loaded; a no-op where others share it.
+        """Unload every model that this backend loaded; does nothing if others share the server.
 
         Args:
-            keep: A model that stays.
-            also: One to be released although this process did not load it: an earlier one did.
+            keep: A model that stays loaded.
+            also: A model to unload although an earlier process loaded it.
 
         Returns:
-            Names of the models that were released.
+            Names of the models that were unloaded.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""llama.cpp with nothing to install beside: xllamacpp in a child process, so a crash is a server's crash."""
+"""Runs llama.cpp (xllamacpp) in a child process, so that a crash ends only the child."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ T = TypeVar("T")
 LOAD_TIMEOUT_S = 600.0
 DESCRIBE_TIMEOUT_S = 30.0
 WHOLE_WINDOW_BYTES = 512 * 1024 * 1024
-"""Memory that a sliding-window model may take for keys and values of its whole window."""
+"""Maximum KV cache of the whole window of a sliding-window model."""
 COPY_BYTES = 512 * 1024 * 1024
-"""Main memory that the copy of a primed prefix may take; a longer one is evaluated in each slot."""
+"""Maximum size in main memory of the copy of a primed prefix; a longer one is evaluated in each slot."""
 DEATH_TIMEOUT_S = 2.0
-"""How long after a broken connection the process may still seem to live."""
+"""After a connection breaks, how long to wait for the process to end."""
 
 _PARAMS = {"num_batch": "n_batch", "num_gpu": "n_gpu_layers", "main_gpu": "main_gpu"}
-"""Load options of a sidecar, by llama.cpp's names; `num_thread` is handled apart."""
+"""Load options of a sidecar and their names in llama.cpp; `num_thread` is handled separately."""
 
 
 _IDLE_WHEN_GREEDY = {"temperature", "seed", "top_k", "top_p", "min_p", "typical_p", "stop"}
-"""Sampling options that change nothing where the likeliest token is taken."""
+"""Sampling options that have no effect at temperature 0."""
 
 
 class EmbeddedBackend:
@@ -52,8 +52,8 @@ class EmbeddedBackend:
 
     Args:
         clock: Measures loads.
-        threads: CPU threads; None: one for each core. A sidecar's `num_thread` goes first.
-        cache_dir: Where models from packages are put together; None: the user's cache directory.
+        threads: CPU threads; None: one for each core. A sidecar's `num_thread` takes precedence.
+        cache_dir: Where models from packages are assembled; None: the user's cache directory.
     """
 
     kind = "embedded"
@@ -70,11 +70,11 @@ class EmbeddedBackend:
         self._copies: PrefixCopies | None = None
 
     async def probe(self) -> ServerInfo:
-        """Whether the engine is installed; a running one is asked for a sign of life."""
+        """Check that the engine is installed and, if it runs, that it answers."""
         if importlib.util.find_spec("xllamacpp") is None:
             raise RequestRefused(
                 "the embedded engine is not installed",
-                mend="Install it beside spoolama: pip install 'spoolama[embedded]'",
+                mend="Install it: pip install 'spoolama[embedded]'",
             )
         process, http = self._process, self._http
         if process is not None and http is not None:
@@ -84,7 +84,7 @@ class EmbeddedBackend:
         return ServerInfo(self.kind, _version())
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """Have a child hold the model just so; one that died or holds something else is replaced."""
+        """Load the model in a child process; replaces a child that ended or has other load settings."""
         async with self._lock:
             if (
                 self._loaded is not None
@@ -105,7 +105,7 @@ class EmbeddedBackend:
             if whole:
                 given["params"].setdefault("swa_full", True)
             self._process = await EngineProcess.start(given, timeout_s=LOAD_TIMEOUT_S)
-            # It closes a connection after each stream, so a second request on one would race with that.
+            # The server closes a connection after each stream; reusing it would race with the close.
             self._http = HttpCaller(
                 self._process.url, headers={"Authorization": f"Bearer {key}"}, reuse=False
             )
@@ -151,19 +151,19 @@ class EmbeddedBackend:
         return read_reply(checked(reply, model=request.load.model))
 
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
-        """By the model's own template and tokenizer."""
+        """Count with the model's own template and tokenizer."""
         process, http = self._running(spec)
         return await _alive(process, llama_server.count_tokens(http, messages))
 
     async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
-        """By the model's own template."""
+        """Render with the model's own template."""
         process, http = self._running(spec)
         return await _alive(process, llama_server.render(http, messages))
 
     async def prime(
         self, spec: LoadSpec, text: str, *, slot: int | None = None, timeout_s: float = 600.0
     ) -> Reply | None:
-        """In the lane's own slot; evaluated once, and copied into the slots of further lanes."""
+        """Prime the lane's own slot; the text is evaluated once and copied into the slots of other lanes."""
         process, http = self._running(spec)
         place = _slot(spec, slot)
         if self._copies is not None and place is not None:
@@ -171,14 +171,14 @@ class EmbeddedBackend:
         return await _alive(process, llama_server.prime(http, text, slot=place, timeout_s=timeout_s))
 
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
-        """The model that was loaded, as long as its process lives."""
+        """Return the loaded model while its process runs."""
         alive = self._process is not None and self._process.alive
         if self._loaded is None or not alive or self._loaded[1].name != spec.model:
             return None
         return self._loaded[1]
 
     async def shape(self, spec: LoadSpec) -> ModelShape | None:
-        """From the header of the weights; no child is started."""
+        """Read the shape from the header of the weights, without starting a child."""
         weights = await asyncio.to_thread(find_weights, spec.model, self._cache_dir)
         header = await asyncio.to_thread(read_gguf, weights.path)
         size = (await asyncio.to_thread(weights.path.stat)).st_size
@@ -186,7 +186,7 @@ class EmbeddedBackend:
         return None if shape is None else replace(shape, whole_window_bytes=WHOLE_WINDOW_BYTES)
 
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
-        """The one that is loaded; of its size nothing is told."""
+        """Return the loaded model; its size is unknown."""
         if self._loaded is None or self.pid is None:
             return ()
         return (HeldModel(self._loaded[1].name, None, None, self._loaded[1].num_ctx),)
@@ -195,9 +195,9 @@ class EmbeddedBackend:
         self,
         *,
         keep: str | None = None,
-        also: str | None = None,  # noqa: ARG002 - it has one model at most
+        also: str | None = None,  # noqa: ARG002 - it holds at most one model
     ) -> tuple[str, ...]:
-        """End the child: all its memory is free again."""
+        """End the child, which frees all its memory."""
         async with self._lock:
             name = self._loaded[1].name if self._loaded is not None else None
             if name is not None and name == keep:
@@ -206,19 +206,19 @@ class EmbeddedBackend:
             return () if name is None else (name,)
 
     async def aclose(self) -> None:
-        """The same: the child never outlives its backend."""
+        """End the child: it never outlives its backend."""
         await self.release()
 
     @property
     def pid(self) -> int | None:
-        """The child's process id while it runs; for readings of its memory."""
+        """The child's process id while it runs, for memory readings."""
         return self._process.pid if self._process is not None and self._process.alive else None
 
     def _running(self, spec: LoadSpec) -> tuple[EngineProcess, HttpCaller]:
         if self._process is None or self._http is None or self._loaded is None:
             raise ServerDied("the embedded engine is not running; it starts with the next load")
         if self._loaded[0] != spec:
-            raise ServerDied("the embedded engine holds another model or window; load this one first")
+            raise ServerDied("the embedded engine has another model or context window loaded")
         return self._process, self._http
 
     async def _stop(self) -> None:
@@ -236,8 +236,8 @@ class EmbeddedBackend:
         if unknown:
             names = ", ".join(unknown)
             raise RequestRefused(
-                f"the embedded engine has no load option {names}",
-                mend=f"Take {names} out of `options` in the sidecar.",
+                f"the embedded engine does not support the load option {names}",
+                mend=f"Remove {names} from `options` in the sidecar.",
             )
         return {
             "path": str(path),
@@ -250,7 +250,7 @@ class EmbeddedBackend:
 
 
 async def _alive(process: EngineProcess, asked: Awaitable[T]) -> T:
-    """What the process answers. If it broke off because it ended, that is what is raised."""
+    """Await a request; if it fails because the process ended, raise that error instead."""
     try:
         return await asked
     except (ServerAway, UnexpectedReply) as error:
@@ -264,10 +264,11 @@ def _slot(spec: LoadSpec, lane: int | None) -> int | None:
 
 
 def _greedy(request: ChatRequest) -> dict[str, Any]:
-    """At temperature 0 the likeliest token is the answer: llama.cpp need not sort the whole vocabulary first.
+    """Return sampler settings for temperature 0 that spare llama.cpp from sorting the whole vocabulary.
 
-    Its usual chain of samplers ends with the same token (their order is documented in llama.cpp,
-    tools/server/README.md). Penalties change which one is likeliest, so with them the chain stays.
+    The default sampler chain selects the same token (its order is documented in llama.cpp,
+    tools/server/README.md). Penalties change which token is most likely, so with them the default chain is
+    used.
     """
     sampling = request.sampling
     if request.logprobs or sampling.get("temperature") != 0 or not sampling.keys() <= _IDLE_WHEN_GREEDY:
@@ -276,10 +277,10 @@ def _greedy(request: ChatRequest) -> dict[str, Any]:
 
 
 def _keeps_whole_window(spec: LoadSpec, header: GgufFacts) -> bool:
-    """Whether sliding-window layers keep all of the window: then every shared token is reused.
+    """Whether sliding-window layers keep the whole context window, so that every shared token is reused.
 
-    llama.cpp keeps only the attention window otherwise and goes back to checkpoints, which costs some ten
-    evaluated tokens a row (measured on Gemma 3 270M) and the whole prefix where there is no checkpoint.
+    Otherwise llama.cpp keeps only the attention window and returns to checkpoints. That evaluates about ten
+    more tokens per row (measured on Gemma 3 270M), and the whole prefix if there is no checkpoint.
     """
     if header.sliding_window is None or header.kv_bytes is None:
         return False
@@ -287,10 +288,10 @@ def _keeps_whole_window(spec: LoadSpec, header: GgufFacts) -> bool:
 
 
 def _refuse_longer_than_trained(spec: LoadSpec, header: GgufFacts) -> None:
-    """llama.cpp would load it with a warning in its log, and answer nonsense past the trained window."""
+    """Refuse a window beyond the trained context, where llama.cpp only warns and answers are nonsense."""
     if header.trained_ctx is not None and spec.num_ctx > header.trained_ctx:
         raise RequestRefused(
-            f"{spec.model!r} was made for windows of up to {header.trained_ctx} tokens, not {spec.num_ctx}",
+            f"{spec.model!r} supports at most {header.trained_ctx} tokens of context, not {spec.num_ctx}",
             mend=f"Set options.num_ctx to {header.trained_ctx} or less.",
         )
 

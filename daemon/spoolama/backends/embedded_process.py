@@ -1,4 +1,4 @@
-"""The embedded engine's process, as its parent sees it."""
+"""Starts, monitors and stops the process of the embedded engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STOP_TIMEOUT_S = 5.0
 
 
 class EngineProcess:
-    """A child that holds one model.
+    """A child process that holds one model.
 
     Args:
         process: The child, started by `start`.
@@ -35,15 +35,15 @@ class EngineProcess:
         self._reader = asyncio.create_task(self._read_stderr(), name="embedded-stderr")
         self.url = ""
         self.copies: str | None = None
-        """Name of the file that slots can be saved to; None: there is none."""
+        """Name of the file that slots can be saved to; None: not supported."""
 
     @classmethod
     async def start(cls, given: Mapping[str, Any], *, timeout_s: float) -> EngineProcess:
-        """Start a child and wait until it serves.
+        """Start a child and wait until it serves requests.
 
         Raises:
-            RequestRefused: it says that the model cannot be loaded.
-            ServerDied: it ended before it could say anything.
+            RequestRefused: the child reports that the model cannot be loaded.
+            ServerDied: the child ended without a report.
         """
         child = cls(
             await asyncio.create_subprocess_exec(
@@ -53,7 +53,7 @@ class EngineProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                process_group=0,  # a Ctrl-C meant for the parent ends the parent, and in order
+                process_group=0,  # Ctrl-C reaches only the parent, which then stops the child
                 env=_environment(),
             )
         )
@@ -75,7 +75,7 @@ class EngineProcess:
         return self._process.returncode is None
 
     async def ended_within(self, seconds: float) -> bool:
-        """Whether it ends in that time: a broken connection is seen before the end of the process is."""
+        """Whether it ends in that time: a connection breaks before the exit of the process is visible."""
         try:
             async with asyncio.timeout(seconds):
                 await self._process.wait()
@@ -84,14 +84,14 @@ class EngineProcess:
         return True
 
     async def death(self) -> ServerDied:
-        """Why it ended, as an error to raise. It must have ended."""
+        """Return the error to raise for a process that has ended."""
         await self._process.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await asyncio.shield(self._reader)
         code = self._process.returncode or 0
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        # Who is killed says nothing about it.
+        # After SIGKILL the log does not contain the reason.
         said = "" if code == -signal.SIGKILL else self._last_words()
         message = f"the embedded engine ended ({how}){f': {said}' if said else ''}"
         if is_out_of_memory(self._text()):
@@ -99,7 +99,7 @@ class EngineProcess:
         return ServerDied(message)
 
     async def stop(self) -> None:
-        """End it: by closing its stdin, then by force. It is gone, and its memory free, when this returns."""
+        """End the process: close its stdin, then kill it. Its memory is free when this returns."""
         stdin = self._process.stdin
         if stdin is not None:
             stdin.close()
@@ -133,16 +133,16 @@ class EngineProcess:
 
     def _refusal(self, error: str) -> BackendError:
         if is_out_of_memory(f"{error}\n{self._text()}"):
-            return OutOfMemory(f"the embedded engine has not enough memory for this model: {error}")
+            return OutOfMemory(f"not enough memory to load this model in the embedded engine: {error}")
         if "No module named" in error:
             return RequestRefused(
                 f"the embedded engine is not installed: {error}",
-                mend="Install it beside spoolama: pip install 'spoolama[embedded]'",
+                mend="Install it: pip install 'spoolama[embedded]'",
             )
         said = self._last_words()
         return RequestRefused(
             f"the embedded engine cannot load this model: {error}{f': {said}' if said else ''}",
-            mend="Is the file a whole GGUF of a model that llama.cpp knows?",
+            mend="Check that the file is a complete GGUF file of a model that llama.cpp supports.",
         )
 
     async def _read_stderr(self) -> None:
@@ -156,14 +156,14 @@ class EngineProcess:
         return self._tail.decode("utf-8", "replace")
 
     def _last_words(self) -> str:
-        """The last errors in its log (`0.04.943.352 E srv ...`), else the end of it, as a crash leaves it."""
+        """Return the last errors in its log (`0.04.943.352 E srv ...`), or else the last lines."""
         lines = [line for line in self._text().splitlines() if line.strip()]
         errors = [line for line in lines if line.split(" ")[1:2] == ["E"]]
         return excerpt("; ".join((errors or lines)[-2:]), 400)
 
 
 def _environment() -> dict[str, str]:
-    """Ours, in which the child finds this very package, installed or not."""
+    """Return our environment with a PYTHONPATH in which the child finds this package."""
     root = str(Path(__file__).parents[2])
     paths = [root, os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -1,4 +1,4 @@
-"""From settings to a backend: the one place that knows every kind."""
+"""Creates the backend that the settings name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["BackendSettings", "make_backend"]
 
 @dataclass(frozen=True)
 class BackendSettings:
-    """Which model server answers, and how to reach it."""
+    """The model server and how to reach it."""
 
     kind: Literal["ollama", "embedded", "openai"] = "ollama"
     """`ollama`: its own API. `openai`: vLLM, llama-server and the like. `embedded`: llama.cpp in a child."""
@@ -23,15 +23,15 @@ class BackendSettings:
     api_key: str | None = None
     """Sent as a bearer token by `openai`; the others have none."""
     shared: bool = False
-    """Others use the same models on that server: they are never released from here."""
+    """Others use the same models on that server, so spoolama never unloads them."""
     threads: int | None = None
     """CPU threads of `embedded`; None: one for each core."""
     cache_dir: Path | None = None
-    """Where `embedded` keeps models put together from packages; None: the user's cache directory."""
+    """Where `embedded` stores models assembled from packages; None: the user's cache directory."""
 
 
 def make_backend(settings: BackendSettings, clock: Clock) -> Backend:
-    """The backend that the settings ask for; nothing is connected or started yet."""
+    """Return the backend for these settings; this connects to nothing and starts nothing."""
     match settings.kind:
         case "ollama":
             from spoolama.backends.ollama import OllamaBackend

@@ -1,9 +1,10 @@
-"""What a GGUF file says of its model in its header, without loading it.
+"""Reads the header of a GGUF file without loading the model.
 
 The format (ggml-org/ggml, docs/gguf.md), little-endian: magic `GGUF`, u32 version, u64 tensor count, u64
 count of key-value pairs, then the pairs: a string (u64 length, bytes), a u32 type, the value; an array is a
-u32 type of its items, a u64 count, the items. After the pairs each tensor: name, u32 count of dimensions, a
-u64 for each, u32 type, u64 offset. Version 1 had u32 where later ones have u64, and is not read.
+u32 type of its items, a u64 count, the items. After the pairs follows each tensor: name, u32 count of
+dimensions, a u64 for each, u32 type, u64 offset. Version 1 has u32 where later ones have u64; it is not
+supported.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ __all__ = ["GgufFacts", "GgufHeader", "Tensor", "read_gguf", "read_gguf_facts"]
 MAGIC = b"GGUF"
 VERSIONS = {2, 3}
 MOST_PAIRS = 4096
-"""Real files have some dozens."""
+"""Maximum number of key-value pairs; real files have some dozens."""
 MOST_ITEMS = 1 << 24
-"""Of all arrays together; the largest vocabularies have some 300 000 tokens, in three arrays."""
+"""Maximum items of all arrays together; large vocabularies have about 300 000 tokens, in three arrays."""
 MOST_KEPT = 1024
-"""Numbers of an array that is kept, as one for each layer; longer ones are stepped over."""
+"""Longest array of numbers that is kept, such as one number per layer; longer arrays are skipped."""
 MOST_TENSORS = 1 << 16
 MOST_DIMENSIONS = 8
 MOST_NAME = 1024
-"""Bytes of a key, and of a text that is kept; longer ones (chat templates) are stepped over."""
+"""Longest key, and longest text that is kept, in bytes; longer texts (chat templates) are skipped."""
 MOST_HEADER = 1 << 28
-"""Bytes: a header that claims to be longer is none."""
+"""Maximum size of a header in bytes; a longer one is rejected."""
 
 _NUMBERS = {
     0: "<B",
@@ -75,41 +76,41 @@ _TYPES: dict[str, tuple[int, int, int]] = {
     "BF16": (30, 1, 2),
     "MXFP4": (39, 32, 17),
 }
-"""Types of tensors: number, numbers in a block, its bytes (llama.cpp, gguf-py/gguf/constants.py)."""
+"""Tensor types: type number, values per block, bytes per block (llama.cpp, gguf-py/gguf/constants.py)."""
 _KINDS = {number: kind for kind, (number, _, _) in _TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFacts:
-    """What is read of a header; None: not there."""
+    """The values read from a header; None: not present."""
 
     architecture: str | None = None
     """`general.architecture`: `llama`, `gemma3`, ..."""
     trained_ctx: int | None = None
-    """`<architecture>.context_length`: the longest window in tokens that the model was made for."""
+    """`<architecture>.context_length`: the trained context length in tokens."""
     sliding_window: int | None = None
     """`<architecture>.attention.sliding_window`, in tokens."""
     kv_bytes: int | None = None
-    """Bytes of keys and values that one token takes in all layers, at 16 bits a number."""
+    """KV cache bytes of one token in all layers, with 16-bit numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor, as a header or `/api/show` tells it."""
+    """One tensor, as described by a header or `/api/show`."""
 
     name: str
     kind: str | None
-    """Its type, by llama.cpp's name: `Q4_K`; None: one that we do not know."""
+    """Its type with llama.cpp's name, such as `Q4_K`; None: unknown."""
     shape: tuple[int, ...]
 
     @property
     def items(self) -> int:
-        """How many numbers it has."""
+        """Number of values."""
         return math.prod(self.shape)
 
     @property
     def size_bytes(self) -> int | None:
-        """Its bytes; None for a type that we do not know."""
+        """Size in bytes; None for an unknown type."""
         if self.kind not in _TYPES:
             return None
         _, block, size = _TYPES[self.kind]
@@ -118,19 +119,19 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """A header; empty where there is none."""
+    """A header; empty if the file has none."""
 
     pairs: Mapping[str, Any] = field(default_factory=dict)
-    """Numbers, short texts and short lists of numbers. `<architecture>.vocab_size` is filled in."""
+    """Numbers, short texts and short lists of numbers. `<architecture>.vocab_size` is added."""
     tensors: tuple[Tensor, ...] = ()
 
 
 class _Foreign(Exception):
-    """Not what the format promises."""
+    """The file does not follow the format."""
 
 
 def read_gguf(path: Path) -> GgufHeader:
-    """The header of a file. One that is none, or ends early, is empty."""
+    """Read the header of a file; an invalid or truncated header gives an empty result."""
     try:
         with open_regular(path) as file:
             reader = _Reader(file)
@@ -141,7 +142,7 @@ def read_gguf(path: Path) -> GgufHeader:
 
 
 def read_gguf_facts(path: Path) -> GgufFacts:
-    """What a header says of the model. A file without one leaves everything unknown."""
+    """Read the facts in a header; all are None if the file has no valid header."""
     try:
         with open_regular(path) as file:
             pairs = _Reader(file).pairs()
@@ -178,7 +179,7 @@ def _kv_bytes(pairs: Mapping[str, Any], architecture: str) -> int | None:
 
 
 def _tokens(pairs: Mapping[str, Any], key: str) -> int | None:
-    """A count of tokens; 0 stands for: none."""
+    """Return a count of tokens; None if it is 0 or missing."""
     value = pairs.get(key)
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
@@ -191,23 +192,23 @@ class _Reader:
         self._tensors = 0
         self._tokens: int | None = None
         self._last_count: int | None = None
-        """Items of the array that was read last."""
+        """Number of items of the last array."""
 
     def pairs(self) -> dict[str, Any]:
-        """Every pair whose value is a number, a short text or a short list of numbers."""
+        """Read every pair whose value is a number, a short text or a short list of numbers."""
         if self._take(4) != MAGIC:
-            raise _Foreign("no GGUF")
+            raise _Foreign("not a GGUF file")
         if self._number("<I") not in VERSIONS:
-            raise _Foreign("a version that we do not know")
+            raise _Foreign("unsupported version")
         self._tensors = self._number("<Q")
         count = self._number("<Q")
         if count > MOST_PAIRS:
-            raise _Foreign("more pairs than any model has")
+            raise _Foreign("too many key-value pairs")
         found: dict[str, Any] = {}
         for _ in range(count):
             key = self._text()
             if key is None:
-                raise _Foreign("a key of no sane length")
+                raise _Foreign("key too long")
             self._last_count = None
             value = self._value(self._number("<I"))
             if key == "tokenizer.ggml.tokens":
@@ -220,33 +221,33 @@ class _Reader:
         return found
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """What stands after the pairs."""
+        """Read the tensor descriptions after the pairs."""
         if self._tensors > MOST_TENSORS:
-            raise _Foreign("more tensors than any model has")
+            raise _Foreign("too many tensors")
         return tuple(self._tensor() for _ in range(self._tensors))
 
     def _tensor(self) -> Tensor:
         name, dimensions = self._text(), self._number("<I")
         if name is None or dimensions > MOST_DIMENSIONS:
-            raise _Foreign("a tensor of no sane kind")
+            raise _Foreign("invalid tensor description")
         shape = tuple(self._number("<Q") for _ in range(dimensions))
         kind = _KINDS.get(self._number("<I"))
-        self._number("<Q")  # where it stands
+        self._number("<Q")  # offset
         return Tensor(name, kind, shape)
 
     def _value(self, kind: int) -> Any:
-        """A number, a short text or a short list of numbers; None for what is stepped over."""
+        """Read a number, a short text or a short list of numbers; None for values that are skipped."""
         if kind in _NUMBERS:
             return self._number(_NUMBERS[kind])
         if kind == _STRING:
             return self._text()
         if kind != _ARRAY:
-            raise _Foreign("a type that we do not know")
+            raise _Foreign("unknown value type")
         inner, count = self._number("<I"), self._number("<Q")
         self._last_count = count
         self._items -= count
         if self._items < 0:
-            raise _Foreign("more items than any model has")
+            raise _Foreign("too many array items")
         if inner in _NUMBERS and count <= MOST_KEPT:
             return [self._number(_NUMBERS[inner]) for _ in range(count)]
         if inner in _NUMBERS:
@@ -255,7 +256,7 @@ class _Reader:
             for _ in range(count):
                 self._skip(self._number("<Q"))
         else:
-            raise _Foreign("an array of what we do not know")
+            raise _Foreign("unknown array type")
         return None
 
     def _text(self) -> str | None:
@@ -271,13 +272,13 @@ class _Reader:
     def _take(self, size: int) -> bytes:
         self._left -= size
         if self._left < 0:
-            raise _Foreign("longer than any header")
+            raise _Foreign("header too long")
         found = self._file.read(size)
         if len(found) < size:
             raise _Foreign("the file ends inside its header")
         return found
 
     def _skip(self, size: int) -> None:
-        # Read, not sought: so the end of the file is noticed, and short strings stay in the buffer.
+        # Read instead of seek, to notice the end of the file and to keep short strings in the buffer.
         while size > 0:
             size -= len(self._take(min(size, 1 << 16)))

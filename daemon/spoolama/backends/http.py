@@ -1,8 +1,8 @@
-"""HTTP as every backend speaks it: one bound on the whole request, and errors told apart by what was reached.
+"""Sends HTTP requests for all backends, with one timeout per request and classified errors.
 
-A connection that cannot be made, or that breaks, is `ServerAway`: whether the server did the work is unknown.
-A reply that was begun in order and is not what HTTP or JSON promise is `UnexpectedReply`.
-Past its bound a request is cancelled and its connection closed, which frees the server's slot: `Stalled`.
+A connection that cannot be made or that breaks raises `ServerAway`: it is unknown whether the server did the
+work. A reply that violates HTTP or JSON raises `UnexpectedReply`. After the timeout the request is cancelled
+and its connection closed, which frees the server's slot; this raises `Stalled`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from spoolama.errors import ServerAway, Stalled, UnexpectedReply
 __all__ = ["HttpCaller", "HttpReply", "excerpt"]
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
-"""No answer is this long; past it the reply is given up, so that a mad server cannot fill our memory."""
+"""Longer replies are rejected, so that a faulty server cannot fill our memory."""
 _SMALL_BODY = 64 * 1024
-"""Up to this size the body of a request may stay in memory until Python's collector removes it."""
+"""Up to this size the body of a request may stay in memory until Python's garbage collector runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class HttpReply:
 
     status: int
     payload: Any
-    """The body as JSON; None where it is none."""
+    """The body as JSON; None if it is not JSON."""
     text: str
     """The body as text."""
     location: str | None = None
-    """Where a redirect leads."""
+    """The target of a redirect."""
 
 
 class _Connections(httpx.AsyncBaseTransport):
@@ -101,15 +101,15 @@ class _Body(httpx.AsyncByteStream):
 class HttpCaller:
     """An HTTP client for one server.
 
-    It knows no proxies or netrc from the environment (what a row says goes where the settings say, nowhere
-    else) and sends no `Origin` (Ollama answers 403 to one that it does not know).
+    It ignores proxies and netrc of the environment, so that rows go only to the configured server. It sends
+    no `Origin`, because Ollama answers 403 to an unknown one.
 
     Args:
-        url: The server's address, with a path where one stands in front of its API.
+        url: The server's address, including any path in front of its API.
         transport: For tests; None: the network.
-        connect_timeout_s: Bound on making a connection.
+        connect_timeout_s: Timeout for connecting.
         headers: Sent with every request.
-        reuse: Whether a connection serves more than one request.
+        reuse: Whether connections are kept alive between requests.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class HttpCaller:
             transport=transport or _Connections(reuse=reuse),
             trust_env=False,
             follow_redirects=False,
-            # One bound for all of it stands in `call`; the lanes bound how many connections there are.
+            # `_call` has one timeout for the whole request; the lanes limit the number of connections.
             timeout=httpx.Timeout(None, connect=connect_timeout_s),
             headers={"User-Agent": "spoolama", "Accept": "application/json", **(headers or {})},
         )
@@ -160,7 +160,7 @@ class HttpCaller:
         try:
             response = await self._client.send(request, stream=True)
         except httpx.ConnectTimeout as error:
-            raise ServerAway(f"{self.url}: no connection in time") from error
+            raise ServerAway(f"{self.url}: connecting timed out") from error
         except httpx.TransportError as error:
             raise ServerAway(f"{self.url}: {_reason(error)}") from error
         body = bytearray()
@@ -169,16 +169,16 @@ class HttpCaller:
                 body += block
                 if len(body) > MAX_BODY_BYTES:
                     raise UnexpectedReply(
-                        f"a reply of more than {MAX_BODY_BYTES // 2**20} MiB", status=response.status_code
+                        f"the reply exceeds {MAX_BODY_BYTES // 2**20} MiB", status=response.status_code
                     )
         except httpx.RemoteProtocolError as error:
-            # Closed in order, but before the length that the server itself had announced.
+            # The server closed the connection before the announced content length.
             raise UnexpectedReply(
                 f"the reply ends after {len(body)} bytes: {_reason(error)}", status=response.status_code
             ) from error
         except httpx.DecodingError as error:
             raise UnexpectedReply(
-                f"the reply cannot be unpacked: {_reason(error)}", status=response.status_code
+                f"the reply cannot be decompressed: {_reason(error)}", status=response.status_code
             ) from error
         except httpx.TransportError as error:
             raise ServerAway(f"{self.url}: {_reason(error)}") from error
@@ -188,7 +188,7 @@ class HttpCaller:
         try:
             payload = json.loads(body)
             if b"\\u" in body:
-                # Half of a surrogate pair passes as JSON and is no text: no file or ledger could hold it.
+                # A lone surrogate is valid JSON but not valid text; files and the ledger cannot store it.
                 json.dumps(payload, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             payload = None
@@ -196,13 +196,13 @@ class HttpCaller:
 
 
 def excerpt(text: str, limit: int = 300) -> str:
-    """The start of a text that came from elsewhere, on one line, short enough for a log."""
+    """Return the start of an external text on one line, short enough for a log."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def _once(content: bytes) -> AsyncIterator[bytes]:
-    """The body, kept no longer than it takes to send it: httpx's requests and replies refer to each other."""
+    """Stream a body that is freed once it is sent; httpx requests and replies reference each other."""
     left = [content]
 
     async def send() -> AsyncIterator[bytes]:

@@ -1,6 +1,6 @@
-"""What llama-server offers beside chat completions: its own facts, rendering, counting, and raw completions.
+"""Calls llama-server's own routes: properties, rendering, token counts, raw completions, slot copies.
 
-Read in llama.cpp (tools/server/README.md, server-context.cpp) and tried on the embedded engine.
+Sources: llama.cpp (tools/server/README.md, server-context.cpp), tested with the embedded engine.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ COUNT_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class LlamaServerFacts:
-    """What `/props` tells."""
+    """The values in `/props`."""
 
     version: str | None
     num_ctx: int | None
     """Window of one slot."""
     slots: int | None
     can_think: bool
-    """Whether the chat template knows a switch for thinking."""
+    """Whether the chat template has a switch for thinking."""
 
 
 def read_facts(props: Mapping[str, Any]) -> LlamaServerFacts:
-    """The body of `/props`; what is not there stays unknown."""
+    """Parse the body of `/props`; missing values are None."""
     settings = props.get("default_generation_settings")
     window = settings.get("n_ctx") if isinstance(settings, dict) else None
     version = props.get("build_info")
@@ -47,7 +47,7 @@ def read_facts(props: Mapping[str, Any]) -> LlamaServerFacts:
 
 
 async def render(http: HttpCaller, messages: Sequence[Message]) -> str | None:
-    """The prompt by the model's own template, as its chat route makes it with thinking off."""
+    """Render the prompt with the model's own template, as the chat route does with thinking off."""
     rendered = checked(
         await http.post(
             "/apply-template",
@@ -59,14 +59,14 @@ async def render(http: HttpCaller, messages: Sequence[Message]) -> str | None:
 
 
 async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | None:
-    """A prompt's length by llama-server's own template and tokenizer."""
+    """Count the tokens of a prompt with llama-server's own template and tokenizer."""
     rendered = await render(http, messages)
     if rendered is None:
         return None
     tokens = checked(
         await http.post(
             "/tokenize",
-            # As its own chat route does: a begin-of-sequence token where the model wants one.
+            # As in the chat route: add a begin-of-sequence token if the model uses one.
             {"content": rendered, "add_special": True, "parse_special": True},
             timeout_s=COUNT_TIMEOUT_S,
         )
@@ -75,7 +75,7 @@ async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | N
 
 
 async def prime(http: HttpCaller, text: str, *, slot: int | None, timeout_s: float) -> Reply:
-    """Evaluate a rendered text with an answer of one token. It is tokenized as a chat's prompt is."""
+    """Evaluate a rendered text with an answer of one token. It is tokenized like a chat prompt."""
     body: dict[str, Any] = {"prompt": text, "n_predict": 1, "cache_prompt": True, "stream": False}
     if slot is not None:
         body["id_slot"] = slot
@@ -83,12 +83,12 @@ async def prime(http: HttpCaller, text: str, *, slot: int | None, timeout_s: flo
 
 
 async def save(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> None:
-    """Write what an idle slot holds to a file of the server's."""
+    """Save the content of an idle slot to a file of the server."""
     checked(await http.post(f"/slots/{slot}?action=save", {"filename": name}, timeout_s=timeout_s))
 
 
 async def restore(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> Reply:
-    """Have an idle slot hold what was saved; the counts say that all of it came from a cache."""
+    """Restore saved content into an idle slot; all tokens of the returned reply count as cached."""
     found = checked(await http.post(f"/slots/{slot}?action=restore", {"filename": name}, timeout_s=timeout_s))
     tokens, timings = found.get("n_restored"), found.get("timings")
     if not isinstance(tokens, int) or tokens < 1:

@@ -1,4 +1,4 @@
-"""How probable an answer was, from what servers report of each token."""
+"""Computes the mean log probability of an answer from the server's values for each token."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 __all__ = ["mean_logprob"]
 
 ROUNDING = 1e-3
-"""So far above 0 a logarithm of a probability may come out of a server's float arithmetic."""
+"""A log probability may be up to this much above 0 because of float arithmetic in the server."""
 
 
 def mean_logprob(entries: Any) -> float | None:
-    """Mean natural logarithm over the tokens reported: `[{"token": ..., "logprob": ...}, ...]`.
+    """Return the mean natural logarithm over the reported tokens: `[{"token": ..., "logprob": ...}, ...]`.
 
-    Ollama (`logprobs` beside `message`) and OpenAI's chat completions (`choices[0].logprobs.content`) spell
-    them alike. A list with anything else in it is no measurement: None.
+    Ollama (`logprobs` next to `message`) and OpenAI's chat completions (`choices[0].logprobs.content`) use
+    the same format. None if the list has any other entry.
     """
     if not isinstance(entries, list) or not entries:
         return None

@@ -1,8 +1,8 @@
-"""The numbers of a model that decide how much memory a load of it takes.
+"""Derives the dimensions that determine a model's memory use from the keys of its GGUF header.
 
-Read from the keys of a GGUF header. Ollama's `/api/show` gives the same ones as `model_info`. Which layers
-have a sliding window is for some architectures known to llama.cpp alone (b10488, `src/models/*.cpp`,
-`load_arch_hparams`), and so repeated here.
+Ollama's `/api/show` returns the same keys as `model_info`. For some architectures only the source of
+llama.cpp defines which layers have a sliding window (b10488, `src/models/*.cpp`, `load_arch_hparams`); that
+information is repeated here.
 """
 
 from __future__ import annotations
@@ -17,66 +17,66 @@ __all__ = ["ModelShape", "lacks_arrays", "shape_of"]
 
 _MOST_LAYERS = 1024
 _REPACKED = {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
-"""Types that llama.cpp copies into an order that suits the CPU (AVX2; `ggml-cpu/repack.cpp`)."""
+"""Types that llama.cpp copies into a layout for the CPU (AVX2; `ggml-cpu/repack.cpp`)."""
 _TOKENS = "token_embd.weight"
 _PER_LAYER = "per_layer_token_embd.weight"
-"""Tables that rows are looked up in: they stay in main memory even where every layer is on a card."""
+"""Lookup tables: they stay in main memory even if every layer is on a card."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What a model is made of, as far as memory goes. None: not told."""
+    """The dimensions of a model that determine its memory use. None: unknown."""
 
     architecture: str
     """`general.architecture`: `llama`, `gemma3`, ..."""
     layers: int
     kv_heads: tuple[int, ...]
-    """Key-value heads of each layer; 0: it keeps no keys and values."""
+    """Key-value heads of each layer; 0: the layer has no KV cache."""
     slides: tuple[bool, ...]
-    """Of each layer, whether it keeps only a sliding window."""
+    """For each layer, whether it keeps only a sliding window."""
     key_length: int
     """Numbers in a key of one head."""
     value_length: int
-    """The same of a value; 0 where values are made from keys (multi-head latent attention)."""
+    """Numbers in a value of one head; 0 if values are computed from keys (multi-head latent attention)."""
     sliding_key_length: int
     sliding_value_length: int
-    """The same in layers that slide."""
+    """Key and value length in sliding-window layers."""
     head_count: int
-    """Query heads, of the layer that has most."""
+    """Largest number of query heads of a layer."""
     embedding_length: int
     weights_bytes: int
-    """The file's size: all tensors, and some MB of vocabulary."""
+    """Size of the file: all tensors, and some MB of vocabulary."""
     feed_forward_length: int | None = None
-    """Numbers between the two halves of a layer, of the layer that has most; all experts used for a token."""
+    """Largest feed-forward width of a layer; with experts, the sum over those used for a token."""
     vocab_size: int | None = None
     sliding_window: int | None = None
-    """Tokens that a sliding layer looks back; None: no layer slides."""
+    """Window of sliding-window layers in tokens; None: there are none."""
     trained_ctx: int | None = None
-    """The longest window that the model was made for, in tokens."""
+    """Trained context length in tokens."""
     whole_window_bytes: int = 0
-    """Up to so many bytes of keys and values the server has sliding layers keep the whole window."""
+    """Up to this KV cache size in bytes the server lets sliding-window layers keep the whole window."""
     state_bytes: int = 0
-    """What recurrent layers keep for one slot, at any window."""
+    """State of recurrent layers for one slot, independent of the window."""
     host_bytes: int | None = None
-    """Tables of embeddings that stay in main memory where all layers are on a card; None: only tensors tell.
-    Token embeddings that serve as output as well (Gemma) are not among them: a card has its own copy."""
+    """Embedding tables that stay in main memory if all layers are on a card; None: the tensors are unknown.
+    Token embeddings that are also the output layer (Gemma) do not count: the card has its own copy."""
     repacked_bytes: int | None = None
-    """Tensors that a CPU copies, at most."""
+    """Upper bound of the tensors that llama.cpp copies for the CPU."""
     experts_used: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """How an architecture's layers slide, where the file does not say."""
+    """Which layers of an architecture have a sliding window if the file does not say so."""
 
     period: int | None = None
-    """One of so many layers sees everything; None: only the file can tell which."""
+    """One layer in each group of this size has full attention; None: only the file can define which."""
     dense_first: bool = False
-    """Whether it is the first of them, not the last."""
+    """Whether that is the first layer of the group, not the last."""
     window: int | None = None
-    """Where the file names none; None: then no layer slides."""
+    """The window if the file has none; None: then no layer slides."""
     fixed: bool = False
-    """Whether `window` holds against what the file says."""
+    """Whether `window` overrides the value in the file."""
 
 
 _PATTERNS = {
@@ -101,26 +101,28 @@ _PATTERNS = {
     "smallthinker": _Pattern(4, dense_first=True, window=4096, fixed=True),
     "step35": _Pattern(),
 }
-"""Others may name a window (llama for Mistral 7B, phi3, qwen2): llama.cpp keeps all of theirs."""
+"""Files of other architectures may contain a window (llama for Mistral 7B, phi3, qwen2), but llama.cpp keeps
+the whole context for them."""
 _OWN_CACHE = {"deepseek4", "deepseek32", "glm-dsa", "minimax-m3"}
-"""They keep more than keys and values, and that is not reckoned here."""
+"""Architectures with caches beyond keys and values; they are not supported here."""
 _INTERVAL = {"qwen3next", "qwen35", "qwen35moe"}
-"""Every fourth layer keeps keys and values, the others a state (`full_attention_interval`)."""
+"""Every fourth layer has a KV cache, the others have a state (`full_attention_interval`)."""
 _SHARED_AFTER = {"gemma3n": 20}
-"""Layers from this one on use keys and values of earlier ones."""
+"""Layers from this one on use the KV cache of earlier layers."""
 _NO_AHEAD = {"hy_v3", "mimo2", "step35"} | _INTERVAL
-"""Layers that predict ahead, at the end, keep nothing; those of others are counted: more rather than less."""
+"""Their multi-token prediction layers, at the end, have no KV cache. For other architectures these layers
+are counted, so that the estimate is rather too high."""
 
 
 def shape_of(
     pairs: Mapping[str, Any], weights_bytes: int, tensors: Iterable[Tensor] = ()
 ) -> ModelShape | None:
-    """The shape; None where a key that is needed is missing, or the kind is not reckoned.
+    """Return the shape; None if a required key is missing or the architecture is not supported.
 
     Args:
-        pairs: A GGUF header's keys, or `model_info` of `/api/show`.
+        pairs: The keys of a GGUF header, or `model_info` of `/api/show`.
         weights_bytes: The size of the file.
-        tensors: What it holds, where that is told: it says what stays in main memory.
+        tensors: The tensors of the file, if known; they determine what stays in main memory.
     """
     kind = pairs.get("general.architecture")
     if not isinstance(kind, str) or kind in _OWN_CACHE:
@@ -168,7 +170,7 @@ def shape_of(
 
 
 def lacks_arrays(pairs: Mapping[str, Any]) -> bool:
-    """Whether a list that is needed was left out, as `/api/show` does unless asked to be `verbose`."""
+    """Whether a required list is missing, because `/api/show` omits lists without `verbose`."""
     kind = pairs.get("general.architecture")
     names = ("attention.head_count", "attention.head_count_kv", "attention.sliding_window_pattern")
     return any(f"{kind}.{name}" in pairs and pairs[f"{kind}.{name}"] in (None, []) for name in names)
@@ -181,17 +183,17 @@ class _Keys:
         self._pairs, self._kind = pairs, kind
 
     def get(self, name: str) -> Any:
-        """As it stands there."""
+        """Return the raw value."""
         return self._pairs.get(f"{self._kind}.{name}")
 
     def number(self, name: str) -> int | None:
-        """A count over 0; 0 stands for: none."""
+        """Return a count; None if it is 0 or missing."""
         return _whole(self.get(name)) or None
 
     def each(
         self, name: str, layers: int, *, absent: tuple[int, ...] | None = None
     ) -> tuple[int, ...] | None:
-        """One number for each layer. A list may leave out the layers that predict ahead, at the end."""
+        """Return one number for each layer. A list may omit the multi-token prediction layers at the end."""
         if f"{self._kind}.{name}" not in self._pairs:
             return absent
         value = self.get(name)
@@ -207,7 +209,7 @@ class _Keys:
 
 
 def _sliding(reader: _Keys, kind: str, layers: int) -> tuple[int | None, tuple[bool, ...]] | None:
-    """The window and which layers have it; None: only a list that we do not have could tell."""
+    """Return the window and which layers have it; None: only a list that is missing defines it."""
     everything = (None, (False,) * layers)
     pattern = _PATTERNS.get(kind)
     told = reader.get("attention.sliding_window")
@@ -228,7 +230,7 @@ def _sliding(reader: _Keys, kind: str, layers: int) -> tuple[int | None, tuple[b
 
 
 def _kept(reader: _Keys, kind: str, kv_heads: Sequence[int], layers: int) -> tuple[tuple[int, ...], int]:
-    """Heads of the layers that keep keys and values, and the bytes of state of those that do not."""
+    """Return the heads of layers with a KV cache, and the bytes of state of the other layers."""
     ahead = (reader.number("nextn_predict_layers") or 0) if kind in _NO_AHEAD else 0
     shared = reader.number("attention.shared_kv_layers") or 0
     first = min(layers - max(ahead, shared), _SHARED_AFTER.get(kind, layers))
@@ -244,7 +246,7 @@ def _kept(reader: _Keys, kind: str, kv_heads: Sequence[int], layers: int) -> tup
 
 
 def _state(reader: _Keys) -> int:
-    """Bytes that a recurrent layer keeps, as floats (`llama_hparams::n_embd_r` and `n_embd_s`)."""
+    """Return the state size of a recurrent layer in bytes (`llama_hparams::n_embd_r`, `n_embd_s`; floats)."""
     short = reader.number("shortconv.l_cache")
     if short is not None:
         return (reader.number("embedding_length") or 0) * (short - 1) * 4
@@ -254,12 +256,12 @@ def _state(reader: _Keys) -> int:
 
 
 def _feed_forward(reader: _Keys, layers: int, used: int | None) -> int | None:
-    """The widest layer; with experts all that work on one token, whichever is more."""
+    """Return the widest layer, or the width of all experts used for one token if that is more."""
     each = reader.each("feed_forward_length", layers)
     widest = max(each) if each else 0
     expert = reader.number("expert_feed_forward_length")
     if expert is None and used is not None:
-        expert = widest  # the older way to write a model of experts
+        expert = widest  # older format of mixture-of-experts files
     return max(widest, (expert or 0) * (used or 0)) or None
 
 

@@ -1,17 +1,18 @@
-"""Ollama by its own API.
+"""Implements the backend for Ollama with its native API.
 
-Why each request looks as it does (read in Ollama's source and recorded from a running one):
+The reasons for the format of the requests (from Ollama's source and from recordings of a running server):
 
-- `/api/chat` with `stream: false`: a failure keeps its status, and a reader that goes away holds no slot.
-- `truncate: false`: a prompt that does not fit is refused with its exact length instead of cut in silence.
-- `shift` is never sent: since 0.30 it is a launch flag of the runner, so a value of our own may be a reload.
-- `keep_alive: -1` as a number, on every request: the last one counts, and the text "-1" is refused.
-- `num_ctx` and the other load options on every request exactly alike: a difference is a reload.
-- `num_predict` at least 1: 0 is taken as not given.
-- `think: false` for a model that can think: absent means true there.
-- `_debug_render_only` on a chat gives the rendered prompt in `_debug_info.rendered_template` and generates
-  nothing (the model is loaded first). A server that does not know it just answers; so the answer is bounded.
-- `/api/generate` with `raw: true` takes a rendered text as it is, by the same route into the engine.
+- `/api/chat` with `stream: false`: a failure keeps its HTTP status, and a client that disconnects frees its
+  slot.
+- `truncate: false`: a prompt that does not fit is refused with its exact length, not truncated silently.
+- `shift` is never sent: since 0.30 it is a launch flag of the runner, so sending it may cause a reload.
+- `keep_alive: -1` as a number in every request: the last request counts, and the string "-1" is refused.
+- `num_ctx` and the other load options are identical in every request: a difference causes a reload.
+- `num_predict` is at least 1: 0 is treated as not set.
+- `think: false` for a model that can think: the default is true.
+- `_debug_render_only` in a chat returns the rendered prompt in `_debug_info.rendered_template` and generates
+  nothing (the model is loaded first). A server without it generates an answer, so `num_predict` is 1.
+- `/api/generate` with `raw: true` takes a rendered text unchanged and reaches the engine by the same path.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ __all__ = ["OllamaBackend"]
 PROBE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 1800.0
-"""Ollama gives a load up after five minutes without progress; a large model on a slow disk makes some."""
+"""Ollama aborts a load after 5 min without progress; a large model on a slow disk makes slow progress."""
 LEAST_LOAD_TIMEOUT_S = 60.0
-"""What is left of it at least for a second try."""
+"""Minimum timeout of the second attempt to load."""
 RELEASE_TIMEOUT_S = 30.0
 RENDER_TIMEOUT_S = 600.0
-"""Rendering takes no time; but a server that does not know it evaluates the prompt."""
+"""Rendering is fast, but a server without `_debug_render_only` evaluates the prompt."""
 
 
 class OllamaBackend:
@@ -60,8 +61,8 @@ class OllamaBackend:
         url: The server's address.
         transport: For tests; None: the network.
         clock: Measures loads.
-        shared: Others use the same models there: they are never released from here.
-        connect_timeout_s: Bound on making a connection.
+        shared: Others use the same models on that server, so spoolama never unloads them.
+        connect_timeout_s: Timeout for connecting.
     """
 
     kind = "ollama"
@@ -83,26 +84,27 @@ class OllamaBackend:
         self._models: dict[str, ModelFacts] = {}
         self._loaded: set[str] = set()
         self._cannot_render: set[str | None] = set()
-        """Versions of the server that answered where they were asked to render."""
+        """Server versions that cannot render: they generated an answer instead."""
 
     async def probe(self) -> ServerInfo:
-        """Ask for the version."""
+        """Request the version."""
         payload = self._checked(await self._http.get("/api/version", timeout_s=PROBE_TIMEOUT_S))
         version = payload.get("version")
         if not isinstance(version, str):
-            raise UnexpectedReply("/api/version names no version: is this an Ollama?", status=200)
+            raise UnexpectedReply("/api/version has no version; check that this is Ollama", status=200)
         self._server = ServerInfo(self.kind, version)
         return self._server
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """Load the model with just these options, for good, and verify what the server then holds.
+        """Load the model with these options and an unlimited keep-alive, and verify what the server holds.
 
-        Between the load and the look another client may have loaded it with a window of its own. So a smaller
-        one that the model itself does not explain is believed to be ours only where both of two tries say so
-        and nothing is known of the model; else the server is busy with others.
+        Between the load and the check another client can load the model with another window. If the window is
+        too small and the model's trained context does not explain that, the load is repeated once. If both
+        attempts give the same window and the trained context is unknown, the model does not support more;
+        otherwise `ServerBusy` is raised.
         """
         model = await self._describe(spec.model)
-        # Before the answer: a load that we no longer wait for still ends with a model that we must release.
+        # Recorded before the answer: a load that times out here can still finish, and must be unloaded later.
         self._loaded.add(spec.model)
         began = self._clock.monotonic()
         loaded = await self._load(spec, model, began)
@@ -117,12 +119,12 @@ class OllamaBackend:
             if trained is not None or again != window:
                 raise ServerBusy(
                     f"the server holds {spec.model!r} with a window of {again} tokens instead of "
-                    f"{spec.num_ctx}: other clients load it with options of their own"
+                    f"{spec.num_ctx}: other clients load it with other options"
                 )
         raise too_small(spec, window, trained)
 
     async def _load(self, spec: LoadSpec, model: ModelFacts, began: float) -> LoadedModel:
-        """Load it once, within what is left of the time, and look at what the server holds."""
+        """Load the model once within the remaining time, and read what the server holds."""
         payload = self._checked(
             await self._http.post(
                 "/api/generate",
@@ -137,12 +139,12 @@ class OllamaBackend:
         entry = listed(spec.model, await self._running())
         if entry is None:
             raise UnexpectedReply(
-                f"{spec.model!r} was loaded, yet the server does not list it as loaded", status=200
+                f"{spec.model!r} was loaded, but the server does not list it as loaded", status=200
             )
         return loaded_model(spec.model, entry, model, self._server, load_s=load_s)
 
     async def chat(self, request: ChatRequest) -> Reply:
-        """One prompt, one answer."""
+        """Send one prompt and return its answer."""
         options = {**request.sampling, **_load_options(request.load)}
         body = await self._chat_body(request.load, request.messages, options, request.num_predict)
         if request.format is not None:
@@ -159,11 +161,11 @@ class OllamaBackend:
         spec: LoadSpec,  # noqa: ARG002
         messages: Sequence[Message],  # noqa: ARG002
     ) -> int | None:
-        """None: Ollama has no route that counts without evaluating."""
+        """Return None: Ollama has no route that counts tokens without evaluating them."""
         return None
 
     async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
-        """By the template that a chat goes through. A server that cannot is asked once, not again."""
+        """Render with the chat template. A server version that cannot render is asked only once."""
         if self._server.version in self._cannot_render:
             return None
         body = await self._chat_body(spec, messages, _load_options(spec), 1)
@@ -182,9 +184,9 @@ class OllamaBackend:
         slot: int | None = None,  # noqa: ARG002 - Ollama chooses the slot
         timeout_s: float = 600.0,
     ) -> Reply | None:
-        """By a raw generation of one token. The slot is the server's choice: the one that shares most."""
+        """Generate one token from the raw text. The server chooses the slot with the best prefix match."""
         if not text:
-            return None  # without a prompt it would be a load
+            return None  # a request without a prompt only loads the model
         model = await self._facts(spec.model)
         body: dict[str, Any] = {
             "model": spec.model,
@@ -201,28 +203,28 @@ class OllamaBackend:
         return read_generated(payload, counts_whole_prompt=self._counts_whole_prompt)
 
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
-        """The model's entry in the list of loaded ones; its window may be another than `spec` has."""
+        """Return the entry in the list of loaded models; its window can differ from `spec`."""
         entry = listed(spec.model, await self._running())
         if entry is None:
             return None
         return loaded_model(spec.model, entry, await self._facts(spec.model), self._server)
 
     async def shape(self, spec: LoadSpec) -> ModelShape | None:
-        """From `/api/show`, whose lists are asked for where they count, and the size in `/api/tags`."""
+        """Compute the shape from `/api/show` and the size in `/api/tags`."""
         facts = await self._facts(spec.model)
         if lacks_arrays(facts.info):
-            # All of the vocabulary comes along, some MB, so it is not asked for every model.
+            # Request the lists only if required: a verbose reply has the whole vocabulary, which is some MB.
             facts = await self._describe(spec.model, verbose=True)
         tags = self._checked(await self._http.get("/api/tags", timeout_s=DESCRIBE_TIMEOUT_S))
         size = size_of(spec.model, tags)
         return shape_of(facts.info, size, facts.tensors) if size is not None else None
 
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
-        """The list of loaded models; one that still loads is not in it."""
+        """Return the list of loaded models; it does not contain models that are being loaded."""
         return held_models(await self._running())
 
     async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
-        """Unload what was loaded from here. Every model is tried before the first error is raised."""
+        """Unload the models that spoolama loaded. All are tried before the first error is raised."""
         if self._shared:
             return ()
         first: BackendError | None = None
@@ -234,7 +236,7 @@ class OllamaBackend:
                     {"model": name, "stream": False, "keep_alive": 0},
                     timeout_s=RELEASE_TIMEOUT_S,
                 )
-                if reply.status != 404:  # deleted meanwhile: nothing left to release
+                if reply.status != 404:  # 404: deleted meanwhile
                     self._checked(reply, model=name)
                 self._loaded.discard(name)
                 released.append(name)
@@ -245,13 +247,13 @@ class OllamaBackend:
         return tuple(released)
 
     async def aclose(self) -> None:
-        """Close the connections; loaded models stay as they are."""
+        """Close the connections; loaded models stay loaded."""
         await self._http.aclose()
 
     async def _chat_body(
         self, spec: LoadSpec, messages: Sequence[Message], options: Mapping[str, Any], num_predict: int
     ) -> dict[str, Any]:
-        """What every chat has; nothing is sent to a model that was not described before."""
+        """Return the common part of chat bodies; checks first that the model runs on this server."""
         model = await self._facts(spec.model)
         body: dict[str, Any] = {
             "model": spec.model,
@@ -266,14 +268,14 @@ class OllamaBackend:
         return body
 
     async def _generate(self, path: str, body: Mapping[str, Any], *, timeout_s: float) -> Mapping[str, Any]:
-        """A request that may load the model, so that we must release it."""
+        """Send a request that can load the model, and record that we must unload it."""
         name = body["model"]
         self._loaded.add(name)
         return self._checked(await self._http.post(path, body, timeout_s=timeout_s), model=name)
 
     @property
     def _counts_whole_prompt(self) -> bool:
-        """0.30.0 alone, its candidates included, leaves cached tokens out of `prompt_eval_count`."""
+        """False only for 0.30.0 and its release candidates: `prompt_eval_count` omits cached tokens."""
         version = self._server.version
         return version is None or re.match(r"v?0\.30\.0(?!\d)", version) is None
 
@@ -281,7 +283,7 @@ class OllamaBackend:
         return self._models.get(name) or await self._describe(name)
 
     async def _describe(self, name: str, *, verbose: bool = False) -> ModelFacts:
-        """What the server knows of a model; nothing of a job is sent before this was seen."""
+        """Request the facts of a model; this happens before any data of a job is sent."""
         refuse_cloud_name(name)
         await self.probe()
         body = {"model": name, **({"verbose": True} if verbose else {})}
@@ -292,16 +294,16 @@ class OllamaBackend:
         return facts
 
     async def _running(self) -> Mapping[str, Any]:
-        """The list of loaded models."""
+        """Request the list of loaded models."""
         return self._checked(await self._http.get("/api/ps", timeout_s=DESCRIBE_TIMEOUT_S))
 
     @staticmethod
     def _checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
-        """The body of a good reply; anything else is raised."""
+        """Return the body of a successful reply; raise an error for any other."""
         if reply.status != 200:
             raise failure(reply, model=model)
         if not isinstance(reply.payload, dict):
-            raise UnexpectedReply(f"HTTP 200, but no JSON object: {excerpt(reply.text)!r}", status=200)
+            raise UnexpectedReply(f"HTTP 200, but not a JSON object: {excerpt(reply.text)!r}", status=200)
         if "error" in reply.payload:
             raise failure(reply, model=model)
         return reply.payload

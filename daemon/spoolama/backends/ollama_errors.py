@@ -1,7 +1,7 @@
-"""Ollama's refusals, as our error tree.
+"""Maps error replies of Ollama to our exceptions.
 
-Its error body is `{"error": "text"}`: status and, for the many meanings of 500, the text are all there is.
-The statuses and texts were read in its source (v0.24.0 to v0.33) and recorded from a running one.
+Ollama's error body is `{"error": "text"}`. The mapping uses the status and, for 500, which has many meanings,
+the text. Statuses and texts come from its source (v0.24.0 to v0.33) and from recordings of a running server.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["failure"]
 
 _BUSY = {408, 429, 499, 503}
 _AWAY = {502, 504}
-"""Said by a proxy that did not find the server behind it."""
+"""Sent by a proxy that cannot reach the server."""
 
 _REFUSED_IN_500 = ("must be of type", "invalid format", "failed to parse grammar", "failed to load grammar")
 _DIED_IN_500 = (
@@ -39,30 +39,30 @@ _DIED_IN_500 = (
 )
 
 _REFUSED_MENDS = (
-    ("does not support thinking", "Take `think` out of the sidecar, or choose a model that can think."),
+    ("does not support thinking", "Remove `think` from the sidecar, or choose a model that can think."),
     ("think value", "Set `think` to true, false, low, medium or high."),
     (
         "json schema conversion failed",
-        "Mend `format` in the sidecar: the server cannot follow this JSON Schema.",
+        "Change `format` in the sidecar: the server does not support this JSON Schema.",
     ),
-    ("json_schema", "Mend `format` in the sidecar: the server cannot follow this JSON Schema."),
-    ("grammar", "Simplify `format` in the sidecar: the server cannot follow this JSON Schema."),
+    ("json_schema", "Change `format` in the sidecar: the server does not support this JSON Schema."),
+    ("grammar", "Simplify `format` in the sidecar: the server does not support this JSON Schema."),
     ("invalid format", "Set `format` to `json` or to a JSON Schema."),
-    ("must be of type", "Mend that key under `options` in the sidecar."),
-    ("does not support chat", "Choose a model that answers; this one makes embeddings."),
-    ("does not support", "Choose a model that can do this, or ask less of it."),
+    ("must be of type", "Correct that key under `options` in the sidecar."),
+    ("does not support chat", "Choose a chat model; this one computes embeddings."),
+    ("does not support", "Choose a model that supports this, or remove the setting."),
 )
 
 
 def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
-    """What a reply that is not an answer means.
+    """Return the exception for a reply that is not an answer.
 
     Args:
         reply: Status and body; a 200 whose body has an `error` counts as 500.
-        model: The model asked for, for the words.
+        model: The requested model, for the message.
     """
     message, fields = error_object(reply.payload)
-    message = excerpt(message or reply.text or f"HTTP {reply.status} without a word", 600)
+    message = excerpt(message or reply.text or f"HTTP {reply.status} without a message", 600)
     status = reply.status
     nested = fields.get("code")
     kind = nested if isinstance(nested, int) and 400 <= nested < 600 else status
@@ -85,7 +85,7 @@ def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
         return _server_error(message, status)
     if 300 <= kind < 400:
         return RequestRefused(
-            f"HTTP {status}: the address leads on to {reply.location or 'another one'}",
+            f"HTTP {status}: the server redirects to {reply.location or 'another address'}",
             status=status,
             mend="Set the backend's url to the address of Ollama itself.",
         )
@@ -109,7 +109,7 @@ def _missing(reply: HttpReply, message: str, model: str | None) -> RequestRefuse
     return RequestRefused(
         f"HTTP {reply.status}: {message}",
         status=reply.status,
-        mend="Is this the address of an Ollama? Set the backend's url to it, without a path.",
+        mend="Set the backend's url to the address of Ollama, without a path.",
     )
 
 
@@ -117,7 +117,7 @@ def _forbidden(message: str, status: int) -> RequestRefused:
     if "cloud" in message.lower():
         mend = "Choose a model that runs on this server: rows are never sent to a remote one."
     else:
-        mend = "Ollama accepts only local names in the address here: use its IP address or 127.0.0.1."
+        mend = "Ollama accepts only local host names: use its IP address or 127.0.0.1 in the backend's url."
     return RequestRefused(message, status=status, mend=mend)
 
 

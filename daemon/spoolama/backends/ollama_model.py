@@ -1,4 +1,4 @@
-"""What Ollama says of a model: whether rows may go to it, and what it is made of."""
+"""Parses Ollama's model descriptions and refuses models that do not run on the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What `/api/show` says of a model."""
+    """The facts of a model from `/api/show`."""
 
     can_think: bool
     trained_ctx: int | None
@@ -35,27 +35,27 @@ class ModelFacts:
 
 
 def read_show(name: str, payload: Mapping[str, Any]) -> ModelFacts:
-    """The body of `/api/show`.
+    """Parse the body of `/api/show`.
 
     Raises:
-        RequestRefused: the model runs elsewhere, or cannot chat.
+        RequestRefused: the model runs elsewhere or cannot chat.
     """
     if host := payload.get("remote_host"):
         raise RequestRefused(
-            f"model {name!r} does not run on this server but on {host}",
+            f"model {name!r} runs on {host}, not on this server",
             mend="Choose a model that runs on the server: rows are never sent to a remote one.",
         )
     capabilities = payload.get("capabilities")
     known = capabilities if isinstance(capabilities, list) else []
     if known and "completion" not in known:
         raise RequestRefused(
-            f"model {name!r} gives no answers; it can do: {', '.join(map(str, known))}",
+            f"model {name!r} cannot chat; its capabilities are: {', '.join(map(str, known))}",
             mend="Choose a model that can chat.",
         )
     info = payload.get("model_info")
     info = info if isinstance(info, dict) else {}
     kind = info.get("general.architecture")
-    # The keys of the GGUF header; 0 stands there for: none.
+    # The keys are those of the GGUF header; there 0 means none.
     return ModelFacts(
         can_think="thinking" in known,
         trained_ctx=_int(info.get(f"{kind}.context_length")) or None,
@@ -66,12 +66,12 @@ def read_show(name: str, payload: Mapping[str, Any]) -> ModelFacts:
 
 
 def _is_long(value: Any) -> bool:
-    """Vocabularies come along in a `verbose` answer: some 30 MB that nobody needs."""
+    """Whether a value is dropped: a `verbose` reply has vocabularies of about 30 MB, which are not used."""
     return isinstance(value, list | str) and len(value) > MOST_KEPT
 
 
 def _tensors(listed: Any) -> Iterator[Tensor]:
-    """Name, type by llama.cpp's name, and shape; what is no tensor is left out."""
+    """Yield the valid tensors of a list; types have llama.cpp's names."""
     for entry in listed if isinstance(listed, list) else []:
         if not isinstance(entry, dict):
             continue
@@ -84,13 +84,13 @@ def _tensors(listed: Any) -> Iterator[Tensor]:
 
 
 def size_of(name: str, payload: Mapping[str, Any]) -> int | None:
-    """Bytes of the model's files, from the body of `/api/tags`; None: it is not listed."""
+    """Return the size of the model's files from the body of `/api/tags`; None: it is not listed."""
     entry = listed(name, payload)
     return (_int(entry.get("size")) or None) if entry is not None else None
 
 
 def listed(name: str, payload: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The model's entry in the body of `/api/ps` or `/api/tags`; None: it is not listed."""
+    """Return the model's entry in the body of `/api/ps` or `/api/tags`; None: it is not listed."""
     full = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
     models = payload.get("models")
     for entry in models if isinstance(models, list) else []:
@@ -103,7 +103,7 @@ def listed(name: str, payload: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def held_models(payload: Mapping[str, Any]) -> tuple[HeldModel, ...]:
-    """Every model in the body of `/api/ps`."""
+    """Return every model in the body of `/api/ps`."""
     models = payload.get("models")
     return tuple(
         HeldModel(
@@ -120,12 +120,12 @@ def held_models(payload: Mapping[str, Any]) -> tuple[HeldModel, ...]:
 def loaded_model(
     name: str, entry: Mapping[str, Any], facts: ModelFacts, server: ServerInfo, *, load_s: float | None = None
 ) -> LoadedModel:
-    """An entry of `/api/ps` and what is known of the model beside it."""
+    """Combine an entry of `/api/ps` with the facts of the model."""
     return LoadedModel(
         name=name,
         digest=_str(entry.get("digest")),
         num_ctx=_int(entry.get("context_length")),
-        slots=None,  # OLLAMA_NUM_PARALLEL is told by no route
+        slots=None,  # no route reports OLLAMA_NUM_PARALLEL
         server=server,
         size_bytes=_int(entry.get("size")),
         vram_bytes=_int(entry.get("size_vram")),
@@ -137,18 +137,18 @@ def loaded_model(
 
 
 def refuse_cloud_name(name: str) -> None:
-    """Ollama hands such names on to a remote service (`modelref.go`)."""
+    """Refuse names that Ollama forwards to a remote service (`modelref.go`)."""
     tag = name.rpartition("/")[2].partition(":")[2].lower()
     if tag == "cloud" or tag.endswith("-cloud"):
         raise RequestRefused(
-            f"model {name!r} runs in a cloud",
+            f"model {name!r} is a cloud model",
             mend="Choose a model that runs on the server: rows are never sent to a remote one.",
         )
 
 
 def too_small(spec: LoadSpec, window: int, trained: int | None) -> RequestRefused:
-    """The server loaded the model with less than what was asked for."""
-    own = f"; the model's own maximum is {trained}" if trained is not None else ""
+    """Return the error for a model that the server loaded with a smaller window than requested."""
+    own = f"; the maximum of the model is {trained}" if trained is not None else ""
     mend = f"Set options.num_ctx to {window} or less"
     if trained is None or window < trained:
         mend += ", or give the server more memory"

@@ -1,4 +1,4 @@
-"""Ollama's answer, read with suspicion: HTTP 200 alone does not say that a generation ended."""
+"""Parses Ollama's answers and rejects incomplete ones, which also have HTTP status 200."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["read_generated", "read_rendered", "read_reply"]
 
 
 def read_reply(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) -> Reply:
-    """The answer of `/api/chat`.
+    """Parse the answer of `/api/chat`.
 
-    Success is `done: true` and a `done_reason` of `stop` or `length`. A body without `done: true` is what
-    Ollama sends when its engine stopped in the middle (a chunk repeated too often, an error after a token).
+    Success is `done: true` and a `done_reason` of `stop` or `length`. Ollama sends a body without
+    `done: true` if its engine stopped early (too many repetitions, or an error after the first token).
 
     Args:
         payload: The body.
-        counts_whole_prompt: Whether `prompt_eval_count` has the cached tokens too; if not, it is no length.
+        counts_whole_prompt: Whether `prompt_eval_count` includes cached tokens; if not, it is not used.
     """
     finish = _finish(payload)
     message = payload.get("message")
@@ -37,16 +37,16 @@ def read_reply(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) 
 
 
 def read_generated(payload: Mapping[str, Any], *, counts_whole_prompt: bool = True) -> Reply:
-    """The answer of `/api/generate`: the same, but for where the text stands."""
+    """Parse the answer of `/api/generate`, which has the text in another key."""
     finish = _finish(payload)
     text = payload.get("response")
     if not isinstance(text, str):
-        raise UnexpectedReply("the answer has no response with text", status=200)
+        raise UnexpectedReply("the answer has no `response` text", status=200)
     return _reply(payload, text=text, finish=finish, thinking=None, counts_whole_prompt=counts_whole_prompt)
 
 
 def read_rendered(payload: Mapping[str, Any]) -> str | None:
-    """The prompt of a chat with `_debug_render_only`; None: the server did something else."""
+    """Return the rendered prompt of a chat with `_debug_render_only`; None: the server did not render."""
     info = payload.get("_debug_info")
     rendered = info.get("rendered_template") if isinstance(info, dict) else None
     return rendered if isinstance(rendered, str) else None
@@ -82,7 +82,7 @@ def _reply(
         text=text,
         finish=finish,
         prompt_tokens=_count(payload, "prompt_eval_count") if counts_whole_prompt else None,
-        # Since 0.33.3. Absent is not zero: absent means that this server does not count.
+        # Since 0.33.3. If it is absent, the server does not count cached tokens.
         cached_tokens=_count(payload, "prompt_eval_cached_count"),
         completion_tokens=_count(payload, "eval_count"),
         load_s=_seconds(payload, "load_duration"),

@@ -1,7 +1,7 @@
-"""vLLM, llama-server, SGLang and the like, by OpenAI's chat completions.
+"""Implements the backend for OpenAI-compatible servers such as vLLM, llama-server and SGLang.
 
-Their window is fixed when they are started, so it is read and compared, never set. An Ollama behind such an
-address is refused: its `/v1` knows neither `num_ctx` nor `truncate` and cuts long prompts in silence.
+Their context window is fixed at the start of the server, so it is only compared with `num_ctx`. Ollama is
+refused here: its `/v1` API has neither `num_ctx` nor `truncate` and truncates long prompts silently.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class OpenAIBackend:
         url: The server's address, with or without `/v1`.
         api_key: Sent as a bearer token.
         transport: For tests; None: the network.
-        clock: Measures.
-        connect_timeout_s: Bound on making a connection.
+        clock: Measures loads.
+        connect_timeout_s: Timeout for connecting.
     """
 
     kind = "openai"
@@ -62,19 +62,19 @@ class OpenAIBackend:
         self._dialect: Dialect = "unknown"
 
     async def probe(self) -> ServerInfo:
-        """Ask for the list of models."""
+        """Request the list of models."""
         await self._models(PROBE_TIMEOUT_S)
         return self._server
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """See that the server has the model, with a window that is large enough."""
+        """Check that the server has the model with a large enough context window."""
         began = self._clock.monotonic()
         await self._refuse_ollama()
         if spec.load_options:
             names = ", ".join(sorted(spec.load_options))
             raise RequestRefused(
-                f"{names}: fixed when this server was started, not by a request",
-                mend=f"Take {names} out of `options` in the sidecar; set it where the server is started.",
+                f"{names}: this server takes load options only at its start, not in requests",
+                mend=f"Remove {names} from `options` in the sidecar and set it at the start of the server.",
             )
         models = await self._models(DESCRIBE_TIMEOUT_S)
         entry = models.get(spec.model)
@@ -86,20 +86,20 @@ class OpenAIBackend:
         model = await self._model(spec.model, entry)
         if model.num_ctx is not None and model.num_ctx < spec.num_ctx:
             raise RequestRefused(
-                f"the server gives {spec.model!r} a window of {model.num_ctx} tokens, not {spec.num_ctx}",
+                f"the server runs {spec.model!r} with a window of {model.num_ctx} tokens, not {spec.num_ctx}",
                 mend=f"Set options.num_ctx to {model.num_ctx} or less, "
                 "or start the server with a larger window.",
             )
         return replace(model, load_s=self._clock.monotonic() - began)
 
     async def chat(self, request: ChatRequest) -> Reply:
-        """One prompt, one answer."""
+        """Send one prompt and return its answer."""
         body = chat_body(request, dialect=self._dialect)
         reply = await self._http.post("/v1/chat/completions", body, timeout_s=request.timeout_s)
         return read_reply(checked(reply, model=request.load.model))
 
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
-        """By the server's own tokenizer, where it has a route for it."""
+        """Count with the server's own tokenizer, if it has a route for that."""
         if self._dialect == "llamacpp":
             return await llama_server.count_tokens(self._http, messages)
         if self._dialect == "vllm":
@@ -112,7 +112,7 @@ class OpenAIBackend:
         return None
 
     async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:  # noqa: ARG002 - one model
-        """By llama-server's route for it; the others have none."""
+        """Render with llama-server's route; other servers have none."""
         if self._dialect != "llamacpp":
             return None
         return await llama_server.render(self._http, messages)
@@ -122,25 +122,25 @@ class OpenAIBackend:
         spec: LoadSpec,  # noqa: ARG002 - one model
         text: str,
         *,
-        slot: int | None = None,  # noqa: ARG002 - chats are not pinned there either
+        slot: int | None = None,  # noqa: ARG002 - chats are not pinned to slots either
         timeout_s: float = 600.0,
     ) -> Reply | None:
-        """By llama-server's completion route. The slot is the server's choice: the one that shares most."""
+        """Prime with llama-server's completion route. It chooses the slot with the longest common prefix."""
         if self._dialect != "llamacpp":
             return None
         return await llama_server.prime(self._http, text, slot=None, timeout_s=timeout_s)
 
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
-        """The server's facts of the model as long as it is listed: what is listed is held."""
+        """Return the facts of the model if the server lists it: listed models are loaded."""
         entry = (await self._models(DESCRIBE_TIMEOUT_S)).get(spec.model)
         return None if entry is None else await self._model(spec.model, entry)
 
     async def shape(self, spec: LoadSpec) -> ModelShape | None:  # noqa: ARG002 - interface
-        """None: these servers do not tell."""
+        """Return None: these servers do not report the shape."""
         return None
 
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
-        """None: it has no list of what is in memory."""
+        """Return None: these servers have no list of loaded models."""
         return None
 
     async def release(
@@ -149,7 +149,7 @@ class OpenAIBackend:
         keep: str | None = None,  # noqa: ARG002
         also: str | None = None,  # noqa: ARG002
     ) -> tuple[str, ...]:
-        """Nothing: such a server holds its model as long as it runs."""
+        """Do nothing: such a server keeps its model loaded as long as it runs."""
         return ()
 
     async def aclose(self) -> None:
@@ -160,7 +160,9 @@ class OpenAIBackend:
         payload = checked(await self._http.get("/v1/models", timeout_s=timeout_s))
         data = payload.get("data")
         if not isinstance(data, list):
-            raise UnexpectedReply("/v1/models is no list: is this an OpenAI-compatible server?", status=200)
+            raise UnexpectedReply(
+                "/v1/models returned no list; check that this is an OpenAI-compatible server", status=200
+            )
         return {str(entry["id"]): entry for entry in data if isinstance(entry, dict) and "id" in entry}
 
     async def _refuse_ollama(self) -> None:
@@ -173,12 +175,12 @@ class OpenAIBackend:
             )
         if found:
             raise WrongServer(
-                "this is an Ollama; its OpenAI interface cuts prompts that are too long without saying so",
+                "this is an Ollama server; its OpenAI interface silently truncates prompts that are too long",
                 mend=f"Set the backend's kind to ollama and its url to {self._root}.",
             )
 
     async def _model(self, name: str, entry: Mapping[str, Any]) -> LoadedModel:
-        """Version, window and slots, as far as this kind of server tells them."""
+        """Read version, window and slots, as far as this kind of server reports them."""
         self._dialect = dialect_of(entry.get("owned_by"))
         trained: int | None = None
         slots: int | None = None
@@ -197,7 +199,7 @@ class OpenAIBackend:
         )
 
     async def _optional(self, path: str) -> Mapping[str, Any]:
-        """A body that may be missing: what it would say then stays unknown."""
+        """Request a body that this server may not provide; return an empty one if it reports an error."""
         try:
             return checked(await self._http.get(path, timeout_s=DESCRIBE_TIMEOUT_S))
         except BackendError as error:

@@ -1,7 +1,7 @@
-"""Refusals of OpenAI-compatible servers, as our error tree.
+"""Maps error replies of OpenAI-compatible servers to our exceptions.
 
 Their bodies differ: `{"error": {"message", "type", "code"}}` (llama-server, newer vLLM), `{"object": "error",
-"message", "code"}` (older vLLM, SGLang), `{"detail": ...}` (the framework under both).
+"message", "code"}` (older vLLM, SGLang), `{"detail": ...}` (FastAPI, which vLLM and SGLang use).
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from spoolama.errors import (
 __all__ = ["checked", "failure"]
 
 _DIED_IN_500 = ("engine core", "enginecore", "enginedead", "engine process", "engine loop", "scheduler died")
-"""vLLM and SGLang when the process that holds the model is gone while the front still answers."""
+"""Messages of vLLM and SGLang if the engine process has ended while the API server still answers."""
 
 
 def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
-    """What a reply that is not an answer means."""
+    """Return the exception for a reply that is not an answer."""
     message, fields = error_object(reply.payload)
-    message = excerpt(message or reply.text or f"HTTP {reply.status} without a word", 600)
+    message = excerpt(message or reply.text or f"HTTP {reply.status} without a message", 600)
     status = reply.status
     if too_long := overflow(message, fields, status=status):
         return too_long
     match status:
         case 401 | 403:
             return RequestRefused(
-                message, status=status, mend="Set the backend's api_key to one that the server takes."
+                message, status=status, mend="Set the backend's api_key to a key that the server accepts."
             )
         case 404:
             name = f" {model}" if model else ""
             return RequestRefused(
                 message,
                 status=status,
-                mend=f"Does the server have the model{name}? Is the backend's url its address?",
+                mend=f"Check that the server has the model{name} and that the backend's url is its address.",
             )
         case 408 | 425 | 429 | 499 | 503:
             return ServerBusy(message, status=status)
         case 502 | 504:
             return ServerAway(f"HTTP {status} from a proxy: {message}", status=status)
-        case 413:  # by a proxy's or the server's bound of bytes: this row is long, others need not be
+        case 413:  # a size limit of a proxy or of the server; it concerns only this row
             return ContextOverflow(message, status=status)
         case 400 | 405 | 410 | 415 | 422:
             return RequestRefused(message, status=status, mend=_mend(message))
     if 300 <= status < 400:
         return RequestRefused(
-            f"HTTP {status}: the address leads on to {reply.location or 'another one'}",
+            f"HTTP {status}: the server redirects to {reply.location or 'another address'}",
             status=status,
             mend="Set the backend's url to the address of the server itself.",
         )
@@ -71,11 +71,11 @@ def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
 
 
 def checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
-    """The body of a good reply; anything else is raised."""
+    """Return the body of a successful reply; raise an error for any other."""
     if reply.status != 200:
         raise failure(reply, model=model)
     if not isinstance(reply.payload, dict):
-        raise UnexpectedReply(f"HTTP 200, but no JSON object: {excerpt(reply.text)!r}", status=200)
+        raise UnexpectedReply(f"HTTP 200, but not a JSON object: {excerpt(reply.text)!r}", status=200)
     if "error" in reply.payload and "choices" not in reply.payload:
         raise failure(reply, model=model)
     return reply.payload
@@ -84,5 +84,5 @@ def checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
 def _mend(message: str) -> str:
     lower = message.lower()
     if any(word in lower for word in ("schema", "grammar", "response_format", "guided")):
-        return "Mend `format` in the sidecar: the server cannot follow this JSON Schema."
-    return "The server does not take a part of the request: see its words and mend `options` in the sidecar."
+        return "Change `format` in the sidecar: the server does not support this JSON Schema."
+    return "The server rejects part of the request: correct `options` in the sidecar as its message says."

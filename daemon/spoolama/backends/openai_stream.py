@@ -1,4 +1,4 @@
-"""A streamed chat completion, folded into the body that the same request gives unstreamed."""
+"""Converts a streamed chat completion into the body of the same request without streaming."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["fold"]
 
 
 def fold(text: str) -> dict[str, Any]:
-    """The body of a whole event stream, collected.
+    """Combine a whole event stream into one body.
 
-    An error in the middle becomes the body's `error`; a stream that just ends leaves `finish_reason` null.
+    An error in the stream becomes the `error` of the body; if the stream ends early, `finish_reason` is null.
     """
     body: dict[str, Any] = {}
     content: list[str] = []
@@ -49,8 +49,8 @@ def _events(text: str) -> list[dict[str, Any]]:
         try:
             chunk = json.loads(data)
         except ValueError:
-            raise UnexpectedReply("the stream has a line that is no JSON", status=200) from None
+            raise UnexpectedReply("the stream has a line that is not JSON", status=200) from None
         if not isinstance(chunk, dict):
-            raise UnexpectedReply("the stream has a line that is no object", status=200)
+            raise UnexpectedReply("the stream has a line that is not an object", status=200)
         found.append(chunk if name == "data" else {"error": chunk.get("error", chunk)})
     return found

@@ -1,4 +1,4 @@
-"""Chat completions as vLLM, llama-server and SGLang speak them, and where they differ."""
+"""Builds chat completion requests and parses replies for vLLM, llama-server and SGLang."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Dialect = Literal["llamacpp", "vllm", "sglang", "unknown"]
 
 
 def dialect_of(owned_by: Any) -> Dialect:
-    """Which server it is, by what its list of models says."""
+    """Return which server it is, from `owned_by` in its list of models."""
     match owned_by:
         case "llamacpp":
             return "llamacpp"
@@ -28,7 +28,7 @@ def dialect_of(owned_by: Any) -> Dialect:
 
 
 def chat_body(request: ChatRequest, *, dialect: Dialect, slot: int | None = None) -> dict[str, Any]:
-    """The body of a request; what this server cannot do is refused instead of left out in silence."""
+    """Return the body of a request; refuses options that this server does not support."""
     body: dict[str, Any] = {
         "model": request.load.model,
         "messages": wire_messages(request.messages),
@@ -46,7 +46,7 @@ def chat_body(request: ChatRequest, *, dialect: Dialect, slot: int | None = None
     if isinstance(request.think, str):
         body["reasoning_effort"] = request.think
     elif request.think is not None or dialect != "unknown":
-        # A template without a thinking mode ignores it. Servers that we do not know are not sent it unasked.
+        # A template without a thinking mode ignores it. Unknown servers get it only if the sidecar sets it.
         body["chat_template_kwargs"] = {"enable_thinking": bool(request.think)}
     if request.logprobs:
         body["logprobs"] = True
@@ -58,12 +58,12 @@ def chat_body(request: ChatRequest, *, dialect: Dialect, slot: int | None = None
 
 
 def wire_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Messages as they are sent."""
+    """Return the messages in the format of the API."""
     return [message.wire() for message in messages]
 
 
 def _sampling(sampling: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
-    """From Ollama's names to the server's."""
+    """Translate Ollama's option names to those of the server."""
     found = dict(sampling)
     if dialect == "llamacpp":
         return found
@@ -71,13 +71,14 @@ def _sampling(sampling: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
         found["repetition_penalty"] = found.pop("repeat_penalty")
     if "repeat_last_n" in found:
         raise RequestRefused(
-            "this server knows no `repeat_last_n`", mend="Take options.repeat_last_n out of the sidecar."
+            "this server does not support `repeat_last_n`",
+            mend="Remove options.repeat_last_n from the sidecar.",
         )
     return found
 
 
 def read_reply(payload: Mapping[str, Any]) -> Reply:
-    """The answer. Counts are taken from `usage`; times, and counts that are missing, from `timings`."""
+    """Parse an answer. Counts come from `usage`; times and missing counts come from `timings`."""
     choices = payload.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         raise UnexpectedReply("the answer has no choices", status=200)
@@ -96,7 +97,7 @@ def read_reply(payload: Mapping[str, Any]) -> Reply:
     thinking = message.get("reasoning_content") or message.get("reasoning")
     text = message.get("content")
     if text is None and isinstance(thinking, str):
-        text = ""  # cut while it was still thinking
+        text = ""  # cut off during thinking
     if not isinstance(text, str):
         raise UnexpectedReply("the answer has no message with text", status=200)
     usage = _mapping(payload, "usage")
@@ -122,10 +123,10 @@ def read_reply(payload: Mapping[str, Any]) -> Reply:
 
 
 def read_completion(payload: Mapping[str, Any]) -> Reply:
-    """The answer of llama-server's own `/completion`, whose counts stand in `timings` alone."""
+    """Parse the answer of llama-server's `/completion`, which has its counts only in `timings`."""
     text = payload.get("content")
     if not isinstance(text, str):
-        raise UnexpectedReply("the completion has no content with text", status=200)
+        raise UnexpectedReply("the completion has no `content` text", status=200)
     finish: Literal["stop", "length"]
     match kind := payload.get("stop_type"):
         case "limit":

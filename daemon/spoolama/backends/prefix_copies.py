@@ -1,9 +1,8 @@
-"""A primed prefix, evaluated once and copied into the other slots of llama-server.
+"""Primes llama-server slots: evaluates a prefix once and copies it into the other slots.
 
-Its slots share nothing: each evaluates a prefix of its own, although the keys and values are the same. Its
-`/slots` routes save a slot and restore it into another one (llama.cpp, tools/server/README.md), which takes
-some milliseconds where an evaluation on a CPU takes a second (measured: 162 tokens of SmolLM2-135M, 5 ms to
-950 ms).
+The slots share nothing: each evaluates the prefix again, although keys and values are the same. The `/slots`
+routes save a slot and restore it into another one (llama.cpp, tools/server/README.md). Measured on a CPU with
+162 tokens of SmolLM2-135M: restoring takes 5 ms, evaluating takes 950 ms.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ __all__ = ["PrefixCopies"]
 
 
 class PrefixCopies:
-    """Primes slots, by copying where that can be.
+    """Primes slots, with a copy if possible.
 
     Args:
         http: The server.
         name: The file that it saves to and restores from.
-        most_tokens: Longer prefixes are not copied, since a copy takes as much memory as a slot.
+        most_tokens: Longer prefixes are not copied, because a copy takes as much memory as a slot.
     """
 
     def __init__(self, http: HttpCaller, name: str, *, most_tokens: int) -> None:
@@ -36,12 +35,12 @@ class PrefixCopies:
         self._too_long: str | None = None
 
     async def prime(self, text: str, *, slot: int, timeout_s: float) -> Reply:
-        """Have the slot hold this text. Lanes that want the same at the same time wait for the first.
+        """Put this text into the slot. Lanes that prime at the same time wait for the first one.
 
         Args:
-            text: What the model's template rendered.
+            text: The rendered text.
             slot: An idle slot.
-            timeout_s: Bound on each request.
+            timeout_s: Timeout of each request.
         """
         if text == self._too_long:
             return await llama_server.prime(self._http, text, slot=slot, timeout_s=timeout_s)
@@ -52,12 +51,12 @@ class PrefixCopies:
                 except (ServerAway, ServerDied):
                     raise
                 except BackendError:
-                    self._saved = None  # evaluating it is always right
+                    self._saved = None  # evaluate it instead
             reply = await llama_server.prime(self._http, text, slot=slot, timeout_s=timeout_s)
             if reply.prompt_tokens is None or reply.prompt_tokens > self._most_tokens:
                 self._too_long = text
             else:
-                self._saved = None  # what is overwritten is no longer there, however that ends
+                self._saved = None  # saving overwrites the old copy even if it fails
                 try:
                     await llama_server.save(self._http, self._name, slot=slot, timeout_s=timeout_s)
                 except (ServerAway, ServerDied):

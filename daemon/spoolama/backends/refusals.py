@@ -1,7 +1,7 @@
-"""What servers say when they cannot answer, in the forms that several of them share.
+"""Recognizes error messages that several servers share: prompt too long, out of memory.
 
-Where there is a structure it decides (`exceed_context_size_error`, `context_length_exceeded`); sentences are
-read only where a server gives nothing else, and every sentence known stands here.
+Structured codes take precedence (`exceed_context_size_error`, `context_length_exceeded`). Message texts are
+parsed only if a server gives nothing else; all known texts are listed here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spoolama.errors import ContextOverflow
 
 __all__ = ["error_object", "is_out_of_memory", "overflow"]
 
-# (what it says) -> the prompt's tokens, the window's. First the forms with both sizes.
+# Groups: tokens of the prompt, tokens of the window. The forms with both sizes come first.
 _OVERFLOW_FORMS = (
     # llama-server: "request (351 tokens) exceeds the available context size (256 tokens)"
     re.compile(
@@ -29,7 +29,7 @@ _OVERFLOW_FORMS = (
     re.compile(
         r"input \((?P<prompt>\d+) tokens\) is longer than .*context length \((?P<window>\d+) tokens\)"
     ),
-    # vLLM, three generations, and the second form of SGLang; the sizes stand in either order.
+    # vLLM, three generations, and the second form of SGLang; the sizes come in either order.
     re.compile(r"(?P<prompt>\d+) input tokens.*maximum context length of (?P<window>\d+)", re.DOTALL),
     re.compile(
         r"maximum context length (?:is|of) (?P<window>\d+)(?:.*?(?P<prompt>\d+) (?:tokens )?"
@@ -41,7 +41,7 @@ _OVERFLOW_FORMS = (
     re.compile(r"the prompt is longer than the context length currently available"),
 )
 
-# As Ollama itself recognises it (llm/status.go), and as the kernel's or CUDA's own words reach a log.
+# Texts that Ollama itself recognizes (llm/status.go), and messages of the kernel or CUDA in a log.
 _MEMORY_WORDS = (
     "out of memory",
     "out of device memory",
@@ -63,9 +63,9 @@ _MEMORY_WORDS = (
 
 
 def error_object(payload: Any) -> tuple[str, Mapping[str, Any]]:
-    """The message and the fields of an error body, however deep it stands.
+    """Return the message and the fields of an error body at any nesting depth.
 
-    Ollama hands llama-server's error on as JSON inside a JSON string: `{"error": "{\\"error\\": {...}}"}`.
+    Ollama forwards llama-server's error as JSON inside a JSON string: `{"error": "{\\"error\\": {...}}"}`.
     """
     fields: Mapping[str, Any] = {}
     message = ""
@@ -94,7 +94,7 @@ def error_object(payload: Any) -> tuple[str, Mapping[str, Any]]:
 
 
 def overflow(message: str, fields: Mapping[str, Any], *, status: int | None) -> ContextOverflow | None:
-    """The prompt did not fit: with the server's own counts where it gives them."""
+    """Return the error for a prompt that does not fit, with the server's counts if known; None otherwise."""
     prompt = _count(fields.get("n_prompt_tokens"))
     window = _count(fields.get("n_ctx"))
     structured = (
@@ -113,7 +113,7 @@ def overflow(message: str, fields: Mapping[str, Any], *, status: int | None) -> 
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Whether a text says that memory was short."""
+    """Whether a text reports a lack of memory."""
     lower = text.lower()
     return any(words in lower for words in _MEMORY_WORDS)
 

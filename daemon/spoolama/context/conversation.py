@@ -1,7 +1,7 @@
-"""A conversation: what a lane's next row is asked in sight of.
+"""Builds the prompt of a row from a conversation, and extends the conversation with its answer.
 
-Values, not objects with a life: each answered row makes the next `Conversation`, and what a resume rebuilds
-from the ledger is equal to it, so that the same prompts are asked byte for byte.
+A `Conversation` is an immutable value: each answered row creates the next one. A resume rebuilds an equal one
+from the ledger, so that the prompts are the same byte for byte.
 """
 
 from __future__ import annotations
@@ -20,79 +20,79 @@ from spoolama.job.record import Ranges, StoredRow, ranges_of
 __all__ = ["AnsweredRows", "Conversation", "Prompt", "TurnOf", "extended", "prepare", "rebuild"]
 
 TurnOf = Callable[[StoredRow, tuple[Message, ...], str, int], Awaitable[Turn]]
-"""Makes a turn of a row, its own messages, its answer and the tokens of both."""
+"""Creates a turn from a row, its own messages, its answer and the tokens of both."""
 
 
 class AnsweredRows(Protocol):
-    """What is read of a job's rows to rebuild a conversation; `engine/store.RowStore` has it."""
+    """Read access to a job's rows for rebuilding a conversation; implemented by `engine/store.RowStore`."""
 
     async def last_turn(self, segment: int) -> StoredRow | None:
-        """The answered row that a segment's conversation ended with; None if there is none."""
+        """Return the last answered row of a segment's conversation; None if there is none."""
         ...
 
     async def turns(self, ranges: Ranges) -> list[StoredRow]:
-        """These rows, in order."""
+        """Return these rows, in order."""
         ...
 
     async def first_prompt_tokens(self, segment: int) -> int | None:
-        """Prompt tokens of the segment's first row."""
+        """Return the prompt tokens of the segment's first row."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What stands before the next row, and what the server counted of it."""
+    """The messages before the next row, and the server's token counts for them."""
 
     anchors: tuple[Turn, ...] = ()
-    """Rows that stand fixed behind the prefix, in their order there."""
+    """The anchors, in prompt order."""
     tail: tuple[Turn, ...] = ()
-    """The rows behind them."""
+    """The earlier rows after the anchors."""
     used: int | None = None
     """Tokens of the last prompt and its answer, as the server counted them; None if unknown."""
     last_prompt: int | None = None
-    """Tokens of the last prompt alone."""
+    """Tokens of the last prompt without its answer."""
     front_seen: int | None = None
     """Prompt tokens of the segment's first row: an upper bound of prefix and anchors."""
 
     @property
     def sight(self) -> Ranges:
-        """The rows the next one would be asked in sight of."""
+        """The rows in the prompt of the next row, without a trim."""
         return ranges_of(turn.ordinal for turn in (*self.anchors, *self.tail))
 
     @property
     def memory(self) -> int:
-        """Bytes that its texts take in memory."""
+        """Bytes of its texts in memory."""
         return sum(memory_of(turn.messages) for turn in (*self.anchors, *self.tail))
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt ready to be sent, and what is reckoned of it."""
+    """A prompt ready to be sent, with its computed size."""
 
     messages: tuple[Message, ...]
     front: int
-    """How many of the messages stand fixed in front: prefix and anchors."""
+    """Number of messages in the fixed part: prefix and anchors."""
     anchors: tuple[Turn, ...]
     tail: tuple[Turn, ...]
-    """The earlier rows in it."""
+    """The earlier rows in the prompt."""
     appended: bool
     """Whether it continues the last prompt of the conversation unchanged."""
     trimmed: bool
     """Whether earlier rows were dropped to make it fit."""
     tokens: int
-    """Its length, at most."""
+    """Upper bound of its length."""
     fits: bool
-    """Whether that is surely within the window."""
+    """Whether it is certain to fit into the context window."""
     budget: Budget
 
     @property
     def sight(self) -> Ranges:
-        """The rows it is asked in sight of."""
+        """The other rows in the prompt."""
         return ranges_of(turn.ordinal for turn in (*self.anchors, *self.tail))
 
     @property
     def alone(self) -> bool:
-        """Whether nothing but the prefix stands before the row."""
+        """Whether only the prefix is before the row."""
         return not self.anchors and not self.tail
 
 
@@ -105,22 +105,22 @@ def prepare(
     bare: bool = False,
     bare_tokens: int | None = None,
 ) -> Prompt:
-    """The prompt of a row in this conversation, trimmed where a trim is due or it would pass the high mark.
+    """Build the prompt of a row in this conversation; trims it if a trim is due or it exceeds the high mark.
 
     Args:
-        conversation: What stands before the row.
-        ask: The row's question.
-        plan: The rules in force.
-        num_ctx: The window, in tokens.
-        bare: Ask it behind the shared prefix alone.
-        bare_tokens: What the row takes behind the bare prefix, at most, where the server has told.
+        conversation: The messages before the row.
+        ask: The row's request.
+        plan: The plan in force.
+        num_ctx: The context window, in tokens.
+        bare: Put only the shared prefix before the row.
+        bare_tokens: Upper bound of prefix and row in tokens, from a count of the server; None: unknown.
     """
     window = min(num_ctx, plan.window or num_ctx)
     alone = Budget(window, ask.num_predict, bound(plan, ask.prefix), bound(plan, ask.own))
     if plan.prefix_tokens is not None:
         alone = replace(alone, prefix=min(alone.prefix, plan.prefix_tokens))
     if bare_tokens is not None:
-        # Whatever bound was learned, it may be what let this row be refused.
+        # Ignore the learned bound: it may be the reason why the server refused this row.
         sure = bound(replace(plan, tokens_per_byte=1.0), (*ask.prefix, *ask.own))
         alone = replace(alone, prefix=0, own=min(bare_tokens, sure))
     tail = () if bare else conversation.tail
@@ -136,7 +136,7 @@ def prepare(
         tail, appended = trimmer.trim(tail, budget), False
         tokens = _reckon(None, tail, budget)
     if anchors and not budget.fits(tokens) and not alone.fits(alone.prefix + alone.own):
-        # A row that may not even fit alone is counted alone; one that surely does is counted behind them.
+        # If the row may not fit even without anchors, count it without them; otherwise count it with them.
         anchors, budget = (), alone
         tokens = _reckon(None, (), budget)
     before = (*ask.prefix, *(m for turn in anchors for m in turn.messages))
@@ -167,25 +167,25 @@ def extended(
     prompt: int | None,
     answer: int | None,
 ) -> Conversation:
-    """The conversation after a row was answered in it.
+    """Return the conversation after a row was answered in it.
 
     Args:
-        conversation: What stood before the row.
-        tail: The earlier rows that its prompt had kept.
+        conversation: The conversation before the row.
+        tail: The earlier rows in its prompt.
         turn: The row and its answer.
-        plan: The rules in force.
-        prompt: Prompt tokens by the server's count.
-        answer: Tokens of the answer alone by the server's count; None: unknown.
+        plan: The plan in force.
+        prompt: Prompt tokens, counted by the server.
+        answer: Tokens of the answer, counted by the server; None: unknown.
     """
     seen = conversation.front_seen if conversation.front_seen is not None else prompt
     if plan.every == 1 and plan.strategy in ("reset", "anchors"):
-        return Conversation(conversation.anchors, front_seen=seen)  # each row stands by itself
+        return Conversation(conversation.anchors, front_seen=seen)  # no row sees earlier ones
     known = prompt is not None and answer is not None
     return Conversation(
         anchors=conversation.anchors,
         tail=(*tail, turn),
         used=(prompt or 0) + (answer or 0) if known else None,
-        # After thinking a server may count another prompt than was sent (Ollama with a `format`).
+        # After thinking a server may count a different prompt from the one sent (Ollama with a `format`).
         last_prompt=prompt if answer is not None else None,
         front_seen=seen,
     )
@@ -194,7 +194,7 @@ def extended(
 async def rebuild(
     rows: AnsweredRows, asker: Asker, segment: int, plan: Plan, anchors: tuple[Turn, ...], turn_of: TurnOf
 ) -> Conversation:
-    """The conversation of a segment as its answered rows left it."""
+    """Rebuild the conversation of a segment from its answered rows."""
     last = await rows.last_turn(segment)
     empty = Conversation(anchors)
     if last is None:

@@ -1,7 +1,7 @@
-"""Choosing rows so that their answers are spread: for anchors, and for what an `important` trim keeps.
+"""Selects rows with diverse answers, for anchors and for `important` trims.
 
-Earlier answers that are all alike pull later ones the same way; rows with different answers do it far less
-(measured on small models). Labels are taken in turn, numbers at even distances over their ranks.
+Identical earlier answers bias later ones towards the same answer; diverse answers do so far less (measured on
+small models). Labels are taken in turn, numbers at even distances over their ranks.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ __all__ = ["Choice", "best", "spread"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A row that may be chosen."""
+    """A row that can be selected."""
 
     place: int
-    """Whatever the caller knows it by; later ones are preferred among equals."""
+    """The caller's key for the row; among equal rows the higher one is preferred."""
     label: str
-    """Its answer, as a CSV cell would spell it."""
+    """Its answer, formatted as in a CSV cell."""
     score: float = 0.0
-    """How important it is, where that is what counts."""
+    """Its importance, for selection by score."""
 
 
 def spread(choices: Sequence[Choice], number: int) -> list[int]:
-    """Places of so many choices whose labels are spread, ascending.
+    """Return the places of `number` choices with diverse labels, ascending.
 
-    Numbers are taken at even distances over their ranks; other labels in turn, the rarest first, the latest
-    of each first. Where every label is different (free text) that is the latest ones.
+    Numbers are taken at even distances over their ranks. Other labels are taken in turn, the rarest first,
+    and the latest row of each label first. If every label is different (free text), the latest rows win.
     """
     if number >= len(choices):
         return sorted(c.place for c in choices)
@@ -50,7 +50,7 @@ def spread(choices: Sequence[Choice], number: int) -> list[int]:
 
 
 def best(choices: Sequence[Choice], number: int) -> list[int]:
-    """Places of the choices with the highest scores, ascending; among equals the latest."""
+    """Return the places of the choices with the highest scores, ascending; among equal scores the latest."""
     ranked = sorted(choices, key=lambda c: (c.score, c.place), reverse=True)
     return sorted(c.place for c in ranked[:number])
 

@@ -1,17 +1,18 @@
-"""Which earlier rows a conversation keeps when it grows too long: pure functions behind one interface.
+"""Implements the trimming strategies, which decide which earlier rows stay in a conversation.
 
-What stands fixed in front (prefix, examples, anchors) is never handed to a trimmer: only the tail is.
+A trimmer only gets the tail, never the fixed part (prefix, examples, anchors).
 
-| strategy    | a trim is due            | what is kept of the tail                    | evaluated again |
+| strategy    | a trim is due after      | rows of the tail that stay                  | evaluated again |
 |-------------|--------------------------|---------------------------------------------|-----------------|
-| `reset`     | `every` rows             | nothing                                     | nothing         |
-| `anchors`   | `every` rows             | nothing; the anchors stand in front         | nothing         |
-| `window`    | `keep` and `every` rows  | the latest `keep`                           | what is kept    |
-| `important` | `keep` and `every` rows  | the `keep` with the highest score           | what is kept    |
-| `hybrid`    | all kept and `every` rows| `important` by score, and the latest `keep` | what is kept    |
-| `budget`    | more than `tokens`       | the latest within `low`/`high` of it        | what is kept    |
+| `reset`     | `every` rows             | none                                        | nothing         |
+| `anchors`   | `every` rows             | none; the anchors are in the fixed part     | nothing         |
+| `window`    | `keep` + `every` rows    | the latest `keep`                           | these rows      |
+| `important` | `keep` + `every` rows    | the `keep` with the highest score           | these rows      |
+| `hybrid`    | `keep` + `important` +   | `important` by score, and the latest `keep` | these rows      |
+|             | `every` rows             |                                             |                 |
+| `budget`    | more than `tokens`       | the latest within `low`/`high` of `tokens`  | these rows      |
 
-Whatever the strategy, a trim is due as well when the prompt would pass `high`, and keeps what fits `low`.
+With every strategy a trim is also due if the prompt would exceed `high`; the rows that stay fit into `low`.
 """
 
 from __future__ import annotations
@@ -30,34 +31,34 @@ __all__ = ["STRATEGIES", "Trimmer", "Turn", "trimmer_of"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """An earlier row in a conversation: its messages, its answer and what both take."""
+    """An earlier row in a conversation: its messages, its answer and their tokens."""
 
     ordinal: int
     messages: tuple[Message, ...]
     """The row's own messages and the answer, in order."""
     tokens: int
-    """Measured where the server's counts allow it, else an upper bound."""
+    """From the server's counts if possible, otherwise an upper bound."""
     label: str = ""
-    """The answer as it counts for the spread."""
+    """The label of the answer, for a selection with diverse labels."""
     score: float = 0.0
-    """How important the row is, where the plan has a score."""
+    """Importance of the row, if the plan has a score."""
 
 
 class Trimmer(Protocol):
-    """Keeps the tail of a conversation short."""
+    """Shortens the tail of a conversation."""
 
     def due(self, tail: tuple[Turn, ...]) -> bool:
-        """Whether a trim is due by rows or tokens, however much room there is."""
+        """Whether a trim is due by rows or tokens, even if the prompt fits the window."""
         ...
 
     def trim(self, tail: tuple[Turn, ...], budget: Budget) -> tuple[Turn, ...]:
-        """The turns to keep: fewer than there were, in their order, whole. Same input, same output."""
+        """Return the turns to keep: fewer than before, whole, in the same order. Deterministic."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Nothing is kept but what stands in front."""
+    """Keeps no row of the tail."""
 
     every: int
 
@@ -70,13 +71,13 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """Some rows by their importance and the latest ones, as far as they fit below the low mark."""
+    """Keeps important rows and the latest rows, as far as they fit below the low mark."""
 
     every: int
     latest: int
-    """The latest rows to keep, at most."""
+    """Maximum number of latest rows to keep."""
     important: int
-    """Rows to keep by importance, of those before the latest."""
+    """Maximum number of rows before them to keep by importance."""
     score: str | None
     low: float
 
@@ -96,18 +97,18 @@ class Keep:
             total = sum(turn.tokens for turn in chosen)
             if total <= left:
                 return (*chosen, *recent)
-            # By share, not one by one: a long tail would take seconds.
+            # Reduce proportionally: one by one would take seconds for a long tail.
             important = min(important - 1, max(0, important * left // total))
         return recent
 
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """The latest rows within a number of tokens."""
+    """Keeps the latest rows within a number of tokens."""
 
     tokens: int | None
     share: float
-    """Of `tokens`, what a trim keeps, so that trims are rare and deep."""
+    """Share of `tokens` that a trim keeps; a low share makes trims rare."""
     low: float
 
     def due(self, tail: tuple[Turn, ...]) -> bool:
@@ -142,9 +143,9 @@ STRATEGIES: dict[str, Callable[[Plan], Trimmer]] = {
     "hybrid": lambda plan: Keep(plan.every, plan.keep, plan.important, plan.score, plan.low),
     "budget": lambda plan: Within(plan.tokens, plan.low / plan.high, plan.low),
 }
-"""Strategy name in the plan to what makes its trimmer."""
+"""Name of each strategy and the factory of its trimmer."""
 
 
 def trimmer_of(plan: Plan) -> Trimmer:
-    """The trimmer that a plan names."""
+    """Return the trimmer for a plan."""
     return STRATEGIES[plan.strategy](plan)

@@ -1,4 +1,4 @@
-"""Turns of a conversation: a row and its answer, with what a trim looks at."""
+"""Creates the turns of a conversation: a row and its answer, with label and score for trims."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["Turns"]
 
 
 class Turns:
-    """Makes turns, by the sidecar of a job.
+    """Creates turns with the settings of a job's sidecar.
 
     Args:
-        sidecar: Says what of an answer is its label, and how rows are scored.
+        sidecar: Defines the label of an answer and the score of a row.
         asker: Renders the rows' own messages.
         evaluator: Scores rows, and checks answers against `format`.
     """
@@ -43,7 +43,7 @@ class Turns:
         return self._sidecar.trim.score == "uncertain"
 
     async def of(self, row: StoredRow, own: tuple[Message, ...], answer: str, tokens: int) -> Turn:
-        """The turn of an answered row."""
+        """Return the turn of an answered row."""
         return Turn(
             row.ordinal,
             (*own, Message("assistant", answer)),
@@ -53,7 +53,7 @@ class Turns:
         )
 
     async def anchor(self, row: StoredRow, plan: Plan) -> Turn:
-        """The turn of a row that was answered alone; with its gold answer, where there is one."""
+        """Return the turn of a row that was answered in isolation; with its gold answer, if it has one."""
         own = (await self._asker.ask(row.fields, row.line)).own
         text = await self._gold(row) if plan.gold else None
         answer = Message("assistant", row.answer or "" if text is None else text)
@@ -63,7 +63,7 @@ class Turns:
         return Turn(row.ordinal, (*own, answer), tokens, self.label(answer.content))
 
     async def _gold(self, row: StoredRow) -> str | None:
-        """The row's answer with its known value, in the first spelling that is valid by `format`."""
+        """Return the row's answer with its gold value, in the first spelling that `format` accepts."""
         for text in gold_answers(self._sidecar, row.fields, row.answer or ""):
             with contextlib.suppress(RowError):
                 await self._evaluator.check(self._sidecar.format, text, row.line)
@@ -71,20 +71,20 @@ class Turns:
         return None
 
     def gold_fits(self, rows: Sequence[StoredRow]) -> bool:
-        """Whether gold is spelled as these rows' answers are: else it would teach another form of answer."""
+        """Whether gold has the format of these rows' answers; otherwise it would teach another format."""
         answers = [self.label(row.answer or "") for row in rows]
         golds = [str(row.fields.get(self._sidecar.gold or "") or "").strip() for row in rows]
         golds = [gold for gold in golds if gold]
         if not golds:
             return False
         if self._sidecar.format is not None:
-            return True  # each one is held against it
+            return True  # `_gold` validates each one
         if all(map(_is_number, golds)):
             return all(map(_is_number, answers))
         return bool(set(golds) & set(answers))
 
     def label(self, answer: str) -> str:
-        """What of an answer counts for the spread."""
+        """Return the label of an answer."""
         parsed: object | None = None
         if self._sidecar.format is not None:
             try:
@@ -95,7 +95,7 @@ class Turns:
         return json.dumps(parsed, sort_keys=True) if label is None else label
 
     async def score(self, row: StoredRow, answer: str, logprob: float | None) -> float:
-        """How important a row is, by the sidecar's score."""
+        """Return the importance of a row by the sidecar's score."""
         score = self._sidecar.trim.score
         if score is None or score == "spread":
             return 0.0

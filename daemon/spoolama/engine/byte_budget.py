@@ -1,4 +1,4 @@
-"""Bounds the memory of the service that rows and prompts take while they are asked."""
+"""Limits the memory of the service that rows and prompts take while they are asked."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["ByteBudget"]
 
 
 class ByteBudget:
-    """A number of bytes that large texts share. One that is larger than all of it is let in with no other.
+    """A byte limit that large texts share. A text that exceeds the limit is admitted only by itself.
 
-    Row, prompt, request and reply exist several times over while a row is asked. With 256 lanes and rows of
+    Row, prompt, request and reply exist in several copies while a row is asked. With 256 lanes and rows of
     1 MB that would be gigabytes.
 
     Args:
-        total: Bytes that may be held at once.
-        free: Texts up to this size are never kept waiting, and not counted.
+        total: Maximum bytes held at once.
+        free: Texts up to this size never wait and are not counted.
     """
 
     def __init__(self, total: int, free: int) -> None:
@@ -27,7 +27,7 @@ class ByteBudget:
 
     @contextlib.asynccontextmanager
     async def hold(self, size: int) -> AsyncIterator[None]:
-        """Wait until there is room for a text of this many bytes, and keep it."""
+        """Wait until a text of this many bytes fits, and reserve the bytes."""
         if size <= self._free:
             yield
             return

@@ -1,4 +1,4 @@
-"""Whether what the server sent is an answer."""
+"""Checks by token counts that the server read the whole prompt and wrote the whole answer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from spoolama.errors import ContextOverflow, RowError
 __all__ = ["check_reply", "check_room", "cut_error", "looks_halved", "overflow"]
 
 _BYTES_PER_TOKEN = 32
-"""No ordinary text has longer tokens on average; runs of blanks may, so short prompts are not judged."""
+"""Maximum average token length of ordinary text; runs of spaces exceed it, so short prompts are exempt."""
 _JUDGED_FROM_BYTES = 4096
 _HALF_SLACK = 8
-"""A cut prompt keeps a few tokens beyond half of the window."""
+"""A truncated prompt keeps a few tokens more than half of the window."""
 
 
 def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> None:
-    """See by the server's own counts that the whole prompt was read and the whole answer written.
+    """Check by the server's counts that the whole prompt was read and the whole answer was written.
 
     Raises:
         RowError: `prompt_truncated` or `answer_cut`.
@@ -27,7 +27,7 @@ def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> Non
     if reply.finish == "length":
         raise RowError(
             "answer_cut",
-            f"the answer was cut after {_count(reply.completion_tokens)} tokens (num_predict is "
+            f"the answer was cut off after {_count(reply.completion_tokens)} tokens (num_predict is "
             f"{prompt.budget.num_predict})",
             details={
                 "completion_tokens": reply.completion_tokens,
@@ -40,13 +40,13 @@ def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> Non
 
 
 def check_room(reply: Reply, prompt: Prompt) -> None:
-    """See that the answer had its room, where the prompt turned out longer than its bound said.
+    """Check that the answer had enough room if the prompt was longer than its computed bound.
 
-    Behind such a prompt a server ends the answer early, or drops the beginning of what it reads and goes on
-    without a word. An answer that came to its end inside the window met neither.
+    After such a prompt a server ends the answer early, or silently drops the beginning of the context. An
+    answer that ended by itself within the window is not affected.
 
     Raises:
-        ContextOverflow: it may have run out of room, or nobody can tell.
+        ContextOverflow: the answer may have run out of room.
     """
     tokens, answered, budget = reply.prompt_tokens, reply.completion_tokens, prompt.budget
     if tokens is None or budget.fits(tokens):
@@ -57,9 +57,9 @@ def check_room(reply: Reply, prompt: Prompt) -> None:
 
 
 def overflow(tokens: int | None, prompt: Prompt) -> ContextOverflow:
-    """The prompt leaves no room for the answer; without a count: it may leave none."""
+    """Return the error for a prompt that leaves too little room for the answer, or may do so."""
     budget = prompt.budget
-    length = f"has {tokens}" if tokens is not None else f"may have {prompt.tokens} (uncounted)"
+    length = f"has {tokens}" if tokens is not None else f"may have {prompt.tokens} (upper bound)"
     return ContextOverflow(
         f"the prompt {length} tokens and the answer may have {budget.num_predict}, "
         f"together too many for num_ctx {budget.num_ctx}",
@@ -69,18 +69,18 @@ def overflow(tokens: int | None, prompt: Prompt) -> ContextOverflow:
 
 
 def cut_error(reply: Reply, prompt: Prompt) -> RowError:
-    """The row's error when the server read less than it was sent."""
+    """Return the row's error if the server read only a part of the prompt."""
     return RowError(
         "prompt_truncated",
-        f"the server counted only {reply.prompt_tokens} tokens: it cut the prompt without saying so",
+        f"the server counted only {reply.prompt_tokens} tokens: it silently truncated the prompt",
         details={"prompt_tokens": reply.prompt_tokens, "num_ctx": prompt.budget.num_ctx},
     )
 
 
 def looks_halved(reply: Reply, prompt: Prompt) -> bool:
-    """Whether the count is just what Ollama leaves of a prompt that it cuts: half of the window and a little.
+    """Whether the count is that of a prompt truncated by Ollama: slightly more than half of the window.
 
-    A whole prompt may have that length too; whoever asks must find out whether a longer one counts more.
+    A complete prompt can have that length too, so the caller must check whether a longer one counts more.
     """
     if reply.prompt_tokens is None or prompt.fits:
         return False
@@ -88,7 +88,7 @@ def looks_halved(reply: Reply, prompt: Prompt) -> bool:
 
 
 def _least_tokens(prompt: Prompt, conversation: Conversation) -> int:
-    """A prompt that only grew has more tokens than before; a long one is not all blanks."""
+    """Return a lower bound of the prompt tokens: more than in the prompt that it extends, or by its bytes."""
     if prompt.appended and conversation.last_prompt is not None:
         return conversation.last_prompt + 1
     size = message_bytes(prompt.messages)

@@ -1,7 +1,7 @@
-"""What each failure means: one table, from the class of an error to whose fault it is and what happens.
+"""Defines for each class of failure whether server, row or job is at fault, and what the engine does next.
 
 Classes come from `spoolama.errors` (the request gave no answer) and from the checks of an answer
-(`answer_cut`, `answer_empty`, `answer_invalid`, `prompt_truncated`). Nothing here looks at a text.
+(`answer_cut`, `answer_empty`, `answer_invalid`, `prompt_truncated`). Message texts are not used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["ANSWER_FAILURES", "POLICIES", "Policy", "Standing", "Then", "standin
 
 
 class Then(Enum):
-    """What the engine does next."""
+    """The next action of the engine."""
 
     WAIT = "wait until the server answers again, then ask again"
     YIELD = "wait, then go on with fewer requests at once"
@@ -35,7 +35,7 @@ class Policy:
     fault: str
     """`server`, `row` or `job`."""
     counts: bool
-    """Whether the try counts against the row's retries."""
+    """Whether the attempt counts against the row's retries."""
     then: Then
 
 
@@ -56,48 +56,49 @@ POLICIES: dict[str, Policy] = {
 }
 
 ANSWER_FAILURES = frozenset(code for code, policy in POLICIES.items() if policy.then is Then.REPAIR)
-"""The server did its work, but what it gave is no answer."""
+"""The server replied, but the reply is not a valid answer."""
 
 APART_AFTER = 2
-"""A row whose answer failed so often is asked apart from the conversation, which may be what spoils it."""
+"""After this many invalid answers a row is asked in isolation, because the conversation may be the cause."""
 
 SERVER_DEATHS = 3
-"""A row in flight at so many deaths of the server is set aside (alone in flight from the second on)."""
+"""After this many deaths of the server during a row, the row fails; from the second attempt on, no other
+request is in flight."""
 
 SERVICE_DEATHS = 20
-"""The same for deaths of the service itself, which usually have other reasons, such as a power cut."""
+"""The same for deaths of the service, which usually have other causes, such as a power failure."""
 
 
 SERVER_LOSSES = 20
-"""A row at which the server was away or busy so often, and seen to work between, is itself the reason. Until
-then such tries count for nothing, and an outage is one of them: those after the first, before anything was
-answered again, say nothing of the row, however well the server looks (`Attempt.counted` is false)."""
+"""A row fails after this many attempts at which the server was away or busy, with answers to other requests
+in between. An outage counts once: further attempts before the next answered request do not count, even if the
+server looks healthy (`Attempt.counted` is false)."""
 
 _LOSSES = ("server_away", "server_busy")
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a row's earlier tries mean for the next one."""
+    """What a row's earlier attempts mean for the next one."""
 
     repairs: int
-    """Answers that failed: the next seed is the configured one plus this."""
+    """Number of invalid answers; it is added to the configured seed."""
     apart: bool
-    """Ask it apart from the conversation."""
+    """Ask the row in isolation."""
     bare: bool
-    """Ask it without earlier rows: with them it did not fit."""
+    """Ask the row without earlier rows, because it did not fit with them."""
     exclusive: bool
-    """Ask it with nothing else in flight, so that a further death can only be its own."""
+    """Ask the row with no other request in flight, so that a further death is caused by this row."""
     prove: bool
-    """If the server is away or busy at it again, only a real generation says that it is back."""
+    """If the server is away or busy again, only a real generation proves that it is back."""
     last: bool
-    """If the next try fails on the row's account, none follows."""
+    """If the next attempt fails because of the row, no further one follows."""
     over: str | None
-    """Code of the end if there is no next try."""
+    """Code of the final error; None: there is a next attempt."""
 
 
 def standing_of(attempts: Sequence[Attempt], retries: int) -> Standing:
-    """What the earlier tries of a row mean; a pure function, so that a resumed row is asked the same."""
+    """Evaluate the earlier attempts of a row; pure, so that a resumed row is asked the same way."""
     repairs = sum(a.code in ANSWER_FAILURES for a in attempts)
     overflows = sum(a.code == "context_overflow" for a in attempts)
     deaths = sum(a.code == "server_died" or (a.code == "out_of_memory" and a.counted) for a in attempts)

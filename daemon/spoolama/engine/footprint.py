@@ -1,4 +1,4 @@
-"""What loads of one model take: as it is expected, and as it was seen."""
+"""Tracks the estimated and the measured memory of the loads of a model."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from spoolama.gpu.room import Memory, Need, Taken
 __all__ = ["DESKTOP_BYTES", "Footprint"]
 
 DESKTOP_BYTES = GB
-"""What a desktop or the like may have on a card for ever."""
+"""Card memory that a desktop or a similar program may use permanently."""
 _HARDLY_BYTES = GB // 4
-"""What a runner may grow by after its load: 20 MB were seen (an H100), libraries may take more."""
+"""Growth of a model process after its load: 20 MB measured (an H100), libraries may need more."""
 
 
 class Footprint:
     """Sizes of a model's loads, by window and slots.
 
     Args:
-        memory: The watchdog, which knows what is in use.
+        memory: The memory watchdog, which reports the memory in use.
     """
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._sizing: Sizing | None = None
         self._seen: dict[tuple[int, int], int] = {}
-        """Bytes that loads were seen to take on the cards."""
+        """Measured card memory of loads in bytes."""
         self._before: Taken | None = None
-        """What was in use before the last load."""
+        """Memory in use before the last load."""
 
     async def ask(self, backend: Backend, spec: LoadSpec) -> None:
-        """Have the server say what the model is made of, if it did not yet.
+        """Request the shape of the model from the server, once.
 
         Raises:
-            ServerAway: nobody is there.
+            ServerAway: the server is not reachable.
         """
         if self._sizing is None:
             self._sizing = await Sizing.of(backend, spec)
 
     def before_load(self) -> None:
-        """A load is about to begin; the model is not in memory."""
+        """Record the memory in use before a load; the model is not in memory."""
         self._before = self._memory.taken()
 
     def need(self, spec: LoadSpec) -> Need | None:
-        """What this load takes: what was seen, where that is more than was expected. None: not known."""
+        """Return the memory of this load: the measured size if it exceeds the estimate. None: not known."""
         if self._sizing is None:
             return None
         need, seen = self._sizing.need(spec), self._of(spec) or 0
@@ -55,15 +55,15 @@ class Footprint:
         return Need(seen, need.where, f"{spec.model} took {in_gb(seen)} when it was loaded last")
 
     def shortage(self, spec: LoadSpec) -> str:
-        """What this load needs and what there is, in words; empty where nothing is known."""
+        """Describe what this load needs and what is available; empty if unknown."""
         return "" if self._sizing is None else self._sizing.shortage(spec, self._memory)
 
     def measure(self, spec: LoadSpec, loaded: LoadedModel) -> dict[str, Any]:
-        """The load as it was expected and as it is seen now, for the metrics; sizes in bytes."""
+        """Return the estimated and the measured size of the load for the metrics, in bytes."""
         before, now = self._before, self._memory.taken()
         taken = 0
         if before is not None and now.runners_bytes is not None:
-            # Others may run models here as well; and while our process is not found yet, these are all.
+            # Other model processes may exist too; until our process is found, they are the only ones.
             taken = now.runners_bytes - (before.runners_bytes or 0)
         if taken <= 0 and before is not None and None not in (before.cards_bytes, now.cards_bytes):
             taken = (now.cards_bytes or 0) - (before.cards_bytes or 0)
@@ -81,28 +81,28 @@ class Footprint:
         }
 
     def fills_alone(self, spec: LoadSpec) -> bool:
-        """Whether others take hardly more of the cards than before the load: then it was the load."""
+        """Whether other programs use little more card memory than before, so that the load filled it."""
         before, now, ours = self._before, self._memory.taken(), self._of(spec)
         if self._memory.where != "card" or before is None or ours is None:
             return False
         if before.cards_bytes is None or now.cards_bytes is None:
             return False
-        others = before.cards_bytes - (before.runners_bytes or 0)  # the reading may be older than a release
+        others = before.cards_bytes - (before.runners_bytes or 0)  # the reading may be older than an unload
         return now.cards_bytes - ours <= others + _HARDLY_BYTES
 
     def leaves_hardly_any(self, spec: LoadSpec) -> bool:
-        """Whether the load leaves others less than a desktop takes: memory is critical without them."""
+        """Whether the load leaves less memory than a desktop uses, so that it is critical by itself."""
         ours, most = self._of(spec), self._memory.most_bytes("card")
         return ours is not None and most is not None and ours > most - DESKTOP_BYTES
 
     def would_fit(self, larger: LoadSpec, spec: LoadSpec) -> bool:
-        """Whether a larger load fits in place of the one that is in memory."""
+        """Whether a larger load fits instead of the current one."""
         need, now = self.need(larger), self.need(spec)
         if need is not None and now is not None:
             need = Need(max(0, need.size_bytes - now.size_bytes), need.where, need.words)
             most, taken = self._memory.most_bytes("card"), self._memory.taken().cards_bytes
             if need.where == "card" and most is not None and taken is not None:
-                # `room` counts this very model among what the server gives back for a load.
+                # Not `room`: it counts this model as memory that the server frees for a load.
                 return need.size_bytes <= most - taken
         return self._memory.room(need).fits
 

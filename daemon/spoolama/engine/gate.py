@@ -1,4 +1,4 @@
-"""The one door to the server: how many requests are in flight, and none while it is away."""
+"""Limits the requests in flight to the server, and stops them while the server is unavailable."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["LOAD_BOUND_S", "Gate", "Pass", "Stopping"]
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
 LOAD_BOUND_S = 2400.0
-"""A single try may load a model of many gigabytes from a slow disk. It is longer than what the backends allow
-for a load, what they ask around it, and a short generation: they give up first, and the watchdog never."""
+"""Timeout of one attempt to load a model, in seconds. It exceeds the backends' timeouts for a load, the
+requests around it and a short generation together, so that these expire first and the watchdog never acts."""
 
 
 class Stopping(Exception):
@@ -27,22 +27,22 @@ class Stopping(Exception):
 
 
 class Pass:
-    """A place at the server."""
+    """The permission to send one request."""
 
     def __init__(self) -> None:
         self.solo = True
-        """Whether no other request was in flight while this place was held."""
+        """Whether no other request was in flight during this one."""
 
 
 class Gate:
-    """Lets requests through.
+    """Admits requests.
 
     Args:
-        clock: Time.
-        progress: Shows that and why the job waits.
-        stop: A wish to stop wakes everybody who waits here.
-        limit: Requests in flight at once, at most.
-        rng: For jitter.
+        clock: The clock.
+        progress: Shows that the job waits, and why.
+        stop: Set when the service stops; wakes all waiting lanes.
+        limit: Maximum number of requests in flight.
+        rng: Random source for jitter.
     """
 
     def __init__(
@@ -55,31 +55,31 @@ class Gate:
         self._limit = limit
         self._good = 0
         self._delay = FIRST_DELAY_S
-        """Before the next look at a server that was away or busy; it begins anew with a row's answer."""
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        """Delay before the next attempt if the server was away or busy; an answer of a row resets it."""
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, not security-relevant
         self._changed = asyncio.Condition()
         self._closed = False
         self._exclusive = 0
         self._held: set[Pass] = set()
         self.in_flight = 0
         self.served = 0
-        """Requests that the server was seen to answer."""
+        """Number of requests that the server has answered."""
         self.waited_s = 0.0
-        """Seconds the job stood still because the server did not answer."""
+        """Seconds that the job waited for the server."""
         self.held_s = 0.0
-        """Seconds it stood still because memory was short."""
+        """Seconds that the job waited for memory."""
 
     @property
     def limit(self) -> int:
-        """Requests that may be in flight at once now."""
+        """Current maximum number of requests in flight."""
         return self._limit
 
     @asynccontextmanager
     async def through(self, *, exclusive: bool = False) -> AsyncIterator[Pass]:
-        """Hold a place at the server; with `exclusive`, the only one.
+        """Wait for permission to send a request; with `exclusive`, no other request is in flight.
 
         Raises:
-            Stopping: the service stops, no place will come.
+            Stopping: the service stops.
         """
         async with self._changed:
             self._exclusive += exclusive
@@ -104,7 +104,7 @@ class Gate:
             yield place
         finally:
             self._held.discard(place)
-            # No await between the end of the request and this: a cancelled lane must free its place.
+            # No await before this: a cancelled lane must release its permission.
             self._count(-1)
             self._exclusive -= exclusive
             await self._wake()
@@ -125,12 +125,12 @@ class Gate:
             self._changed.notify_all()
 
     async def wake_on_stop(self) -> None:
-        """To be run as a task: tells everybody who waits here that the service stops."""
+        """Run as a task: wakes all waiting lanes when the service stops."""
         await self._stop.wait()
         await self._wake()
 
     def went_well(self) -> None:
-        """A row's request was answered; after 20 of them one more may be in flight again."""
+        """Record an answered request; after 20 of them the limit rises by one again."""
         self.served += 1
         self._delay = FIRST_DELAY_S
         self._good += 1
@@ -139,16 +139,16 @@ class Gate:
             self._good = 0
 
     def slow_down(self) -> None:
-        """The server had too much to do."""
+        """Lower the limit, because the server is overloaded."""
         self._limit = max(1, self._limit - 1)
         self._good = 0
 
     def open(self) -> None:
-        """Another model follows one that was lost."""
+        """Open the gate for the next model after a model was lost."""
         self._closed = False
 
     async def drained(self) -> None:
-        """Wait until nothing is in flight; the door is closed, or nobody is left to come through.
+        """Wait until no request is in flight; the gate is closed, or no lane sends requests.
 
         Raises:
             Stopping: the service stops.
@@ -160,16 +160,16 @@ class Gate:
                 await self._changed.wait()
 
     def narrow(self, limit: int) -> None:
-        """From now on no more requests than this at once."""
+        """Lower the maximum number of requests in flight."""
         self._most = max(1, limit)
         self._limit = min(self._limit, self._most)
 
     @asynccontextmanager
     async def hold(self, phase: str) -> AsyncIterator[None]:
-        """Close the door and wait until nothing is in flight; it opens at the end.
+        """Close the gate and wait until no request is in flight; the gate opens at the end.
 
         Args:
-            phase: In words, for the status.
+            phase: Text for the status.
 
         Raises:
             Stopping: the service stops.
@@ -190,7 +190,7 @@ class Gate:
                 raise Stopping
             yield
         except JobError:
-            lasting = True  # nobody shall have the model loaded once more by a row
+            lasting = True  # no row may cause another load
             raise
         finally:
             self.held_s += self._clock.monotonic() - began
@@ -206,20 +206,20 @@ class Gate:
         patience: int = 0,
         carry: bool = False,
     ) -> None:
-        """Close the door, try until `attempt` works, open it. Whoever comes second just waits at the door.
+        """Close the gate, retry until `attempt` succeeds, and open it. Does nothing if the gate is closed.
 
-        The first try comes after a second, later ones at growing distances up to 30 s, so that there is never
-        more than one a second however many lanes there are.
+        The first attempt starts after 1 s, later ones with growing delays up to 30 s. So there is at most one
+        attempt per second, independent of the number of lanes.
 
         Args:
-            reason: In words, for the status.
-            attempt: What must work.
-            patience: After so many deaths of the server in `attempt` its error is raised; 0: never.
-            carry: Begin with the distance at which the last such wait ended, if no row was answered since: a
-                server may look well again and again, and yet answer none.
+            reason: Text for the status.
+            attempt: The call that must succeed.
+            patience: Raise the error of `attempt` after this many deaths of the server; 0: never.
+            carry: Start with the last delay of the previous wait, if no row was answered since: a server can
+                repeatedly look healthy and still answer no row.
 
         Raises:
-            RequestRefused: by `attempt`; waiting would not help.
+            RequestRefused: raised by `attempt`; waiting would not help.
         """
         if self._closed:
             return
@@ -256,6 +256,6 @@ class Gate:
             await self._wake()
 
     async def pause(self, seconds: float) -> None:
-        """Sleep, but not past a wish to stop."""
+        """Sleep until the time is over or the service stops."""
         with self._progress.pulse.wait(seconds + 5):
             await until(self._clock.sleep(seconds), self._stop)

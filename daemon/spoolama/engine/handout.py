@@ -1,4 +1,4 @@
-"""Hands work out to several lanes, one piece to each."""
+"""Distributes pieces of work to several lanes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class Handout(Generic[T]):
-    """An asynchronous iterator that several tasks may take from.
+    """An asynchronous iterator that several tasks can share.
 
     Args:
-        pieces: What is handed out, in this order.
+        pieces: The pieces of work, in order.
     """
 
     def __init__(self, pieces: AsyncIterator[T]) -> None:
@@ -23,6 +23,6 @@ class Handout(Generic[T]):
         self._lock = asyncio.Lock()
 
     async def take(self) -> T | None:
-        """The next piece; None when there is none left."""
+        """Return the next piece; None if there are no more."""
         async with self._lock:
             return await anext(self._pieces, None)

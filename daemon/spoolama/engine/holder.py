@@ -1,9 +1,8 @@
-"""The model that a job holds: loaded when there is room, released when memory is critical, loaded smaller
-where it does not fit.
+"""Loads a job's model when memory allows, unloads it at critical pressure, and loads it smaller if needed.
 
-Keys and values are allocated when a model is loaded (`gpu/estimate.py`), so neither fewer rows in flight nor
-shorter conversations free anything. What frees memory is to release the model, and to load it with a smaller
-window or with fewer slots.
+The KV cache is allocated when a model is loaded (`gpu/estimate.py`), so neither fewer requests in flight nor
+shorter conversations free memory. Only unloading the model frees memory, and loading it with a smaller
+context window or fewer slots.
 """
 
 from __future__ import annotations
@@ -26,31 +25,31 @@ from spoolama.gpu.room import Memory
 __all__ = ["PATIENCE_S", "Holder"]
 
 PATIENCE_S = 600.0
-"""So long a load waits for room; then a smaller one is tried."""
+"""Seconds that a load waits for free memory before a smaller one is tried."""
 _LONGER = 6
-"""So many times as long where no smaller load would do, and rows would fail."""
+"""Factor of `PATIENCE_S` if a smaller load would not help and rows would fail."""
 _LAST_WAITS_S = (5.0, 15.0, 30.0, 60.0, 120.0)
-"""Between tries of the smallest load."""
+"""Seconds between attempts of the smallest load."""
 _LOOK_S = 60.0
 _MOST_WAITS = 30
-"""Tries, two minutes apart, of a load that worked before."""
+"""Maximum attempts, 2 min apart, of a load that worked before."""
 _ANSWER_S = 120.0
-"""What a backend may take to release its models, or to say what it holds."""
+"""Timeout in seconds for a backend to unload its models or to list what it holds."""
 _AGAIN_S = 15.0
 
 
 class Holder:
-    """Loads one model, and keeps it as memory allows.
+    """Loads one model and adapts it to the available memory.
 
     Args:
         backend: The model server.
-        rungs: Loads from the one asked for down to the smallest; see `engine/ladder.py`.
-        gate: Nothing is in flight while the model is released or exchanged.
-        progress: Where to say what it waits for.
-        memory: The watchdog.
-        clock: Time.
-        stop: A wish to stop.
-        must_fit: A load for which there is no room in `PATIENCE_S` is given up instead of tried all the same.
+        rungs: Loads from the requested one down to the smallest; see `engine/ladder.py`.
+        gate: Ensures that no request is in flight while the model is unloaded or replaced.
+        progress: Shows what the job waits for.
+        memory: The memory watchdog.
+        clock: The clock.
+        stop: Set when the service stops.
+        must_fit: Give up a load that does not fit within the waiting time, instead of trying it anyway.
     """
 
     def __init__(
@@ -75,46 +74,46 @@ class Holder:
         self.footprint = Footprint(memory)
         self._must_fit = must_fit
         self._short: tuple[int, bool] = (-1, False)
-        """The load at which answers did last, and whether a smaller one was left then."""
+        """Number of the load in which an answer last ran short, and whether a smaller one was left."""
         self.on_load: Callable[[LoadSpec, LoadedModel], Awaitable[None]] | None = None
-        """Called after each load but the first, before rows go on."""
+        """Called after each load except the first, before rows continue."""
         self._in_force: LoadSpec | None = None
-        """The load that rows in flight may be answered by."""
+        """The load that serves the requests in flight."""
         self._unreleased: float | None = None
-        """When a release last failed; it is tried again."""
+        """When unloading last failed; it is tried again."""
         self.loads = 0
-        """Loads that worked."""
+        """Number of successful loads."""
         self.loaded: LoadedModel | None = None
 
     @property
     def spec(self) -> LoadSpec:
-        """The load that is in force."""
+        """The current load settings."""
         return self._rungs.spec
 
     @property
     def smaller(self) -> bool:
-        """Whether it is smaller than what was asked for."""
+        """Whether the current load is smaller than the requested one."""
         return self._rungs.larger is not None
 
     @property
     def can_shrink(self) -> bool:
-        """Whether a smaller load is left to be tried."""
+        """Whether a smaller load is possible."""
         return self._rungs.can_shrink
 
     def begin_at(self, num_ctx: int, slots: int) -> None:
-        """Begin with the load that an earlier run of the job ended with; one that is not known is ignored."""
+        """Start with the last load of an earlier run of the job; ignores unknown values."""
         self._rungs.begin_at(num_ctx, slots)
 
     def would_fit(self, tokens: int) -> bool:
-        """Whether a row of this length fits the window that was asked for, though not the one in force."""
+        """Whether a row of this length fits the requested context window but not the current one."""
         asked = self._rungs.asked.num_ctx
         return self.spec.num_ctx < asked and tokens < asked
 
     async def load(self) -> LoadedModel:
-        """Load the model as soon as there is room, smaller where it runs out of memory.
+        """Load the model as soon as memory allows, and smaller if it runs out of memory.
 
         Raises:
-            ModelLost: even the smallest load does.
+            ModelLost: even the smallest load runs out of memory.
             BackendError: it cannot be loaded now for another reason.
             Stopping: the service stops.
         """
@@ -122,10 +121,10 @@ class Holder:
         waits = 0
         while True:
             if waits and self._stop.is_set():
-                raise Stopping  # a pause ends at once then, and the tries would be used up
+                raise Stopping  # pauses end at once when stopping, which would use up the attempts
             await self._wait_for_room()
             if self._in_force != self.spec:
-                await self._gate.drained()  # rows in flight would lose the model that they are answered by
+                await self._gate.drained()  # requests in flight need the loaded model
             if not await self._is_held():
                 self.footprint.before_load()
             try:
@@ -137,10 +136,10 @@ class Holder:
                 if self._ran_short(f"the load ran out of memory: {error.message}"):
                     await self._gate.pause(1.0)
                     continue
-                # The smallest load: others may have what it lacks, seen or not. One that worked before will
-                # again, unless an hour says otherwise.
+                # The smallest load failed: other programs may use the memory, visibly or not. Retry a load
+                # that worked before for up to an hour.
                 most = _MOST_WAITS if self.loads else 0 if self._card_is_ours else len(_LAST_WAITS_S)
-                most = min(most, 2) if self._must_fit else most  # its rows can be dropped again
+                most = min(most, 2) if self._must_fit else most  # its rows can be uploaded again
                 if waits >= most:
                     raise self._lost(f"{self.spec.model} does not fit: {error.message}") from error
                 await self._gate.pause(_LAST_WAITS_S[min(waits, len(_LAST_WAITS_S) - 1)])
@@ -153,49 +152,49 @@ class Holder:
 
     @property
     def _card_is_ours(self) -> bool:
-        """Whether hardly anybody else has memory on the cards, while the model has none."""
+        """Whether other programs use little card memory (called while the model is not loaded)."""
         taken = self._memory.taken().cards_bytes
         return taken is not None and taken < 2 * DESKTOP_BYTES
 
     async def reload(self) -> None:
-        """Load the model again after it died or was away, or see that it is still there."""
+        """Load the model again after a server failure, unless it is still loaded."""
         loaded = await self.load()
         if self.on_load is not None:
             await self.on_load(self.spec, loaded)
 
     def ran_short(self, message: str) -> bool:
-        """An answer ran out of memory; whether a smaller load is left to be tried, now or next time."""
-        if self._short[0] != self.loads:  # several lanes that met the same end are one shortage
+        """Record that an answer ran out of memory; returns whether a smaller load is left to try."""
+        if self._short[0] != self.loads:  # count the failure of several lanes once
             self._short = (self.loads, self.can_shrink)
             self._ran_short(message)
         return self._short[1]
 
     def _ran_short(self, message: str) -> bool:
-        """Count it; whether to try again, on this rung or on the next."""
+        """Count a shortage; returns whether to try again, with this load or the next smaller one."""
         self._memory.did("out_of_memory", error=message, **self.figures())
         often = self._rungs.short(self._clock.monotonic())
-        return not often or self.descend("it ran out of memory")
+        return not often or self.descend("the model ran out of memory")
 
     def _lost(self, message: str, mend: str = "", code: str = OutOfMemory.code) -> ModelLost:
         if not mend:
-            mend = "Free memory on the server, or take a smaller model or num_ctx."
+            mend = "Free memory on the server, or use a smaller model or num_ctx."
             mend = f"{self.footprint.shortage(self._rungs.asked)} {mend}".strip()
         return ModelLost(message, mend=mend, code=code)
 
     def descend(self, why: str) -> bool:
-        """The next smaller load is the next one; False: there is none."""
+        """Select the next smaller load; False if there is none."""
         if not self._rungs.down():
             return False
         self._memory.did("smaller_load", why=why, **self.figures())
         return True
 
-    # Room.
+    # Waiting for memory.
 
     async def _wait_for_room(self) -> None:
-        """Until the load fits; what waits too long is loaded smaller, and in the end as it is.
+        """Wait until the load fits; after too long a wait select a smaller load, and finally try it anyway.
 
         Raises:
-            ModelLost: it must fit, and there is no room.
+            ModelLost: it must fit, but memory is not available.
             Stopping: the service stops.
         """
         if await self._fits_now():
@@ -211,22 +210,22 @@ class Holder:
                 room, level = self._memory.room(self.footprint.need(self.spec)), self._memory.level
                 why = room.why if level is Level.OK else self._memory.words
                 if (room.fits or not room.ever) and (paced := self._rungs.paced(self._clock.monotonic())):
-                    began = self._clock.monotonic()  # patience is for want of room
+                    began = self._clock.monotonic()  # this wait does not count as waiting for memory
                     times = self._rungs.releases(began)
-                    why = f"critical {times} times in an hour, the next load comes in {paced:.0f} s"
+                    why = f"critical {times} times in an hour, the next load starts in {paced:.0f} s"
                 elif level is Level.OK and not room.ever:
                     if self._must_fit:
                         raise self._lost(f"{self.spec.model} is larger than memory: {why}")
-                    # An estimate may be wrong, and a server may put a part on the CPU: it is tried.
+                    # Try it anyway: the estimate may be wrong, or the server may put a part on the CPU.
                     self._memory.did("loaded_in_spite", why=why, **self.figures())
                     return
                 elif self._clock.monotonic() - began >= patience_s and level < Level.CRITICAL:
                     if self._must_fit and not room.fits:
-                        raise self._lost(f"no room for {patience_s / 60:.0f} minutes: {why}")
-                    if not room.fits and self.descend(f"no room for {PATIENCE_S / 60:.0f} minutes: {why}"):
+                        raise self._lost(f"no memory for {patience_s / 60:.0f} min: {why}")
+                    if not room.fits and self.descend(f"no memory for {PATIENCE_S / 60:.0f} min: {why}"):
                         began = self._clock.monotonic()
                     elif room.fits or not room.ever or room.lacks_bytes <= DESKTOP_BYTES:
-                        # Else others have it, and they will go; a desktop may not.
+                        # A shortage of up to 1 GB can be a desktop, which stays; larger programs will end.
                         self._memory.did("loaded_in_spite", why=why, **self.figures())
                         return
                 self._progress.waiting, self._progress.phase = True, f"waiting for memory: {why}"
@@ -237,18 +236,18 @@ class Holder:
             self._progress.waiting, self._progress.phase = False, before
 
     async def _fits_now(self) -> bool:
-        """Whether the load may be tried: memory is ok, it fits, and it was not released too often lately."""
+        """Whether to try the load now: memory is ok, it fits, and it was not unloaded too often recently."""
         fits = self._memory.room(self.footprint.need(self.spec)).fits
         paced = self._rungs.paced(self._clock.monotonic())
         if self._memory.level is Level.OK and fits and not paced:
             return True
         if not self._backend.releases and self.footprint.need(self.spec) is None:
-            return True  # a server that holds its model whatever we do
-        # One that could not be released is still there, and is what makes memory tense.
+            return True  # such a server always keeps its model loaded
+        # A model that could not be unloaded is still loaded and may be the cause of the pressure.
         return self._unreleased is None and await self._is_held()
 
     async def _is_held(self) -> bool:
-        """Whether the server holds the model, with this window or a larger one: a load takes nothing more."""
+        """Whether the server holds the model with at least this window, so that a load needs no memory."""
         try:
             with self._progress.pulse.wait(_ANSWER_S):
                 now = await self._backend.inspect(self.spec)
@@ -257,29 +256,29 @@ class Holder:
         return now is not None and (now.num_ctx is None or now.num_ctx >= self.spec.num_ctx)
 
     async def look(self) -> None:
-        """Wait for the next look at memory, or for a wish to stop."""
+        """Wait for the next memory reading or for the stop of the service."""
         with self._progress.pulse.wait(_LOOK_S):
             await until(self._memory.looked(), self._stop)
 
-    # For whoever keeps it while the job runs (`engine/keeper.py`).
+    # Used by `engine/keeper.py` while the job runs.
 
     async def let_go_for_memory(self) -> None:
-        """Release the model since memory is critical; where that comes often, the next load is smaller."""
+        """Unload the model because memory is critical; if that happens often, the next load is smaller."""
         alone = self.footprint.fills_alone(self.spec)
         await self.let_go()
         self._rungs.released(self._clock.monotonic())
         if alone:
-            self.descend("the model alone made memory critical")
+            self.descend("the model by itself made memory critical")
         elif self.released_often:
             self.descend(f"memory became critical {OFTEN} times in an hour")
 
     @property
     def released_often(self) -> bool:
-        """Whether this very load was released for want of memory often in the last hour."""
+        """Whether this load was unloaded often in the last hour because of memory pressure."""
         return self._rungs.released_often(self._clock.monotonic())
 
     def could_climb(self) -> bool:
-        """Whether the next larger load fits in place of this one."""
+        """Whether the next larger load fits instead of this one."""
         larger = self._rungs.larger
         if larger is None or self._memory.level is not Level.OK:
             return False
@@ -287,21 +286,21 @@ class Holder:
 
     @property
     def spilled(self) -> bool:
-        """Whether the server keeps a part in main memory: then it has filled the cards as far as it does."""
+        """Whether the server keeps a part of the model in main memory, because the cards are full."""
         model = self.loaded
         if model is None or not model.size_bytes or model.vram_bytes is None:
             return False
         return 0 < model.vram_bytes < model.size_bytes
 
     def climb(self) -> None:
-        """The next load is one rung larger."""
+        """Select the next larger load."""
         self._rungs.up()
 
     async def load_patiently(self) -> None:
-        """Load, with the door closed; a server that is away or busy is tried again at growing distances.
+        """Load the model while the gate is closed; retries with growing delays if the server is away or busy.
 
         Raises:
-            ModelLost: the model cannot be had any more.
+            ModelLost: the model cannot be loaded again.
             Stopping: the service stops.
         """
         delay, deaths = 1.0, 0
@@ -323,7 +322,7 @@ class Holder:
         raise Stopping
 
     async def let_go(self) -> None:
-        """Release the model. A server that does not answer has other troubles, and tells at the next load."""
+        """Unload the model. If the server does not answer, the next load reports it."""
         self.loaded = None
         try:
             with self._progress.pulse.wait(_ANSWER_S):

@@ -14,30 +14,30 @@ from spoolama.gpu.room import Memory
 __all__ = ["CALM_S", "Keeper"]
 
 CALM_S = 900.0
-"""So long memory must be ok before a model that was loaded smaller is loaded larger again."""
+"""Seconds for which memory must be ok before a model that was loaded smaller is loaded larger again."""
 _MEASURED_AFTER = 3
-"""Looks after a load: by then the reading is one of the loaded model."""
+"""Number of looks after a load until the reading includes the loaded model."""
 
 _SEEN_AFTER = 2
-"""Looks after a release: a reading may be a second old when it is looked at."""
+"""Number of looks after an unload; a reading may be 1 s old when it is used."""
 
 
 class Keeper:
-    """Keeps a loaded model as memory allows.
+    """Adapts a loaded model to the memory pressure.
 
-    - *high*: other models that we loaded are released; loads wait (`Holder`).
-    - *critical*: no new rows, rows in flight finish, the model is released, and loaded again when there is
-      room; a smaller one, if the model itself is what filled the card. Where it is not ours to release, or
-      where it alone fills the card and no smaller load is left, or a smaller one would fill it as well, rows
-      go on: to wait would free nothing.
-    - *ok for long*: a model that was loaded smaller is loaded one rung larger.
+    - *high*: other models that we loaded are unloaded; loads wait (`Holder`).
+    - *critical*: no new rows start, requests in flight finish, and the model is unloaded. It is loaded again
+      when memory allows; smaller, if the model by itself filled the card. Rows continue if unloading would
+      not help: we must not unload the model, it fills the card by itself and no smaller load is left, or a
+      smaller load would also fill the card.
+    - *ok for a long time*: a model that was loaded smaller is loaded one step larger.
 
     Args:
         holder: The model.
-        gate: The door to the server.
-        memory: The watchdog.
-        clock: Time.
-        releases: Whether the model is ours to release.
+        gate: The gate to the server.
+        memory: The memory watchdog.
+        clock: The clock.
+        releases: Whether we may unload the model.
         on_measured: Called with the sizes of each load, some looks after it.
     """
 
@@ -63,11 +63,11 @@ class Keeper:
         self._load, self._looks = -1, 0
 
     async def run(self) -> None:
-        """Act until cancelled.
+        """Adapt the model until cancelled.
 
         Raises:
-            JobError: the model could not be loaded again.
-            Stopping: the service stops while the model is out.
+            JobError: the model cannot be loaded again.
+            Stopping: the service stops while the model is unloaded.
         """
         while True:
             await self._memory.looked()
@@ -77,7 +77,7 @@ class Keeper:
                 self._calm_since = self._clock.monotonic()
             if level is Level.CRITICAL and self._holder.loaded is not None and self._helps():
                 await self._step_back()
-                self._calm_since = self._clock.monotonic()  # nobody looked while it was out
+                self._calm_since = self._clock.monotonic()  # there were no looks while it was unloaded
             elif level is Level.HIGH and not self._idle_released:
                 self._idle_released = True
                 await self._holder.release_idle(self._holder.spec.model)
@@ -87,17 +87,17 @@ class Keeper:
                     await self._climb()
 
     def _helps(self) -> bool:
-        """Whether to release the model would make room for long; if not, that is said once."""
+        """Whether unloading the model would free memory lastingly; if not, logs the reason once."""
         holder, sizes = self._holder, self._holder.footprint
         alone = sizes.fills_alone(holder.spec)
         if not self._releases:
-            why = "the model is not ours to release"
+            why = "spoolama does not unload models of this server"
         elif sizes.leaves_hardly_any(holder.spec) and alone and not holder.can_shrink:
-            why = "the model alone takes this much, and no smaller load is left to be tried"
+            why = "the model by itself needs this memory, and no smaller load is possible"
         elif self._memory.where == "host" and not holder.can_shrink and holder.released_often:
-            why = "to release the model did not help for long, and no smaller load is left to be tried"
+            why = "unloading the model did not help for long, and no smaller load is possible"
         elif alone and holder.spilled:
-            why = "a part of the model is in main memory, so a smaller load would fill the GPU just so"
+            why = "a part of the model is in main memory, so a smaller load would also fill the GPU"
         else:
             return True
         if not self._said:
@@ -115,9 +115,9 @@ class Keeper:
 
     async def _step_back(self) -> None:
         holder, memory = self._holder, self._memory
-        async with self._gate.hold(f"memory is critical ({memory.words}): rows in flight finish"):
+        async with self._gate.hold(f"memory is critical ({memory.words}): finishing requests in flight"):
             if memory.level is not Level.CRITICAL:
-                return  # it passed while they did
+                return  # the pressure is gone
             memory.did("paused", **holder.figures())
             await holder.let_go_for_memory()
             await holder.load_patiently()
@@ -129,7 +129,7 @@ class Keeper:
             return
         async with self._gate.hold(f"loading {self._holder.spec.model} larger again"):
             if not self._holder.could_climb():
-                return  # while rows in flight finished
+                return  # memory changed while requests finished
             await self._holder.let_go()
             for _ in range(_SEEN_AFTER):
                 await self._holder.look()

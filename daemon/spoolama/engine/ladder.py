@@ -1,4 +1,4 @@
-"""The ladder of smaller loads of one model, for when memory is short. Pure."""
+"""Computes the list of smaller loads of a model that are tried when memory is short."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from spoolama.backends.base import LoadSpec
 __all__ = ["LEAST_WINDOW", "ladder"]
 
 LEAST_WINDOW = 1024
-"""Tokens: smaller windows free little, and hold hardly any row."""
+"""Minimum context window in tokens: smaller ones free little memory and fit hardly any row."""
 _STEP = 256
 
 
 def ladder(spec: LoadSpec, *, slots_too: bool, num_predict: int) -> tuple[LoadSpec, ...]:
-    """Loads from the one that was asked for down to the smallest worth trying; never empty.
+    """Return the loads from the requested one down to the smallest useful one; never empty.
 
-    Where the number of slots is ours to set, it is halved first: each slot has keys and values of its own,
-    so half of the slots frees as much as half of the window, and every row still fits. Then the window is
-    halved.
+    If we set the number of slots, it is halved first: each slot has its own KV cache, so half of the slots
+    frees as much memory as half of the window, and every row still fits. Then the window is halved.
 
     Args:
-        spec: The load that was asked for.
-        slots_too: Whether `spec.slots` is what decides the server's slots.
-        num_predict: Tokens of an answer: a window has room for it and for a prompt as long.
+        spec: The requested load.
+        slots_too: Whether `spec.slots` determines the slots of the server.
+        num_predict: Tokens of an answer; a window must hold it and a prompt of the same length.
     """
     rungs = [spec]
     while slots_too and rungs[-1].slots > 1:

@@ -38,19 +38,19 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where in the job a row stands, and why it is asked."""
+    """The position of a row in the job, and the reason why it is asked."""
 
     segment: int
     place: int
     plan: Plan
     sample: bool = False
-    """Answered alone beforehand."""
+    """Answered in isolation before the segments."""
     long: bool = False
     """In the second pass, with a larger window."""
     kind: str | None = None
     """Answered for this comparison."""
     apart: bool = False
-    """For comparison, and alone."""
+    """For comparison, in isolation."""
     seed: int = 0
     """Added to the sampler's seed."""
 
@@ -64,7 +64,7 @@ class Lane:
 
     Args:
         number: 0-based; a backend that can pin conversations to slots uses it.
-        shared: What the lanes of the job have in common.
+        shared: Objects that the lanes of the job share.
     """
 
     def __init__(self, number: int, shared: Shared) -> None:
@@ -72,20 +72,20 @@ class Lane:
         self._s = shared
         self._sender = Sender(number, shared)
         self._served_at_loss = -1
-        """What the gate had seen answered when the server was last away or busy at the row in hand."""
+        """The gate's count of answered requests when the server was last away or busy at the current row."""
 
     async def run_segment(
         self, segment: int, first: int, last: int, model: str | None, plan: Plan, anchors: tuple[Turn, ...]
     ) -> None:
-        """Answer the rows of a segment that have no end yet.
+        """Answer the pending rows of a segment.
 
         Raises:
-            Stopping: the service stops; the rest is for the next start.
-            JobError: the job cannot go on.
+            Stopping: the service stops; the next start continues.
+            JobError: the job cannot continue.
         """
         s = self._s
         conversation = Conversation(anchors)
-        if first < last:  # a row alone has nothing before it
+        if first < last:  # a single row has no conversation
             conversation = await rebuild(s.store, s.asker, segment, plan, anchors, s.turns.of)
         after = first
         while after <= last and (rows := await s.store.pending(after, last, model, _CHUNK)):
@@ -95,34 +95,34 @@ class Lane:
                 after = row.ordinal + 1
 
     async def run_sample(self, row: StoredRow, segment: int, place: int, plan: Plan) -> None:
-        """Answer a row alone, beforehand; the row itself goes on unless it fails."""
+        """Answer a row in isolation before the segments; unless it fails, it stays pending."""
         await self._row(row, Conversation(), _Place(segment, place, plan, sample=True))
 
     async def run_long(self, row: StoredRow, segment: int, place: int, plan: Plan) -> None:
-        """Answer a row alone that is too long for the job's window; the larger one is loaded."""
+        """Answer a long row in isolation, with the larger window loaded."""
         await self._row(row, Conversation(), _Place(segment, place, plan, long=True))
 
     async def run_trial(
         self, kind: str, first: int, last: int, plan: Plan, anchors: tuple[Turn, ...]
     ) -> None:
-        """Answer rows in a conversation of their own, for comparison; they go on whatever becomes of that."""
+        """Answer rows in a separate conversation, for comparison; they stay pending."""
         s, fixed = self._s, set(plan.anchors)
         conversation = Conversation(anchors)
         after = first
         while after <= last and (rows := await s.store.pending(after, last, None, _CHUNK)):
             for row in rows:
-                if row.ordinal not in fixed:  # it would be judged in sight of itself
+                if row.ordinal not in fixed:  # its prompt would contain the row itself
                     place = _Place(0, row.ordinal - first, plan, kind=kind)
                     conversation = await self._row(row, conversation, place)
                 after = row.ordinal + 1
 
     async def run_apart(self, kind: str, ordinals: Sequence[int], plan: Plan, *, seed: int = 0) -> None:
-        """Answer rows alone, for comparison: whatever becomes of that, they go on, or keep their end.
+        """Answer rows in isolation, for comparison; this does not change their results.
 
         Args:
             kind: The comparison.
             ordinals: The rows.
-            plan: The plan in force; it bounds their lengths.
+            plan: The plan in force, which limits their length.
             seed: Added to the sampler's seed.
         """
         for ordinal in ordinals:
@@ -141,13 +141,13 @@ class Lane:
     async def _asked(
         self, row: StoredRow, conversation: Conversation, place: _Place, room: AsyncExitStack
     ) -> Conversation:
-        """Ask until the row has its end; what stands in the conversation afterwards."""
+        """Ask until the row has its result; returns the conversation afterwards."""
         s, plan = self._s, place.plan
         attempts = list(row.attempts)
         self._served_at_loss = 0 if standing_of(attempts, s.retries).prove else -1
         lost: Lost | None = None
         try:
-            async with s.rendering:  # how large a prompt is, is known when it is rendered
+            async with s.rendering:  # the size of a prompt is known after rendering
                 ask = await s.asker.ask(row.fields, row.line)
                 await room.enter_async_context(s.prompts_in_work.hold(ask.memory + conversation.memory))
             while True:
@@ -166,7 +166,7 @@ class Lane:
                 )
                 if standing.over is not None or (lost is not None and lost.final):
                     raise end_of(standing.over, lost, attempts, prompt, plan)
-                # Without the anchors it would break what all rows of the job have in common.
+                # A row without the anchors must not extend a conversation with anchors.
                 apart = row.alone or standing.apart or place.alone
                 apart = apart or bool(conversation.anchors and not prompt.anchors)
                 this = Try(
@@ -213,7 +213,7 @@ class Lane:
     def _lost(self, row: StoredRow, error: RowError, tries: int, place: _Place) -> None:
         s = self._s
         if place.kind is not None:
-            s.store.untried(row.ordinal)  # it is judged in its own place
+            s.store.untried(row.ordinal)  # its result comes from its own segment
             s.progress.compared()
             return
         details = dict(error.details)
@@ -229,7 +229,7 @@ class Lane:
         s.tally.failed(error.code, error.message)
 
     async def _ask(self, this: Try, plan: Plan) -> Won | Lost:
-        """Send one request and judge what comes back."""
+        """Send one request and check the reply."""
         s = self._s
         ordinal, number = this.row.ordinal, this.number
         async with s.gate.through(exclusive=this.standing.exclusive) as place:
@@ -239,7 +239,7 @@ class Lane:
                 check_reply(won.reply, this.prompt, this.conversation)
                 await s.evaluator.check(this.ask.format, won.reply.text, this.row.line)
             except RowError as error:
-                # The server did its work, but what it gave is no answer.
+                # The server replied, but the reply is not a valid answer.
                 s.gate.went_well()
                 s.tally.reset_streak()
                 if error.code == "prompt_truncated":
@@ -250,7 +250,7 @@ class Lane:
             except BackendError as error:
                 failure = error
             except BaseException:
-                # Cancelled while stopping: no fault of the row's.
+                # Cancelled because the service stops; the row is not at fault.
                 s.store.end(ordinal, number, "stopped", "the service stopped", counted=False)
                 raise
             else:
@@ -260,7 +260,7 @@ class Lane:
         return await self._server_failed(this, failure, plan)
 
     async def _server_failed(self, this: Try, error: BackendError, plan: Plan) -> Lost:
-        """The request gave no answer: do what the table of failures says."""
+        """Handle a request without an answer as `POLICIES` defines."""
         s, gate = self._s, self._s.gate
         code = error.code
         policy = POLICIES[code]
@@ -269,7 +269,7 @@ class Lane:
         if policy.then in (Then.WAIT, Then.YIELD):
             counted, self._served_at_loss = gate.served > self._served_at_loss, gate.served
         elif isinstance(error, OutOfMemory):
-            # While a smaller load is left to be tried, it is not known to be the row's doing.
+            # As long as a smaller load is possible, the row may not be the cause.
             counted = not s.holder.ran_short(error.message)
         attempt = Attempt(code, counted=counted, bare_tokens=bare_tokens)
         s.store.end(
@@ -305,7 +305,7 @@ class Lane:
         except WrongServer as wrong:
             raise ConfigError(f"{wrong.message}. {wrong.mend}") from wrong
         except RequestRefused as refused:
-            # The request itself, or what was to bring the server back: a model may be gone by then.
+            # The request itself or the recovery was refused, for example because the model was deleted.
             if s.refusal_ends_job and this.kind is None:
                 raise JobError(refused.message, mend=refused.mend, code=refused.code) from refused
             return Lost(
@@ -316,7 +316,7 @@ class Lane:
         return Lost(attempt, RowError(code, message, details=details), final=final)
 
     async def _generate(self) -> None:
-        """A real generation: a server can look well and yet answer nothing."""
+        """Run a real generation, because a server can look healthy and still answer nothing."""
         holder = self._s.holder
         await holder.reload()
         request = ChatRequest(holder.spec, (Message("user", "Say OK."),), num_predict=2, timeout_s=120.0)

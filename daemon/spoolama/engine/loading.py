@@ -1,4 +1,4 @@
-"""Loading a model for a job: waiting for the server as long as it takes, and saying why it cannot be had."""
+"""Loads the model of a job, waits for an unreachable server, and reports why a model cannot be loaded."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from spoolama.errors import BackendError, ConfigError, JobError, RequestRefused,
 __all__ = ["load_model"]
 
 _DEATHS = 5
-"""A model whose process dies so often while it loads does not fit or is broken."""
+"""Maximum deaths of the model process during the load; then the model does not fit or is damaged."""
 
 
 async def load_model(holder: Holder, gate: Gate, progress: Progress) -> LoadedModel:
     """Load the model.
 
     Raises:
-        JobError: it cannot be had, with the words to mend it.
-        ConfigError: this is not the server that the settings say it is.
+        JobError: the model cannot be loaded; the error has instructions to fix it.
+        ConfigError: the server is of another kind than the settings say.
         Stopping: the service stops.
     """
     name = holder.spec.model
@@ -44,7 +44,7 @@ async def load_model(holder: Holder, gate: Gate, progress: Progress) -> LoadedMo
     except BackendError as error:
         raise JobError(
             f"{name} cannot be loaded: {error.message}",
-            mend="Free memory on the server, take a smaller model or a smaller num_ctx.",
+            mend="Free memory on the server, or use a smaller model or a smaller num_ctx.",
             code=error.code,
         ) from error
     if not loaded:

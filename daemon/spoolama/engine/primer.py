@@ -1,15 +1,15 @@
-"""The shared prefix, evaluated alone in each slot: only where that is measured to pay.
+"""Primes the slots of the server with the shared prefix if measurements show that this saves time.
 
-With sliding-window attention a prompt that branches off (another row behind the same prefix, a trim) reuses
-nothing unless an earlier request ended where it branches (llama.cpp rewinds such a model only to checkpoints,
-which it makes near the end of a prompt). A request of just the shared prefix is such an end. With plain
-attention every shared token is reused anyway.
+With sliding-window attention a branching prompt (another row after the same prefix, or a trim) reuses nothing
+unless an earlier request ended at the branch: llama.cpp rewinds such a model only to checkpoints, which it
+creates near the end of a prompt. A request with only the prefix creates one. With full attention every shared
+token is reused anyway.
 
-Where the server copies a primed prefix from slot to slot, priming is done without being tried: it costs one
-evaluation, which the first prompts would have cost anyway, and every other slot is spared its own.
+If the server can copy a primed prefix between slots, priming needs no trial: it costs one evaluation, which
+the first prompt needs anyway, and the other slots need none.
 
-What is sent is what the server itself renders: the longest beginning that the renderings of several rows
-share. Whether it pays is seen on the job: a few branching prompts without it, a few with it.
+The primed text is the longest common beginning of the server's own renderings of several rows. The trial
+compares the cost of a few branching prompts without and with priming.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from spoolama.errors import BackendError, ServerAway, ServerBusy, ServerDied
 __all__ = ["Primer", "PrimerNotes"]
 
 _TRIALS = 4
-"""Branching prompts that are looked at without the primer, and again with it."""
+"""Number of branching prompts measured without priming, and again with it."""
 _PAYS = 0.9
-"""It pays if no more than this share of the cost without it is left."""
+"""Priming is kept if the cost with it is at most this share of the cost without it."""
 _LOST = 0.5
-"""A branching prompt that reuses less than this share of the primed tokens has lost them."""
+"""If a branching prompt reuses less than this share of the primed tokens, the slot has lost the prefix."""
 _MOST_LOSSES = 0.2
-"""If more branching prompts than this lose the prefix although it was primed, it is given up."""
+"""If a larger share of branching prompts loses the primed prefix, priming is switched off."""
 
 Mode = Literal["auto", "always", "never"]
 
 
 @dataclass
 class PrimerNotes:
-    """What was done and found, for the metrics."""
+    """Actions and measurements of the primer, for the metrics."""
 
     state: str = "not needed"
-    """In words."""
+    """Text for people."""
     requests: int = 0
     tokens: int = 0
-    """Prompt tokens of these requests, cached ones included."""
+    """Prompt tokens of these requests, including cached ones."""
     evaluated: int | None = None
-    """... those that were evaluated, where the server tells."""
+    """Prompt tokens that were evaluated; None: the server does not report them."""
     copied: int = 0
-    """Requests by which a slot got the prefix as a copy of another's; nothing was evaluated."""
+    """Requests that copied the prefix from another slot and evaluated nothing."""
     without: float | None = None
-    """Median cost of a branching prompt without the primer: evaluated tokens, or seconds where the server
-    does not count cached ones."""
+    """Median cost of a branching prompt without priming: evaluated tokens, or seconds if the server does not
+    count cached tokens."""
     primed: float | None = None
-    """The same with it."""
+    """Median cost of a branching prompt with priming."""
     unit: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return plain JSON values."""
         return asdict(self)
 
 
@@ -77,11 +77,11 @@ class Primer:
 
     Args:
         backend: The model server.
-        load: The loaded model's terms.
-        mode: `auto` where it pays, `always`, `never`.
+        load: The load settings of the model.
+        mode: `auto` (if it saves time), `always` or `never`.
         sliding: Whether the model is known to have sliding-window attention.
         copies: Whether the server has several slots and copies a primed prefix between them.
-        rows: Own messages of several rows, by which the shared beginning is found.
+        rows: Own messages of several rows, for finding the common beginning.
     """
 
     def __init__(
@@ -107,18 +107,18 @@ class Primer:
         copies = copies and mode == "auto" and len(rows) > 1
         self._on = mode == "always" or copies
         self._trying = mode == "auto" and sliding and not copies
-        self._by_rule = self._on  # else it is on trial, and what came of that is to be told
+        self._by_rule = self._on  # otherwise the state shows the result of the trial
         if mode == "never":
             self.notes.state = "switched off by the sidecar (prime: never, or think)"
         elif copies:
-            self.notes.state = "to be evaluated once and copied into the other slots; no prompt asked for it"
+            self.notes.state = "evaluated once and copied into the other slots; no prompt has needed it yet"
         elif self._on:
-            self.notes.state = "always, by the sidecar"
+            self.notes.state = "always, set in the sidecar"
         elif self._trying:
-            self.notes.state = "on trial: too few branching prompts to tell"
+            self.notes.state = "on trial: too few branching prompts to decide"
 
     def lost(self, load: LoadSpec | None = None) -> None:
-        """The model was loaded again, on these terms where they are others: nothing is primed any more."""
+        """Record that the model was loaded again, possibly with other settings, so that no slot is primed."""
         self._load = load or self._load
         self._primed.clear()
         self._seen.clear()
@@ -126,16 +126,16 @@ class Primer:
     async def before(
         self, lane: int, front: tuple[Message, ...], *, branches: bool, timeout_s: float
     ) -> bool:
-        """To be called before a prompt is sent; primes this lane's slot where it is not.
+        """Prime this lane's slot if necessary; call it before a prompt is sent.
 
         Args:
-            lane: Its number; also the slot where a backend can choose.
+            lane: Number of the lane; also the slot if the backend can choose one.
             front: The messages that all prompts of the segment begin with.
-            branches: Whether the prompt goes back to them, and does not just append to the last one.
-            timeout_s: Bound on all that is asked of the server.
+            branches: Whether the prompt continues from them instead of appending to the last prompt.
+            timeout_s: Timeout of all requests together.
 
         Returns:
-            Whether it primed.
+            Whether the slot was primed.
         """
         if not front or not branches:
             return False
@@ -145,22 +145,22 @@ class Primer:
         elif not self._on:
             return False
         try:
-            # Many renderings, or another lane's priming, may each stay within a bound of their own.
+            # One timeout for everything: renderings and the priming of another lane each have their own.
             async with asyncio.timeout(timeout_s):
                 text = await self._text(front)
                 if text is None or self._primed.get(lane) == text:
                     return False
                 reply = await self._backend.prime(self._load, text, slot=lane, timeout_s=timeout_s)
         except TimeoutError:
-            self._give_up(f"the server took longer than {timeout_s:g} s over it")
+            self._give_up(f"priming took longer than {timeout_s:g} s")
             return False
         except (ServerAway, ServerBusy, ServerDied):
-            return False  # the row's own request will meet it, and is dealt with there
+            return False  # the row's own request fails too and handles the error
         except BackendError as error:
-            self._give_up(f"the server does not take it ({error.code})")
+            self._give_up(f"the server refuses it ({error.code})")
             return False
         if reply is None:
-            self._give_up("this server takes no raw prompts")
+            self._give_up("this server does not support raw prompts")
             return False
         self._note(lane, text, reply)
         return True
@@ -181,17 +181,17 @@ class Primer:
                     self.notes.state = "evaluated in each slot"
 
     def saw(self, lane: int, reply: Reply, *, branches: bool) -> None:
-        """To be called with each reply: what its prompt cost shows whether priming pays."""
+        """Evaluate the prompt cost of a reply; call it for each reply."""
         first = lane not in self._seen
         self._seen.add(lane)
         if not branches or first or not (self._trying or self._on):
-            return  # a slot's first prompt is evaluated whole in any case
+            return  # the first prompt of a slot is always evaluated completely
         if self._on:
             self._watch(lane, reply)
             return
         cost = _cost(reply)
         if cost is None:
-            self._give_up("the server tells neither cached tokens nor times")
+            self._give_up("the server reports neither cached tokens nor times")
             return
         self.notes.unit = "evaluated tokens" if reply.cached_tokens is not None else "seconds"
         if not self._without.full:
@@ -206,12 +206,12 @@ class Primer:
         self.notes.without, self.notes.primed = without, primed
         if primed <= _PAYS * without:
             self._trying, self._on = False, True
-            self.notes.state = "kept: measured to pay"
+            self.notes.state = "kept: it saves time"
         else:
-            self._give_up("measured not to pay")
+            self._give_up("it saves no time")
 
     def _watch(self, lane: int, reply: Reply) -> None:
-        """A slot may lose its prefix, and lanes may meet other slots than they primed."""
+        """Detect lost prefixes: a slot can lose its prefix, and a lane can get another slot."""
         if reply.cached_tokens is None or not self._tokens:
             return
         self._branches += 1
@@ -220,7 +220,7 @@ class Primer:
         self._losses += 1
         self._primed.pop(lane, None)
         if self._losses > 2 * _TRIALS and self._losses > _MOST_LOSSES * self._branches:
-            self._give_up("the server does not keep what was primed")
+            self._give_up("the server does not keep the primed prefix")
 
     def _give_up(self, why: str) -> None:
         self._trying = self._on = False
@@ -229,13 +229,13 @@ class Primer:
     async def _text(self, front: tuple[Message, ...]) -> str | None:
         if front not in self._texts:
             text = await self._shared(front)
-            self._texts = {front: text}  # one front at a time is in use; older ones are done with
+            self._texts = {front: text}  # only one front is in use at a time
             if text is None:
                 self._give_up("the server does not show how it renders prompts, or the rows share no prefix")
         return self._texts[front]
 
     async def _shared(self, front: tuple[Message, ...]) -> str | None:
-        """What the renderings of all example rows begin with."""
+        """Return the common beginning of the renderings of all example rows."""
         rendered = set()
         for own in self._rows:
             try:
@@ -247,7 +247,7 @@ class Primer:
             rendered.add(text)
         if len(rendered) < 2:
             return None
-        # By characters, which is what is wanted here, and what the linter warns of for paths.
+        # commonprefix compares characters, as needed here; the linter warns because of paths.
         return os.path.commonprefix(sorted(rendered)) or None  # noqa: RUF071
 
 

@@ -1,4 +1,4 @@
-"""Rows too long for the window: answered at the end, with the model loaded once more with a larger one."""
+"""Selects the long rows that the second pass can answer, and the context window that it needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 __all__ = ["LongRows", "sort_out"]
 
 _STEP = 256
-"""Windows are asked for in multiples of this many tokens."""
+"""Windows are multiples of this many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,19 +16,19 @@ class LongRows:
     """The second pass of one model."""
 
     window: int
-    """Tokens that fit all of `fitting`."""
+    """Context window in tokens that fits all rows of `fitting`."""
     fitting: tuple[int, ...]
-    """Ordinals of the rows that it can answer."""
+    """Ordinals of the rows that the second pass can answer."""
     too_long: tuple[tuple[int, int], ...]
-    """(Ordinal, tokens) of rows longer than the model's own window."""
+    """(Ordinal, tokens) of rows that exceed the model's trained context length."""
 
 
 def sort_out(sizes: Sequence[tuple[int, int]], trained: int | None) -> LongRows:
-    """Which rows a larger window can fit, and which window that is.
+    """Select the rows that a larger window can fit, and compute that window.
 
     Args:
         sizes: (Ordinal, tokens of prompt and answer together).
-        trained: The model's own longest window, where it is known.
+        trained: Trained context length of the model; None: unknown.
     """
     fitting: list[tuple[int, int]] = []
     too_long: list[tuple[int, int]] = []

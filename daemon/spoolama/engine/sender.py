@@ -1,4 +1,4 @@
-"""Sends one request for a row: primes the prefix, counts the prompt where it must, checks the reply."""
+"""Sends one request for a row: primes the prefix, counts the prompt if necessary, checks the reply."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["Sender"]
 
 _MORE_TEXT = "\nand so on, and so on" * 8
 _MORE_TOKENS = 10
-"""Far fewer than the text above has."""
+"""Far fewer tokens than the text above has."""
 _GRACE_S = 180.0
-"""Beyond the bounds of the requests themselves: what a backend may ask around them, 30 s each."""
+"""Time in addition to the request timeouts, for other requests of a backend, which take up to 30 s each."""
 
 
 class Sender:
     """Sends the requests of a lane.
 
     Args:
-        number: Of the lane, from 0; a backend that can pin conversations to slots uses it.
-        shared: What the lanes of the job have in common.
+        number: Number of the lane, from 0, for backends that can pin conversations to slots.
+        shared: Objects that the lanes of the job share.
     """
 
     def __init__(self, number: int, shared: Shared) -> None:
@@ -33,18 +33,18 @@ class Sender:
         self._s = shared
 
     async def send(self, this: Try, place: Pass) -> Won:
-        """The reply, with what it took.
+        """Send the request and return the reply with its measurements.
 
         Raises:
-            BackendError: there is none.
-            RowError: it was given to less than was sent.
+            BackendError: the server gave no reply.
+            RowError: the server truncated the prompt.
         """
         s = self._s
         sampling = dict(this.ask.sampling)
         if this.seed:
             sampling["seed"] = int(sampling.get("seed") or 0) + this.seed
         if this.standing.repairs:
-            # At temperature 0 another seed alone would give the same answer again.
+            # At temperature 0 another seed would give the same answer again, so raise the temperature too.
             sampling["seed"] = int(sampling.get("seed") or 0) + this.standing.repairs
             sampling["temperature"] = max(float(sampling.get("temperature") or 0.0), s.repair_temperature)
         request = ChatRequest(
@@ -84,13 +84,13 @@ class Sender:
         return Won(reply, latency_s, solo=place.solo, cold=cold or reloaded)
 
     async def _measure(self, this: Try, request: ChatRequest, *, branches: bool) -> tuple[Reply, bool] | None:
-        """The bound says that the prompt may not fit: have it counted before an answer is asked for.
+        """Count the tokens of a prompt that may not fit, before an answer is requested.
 
-        Where the server cannot count without evaluating, the prompt is sent with an answer of one token; it
-        then stands in the server's cache, so that the real request costs little.
+        If the server cannot count without evaluating, the prompt is sent with an answer of one token; it is
+        then in the server's cache, so that the real request costs little.
 
         Returns:
-            The reply and whether the model was loaded again for it, where that was a request.
+            The reply of that request and whether the model was reloaded for it; None if no request was sent.
         """
         found: tuple[Reply, bool] | None = None
         tokens = await self._s.backend.count_tokens(request.load, request.messages)
@@ -101,13 +101,13 @@ class Sender:
             if tokens is None and await self._leaves_room(request):
                 return found
         if tokens is None or not this.prompt.budget.fits(tokens):
-            raise overflow(tokens, this.prompt)  # what nobody counts may be cut and nobody would see
+            raise overflow(tokens, this.prompt)  # without a count a truncation would go unnoticed
         return found
 
     async def _leaves_room(self, request: ChatRequest) -> bool:
-        """Whether a server that counts nothing takes the prompt with as much more as the answer may have.
+        """Whether a server without token counts accepts the prompt plus `num_predict` more words.
 
-        It refuses what fills its window, and a word is at least one token.
+        The server refuses a prompt that fills its window, and a word is at least one token.
         """
         last = request.messages[-1]
         longer = (
@@ -121,11 +121,11 @@ class Sender:
         return True
 
     async def _counts_more(self, request: ChatRequest, reply: Reply) -> bool:
-        """Whether the same prompt with more text is longer to the server; one that cuts counts the same."""
+        """Whether the server counts more tokens for the same prompt with more text; if not, it truncates."""
         last = request.messages[-1]
         longer = (*request.messages[:-1], Message(last.role, last.content + _MORE_TEXT))
         try:
             again = await self._s.backend.chat(replace(request, messages=longer, num_predict=1, format=None))
         except ContextOverflow:
-            return True  # it refuses what is too long, so it cuts nothing
+            return True  # it refuses prompts that are too long, so it does not truncate
         return (again.prompt_tokens or 0) > (reply.prompt_tokens or 0) + _MORE_TOKENS

@@ -1,4 +1,4 @@
-"""What the lanes of a job have in common."""
+"""Bundles the objects that the lanes of a job share."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = ["Shared"]
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What the lanes of a job have in common."""
+    """The objects that the lanes of a job share."""
 
     store: RowStore
     backend: Backend
     holder: Holder
-    """The loaded model, on whose terms every request is sent."""
+    """The loaded model, whose load settings every request has."""
     asker: Asker
     evaluator: JobEvaluator
     """Checks answers."""
@@ -46,11 +46,11 @@ class Shared:
     retries: int
     turns: Turns
     watch: Watch
-    """What the loaded model is seen to do, and the prefix that it is kept primed with."""
+    """Detects changes of the loaded model and keeps its slots primed."""
     row_ended: Callable[[], None]
-    """Called when a row has its end."""
+    """Called when a row has its result."""
     defers: bool
-    """Whether rows too long for the window are left for the second pass."""
+    """Whether long rows are deferred to the second pass."""
     repair_temperature: float
     refusal_ends_job: bool
-    """Whether a refused request is the job's fault (all rows ask alike) or that row's (OpenAI lines)."""
+    """Whether a refused request ends the job (all rows have the same options) or the row (OpenAI lines)."""

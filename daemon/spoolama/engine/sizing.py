@@ -1,4 +1,4 @@
-"""What a load of a model takes, as far as it can be told before."""
+"""Estimates the memory of a load from the model shape that the server reports."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["Sizing"]
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """Sizes of loads of one model; without a shape nothing is known, and nothing is said."""
+    """Estimated sizes of loads of one model; without a shape all results are None or empty."""
 
     shape: ModelShape | None
     on_card: bool
-    """Whether the server puts it on a card where there is one."""
+    """Whether the server puts the model on a card if there is one."""
 
     @classmethod
     async def of(cls, backend: Backend, spec: LoadSpec) -> Sizing:
-        """Ask the server what the model is made of.
+        """Request the shape of the model from the server.
 
         Raises:
-            ServerAway: nobody is there; any other refusal to tell is no reason to stop.
+            ServerAway: the server is not reachable; other errors leave the shape unknown.
         """
         shape = None
         try:
@@ -36,38 +36,38 @@ class Sizing:
         except ServerAway:
             raise
         except BackendError:
-            pass  # whoever loads it will be told the same, and says so
+            pass  # the load gets the same error and reports it
         given = spec.load_options.get("num_gpu")
         return cls(shape, on_card=given != 0 if backend.kind == "ollama" else bool(given))
 
     def estimate(self, spec: LoadSpec) -> Estimate | None:
-        """What this load is expected to take; None: nothing is known of the model."""
+        """Estimate the memory of this load; None if the shape is unknown."""
         if self.shape is None:
             return None
         return estimate(self.shape, spec.num_ctx, spec.slots, batch=self._batch(spec), on_card=self.on_card)
 
     def need(self, spec: LoadSpec) -> Need | None:
-        """The same, as something that room is looked for."""
+        """Return the estimate as a `Need`."""
         found = self.estimate(spec)
         if found is None:
             return None
         size = found.total_bytes
         if not self.on_card:
-            # Weights are mapped from their file, and the system takes such memory back where it is short.
+            # Weights are mapped from their file, and the kernel reclaims such memory under pressure.
             size -= found.weights_bytes
         where = f"{spec.model} with a window of {spec.num_ctx:,} needs {words_of(found)}"
         return Need(size, "card" if self.on_card else "host", where)
 
     def shortage(self, spec: LoadSpec, memory: Memory) -> str:
-        """What this load needs and what there is, in words; empty where nothing is known."""
+        """Describe what this load needs and what is available; empty if unknown."""
         room = memory.most_bytes("card" if self.on_card else "host")
         found = self.estimate(spec)
         if found is None or room is None:
             return ""
-        return f"It needs {words_of(found)}; {in_gb(room)} may be taken."
+        return f"It needs {words_of(found)}; {in_gb(room)} is available to it."
 
     def to_json(self, spec: LoadSpec) -> dict[str, Any] | None:
-        """The estimate, for the metrics."""
+        """Return the estimate for the metrics."""
         found = self.estimate(spec)
         return None if found is None else {**asdict(found), "total_bytes": found.total_bytes}
 

@@ -1,7 +1,7 @@
-"""What others do to our server while a job runs: models reloaded, evicted, given less memory.
+"""Detects what other clients do to the loaded model during a job: reloads, evictions, offloading.
 
-Ollama tells of none of it. A reply whose model had to be loaded first (`load_duration`; 1 ms on a warm model,
-0.27 s and more at a reload, recorded) is the sign; then `/api/ps` is asked what is held now.
+Ollama does not report these events. The sign is a reply with a long `load_duration` (recorded: 1 ms with a
+loaded model, at least 0.27 s after a reload); then `/api/ps` shows what the server holds now.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from spoolama.errors import BackendError
 __all__ = ["RELOAD_S", "Surprise", "Surprises"]
 
 RELOAD_S = 0.1
-"""A reply that waited longer than this for its model met a reload."""
+"""If a reply waited longer than this for its model, the model was reloaded."""
 
 _OFTEN = 5
 _MOST_KEPT = 50
@@ -23,21 +23,21 @@ _MOST_KEPT = 50
 
 @dataclass(frozen=True, slots=True)
 class Surprise:
-    """Something that nobody here asked for."""
+    """An event that this job did not cause."""
 
     kind: str
     """`reloaded`, `window_smaller`, `offloaded`, `evicted` or `prompt_cut`."""
     message: str
     ordinal: int | None
-    """The row at which it was noticed."""
+    """The row at which it was detected."""
 
 
 class Surprises:
-    """Notices what happened to the loaded model.
+    """Detects changes of the loaded model.
 
     Args:
         backend: The model server.
-        load: The terms on which we loaded the model.
+        load: The load settings of the model.
         held: The model as it was loaded.
     """
 
@@ -46,7 +46,7 @@ class Surprises:
         self._load = load
         self._held = held
         self.window = self._of(held)
-        """Tokens that the server holds of the window asked for; None where it does not tell."""
+        """Context window that the server holds, at most the requested one; None: not reported."""
         self._doubt = False
         """Whether a smaller window was seen once."""
         self.seen: list[Surprise] = []
@@ -54,28 +54,28 @@ class Surprises:
 
     @property
     def fresh(self) -> bool:
-        """Whether our load put the model into memory, as far as its time tells: then its slots are empty."""
+        """Whether our load put the model into memory, judged by its duration; then its slots are empty."""
         return (self._held.load_s or 0.0) > RELOAD_S
 
     def loaded_by_us(self, held: LoadedModel, load: LoadSpec) -> None:
-        """We loaded the model again ourselves, on these terms."""
+        """Record that we loaded the model again with these settings."""
         self._load = load
         self._held = held
         self.window = self._of(held)
 
     async def after(self, reply: Reply, ordinal: int) -> list[Surprise]:
-        """What a reply tells; nothing is asked of the server unless it met a reload."""
+        """Return the surprises that a reply shows; queries the server only after a reload."""
         reloaded = (reply.load_s or 0.0) > RELOAD_S
         if not reloaded and not self._doubt:
             return []
         try:
             now = await self._backend.inspect(self._load)
         except BackendError:
-            now = None  # then the next request will tell
+            now = None  # the next request will show it
         found: list[Surprise] = []
         if reloaded:
             message = (
-                f"the model had to be loaded again ({reply.load_s:.1f} s): somebody else unloaded it or "
+                f"the model had to be loaded again ({reply.load_s:.1f} s): another client unloaded it or "
                 "loaded it with other options"
             )
             found.append(Surprise("reloaded", message, ordinal))
@@ -87,30 +87,30 @@ class Surprises:
         return found
 
     def note(self, surprise: Surprise) -> None:
-        """Keep it for the metrics."""
+        """Record a surprise for the metrics."""
         self.counts[surprise.kind] += 1
         if len(self.seen) < _MOST_KEPT:
             self.seen.append(surprise)
 
     @property
     def complaint(self) -> str | None:
-        """What to say in the status when it happens again and again."""
+        """Text for the status after repeated reloads; None otherwise."""
         times = self.counts["reloaded"]
         if times < _OFTEN:
             return None
-        return f"the model was loaded again {times} times by others' requests; is the server shared?"
+        return f"requests of other clients reloaded the model {times} times; check who shares the server"
 
     def _of(self, model: LoadedModel) -> int | None:
-        """A larger window than was asked for is another client's, or rounded up: it says nothing of ours."""
+        """Return the window, at most the requested one: a larger one is another client's or rounded up."""
         return None if model.num_ctx is None else min(model.num_ctx, self._load.num_ctx)
 
     def _changes(self, now: LoadedModel, ordinal: int, *, settled: bool) -> list[Surprise]:
         found: list[Surprise] = []
         window, known = self._of(now), self.window or self._load.num_ctx
         smaller = window is not None and window < known
-        # Between our reply and this look another client may have loaded the model once more with a window of
-        # its own. Our next request brings ours back, if the server can: so it is believed only after a reply
-        # for which nothing was loaded.
+        # Between our reply and this check another client can load the model again with another window. Our
+        # next request restores our window if the server can. So a smaller window counts only after a reply
+        # without a reload.
         believed = smaller and self._doubt and settled
         self._doubt = smaller and not believed
         if window is not None and not smaller:
@@ -129,7 +129,7 @@ class Surprises:
             found.append(
                 Surprise(
                     "offloaded",
-                    f"only {after:.0%} of the model is on the GPU now, {before:.0%} before: it is slower so",
+                    f"only {after:.0%} of the model is on the GPU now, {before:.0%} before; this is slower",
                     ordinal,
                 )
             )

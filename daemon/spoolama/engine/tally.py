@@ -1,4 +1,4 @@
-"""Watches how rows end, and ends the job early where going on makes no sense."""
+"""Counts answered and failed rows, and ends the job early if most rows would fail."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from spoolama.errors import JobError
 __all__ = ["FIRST_ROWS", "Tally", "check_first_failures"]
 
 FIRST_ROWS = 10
-"""If so many rows fail alike before any is answered, the job is at fault and not the rows."""
+"""If this many rows fail with the same error before any is answered, the job fails."""
 _STREAK = 10
 
 
 class Tally:
-    """Counts of this job over all its runs.
+    """Row counts of a job over all its runs.
 
     Args:
-        total: Rows of the job.
-        ok: Rows answered before.
-        failed: Rows failed before.
-        max_failed: Bound on failed rows: a number, or as a float a share of all rows.
+        total: Number of rows of the job.
+        ok: Rows answered in earlier runs.
+        failed: Rows failed in earlier runs.
+        max_failed: Maximum failed rows: a number, or as a float a share of all rows.
     """
 
     def __init__(self, total: int, *, ok: int = 0, failed: int = 0, max_failed: float | None = None) -> None:
@@ -31,22 +31,22 @@ class Tally:
         self._streak: tuple[str, int] = ("", 0)
 
     def ok(self) -> None:
-        """A row was answered."""
+        """Count an answered row."""
         self._ok += 1
 
     def undone(self, rows: int) -> None:
-        """Rows that had their answer are asked again."""
+        """Subtract answered rows that are asked again."""
         self._ok -= rows
 
     def good(self) -> None:
-        """A row was answered beforehand, which is not its end: the job as such works."""
+        """Record a pilot or comparison answer, which is not the row's result but shows that the job works."""
         self._works = True
 
     def failed(self, code: str, message: str) -> None:
-        """A row ended with an error.
+        """Count a failed row.
 
         Raises:
-            JobError: too many did, or the first ones all in the same way.
+            JobError: too many rows failed, or the first ones all failed with the same error.
         """
         self._failed += 1
         if not self._ok and not self._works and len(self._first) < FIRST_ROWS < self._total:
@@ -63,7 +63,7 @@ class Tally:
             )
 
     def streak(self, code: str) -> bool:
-        """Note an unexplained failure; whether it is the tenth of the same in a row."""
+        """Count an unexplained failure; returns whether it is the tenth consecutive one of its class."""
         last, number = self._streak
         self._streak = (code, number + 1 if code == last else 1)
         if self._streak[1] < _STREAK:
@@ -72,18 +72,18 @@ class Tally:
         return True
 
     def reset_streak(self) -> None:
-        """Something else happened."""
+        """Reset the count of consecutive failures."""
         self._streak = ("", 0)
 
 
 def check_first_failures(failures: list[tuple[str, str]]) -> None:
-    """End the job if its first rows all failed alike.
+    """End the job if its first rows all failed with the same error.
 
     Args:
-        failures: Class and message of the first rows, as far as known; fewer than ten say nothing.
+        failures: Class and message of the first failed rows; fewer than ten are ignored.
 
     Raises:
-        JobError: they did.
+        JobError: the first ten rows failed with the same class of error.
     """
     if len(failures) < FIRST_ROWS or len({code for code, _ in failures}) > 1:
         return

@@ -1,4 +1,4 @@
-"""One request for a row, and what came of it."""
+"""Defines one request for a row and its outcome, and creates the row's answer or error from it."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ class Try:
     standing: Standing
     conversation: Conversation
     apart: bool
-    """Whether it is asked apart from the conversation and leaves no trace in it."""
+    """Whether the row is asked in isolation, so that no later row sees it."""
     kind: str | None = None
-    """The comparison that it is asked for."""
+    """The comparison for which it is asked."""
     seed: int = 0
-    """Added to the sampler's seed: an answer that is compared must not share its dice."""
+    """Added to the sampler's seed, so that a compared answer uses other random numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A try that did not answer its row."""
+    """A failed attempt."""
 
     attempt: Attempt
-    """It, as the ledger has it."""
+    """The attempt as stored in the ledger."""
     error: RowError
-    """What the row's error would be if this was the last try."""
+    """The row's error if this is the last attempt."""
     final: bool = False
-    """Whether it was, whatever the retries."""
+    """Whether it is the last attempt regardless of `retries`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Won:
-    """A try that did."""
+    """A successful attempt."""
 
     reply: Reply
     latency_s: float
     solo: bool
-    """Whether no other request was in flight meanwhile."""
+    """Whether no other request was in flight at the same time."""
     cold: bool
-    """Whether it was the first since the model was loaded."""
+    """Whether it was the first request since the model was loaded."""
 
 
 def record(this: Try, won: Won, plan: Plan, segment: int, place: int) -> Answered:
-    """The answer as the ledger keeps it."""
+    """Return the answer as stored in the ledger."""
     ask, prompt, reply, conversation = this.ask, this.prompt, won.reply, this.conversation
     answer = Message("assistant", reply.text)
     own_tokens: int | None = None
@@ -98,9 +98,9 @@ def record(this: Try, won: Won, plan: Plan, segment: int, place: int) -> Answere
 
 
 def together(counted: Reply, reply: Reply) -> Reply:
-    """One reply of the two that a prompt took which had to be counted first.
+    """Combine the replies of the counting request and of the real request.
 
-    The first one evaluated it: what it found in the cache, and how long it took, is what the row cost.
+    The first one evaluated the prompt, so its cached tokens and its time are the cost of the row.
     """
     known = counted.prompt_s is not None and reply.prompt_s is not None
     return replace(
@@ -112,12 +112,12 @@ def together(counted: Reply, reply: Reply) -> Reply:
 
 
 def too_long(tokens: int | None, prompt: Prompt, plan: Plan) -> tuple[str, dict[str, object]]:
-    """What a person needs to know to make the row fit.
+    """Return message and sizes that explain how to make the row fit.
 
     Args:
-        tokens: The prompt's length as it was counted; None: nobody did.
-        prompt: The row behind the bare prefix.
-        plan: The rules in force.
+        tokens: The counted length of the prompt; None: not counted.
+        prompt: The prompt of prefix and row only.
+        plan: The plan in force.
     """
     budget = prompt.budget
     sizes: dict[str, object] = {
@@ -143,14 +143,14 @@ def too_long(tokens: int | None, prompt: Prompt, plan: Plan) -> tuple[str, dict[
 def end_of(
     over: str | None, lost: Lost | None, attempts: Sequence[Attempt], prompt: Prompt, plan: Plan
 ) -> RowError:
-    """The row's error after its last try.
+    """Return the row's error after its last attempt.
 
     Args:
-        over: Code of the end, by the tries.
-        lost: The last try, if it was made since the start.
-        attempts: All of them.
-        prompt: What would be asked next.
-        plan: The rules in force.
+        over: Code of the final error, from the attempts.
+        lost: The last attempt, if it was made since the start of the service.
+        attempts: All attempts.
+        prompt: The prompt of the next attempt.
+        plan: The plan in force.
     """
     tried = len(attempts)
     if over == "server_died":
@@ -171,7 +171,7 @@ def end_of(
 
 
 def bare_tokens_of(error: BackendError, this: Try, plan: Plan) -> int | None:
-    """What the row takes behind the bare prefix, at most, by the count in the server's refusal."""
+    """Return an upper bound of the tokens of prefix and row, from the count in the server's refusal."""
     if not isinstance(error, ContextOverflow) or error.prompt_tokens is None:
         return None
     before = this.conversation.used

@@ -1,4 +1,4 @@
-"""Waiting for something, but not past a wish to stop."""
+"""Waits for an event or for the stop of the service, whichever comes first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["until"]
 
 
 async def until(what: Awaitable[object], stop: Stop) -> None:
-    """Wait for this or for a wish to stop, whichever comes first; the other is cancelled."""
+    """Wait for this or for the stop of the service, whichever comes first, and cancel the other."""
     waits = asyncio.ensure_future(what), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

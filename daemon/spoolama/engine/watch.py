@@ -1,4 +1,4 @@
-"""A loaded model as the lanes see it: whether it was loaded again, and whether its slots hold the prefix."""
+"""Observes requests and replies of a loaded model, to detect reloads and to keep its slots primed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Looks at every request and reply of one load of a model.
+    """Observes every request and reply of one load of a model.
 
     Args:
-        surprises: Notices what others do to the model.
+        surprises: Detects what other clients do to the model.
         primer: Keeps the shared prefix in the slots.
-        progress: Where to say it.
-        shrink: Called with the window that the server really holds; None: nobody wants to know.
+        progress: Receives notices and the phase.
+        shrink: Called with the window that the server holds if it changes; None: not needed.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Watch:
     async def before(
         self, lane: int, front: tuple[Message, ...], *, branches: bool, timeout_s: float
     ) -> bool:
-        """A prompt is about to be sent; whether its slot was primed for it, in so many seconds at most."""
+        """Prepare for a prompt; returns whether its slot was primed, within `timeout_s` at most."""
         primed = await self._primer.before(lane, front, branches=branches, timeout_s=timeout_s)
         if primed:
             self._cold = False
@@ -52,7 +52,7 @@ class Watch:
         return cold
 
     async def after(self, lane: int, reply: Reply, ordinal: int, *, branches: bool) -> bool:
-        """A reply came; whether its model had to be loaded first."""
+        """Evaluate a reply; returns whether its model had to be loaded first."""
         window = self._surprises.window
         found = await self._surprises.after(reply, ordinal)
         reloaded = any(surprise.kind == "reloaded" for surprise in found)
@@ -68,19 +68,19 @@ class Watch:
         return reloaded
 
     def cut(self, ordinal: int, message: str) -> None:
-        """A prompt was cut by the server without a word."""
+        """Record that the server silently truncated a prompt."""
         surprise = Surprise("prompt_cut", message, ordinal)
         self._surprises.note(surprise)
         self._progress.on_notice(surprise.kind, surprise.message)
 
     def loaded(self, model: LoadedModel, load: LoadSpec) -> None:
-        """We loaded the model again ourselves: it had died or was away, or memory was short."""
+        """Record that we loaded the model again, after a server failure or memory pressure."""
         self._surprises.loaded_by_us(model, load)
         self._primer.lost(load)
         self._cold = self._surprises.fresh
 
     def notes(self) -> dict[str, Any]:
-        """What was seen, for the metrics."""
+        """Return the observations for the metrics."""
         return {
             "surprises": {
                 "counts": dict(self._surprises.counts),

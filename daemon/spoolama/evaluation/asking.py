@@ -1,4 +1,4 @@
-"""What a row is asked: the shared prefix, the row's own messages and how to answer them."""
+"""Builds the request for a row: shared prefix, the row's own messages, and the generation options."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from spoolama.job.sidecar import LOAD_TIME_OPTIONS, Sidecar
 __all__ = ["Ask", "Asker", "memory_of"]
 
 _TOKEN_BYTES = 4
-"""Of an answer."""
+"""Estimated bytes of one answer token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One row's question. Rows of a conversation share `prefix`; earlier rows stand between it and `own`."""
+    """The request for one row. Rows of a conversation share `prefix`; earlier rows follow it before `own`."""
 
     prefix: tuple[Message, ...]
-    """System message and few-shot turns: the part that the server's prefix cache serves."""
+    """System message and examples, which the server's prefix cache can serve."""
     own: tuple[Message, ...]
     """The row's own messages; the last one is the user's."""
     num_predict: int
-    """Upper bound of the answer, in tokens."""
+    """Maximum tokens of the answer."""
     sampling: Mapping[str, Any]
-    """`temperature`, `seed`, ... by Ollama's names; only what is set."""
+    """`temperature`, `seed`, ... with Ollama's names; only options that are set."""
     format: Mapping[str, Any] | Literal["json"] | None
     """JSON Schema (or "json") that constrains the answer."""
     think: bool | str | None
     """Whether a thinking model thinks; None: no."""
     memory: int = 0
-    """Bytes in memory of the request and its answer, an estimate; without the rows of a conversation."""
+    """Estimated bytes of request and answer in memory, without the earlier rows of a conversation."""
 
 
 def memory_of(messages: Iterable[Message]) -> int:
-    """Bytes that the texts of these messages take in memory."""
+    """Return the bytes of the texts of these messages in memory."""
     return sum(getsizeof(message.content) for message in messages)
 
 
@@ -48,10 +48,10 @@ def _format_bytes(format: Mapping[str, Any] | Literal["json"] | None) -> int:
 
 
 class Asker:
-    """Turns fields into questions, by the sidecar of a job.
+    """Converts the fields of a row into a request, with the sidecar of a job.
 
     Args:
-        sidecar: The job's sidecar; for OpenAI lines it gives defaults.
+        sidecar: The job's sidecar; for OpenAI lines it provides defaults.
         evaluator: Renders templates and reads lines.
         openai: Whether the fields are OpenAI batch lines.
     """
@@ -76,20 +76,20 @@ class Asker:
 
     @property
     def prefix(self) -> tuple[Message, ...]:
-        """The prefix of every row; OpenAI lines have it only where they bring one user message alone."""
+        """The prefix of every row; OpenAI lines have it only if they consist of a single user message."""
         return self._prefix
 
     async def ask(self, fields: Mapping[str, Any], line: int) -> Ask:
-        """The question of one row.
+        """Build the request for one row.
 
         Args:
             fields: The row's fields; for OpenAI lines the whole line.
-            line: Its line in the data file, for messages.
+            line: Its line number in the data file, for messages.
 
         Raises:
             RowError: `template_undefined`, `template_error`, `empty_prompt`, `unsupported_request`,
                 `evaluation_limit`.
-            JobError: too many rows met a limit of evaluation.
+            JobError: too many rows exceeded a limit of the evaluation process.
         """
         if self._openai:
             return await self._ask_line(fields, line)
@@ -125,7 +125,7 @@ class Asker:
         )
 
     def load_spec(self, model: str, slots: int) -> LoadSpec:
-        """What to load: `model` is the row's own or the sidecar's, `slots` what the service runs at once."""
+        """Return the load settings for a model (the row's or the sidecar's) and a number of slots."""
         return LoadSpec(
             model=model, num_ctx=self._num_ctx, load_options=dict(self._load_options), slots=slots
         )

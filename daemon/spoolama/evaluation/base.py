@@ -1,4 +1,4 @@
-"""What evaluates what users wrote: the process, or a test's stand-in that does it on the spot."""
+"""Defines the interface to the evaluation process, which tests can replace, and its errors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["Abandoned", "LimitMet", "TaskLost", "TaskRunner"]
 
 
 class Abandoned(Exception):
-    """A task was not begun, since its owner no longer wants it."""
+    """A task did not start, because its owner cancelled it."""
 
 
 class LimitMet(Exception):
-    """A task took more than it may, or crashed its process; the text goes behind what it was."""
+    """A task exceeded a limit or crashed its process; the text continues a sentence that names the task."""
 
 
 class TaskLost(Exception):
-    """The process was ended several times while it had the task, which is not known to be at fault."""
+    """The process ended several times during the task, but the task may not be the cause."""
 
 
 class TaskRunner(Protocol):
@@ -35,5 +35,5 @@ class TaskRunner(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Give everything back."""
+        """Release all resources."""
         ...

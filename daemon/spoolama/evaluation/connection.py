@@ -1,4 +1,4 @@
-"""One evaluation process and the socket to it: how it is started, asked, and how its end is understood."""
+"""Starts one evaluation process, exchanges requests with it over a socket, and explains why it ended."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ KILLED = "was killed (SIGKILL, by the kernel where memory runs out)"
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
-    """What a task may take."""
+    """Limits of a task."""
 
     memory_bytes: int = 240_000_000
-    """Address space of the whole process; at its start some 50 MB are in use."""
+    """Address space of the whole process; about 50 MB are in use at its start."""
     wall_factor: float = 5.0
-    """Wall time of a request, as a multiple of its processor time: others may have the processors."""
+    """Wall time of a request as a multiple of its CPU time, because other processes also use the CPUs."""
     wall_spare_s: float = 10.0
-    """... and on top of that."""
+    """Additional wall time of a request in seconds."""
     start_s: float = 60.0
-    """Time to start; imports take a second on an idle machine."""
+    """Timeout for the start in seconds; imports take 1 s on an idle machine."""
 
 
 class Ended(Exception):
     """The process ended.
 
     Args:
-        why: For a person, behind the name of the task; None where the end says nothing about the task.
-        outside: For a person, where it was ended from outside.
-        by_time: Whether it is the task's processor time that ended it, whatever the process did before.
+        why: Text that continues a sentence naming the task; None if the task may not be the cause.
+        outside: Text about the end, if something outside the process ended it.
+        by_time: Whether a limit of the task itself ended it, independent of earlier tasks.
     """
 
     def __init__(self, why: str | None, outside: str = "", *, by_time: bool = False) -> None:
@@ -57,11 +57,11 @@ class Connection(asyncio.Protocol):
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.defined: set[int] = {0}
-        """Numbers of the definitions that it has."""
+        """Numbers of the definitions that the process has."""
         self.used = False
-        """Whether it was asked anything yet."""
+        """Whether the process has received a request."""
         self.restricted = True
-        """Whether its system calls are restricted."""
+        """Whether a seccomp filter restricts its system calls."""
         self._transport: asyncio.WriteTransport | None = None
         self._buffer = bytearray()
         self._reply: asyncio.Future[bytes] | None = None
@@ -70,16 +70,16 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def start(cls, limits: ProcessLimits) -> Connection:
-        """Start a process and wait until it takes tasks.
+        """Start a process and wait until it accepts tasks.
 
         Raises:
-            OSError: the system does not start it.
+            OSError: the system cannot start it.
             Ended: it ended before it was ready.
         """
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                # In the loop's thread: the process dies with the thread that started it (PR_SET_PDEATHSIG).
+                # In the event loop's thread: the process dies with its starting thread (PR_SET_PDEATHSIG).
                 process = subprocess.Popen[bytes](
                     [
                         sys.executable,
@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
                     ],
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
-                    process_group=0,  # a Ctrl-C is for the service, which then stops in order
+                    process_group=0,  # Ctrl-C reaches only the service, which then stops cleanly
                     env=_environment(),
                 )
             except BaseException:
@@ -108,14 +108,14 @@ class Connection(asyncio.Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether it can take requests."""
         return not self._lost
 
     async def ask(self, request: bytes, wall_s: float) -> list[list[Any]]:
         """Send a request and wait for its reply.
 
         Raises:
-            Ended: the process ended, or did not answer in time and was ended.
+            Ended: the process ended, or it was killed because it did not answer in time.
         """
         assert self._transport is not None
         self._transport.write(frame(request))
@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
         return replies
 
     async def stop(self) -> None:
-        """End it, if it still runs, and take its exit status."""
+        """Kill the process if it still runs, and collect its exit status."""
         self._lost = True
         if self._transport is not None:
             self._transport.close()
@@ -147,10 +147,10 @@ class Connection(asyncio.Protocol):
             self._reply = None
 
     async def _ended(self) -> Ended:
-        """Why it ended, by its exit status."""
+        """Return the reason of its end, from the exit status."""
         status = await asyncio.to_thread(self._status)
         if self._too_long:
-            return Ended("gave a result that is too long", by_time=True)
+            return Ended("returned a result that is too long", by_time=True)
         if status == -signal.SIGPROF:
             return Ended("took longer than {cpu_s:g} s", by_time=True)
         if status == -signal.SIGKILL:
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
     def _status(self) -> int:
         try:
             return self.process.wait(5.0)
-        except subprocess.TimeoutExpired:  # it closed its socket and goes on
+        except subprocess.TimeoutExpired:  # it closed its socket but still runs
             self.process.kill()
             return self.process.wait()
 
@@ -173,7 +173,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Part of a reply."""
+        """Part of a reply has arrived."""
         buffer = self._buffer
         buffer += data
         if len(buffer) < HEADER.size:
@@ -197,7 +197,7 @@ class Connection(asyncio.Protocol):
 
 
 def _environment() -> dict[str, str]:
-    """Where Python finds this package, one memory arena, and nothing else of the service's environment."""
+    """Return a minimal environment: the Python path and one malloc arena, nothing else of the service's."""
     return {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONSAFEPATH": "1",

@@ -1,7 +1,7 @@
-"""The evaluation process, seen from the service: started when needed, replaced when dead, stopped when idle.
+"""Manages the evaluation process: starts it on demand, replaces it after a crash, stops it when idle.
 
-Everything that a user wrote (templates, schemas, sidecars) is evaluated there, so that nothing of it can stop
-the service, fill its memory or crash it. Requests that wait are sent together.
+It evaluates everything that users write (templates, schemas, sidecars), so that these cannot block the
+service, exhaust its memory or crash it. Waiting requests are sent in one batch.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _BATCH_ITEMS = 64
 _BATCH_BYTES = 256 * 1024
 _MOST_DEFINITIONS = 64
 _DEFINITIONS_CHARACTERS = 2 * 1024 * 1024
-"""Definitions that are kept for later tasks: this many, and this long together."""
+"""Limits of the cached definitions: their number and their total length."""
 _MOST_DEATHS = 3
-"""Ends of the process that say nothing about the task: killed from outside, or starved of processor time."""
+"""Maximum ends of the process during a task that is not known to be the cause: a kill or no CPU time."""
 _AFTER_DEATH_S = (0.0, 1.0, 5.0)
-"""Pauses after such an end: the kernel needs time until it has memory again."""
+"""Pauses after such an end in seconds, to let the kernel recover memory."""
 _START_DELAYS_S = (0.2, 1.0, 3.0)
-"""Pauses between attempts to start it."""
+"""Pauses between attempts to start the process, in seconds."""
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A task that waits or is in the process."""
+    """A task that waits or is being processed."""
 
     kind: str
     definition: str
@@ -43,19 +43,19 @@ class _Item:
     result: asyncio.Future[list[Any]]
     unwanted: Callable[[], bool] | None
     alone: bool = False
-    """Sent by itself: it was in a batch with which the process died."""
+    """Send it in its own batch, because the process died during a batch with it."""
     fresh: bool = False
-    """Sent to a new process: in one that had other tasks before, it is not known whose the memory is."""
+    """Send it to a new process, because in a used one earlier tasks may hold the memory."""
     deaths: int = 0
 
 
 class EvaluationProcess:
-    """Runs tasks in a process of its own; belongs to one event loop.
+    """Runs tasks in a separate process; belongs to one event loop.
 
     Args:
-        limits: What a task may take.
+        limits: Limits of a task.
         idle_s: Seconds without a task after which the process is stopped.
-        report: Called with the name of an event and a text where an administrator should know of it.
+        report: Called with an event name and a text for the administrator.
     """
 
     def __init__(
@@ -80,16 +80,16 @@ class EvaluationProcess:
         self._stopping: asyncio.Task[None] | None = None
         self._closed = False
         self.starts = 0
-        """How often a process was started."""
+        """Number of processes started."""
 
     @property
     def idle(self) -> bool:
-        """Whether no task waits or is in the process."""
+        """Whether no task waits or is being processed."""
         return self._driver is None or self._driver.done()
 
     @property
     def pid(self) -> int | None:
-        """The process's id; None while there is none."""
+        """The process id; None while no process runs."""
         return None if self._child is None else self._child.process.pid
 
     async def run(
@@ -103,15 +103,16 @@ class EvaluationProcess:
         """Run a task; see `child/tasks.py` for kinds and results.
 
         Args:
-            kind: Of the task.
-            definition: What is prepared once and used many times, such as a template's source.
-            arguments: JSON.
-            cpu_s: Processor time that the task may take, in seconds.
-            unwanted: Whether the task, while it waits, is not wanted any more.
+            kind: Kind of the task.
+            definition: A text that is compiled once and used many times, such as the source of a template.
+            arguments: JSON values.
+            cpu_s: CPU time limit of the task in seconds.
+            unwanted: Returns whether the task is cancelled; called before it starts.
 
         Raises:
-            Abandoned: it was unwanted before it began.
-            LimitMet: it took more time or memory than it may, or crashed the process.
+            Abandoned: it was cancelled before it started.
+            LimitMet: it exceeded its time or memory limit, or crashed the process.
+            TaskLost: the process ended several times during the task for another reason.
             EvaluationFailed: the process cannot be started.
         """
         loop = asyncio.get_running_loop()
@@ -120,12 +121,12 @@ class EvaluationProcess:
         item = _Item(kind, definition, json.dumps(arguments).encode(), cpu_s, loop.create_future(), unwanted)
         self._queue.append(item)
         if self.idle:
-            # It begins in the next turn of the loop, so that tasks of the same turn go in one batch.
+            # The driver starts in the next loop iteration, so that tasks of this iteration form one batch.
             self._driver = loop.create_task(self._drive(), name="evaluation")
         return await item.result
 
     async def aclose(self) -> None:
-        """End the process; tasks that wait fail."""
+        """End the process; waiting tasks fail."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -164,7 +165,7 @@ class EvaluationProcess:
         except EvaluationFailed as error:
             self._fail(error)
         except asyncio.CancelledError:
-            self._queue.extendleft(reversed(batch))  # `aclose` tells them
+            self._queue.extendleft(reversed(batch))  # `aclose` reports the error to them
             raise
         except Exception as error:
             self._queue.extendleft(reversed(batch))
@@ -174,7 +175,7 @@ class EvaluationProcess:
             self._rest()
 
     def _take(self) -> list[_Item]:
-        """The next items: together as many as may go, or one that goes alone."""
+        """Return the next batch: as many items as allowed, or a single one that must be sent alone."""
         batch: list[_Item] = []
         size = 0
         while self._queue and len(batch) < _BATCH_ITEMS and size < _BATCH_BYTES:
@@ -202,7 +203,7 @@ class EvaluationProcess:
         used = {item.definition for item in batch}
         for old in list(self._numbers):
             if old in used or not self._keeps_too_much():
-                break  # the least recently used come first
+                break  # ordered by last use, oldest first
             number = self._numbers.pop(old)
             self._characters -= len(old)
             if number in child.defined:
@@ -228,9 +229,9 @@ class EvaluationProcess:
         return self._limits.wall_spare_s + self._limits.wall_factor * max(item.cpu_s for item in batch)
 
     def _deliver(self, batch: list[_Item], replies: list[list[Any]], *, was_used: bool) -> bool:
-        """Hand results over; what was not done waits in front. Whether the process is out of memory."""
+        """Deliver results and requeue unfinished items in front. Returns whether memory ran out."""
         left = batch[len(replies) :]
-        full: bool = replies[-1][0] == "memory"  # it is the last one: the process does nothing behind it
+        full: bool = replies[-1][0] == "memory"  # always the last reply: the process runs no task after it
         for item, reply in zip(batch, replies, strict=False):
             if reply[0] != "memory":
                 if not item.result.done():
@@ -245,10 +246,10 @@ class EvaluationProcess:
         return full
 
     def _after_end(self, batch: list[_Item], ended: Ended, *, was_used: bool) -> float:
-        """The process ended in this batch: find the task by sending each one alone.
+        """Handle the end of the process during a batch: find the responsible task by sending each alone.
 
         Returns:
-            Seconds to wait before the next one.
+            Seconds to wait before the next batch.
         """
         pause_s = 0.0
         if ended.why is None:
@@ -300,7 +301,7 @@ class EvaluationProcess:
             await child.stop()
 
     def _rest(self) -> None:
-        """Nothing waits: stop the process when that lasts."""
+        """Schedule the stop of the idle process."""
         if self._child is None or self._closed:
             return
         loop = asyncio.get_running_loop()
@@ -320,7 +321,7 @@ class EvaluationProcess:
 
 
 class FirstIdle:
-    """Two processes: the second one is used, and started, only while the first has tasks."""
+    """Two processes: the second one is started and used only while the first one is busy."""
 
     def __init__(self, first: EvaluationProcess, second: EvaluationProcess) -> None:
         self._first = first

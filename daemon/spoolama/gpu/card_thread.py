@@ -1,4 +1,4 @@
-"""The latest reading of the cards, kept by a thread of its own: a driver may hang, the service may not."""
+"""Reads the GPUs in a separate thread, so that a driver that hangs does not block the service."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from spoolama.gpu.readings import Card, CardProbe, NoReading
 __all__ = ["NOT_YET", "CardThread", "Latest"]
 
 NOT_YET = "the GPUs have not been read yet"
-"""Why there are no cards until the first reading, or until it takes too long."""
+"""The reason reported until the first reading arrives or times out."""
 _LONGEST_STOP_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """What is known of the cards at this moment."""
+    """The current state of the cards."""
 
     cards: tuple[Card, ...] | None
-    """None: they cannot be read, or what was read is too old; `blind` says which."""
+    """None if the cards cannot be read or the last reading is too old; `blind` has the reason."""
     blind: str | None
-    """Why there are no cards, in words; None with cards."""
+    """Why `cards` is None, as text; None if there are cards."""
     lasting: bool = False
-    """There is no card or no driver to read, rather than one that does not answer."""
+    """True if there is no card or no driver; False if a driver does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What the last finished reading said."""
+    """The result of the last finished reading."""
 
     at: float
-    """Monotonic seconds when it began: what it says may be as old."""
+    """Monotonic seconds when the reading began; the values can be that old."""
     cards: tuple[Card, ...] | None
     blind: str | None
     lasting: bool = False
 
 
 class CardThread:
-    """Reads the cards every second. `start` and `stop` it once; or call `read_once` without a thread.
+    """Reads the cards every second. Call `start` and `stop` once each, or call `read_once` without a thread.
 
     Args:
-        probe: Where readings come from. It is never called twice at once.
-        clock: Tells the age of readings.
-        every_s: Seconds from one reading's begin to the next one's.
-        stale_after_s: A reading older than that is no reading.
-        absent_every_s: Seconds between two looks where there is no card or no driver.
+        probe: Source of the readings. Calls to it never overlap.
+        clock: Measures the age of readings.
+        every_s: Seconds from the start of one reading to the start of the next.
+        stale_after_s: Readings older than this are discarded.
+        absent_every_s: Seconds between readings if there is no card or no driver.
     """
 
     def __init__(
@@ -65,23 +65,23 @@ class CardThread:
         self._absent_every_s = absent_every_s
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        # Replaced as a whole, so that whoever reads it sees one reading without a lock that could hang.
+        # Replaced as a whole, so that readers get a consistent value without a lock that could hang.
         self._kept = _Kept(self._clock.monotonic(), None, NOT_YET)
 
     def start(self) -> None:
-        """Begin to read, in a thread that Python does not wait for at its end. After `stop`: nothing."""
+        """Start the daemon thread. Does nothing after `stop`."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="gpu readings", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """Read no more. Waits 0.2 s at most; a call that hangs is left behind."""
+        """Stop reading. Waits at most 0.2 s; a call that hangs is abandoned."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(_LONGEST_STOP_S)
 
     def latest(self) -> Latest:
-        """What is known now. Never waits."""
+        """Return the latest reading. Never waits."""
         kept = self._kept
         age_s = max(0.0, self._clock.monotonic() - kept.at)
         allowed_s = self._stale_after_s + (self._absent_every_s if kept.lasting else 0.0)
@@ -90,7 +90,7 @@ class CardThread:
         return Latest(kept.cards, kept.blind, kept.lasting)
 
     def read_once(self) -> float:
-        """Read now and keep what came; may block as long as the probe does.
+        """Read the cards now and store the result; may block as long as the probe does.
 
         Returns:
             Seconds until the next reading is due.
@@ -101,12 +101,12 @@ class CardThread:
         except NoReading as error:
             kept = _Kept(began, None, error.reason, error.lasting)
         except Exception as error:
-            # A defect in a probe is told, and does not end the readings, on which other programs rely.
+            # Report a defect in a probe, but keep reading: the memory limits depend on the readings.
             kept = _Kept(began, None, f"reading the GPUs failed: {type(error).__name__}: {error}")
         self._kept = kept
         if kept.lasting:
             return self._absent_every_s
-        # At least half the time is rest, whatever a reading costs.
+        # Sleep at least half of the interval, however long a reading takes.
         return max(self._every_s / 2, self._every_s - (self._clock.monotonic() - began))
 
     def _run(self) -> None:

@@ -1,10 +1,10 @@
-"""What a load of a model will need in memory, estimated before it, as llama.cpp allocates.
+"""Estimates how much memory loading a model takes, from the way llama.cpp allocates it.
 
-Keys and values are reckoned as llama.cpp does it (b10488, `llama-context.cpp`, `llama-kv-cache.cpp`,
-`llama-kv-cache-iswa.cpp`) and were exact wherever they were measured. What computing takes was read off
-measured loads (an H100 under Ollama, the embedded engine on a CPU) and follows the widest place of the graph.
-Assumed: flash attention, keys and values of 16 bits, one card or none. Not in it: the prompt cache, which
-grows in main memory while rows are answered, and what a model of several cards or of images takes.
+The KV cache size follows llama.cpp (b10488, `llama-context.cpp`, `llama-kv-cache.cpp`,
+`llama-kv-cache-iswa.cpp`) and was exact in every measurement. The compute buffer size is fitted to measured
+loads (an H100 with Ollama, the embedded engine on a CPU) and depends on the widest part of the graph.
+Assumptions: flash attention, 16-bit keys and values, one card or none. Not included: the prompt cache, which
+grows in main memory while rows are answered, models spread over several cards, and vision models.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from spoolama.gpu.limits import GB
 __all__ = ["Estimate", "estimate", "ollama_batch", "words_of"]
 
 PAD = 256
-"""Cells come in such steps."""
+"""llama.cpp rounds the number of KV cells up to a multiple of this."""
 CELL_BYTES = 2
-"""Of a number in keys, values and masks: 16 bits."""
+"""Bytes of one number in keys, values and masks (16 bits)."""
 FLOAT_BYTES = 4
 LLAMA_BATCH = 512
-"""Tokens that llama.cpp evaluates at once unless told otherwise (`n_ubatch`)."""
+"""llama.cpp's default batch size in tokens (`n_ubatch`)."""
 CUDA_BYTES = 655_000_000
 """CUDA's own memory: 632 MB after each of seven loads, 19 to 23 MB more after a long prompt (an H100, driver
-580, CUDA 13). Other cards will differ by some hundred MB."""
+580, CUDA 13). Other cards may differ by some hundred MB."""
 PROCESS_BYTES = 48_000_000
 TOKEN_BYTES = 172
-"""Python with the engine, and what it keeps for each token of the vocabulary: from the resident memory of
-SmolLM2-135M and Gemma 3 270M, loaded with windows from 2K to 32K."""
+"""Memory of Python with the engine, and of each token of the vocabulary. Both come from the resident memory
+of SmolLM2-135M and Gemma 3 270M, loaded with windows from 2K to 32K."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Bytes that a load is expected to take where it runs: on the card, or in main memory."""
+    """Bytes that a load takes where it runs: on the card or in main memory."""
 
     weights_bytes: int
     kv_bytes: int
-    """Keys and values, and the state of recurrent layers."""
+    """KV cache and the state of recurrent layers."""
     compute_bytes: int
     """The widest intermediate results, masks and outputs."""
     overhead_bytes: int
-    """CUDA's own memory on a card; the process and its vocabulary in main memory."""
+    """On a card: CUDA's own memory. In main memory: the process and its vocabulary."""
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes + self.overhead_bytes
 
 
@@ -59,22 +59,22 @@ def estimate(
     swa_full: bool | None = None,
     on_card: bool = True,
 ) -> Estimate:
-    """What a load is expected to need.
+    """Estimate the memory that a load needs.
 
     Args:
         shape: The model.
-        num_ctx: Window of one slot in tokens; one that is longer than the model was made for counts as that.
-        slots: Requests at once; each has its own cells.
-        batch: Tokens evaluated at once; None: as Ollama chooses on a card, llama.cpp's 512 elsewhere.
-        swa_full: Whether sliding layers keep the whole window; None: as the shape says of its server.
-        on_card: Whether all layers go to one card; else all of it stays in main memory.
+        num_ctx: Context window of one slot in tokens; limited to the model's trained context length.
+        slots: Number of parallel requests; each has its own cells.
+        batch: Tokens evaluated at once; None: Ollama's choice on a card, llama.cpp's 512 otherwise.
+        swa_full: Whether sliding-window layers keep the whole window; None: derived from the shape.
+        on_card: True: all layers are on one card. False: everything is in main memory.
     """
     slots = max(1, slots)
     window = max(1, num_ctx if shape.trained_ctx is None else min(num_ctx, shape.trained_ctx))
     if batch is None:
         batch = ollama_batch(window, slots) if on_card else LLAMA_BATCH
     cells = _padded(_padded(window * slots) // slots)
-    batch = min(batch, cells * slots)  # llama.cpp evaluates no more at once than all windows hold
+    batch = min(batch, cells * slots)  # llama.cpp limits the batch to the cells of all slots
     if swa_full is None:
         swa_full = slots * _kv_bytes(shape, window, window) <= shape.whole_window_bytes
     sliding = cells
@@ -90,9 +90,9 @@ def estimate(
 
 
 def ollama_batch(num_ctx: int, slots: int) -> int:
-    """Tokens that Ollama has evaluated at once, from all slots' windows together.
+    """Return the batch size in tokens that Ollama chooses for the windows of all slots together.
 
-    `generationBatchForContext` in server/sched.go of 0.33; it takes less where little memory is free.
+    From `generationBatchForContext` in server/sched.go of 0.33; Ollama uses less if little memory is free.
     """
     total = num_ctx * max(1, slots)
     return 512 if total <= 4096 else 1024 if total <= 32768 else 2048
@@ -112,7 +112,7 @@ def _padded(cells: int) -> int:
 
 
 def _kv_bytes(shape: ModelShape, cells: int, sliding: int) -> int:
-    """Of one slot: in each layer that keeps any, cells x heads x (key + value)."""
+    """KV cache of one slot: the sum over the layers of cells x heads x (key + value)."""
     total = 0
     for heads, slides in zip(shape.kv_heads, shape.slides, strict=True):
         if slides:
@@ -123,19 +123,20 @@ def _kv_bytes(shape: ModelShape, cells: int, sliding: int) -> int:
 
 
 def _weights(shape: ModelShape, *, on_card: bool) -> int:
-    """What of the file is where the load runs. Without a list of tensors all of it: an upper bound."""
+    """Bytes of weights where the load runs; without a list of tensors the whole file, an upper bound."""
     if on_card:
         return max(0, shape.weights_bytes - (shape.host_bytes or 0))
     return shape.weights_bytes + (shape.repacked_bytes or 0)
 
 
 def _widest(shape: ModelShape, batch: int, slots: int, *, on_card: bool) -> int:
-    """The most that intermediate results take at one time.
+    """Peak size of the intermediate results.
 
-    For each token of a batch: gate, up and their product (3 x feed-forward floats) beside the stream and its
-    norm (3 x embedding), and in main memory the looked-up embeddings (2 x). Read off measured loads of three
-    models. Not measured: with experts each token has several such, and as many results to be added up;
-    attention can be wider where the feed-forward part is narrow. Logits are one row for each slot.
+    For each token of a batch: gate, up and their product (3 x feed-forward floats), the residual stream and
+    its norm (3 x embedding), and in main memory the embeddings that were looked up (2 x embedding). Fitted to
+    measured loads of three models. Two cases are not measured: mixture-of-experts models have several such
+    results for each token and add them up, and attention can be wider than a narrow feed-forward part. Logits
+    are one row for each slot.
     """
     width, forward = shape.embedding_length, shape.feed_forward_length or 0
     queries, keys = shape.head_count * shape.key_length, max(shape.kv_heads) * shape.key_length
@@ -145,7 +146,7 @@ def _widest(shape: ModelShape, batch: int, slots: int, *, on_card: bool) -> int:
 
 
 def _output(shape: ModelShape, slots: int, on_card: bool) -> int:
-    """Logits as they are handed out, in main memory always."""
+    """Size of the output buffer for logits, which is always in main memory."""
     return 0 if on_card else slots * (shape.vocab_size or 0) * FLOAT_BYTES
 
 

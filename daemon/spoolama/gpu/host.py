@@ -1,4 +1,4 @@
-"""Memory of this machine and of the processes that hold models, read from /proc and the control groups.
+"""Reads the memory of this machine and of model processes from /proc and from cgroup v2 files.
 
 Sources: proc_meminfo(5), proc_pid_status(5), and "Memory Interface Files" in the kernel's cgroup-v2.rst.
 """
@@ -17,13 +17,13 @@ SCAN_EVERY_S = 10.0
 
 
 class HostProbe:
-    """Reads memory of this machine. Not for several threads at once; never waits for anything but the kernel.
+    """Reads the memory of this machine. Not thread-safe; waits for nothing but the kernel.
 
     Args:
-        root: Where procfs is.
-        cgroup: Where the second version of the control groups is; without it nothing bounds this service.
-        clock: Says when all processes are looked through again.
-        scan_every_s: Seconds between two such looks.
+        root: Mount point of procfs.
+        cgroup: Mount point of cgroup v2; if it does not exist, no limit applies to this service.
+        clock: Determines when all processes are scanned again.
+        scan_every_s: Seconds between two scans.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class HostProbe:
         self._scanned_at: float | None = None
 
     def host(self) -> Host | None:
-        """This machine's memory, or the part that the control groups leave to this service, where less.
+        """Return this machine's memory, or the cgroup limit of this service if that is lower.
 
-        None: /proc/meminfo cannot be read (systemd's ProcSubset=pid hides it).
+        None if /proc/meminfo cannot be read (systemd's ProcSubset=pid hides it).
         """
         machine = _numbers(self._root / "meminfo", of_kib=True)
         if "MemTotal" not in machine or "MemAvailable" not in machine:
@@ -65,34 +65,34 @@ class HostProbe:
         return Host(total, available, swap_total, swap_free, bound)
 
     def look_again(self) -> None:
-        """Processes may have begun or ended: all are looked through at the next call."""
+        """Scan all processes at the next call, because some may have started or ended."""
         self._scanned_at = None
 
     def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
-        """Processes that hold a model, by process id: those seen by name, and the given ones.
+        """Return the processes that hold a model, by process id: those found by name, and the given ones.
 
-        All processes are looked through every 10 s; in between only the known ones are read. Processes that
-        ended meanwhile are left out, and so are those of others that systemd's ProtectProc hides.
+        All processes are scanned every 10 s; between scans only the known ones are read. The result omits
+        processes that have ended and processes of other users that systemd's ProtectProc hides.
 
         Args:
-            pids: Process ids that hold a model under any name, such as our own child.
+            pids: Process ids that hold a model whatever their name, such as our own child.
         """
         given = frozenset(pids)
         now = self._clock.monotonic()
         if self._scanned_at is None or now - self._scanned_at >= self._scan_every_s:
             self._scanned_at = now
             self._found = {int(entry.name) for entry in self._root.glob("[0-9]*") if entry.name.isdigit()}
-        # Names are read anew each time: a process id may have passed to another program.
+        # Read the names each time: another program may have got the process id.
         names = {pid: self._model_program(pid) for pid in self._found | given}
         self._found = {pid for pid, name in names.items() if name}
         read = (self._runner(pid, names[pid]) for pid in sorted(self._found | given))
         return tuple(runner for runner in read if runner)
 
     def _model_program(self, pid: int) -> str | None:
-        """`llama-server`, `ollama runner` or `ollama_llama_server`; None for any other program.
+        """Return `llama-server`, `ollama runner` or `ollama_llama_server`; None for any other program.
 
-        Ollama starts llama-server since 0.30; before that itself as `ollama runner`, as for MLX still; and
-        long before a program called ollama_llama_server.
+        Since 0.30 Ollama starts llama-server. Earlier versions started themselves as `ollama runner`, which
+        is still used for MLX; much older ones started a program called ollama_llama_server.
         """
         words = _text(self._root / str(pid) / "cmdline").split("\0")
         program = PurePosixPath(words[0]).name
@@ -101,7 +101,7 @@ class HostProbe:
         return program if program in ("llama-server", "ollama_llama_server") else None
 
     def _runner(self, pid: int, name: str | None) -> Runner | None:
-        """Its memory now; None if it has ended (a zombie has no memory)."""
+        """Return the memory of a process; None if it has ended (a zombie has no memory)."""
         folder = self._root / str(pid)
         status = _numbers(folder / "status", of_kib=True)
         if "VmRSS" not in status:
@@ -110,22 +110,22 @@ class HostProbe:
         return Runner(pid, name, status["VmRSS"], status.get("RssAnon"))
 
     def _groups(self) -> Iterator[tuple[Path, str]]:
-        """This process's control group and those around it, innermost first, with what to call them."""
+        """Yield this process's cgroup and its ancestors, innermost first, each with a name for messages."""
         for line in _text(self._root / "self" / "cgroup").splitlines():
             number, _, path = line.split(":", 2)
-            if number == "0":  # the only hierarchy of the second version
+            if number == "0":  # the only hierarchy of cgroup v2
                 break
         else:
             return
         inner = PurePosixPath(path.lstrip("/"))
-        if ".." in inner.parts:  # our group lies outside of what this container is shown
+        if ".." in inner.parts:  # our group is outside the cgroup namespace of this container
             return
         for group in (inner, *inner.parents):
             yield self._cgroup / group, group.name or "this container"
 
 
 def _text(file: Path) -> str:
-    """A small file of the kernel; empty if it cannot be read, or went while it was read."""
+    """Return the text of a kernel file; empty if it cannot be read or disappears while it is read."""
     try:
         return file.read_text(errors="replace")
     except OSError:
@@ -133,11 +133,11 @@ def _text(file: Path) -> str:
 
 
 def _reclaimable(stat: dict[str, int]) -> int:
-    """What the kernel takes back by itself before a group's limit hurts, as MemAvailable has it of a machine.
+    """Bytes of a cgroup that the kernel reclaims by itself at the limit, like MemAvailable for a machine.
 
-    Pages of files on both lists: `active` says that they were used more than once, not that they are needed.
-    Shared memory and tmpfs are in `file` though they cannot be dropped, but on the lists of anonymous memory;
-    locked pages are on neither. Pages that are yet to be written are no room at once.
+    Counts file pages on both lists: `active` means that a page was used more than once, not that it is
+    needed. Shared memory and tmpfs are part of `file` but cannot be dropped; they are on the anonymous lists.
+    Locked pages are on neither list. Dirty pages and pages under writeback are not available at once.
     """
     files = stat.get("inactive_file", 0) + stat.get("active_file", 0)
     unwritten = stat.get("file_dirty", 0) + stat.get("file_writeback", 0)
@@ -145,13 +145,13 @@ def _reclaimable(stat: dict[str, int]) -> int:
 
 
 def _number(file: Path) -> int | None:
-    """The number in a control file; None if there is none: `max`, or no such file."""
+    """Return the number in a control file; None if it says `max` or does not exist."""
     text = _text(file).strip()
     return int(text) if text.isdigit() else None
 
 
 def _numbers(file: Path, *, of_kib: bool = False) -> dict[str, int]:
-    """`name number` on each line; or `Name: number kB`, which are KiB, in bytes. Other lines are left out."""
+    """Parse lines of `name number`, or of `Name: number kB` (KiB) into bytes. Other lines are ignored."""
     found: dict[str, int] = {}
     for line in _text(file).splitlines():
         match line.split():

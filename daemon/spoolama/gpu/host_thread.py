@@ -1,8 +1,8 @@
-"""The latest reading of main memory and processes, kept by a thread of its own.
+"""Reads main memory and processes in a separate thread, because reading /proc can block forever.
 
-Reading /proc may block for ever: `/proc/PID/cmdline` waits for a lock of that process, which one that hangs
-in a driver or on a network file system does not give back. Such a read must stop neither the watchdog nor
-the end of the service, so it is not made in asyncio's pool, for which Python waits.
+`/proc/PID/cmdline` waits for a lock of that process. A process that hangs in a driver or on a network file
+system never releases it. Such a read must block neither the watchdog nor the shutdown of the service, so it
+does not run in asyncio's thread pool, which Python waits for at exit.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _LONGEST_STOP_S = 0.2
 
 
 class HostSource(Protocol):
-    """Reads this machine's memory; may block for ever."""
+    """Reads this machine's memory; may block forever."""
 
     def host(self) -> Host | None:
-        """The machine now."""
+        """Return the memory of the machine."""
         ...
 
     def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
-        """Processes that hold a model."""
+        """Return the processes that hold a model."""
         ...
 
     def look_again(self) -> None:
-        """Processes may have begun or ended: look for them at the next call."""
+        """Scan all processes at the next call, because some may have started or ended."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SeenHost:
-    """What is known of this machine at this moment; all but `at` and `known` empty where it is too old."""
+    """The current state of this machine; if it is too old, only `at` and `known` are set."""
 
     at: float
     """Monotonic seconds when the reading began."""
@@ -49,20 +49,20 @@ class SeenHost:
     own: frozenset[int] = frozenset()
     """Process ids of our own engine."""
     known: bool = False
-    """Whether there is a reading, and it is not too old."""
+    """Whether there is a recent reading."""
     not_yet: bool = False
-    """Nothing was read so far, and it has not taken too long yet."""
+    """The first reading is still outstanding and not overdue."""
 
 
 class HostThread:
-    """Reads when it is asked to, in a thread of its own; or call `read_once` without a thread.
+    """Reads on request in its own thread; or call `read_once` without a thread.
 
     Args:
-        source: Where readings come from. It is never called twice at once.
-        clock: Tells the age of readings.
-        pids: Process ids of our own engine.
-        stale_after_s: A reading older than that is no reading.
-        patience_s: So long `refresh` waits for a reading.
+        source: Source of the readings. Calls to it never overlap.
+        clock: Measures the age of readings.
+        pids: Returns the process ids of our own engine.
+        stale_after_s: Readings older than this are discarded.
+        patience_s: Seconds that `refresh` waits for a reading.
     """
 
     def __init__(
@@ -83,29 +83,29 @@ class HostThread:
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._reading: asyncio.Future[None] | None = None
-        # Replaced as a whole, so that whoever takes it sees one reading without a lock that could hang.
+        # Replaced as a whole, so that readers get a consistent value without a lock that could hang.
         self._kept = SeenHost(clock.monotonic(), not_yet=True)
 
     def latest(self) -> SeenHost:
-        """What is known now. Never waits."""
+        """Return the latest reading. Never waits."""
         kept = self._kept
         if self._clock.monotonic() - kept.at > self._stale_after_s:
             return SeenHost(kept.at)
         return kept
 
     def look_again(self) -> None:
-        """Processes may have begun or ended."""
+        """Scan all processes at the next reading."""
         self._source.look_again()
 
     def read_once(self) -> None:
-        """Read now and keep what came; may block as long as the kernel does."""
+        """Read now and store the result; may block as long as the kernel does."""
         began, own = self._clock.monotonic(), frozenset(self._pids())
         self._kept = SeenHost(began, self._source.host(), self._source.runners(own), own, known=True)
 
     async def refresh(self) -> None:
-        """Have it read anew and wait for that, though not for one that hangs; starts the thread."""
+        """Request a reading and wait up to `patience_s` for it; starts the thread if necessary."""
         if self._reading is not None and not self._reading.done():
-            return  # the last one hangs; what it brings is there when it comes back
+            return  # the last reading hangs; its result is stored when it returns
         if self._thread is None:
             loop = asyncio.get_running_loop()
             self._thread = threading.Thread(
@@ -117,7 +117,7 @@ class HostThread:
         await asyncio.wait({self._reading}, timeout=self._patience_s)
 
     def stop(self) -> None:
-        """Read no more. Waits 0.2 s at most; a read that hangs is left behind."""
+        """Stop reading. Waits at most 0.2 s; a read that hangs is abandoned."""
         self._stopped = True
         self._wanted.set()
         if self._thread is not None:
@@ -129,10 +129,10 @@ class HostThread:
             self._wanted.clear()
             if self._stopped:
                 return
-            # A defect in a reading leaves the last one to grow old, and does not end them.
+            # An exception in a reading does not end the thread; the last reading becomes stale.
             with contextlib.suppress(Exception):
                 self.read_once()
-            with contextlib.suppress(RuntimeError):  # the loop has ended while this read hung
+            with contextlib.suppress(RuntimeError):  # the event loop ended while this read hung
                 loop.call_soon_threadsafe(self._has_read)
 
     def _has_read(self) -> None:

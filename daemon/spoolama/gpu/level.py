@@ -1,13 +1,16 @@
-"""How tense memory is: ok, high or critical. A pure state machine, one step for each reading.
+"""Computes the memory pressure level (ok, high, critical) with a pure state machine.
 
-- *Up* after `rise_s` of readings at or above a mark: a spike that is gone again changes nothing.
-- *Down* one level at a time, after `fall_s` of readings below the mark less `hysteresis`.
-- *Trend*: where the readings of the last `trend_s` seconds climb such that the critical mark is reached
-  within `horizon_s`, memory counts as high already.
-- *Blind*: without readings the level stays for `fall_s`, then is ok: what is not seen stops no job.
+Each reading is one step.
 
-So a level that was left is not come back to within `rise_s`, and each way down takes `fall_s`: there are at
-most 8 changes in any minute, whatever the readings are.
+- *Up*: after `rise_s` of readings at or above a mark. A short spike changes nothing.
+- *Down*: one level at a time, after `fall_s` of readings below the mark minus `hysteresis`.
+- *Trend*: if the readings of the last `trend_s` seconds rise so fast that they reach the critical mark within
+  `horizon_s`, the level is already high.
+- *Blind*: without readings the level stays for `fall_s` and then becomes ok, so that a missing reading does
+  not stop a job.
+
+A level cannot return within `rise_s` after it was left, and each step down takes `fall_s`. The level
+therefore changes at most 8 times in any minute.
 """
 
 from __future__ import annotations
@@ -23,13 +26,13 @@ __all__ = ["Level", "Rules", "State", "step"]
 
 
 class Level(IntEnum):
-    """How tense memory is."""
+    """Memory pressure."""
 
     OK = 0
     HIGH = 1
-    """Nothing is loaded or enlarged, idle models that we loaded are released."""
+    """No model is loaded or enlarged; idle models that we loaded are unloaded."""
     CRITICAL = 2
-    """No new rows; the model is released and comes back when there is room."""
+    """No new rows start; the model is unloaded, and loaded again when there is enough memory."""
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -37,7 +40,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Times in seconds, and the hysteresis as a share of all memory."""
+    """Times in seconds, and the hysteresis as a fraction of total memory."""
 
     rise_s: float = 3.0
     fall_s: float = 20.0
@@ -45,12 +48,12 @@ class Rules:
     trend_s: float = 20.0
     horizon_s: float = 15.0
     gap_s: float = 10.0
-    """Readings further apart than this prove nothing of the time between."""
+    """If two readings are further apart than this, the earlier readings are discarded."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the next step needs to know of all readings before."""
+    """The state that one step passes to the next."""
 
     level: Level = Level.OK
     since: float = 0.0
@@ -58,17 +61,17 @@ class State:
     at: float | None = None
     """Time of the last step with a reading."""
     over_high: float | None = None
-    """Since when all readings were at or above the high mark, or climbing towards the critical one."""
+    """Since when all readings are at or above the high mark or rise towards the critical mark."""
     over_critical: float | None = None
     under_high: float | None = None
-    """Since when all readings were below the high mark less the hysteresis, and not climbing."""
+    """Since when all readings are below the high mark minus the hysteresis and do not rise."""
     under_critical: float | None = None
     blind: float | None = None
     """Since when there is no reading."""
     marks: tuple[tuple[float, int], ...] = ()
-    """Times and bytes in use of the last seconds."""
+    """Time and bytes in use of each reading of the last `trend_s` seconds."""
     full_in_s: float | None = None
-    """Seconds until the critical mark at the slope of these; None: it does not climb, or is too short."""
+    """Seconds until the critical mark at the slope of `marks`; None: no rise, or too few readings."""
 
 
 def step(
@@ -80,9 +83,9 @@ def step(
     *,
     trend: bool = True,
 ) -> State:
-    """The state after a reading, or after the lack of one; without `trend` a climb means nothing.
+    """Return the state after a reading, or after a missing one (`used_bytes` None).
 
-    A model that is being loaded climbs, and then stays.
+    `trend=False` ignores the slope: while a model is being loaded, memory use rises and then stays.
     """
     if used_bytes is None or limits is None:
         return _without(state, now, rules)
@@ -112,7 +115,7 @@ def _level(state: State, now: float, rules: Rules) -> Level:
         return since is not None and now - since >= seconds
 
     def gone(since: float | None) -> bool:
-        # Counted anew from the last change: down goes one level at a time.
+        # Count from the last change, so that the level falls one step at a time.
         return since is not None and now - max(since, state.since) >= rules.fall_s
 
     if state.level < Level.CRITICAL and lasted(state.over_critical, rules.rise_s):
@@ -143,8 +146,8 @@ def _since(since: float | None, holds: bool, now: float) -> float | None:
 def _until(marks: Sequence[tuple[float, int]], full: int, rules: Rules) -> float | None:
     """Seconds until `full` at the slope of a least-squares line through the marks.
 
-    Only where they span half of `trend_s`, and the later half lies above all of the earlier one on average
-    by more than a jump would: a load raises memory once, and is no trend.
+    None if the marks span less than half of `trend_s`, or if a single step accounts for more than half of the
+    rise: loading a model raises memory use once and is not a trend.
     """
     if len(marks) < 4 or marks[-1][0] - marks[0][0] < rules.trend_s / 2:
         return None

@@ -1,7 +1,7 @@
-"""Cards read through NVML, NVIDIA's management library, by the module `pynvml` of nvidia-ml-py.
+"""Reads NVIDIA GPUs through NVML, with the module `pynvml` of nvidia-ml-py.
 
-Facts are from nvml.h (the comments of its functions) and from calls on an H100, tests/data/h100-ollama.json.
-The calls of one reading took 4.6 ms there in sum, 3.4 of them for power, with the card idle.
+Sources: nvml.h (the comments of its functions) and calls on an H100 (tests/data/h100-ollama.json). On that
+idle card the calls of one reading took 4.6 ms in total, 3.4 ms of them for power.
 """
 
 from __future__ import annotations
@@ -21,17 +21,15 @@ _LIBRARY_NOT_FOUND, _FUNCTION_NOT_FOUND, _VERSION_MISMATCH, _ARGUMENT_VERSION = 
 # nvmlReturn_t
 
 _WORDS = {
-    _NOT_SUPPORTED: "its driver does not tell the GPU's memory, which is shared with the machine's",
-    _NO_PERMISSION: "no permission to read it; the unit's DeviceAllow may lack the device",
+    _NOT_SUPPORTED: "the driver does not report GPU memory, because it is shared with main memory",
+    _NO_PERMISSION: "no permission to read the GPU; check DeviceAllow= in the systemd unit",
     _DRIVER_NOT_LOADED: "the NVIDIA driver is not loaded",
     _LIBRARY_NOT_FOUND: "no NVIDIA driver on this machine (libnvidia-ml.so.1 was not found)",
-    _VERSION_MISMATCH: "the NVIDIA driver was replaced while it was in use; restart the machine",
-    15: "the GPU is lost: it does not answer on its bus; restart the machine",
+    _VERSION_MISMATCH: "the NVIDIA driver was updated while it was in use; restart the machine",
+    15: "the GPU has fallen off the bus; restart the machine",
     16: "the GPU must be reset before it can be used again",
 }
-_NO_CARD = (
-    "the NVIDIA driver lists no GPU; if `nvidia-smi` shows one, the unit's DeviceAllow may lack the device"
-)
+_NO_CARD = "the NVIDIA driver lists no GPU; if `nvidia-smi` shows one, check DeviceAllow= in the systemd unit"
 
 _IDLE_AND_SETTINGS = 0x1 | 0x2 | 0x100
 _THROTTLE = (
@@ -49,10 +47,10 @@ _READS_TILL_LOST_ARE_SOUGHT = 60
 
 
 def throttle_words(bits: int) -> tuple[str, ...]:
-    """NVML's reasons for lowered clocks, in words; an idle card and clocks that somebody set are none.
+    """Return NVML's reasons for reduced clocks as text. An idle card and clocks set by a user are no reasons.
 
-    `slower partner`: clocks are kept together with another card's (sync boost).
-    `hardware`: the card slowed itself down and does not say whether for heat or for power.
+    `slower partner`: the clocks are synchronised with a slower card (sync boost).
+    `hardware`: the card throttles itself and does not report whether because of heat or power.
     """
     words = [word for mask, word in _THROTTLE if bits & mask]
     if bits & _HARDWARE and not bits & (0x40 | 0x80):
@@ -66,15 +64,15 @@ def throttle_words(bits: int) -> tuple[str, ...]:
 
 
 class NvmlCards:
-    """All cards of this machine. A `CardProbe`; not for several threads at once.
+    """All cards of this machine. Implements `CardProbe`; not thread-safe.
 
-    The library is loaded at the first reading. After an error it is shut down, and initialised anew at the
-    next reading, so that a driver that returns is seen. A lost card does not hide the others: it is left out,
-    and sought again every 60 readings.
+    The library is loaded at the first reading. After an error it is shut down and initialised again at the
+    next reading, so that a driver that recovers is found. A lost card does not hide the others: it is left
+    out and searched for again every 60 readings.
 
     Args:
         nvml: The module to call; None: `pynvml`.
-        only: NVML's numbers of the cards to read; None: all. (CUDA may number cards in another order.)
+        only: NVML indices of the cards to read; None: all. (CUDA may number cards in another order.)
     """
 
     def __init__(self, nvml: Any = None, *, only: tuple[int, ...] | None = None) -> None:
@@ -84,13 +82,13 @@ class NvmlCards:
         self._reads_with_a_loss = 0
 
     def read(self) -> tuple[Card, ...]:
-        """All cards now, a MIG instance being a card of its own.
+        """Read all cards; each MIG instance counts as a card.
 
         Raises:
-            NoReading: none can be read; `lasting` where there is no driver or card, or none tells its memory.
+            NoReading: no card can be read; `lasting` without a driver or card, or if no card reports memory.
         """
         if self._nvml is None:
-            import pynvml  # here, since most machines that only queue jobs have no card
+            import pynvml  # imported here, because most machines that only queue jobs have no card
 
             self._nvml = pynvml
         if self._reads_with_a_loss >= _READS_TILL_LOST_ARE_SOUGHT:
@@ -112,7 +110,7 @@ class NvmlCards:
         """Shut the library down; the next reading initialises it."""
         if self._ready:
             self._ready = False
-            # A driver that is gone cannot say goodbye.
+            # Shutting down fails if the driver is gone.
             with contextlib.suppress(self._nvml.NVMLError):
                 self._nvml.nvmlShutdown()
 
@@ -140,7 +138,7 @@ class NvmlCards:
         return tuple(cards)
 
     def _cards_at(self, index: int) -> Iterable[Card]:
-        """The card of this number, or its MIG instances."""
+        """Return the card with this index, or its MIG instances."""
         nvml = self._nvml
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         mode = self._optional(lambda: nvml.nvmlDeviceGetMigMode(handle))
@@ -150,7 +148,7 @@ class NvmlCards:
         return instances or [self._card(index, handle, mig="on")]
 
     def _instances(self, index: int, handle: Any) -> Iterator[Card]:
-        """The MIG instances that can be read; their numbers may have gaps."""
+        """Yield the MIG instances that can be read; their numbers may have gaps."""
         nvml = self._nvml
         most = self._optional(lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0
         for number in range(most):
@@ -159,10 +157,10 @@ class NvmlCards:
                 yield self._card(index, instance, mig=str(number), chip=handle)
 
     def _card(self, index: int, handle: Any, *, mig: str | None = None, chip: Any = None) -> Card:
-        """One card or instance.
+        """Read one card or instance.
 
-        NVML tells heat and clocks of the whole `chip` alone, and they hold for each instance. Its power does
-        not: whoever added it up over instances would count it several times.
+        NVML reports temperature and clocks only for the whole `chip`; they apply to each instance. Power is
+        left out for instances, because a sum over them would count it several times.
         """
         nvml = self._nvml
         total, free, reserved = self._memory(handle)
@@ -198,10 +196,10 @@ class NvmlCards:
         )
 
     def _memory(self, handle: Any) -> tuple[int, int, int | None]:
-        """Bytes in all, free, and reserved by the driver.
+        """Return bytes: total, free, and reserved by the driver.
 
-        The first version of the call counts the reserved part as used, the second tells it apart (since
-        driver 510), so what is used is taken as what is not free: the same by both.
+        Version 1 of the call counts the reserved part as used, version 2 reports it separately (since driver
+        510). Used memory is therefore computed as total minus free, which is the same in both versions.
         """
         nvml = self._nvml
         try:
@@ -214,10 +212,10 @@ class NvmlCards:
         return int(info.total), int(info.free), int(info.reserved)
 
     def _processes(self, handle: Any) -> dict[int, int | None] | None:
-        """Process id -> bytes, of programs that compute or draw; ids as the driver's machine numbers them.
+        """Return process id -> bytes for compute and graphics processes, in the host's pid namespace.
 
-        None where NVML does not tell, since a part of the list would make known programs look absent. Cards
-        that cannot draw refuse the second list alone, which is then empty.
+        None if NVML does not report a list, because an incomplete list would make known programs look absent.
+        Cards without graphics refuse only the second list, which then counts as empty.
         """
         nvml = self._nvml
         try:
@@ -231,7 +229,7 @@ class NvmlCards:
                 return None
         sizes: dict[int, int | None] = {}
         for listed in lists:
-            # In both lists a program has the same size twice; two entries in one list are two parts of it.
+            # A program in both lists has the same size in both; two entries in one list are added up.
             here: dict[int, int | None] = {}
             for process in listed:
                 size, before = process.usedGpuMemory, here.get(process.pid, 0)
@@ -240,10 +238,10 @@ class NvmlCards:
         return sizes
 
     def _listed(self, kind: str, handle: Any) -> list[Any]:
-        """The programs that NVML lists of this kind, by the call of driver 510 and later or the one before.
+        """List the programs of this kind, with the call of driver 510 and later or the older one.
 
-        By their versions, since pynvml's functions without one raise an error outside of its tree with an
-        older driver.
+        The version is explicit, because with an older driver pynvml's functions without a version raise an
+        error that is not an NVMLError.
         """
         call = f"nvmlDeviceGet{kind}RunningProcesses"
         try:
@@ -254,16 +252,16 @@ class NvmlCards:
             return list(getattr(self._nvml, f"{call}_v2")(handle))
 
     def _first(self, *calls: Callable[[], T]) -> T | None:
-        """What the first of these calls says that works."""
+        """Return the result of the first of these calls that works."""
         for call in calls:
             if (told := self._optional(call)) is not None:
                 return told
         return None
 
     def _optional(self, call: Callable[[], T]) -> T | None:
-        """What this call says; None where it fails: a field that is missing must not cost the memory reading.
+        """Return the result of this call; None if it fails, so that a missing field does not end the reading.
 
-        Besides NVML's errors: functions that this pynvml lacks, and names that are no UTF-8.
+        Also catches functions that this pynvml lacks, and names that are not UTF-8.
         """
         try:
             return call()
@@ -272,5 +270,5 @@ class NvmlCards:
 
 
 def _words(error: Any) -> str:
-    """What an NVMLError means for whoever runs the service."""
-    return _WORDS.get(error.value) or f"NVML says: {error}"
+    """Explain an NVMLError to the administrator."""
+    return _WORDS.get(error.value) or f"NVML error: {error}"

@@ -1,4 +1,4 @@
-"""Whose memory it is: which processes hold a model of ours, and whether main memory is ours to free."""
+"""Decides which processes hold a model that we loaded, and whether unloading it would free main memory."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ HOST_SHARE = 0.1
 
 
 class Ours:
-    """Processes that hold a model which was loaded from here.
+    """Processes that hold a model that spoolama loaded.
 
-    A name tells nothing: others run an Ollama or a llama-server of their own on the same machine. So ours is
-    our own engine's process, and else whatever came while a load of ours was under way. Where a load brought
-    no new process the server held the model already, and it may be any of those that are there: then all
-    count, until the model is released and loaded again. Before the first load nothing is ours.
+    The process name does not decide, because others can run their own Ollama or llama-server on the same
+    machine. Ours are the process of our own engine and every process that appears during one of our loads. If
+    a load starts no new process, the server already held the model, in any of the existing processes; then
+    all of them count until the model is unloaded and loaded again. Before the first load no process is ours.
     """
 
     def __init__(self) -> None:
         self.pids: frozenset[int] = frozenset()
         self._before: frozenset[int] | None = None
-        """Processes that were there when a load began; None: no load is under way or to be judged."""
+        """Processes that existed when a load began; None: no load is in progress or waits for a reading."""
         self._ended_at: float | None = None
 
     def begins(self, runners: Collection[Runner]) -> None:
-        """A load of ours begins, with these processes there."""
+        """Record that a load of ours begins while these processes exist."""
         if self._before is None:
             self._before = frozenset(runner.pid for runner in runners)
         self._ended_at = None
 
     def ended(self, at: float) -> None:
-        """It has ended; a reading from then on shows what it brought."""
+        """Record that the load has ended; a reading after `at` shows the new processes."""
         self._ended_at = at
 
     def failed(self) -> None:
-        """It brought nothing that stays."""
+        """Record that the load failed."""
         self._before = self._ended_at = None
 
     def released(self) -> None:
-        """Our models were released."""
+        """Record that our models were unloaded."""
         self.pids = frozenset()
 
     def look(self, seen: SeenHost) -> None:
-        """Take a reading in; one that is too old changes nothing."""
+        """Evaluate a reading; a stale one changes nothing."""
         if not seen.known:
             return
         now = frozenset(runner.pid for runner in seen.runners)
@@ -60,10 +60,10 @@ class Ours:
 
 
 def frees_host(host: Host, runners: Collection[Runner]) -> bool:
-    """Whether releasing models would free a part of main memory that matters: a tenth of it.
+    """Whether unloading our models would free at least a tenth of main memory.
 
-    A model on a card has hardly any, and what others have of it no release of ours gives back. Pages of
-    files, such as mapped weights, are no matter: the kernel takes them back by itself.
+    A model on a card uses little main memory. Pages of files, such as mapped weights, do not count, because
+    the kernel reclaims them by itself.
     """
     held = sum(r.rss_bytes if r.anonymous_bytes is None else r.anonymous_bytes for r in runners)
     return held >= HOST_SHARE * host.total_bytes

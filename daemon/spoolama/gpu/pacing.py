@@ -1,4 +1,4 @@
-"""How often a model may be released and loaded again for want of memory. Pure."""
+"""Limits how often a model is loaded again after it was unloaded because of memory pressure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _FIRST_S = 60.0
 
 
 def wait_before_load(releases: Sequence[float], now: float) -> float:
-    """Seconds until the model may be loaded again.
+    """Return the seconds until the model may be loaded again.
 
-    The first time at once, then a minute after the release, two minutes, four and so on, counted over the
-    last hour. So there are at most seven such loads in any hour, whatever memory does.
+    After the first unload in the last hour this is 0; then 1 min after the unload, 2 min, 4 min and so on. So
+    there are at most seven such loads in any hour.
 
     Args:
-        releases: When it was released for want of memory, latest last.
-        now: The same clock.
+        releases: Times at which the model was unloaded because of memory pressure, oldest first.
+        now: The current time of the same clock.
     """
     recent = [at for at in releases if now - at < HOUR_S]
     if len(recent) < 2:

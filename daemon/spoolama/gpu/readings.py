@@ -1,6 +1,6 @@
-"""What is known of memory at one moment: cards, this machine, the model's process, what the server lists.
+"""Defines the memory readings of one moment: cards, this machine, model processes, the server's models.
 
-Nothing here decides. None means everywhere: it could not be read, and nobody guesses.
+None always means that the value could not be read.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ class Card:
     """One GPU, or one MIG instance of one."""
 
     index: int
-    """NVML's number of the card."""
+    """NVML index of the card."""
     name: str
     total_bytes: int
     used_bytes: int
-    """What is not free: programs' memory and the driver's own."""
+    """Total minus free: memory of programs and of the driver."""
     uuid: str | None = None
     reserved_bytes: int | None = None
-    """The driver's own part of `used_bytes` (480 MiB on an H100); NVML's second memory call tells it."""
+    """The driver's part of `used_bytes` (480 MiB on an H100), from version 2 of NVML's memory call."""
     processes: Mapping[int, int | None] | None = None
-    """Process id -> bytes on this card, None where its size is not told; None as a whole: not permitted."""
+    """Process id -> bytes on this card (None: size not reported); None as a whole: not permitted."""
     temperature_c: int | None = None
     power_w: float | None = None
     power_limit_w: float | None = None
     throttled: tuple[str, ...] | None = None
-    """Why the clocks are lowered, in words: `power`, `heat`, ...; empty: they are not."""
+    """Why the clocks are reduced: `power`, `heat`, ...; empty: they are not."""
     mig: str | None = None
-    """Of a MIG instance, its number; `on` for a card that is cut up while its instances cannot be read."""
+    """The number of a MIG instance; `on` for a card in MIG mode whose instances cannot be read."""
 
     @property
     def free_bytes(self) -> int:
-        """What a program could still get."""
+        """Memory that a program can still allocate."""
         return max(0, self.total_bytes - self.used_bytes)
 
 
@@ -50,9 +50,9 @@ class Runner:
     pid: int
     name: str
     rss_bytes: int
-    """Resident memory, weights that it maps included."""
+    """Resident memory, including mapped weights."""
     anonymous_bytes: int | None = None
-    """The part that no file stands behind; llama-server's prompt cache grows here."""
+    """The part that is not backed by a file; it contains llama-server's prompt cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,36 +64,36 @@ class Host:
     swap_total_bytes: int = 0
     swap_free_bytes: int = 0
     bound: str | None = None
-    """What bounds it, where that is less than the machine: `memory.max of the unit`."""
+    """What limits the memory if that is less than the machine has: `memory.max of NAME`."""
 
     @property
     def used_bytes(self) -> int:
-        """What programs hold that cannot be taken back."""
+        """Memory in use that the kernel cannot reclaim."""
         return max(0, self.total_bytes - self.available_bytes)
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """One record a second."""
+    """One set of readings; there is one every second."""
 
     at: float
     """Monotonic seconds."""
     cards: tuple[Card, ...] | None
-    """None: no card can be read, and `blind` says why."""
+    """None: no card can be read, and `blind` has the reason."""
     blind: str | None = None
-    """Why the cards cannot be read now, in words."""
+    """Why the cards cannot be read now."""
     host: Host | None = None
     runners: tuple[Runner, ...] = ()
     models: tuple[HeldModel, ...] | None = None
-    """What the server lists; None: it was not asked, or does not list."""
+    """The models that the server lists; None: it was not asked, or it has no such list."""
 
 
 class NoReading(Exception):
     """The cards cannot be read.
 
     Args:
-        reason: In words.
-        lasting: Nothing will change while the service runs: there is no NVIDIA card or driver.
+        reason: Text for people.
+        lasting: There is no NVIDIA card or driver, so nothing changes while the service runs.
     """
 
     def __init__(self, reason: str, *, lasting: bool = False) -> None:
@@ -103,23 +103,23 @@ class NoReading(Exception):
 
 
 class CardProbe(Protocol):
-    """Reads the cards. May block for ever, so it is called from a thread of its own."""
+    """Reads the cards. May block forever, so it is called from its own thread."""
 
     def read(self) -> tuple[Card, ...]:
-        """All cards now.
+        """Read all cards.
 
         Raises:
-            NoReading: there are none, or the driver does not answer.
+            NoReading: there is no card, or the driver does not answer.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NoCards:
-    """A machine without cards, or one whose cards say nothing of a server elsewhere."""
+    """A machine without cards, or a machine other than the server's."""
 
     reason: str = field(default="no NVIDIA GPU on this machine")
 
     def read(self) -> tuple[Card, ...]:
-        """Nothing."""
+        """Always raise `NoReading`."""
         raise NoReading(self.reason, lasting=True)

@@ -1,4 +1,4 @@
-"""Whether a load fits: what it needs, held against what is free below the critical mark."""
+"""Checks whether a model fits into the free memory below the critical mark, on cards or in main memory."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ Where = Literal["card", "host"]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a load takes, as far as it is known before it."""
+    """The memory that a load needs, as known before the load."""
 
     size_bytes: int
     where: Where
     words: str = ""
-    """Of what it is made."""
+    """The parts of the size, as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Room:
 
     fits: bool
     why: str
-    """In words, for the status and the log."""
+    """The reason, as text for the status and the log."""
     ever: bool = True
-    """Whether it would fit if nothing else were there."""
+    """Whether it would fit if the memory were otherwise empty."""
     lacks_bytes: int = 0
-    """What is lacking now."""
+    """How many bytes are missing now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,65 +56,65 @@ class Taken:
     """Memory in use at one moment; None: not known."""
 
     cards_bytes: int | None = None
-    """On all cards that count, by everybody."""
+    """On all cards that count, by all processes."""
     runners_bytes: int | None = None
-    """Of it by processes that hold models."""
+    """The part of it that model processes use."""
     runners_rss_bytes: int | None = None
-    """Resident memory of these."""
+    """Resident memory of the model processes."""
 
 
 class Memory(Protocol):
-    """What the engine sees of the memory watchdog."""
+    """The interface of the memory watchdog for the engine."""
 
     @property
     def level(self) -> Level:
-        """How tense memory is."""
+        """The memory pressure."""
         ...
 
     @property
     def where(self) -> Where:
-        """Which memory decides that."""
+        """Which memory determines the level."""
         ...
 
     @property
     def words(self) -> str:
-        """Why, in words."""
+        """The reason for the level, as text."""
         ...
 
     def room(self, need: Need | None) -> Room:
-        """Whether a load of this need fits, by its size; one whose need is not known does."""
+        """Whether a load of this size fits; a load of unknown size (None) always does."""
         ...
 
     def most_bytes(self, where: Where) -> int | None:
-        """What a load may take there were nothing else in memory; None: not known."""
+        """The bytes that a load may take there if the memory is otherwise empty; None: not known."""
         ...
 
     def taken(self) -> Taken:
-        """What is in use now."""
+        """The memory in use now."""
         ...
 
     def loading(self) -> AbstractContextManager[None]:
-        """To be held while a model is loaded."""
+        """Context manager to hold while a model is loaded."""
         ...
 
     async def looked(self) -> None:
-        """Wait for the next look at memory."""
+        """Wait for the next reading."""
         ...
 
     def did(self, action: str, **facts: object) -> None:
-        """Something was done about memory: for the log, the status and the metrics."""
+        """Record an action for the log, the status and the metrics."""
         ...
 
 
 class Unwatched:
-    """Nobody watches memory: everything fits. For tests, and for servers of which nothing can be known."""
+    """Memory without a watchdog: everything fits. For tests, and for servers whose memory is unknown."""
 
     level = Level.OK
     where: Where = "card"
     words = "memory is not watched"
 
     def room(self, need: Need | None) -> Room:  # noqa: ARG002
-        """Always."""
+        """Always fits."""
         return Room(fits=True, why=self.words)
 
     def most_bytes(self, where: Where) -> int | None:  # noqa: ARG002
@@ -126,27 +126,27 @@ class Unwatched:
         return Taken()
 
     def loading(self) -> AbstractContextManager[None]:
-        """Nobody cares."""
+        """A context manager without effect."""
         return nullcontext()
 
     async def looked(self) -> None:
-        """For ever: nobody looks."""
+        """Wait forever: there are no readings."""
         await asyncio.Event().wait()
 
     def did(self, action: str, **facts: object) -> None:
-        """Nobody keeps it."""
+        """Do nothing."""
 
 
 def room_on_cards(
     need: Need, cards: Sequence[Card], limits: Mapping[int, Limits], *, reclaimed_bytes: int = 0
 ) -> Room:
-    """Whether a model fits on one card, or spread over all of them, below their critical marks.
+    """Check whether a model fits on one card, or spread over all cards, below their critical marks.
 
     Args:
         need: The load.
-        cards: As read now.
-        limits: By the card's place in `cards`.
-        reclaimed_bytes: What the server gives back by itself for a load: its other models.
+        cards: The latest reading.
+        limits: Limits by the index of the card in `cards`.
+        reclaimed_bytes: Memory that the server frees by itself for a load, by unloading its other models.
     """
     free = [max(0, limits[n].critical_bytes - card.used_bytes) for n, card in enumerate(cards)]
     empty = [limits[n].critical_bytes - (card.reserved_bytes or 0) for n, card in enumerate(cards)]
@@ -160,12 +160,12 @@ def room_on_cards(
 
 
 def together(cards: Sequence[Card], sizes: Sequence[int]) -> int:
-    """What one model may have of these bytes on each card: CUDA shows a process one MIG instance alone."""
+    """Bytes that one model can use on all cards; with MIG on one, as CUDA gives a process one instance."""
     return max(sizes, default=0) if any(card.mig for card in cards) else sum(sizes)
 
 
 def room_on_host(need: Need, host: Host, limits: Limits) -> Room:
-    """Whether a load fits into this machine's memory below its critical mark."""
+    """Check whether a load fits into this machine's memory below its critical mark."""
     free = max(0, limits.critical_bytes - host.used_bytes)
     there = f"{in_gb(free)} of {in_gb(host.total_bytes)} of this machine's memory may still be taken"
     words = need.words or f"it needs {in_gb(need.size_bytes)}"

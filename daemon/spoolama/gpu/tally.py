@@ -1,4 +1,4 @@
-"""What a job's memory was like: time in each state, peak and mean, what was done about it."""
+"""Collects memory metrics of a job: seconds at each level, peak, mean, level changes and actions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from spoolama.gpu.readings import Readings
 __all__ = ["MOST_EVENTS", "MemoryTally"]
 
 MOST_EVENTS = 200
-"""Changes and actions that are kept one by one; all of them are counted."""
+"""How many changes and actions are kept in full; further ones are only counted."""
 
 
 class MemoryTally:
-    """Adds up readings while a job runs; a later run of the same job goes on with `before`.
+    """Adds up readings while a job runs; a later run of the same job continues from `before`.
 
     Args:
-        before: What `to_json` gave at the end of an earlier run.
+        before: The result of `to_json` at the end of an earlier run.
     """
 
     def __init__(self, before: Mapping[str, Any] | None = None) -> None:
@@ -40,7 +40,7 @@ class MemoryTally:
         self._changes = int(known.get("changes", 0))
 
     def add(self, readings: Readings, level: Level, seconds: float) -> None:
-        """A record that stands for so many seconds."""
+        """Add a reading that covers this many seconds."""
         self._seconds[level] += seconds
         if readings.cards is None:
             self._blind_s += seconds
@@ -62,17 +62,17 @@ class MemoryTally:
             self._host_peak = max(self._host_peak or 0, readings.host.used_bytes)
 
     def changed(self, at: float, event: Mapping[str, Any]) -> None:
-        """The level changed.
+        """Record a change of the level.
 
         Args:
             at: Seconds since the epoch.
-            event: From, to, and the readings then.
+            event: The old and the new level, and the readings at that time.
         """
         self._changes += 1
         self._keep({"at": round(at, 1), **event})
 
     def did(self, at: float, action: str, facts: Mapping[str, Any]) -> None:
-        """Something was done."""
+        """Record an action."""
         self._actions[action] += 1
         self._keep({"at": round(at, 1), "action": action, **facts})
 
@@ -81,7 +81,7 @@ class MemoryTally:
             self._events.append(event)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; null is what was never read."""
+        """Return plain values; null for values that were never read."""
         return {
             "seconds": {str(level): round(self._seconds[level], 1) for level in Level},
             "seconds_without_reading": round(self._blind_s, 1),

@@ -1,6 +1,6 @@
-"""The memory watchdog: one look a second at cards and machine, and the level that follows.
+"""Watches the memory of cards and machine once per second and sets the memory pressure level.
 
-It decides nothing about rows: the engine and the service ask it (`gpu/room.Memory`) and act.
+It takes no action itself: the engine and the service query it (`gpu/room.Memory`) and act.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ __all__ = ["CardSource", "MemoryWatchdog", "Seen"]
 
 EVERY_S = 1.0
 _LISTED_FOR_S = 30.0
-"""What the server listed so long ago says nothing any more."""
+"""A list of models older than this is discarded."""
 HOST_MARKS = Marks(high=0.9, critical=0.95, keep_free_gb=0.0)
 
 
 class Seen(Protocol):
-    """The latest the cards told."""
+    """The latest reading of the cards."""
 
     @property
     def cards(self) -> tuple[Card, ...] | None:
-        """None: they cannot be read."""
+        """The cards; None if they cannot be read."""
         ...
 
     @property
     def blind(self) -> str | None:
-        """Why."""
+        """Why they cannot be read."""
         ...
 
 
 class CardSource(Protocol):
-    """Has the latest reading of the cards ready; never blocks."""
+    """Provides the latest reading of the cards; never blocks."""
 
     def latest(self) -> Seen:
-        """The latest."""
+        """Return the latest reading."""
         ...
 
 
 _Key = str | int
-"""A card: its uuid, since a lost one moves the places of those behind it; its place where it tells none."""
+"""Key of a card: its uuid, since a lost card shifts the indices of later ones; its index if it has none."""
 
 
 def _by_key(readings: Readings) -> dict[_Key, Card]:
@@ -69,21 +69,21 @@ class _Job:
 
 
 class MemoryWatchdog:
-    """Looks once a second, and says how tense memory is.
+    """Evaluates the readings once per second and provides the memory pressure level.
 
     Args:
-        cards: Has the cards' latest reading.
-        host: This machine's memory; None: the server is elsewhere, and its memory cannot be known. One that
-            is not in a thread is read at each look, and may not block.
-        clock: Time.
-        marks: The service's limits of cards.
-        host_marks: The same of this machine's memory.
+        cards: Provides the latest reading of the cards.
+        host: Source of this machine's memory; None if the server runs elsewhere, where its memory cannot be
+            read. A source without a thread is read at each look and must not block.
+        clock: The clock.
+        marks: The service's limits for cards.
+        host_marks: The service's limits for this machine's memory.
         rules: Times of the state machine.
-        only: NVML's numbers of the cards that count; empty: all.
-        on_cards: Whether the server puts models on cards by itself. If not, a card counts only while a
-            model's process has memory on it.
-        pids: Process ids of our own engine, where `host` is not in a thread, which knows them itself.
-        on_change: Told of each change of level and of each action: an event's name and its facts.
+        only: NVML indices of the cards that count; empty: all.
+        on_cards: Whether the server places models on cards by itself. If not, a card counts only while a
+            model process has memory on it.
+        pids: Returns the process ids of our own engine; not used if `host` is a `HostThread`.
+        on_change: Called with an event name and its fields at each change of level and at each action.
         every_s: Seconds between two looks.
     """
 
@@ -116,9 +116,9 @@ class MemoryWatchdog:
         self.on_change = on_change
         self._every_s = every_s
         self._states: dict[_Key | None, State] = {}
-        """By card; None: this machine's memory."""
+        """State of each card; key None: this machine's memory."""
         self._mattered: list[_Key] = []
-        """The cards that counted when they were read last."""
+        """The cards that counted at the last reading."""
         self._looked = asyncio.Event()
         self._models: tuple[float, tuple[HeldModel, ...]] | None = None
         self._job: _Job | None = None
@@ -126,17 +126,17 @@ class MemoryWatchdog:
         self._seen_host = SeenHost(clock.monotonic())
         self._ours = Ours()
         self._host_is_ours = False
-        """Whether main memory counts, since a part of it that matters is our models'."""
+        """Whether main memory counts because our models use a large part of it."""
         self._host_told = False
         self._loading = 0
-        """Loads of our own that are under way."""
+        """Number of our own loads in progress."""
         self.latest: Readings | None = None
         self.level = Level.OK
         self.where: Where = "card"
-        self.words = "nothing was read yet"
+        self.words = "memory has not been read yet"
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Evaluate readings until cancelled."""
         try:
             while True:
                 if self._host is not None and self._threaded:
@@ -154,11 +154,11 @@ class MemoryWatchdog:
             self._host.read_once()
 
     def look(self) -> None:
-        """One look: take the latest readings, step, and tell whoever waits."""
+        """Evaluate the latest readings once, update the level and wake waiters."""
         now, seen = self._clock.monotonic(), self._cards.latest()
         cards = seen.cards
         if cards is not None:
-            # A card that does not tell its size is no reading: every mark of it would be reached.
+            # Ignore a card that reports no size: with a total of 0 every mark would be reached.
             counting = (c for c in cards if c.total_bytes > 0 and (not self.only or c.index in self.only))
             cards = tuple(counting) or None
         if self._host is not None:
@@ -168,7 +168,7 @@ class MemoryWatchdog:
         self.latest = readings = Readings(
             at=now,
             cards=cards,
-            blind=None if cards else seen.blind or "none of the cards that count is there",
+            blind=None if cards else seen.blind or "none of the selected cards is present",
             host=self._seen_host.host,
             runners=self._seen_host.runners,
             models=models[1] if models is not None and now - models[0] <= _LISTED_FOR_S else None,
@@ -184,11 +184,11 @@ class MemoryWatchdog:
         self._looked = asyncio.Event()
 
     def listed(self, models: tuple[HeldModel, ...] | None) -> None:
-        """What the model server lists, as somebody just asked it."""
+        """Store the list of models that the server has just returned."""
         self._models = None if models is None else (self._clock.monotonic(), models)
 
     def _gauges(self, readings: Readings) -> Iterator[tuple[_Key | None, int | None, Limits | None]]:
-        """Each thing that is measured: which, bytes in use, limits."""
+        """Yield key, bytes in use and limits of each card and of this machine."""
         cards = _by_key(readings)
         for key, card in cards.items():
             yield key, card.used_bytes, self.limits_of(card)
@@ -201,18 +201,18 @@ class MemoryWatchdog:
             yield None, None, None
 
     def limits_of(self, card: Card) -> Limits:
-        """The limits in force on a card: the service's, and a job's where they are lower."""
+        """Return the limits of a card: the service's, or the job's if they are lower."""
         limits = self.marks.limits(card.total_bytes)
         if self._job is not None and self._job.marks is not None:
             limits = stricter(limits, self._job.marks.limits(card.total_bytes))
         return limits
 
     def _settle(self, readings: Readings) -> None:
-        """The level of all: of the cards that matter, and of this machine."""
+        """Set the overall level: the highest of the cards that count and of this machine."""
         self._mattered = self._mattering(readings)
         keys: list[_Key | None] = [None] if None in self._states and self._host_counts(readings) else []
         counting = [(key, self._states[key]) for key in (*keys, *self._mattered)]
-        # Of two that are equally tense the card is told.
+        # At equal levels report the card.
         key, state = max(counting, key=lambda c: (c[1].level, c[0] is not None), default=(None, State()))
         place = None if key is None else [*_by_key(readings), key].index(key)
         before, self.level = self.level, state.level
@@ -225,26 +225,26 @@ class MemoryWatchdog:
                 self._job.tally.changed(self._clock.time(), {"reason": self.words, **facts})
 
     def _mattering(self, readings: Readings) -> list[_Key]:
-        """Cards on which a model of ours has memory (`gpu/ours.py`); if there is none, that with most room.
+        """Return the cards that hold a model of ours (`gpu/ours.py`), or else the card with most free memory.
 
-        A server takes the card with most room, or spreads a model over all. A card that others have filled,
-        and on which nothing of ours is, is none of our business.
+        A server uses the card with most free memory, or spreads a model over all cards. A card that other
+        programs have filled and that holds no model of ours does not count.
         """
         cards = readings.cards
         if cards is None:
-            return self._mattered  # until they are ok, being blind
+            return self._mattered  # without readings their level becomes ok after `fall_s`
         by_key = _by_key(readings)
         ours = [key for key, card in by_key.items() if self._ours.pids & set(card.processes or ())]
         if ours or not self._on_cards:
             return ours
-        # By level first: of two cards that take turns the one that is ok stays it.
+        # Sort by level first, so that the choice does not alternate between two similar cards.
         return sorted(by_key, key=lambda k: (self._states[k].level, -by_key[k].free_bytes))[:1]
 
     def _host_counts(self, readings: Readings) -> bool:
-        """Whether main memory decides: not where the models are on a card, and others have filled it.
+        """Whether main memory counts: not if the models are on a card and other programs have filled it.
 
-        Once it counts it does so until it is ok: after a release nothing of it is ours any more, and a load
-        at that moment would fill it again.
+        Once it counts, it counts until its level is ok: after an unload no part of it is ours any more, and a
+        load at that moment would fill it again.
         """
         state = self._states[None]
         if readings.host is not None:
@@ -254,13 +254,15 @@ class MemoryWatchdog:
         counts = self._host_is_ours or not self._on_cards or readings.cards is None
         told = state.level is not Level.OK and not counts
         if told and not self._host_told:
-            words = f"{in_words(readings, None, state)}, by others: the models are on cards, and go on"
+            words = (
+                f"{in_words(readings, None, state)}; other programs use it, so models on GPUs keep running"
+            )
             self.on_change("memory.action", {"action": "main_memory_left_to_others", "reason": words})
         self._host_told = told
         return counts
 
     def _say_blind(self, readings: Readings) -> None:
-        """Once for each time that the cards cannot be read, and once when they can be again."""
+        """Log one event when the cards become unreadable and one when they are readable again."""
         lost = readings.cards is None and readings.blind != NOT_YET
         if lost and self._said_blind is None:
             self.on_change("memory.blind", {"reason": readings.blind or "no reading"})
@@ -268,13 +270,13 @@ class MemoryWatchdog:
             self.on_change("memory.seen", {"cards": len(readings.cards or ())})
         self._said_blind = (readings.blind or "no reading") if lost else None
 
-    # What the engine and the service ask.
+    # Interface for the engine and the service.
 
     def room(self, need: Need | None) -> Room:
-        """Whether a load fits now, by its size; the level is another question."""
+        """Whether a load of this size fits now; this does not consider the level."""
         readings = self.latest
         if readings is None or readings.blind == NOT_YET:
-            # A service that has just begun: a card that is full would be taken for one with room.
+            # The service has just started: without a reading a full card would look empty.
             return Room(fits=False, why=NOT_YET)
         if need is not None and need.where == "host" and self._seen_host.not_yet:
             return Room(fits=False, why="this machine's memory has not been read yet")
@@ -289,7 +291,7 @@ class MemoryWatchdog:
         return Room(fits=True, why=self.words)
 
     def most_bytes(self, where: Where) -> int | None:
-        """What a load may take below the critical mark, were nothing else in memory; None: not known."""
+        """The bytes below the critical mark if the memory is otherwise empty; None: not known."""
         readings = self.latest
         if readings is None:
             return None
@@ -302,7 +304,7 @@ class MemoryWatchdog:
         return together(readings.cards, empty)
 
     def taken(self) -> Taken:
-        """What is in use now."""
+        """The memory in use now."""
         readings = self.latest
         if readings is None:
             return Taken()
@@ -320,7 +322,7 @@ class MemoryWatchdog:
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """While a model is loaded by us its climb is no trend, and what comes is ours."""
+        """While we load a model, rising memory use is not a trend, and new processes are ours."""
         self._ours.begins(self._seen_host.runners)
         self._loading += 1
         try:
@@ -336,15 +338,15 @@ class MemoryWatchdog:
                 self._host.look_again()
 
     async def looked(self) -> None:
-        """Wait for the next look."""
+        """Wait for the next reading."""
         await self._looked.wait()
 
     def did(self, action: str, **facts: object) -> None:
-        """Something was done about memory."""
+        """Record an action."""
         if action == "released":
             self._ours.released()
         if action in ("released", "idle_released"):
-            self._models = None  # what they took shows on the cards now, and would be counted twice
+            self._models = None  # their memory is free on the cards now and would be counted twice
         self.on_change("memory.action", {"action": action, **facts, "reason": self.words})
         if self._job is not None:
             self._job.tally.did(self._clock.time(), action, {**facts, "reason": self.words})
@@ -353,12 +355,12 @@ class MemoryWatchdog:
     def during(
         self, job: str, marks: Marks | None = None, before: Mapping[str, Any] | None = None
     ) -> Iterator[MemoryTally]:
-        """While a job runs: its own limits are in force, and its tally is kept.
+        """Apply a job's limits and collect its memory metrics while it runs.
 
         Args:
-            job: Its name.
-            marks: Its sidecar's limits; None: the service's alone.
-            before: The tally of the job's earlier runs.
+            job: The name of the job.
+            marks: The limits in its sidecar; None: only the service's limits apply.
+            before: The memory metrics of the job's earlier runs.
         """
         tally = MemoryTally(before)
         self._job = _Job(job, marks, tally)

@@ -1,4 +1,4 @@
-"""Memory in words and figures, for the status, the log and the metrics."""
+"""Describes memory readings as text and as figures for the status, the log and the metrics."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _WORTH_SAYING_S = 600.0
 
 
 def in_words(readings: Readings, place: int | None, state: State) -> str:
-    """The memory that decides, in one line.
+    """Describe in one line the memory that determines the level.
 
     Args:
-        readings: The latest.
-        place: The card's place among the readings; None: this machine's memory.
-        state: Its state.
+        readings: The latest readings.
+        place: Index of the card in the readings; None: this machine's memory.
+        state: State of that card or of the machine.
     """
     card = _card(readings, place)
     if card is not None:
@@ -32,12 +32,12 @@ def in_words(readings: Readings, place: int | None, state: State) -> str:
     else:
         return readings.blind or "memory cannot be read"
     if state.full_in_s is not None and 0 < state.full_in_s < _WORTH_SAYING_S:
-        words += f", critical in {state.full_in_s:.0f} s at this slope"
+        words += f", critical in {state.full_in_s:.0f} s at this rate"
     return words
 
 
 def figures(readings: Readings, place: int | None, state: State) -> dict[str, Any]:
-    """The readings behind a change, for the log and metrics.json."""
+    """Return the readings behind a change, for the log and metrics.json."""
     found: dict[str, Any] = {}
     if state.full_in_s is not None:
         found["full_in_s"] = round(state.full_in_s, 1)

@@ -1,4 +1,4 @@
-"""An answer as its text has it, before any schema."""
+"""Parses the text of an answer, before any schema validation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["parse_answer"]
 
 
 def parse_answer(text: str, *, json: bool) -> object | None:
-    """The answer's value where JSON was asked for; None for free text.
+    """Return the value of an answer if JSON was requested; None for free text.
 
     Raises:
-        RowError: `answer_empty`, or `answer_invalid` where the text is not JSON.
+        RowError: `answer_empty`, or `answer_invalid` if the text is not JSON.
     """
     if not text.strip():
-        raise RowError("answer_empty", "the model answered nothing", answer=text)
+        raise RowError("answer_empty", "the answer is empty", answer=text)
     if not json:
         return None
     try:

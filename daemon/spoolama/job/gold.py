@@ -1,4 +1,4 @@
-"""A known answer, spelled as the model would have to give it: what an anchor carries where there is gold."""
+"""Formats a gold value like an answer of the model, for anchors."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["gold_answers"]
 
 
 def gold_answers(sidecar: Sidecar, fields: Mapping[str, Any], answer: str) -> list[str]:
-    """The row's answer with its gold value in it, in each spelling that may fit `format`.
+    """Return the row's answer with its gold value in it, in each spelling that `format` may accept.
 
-    The caller takes the first one that does. Empty where the row has no gold.
+    The caller takes the first valid one. The list is empty if the row has no gold value.
 
     Args:
-        sidecar: With `gold`, `answer_key` and `format`.
+        sidecar: Provides `gold`, `answer_key` and `format`.
         fields: The row's fields.
-        answer: What the model answered: other keys of an object are taken from it.
+        answer: The model's answer, which provides the other keys of an object.
     """
     if sidecar.gold is None:
         return []
@@ -45,7 +45,7 @@ def gold_answers(sidecar: Sidecar, fields: Mapping[str, Any], answer: str) -> li
 
 
 def _spellings(gold: Any) -> list[Any]:
-    """A CSV cell is a text; the schema may want a number or a truth value."""
+    """Return the value as text and, for a CSV cell, as number or boolean, which the schema may require."""
     found = [gold]
     if isinstance(gold, str):
         text = gold.strip()

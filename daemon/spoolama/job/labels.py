@@ -1,4 +1,4 @@
-"""What of an answer is compared: its label, numbers, and labels that have an order."""
+"""Extracts labels and numbers from answers for comparison, and finds the order of labels."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ _SCALES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("no",), ("maybe", "partly", "unsure"), ("yes",)),
     (("false",), ("true",)),
 )
-"""Words whose order everybody knows; words of one place count as equal."""
+"""Well-known scales; words at the same position count as equal."""
 
 
 _MOST_OF_ORDER = 500
-"""Characters of an enum that the summary shows."""
+"""Maximum characters of an enum in the summary."""
 
 
 def label_of(parsed: object | None, text: str, answer_key: str | None) -> str | None:
-    """What of an answer is compared with `gold`, as a CSV cell would spell it.
+    """Return the part of an answer that is compared with `gold`, formatted as in a CSV cell.
 
     Args:
-        parsed: The answer's value where it is JSON; None: it is text.
+        parsed: The value of a JSON answer; None: the answer is text.
         text: The answer as the model wrote it.
         answer_key: The sidecar's; None: the only key of an object.
 
     Returns:
-        None if the answer has no such key, or null there.
+        None if the answer lacks the key or its value is null.
     """
     value = parsed
     if parsed is None:
@@ -76,7 +76,7 @@ def label_of(parsed: object | None, text: str, answer_key: str | None) -> str | 
 
 
 def number_of(value: Any) -> float | None:
-    """The number a value is or spells; None if it is none."""
+    """Return the number that a value is or contains as text; None if there is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -87,10 +87,10 @@ def number_of(value: Any) -> float | None:
 
 
 def order_of(labels: Iterable[str], enum: list[str] | None) -> tuple[dict[str, float], str] | None:
-    """Ranks for labels, and where the order comes from; None where nothing gives one.
+    """Return ranks for labels and the source of the order; None if there is no order.
 
-    The rule: words of one well-known scale (negative < neutral < positive, low < medium < high, ...) have
-    that order, whatever their case; otherwise labels of the schema's `enum` have the order of the list.
+    Words of one well-known scale (negative < neutral < positive, low < medium < high, ...) have that order,
+    regardless of case. Otherwise labels of the schema's `enum` have the order of the list.
     """
     labels = list(labels)
     plain = {
@@ -109,7 +109,7 @@ def order_of(labels: Iterable[str], enum: list[str] | None) -> tuple[dict[str, f
 
 
 def enum_of(sidecar: Sidecar) -> list[str] | None:
-    """The labels that the schema lists for the compared key, in its order."""
+    """Return the labels that the schema lists for the compared key, in its order."""
     schema: Any = sidecar.format
     if not isinstance(schema, Mapping):
         return None

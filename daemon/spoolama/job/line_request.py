@@ -1,4 +1,4 @@
-"""What an OpenAI batch line asks."""
+"""Defines an OpenAI batch line in the terms of a sidecar."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class LineRequest:
     """An OpenAI batch line in the terms of a sidecar."""
 
     custom_id: str
-    """The row's name."""
+    """The id of the row."""
     model: str | None
-    """The model the line asks for; None: the sidecar's."""
+    """The model that the line requests; None: the sidecar's."""
     messages: tuple[tuple[str, str], ...]
     """Role and text of each message."""
     num_predict: int | None
-    """Upper bound of the answer in tokens; None: the sidecar's `num_predict`, or its default."""
+    """Maximum tokens of the answer; None: the sidecar's `num_predict`, or its default."""
     sampling: Mapping[str, Any]
-    """By Ollama's names; only what the line sets."""
+    """With Ollama's names; only the options that the line sets."""
     format: Mapping[str, Any] | Literal["json"] | None
-    """What constrains the answer."""
+    """JSON Schema (or "json") of the answer."""
     has_format: bool
-    """Whether the line says anything about it; if not, the sidecar's holds."""
+    """Whether the line sets the format; if not, the sidecar's applies."""
     think: bool | str | None
-    """Whether a thinking model thinks; None: the sidecar's."""
+    """Whether a thinking model thinks; None: the sidecar's value."""
     shape: str | None
-    """Digest of model, system message and parameters if the messages are one user's behind at most one system
-    message; None: the line has a history of its own and stands alone."""
+    """Digest of model, system message and parameters if the messages are one user message after at most one
+    system message; None: the line has its own history and shares no conversation."""

@@ -1,4 +1,4 @@
-"""What is recorded of a row: between the engine, which makes it, and the ledger, which keeps it."""
+"""Defines the records of rows and attempts that the engine creates and the ledger stores."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 __all__ = ["Answered", "Attempt", "Failed", "Ranges", "StoredRow", "ranges_of"]
 
 Ranges = tuple[tuple[int, int], ...]
-"""Ordinals as closed ranges over the rows that were answered: ((0, 4), (7, 7))."""
+"""Ordinals of answered rows as closed ranges: ((0, 4), (7, 7))."""
 
 
 def ranges_of(ordinals: Iterable[int]) -> Ranges:
-    """Ascending ordinals as closed ranges."""
+    """Convert ascending ordinals into closed ranges."""
     out: list[tuple[int, int]] = []
     for n in ordinals:
         if out and out[-1][1] == n - 1:
@@ -25,19 +25,19 @@ def ranges_of(ordinals: Iterable[int]) -> Ranges:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """A try of a row that did not answer it."""
+    """A failed attempt to answer a row."""
 
     code: str
-    """Class of failure; `open` if the service died while it was in flight."""
+    """Class of failure; `open` if the service died during the request."""
     counted: bool
-    """Whether it uses up one of the row's tries."""
+    """Whether it uses up one of the row's attempts."""
     bare_tokens: int | None = None
-    """What the row would take behind the bare prefix, at most, where the server's refusal told."""
+    """Upper bound of prefix and row in tokens, from the server's refusal; None: not reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRow:
-    """A row as the ledger has it."""
+    """A row as stored in the ledger."""
 
     ordinal: int
     line: int
@@ -45,36 +45,36 @@ class StoredRow:
     fields: Mapping[str, Any]
     model: str | None
     alone: bool
-    """Stands alone: it is asked without a conversation and leaves no trace in one."""
+    """The row is asked outside of conversations: it sees no other row, and no other row sees it."""
     state: str
     """`pending` or `ok`."""
     attempts: tuple[Attempt, ...] = ()
-    """Earlier tries that did not answer it; only of pending rows."""
+    """Earlier failed attempts; only for pending rows."""
     answer: str | None = None
     turn_tokens: int = 0
-    """Tokens that the row and its answer take in a conversation, as reckoned when it was answered."""
+    """Tokens of the row and its answer in a conversation, computed when it was answered."""
     sight: Ranges = ()
-    """Rows it was answered in sight of."""
+    """The other rows in its prompt."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     logprob: float | None = None
-    """Mean log probability of the answer's tokens, where it was asked for."""
+    """Mean log probability of the answer's tokens, if it was requested."""
     memory: int = 0
-    """Bytes that its fields take in memory, as an estimate."""
+    """Estimated bytes of its fields in memory."""
     complete: bool = True
-    """Whether `fields` was read; those of a large row are read when the row's turn comes."""
+    """Whether `fields` is loaded; the fields of a large row are loaded right before it is asked."""
     thought: bool = False
-    """Whether thinking came before the answer, which is counted with it and not sent again."""
+    """Whether the answer includes thinking, which is part of its token count but is not sent again."""
 
     @property
     def answer_tokens(self) -> int | None:
-        """Tokens that the answer takes in later prompts; None: unknown."""
+        """Tokens of the answer in later prompts; None: unknown."""
         return None if self.thought else self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A row's answer, with all that is known of how it came to be."""
+    """The answer of a row, with the data of its request."""
 
     ordinal: int
     answer: str
@@ -84,15 +84,15 @@ class Answered:
     """0-based place among the rows of its segment."""
     sight: Ranges
     aside: bool
-    """Answered apart from the conversation: no later row of the segment sees it."""
+    """Answered in isolation: no later row of the segment sees it."""
     trimmed: bool
-    """Earlier rows were dropped to make it fit."""
+    """Earlier rows were removed from the prompt to make it fit."""
     plan_version: int
     turn_tokens: int
     own_bytes: int
     """UTF-8 bytes of the row's own messages."""
     own_tokens: int | None
-    """Measured tokens of the row's own messages, where counts of two prompts allow it."""
+    """Tokens of the row's own messages, from the counts of two prompts; None: unknown."""
     prompt_tokens: int | None
     cached_tokens: int | None
     completion_tokens: int | None
@@ -101,20 +101,20 @@ class Answered:
     eval_s: float | None
     latency_s: float
     attempts: int
-    """Requests sent for this row, this one included."""
+    """Requests sent for this row, including this one."""
     thinking: str | None = None
     solo: bool = False
-    """No other request of ours was in flight while it was answered, so that its times are its own."""
+    """No other request of ours was in flight, so no other request affected its times."""
     cold: bool = False
-    """The first request after the model was loaded: nothing of it can have come from a cache."""
+    """The first request after the model was loaded: no token can come from a cache."""
     logprob: float | None = None
     num_ctx: int | None = None
-    """The window it was answered in."""
+    """The context window in which it was answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A row's end without an answer."""
+    """The final error of a row."""
 
     ordinal: int
     code: str

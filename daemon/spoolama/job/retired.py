@@ -1,6 +1,6 @@
-"""Settings that no longer exist: refused in a new sidecar, ignored in the sidecar of a job that has begun.
+"""Lists removed settings: refused in a new sidecar, ignored in the sidecar of a job that has started.
 
-Without the setting a job does what an earlier version did before it had learned anything.
+Without the setting a job behaves like an earlier version that had not learned anything yet.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ RETIRED: dict[tuple[str, str], str] = {
         "every is a number of rows, 30 if it is left out (20 with strategy reset, 1 with anchors)"
     )
 }
-"""Dotted key and its value; what to write today."""
+"""Dotted key and value of each removed setting, and what to write instead."""
 
 
 def leave_out_retired(sidecar: dict[str, Any]) -> None:
-    """Take these settings out of a sidecar's data."""
+    """Remove these settings from a sidecar's data."""
     for key, value in RETIRED:
         *parents, name = key.split(".")
         inner: Any = sidecar

@@ -1,4 +1,4 @@
-"""A row of input, as it was read: its place, its fields, or why it could not be read."""
+"""Defines a row of the data file: its position, its fields, or why it cannot be read."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 __all__ = ["NOTE_KEY", "Row", "RowFault", "digest_of", "memory_of"]
 
 NOTE_KEY = "_spoolama"
-"""The one reserved key of a JSONL row: a line of errors.jsonl says there which row of which job it was.
+"""The only reserved key of a JSONL row. In errors.jsonl it names the row and the job of the line.
 
-Whoever drops the line again leaves it there, so that `merge` can bring the answer home; it may be larger than
-a cell, since it holds the bytes of a row that could not be read.
+It must stay in the line when the line is uploaded again, so that `merge` can merge the answer into the job.
+Its value can exceed the limit of a cell, because it contains the bytes of a row that could not be read.
 """
 
 
 def digest_of(raw: bytes) -> bytes:
-    """What identifies a row's content: the first 16 bytes of its sha256."""
+    """Return the digest of a row's content: the first 16 bytes of its sha256."""
     return hashlib.sha256(raw).digest()[:16]
 
 
 def memory_of(record: bytes) -> int:
-    """Bytes that a record takes in memory once it is parsed, at most; an estimate.
+    """Estimate the maximum bytes of a parsed record in memory.
 
-    A character takes up to 4 bytes, and each value some 100 beside its text.
+    A character takes up to 4 bytes, and each value about 100 bytes in addition to its text.
 
     Args:
         record: A line of CSV or JSON.
@@ -41,7 +41,7 @@ class RowFault:
     code: str
     """Stable name: `bad_encoding`, `bad_json`, `wrong_type`, `ragged`, `cell_too_large`, ..."""
     message: str
-    """In words, with sizes."""
+    """Text for people, with sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +55,12 @@ class Row:
     fields: Mapping[str, Any] | None
     """Column or key to value; None if unreadable."""
     raw: bytes
-    """The record's bytes as they stand in the file, without the line end (bounded if oversized)."""
+    """The record's bytes in the file, without the line end (cut off if oversized)."""
     fault: RowFault | None = None
     """Set if the record is unreadable or refused."""
     id: str | None = None
-    """The record's own name where the format brings one (`custom_id`)."""
+    """The record's id if the format has one (`custom_id`)."""
     shape: str | None = None
-    """OpenAI lines: a digest of what must be equal for rows to share a conversation; None: stands alone."""
+    """OpenAI lines: digest of what must be equal for rows to share a conversation; None: shares none."""
     model: str | None = None
-    """OpenAI lines: the model this line asks for; None: the job's."""
+    """OpenAI lines: the model that the line requests; None: the job's."""

@@ -1,7 +1,7 @@
-"""JSON as RFC 8259 has it, read so that no input can do harm.
+"""Parses JSON strictly by RFC 8259, with limits on depth and number of values.
 
-Python's own reader takes `NaN`, keeps the last of two equal keys, turns `1e999` into infinity, leaves half of
-a surrogate pair in a text and may end in RecursionError: each would break something later and far away.
+Python's parser accepts `NaN`, keeps the last of two equal keys, turns `1e999` into infinity, leaves lone
+surrogates in a text and may raise RecursionError. Each of these would cause errors later.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 __all__ = ["BadJson", "canonical", "parse_json"]
 
 MAX_DEPTH = 100
-"""Deeper nesting is refused: writing it out again would run into the interpreter's own bound."""
+"""Maximum nesting depth; serializing deeper values would hit the recursion limit of the interpreter."""
 
 MAX_VALUES = 50_000
-"""More values are refused: in memory `[]` takes 30 times its three bytes."""
+"""Maximum number of values; in memory `[]` takes 30 times its three bytes."""
 
 _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -27,9 +27,9 @@ class BadJson(ValueError):
     """The text is not acceptable JSON.
 
     Args:
-        message: What is wrong, in words.
-        column: 1-based character of the text where it shows, where known.
-        truncated: Whether the text just stops.
+        message: What is wrong.
+        column: 1-based position of the error in the text, if known.
+        truncated: Whether the text ends early.
     """
 
     def __init__(self, message: str, *, column: int | None = None, truncated: bool = False) -> None:
@@ -69,10 +69,10 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant, 
 
 
 def parse_json(text: str) -> Any:
-    """The value that the text stands for.
+    """Return the value of a JSON text.
 
     Raises:
-        BadJson: and nothing else, whatever the text.
+        BadJson: the text is not acceptable JSON; no other exception is raised.
     """
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise BadJson(f"nested more than {MAX_DEPTH} levels deep")
@@ -95,24 +95,22 @@ def parse_json(text: str) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise BadJson(
-                "half of a surrogate pair (\\ud800 to \\udfff) stands alone: it is no character"
-            ) from None
+            raise BadJson("a lone surrogate (\\ud800 to \\udfff) is not a valid character") from None
     return value
 
 
 def _separators(text: str) -> int:
-    """At least the number of values, less one."""
+    """Return an upper bound of the number of values minus one."""
     return text.count(",") + text.count("[") + text.count("{")
 
 
 def _values(text: str) -> int:
-    """The number of values in a text without strings: one behind each comma and in each list with items."""
+    """Count the values in a text without strings: one after each comma and in each non-empty list."""
     return 1 + _separators(text) - text.count("[]") - text.count("{}")
 
 
 def _depth(text: str) -> int:
-    """Deepest nesting of brackets outside of strings; texts with many brackets only."""
+    """Return the deepest nesting of brackets outside of strings; only called for texts with many brackets."""
     depth = deepest = 0
     for token in re.finditer(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', text, re.DOTALL):
         first = token.group()[0]
@@ -125,5 +123,5 @@ def _depth(text: str) -> int:
 
 
 def canonical(value: Any) -> str:
-    """One spelling for equal values: sorted keys, no spaces."""
+    """Serialize a value canonically: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

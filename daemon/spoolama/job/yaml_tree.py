@@ -1,8 +1,7 @@
-"""YAML read for people: plain values, and the line and column of every key.
+"""Reads a YAML file into plain values with the line and column of every key, and explains syntax errors.
 
-Nothing here knows what a sidecar is.
-Only plain data comes out: no tags, no merge keys, no repeated aliases without bound.
-What YAML itself refuses is said in words that a person who never read its specification understands.
+This module is independent of the sidecar format. It supports no tags and no merge keys, and limits the total
+size of aliases. Syntax errors are explained without terms of the YAML specification.
 """
 
 from __future__ import annotations
@@ -26,29 +25,29 @@ MAX_BYTES = 1_000_000
 _MAX_NODES = 20_000
 _MAX_DEPTH = 50
 _MAX_CHARACTERS = 4 * 1024 * 1024
-"""Of all scalars together: an alias repeats a text without its bytes being in the file again."""
+"""Total characters of all scalars; an alias repeats a text without repeating its bytes in the file."""
 _MAX_NUMBER = 100
-"""Characters of a number; PyYAML takes quadratic time to read `1:1:1:…` as a number in base 60."""
+"""Maximum characters of a number; PyYAML needs quadratic time to read `1:1:1:…` as a base-60 number."""
 
 _BRACES = re.compile(r"^\s*(?:-\s+)?([\w.-]+):\s+\{\{")
-_BRACES_HINT = "YAML takes {{ for a mapping: put the text in quotes, or on the next line behind `|`"
+_BRACES_HINT = "YAML reads {{ as a mapping: put the text in quotes, or on the next line after `|`"
 
 _SCANNER_WORDS = (
-    # what PyYAML says, what we say, hint
-    ("found character '\\t'", "a tab stands where YAML wants spaces", "indent with spaces"),
+    # PyYAML's message, our message, hint
+    ("found character '\\t'", "YAML does not allow a tab here", "indent with spaces"),
     (
         "mapping values are not allowed here",
         "a second colon, or a key that is indented differently from the one above",
-        "put a text with a colon in quotes, or on the next line behind `|`",
+        "put a text with a colon in quotes, or on the next line after `|`",
     ),
-    ("found undefined alias", "a text that begins with * must stand in quotes", "write '*…'"),
-    ("expected alphabetic or numeric character", "a text that begins with * or & must stand in quotes", None),
+    ("found undefined alias", "a text that begins with * must be in quotes", "write '*…'"),
+    ("expected alphabetic or numeric character", "a text that begins with * or & must be in quotes", None),
     ("that cannot start any token", "a text cannot begin with this character", "put the text in quotes"),
     ("found unexpected end of stream", "a quote is opened and never closed", None),
     ("could not find expected ':'", "a line without a colon where a key is expected", "write `key: value`"),
     (
         "expected <block end>",
-        "this line does not fit what stands above it",
+        "this line does not match the lines above it",
         "check its indentation and quotes",
     ),
     ("expected ',' or", "a list or mapping in brackets is not closed, or lacks a comma", None),
@@ -58,11 +57,11 @@ _SCANNER_WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a key and its value stand. All numbers 1-based."""
+    """Position of a key and its value. All numbers are 1-based."""
 
     line: int
     column: int
-    """Of the key, or of the list's item."""
+    """Column of the key or of the list item."""
     value_line: int
     value_column: int
     source: str | None
@@ -73,7 +72,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What a YAML file says, and where."""
+    """The content of a YAML file with the positions of its keys."""
 
     data: dict[str, Any]
     places: Mapping[KeyPath, Place]
@@ -81,12 +80,12 @@ class Tree:
 
 
 def too_large(size: int) -> str:
-    """What to say about a file of more than `MAX_BYTES`."""
+    """Return the message for a file of more than `MAX_BYTES`."""
     return f"the file has {size:,} bytes; the limit is {MAX_BYTES:,}"
 
 
 def dotted(path: KeyPath) -> str:
-    """`("examples", 0, "user")` as people write it: `examples[0].user`."""
+    """Format `("examples", 0, "user")` as `examples[0].user`."""
     out = ""
     for step in path:
         out += f"[{step}]" if isinstance(step, int) else f".{step}" if out else step
@@ -98,7 +97,7 @@ def read_yaml(text: str | bytes, name: str) -> Tree:
 
     Args:
         text: The file.
-        name: Its name as the person knows it, for problems.
+        name: Its name as the user knows it, for messages.
     """
     decoded = _decoded(text, name)
     if isinstance(decoded, Problem):
@@ -153,7 +152,7 @@ def _decoded(text: str | bytes, name: str) -> str | Problem:
 
 
 def _said(error: yaml.MarkedYAMLError, name: str, text: str) -> Problem:
-    """PyYAML's complaint in our words."""
+    """Translate an error of PyYAML."""
     mark = error.problem_mark or error.context_mark
     if error.context_mark and "unexpected end of stream" in (error.problem or ""):
         mark = error.context_mark  # where the quote was opened
@@ -168,7 +167,7 @@ def _said(error: yaml.MarkedYAMLError, name: str, text: str) -> Problem:
             what = "a value begins with {{"
             return Problem(name, at, column, key.group(1) if key else "", what, _BRACES_HINT)
     if "expected a single document" in (error.context or "") or "another document" in said:
-        return Problem(name, line, column, "", "the file holds several documents", "remove the --- line")
+        return Problem(name, line, column, "", "the file contains several documents", "remove the --- line")
     for theirs, ours, hint in _SCANNER_WORDS:
         if theirs in said:
             return Problem(name, line, column, "", ours, hint)
@@ -186,11 +185,11 @@ def _forbidden(error: yaml.YAMLError, name: str, text: str) -> Problem:
 
 
 class _TooLarge(Exception):
-    """The tree has more nodes or levels than any real file; the argument is the key."""
+    """The tree has too many nodes or levels; the argument is the key."""
 
 
 class _Builder:
-    """Turns PyYAML's node tree into plain values, noting places and problems."""
+    """Converts PyYAML's node tree into plain values and records positions and problems."""
 
     def __init__(self, name: str, lines: list[str]) -> None:
         self._name = name
@@ -269,7 +268,7 @@ class _Builder:
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         value: Any
-        if kind in ("str", "timestamp"):  # `2024-05-01` is a text here, as the person wrote it
+        if kind in ("str", "timestamp"):  # `2024-05-01` stays text
             value = node.value
         elif kind in ("int", "float") and len(node.value) > _MAX_NUMBER:
             self._problem(node, path, f"this number has more than {_MAX_NUMBER} characters")
@@ -291,7 +290,7 @@ class _Builder:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                self._problem(node, path, "half of a surrogate pair stands alone: it is no character")
+                self._problem(node, path, "a lone surrogate is not a valid character")
                 return None
         return value
 

@@ -91,7 +91,7 @@ def test_a_cache_that_cannot_be_written_is_refused(packages: Path, tmp_path: Pat
     """Said in words with the directory, not as a bare system error."""
     (tmp_path / "cache").write_text("in the way")
 
-    with pytest.raises(RequestRefused, match="cannot be put together") as caught:
+    with pytest.raises(RequestRefused, match="cannot be assembled") as caught:
         find_weights("gemma3:270m", tmp_path / "cache")
 
     assert "cache directory" in caught.value.mend
@@ -219,7 +219,7 @@ def test_a_window_longer_than_the_model_was_made_for_is_refused(tmp_path: Path) 
     path.write_bytes(header)
     backend = EmbeddedBackend(clock=SystemClock(), cache_dir=tmp_path)
 
-    with pytest.raises(RequestRefused, match="up to 2048 tokens, not 2049") as caught:
+    with pytest.raises(RequestRefused, match="at most 2048 tokens of context, not 2049") as caught:
         asyncio.run(backend.load(LoadSpec(str(path), 2049)))
 
     assert "2048" in caught.value.mend

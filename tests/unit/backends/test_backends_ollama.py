@@ -117,7 +117,7 @@ def test_a_cloud_name_is_refused_before_anything_is_sent(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("gpt-oss:120b", "remote.invalid"), ("nomic-embed-text", "gives no answers"), ("nosuch", "not found")],
+    [("gpt-oss:120b", "remote.invalid"), ("nomic-embed-text", "cannot chat"), ("nosuch", "not found")],
 )
 def test_a_model_that_cannot_answer_here_is_refused_before_a_row_is_sent(name: str, words: str) -> None:
     """Stubs of remote models, models for embeddings and missing ones: no chat call ever arrives."""
@@ -146,8 +146,8 @@ def test_a_missing_model_says_how_to_get_it() -> None:
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        (Script(), ["8192", "9000", "the model's own maximum is 8192"]),
-        (Script(num_ctx_limit=4096), ["4096", "9000", "the model's own maximum is 8192"]),
+        (Script(), ["8192", "9000", "the maximum of the model is 8192"]),
+        (Script(num_ctx_limit=4096), ["4096", "9000", "the maximum of the model is 8192"]),
     ],
 )
 def test_a_smaller_window_than_asked_is_refused(script: Script, words: list[str]) -> None:

@@ -232,7 +232,7 @@ def test_without_a_card_main_memory_is_reckoned() -> None:
 
 def test_cards_that_cannot_be_read_leave_it_open() -> None:
     """A driver that does not answer has a card behind it, of which nothing is known."""
-    found = look(NoReading("NVML says: Unknown Error"), LoadSpec("m", 4096))
+    found = look(NoReading("NVML error: Unknown Error"), LoadSpec("m", 4096))
 
     assert found["estimate"]["fits"] is None
     assert found["estimate"]["where"] == "card"

@@ -155,7 +155,7 @@ def test_a_model_that_fits_in_no_way_ends_the_job_with_the_words_to_mend_it() ->
         bench.run()
     assert bench.windows == [8192] * 2 + [4096] * 2 + [2048] * 2 + [1024] * 2
     assert caught.value.mend.startswith("It needs an estimated 9.9 GB: weights 6.8, ")
-    assert "; 15.0 GB may be taken. Free memory on the server" in caught.value.mend
+    assert "; 15.0 GB is available to it. Free memory on the server" in caught.value.mend
 
 
 def test_a_wish_to_stop_ends_the_wait_for_room() -> None:
@@ -229,7 +229,7 @@ def test_a_model_that_alone_fills_the_card_is_left_if_no_smaller_load_is_left() 
     bench.memory.model_gb = 14.2
     assert bench.run([(10, bench.set(level=CRITICAL))]).finished
     ((_, _, facts),) = [action for action in bench.memory.actions if action[1] == "left_as_it_is"]
-    assert facts["why"] == "the model alone takes this much, and no smaller load is left to be tried"
+    assert facts["why"] == "the model by itself needs this memory, and no smaller load is possible"
     assert bench.memory.times_of("released") == []
     assert bench.all_ok
 
@@ -251,7 +251,7 @@ def test_a_model_that_alone_fills_the_card_is_loaded_smaller() -> None:
     assert bench.run([(10, bench.set(level=CRITICAL)), (30, bench.set(level=OK))]).finished
     assert bench.windows == [8192, 4096]
     why = [facts["why"] for _, name, facts in bench.memory.actions if name == "smaller_load"]
-    assert why == ["the model alone made memory critical"]
+    assert why == ["the model by itself made memory critical"]
 
 
 def test_a_model_is_released_for_others_after_the_server_was_away_for_a_moment() -> None:
@@ -301,7 +301,7 @@ def test_memory_that_is_critical_all_the_time_gets_seven_loads_an_hour_at_most()
     loads = bench.loaded_at[1:]
     assert len(loads) > 20
     assert max(sum(at <= other < at + 3600 for other in loads) for at in loads) <= 7
-    assert bench.phases("waiting for memory: critical 7 times in an hour, the next load comes in ")
+    assert bench.phases("waiting for memory: critical 7 times in an hour, the next load starts in ")
     assert bench.all_ok
 
 
@@ -442,5 +442,5 @@ def test_rows_whose_window_finds_no_room_fail_with_their_sizes() -> None:
     failed = bench.store.failures[20]
     assert 1900 < failed.details["tokens"] < 2304
     assert f"may have {failed.details['tokens']:,} tokens; a window of 2,048 cannot be" in failed.message
-    assert "no room for 60 minutes" in failed.message
+    assert "no memory for 60 min" in failed.message
     assert len(bench.store.results) == 40

@@ -237,5 +237,5 @@ def test_a_model_that_alone_fills_main_memory_is_released_three_times_in_an_hour
     assert bench.clock.monotonic() < HOUR_S
     assert len(bench.memory.times_of("released")) == 3
     ((_, _, facts),) = [action for action in bench.memory.actions if action[1] == "left_as_it_is"]
-    assert str(facts["why"]).startswith("to release the model did not help for long")
+    assert str(facts["why"]).startswith("unloading the model did not help for long")
     assert bench.all_ok

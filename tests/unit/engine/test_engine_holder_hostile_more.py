@@ -114,7 +114,7 @@ def test_a_model_lost_in_the_second_pass_fails_its_long_rows_alone() -> None:
     for failed in failures.values():
         assert failed.code == "context_overflow"
         assert 1850 < failed.details["tokens"] < 2048
-        assert "no room for 60 minutes" in failed.message
+        assert "no memory for 60 min" in failed.message
 
 
 def test_memory_that_is_high_for_hours_fails_no_long_row_whose_load_fits() -> None:

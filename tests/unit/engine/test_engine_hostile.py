@@ -313,4 +313,4 @@ def test_a_job_without_a_prefix_says_that_nothing_was_primed(tmp_path: Path) -> 
     bench.run(2)
     notes = primer_of(bench)
     assert (notes["requests"], notes["copied"]) == (0, 0)
-    assert notes["state"].endswith("no prompt asked for it")
+    assert notes["state"].endswith("no prompt has needed it yet")

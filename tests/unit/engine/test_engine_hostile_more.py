@@ -161,7 +161,7 @@ def test_renderings_that_never_come_are_given_up_within_the_bound() -> None:
         return await asyncio.wait_for(primer.before(0, front, branches=True, timeout_s=0.05), 5)
 
     assert asyncio.run(main()) is False
-    assert "given up: the server took longer than 0.05 s" in primer.notes.state
+    assert "given up: priming took longer than 0.05 s" in primer.notes.state
 
 
 def test_a_prompt_that_nobody_counts_is_not_sent_without_room(tmp_path: Path) -> None:

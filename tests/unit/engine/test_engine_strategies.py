@@ -253,7 +253,7 @@ def test_the_prefix_is_primed_once_a_slot_where_it_pays(tmp_path: Path) -> None:
     bench = primed(tmp_path)
     bench.run(2)
     notes = primer_of(bench)
-    assert notes["state"] == "kept: measured to pay"
+    assert notes["state"] == "kept: it saves time"
     assert len(bench.backend.primes) == 2
     text = bench.backend.primes[0][0]
     assert text.endswith("<user>")
@@ -276,7 +276,7 @@ def test_a_primer_that_does_not_pay_is_given_up(tmp_path: Path) -> None:
     bench = primed(tmp_path)
     bench.backend.sliding = 100_000  # the model has such a window, but everything lies within it
     bench.run()
-    assert primer_of(bench)["state"] == "given up: measured not to pay"
+    assert primer_of(bench)["state"] == "given up: it saves no time"
     assert len(bench.backend.primes) == 1
 
 

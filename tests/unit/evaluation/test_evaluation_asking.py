@@ -112,16 +112,16 @@ def test_answers_that_hold(form: Any, text: str, expected: object) -> None:
 @pytest.mark.parametrize(
     ("form", "text", "code", "words"),
     [
-        (None, " \n", "answer_empty", "nothing"),
-        (SCHEMA, "", "answer_empty", "nothing"),
+        (None, " \n", "answer_empty", "is empty"),
+        (SCHEMA, "", "answer_empty", "is empty"),
         ("json", '{"a": ', "answer_invalid", "ends too early (character 7)"),
         ("json", "NaN", "answer_invalid", "NaN"),
         (SCHEMA, '{"score": "4"}', "answer_invalid", "$.score: '4' is not of type 'integer'"),
         (SCHEMA, "{}", "answer_invalid", "$: 'score' is a required property"),
         ("json", "[" * 100_000, "answer_invalid", "levels deep"),
-        ({"$ref": "http://127.0.0.1:9/x"}, "1", "answer_invalid", "the schema cannot be followed"),
-        ({"multipleOf": 0.5}, "1" + "0" * 310, "answer_invalid", "cannot be followed: int too large"),
-        (BAD_ID, "1", "answer_invalid", "cannot be followed: Invalid IPv6 URL"),
+        ({"$ref": "http://127.0.0.1:9/x"}, "1", "answer_invalid", "the schema cannot be applied"),
+        ({"multipleOf": 0.5}, "1" + "0" * 310, "answer_invalid", "cannot be applied: int too large"),
+        (BAD_ID, "1", "answer_invalid", "cannot be applied: Invalid IPv6 URL"),
     ],
 )
 def test_answers_that_do_not(form: Any, text: str, code: str, words: str) -> None:

@@ -137,7 +137,7 @@ def test_a_schema_at_which_the_library_fails_is_the_error_of_its_row(monkeypatch
 
     monkeypatch.setattr("jsonschema.Draft202012Validator.check_schema", fail)
 
-    with pytest.raises(RowError, match="no JSON Schema: odd"):
+    with pytest.raises(RowError, match="not a valid JSON Schema: odd"):
         read_line(line(response_format={"type": "json_schema", "json_schema": {"schema": {"minLength": 77}}}))
 
 

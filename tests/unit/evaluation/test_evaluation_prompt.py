@@ -61,7 +61,7 @@ def test_an_undefined_field_is_named_with_what_there_is() -> None:
     assert caught.value.code == "template_undefined"
     assert caught.value.details == {"field": "nmae"}
     assert caught.value.message == (
-        "the template uses 'nmae', which the row does not have; did you mean 'name'? There are: name, years"
+        "the template uses 'nmae', which the row does not have; did you mean 'name'? It has: name, years"
     )
 
 
@@ -91,7 +91,7 @@ def test_a_row_that_cannot_be_rendered(source: str, code: str) -> None:
 @pytest.mark.parametrize(
     ("source", "line", "words", "hint"),
     [
-        ("a\n{{ name }\nb", 2, "unexpected '}'", "two braces"),
+        ("a\n{{ name }\nb", 2, "unexpected '}'", "double braces"),
         ("{{ first name }}", 1, "end of print statement", "row['first name']"),
         ("\n\n{{ name | uper }}", 3, "no filter 'uper'", "'upper'"),
         ("{{ list | random }}", 1, "no filter 'random'", None),

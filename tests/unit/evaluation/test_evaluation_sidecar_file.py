@@ -122,8 +122,8 @@ def test_leaving_retired_settings_out_leaves_all_else_as_it_is() -> None:
         )
 
 
-QUOTE = "put a text with a colon in quotes, or on the next line behind `|`"
-BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next line behind `|`"
+QUOTE = "put a text with a colon in quotes, or on the next line after `|`"
+BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next line after `|`"
 
 
 @pytest.mark.parametrize(
@@ -235,8 +235,8 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
         pytest.param(
             "model: m\nprompt: |\n\n  Hi\n  {{ name }\nsystem: x\n",
             [(5, None, "prompt", "unexpected '}'",
-              "a field stands in two braces on each side: {{ name }}; "
-              "other names as {{ row['first name'] }}")],
+              "put a field in double braces: {{ name }}, "
+              "or {{ row['first name'] }} for other names")],
             id="template in a block",
         ),
         pytest.param(
@@ -277,7 +277,7 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
                 (3, 27, "format.properties.a.pattern",
                  "not a regular expression: missing ), unterminated subpattern at position 0", None),
                 (3, 46, "format.properties.b.$ref",
-                 "a schema cannot refer to another file or address; write it out, or use $defs", None),
+                 "a schema cannot refer to another file or URI; write it out, or use $defs", None),
                 (3, 69, "format.properties.c.$ref", "#/$defs/d is not in this schema", None),
             ],
             id="schema that cannot be used",
@@ -313,7 +313,7 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
         ),
         pytest.param(
             "model: m\n\tprompt: x\n",
-            [(2, 1, "", "a tab stands where YAML wants spaces", "indent with spaces")],
+            [(2, 1, "", "YAML does not allow a tab here", "indent with spaces")],
             id="tab",
         ),
         pytest.param(
@@ -325,7 +325,7 @@ BRACES = "YAML takes {{ for a mapping: put the text in quotes, or on the next li
         pytest.param("- a\n", [(1, 1, "", "the file is a list", "write `key: value` lines")], id="list"),
         pytest.param(
             OK + "---\nmodel: n\n",
-            [(3, 1, "", "the file holds several documents", "remove the --- line")],
+            [(3, 1, "", "the file contains several documents", "remove the --- line")],
             id="documents",
         ),
         pytest.param(
@@ -412,11 +412,11 @@ HUGE = "0x" + "f" * 4000
 @pytest.mark.parametrize(
     ("schema", "key", "words"),
     [
-        ("{$schema: 3}", "format.$schema", "$schema must be a text: the address of a dialect of JSON Schema"),
-        ("{$schema: [1]}", "format.$schema", "$schema must be a text"),
-        ("{$schema: {a: 1}}", "format.$schema", "$schema must be a text"),
-        ("{$schema: 'http://['}", "format.$schema", "$schema: http://[ is no address"),
-        ("{properties: {a: {$id: 'http://['}}}", "format.properties.a.$id", "http://[ is no address"),
+        ("{$schema: 3}", "format.$schema", "$schema must be the URI of a JSON Schema dialect"),
+        ("{$schema: [1]}", "format.$schema", "$schema must be the URI"),
+        ("{$schema: {a: 1}}", "format.$schema", "$schema must be the URI"),
+        ("{$schema: 'http://['}", "format.$schema", "$schema: http://[ is not a URI"),
+        ("{properties: {a: {$id: 'http://['}}}", "format.properties.a.$id", "http://[ is not a URI"),
         ("{enum: [1], $ref: '#/enum/²'}", "format.$ref", "#/enum/² is not in this schema"),
         ("{enum: [1], $ref: '#/enum/" + "9" * 5000 + "'}", "format.$ref", "is not in this schema"),
         ("{maxLength: " + HUGE + "}", "format.maxLength", "this number has more than 100 characters"),

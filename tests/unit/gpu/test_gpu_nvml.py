@@ -142,7 +142,7 @@ def test_with_all_cards_lost_there_is_no_reading(script: Script, reader: Reader)
     script.errors = {"nvmlDeviceGetMemoryInfo": 15}
     script.write()
     told = refused(reader)
-    assert told.reason.startswith("GPU 0: the GPU is lost")
+    assert told.reason.startswith("GPU 0: the GPU has fallen off the bus")
     assert not told.lasting
 
 
@@ -258,14 +258,14 @@ def test_a_driver_may_go_and_come_back(tmp_path: Path) -> None:
         assert reader.read()[0].used_bytes == GB
         script.errors = {"*": 999}
         script.write()
-        assert refused(reader).reason == "NVML says: Unknown Error"
+        assert refused(reader).reason == "NVML error: Unknown Error"
         assert refused(reader).lasting is False
         script.errors, script.cards = {}, [FakeCard(used=2 * GB)]
         script.write()
         assert reader.read()[0].used_bytes == 2 * GB
         script.epoch = 2
         script.write()
-        assert refused(reader).reason == "NVML says: Uninitialized"
+        assert refused(reader).reason == "NVML error: Uninitialized"
         assert reader.read()[0].used_bytes == 2 * GB
 
 
@@ -284,7 +284,7 @@ def test_a_card_without_memory_of_its_own_is_no_card_to_watch(script: Script, re
     script.errors = {"nvmlDeviceGetMemoryInfo": 3}
     script.write()
     told = refused(reader)
-    assert "shared with the machine's" in told.reason
+    assert "shared with main memory" in told.reason
     assert told.lasting
 
 

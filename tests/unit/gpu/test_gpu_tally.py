@@ -110,7 +110,7 @@ SLOW = State(level=Level.HIGH, full_in_s=4000.0)
     ("readings", "place", "state", "words"),
     [
         (reading(14.2), 0, CALM, "GPU memory: 14.2 GB of 16.0 GB in use"),
-        (reading(14.2), 0, STEEP, "GPU memory: 14.2 GB of 16.0 GB in use, critical in 42 s at this slope"),
+        (reading(14.2), 0, STEEP, "GPU memory: 14.2 GB of 16.0 GB in use, critical in 42 s at this rate"),
         (reading(14.2), 0, SLOW, "GPU memory: 14.2 GB of 16.0 GB in use"),
         (reading(1.0, 14.2), 1, CALM, "GPU 1: 14.2 GB of 16.0 GB in use"),
         (

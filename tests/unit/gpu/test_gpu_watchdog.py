@@ -92,7 +92,7 @@ def test_before_the_first_look_nothing_is_known() -> None:
     """No size, and no word of memory that is full."""
     dog = Watched(card(15.5)).dog
     assert (dog.level, dog.taken(), dog.most_bytes("card")) == (Level.OK, Taken(), None)
-    assert dog.words == "nothing was read yet"
+    assert dog.words == "memory has not been read yet"
 
 
 def test_a_full_card_is_critical_after_three_seconds_and_that_is_told_once() -> None:
@@ -173,7 +173,7 @@ def test_only_the_cards_that_are_named_count() -> None:
     assert watched.dog.taken() == Taken(round(15.5 * GB))
     other = Watched(*four(2.0), only=(7,))
     other.looks(1)
-    assert other.events("memory.blind") == [{"reason": "none of the cards that count is there"}]
+    assert other.events("memory.blind") == [{"reason": "none of the selected cards is present"}]
 
 
 def test_a_card_of_others_does_not_count_while_cards_cannot_be_read_either() -> None:
@@ -430,7 +430,9 @@ def test_main_memory_that_others_fill_does_not_stop_a_model_on_a_card() -> None:
     assert watched.looks(100) is Level.OK
     (told,) = watched.events("memory.action")
     assert told["action"] == "main_memory_left_to_others"
-    assert told["reason"].startswith("62.0 GB of 64.0 GB of this machine's memory in use, by others")
+    assert told["reason"].startswith(
+        "62.0 GB of 64.0 GB of this machine's memory in use; other programs use it"
+    )
     watched.machine.now = Host(64 * GB, 40 * GB)
     watched.looks(60)
     watched.machine.now = Host(64 * GB, 2 * GB)

@@ -282,7 +282,7 @@ def test_compressed_files(tmp_path: Path, ending: str, compress) -> None:  # typ
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.xlsx", b"", "not a kind of file"),
+        ("a.xlsx", b"", "unsupported file extension"),
         ("a.csv", b"PK\x03\x04...", "Excel"),
         ("a.csv", b"\x1f\x8b\x08...", "gzip data"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "UTF-16"),

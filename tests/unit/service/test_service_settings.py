@@ -52,7 +52,7 @@ def test_the_shipped_file_names_every_key_with_its_variable() -> None:
             "backend.kind openai needs backend.url, such as http://127.0.0.1:8000/v1",
         ),
         ("- a\n", ":1:1: the file is a list (write `key: value` lines)"),
-        ("lanes: 1\n\tquiet_s: 2\n", ":2:1: a tab stands where YAML wants spaces (indent with spaces)"),
+        ("lanes: 1\n\tquiet_s: 2\n", ":2:1: YAML does not allow a tab here (indent with spaces)"),
     ],
 )
 def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, expected: str) -> None:

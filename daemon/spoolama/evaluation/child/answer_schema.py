@@ -1,4 +1,4 @@
-"""Whether an answer is valid by the JSON Schema that the sidecar, or an OpenAI line, gives."""
+"""Validates answers against the JSON Schema of the sidecar or of an OpenAI line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REASON_CHARS = 300
 
 
 class AnswerSchema:
-    """Checks answers against a schema, which is compiled once.
+    """Validates answers against a schema, which is compiled once.
 
     Args:
         schema: A valid JSON Schema.
@@ -25,23 +25,23 @@ class AnswerSchema:
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-        # A registry that retrieves nothing: an answer never opens a connection.
+        # The registry retrieves nothing, so validation never opens a connection.
         self._validator: Any = kind(schema, registry=referencing.Registry())
 
     def check(self, text: str) -> None:
-        """Accept the answer.
+        """Validate an answer.
 
         Raises:
-            RowError: `answer_empty`, or `answer_invalid` with the place and the reason.
+            RowError: `answer_empty`, or `answer_invalid` with the location and the reason.
         """
         value = parse_answer(text, json=True)
         try:
             worst = jsonschema.exceptions.best_match(self._validator.iter_errors(value))
-        except MemoryError:  # the process is at its limit, which its caller reports
+        except MemoryError:  # reported by the caller
             raise
         except Exception as error:  # a missing reference, a number too large for a float, an odd `$id`
             reason = _short(str(error) or type(error).__name__)
-            message = f"the schema cannot be followed: {reason}"
+            message = f"the schema cannot be applied: {reason}"
             raise RowError("answer_invalid", message, answer=text) from None
         if worst is not None:
             message = f"{worst.json_path}: {_short(worst.message)}"

@@ -1,4 +1,4 @@
-"""The columns that a sidecar names, looked up in the data's header."""
+"""Checks that the columns named in a sidecar exist in the header of the data file."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from spoolama.job.yaml_tree import Tree
 __all__ = ["column_problems"]
 
 _KEYS = ("id", "gold")
-"""Keys whose value is the name of a column."""
+"""Keys whose value is a column name."""
 
 _MOST_NAMED = 30
-"""Columns that a hint lists at most."""
+"""Maximum number of columns in a hint."""
 
 
 def column_problems(tree: Tree, name: str, columns: Sequence[str], data: str) -> list[Problem]:
-    """What the sidecar names and the header does not have, each at its key.
+    """Return a problem for each column that the sidecar names and the header lacks.
 
     Args:
-        tree: The sidecar as it was read, be it right or wrong elsewhere.
-        name: The sidecar's name as the person knows it.
+        tree: The parsed sidecar; it may have other errors.
+        name: The sidecar's name as the user knows it.
         columns: The header.
-        data: The data's name as the person knows it.
+        data: The data file's name as the user knows it.
     """
     found = []
     for key in _KEYS:

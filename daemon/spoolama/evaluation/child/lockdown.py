@@ -1,9 +1,9 @@
-"""What the evaluation process gives up before it sees anything that a user wrote.
+"""Drops the privileges of the evaluation process before it reads any user input.
 
-Two walls, of which each holds by itself: resource limits (setrlimit(2)) and a list of permitted system calls
+There are two independent barriers: resource limits (setrlimit(2)) and a list of permitted system calls
 (seccomp(2), a classic BPF filter). After `lock_down` the process can compute, allocate up to its limit, and
-read and write the descriptors that it has. Opening a file, making a socket and starting a child fail with
-EPERM, EMFILE or EAGAIN.
+read and write its open descriptors. Opening a file, creating a socket and starting a child fail with EPERM,
+EMFILE or EAGAIN.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _CALLS: dict[str, tuple[int, dict[str, int]]] = {
         },
     ),
 }  # fmt: skip
-"""By machine: its audit number (linux/audit.h) and the permitted system calls: memory, time, signals to the
-process itself, and reading and writing what is open."""
+"""For each machine: its audit number (linux/audit.h) and the permitted system calls: memory, time, signals to
+the process itself, and reading and writing open descriptors."""
 
 
 class _Filter(ctypes.Structure):
@@ -62,10 +62,10 @@ class _Filter(ctypes.Structure):
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that ends.
+    """Ask the kernel to kill this process when its parent ends.
 
     Args:
-        parent: The parent's process id; if it is gone already, this process ends here.
+        parent: The parent's process id; if the parent has ended already, this process exits.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -73,20 +73,20 @@ def die_with_parent(parent: int) -> None:
 
 
 def lock_down(memory_bytes: int) -> bool:
-    """Give up everything but computing.
+    """Drop all privileges that computing does not need.
 
     Args:
-        memory_bytes: Limit of the address space, what is in use already included.
+        memory_bytes: Limit of the address space, including the part already in use.
 
     Returns:
-        Whether the system calls are restricted; False on a machine or kernel for which there is no filter:
-        then the resource limits are the only wall beside Jinja2's sandbox.
+        Whether system calls are restricted. False if there is no filter for this machine or kernel; then only
+        the resource limits and Jinja2's sandbox protect the service.
 
     Raises:
         OSError: a limit cannot be set.
     """
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-        file.write("500")  # where memory runs out, this process goes before the service
+        file.write("500")  # the OOM killer prefers this process to the service
     os.closerange(3, 1 << 16)
     for limit, value in (
         (resource.RLIMIT_AS, memory_bytes),

@@ -1,7 +1,7 @@
-"""The evaluation process: reads tasks, runs each within its limits, writes results. It has nothing else.
+"""Runs the evaluation process: reads tasks, runs each within its limits, and writes the results.
 
-Started by `evaluation/process.py` as `python -m spoolama.evaluation.child.main PARENT MEMORY_BYTES`, with one
-socket as standard input and output. It ends when that is closed, or when its parent ends.
+`evaluation/process.py` starts it as `python -m spoolama.evaluation.child.main PARENT MEMORY_BYTES`, with one
+socket as standard input and output. It ends when the socket is closed or its parent ends.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from spoolama.evaluation.wire import HEADER, frame
 __all__ = ["main"]
 
 _LONG_S = 0.05
-"""A batch that has taken this long is answered as far as it is done."""
+"""After this many seconds the results so far are sent without the rest of the batch."""
 _MEMORY = '["memory"]'
-"""The reply to a task that ran out of memory; it is the last one of its batch, and of the process."""
+"""The reply to a task that ran out of memory; it is the last reply of the process."""
 _LONG_BYTES = 1024 * 1024
-"""A reply that has this length is sent without the rest of the batch."""
+"""At this length the results so far are sent without the rest of the batch."""
 
 
 def main() -> None:
-    """Run tasks until the other side closes."""
-    # `re` alone warns once for each odd place of a pattern, and a pattern may have hundreds of thousands.
+    """Run tasks until the socket is closed."""
+    # `re` emits one warning for each questionable position in a pattern, which can be hundreds of thousands.
     warnings.simplefilter("ignore")
     die_with_parent(int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a stop is the service's to handle; it closes the socket
+        signal.signal(number, signal.SIG_IGN)  # the service handles these signals and closes the socket
     _load_everything()
     tasks = Tasks()
     _warm_up(tasks)
@@ -69,14 +69,14 @@ def _batch(tasks: Tasks, definitions: dict[int, str], items: list[list[Any]]) ->
 
 def _one(tasks: Tasks, definitions: dict[int, str], item: list[Any]) -> str:
     kind, number, arguments, cpu_s = item
-    # At the end of this time the kernel ends the process by SIGPROF, whatever it is doing.
+    # After this CPU time the kernel ends the process with SIGPROF.
     signal.setitimer(signal.ITIMER_PROF, cpu_s)
     try:
         reply = json.dumps(tasks.run(kind, definitions[number], arguments))
     except MemoryError:
         return _MEMORY
     except Exception as error:
-        # A defect: the service reports it as such.
+        # This is a defect in spoolama; the service reports it as such.
         return json.dumps(["defect", f"{type(error).__name__}: {error}"[:500]])
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -84,7 +84,7 @@ def _one(tasks: Tasks, definitions: dict[int, str], item: list[Any]) -> str:
 
 
 def _load_everything() -> None:
-    """Import what is imported at its first use: afterwards no file can be opened."""
+    """Import modules that are otherwise imported lazily, because no file can be opened later."""
     for name in ("jinja2", "jsonschema", "referencing", "yaml"):
         package = import_module(name)
         for module in pkgutil.iter_modules(package.__path__, f"{name}."):
@@ -97,7 +97,7 @@ def _load_everything() -> None:
 
 
 def _warm_up(tasks: Tasks) -> None:
-    """Use each part once, so that whatever is loaded or built at its first use is there."""
+    """Use each part once, so that everything that is loaded or created at first use exists."""
     tasks.run("render", "{{ a | upper }}{{ b | tojson }}{{ c }}", [{"a": "é", "b": [1.5, None]}])
     tasks.run("check", '{"type": "object", "required": ["a"], "pattern": "x"}', ['{"b": 1}'])
     tasks.run("score", "a + 1", [{"a": 1}, "2"])
@@ -113,9 +113,9 @@ def _warm_up(tasks: Tasks) -> None:
 
 
 def _discard_stderr() -> None:
-    """Point standard error at /dev/null: it is the service's journal, which is not for users to write to.
+    """Redirect standard error to /dev/null: it is the service's journal, and users must not write to it.
 
-    Errors of the start, which are an administrator's to read, were written before.
+    Errors during the start, which are for the administrator, are written before this call.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

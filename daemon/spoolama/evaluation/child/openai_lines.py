@@ -1,8 +1,8 @@
-"""OpenAI batch lines: what of a request is asked of the local model, and what is refused.
+"""Converts OpenAI batch lines into requests to the local model, and refuses unsupported parameters.
 
-A line is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`.
-`PARAMETERS` is the one table of the body's keys; the table in docs/openai-batch.md is made from it too.
-Nothing that would change the answer is dropped in silence: it is mapped or the line is refused.
+A line is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`. `PARAMETERS`
+defines the keys of the body; the table in docs/openai-batch.md is generated from it. A parameter that would
+change the answer is never ignored: it is mapped, or the line is refused.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _URL = "/v1/chat/completions"
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A key of the request's body and what becomes of it."""
+    """A key of the request body and its treatment."""
 
     name: str
     treatment: Literal["mapped", "ignored", "refused"]
     note: str
-    """`mapped`: to what. `ignored`: why it can be. `refused`: why."""
+    """`mapped`: the target. `ignored` and `refused`: the reason."""
     convert: Callable[[Any], Any] | None = None
-    """`mapped` to a sampling option: the value's check and translation, raising ValueError."""
+    """`mapped`: validates and converts the value; raises ValueError."""
     option: str = ""
-    """... and that option's name."""
+    """`mapped` to a sampling option: the name of that option."""
     harmless: tuple[Any, ...] = ()
-    """`refused`: values that ask for nothing and are accepted."""
+    """`refused`: values that have no effect and are accepted."""
 
 
 def _number(low: float, high: float) -> Callable[[Any], float]:
@@ -145,7 +145,7 @@ PARAMETERS: Mapping[str, Parameter] = {
 
 
 def read_line(line: Mapping[str, Any]) -> LineRequest:
-    """What the line asks.
+    """Parse a line.
 
     Raises:
         RowError: `unsupported_request` with the parameter's name, or `empty_prompt`.
@@ -156,7 +156,7 @@ def read_line(line: Mapping[str, Any]) -> LineRequest:
     if line.get("method") != "POST":
         raise _refused("method", "must be POST")
     if line.get("url") != _URL:
-        raise _refused("url", f"only {_URL} is answered, not {_shown(line.get('url'))}")
+        raise _refused("url", f"only {_URL} is supported, not {_shown(line.get('url'))}")
     body = line.get("body")
     if not isinstance(body, dict):
         raise _refused("body", "must be an object")
@@ -166,7 +166,7 @@ def read_line(line: Mapping[str, Any]) -> LineRequest:
     for key, value in given.items():
         parameter = PARAMETERS.get(key)
         if parameter is None:
-            raise _refused(key, "is no parameter of chat completions that spoolama knows")
+            raise _refused(key, "is not a known parameter of chat completions")
         if parameter.treatment == "refused" and not any(_same(value, ok) for ok in parameter.harmless):
             raise _refused(key, f"is not supported: {parameter.note}")
         if parameter.convert is not None:
@@ -207,7 +207,7 @@ def _messages(value: Any) -> tuple[tuple[str, str], ...]:
         raise _refused("messages", "must be a list of at least one message")
     messages = tuple(_message(message, f"messages[{place}]") for place, message in enumerate(value))
     if messages[-1][0] != "user":
-        raise _refused("messages", "must end with a message of the user")
+        raise _refused("messages", "must end with a user message")
     if not messages[-1][1].strip():
         raise RowError("empty_prompt", "the last message is empty")
     return messages
@@ -255,13 +255,13 @@ def _format(value: Any) -> Mapping[str, Any] | Literal["json"] | None:
     if not isinstance(schema, dict):
         raise _refused("response_format", "json_schema.schema must be a JSON Schema")
     if problem := _schema_problem(canonical(schema)):
-        raise _refused("response_format", f"json_schema.schema is no JSON Schema: {problem}")
+        raise _refused("response_format", f"json_schema.schema is not a valid JSON Schema: {problem}")
     return schema
 
 
 @lru_cache(maxsize=8)
 def _schema_problem(schema: str) -> str | None:
-    """What is wrong with a schema; cached, since the lines of one file bring the same one."""
+    """Return what is wrong with a schema; cached, because the lines of a file often have the same one."""
     parsed = parse_json(schema)
     if problem := dialect_problem(parsed):
         return problem
@@ -270,9 +270,9 @@ def _schema_problem(schema: str) -> str | None:
         validator.check_schema(parsed)
     except jsonschema.SchemaError as error:
         return f"{error.json_path}: {error.message[:200]}"
-    except MemoryError:  # the process is at its limit, which its caller reports
+    except MemoryError:  # reported by the caller
         raise
-    except Exception as error:  # the library takes a schema for sane, and raises whatever an odd one leads to
+    except Exception as error:  # the library may raise anything for an invalid schema
         return str(error)[:200] or type(error).__name__
     return None
 
@@ -291,7 +291,7 @@ def _shown(value: Any) -> str:
 
 
 def parameter_table() -> str:
-    """The table of parameters, in Markdown."""
+    """Return the table of parameters in Markdown."""
     lines = ["| parameter | how it is used |", "|---|---|"]
     for parameter in PARAMETERS.values():
         what = parameter.note

@@ -1,4 +1,4 @@
-"""The prompt of a row: a Jinja2 template over its fields."""
+"""Renders the prompt of a row with a Jinja2 template over its fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spoolama.evaluation.child.sandbox import FieldUndefinedError, SandboxEnviro
 __all__ = ["PromptTemplate", "TemplateProblem"]
 
 _MOST_BYTES = 1024 * 1024
-"""Longest prompt of one row, as UTF-8."""
+"""Maximum size of a prompt in UTF-8 bytes."""
 
 _ENVIRONMENT = SandboxEnvironment()
 
@@ -23,9 +23,9 @@ class TemplateProblem(ValueError):
     """The template cannot be compiled.
 
     Args:
-        message: What is wrong, in words.
+        message: What is wrong.
         line: 1-based line of the template.
-        hint: What to write instead, where it can be told.
+        hint: What to write instead, if known.
     """
 
     def __init__(self, message: str, line: int, hint: str | None = None) -> None:
@@ -38,12 +38,12 @@ class TemplateProblem(ValueError):
 class PromptTemplate:
     """A prompt template, compiled once.
 
-    Fields stand under their names and, for names that Jinja2 cannot spell, as `row["first name"]`.
-    Text is taken as it is, null is nothing, and numbers, booleans, lists and objects are spelled as in JSON.
-    A block tag takes its own line away with it; the last newline of the template is not part of the prompt.
+    Fields are available by name and as `row["first name"]` for names that are not Jinja2 identifiers. Text is
+    inserted unchanged, null as nothing, and numbers, booleans, lists and objects as JSON. A block tag on its
+    own line adds no line to the prompt; the last newline of the template is not part of the prompt.
 
     Raises:
-        TemplateProblem: it cannot be compiled.
+        TemplateProblem: the template cannot be compiled.
     """
 
     def __init__(self, source: str) -> None:
@@ -60,9 +60,9 @@ class PromptTemplate:
             raise TemplateProblem(str(error), 1) from None
 
     def names(self) -> set[str]:
-        """The fields without which no row can be rendered.
+        """Return the fields that every row must have.
 
-        Not among them: names that are tested (`is defined`), have a default, or are set by the template.
+        This excludes names that are tested (`is defined`), have a default, or are set by the template.
         """
         names = {
             name for name in meta.find_undeclared_variables(self._tree) if name not in _ENVIRONMENT.globals
@@ -73,7 +73,7 @@ class PromptTemplate:
         return names - set(_guarded(self._tree))
 
     def render(self, fields: Mapping[str, Any]) -> str:
-        """The prompt of one row.
+        """Render the prompt of one row.
 
         Raises:
             RowError: `template_undefined`, `template_error`, `empty_prompt`.
@@ -82,10 +82,10 @@ class PromptTemplate:
             text = self._template.render({"row": fields, **fields})
         except FieldUndefinedError as error:
             raise _undefined(error, fields) from None
-        except MemoryError:  # the process is at its limit, which its caller reports
+        except MemoryError:  # reported by the caller
             raise
         except RecursionError:
-            raise RowError("template_error", "the template calls itself without end") from None
+            raise RowError("template_error", "the template has endless recursion") from None
         except Exception as error:  # a template may raise whatever its expressions raise
             what = str(error) or type(error).__name__
             raise RowError("template_error", f"the template fails on this row: {what[:300]}") from None
@@ -95,7 +95,7 @@ class PromptTemplate:
             size = len(text.encode())
         except UnicodeEncodeError:
             raise RowError(
-                "template_error", "the prompt has half of a surrogate pair: it is no text"
+                "template_error", "the prompt contains a lone surrogate, which is not valid text"
             ) from None
         if size > _MOST_BYTES:
             raise RowError("template_error", f"the prompt has {size:,} bytes; the limit is {_MOST_BYTES:,}")
@@ -113,7 +113,7 @@ def _problem(error: TemplateSyntaxError) -> TemplateProblem:
         message = f"there is no filter {wanted!r}"
         hint = f"did you mean {close[0]!r}?" if close else None
     elif "end of print statement" in message or "unexpected '}'" in message:
-        hint = "a field stands in two braces on each side: {{ name }}; other names as {{ row['first name'] }}"
+        hint = "put a field in double braces: {{ name }}, or {{ row['first name'] }} for other names"
     return TemplateProblem(message, error.lineno, hint)
 
 
@@ -124,7 +124,7 @@ def _of_row(node: nodes.Getitem) -> str | None:
 
 
 def _guarded(tree: nodes.Template) -> list[str]:
-    """Names that may be missing: tested for being defined, or given a default."""
+    """Return the names that may be missing: those tested with `is defined`, or with a default."""
     guards: list[nodes.Node | None] = [
         t.node for t in tree.find_all(nodes.Test) if t.name in ("defined", "undefined")
     ]
@@ -141,7 +141,7 @@ def _guarded(tree: nodes.Template) -> list[str]:
 def _undefined(error: FieldUndefinedError, fields: Mapping[str, Any]) -> RowError:
     name = error.name
     if name is None:
-        return RowError("template_undefined", error.message or "something in the template is undefined")
+        return RowError("template_undefined", error.message or "the template uses an undefined value")
     inside = error.of is not None and error.of != fields
     there: list[str] = [
         str(key) for key in (error.of if isinstance(error.of, dict) else () if inside else fields)
@@ -152,7 +152,7 @@ def _undefined(error: FieldUndefinedError, fields: Mapping[str, Any]) -> RowErro
     if close:
         message += f"; did you mean {close[0]!r}?"
     if there:
-        message += f"{'' if close else '.'} There are: {', '.join(there[:30])}" + (
+        message += f"{'' if close else '.'} It has: {', '.join(there[:30])}" + (
             ", …" if len(there) > 30 else ""
         )
     return RowError("template_undefined", message, details={"field": name})

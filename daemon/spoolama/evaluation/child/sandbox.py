@@ -1,7 +1,7 @@
-"""The Jinja2 environment of prompts and scores: a pure function of the fields, away from Python.
+"""Provides the sandboxed Jinja2 environment of prompts and scores, whose results depend only on the fields.
 
-Jinja2's own sandbox keeps a template away from the interpreter.
-What a template costs is not bounded here: the process that evaluates it has limits on time and memory.
+Jinja2's sandbox keeps a template away from the Python interpreter. Time and memory are not limited here but
+by the process that evaluates the template.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _FILTERS = frozenset(
         """,
     )
 )
-"""Filters whose result follows from what they are given; Jinja2's `random`, for example, is left out."""
+"""Deterministic filters; Jinja2's `random`, for example, is excluded."""
 
 
 class FieldUndefinedError(UndefinedError):
-    """A template used something that does not exist.
+    """A template uses a name that does not exist.
 
     Args:
-        name: Its name.
-        of: Where it was looked up; None: the row.
+        name: The name.
+        of: The value in which it was looked up; None: the row.
     """
 
     def __init__(self, message: str | None = None, *, name: str | None = None, of: object = None) -> None:
@@ -46,7 +46,7 @@ class FieldUndefinedError(UndefinedError):
 
 
 class _Missing(StrictUndefined):
-    """StrictUndefined that keeps in its exception what was missing."""
+    """StrictUndefined that stores the missing name in its exception."""
 
     __slots__ = ()
 
@@ -67,7 +67,7 @@ class _Missing(StrictUndefined):
 
 
 def _printed(value: Any) -> Any:
-    """A value as a prompt shows it: text unchanged, null as nothing, everything else as JSON."""
+    """Format a value for a prompt: text unchanged, null as nothing, everything else as JSON."""
     if isinstance(value, Undefined):
         return value  # its __str__ raises
     if value is None:
@@ -76,8 +76,8 @@ def _printed(value: Any) -> Any:
         return value
     try:
         return json.dumps(value, ensure_ascii=False)
-    except TypeError:  # its text would contain a memory address, and differ from run to run
-        raise SecurityError(f"{type(value).__name__} is no value to print; add | list or | join") from None
+    except TypeError:  # its text would contain a memory address, which differs between runs
+        raise SecurityError(f"a {type(value).__name__} cannot be printed; add | list or | join") from None
 
 
 def _concat(parts: list[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Whether a JSON Schema can be used: valid, complete in itself, with regular expressions that compile."""
+"""Checks that a JSON Schema is valid and self-contained and that its regular expressions compile."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ __all__ = ["dialect_problem", "schema_problems"]
 _MAX_PROBLEMS = 10
 
 _MAX_DIGITS = 9
-"""Of a place in a list: more are no place, and Python does not read thousands of them."""
+"""Maximum digits of a list index in a reference; Python refuses to parse thousands of digits."""
 
 
 def schema_problems(schema: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
-    """What is wrong with a schema: pairs of the path in it and the reason in words."""
+    """Return what is wrong with a schema: pairs of a path in it and the reason."""
     if problem := dialect_problem(schema):
         return [(("$schema",), problem)]
     try:
         return _not_a_schema(schema) or list(_unusable(schema, schema, ()))
     except RecursionError:
         return [((), "nested too deeply")]
-    except MemoryError:  # the process is at its limit, which its caller reports
+    except MemoryError:  # reported by the caller
         raise
-    except Exception as error:  # the library takes a schema for sane, and raises whatever an odd one leads to
+    except Exception as error:  # the library may raise anything for an invalid schema
         return [((), f"this JSON Schema cannot be used: {str(error)[:200] or type(error).__name__}")]
 
 
 def dialect_problem(schema: Mapping[str, Any]) -> str | None:
-    """What is wrong with `$schema`, which the library looks up before it checks anything."""
+    """Return what is wrong with `$schema`, which the library resolves before it checks anything."""
     if "$schema" not in schema:
         return None
     if not isinstance(schema["$schema"], str):
-        return "$schema must be a text: the address of a dialect of JSON Schema"
-    return None if _is_address(schema["$schema"]) else f"$schema: {schema['$schema'][:200]} is no address"
+        return "$schema must be the URI of a JSON Schema dialect"
+    return None if _is_address(schema["$schema"]) else f"$schema: {schema['$schema'][:200]} is not a URI"
 
 
 def _not_a_schema(schema: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
@@ -68,11 +68,11 @@ def _unusable(
                 yield from _bad_pattern(pattern, here)
         elif key in ("$ref", "$dynamicRef") and isinstance(value, str):
             if not value.startswith("#"):
-                yield here, "a schema cannot refer to another file or address; write it out, or use $defs"
+                yield here, "a schema cannot refer to another file or URI; write it out, or use $defs"
             elif not _resolves(value, root):
                 yield here, f"{value} is not in this schema"
         elif key == "$id" and isinstance(value, str) and not _is_address(value):
-            yield here, f"{value[:200]} is no address"
+            yield here, f"{value[:200]} is not a URI"
         if key not in ("const", "enum", "default", "examples"):
             yield from _unusable(value, root, here)
 

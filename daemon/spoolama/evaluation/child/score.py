@@ -1,4 +1,4 @@
-"""The importance of a row: an expression of the sidecar over the row's fields and its answer."""
+"""Computes the importance of a row with an expression of the sidecar over its fields and its answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ENVIRONMENT = SandboxEnvironment()
 
 
 class ScoreProblem(ValueError):
-    """The expression cannot be compiled; the message says why."""
+    """The expression cannot be compiled; the message has the reason."""
 
 
 class Score:
@@ -38,14 +38,14 @@ class Score:
             raise ScoreProblem(f"cannot be read as an expression: {error}") from None
 
     def of(self, fields: Mapping[str, Any], answer: str) -> float:
-        """The score of a row: a number, larger is more important; true counts 1.
+        """Return the score of a row: a higher number is more important; true counts as 1.
 
-        An expression that fails on this row, or gives no number, gives minus infinity: such a row is dropped
-        first, and nothing else happens to it.
+        If the expression fails on this row or returns no number, the score is minus infinity: a trim drops
+        such a row first.
 
         Args:
-            fields: The row's fields, under their names and as `row`.
-            answer: The answer's text; `answer` in the expression is the parsed value where it is JSON.
+            fields: The row's fields, available by name and as `row`.
+            answer: The text of the answer; if it is JSON, `answer` in the expression is the parsed value.
         """
         try:
             value: Any = parse_json(answer)
@@ -53,7 +53,7 @@ class Score:
             value = answer
         try:
             number = float(self._run({**fields, "row": dict(fields), "answer": value}))
-        except MemoryError:  # the process is at its limit, which its caller reports
+        except MemoryError:  # reported by the caller
             raise
         except Exception:  # an expression may raise anything on a row
             return -math.inf

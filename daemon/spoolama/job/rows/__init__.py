@@ -1,4 +1,4 @@
-"""Rows of a data file: which kind it is, and its records one after another."""
+"""Reads the rows of a data file in any supported format."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["MAX_CELL_BYTES", "InputKind", "Limits", "RowReader", "detect", "read
 
 
 def read_rows(path: Path, kind: InputKind, *, limits: Limits | None = None) -> RowReader:
-    """The rows of a data file; a broken record is a row with its fault, and reading goes on.
+    """Return a reader of the rows of a data file; an invalid record is a row with a fault.
 
     Args:
-        path: Where the file is.
-        kind: What `detect` said.
-        limits: Bounds on records; None: the defaults.
+        path: The file.
+        kind: The result of `detect`.
+        limits: Limits for records; None: the defaults.
 
     Raises:
-        InputError: there is no usable header; while iterating: the compressed stream is damaged.
+        InputError: the header is unusable; while iterating: the compressed stream is damaged.
     """
     limits = limits or Limits()
     if kind.format in ("csv", "tsv"):

@@ -1,8 +1,7 @@
-"""Rows of CSV and TSV files.
+"""Reads the rows of CSV and TSV files.
 
-A record with sound quoting may span lines.
-A record whose quoting is broken is *its first line*: it is faulted, and reading goes on at the next physical
-line, so that a quote that is never closed costs one row and not the file.
+A record with valid quoting may span several lines. If the quoting is invalid, only the first line is a faulty
+row and reading continues at the next physical line, so that an unclosed quote costs one row and not the file.
 """
 
 from __future__ import annotations
@@ -24,31 +23,31 @@ __all__ = ["CsvReader"]
 
 
 _MOST_NAMED = 10
-"""Names, and columns of each, that a message lists."""
+"""Maximum number of names, and of columns for each name, in a message."""
 
 
 _MOST_OF_NAME = 1_000
-"""Characters of a column's name: the ledger has it again in each row."""
+"""Maximum characters of a column name, which the ledger repeats in each row."""
 
 
 class _Unclosed(Exception):
-    """A quoted cell goes on past its bound."""
+    """A quoted cell exceeds its limit."""
 
 
 class CsvReader(RowReader):
-    """Rows of a CSV (comma) or TSV (tab) file with a header, quoted as RFC 4180 has it.
+    """Reads a CSV (comma) or TSV (tab) file with a header and quoting as in RFC 4180.
 
     Raises:
-        InputError: there is no usable header.
+        InputError: the header is unusable.
     """
 
     def __init__(self, path: Path, compression: str | None, limits: Limits, *, delimiter: str) -> None:
         super().__init__(path, compression, limits)
         self._delimiter = delimiter
         self._comma = delimiter.encode()
-        self._again: deque[bytes] = deque()  # lines that were looked at and are still to be read
+        self._again: deque[bytes] = deque()  # lines read ahead
         self._line = 1  # number of the next physical line
-        # The csv module's own bound is one per process and must not be below ours.
+        # The csv module has one limit per process, which must not be below ours.
         csv.field_size_limit(max(csv.field_size_limit(), limits.max_line_bytes + limits.max_quoted_bytes))
         try:
             self.columns = self._header()
@@ -69,7 +68,7 @@ class CsvReader(RowReader):
             fault = cells if isinstance(cells, RowFault) else self._fault(raw, cells)
             odd = fault is not None and fault.code in ("ragged", "cell_too_large")
             if odd and len(lines) > 1 and self._is_record(lines[1]):
-                # What follows reads well without this line, so a quote was lost here.
+                # The next line is a valid record by itself, so this line has an unclosed quote.
                 self._again.extendleft(reversed(lines[1:]))
                 lines, raw = lines[:1], content(lines[0])
                 fault = _unclosed("the line after it is a record of its own")
@@ -87,7 +86,7 @@ class CsvReader(RowReader):
         return self._again.popleft() if self._again else next(self._physical, None)
 
     def _record(self, first: bytes) -> tuple[list[bytes], list[str] | RowFault]:
-        """The lines of the record that begins with `first`, and its cells or why there are none."""
+        """Return the lines of the record that begins with `first`, and its cells or its fault."""
         if len(first) > self._limits.max_line_bytes:
             return [first], RowFault(
                 "line_too_large", f"the line is longer than {self._limits.max_line_bytes} bytes"
@@ -107,31 +106,31 @@ class CsvReader(RowReader):
                 return lines[:1], _unclosed(str(error))
             if len(lines) > 1:
                 return lines[:1], _unclosed("the next quote in the file does not end a cell")
-            # On one line the csv module has two complaints: text behind a closing quote, or the file's end.
+            # Within one line the csv module reports two errors: text after a closing quote, or end of file.
             if "unexpected end" in str(error):
                 return lines, _unclosed("the file ends")
             return lines, RowFault(
-                "bad_quotes", "text follows a closing quote; inside a quoted cell a quote is written twice"
+                "bad_quotes", "text follows a closing quote; double each quote inside a quoted cell"
             )
         whole = utf8(content(b"".join(lines)))
         return lines, whole if isinstance(whole, RowFault) else cells
 
     def _feed(self, line: bytes | None, lines: list[bytes]) -> Iterator[str]:
-        """Line after line as the csv module asks for more, each noted in `lines`."""
+        """Yield lines to the csv module and record them in `lines`."""
         limits = self._limits
         size = 0
         while line is not None:
             lines.append(line)
             size += len(line)
             if len(lines) > limits.max_quoted_lines:
-                raise _Unclosed(f"none follows in {limits.max_quoted_lines} lines")
+                raise _Unclosed(f"no closing quote within {limits.max_quoted_lines} lines")
             if len(lines) > 1 and size > limits.max_quoted_bytes:
-                raise _Unclosed(f"none follows in {limits.max_quoted_bytes} bytes")
+                raise _Unclosed(f"no closing quote within {limits.max_quoted_bytes} bytes")
             yield line.decode(errors="surrogateescape")
             line = self._next()
 
     def _fault(self, raw: bytes, cells: list[str]) -> RowFault | None:
-        """What is wrong with a record that could be taken apart."""
+        """Return the fault of a record that was split into cells; None if it is valid."""
         columns = self.columns
         assert columns is not None
         if len(cells) != len(columns):
@@ -149,7 +148,7 @@ class CsvReader(RowReader):
         return None
 
     def _is_record(self, line: bytes) -> bool:
-        """Whether this line alone is a sound record of several cells."""
+        """Whether this line by itself is a valid record of several cells."""
         columns = self.columns
         assert columns is not None
         if len(columns) < 2:
@@ -176,13 +175,13 @@ class CsvReader(RowReader):
         if isinstance(cells, RowFault):
             raise InputError(
                 f"{where}: the header cannot be read: {cells.message}.",
-                mend="Mend the first line; the file must be UTF-8.",
+                mend="Correct the first line; the file must be UTF-8.",
                 code="bad_header",
             )
         if len(cells) > self._limits.max_columns:
             raise InputError(
                 f"{where}: the header has {len(cells):,} columns; the limit is {self._limits.max_columns:,}.",
-                mend="Leave out columns that the prompt does not use.",
+                mend="Remove columns that the prompt does not use.",
                 code="bad_header",
             )
         self._line += len(lines)
@@ -203,7 +202,7 @@ class CsvReader(RowReader):
             raise InputError(
                 f"{where}: the name of column {long[0]} has {len(names[long[0] - 1]):,} characters; "
                 f"the limit is {_MOST_OF_NAME:,}.",
-                mend="Give it a shorter name: each row is kept with the names of its columns.",
+                mend="Use a shorter name: each row is stored with its column names.",
                 code="bad_header",
             )
         names = [name or f"column_{place}" for place, name in enumerate(names, start=1)]
@@ -216,8 +215,8 @@ class CsvReader(RowReader):
             if len(twice) > _MOST_NAMED:
                 what += f"; and {len(twice) - _MOST_NAMED:,} more names"
             raise InputError(
-                f"{where}: the same name stands over several columns: {what}.",
-                mend="Give each column a name of its own.",
+                f"{where}: several columns have the same name: {what}.",
+                mend="Give each column a unique name.",
                 code="bad_header",
             )
         return names
@@ -229,4 +228,6 @@ def _places(name: str, columns: list[int]) -> str:
 
 
 def _unclosed(why: str) -> RowFault:
-    return RowFault("unclosed_quote", f"a quote is opened and never closed: {why}; read on at the next line")
+    return RowFault(
+        "unclosed_quote", f"a quote is opened and never closed: {why}; reading continues at the next line"
+    )

@@ -1,4 +1,4 @@
-"""Rows of JSONL files and of OpenAI batch files."""
+"""Reads the rows of JSONL files and of OpenAI batch files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def parse_line(raw: bytes) -> dict[str, Any] | RowFault:
-    """The object that a line holds, or why it holds none."""
+    """Return the object on a line, or the fault if there is none."""
     text = utf8(raw)
     if isinstance(text, RowFault):
         return text
@@ -40,10 +40,10 @@ def parse_line(raw: bytes) -> dict[str, Any] | RowFault:
 
 
 class JsonReader(RowReader):
-    """Rows of a JSONL file.
+    """Reads a JSONL file.
 
     Args:
-        openai: Whether the lines are OpenAI batch requests: then `custom_id` is the row's id.
+        openai: Whether the lines are OpenAI batch requests; then `custom_id` is the row's id.
     """
 
     def __init__(self, path: Path, compression: str | None, limits: Limits, *, openai: bool) -> None:

@@ -1,4 +1,4 @@
-"""Which kind of data file it is."""
+"""Detects the format and compression of a data file."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ _FORMATS: dict[str, Literal["csv", "tsv", "jsonl"]] = {
 _OPENAI_KEYS = {"custom_id", "method", "url", "body"}
 
 _LOOK_AT_LINES = 100
-"""How many lines may be unreadable before a file is no longer taken for OpenAI batch requests."""
+"""Number of lines that are searched for an OpenAI batch request."""
 
 
 _LOOK_AT_BYTES = 64 * 1024 * 1024
-"""... and how many bytes."""
+"""Number of bytes that are searched for an OpenAI batch request."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputKind:
-    """What a data file is."""
+    """The format and compression of a data file."""
 
     format: Literal["csv", "tsv", "jsonl", "openai"]
     """`openai`: JSONL whose lines are OpenAI batch requests."""
     compression: Literal["gz", "zst"] | None
-    """By the name's last ending."""
+    """From the last extension of the name."""
 
 
 def detect(path: Path, name: str) -> InputKind:
-    """Which kind of data file this is, by its name and, for JSONL, by its first readable line.
+    """Detect the kind of a data file from its name and, for JSONL, from its first readable line.
 
     Args:
-        path: Where the file is.
-        name: Its name as the person knows it.
+        path: The file.
+        name: Its name as the user knows it.
 
     Raises:
-        InputError: the name has none of the known endings, the stream is damaged, or it is not UTF-8 text.
+        InputError: the name has no known extension, the stream is damaged, or it is not UTF-8 text.
     """
     lower = name.lower()
     compression: Literal["gz", "zst"] | None = None
@@ -65,8 +65,8 @@ def detect(path: Path, name: str) -> InputKind:
     form = next((form for ending, form in _FORMATS.items() if lower.endswith(ending)), None)
     if form is None:
         raise InputError(
-            f"{name} is not a kind of file that spoolama reads.",
-            mend="Use .csv, .tsv, .jsonl or .ndjson, plain or with .gz or .zst behind it.",
+            f"{name} has an unsupported file extension.",
+            mend="Use .csv, .tsv, .jsonl or .ndjson, optionally followed by .gz or .zst.",
             code="unknown_format",
         )
     stream = chunks(path, compression)

@@ -1,4 +1,4 @@
-"""How large a record may be."""
+"""Defines the maximum sizes of records in data files."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Self
 __all__ = ["MAX_CELL_BYTES", "Limits"]
 
 MAX_CELL_BYTES = 256 * 1024
-"""A document of some 60,000 tokens. Whether it fits the job's window is another question, asked per row."""
+"""About 60,000 tokens of text. Whether a row fits the job's context window is checked separately."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds that keep memory flat and keep one broken record from taking others with it."""
+    """Limits that bound memory and prevent that one invalid record affects others."""
 
     max_cell_bytes: int = MAX_CELL_BYTES
-    """A larger CSV cell or JSON value is refused as that row's error."""
+    """Maximum size of a CSV cell or JSON value; a larger one is an error of that row."""
     max_line_bytes: int = 4 * MAX_CELL_BYTES
-    """A longer line is that row's error; only its beginning is kept."""
+    """Maximum length of a line; a longer one is an error of that row, and only its beginning is kept."""
     max_columns: int = 16_384
-    """Columns of a CSV file, as many as a sheet of Excel has: in memory each cell takes some 100 bytes."""
+    """Maximum columns of a CSV file, the same as in Excel; in memory each cell takes about 100 bytes."""
     max_quoted_bytes: int = 2 * MAX_CELL_BYTES
-    """A CSV record that spans lines may be this large; past it, its opening quote counts as never closed."""
+    """Maximum size of a CSV record on several lines; above it, its opening quote counts as never closed."""
     max_quoted_lines: int = 10_000
-    """... and may span this many lines."""
+    """Maximum lines of a CSV record."""
 
     @classmethod
     def for_cells(cls, max_cell_bytes: int) -> Self:
-        """Bounds under which a cell of this size can be read, whatever stands beside it."""
+        """Return limits with which a cell of this size can be read together with other cells."""
         return cls(
             max_cell_bytes=max_cell_bytes,
             max_line_bytes=max(cls().max_line_bytes, 4 * max_cell_bytes),

@@ -1,4 +1,4 @@
-"""Physical lines of a byte stream, with bounded memory."""
+"""Splits a byte stream into physical lines with bounded memory."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from spoolama.job.rows.stream import EndlessLine
 __all__ = ["Lines", "content"]
 
 _MOST_WITHOUT_ROW = 256 * 1024 * 1024
-"""Bytes in which a line must end that is not blank."""
+"""Within this many bytes a non-blank line must end."""
 _MOST_BLANK = 1_000_000
-"""Blank lines in a row."""
+"""Maximum number of consecutive blank lines."""
 
 
 class Lines:
-    """The lines of a stream with their ends (`\\n`, `\\r\\n`, `\\r`), without a byte order mark.
+    """The lines of a stream with their line ends (`\\n`, `\\r\\n`, `\\r`), without a byte order mark.
 
-    A line longer than `max_bytes` comes cut to `max_bytes + 1` bytes without its end;
-    so a line is oversized exactly if it is longer than `max_bytes`.
+    A line longer than `max_bytes` is cut to `max_bytes + 1` bytes without its end, so a line is oversized if
+    and only if it is longer than `max_bytes`.
 
     Args:
         chunks: The stream.
-        max_bytes: Bound on a line.
+        max_bytes: Maximum length of a line.
 
     Raises:
-        EndlessLine: while iterating: no row ends in 256 MB, or in a million lines.
+        EndlessLine: while iterating: no row ends within 256 MiB or a million lines.
     """
 
     def __init__(self, chunks: Iterable[bytes], max_bytes: int) -> None:
         self._chunks = chunks
         self._max = max_bytes
         self.ended_with_newline = True
-        """Whether the last byte was a line end; meaningful after the last line."""
+        """Whether the last byte was a line end; valid after the last line."""
 
     def __iter__(self) -> Iterator[bytes]:
         without_row = blank = 0
@@ -40,7 +40,7 @@ class Lines:
             if isinstance(line, int):
                 without_row += line
                 if without_row > _MOST_WITHOUT_ROW:
-                    raise EndlessLine(f"{_MOST_WITHOUT_ROW // 2**20} MB follow without the end of a row")
+                    raise EndlessLine(f"the next {_MOST_WITHOUT_ROW // 2**20} MiB do not contain a row end")
             else:
                 if not line.isspace():
                     without_row = blank = 0
@@ -49,14 +49,14 @@ class Lines:
                 yield line
 
     def _each(self) -> Iterator[bytes | int]:
-        """The lines, and before those of each chunk its length."""
+        """Yield the length of each chunk, followed by its lines."""
         limit = self._max
         tail = b""
         head: bytes | None = None  # the beginning of an oversized line whose end is not yet seen
         for chunk in _without_mark(self._chunks):
             yield len(chunk)
             lines = (tail + chunk).splitlines(keepends=True)
-            # A \r at the very end may be the first half of \r\n: wait for the next chunk.
+            # A \r at the end of a chunk may be the first half of \r\n: wait for the next chunk.
             tail = b"" if lines[-1].endswith(b"\n") else lines.pop()
             for line in lines:
                 if head is not None:
@@ -78,7 +78,7 @@ class Lines:
 
 
 def _without_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The chunks, none of them empty, without a UTF-8 byte order mark at the beginning."""
+    """Yield the non-empty chunks without a UTF-8 byte order mark at the beginning."""
     first = b""
     begun = False
     for chunk in chunks:
@@ -96,7 +96,7 @@ def _without_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def content(line: bytes) -> bytes:
-    """The line without its end."""
+    """Return the line without its line end."""
     if line.endswith(b"\r\n"):
         return line[:-2]
     if line.endswith((b"\n", b"\r")):

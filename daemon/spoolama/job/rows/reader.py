@@ -1,4 +1,4 @@
-"""What every reader of rows has in common."""
+"""Provides the base class and helpers of all row readers."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["RowReader", "broken", "utf8"]
 
 
 class RowReader(ABC):
-    """The rows of a data file, one after another; memory does not grow with the file.
+    """Iterates over the rows of a data file; memory use does not depend on the file size.
 
-    An iterator to be used once. Closing it early closes the file.
+    It can be iterated once. Closing it early closes the file.
     """
 
     def __init__(self, path: Path, compression: str | None, limits: Limits) -> None:
         self.name = path.name
         self.columns: list[str] | None = None
-        """CSV and TSV: the header's names, known before the first row."""
+        """CSV and TSV: the column names in the header, available before the first row."""
         self._compressed = compression is not None
         self._limits = limits
         self._chunks = chunks(path, compression)
@@ -37,15 +37,15 @@ class RowReader(ABC):
 
     @property
     def ended_with_newline(self) -> bool:
-        """Whether the file ended with a line end; a compressed stream that ended properly counts as one.
+        """Whether the file ended with a line end; always true for a complete compressed stream.
 
-        Meaningful after the last row.
+        Valid after the last row.
         """
         return self._compressed or self._lines.ended_with_newline
 
     @abstractmethod
     def _read(self) -> Generator[Row, None, None]:
-        """The rows; `BrokenStream` may pass through."""
+        """Yield the rows; may raise `BrokenStream`."""
 
     def __iter__(self) -> Self:
         return self
@@ -73,23 +73,23 @@ class RowReader(ABC):
 
 
 def broken(name: str, error: BrokenStream, rows: int) -> InputError:
-    """The job's error for a stream that cannot be read on."""
+    """Return the job's error for a stream that cannot be read further."""
     after = f" after {rows} row{'' if rows == 1 else 's'}" if rows else ""
     if isinstance(error, EndlessLine):
         return InputError(
             f"{name} has no rows{after}: {error}.",
-            mend="Each row must be a line of its own. Check what the file holds, and drop it again.",
+            mend="Put each row on its own line. Check the content of the file and upload it again.",
             code="endless_line",
         )
     return InputError(
         f"{name} cannot be decompressed{after}: {error}.",
-        mend="Compress and upload the file again; the upload may have been cut.",
+        mend="Compress and upload the file again; the upload may have been incomplete.",
         code="damaged_stream",
     )
 
 
 def utf8(raw: bytes) -> str | RowFault:
-    """The text of a record, or why it is none."""
+    """Return the text of a record, or the fault if it is not UTF-8."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""The bytes of a data file, decompressed, in pieces of bounded size."""
+"""Reads and decompresses the bytes of a data file in chunks of bounded size."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["BrokenStream", "EndlessLine", "chunks", "refuse_foreign"]
 _CHUNK = 256 * 1024
 
 _ZSTD_FEED = 256
-"""Compressed bytes handed to zstd at once: at its highest ratio (128 KiB from 4 bytes) they become 8 MiB."""
+"""Compressed bytes given to zstd at once; at its highest ratio (128 KiB from 4 bytes) they become 8 MiB."""
 
 _MAGIC = {
     "gz": (b"\x1f\x8b",),
-    # A frame, or a frame to be skipped, with which pzstd begins (RFC 8878, 3.1).
+    # A frame, or a skippable frame, with which pzstd output begins (RFC 8878, 3.1).
     "zst": (b"\x28\xb5\x2f\xfd", *(bytes([n]) + b"\x2a\x4d\x18" for n in range(0x50, 0x60))),
 }
 
 _FOREIGN = (
-    (b"PK\x03\x04", "a ZIP or Excel file", "Export it as CSV (UTF-8) and drop that."),
-    (b"\xd0\xcf\x11\xe0", "an old Excel file", "Export it as CSV (UTF-8) and drop that."),
-    (b"%PDF-", "a PDF", "Export the table as CSV (UTF-8) and drop that."),
-    (b"PAR1", "a Parquet file", "Export it as CSV or JSONL and drop that."),
+    (b"PK\x03\x04", "a ZIP or Excel file", "Export it as CSV (UTF-8) and upload that file."),
+    (b"\xd0\xcf\x11\xe0", "an old Excel file", "Export it as CSV (UTF-8) and upload that file."),
+    (b"%PDF-", "a PDF", "Export the table as CSV (UTF-8) and upload that file."),
+    (b"PAR1", "a Parquet file", "Export it as CSV or JSONL and upload that file."),
     (b"\x1f\x8b", "gzip data", "Give it a name that ends in .gz, for example .csv.gz."),
     (b"\x28\xb5\x2f\xfd", "zstd data", "Give it a name that ends in .zst, for example .csv.zst."),
     (b"BZh", "bzip2 data", "Compress it with gzip or zstd instead."),
@@ -39,19 +39,19 @@ _FOREIGN = (
 
 
 class BrokenStream(Exception):
-    """The compressed stream is damaged or stops in the middle."""
+    """The compressed stream is damaged or incomplete."""
 
 
 class EndlessLine(BrokenStream):
-    """The stream goes on and on without a row: a few bytes of a compressed file can become terabytes."""
+    """The stream continues without a row end: a few compressed bytes can expand to terabytes."""
 
 
 def chunks(path: Path, compression: str | None) -> Generator[bytes, None, None]:
-    """The file's bytes after decompression; memory stays flat whatever the file is.
+    """Yield the bytes of the file after decompression, with bounded memory.
 
     Raises:
-        BrokenStream: the compressed stream is damaged, stops in the middle or is not of that kind.
-        OSError: the file cannot be read, or is no regular file.
+        BrokenStream: the compressed stream is damaged, incomplete or of another format.
+        OSError: the file cannot be read or is not a regular file.
     """
     with open_regular(path) as file:
         if compression is None:
@@ -79,7 +79,7 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _unzstd(file: BinaryIO) -> Iterator[bytes]:
-    # Not stream_reader: it takes the end of the file for the end of the stream and hides a truncation.
+    # Not stream_reader: it treats the end of the file as the end of the stream and hides a truncation.
     ended = True
     decoder = zstandard.ZstdDecompressor().decompressobj()
     while data := file.read(_ZSTD_FEED):
@@ -101,14 +101,14 @@ def _unzstd(file: BinaryIO) -> Iterator[bytes]:
 
 
 def refuse_foreign(head: bytes, name: str) -> None:
-    """Refuse a file that is plainly not UTF-8 text.
+    """Refuse a file that is certainly not UTF-8 text.
 
     Args:
         head: The first bytes after decompression.
-        name: The file's name as the person knows it.
+        name: The file's name as the user knows it.
 
     Raises:
-        InputError: it is UTF-16, a spreadsheet, compressed without saying so, ...
+        InputError: it is UTF-16, a spreadsheet, compressed without the matching extension, ...
     """
     for magic, what, mend in _FOREIGN:
         if head.startswith(magic):
@@ -117,7 +117,7 @@ def refuse_foreign(head: bytes, name: str) -> None:
     if wide:
         raise InputError(
             f"{name} is encoded as {wide}; spoolama reads UTF-8.",
-            mend="Save it as UTF-8 (in Excel: “CSV UTF-8”) and drop it again.",
+            mend="Save it as UTF-8 (in Excel: “CSV UTF-8”) and upload it again.",
             code="not_utf8",
         )
 
@@ -127,7 +127,7 @@ def _wide_encoding(head: bytes) -> str | None:
         return "UTF-32"
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
-    # Without a mark: text in Latin letters then has a NUL in every second byte.
+    # Without a byte order mark: Latin text in UTF-16 has a NUL in every second byte.
     half = len(head) // 2
     if half >= 4 and (head[1::2].count(0) > half * 0.8 or head[0::2].count(0) > half * 0.8):
         return "UTF-16"
