@@ -335,12 +335,12 @@ class Holder:
             self._memory.did("released", **self.figures())
 
     async def _release_again(self) -> None:
-        """A release that failed is tried again: to wait for room beside our own model would be for ever."""
+        """Retry an unload that failed: waiting for memory that our own model occupies would never end."""
         if self._unreleased is not None and self._clock.monotonic() - self._unreleased >= _AGAIN_S:
             await self.let_go()
 
     async def _release_others(self) -> None:
-        """What this service may have in memory before the first load, also from before it was killed."""
+        """Unload models of this service before the first load, including those of a killed process."""
         left = None
         if not self.loads:
             with contextlib.suppress(BackendError), self._progress.pulse.wait(_ANSWER_S):
@@ -349,7 +349,7 @@ class Holder:
         await self.release_idle(name if self.loads else None, also=name if left is not None else None)
 
     async def release_idle(self, keep: str | None, *, also: str | None = None) -> None:
-        """Other models that were loaded from here."""
+        """Unload other models that this service loaded."""
         try:
             with self._progress.pulse.wait(_ANSWER_S):
                 names = await self._backend.release(keep=keep, also=also)
@@ -359,5 +359,5 @@ class Holder:
             self._memory.did("idle_released", models=", ".join(names))
 
     def figures(self) -> dict[str, object]:
-        """The load in force, for the log and the metrics."""
+        """Return the current load for the log and the metrics."""
         return {"model": self.spec.model, "num_ctx": self.spec.num_ctx, "slots": self.spec.slots}

@@ -1,4 +1,4 @@
-"""The task beside the lanes that acts on what memory comes to."""
+"""Runs a task next to the lanes that unloads and reloads the model as memory pressure changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lane: takes one segment at a time and answers its rows one after another."""
+"""Runs a lane: takes one segment at a time and answers its rows one after another."""
 
 from __future__ import annotations
 

@@ -127,10 +127,10 @@ def too_long(tokens: int | None, prompt: Prompt, plan: Plan) -> tuple[str, dict[
     }
     if tokens is None:
         most = prompt.tokens
-        if prompt.fits:  # and yet it was refused: the learned bound is wrong, but no byte makes two tokens
+        if prompt.fits:  # but refused: the learned bound is wrong; one byte is at most one token
             most = max(bound(replace(plan, tokens_per_byte=1.0), prompt.messages), budget.num_ctx)
         sizes["prompt_tokens_at_most"] = most
-        length = f"is too long (no count was told; by its bytes it has up to {most:,} tokens)"
+        length = f"is too long (the server gave no count; by its bytes it has up to {most:,} tokens)"
     else:
         length = f"has {tokens:,} tokens"
     message = (
@@ -154,10 +154,10 @@ def end_of(
     """
     tried = len(attempts)
     if over == "server_died":
-        message = f"the model's process died each time this row was asked ({tried} tries); it is set aside"
+        message = f"the model's process died at each attempt to answer this row ({tried} attempts)"
         return RowError(over, message)
     if over == "service_died":
-        message = f"the service ended each time this row was in flight ({tried} tries); it is set aside"
+        message = f"the service ended at each attempt to answer this row ({tried} attempts)"
         return RowError(over, message)
     if lost is not None:
         return lost.error
@@ -166,7 +166,7 @@ def end_of(
         message, sizes = too_long(min(known, default=None), prompt, plan)
         return RowError(over, message, details=sizes)
     return RowError(
-        over or "unexpected", f"no usable answer in {tried} tries before the service was restarted"
+        over or "unexpected", f"no usable answer in {tried} attempts before the service was restarted"
     )
 
 
