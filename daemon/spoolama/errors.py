@@ -29,7 +29,7 @@
         ├── AnswerUnfinished   HTTP 200, but the generation did not end
         └── UnexpectedReply    anything else
 
-The table in `engine/failures.py` lists the effect of each backend error on the row, the server and the job.
+The table in `answer/failures.py` lists the effect of each backend error on the row, the server and the job.
 """
 
 from __future__ import annotations
@@ -202,17 +202,17 @@ class JobError(SpoolamaError):
 
     Args:
         message: What is wrong.
-        mend: What to do about it; shown after the message and in error.json.
+        fix: What to do about it; shown after the message and in error.json.
         code: A stable name for programs.
     """
 
     code = "job_failed"
 
-    def __init__(self, message: str, *, mend: str = "", code: str | None = None) -> None:
+    def __init__(self, message: str, *, fix: str = "", code: str | None = None) -> None:
         message = shortened(message, _MOST_OF_JOB)
         super().__init__(message)
         self.message = message
-        self.mend = mend
+        self.fix = fix
         if code is not None:
             self.code = code
 
@@ -238,7 +238,7 @@ class SidecarError(JobError):
             problems = [*problems[:_MOST_PROBLEMS], Problem(left[0].file, left[0].line, None, "", message)]
         super().__init__(
             "\n".join(str(p) for p in problems),
-            mend="Fix the sidecar and upload both files again.",
+            fix="Fix the sidecar and upload both files again.",
         )
         self.problems = problems
 
@@ -331,14 +331,14 @@ class RequestRefused(BackendError):
     """The server refuses this kind of request permanently, for every row.
 
     Args:
-        mend: What the user has to change.
+        fix: What the user has to change.
     """
 
     code = "request_refused"
 
-    def __init__(self, message: str, *, status: int | None = None, mend: str = "") -> None:
+    def __init__(self, message: str, *, status: int | None = None, fix: str = "") -> None:
         super().__init__(message, status=status)
-        self.mend = mend
+        self.fix = fix
 
 
 class WrongServer(RequestRefused):

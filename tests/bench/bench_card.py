@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 
 from daemons import clean_env, daemon, fake_ollama, make_spool  # noqa: E402 - it is run as a script
 from nvml_stub import FakeCard, Script  # noqa: E402
-from spoolama.gpu.nvml import NvmlCards  # noqa: E402
+from spoolama.memory.nvml import NvmlCards  # noqa: E402
 
 GB = 1 << 30
 MODEL = {

@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 from bench.effect.jobs import run_job  # noqa: E402 - it is run as a script
 from bench.effect.scenarios import SCENARIOS, SMALL, of_size, small  # noqa: E402
 from bench.effect.table import Counted, counted, markdown, small_table, totals  # noqa: E402
-from spoolama.effect.audit import budget_of  # noqa: E402
+from spoolama.compare.audit import budget_of  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Counted]:

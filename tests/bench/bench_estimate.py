@@ -25,7 +25,7 @@ from spoolama.backends.embedded import EmbeddedBackend  # noqa: E402
 from spoolama.backends.embedded_models import default_cache_dir, find_weights  # noqa: E402
 from spoolama.backends.model_shape import ModelShape  # noqa: E402
 from spoolama.clock import SystemClock  # noqa: E402
-from spoolama.gpu.estimate import Estimate, estimate  # noqa: E402
+from spoolama.memory.estimate import Estimate, estimate  # noqa: E402
 
 MODELS = "smollm2:135m,gemma3:270m"
 WINDOWS = "2048,4096,8192,16384,32768"

@@ -21,10 +21,10 @@ from typing import Any, Literal
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "daemon")]
 
 from daemons import clean_env, make_spool, results, run_once  # noqa: E402 - it is run as a script
-from spoolama.effect.evidence import wilson  # noqa: E402
-from spoolama.effect.likeness import likeness_of  # noqa: E402
-from spoolama.report.agreement import Agreement, AnswerTally  # noqa: E402
-from spoolama.report.samples import write_sample  # noqa: E402
+from spoolama.cli.samples import write_sample  # noqa: E402
+from spoolama.compare.evidence import wilson  # noqa: E402
+from spoolama.compare.likeness import likeness_of  # noqa: E402
+from spoolama.publish.agreement import Agreement, AnswerTally  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 from spoolama.backends.base import ChatRequest, LoadSpec, Message  # noqa: E402 - it is run as a script
 from spoolama.backends.embedded import EmbeddedBackend  # noqa: E402
 from spoolama.clock import SystemClock  # noqa: E402
-from spoolama.gpu.host import HostProbe  # noqa: E402
+from spoolama.memory.host import HostProbe  # noqa: E402
 
 MIB = 1 << 20
 

@@ -20,10 +20,10 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 
 from nvml_stub import FakeCard, Script  # noqa: E402 - it is run as a script
 from spoolama.clock import SystemClock  # noqa: E402
-from spoolama.gpu.card_thread import CardThread  # noqa: E402
-from spoolama.gpu.host import HostProbe  # noqa: E402
-from spoolama.gpu.nvml import NvmlCards  # noqa: E402
-from spoolama.gpu.watchdog import MemoryWatchdog  # noqa: E402
+from spoolama.memory.card_thread import CardThread  # noqa: E402
+from spoolama.memory.host import HostProbe  # noqa: E402
+from spoolama.memory.nvml import NvmlCards  # noqa: E402
+from spoolama.memory.watchdog import MemoryWatchdog  # noqa: E402
 
 LOOKS = 300
 

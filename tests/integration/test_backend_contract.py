@@ -102,7 +102,7 @@ async def refuses_a_schema_that_it_cannot_follow(subject: Subject) -> None:
     with pytest.raises(RequestRefused) as caught:
         await subject.ask("Love it.", format={"type": "nosuchtype"})
 
-    assert "format" in caught.value.mend
+    assert "format" in caught.value.fix
 
 
 async def carries_any_text_both_ways(subject: Subject) -> None:
@@ -119,7 +119,7 @@ async def refuses_a_model_that_is_not_there(subject: Subject) -> None:
         await subject.backend.load(replace(subject.spec, model="nosuch:1b"))
     await subject.backend.load(subject.spec)
 
-    assert caught.value.mend
+    assert caught.value.fix
     assert (await subject.ask("Fine.")).finish in {"stop", "length"}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
-from spoolama.engine.progress import Progress, Pulse
+from spoolama.progress import Progress, Pulse
 from spoolama.service.execution import JobExecutor
 from spoolama.service.model import StopSignal
 from spoolama.spool.claim import claim, random_token
@@ -192,7 +192,7 @@ def test_what_is_refused_for_every_row_ends_the_job(tmp_path: Path, fault: Fault
     assert told.where == "failed"
     assert told.error["code"] == "request_refused"
     assert words in told.error["message"]
-    assert told.error["mend"]
+    assert told.error["fix"]
     assert len(told.chats) == 1
     assert {row["status"] for row in told.rows} == {"skipped"}
 
@@ -208,7 +208,7 @@ def test_a_model_that_is_not_there_ends_the_job_before_a_row_is_sent(tmp_path: P
     """Seen when it is to be loaded, with the command that gets it."""
     told = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gemma3:12b"))
     assert (told.where, told.error["code"], told.chats) == ("failed", "request_refused", [])
-    assert "ollama pull gemma3:12b" in told.error["mend"]
+    assert "ollama pull gemma3:12b" in told.error["fix"]
 
 
 def test_a_hang_that_lasts_is_the_rows_error(tmp_path: Path) -> None:
@@ -307,7 +307,7 @@ def test_a_model_that_vanishes_while_the_server_is_away_ends_the_job(tmp_path: P
 
     told = run(tmp_path, [Fault("reset", contains=BAD, times=1, delay_s=0.2)], beside=remove)
     assert (told.where, told.error["code"]) == ("failed", "request_refused")
-    assert "ollama pull" in told.error["mend"]
+    assert "ollama pull" in told.error["fix"]
     assert [row["status"] for row in told.rows] == ["ok"] * 5 + ["skipped"] * 7
 
 

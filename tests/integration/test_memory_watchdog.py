@@ -126,8 +126,8 @@ def test_a_model_that_fits_at_no_window_ends_the_job_with_what_it_needs(tmp_path
     early = job.metrics["ended_early"]
     assert early["code"] == "out_of_memory"
     assert "judge:12b does not fit: llama-server process has terminated" in early["message"]
-    assert "It needs an estimated 20.7 GB: weights 20.0" in early["mend"]
-    assert "14.6 GB is available to it" in early["mend"]
+    assert "It needs an estimated 20.7 GB: weights 20.0" in early["fix"]
+    assert "14.6 GB is available to it" in early["fix"]
 
 
 def test_a_model_larger_than_the_cards_runs_as_ollama_puts_it(tmp_path: Path) -> None:

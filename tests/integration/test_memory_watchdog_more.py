@@ -11,11 +11,11 @@ import pytest
 
 from integration.memory_scene import GB, Scene, card, running
 from spoolama.backends.base import HeldModel
-from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.limits import Limits
-from spoolama.gpu.readings import Card
-from spoolama.gpu.room import Need, room_on_cards
-from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.limits import MemoryLimits
+from spoolama.memory.readings import Card
+from spoolama.memory.room import Need, room_on_cards
+from spoolama.memory.watchdog import MemoryWatchdog
 from support.card_model import Habits
 from support.cards import ScriptedCards
 from support.cards import card as card_of
@@ -200,7 +200,7 @@ def test_instances_of_a_card_are_not_room_for_one_model_together() -> None:
     """CUDA shows a process one instance: 12 GB do not fit into two of 10, whole cards could share them."""
     whole = [Card(n, "A100", 10 * GB, GB // 2) for n in range(2)]
     cut = [Card(0, "A100 MIG", 10 * GB, GB // 2, mig=str(n)) for n in range(2)]
-    limits = dict.fromkeys(range(2), Limits(10 * GB, 9 * GB, 9 * GB))
+    limits = dict.fromkeys(range(2), MemoryLimits(10 * GB, 9 * GB, 9 * GB))
     need = Need(12 * GB, "card")
     assert room_on_cards(need, whole, limits).fits
     assert not room_on_cards(need, cut, limits).fits

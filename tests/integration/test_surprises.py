@@ -11,10 +11,10 @@ import pytest
 
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
-from spoolama.engine.progress import Progress, Pulse
-from spoolama.engine.runner import JobRunner
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
+from spoolama.progress import Progress, Pulse
+from spoolama.run.runner import JobRunner
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader

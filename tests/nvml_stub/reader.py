@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from nvml_stub.script import Script
-from spoolama.gpu.nvml import NvmlCards
-from spoolama.gpu.readings import Card, NoReading
+from spoolama.memory.nvml import NvmlCards
+from spoolama.memory.readings import Card, NoReading
 
 __all__ = ["Reader"]
 

@@ -1,7 +1,7 @@
 """A model server with a card: loads take time and memory, others take memory too, and both can be read.
 
-For simulated nights on a clock that jumps. What a load takes is what `gpu/estimate.py` says, which was held
-against an H100; that the estimate is right is not what such a simulation shows.
+For simulated nights on a clock that jumps. What a load takes is what `memory/estimate.py` says, which was
+held against an H100; that the estimate is right is not what such a simulation shows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Reply
 from spoolama.backends.model_shape import ModelShape, shape_of
 from spoolama.errors import OutOfMemory, ServerDied
-from spoolama.gpu.estimate import CELL_BYTES, estimate
-from spoolama.gpu.limits import GB
-from spoolama.gpu.readings import Card, Host, Runner
+from spoolama.memory.estimate import CELL_BYTES, estimate
+from spoolama.memory.limits import GB
+from spoolama.memory.readings import Card, Host, Runner
 from support.backend import Call, ScriptedBackend, count_tokens
 from support.card_users import Users
 from support.clock import VirtualClock

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from spoolama.clock import Clock
-from spoolama.gpu.readings import Card, NoReading
+from spoolama.memory.readings import Card, NoReading
 
 __all__ = ["GB", "Scene", "Script", "ScriptedCards", "card"]
 

@@ -15,8 +15,8 @@ from spoolama.job.record import Answered, Failed
 from spoolama.job.row import Row
 from spoolama.job.rows import detect, read_rows
 from spoolama.job.sidecar import Sidecar
-from spoolama.report.build import build_outputs
-from spoolama.report.summary import Summary
+from spoolama.publish.build import build_outputs
+from spoolama.publish.summary import Summary
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_read import LedgerReader
 from spoolama.spool.states import UPLOADED
@@ -105,7 +105,7 @@ async def _fill(
                 details = {**end.details, **({"answer": end.answer} if end.answer is not None else {})}
                 ledger.failed(Failed(row.ordinal, end.code, end.message, 1, details))
             else:
-                ended_early = {"code": "cancelled", "message": "cancelled by NAME.cancel", "mend": ""}
+                ended_early = {"code": "cancelled", "message": "cancelled by NAME.cancel", "fix": ""}
                 await ledger.skip_rest()
         usual: dict[str, Any] = {
             "job": job,

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 from spoolama.clock import Clock, SystemClock
-from spoolama.engine.progress import Progress
 from spoolama.errors import JobError
+from spoolama.progress import Progress
 from spoolama.service.daemon import Daemon
 from spoolama.service.logs import configure
-from spoolama.service.model import Ended, StopSignal
+from spoolama.service.model import JobEnd, StopSignal
 from spoolama.service.priority import priority_of
 from spoolama.service.settings import Settings, load_settings
 from spoolama.spool.claim import JobDir
@@ -39,28 +39,28 @@ class FakeExecutor:
     """Publishes every job at once, unless `act` says otherwise."""
 
     spool: Spool
-    act: Callable[[JobDir, Progress, StopSignal], Awaitable[Ended | None]] | None = None
+    act: Callable[[JobDir, Progress, StopSignal], Awaitable[JobEnd | None]] | None = None
     """Called first; None: publish in done/."""
     executed: list[str] = field(default_factory=list)
     """Names of the data files, in the order of execution."""
     rejected: list[tuple[str, JobError]] = field(default_factory=list)
 
-    async def execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+    async def execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
         """As the test says."""
         self.executed.append(job.dropped_as)
         ended = await self.act(job, progress, stop) if self.act else None
         return ended or await self._publish(job, "done")
 
-    async def reject(self, job: JobDir, error: JobError) -> Ended:
+    async def reject(self, job: JobDir, error: JobError) -> JobEnd:
         """To failed/, with nothing but the uploads."""
         self.rejected.append((job.dropped_as, error))
         return await self._publish(job, "failed", error.message)
 
-    async def _publish(self, job: JobDir, where: str, message: str = "all answered") -> Ended:
+    async def _publish(self, job: JobDir, where: str, message: str = "all answered") -> JobEnd:
         await asyncio.to_thread(open_out, job)
         if where == "done":
-            return Ended("done", await asyncio.to_thread(publish, self.spool, job, "done"), message)
-        return Ended("failed", await asyncio.to_thread(publish, self.spool, job, "failed"), message)
+            return JobEnd("done", await asyncio.to_thread(publish, self.spool, job, "done"), message)
+        return JobEnd("failed", await asyncio.to_thread(publish, self.spool, job, "failed"), message)
 
 
 class Service:

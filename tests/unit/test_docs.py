@@ -13,8 +13,8 @@ import click
 import pytest
 import yaml
 
+from spoolama.answer.failures import POLICIES
 from spoolama.cli.main import COMMANDS, spoolama
-from spoolama.engine.failures import POLICIES
 from spoolama.evaluation.child.openai_lines import parameter_table
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT

@@ -2,7 +2,7 @@
 
 A backend turns a `ChatRequest` into a `Reply` or raises a `BackendError` of `spoolama.errors`. It classifies
 errors by status and structure, and by text only if the server gives nothing else. It never retries: the
-engine decides what an error means (`engine/failures.py`).
+engine decides what an error means (`answer/failures.py`).
 """
 
 from __future__ import annotations

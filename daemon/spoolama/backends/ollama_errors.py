@@ -80,14 +80,14 @@ def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
     if kind == 403:
         return _forbidden(message, status)
     if kind in {400, 401, 405, 410, 415, 422}:
-        return RequestRefused(message, status=status, mend=_mend(message))
+        return RequestRefused(message, status=status, fix=_fix(message))
     if kind >= 500:
         return _server_error(message, status)
     if 300 <= kind < 400:
         return RequestRefused(
             f"HTTP {status}: the server redirects to {reply.location or 'another address'}",
             status=status,
-            mend="Set the backend's url to the address of Ollama itself.",
+            fix="Set the backend's url to the address of Ollama itself.",
         )
     return UnexpectedReply(f"HTTP {status}: {message}", status=status)
 
@@ -95,7 +95,7 @@ def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
 def _server_error(message: str, status: int) -> BackendError:
     lower = message.lower()
     if any(words in lower for words in _REFUSED_IN_500):
-        return RequestRefused(message, status=status, mend=_mend(message))
+        return RequestRefused(message, status=status, fix=_fix(message))
     if is_out_of_memory(lower):
         return OutOfMemory(message, status=status)
     if any(words in lower for words in _DIED_IN_500):
@@ -105,25 +105,25 @@ def _server_error(message: str, status: int) -> BackendError:
 
 def _missing(reply: HttpReply, message: str, model: str | None) -> RequestRefused:
     if isinstance(reply.payload, dict) and model is not None:
-        return RequestRefused(message, status=reply.status, mend=f"On the server: ollama pull {model}")
+        return RequestRefused(message, status=reply.status, fix=f"On the server: ollama pull {model}")
     return RequestRefused(
         f"HTTP {reply.status}: {message}",
         status=reply.status,
-        mend="Set the backend's url to the address of Ollama, without a path.",
+        fix="Set the backend's url to the address of Ollama, without a path.",
     )
 
 
 def _forbidden(message: str, status: int) -> RequestRefused:
     if "cloud" in message.lower():
-        mend = "Choose a model that runs on this server: rows are never sent to a remote one."
+        fix = "Choose a model that runs on this server: rows are never sent to a remote one."
     else:
-        mend = "Ollama accepts only local host names: use its IP address or 127.0.0.1 in the backend's url."
-    return RequestRefused(message, status=status, mend=mend)
+        fix = "Ollama accepts only local host names: use its IP address or 127.0.0.1 in the backend's url."
+    return RequestRefused(message, status=status, fix=fix)
 
 
-def _mend(message: str) -> str:
+def _fix(message: str) -> str:
     lower = message.lower()
-    for words, mend in _REFUSED_MENDS:
+    for words, fix in _REFUSED_MENDS:
         if words in lower:
-            return mend
+            return fix
     return ""

@@ -43,14 +43,14 @@ def read_show(name: str, payload: Mapping[str, Any]) -> ModelFacts:
     if host := payload.get("remote_host"):
         raise RequestRefused(
             f"model {name!r} runs on {host}, not on this server",
-            mend="Choose a model that runs on the server: rows are never sent to a remote one.",
+            fix="Choose a model that runs on the server: rows are never sent to a remote one.",
         )
     capabilities = payload.get("capabilities")
     known = capabilities if isinstance(capabilities, list) else []
     if known and "completion" not in known:
         raise RequestRefused(
             f"model {name!r} cannot chat; its capabilities are: {', '.join(map(str, known))}",
-            mend="Choose a model that can chat.",
+            fix="Choose a model that can chat.",
         )
     info = payload.get("model_info")
     info = info if isinstance(info, dict) else {}
@@ -142,19 +142,19 @@ def refuse_cloud_name(name: str) -> None:
     if tag == "cloud" or tag.endswith("-cloud"):
         raise RequestRefused(
             f"model {name!r} is a cloud model",
-            mend="Choose a model that runs on the server: rows are never sent to a remote one.",
+            fix="Choose a model that runs on the server: rows are never sent to a remote one.",
         )
 
 
 def too_small(spec: LoadSpec, window: int, trained: int | None) -> RequestRefused:
     """Return the error for a model that the server loaded with a smaller window than requested."""
     own = f"; the maximum of the model is {trained}" if trained is not None else ""
-    mend = f"Set options.num_ctx to {window} or less"
+    fix = f"Set options.num_ctx to {window} or less"
     if trained is None or window < trained:
-        mend += ", or give the server more memory"
+        fix += ", or give the server more memory"
     return RequestRefused(
         f"the server loaded {spec.model!r} with a window of {window} tokens instead of {spec.num_ctx}{own}",
-        mend=f"{mend}.",
+        fix=f"{fix}.",
     )
 
 

@@ -57,7 +57,7 @@ def _finish(payload: Mapping[str, Any]) -> Literal["stop", "length"]:
         raise RequestRefused(
             f"the answer came from {host}, not from this server",
             status=200,
-            mend="Choose a model that runs on the server: rows are never sent to a remote one.",
+            fix="Choose a model that runs on the server: rows are never sent to a remote one.",
         )
     if payload.get("done") is not True:
         raise AnswerUnfinished("the answer ended without `done`", status=200)

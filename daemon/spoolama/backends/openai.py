@@ -74,20 +74,20 @@ class OpenAIBackend:
             names = ", ".join(sorted(spec.load_options))
             raise RequestRefused(
                 f"{names}: this server takes load options only at its start, not in requests",
-                mend=f"Remove {names} from `options` in the sidecar and set it at the start of the server.",
+                fix=f"Remove {names} from `options` in the sidecar and set it at the start of the server.",
             )
         models = await self._models(DESCRIBE_TIMEOUT_S)
         entry = models.get(spec.model)
         if entry is None:
             raise RequestRefused(
                 f"the server has no model {spec.model!r}; it has: {', '.join(sorted(models)) or 'none'}",
-                mend="Set `model` in the sidecar to one of these.",
+                fix="Set `model` in the sidecar to one of these.",
             )
         model = await self._model(spec.model, entry)
         if model.num_ctx is not None and model.num_ctx < spec.num_ctx:
             raise RequestRefused(
                 f"the server runs {spec.model!r} with a window of {model.num_ctx} tokens, not {spec.num_ctx}",
-                mend=f"Set options.num_ctx to {model.num_ctx} or less, "
+                fix=f"Set options.num_ctx to {model.num_ctx} or less, "
                 "or start the server with a larger window.",
             )
         return replace(model, load_s=self._clock.monotonic() - began)
@@ -176,7 +176,7 @@ class OpenAIBackend:
         if found:
             raise WrongServer(
                 "this is an Ollama server; its OpenAI interface silently truncates prompts that are too long",
-                mend=f"Set the backend's kind to ollama and its url to {self._root}.",
+                fix=f"Set the backend's kind to ollama and its url to {self._root}.",
             )
 
     async def _model(self, name: str, entry: Mapping[str, Any]) -> LoadedModel:

@@ -38,14 +38,14 @@ def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
     match status:
         case 401 | 403:
             return RequestRefused(
-                message, status=status, mend="Set the backend's api_key to a key that the server accepts."
+                message, status=status, fix="Set the backend's api_key to a key that the server accepts."
             )
         case 404:
             name = f" {model}" if model else ""
             return RequestRefused(
                 message,
                 status=status,
-                mend=f"Check that the server has the model{name} and that the backend's url is its address.",
+                fix=f"Check that the server has the model{name} and that the backend's url is its address.",
             )
         case 408 | 425 | 429 | 499 | 503:
             return ServerBusy(message, status=status)
@@ -54,12 +54,12 @@ def failure(reply: HttpReply, *, model: str | None = None) -> BackendError:
         case 413:  # a size limit of a proxy or of the server; it concerns only this row
             return ContextOverflow(message, status=status)
         case 400 | 405 | 410 | 415 | 422:
-            return RequestRefused(message, status=status, mend=_mend(message))
+            return RequestRefused(message, status=status, fix=_fix(message))
     if 300 <= status < 400:
         return RequestRefused(
             f"HTTP {status}: the server redirects to {reply.location or 'another address'}",
             status=status,
-            mend="Set the backend's url to the address of the server itself.",
+            fix="Set the backend's url to the address of the server itself.",
         )
     if status >= 500 or status == 200:
         lower = message.lower()
@@ -81,7 +81,7 @@ def checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
     return reply.payload
 
 
-def _mend(message: str) -> str:
+def _fix(message: str) -> str:
     lower = message.lower()
     if any(word in lower for word in ("schema", "grammar", "response_format", "guided")):
         return "Change `format` in the sidecar: the server does not support this JSON Schema."

@@ -72,7 +72,7 @@ def _sampling(sampling: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
     if "repeat_last_n" in found:
         raise RequestRefused(
             "this server does not support `repeat_last_n`",
-            mend="Remove options.repeat_last_n from the sidecar.",
+            fix="Remove options.repeat_last_n from the sidecar.",
         )
     return found
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spoolama.report.analysis import Analysis, analyze_job
+from spoolama.jobtools.analysis import Analysis, analyze_job
 
 __all__ = ["analyze"]
 

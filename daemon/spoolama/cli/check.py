@@ -13,7 +13,7 @@ from spoolama.cli.check_words import besides, earlier_rows
 from spoolama.cli.settings_options import settings_from
 
 if TYPE_CHECKING:
-    from spoolama.service.checking import Drop, Findings
+    from spoolama.cli.checking import CheckedFiles, Findings
     from spoolama.service.settings import Settings
 
 __all__ = ["check", "check_one", "report"]
@@ -45,7 +45,7 @@ def check(drop: Path | None, data: Path | None, rate: float | None, config: Path
     Shows the first two prompts, the rows that will fail and why, and an estimate of the tokens.
     Does not contact a model server. With --config alone it checks the service's settings.
     """
-    from spoolama.service.checking import drop_of
+    from spoolama.cli.checking import drop_of
 
     if drop is None and config is None:
         raise click.UsageError("give a data file, a sidecar, or --config with a settings file")
@@ -59,12 +59,12 @@ def check(drop: Path | None, data: Path | None, rate: float | None, config: Path
         sys.exit(0 if findings.asked else 1)
 
 
-def check_one(drop: Drop, settings: Settings) -> Findings:
+def check_one(drop: CheckedFiles, settings: Settings) -> Findings:
     """Check one drop with the service's settings."""
+    from spoolama.cli.checking import check_drop
     from spoolama.evaluation.evaluator import Evaluator
     from spoolama.evaluation.process import EvaluationProcess
     from spoolama.service.assembly import limits_for
-    from spoolama.service.checking import check_drop
 
     async def read() -> Findings:
         async with Evaluator(EvaluationProcess()) as evaluator:
@@ -94,9 +94,9 @@ def _behind(findings: Findings, number: int) -> str:
     return f" (after {' and '.join(seen)})" if seen else ""
 
 
-def report(drop: Drop, findings: Findings, *, rate: float | None = None, lanes: int = 1) -> None:
+def report(drop: CheckedFiles, findings: Findings, *, rate: float | None = None, lanes: int = 1) -> None:
     """Print the findings."""
-    from spoolama.service.checking import CHARACTERS_PER_TOKEN
+    from spoolama.cli.checking import CHARACTERS_PER_TOKEN
     from spoolama.service.status_text import duration
 
     sidecar = f" with {drop.sidecar.name}" if drop.sidecar else ""

@@ -8,7 +8,7 @@ from spoolama.job.plan import PILOT_ROWS
 from spoolama.job.trim import CANDIDATES
 
 if TYPE_CHECKING:
-    from spoolama.service.checking import Findings
+    from spoolama.cli.checking import Findings
 
 __all__ = ["besides", "earlier_rows"]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spoolama.report.compare import Comparison, compare_jobs
+from spoolama.jobtools.compare import Comparison, compare_jobs
 
 __all__ = ["compare", "show_comparison"]
 

@@ -11,9 +11,9 @@ from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess
 from spoolama.job.rows import detect
 from spoolama.job.sidecar import Sidecar
-from spoolama.report.convert import Converted, answers_to_csv, job_to_batch, requests_of
-from spoolama.report.openai_batch import is_batch_output
-from spoolama.report.published import json_lines, open_published
+from spoolama.jobtools.convert import Converted, answers_to_csv, job_to_batch, requests_of
+from spoolama.jobtools.published import json_lines, open_published
+from spoolama.publish.openai_batch import is_batch_output
 
 __all__ = ["convert"]
 

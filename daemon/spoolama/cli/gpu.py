@@ -15,7 +15,7 @@ import click
 from spoolama.cli.settings_options import config_option, settings_from
 
 if TYPE_CHECKING:
-    from spoolama.cli.gpu_look import Look
+    from spoolama.cli.gpu_look import GpuReport
     from spoolama.service.settings import Settings
 
 __all__ = ["gpu"]
@@ -95,13 +95,13 @@ async def _show(
 ) -> int:
     """Show the state once, or until cancelled if `once` is None; returns the exit status."""
     from spoolama.backends.base import LoadSpec
-    from spoolama.cli.gpu_look import Look
+    from spoolama.cli.gpu_look import GpuReport
     from spoolama.clock import SystemClock
     from spoolama.service.assembly import backend_for
 
     spec = None if model is None else LoadSpec(model, num_ctx, slots=slots or settings.lanes)
     backend = backend_for(settings, SystemClock())
-    look = Look(settings, backend, spec)
+    look = GpuReport(settings, backend, spec)
     looking = asyncio.create_task(look.run(keep_on=once is None), name="looking")
     try:
         await _next(look, looking)
@@ -119,7 +119,7 @@ async def _show(
         await backend.aclose()
 
 
-async def _live(look: Look, looking: asyncio.Task[None]) -> None:
+async def _live(look: GpuReport, looking: asyncio.Task[None]) -> None:
     from rich.live import Live
     from rich.text import Text
 
@@ -132,14 +132,14 @@ async def _live(look: Look, looking: asyncio.Task[None]) -> None:
 
 
 async def _each_second(
-    look: Look, looking: asyncio.Task[None], show: Callable[[dict[str, Any]], None]
+    look: GpuReport, looking: asyncio.Task[None], show: Callable[[dict[str, Any]], None]
 ) -> None:
     while True:
         show(look.payload())
         await _next(look, looking)
 
 
-async def _next(look: Look, looking: asyncio.Task[None]) -> None:
+async def _next(look: GpuReport, looking: asyncio.Task[None]) -> None:
     """Wait for the next reading, or raise the exception that ended the readings."""
     looked = asyncio.ensure_future(look.looked())
     try:

@@ -12,20 +12,20 @@ from typing import Any, TypeVar
 from spoolama.backends.base import Backend, HeldModel, LoadSpec
 from spoolama.backends.model_shape import ModelShape
 from spoolama.clock import SystemClock
-from spoolama.engine.sizing import Sizing
 from spoolama.errors import BackendError, RequestRefused, WrongServer
-from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.host import HostProbe
-from spoolama.gpu.host_thread import HostThread
-from spoolama.gpu.level import Rules
-from spoolama.gpu.nvml import NvmlCards
-from spoolama.gpu.readings import Card, CardProbe, NoCards
-from spoolama.gpu.room import Where
-from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.host import HostProbe
+from spoolama.memory.host_thread import HostThread
+from spoolama.memory.level import LevelRules
+from spoolama.memory.nvml import NvmlCards
+from spoolama.memory.readings import Card, CardProbe, NoCards
+from spoolama.memory.room import Where
+from spoolama.memory.watchdog import MemoryWatchdog
+from spoolama.model.estimated_size import EstimatedSize
 from spoolama.service.assembly import server_is_here
 from spoolama.service.settings import Settings
 
-__all__ = ["WAIT_S", "Look", "cards_now"]
+__all__ = ["WAIT_S", "GpuReport", "cards_now"]
 
 T = TypeVar("T")
 
@@ -35,11 +35,11 @@ _ANSWER_S = 5.0
 _ASK_AGAIN_S = 5.0
 _ENGINE = b"spoolama.backends.embedded_child"
 """Identifies the process of an embedded engine by its command line; its name is only python."""
-_AT_ONCE = Rules(rise_s=0.0, fall_s=0.0, hysteresis=0.0)
+_AT_ONCE = LevelRules(rise_s=0.0, fall_s=0.0, hysteresis=0.0)
 """The level at this moment; the service ignores short peaks, but a person wants to see them."""
 
 
-class Look:
+class GpuReport:
     """Reads the memory, asks the server and estimates the load; `payload` returns the result.
 
     Args:
@@ -57,7 +57,7 @@ class Look:
         self._backend = backend
         self._spec = spec
         self._here = server_is_here(settings.backend)
-        self._host = HostThread(HostProbe(clock=clock), clock, pids=_engines, patience_s=WAIT_S)
+        self._host = HostThread(HostProbe(clock=clock), clock, pids=_engines, wait_s=WAIT_S)
         elsewhere = NoCards("the model server is on another machine")
         self._cards = CardThread(
             (probe or NvmlCards()) if self._here else elsewhere, clock, stale_after_s=WAIT_S
@@ -74,7 +74,7 @@ class Look:
         )
         self._models: tuple[HeldModel, ...] | None = None
         self._unlisted: str | None = None
-        self._sizing: Sizing | None = None
+        self._estimated: EstimatedSize | None = None
         self._unsized: str | None = None
         self.no_such_model = False
         """Whether the server does not have the model."""
@@ -110,15 +110,15 @@ class Look:
         self._models, self._unlisted = await _answer(self._backend.in_memory)
         self._watchdog.listed(self._models)
         spec = self._spec
-        if spec is None or self._sizing is not None:
+        if spec is None or self._estimated is not None:
             return
-        sizing, self._unsized = await _answer(lambda: Sizing.of(self._backend, spec))
-        if sizing is not None and sizing.shape is not None:
-            self._sizing = sizing
-        elif sizing is not None:
+        estimated_size, self._unsized = await _answer(lambda: EstimatedSize.of(self._backend, spec))
+        if estimated_size is not None and estimated_size.shape is not None:
+            self._estimated = estimated_size
+        elif estimated_size is not None:
             _, why = await _answer(
                 self._shape
-            )  # asks again to get the reason, which `Sizing.of` does not return
+            )  # asks again to get the reason, which `EstimatedSize.of` does not return
             self._unsized = why or "the server does not report the shape of the model"
 
     async def _shape(self) -> ModelShape | None:
@@ -189,16 +189,16 @@ class Look:
 
     def _estimate(self, *, no_card: bool) -> dict[str, Any] | None:
         """The estimate compared with the free memory; `unknown` is the reason if there is no estimate."""
-        spec, sizing = self._spec, self._sizing
+        spec, estimated_size = self._spec, self._estimated
         if spec is None:
             return None
         asked = {"model": spec.model, "num_ctx": spec.num_ctx, "slots": spec.slots}
-        shape = None if sizing is None else sizing.shape
-        if sizing is None or shape is None:
+        shape = None if estimated_size is None else estimated_size.shape
+        if estimated_size is None or shape is None:
             return {**asked, "unknown": self._unsized}
         if no_card:
-            sizing = replace(sizing, on_card=False)  # Ollama then takes main memory
-        found, need = sizing.estimate(spec), sizing.need(spec)
+            estimated_size = replace(estimated_size, on_card=False)  # Ollama then takes main memory
+        found, need = estimated_size.estimate(spec), estimated_size.need(spec)
         assert found is not None
         assert need is not None
         readings = self._watchdog.latest
@@ -209,14 +209,14 @@ class Look:
             "where": need.where,
             "cards": len(readings.cards or ()) if readings is not None else 0,
             "trained_ctx": shape.trained_ctx,
-            "estimate": sizing.to_json(spec),
+            "estimate": estimated_size.to_json(spec),
             "may_be_taken_bytes": free,
             "fits": None if free is None else self._watchdog.room(need).fits,
             "fits_whole": None if free is None else found.total_bytes <= free,
         }
 
     def _free(self, where: Where) -> int | None:
-        """Bytes that a load may take below the critical limit, as in `gpu/room.py`; None: unknown."""
+        """Bytes that a load may take below the critical limit, as in `memory/room.py`; None: unknown."""
         readings, dog = self._watchdog.latest, self._watchdog
         if readings is None:
             return None

@@ -77,9 +77,9 @@ def main() -> None:
         spoolama()
     except SpoolamaError as error:
         click.echo(f"spoolama: {error}", err=True)
-        mend = getattr(error, "mend", "")
-        if mend:
-            click.echo(mend, err=True)
+        fix = getattr(error, "fix", "")
+        if fix:
+            click.echo(fix, err=True)
         sys.exit(error.exit_status)
     except OSError as error:
         click.echo(f"spoolama: {error.strerror or error}: {error.filename or ''}".rstrip(": "), err=True)

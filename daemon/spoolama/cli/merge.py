@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from spoolama.report.merge import merge_jobs
+from spoolama.jobtools.merge import merge_jobs
 
 __all__ = ["merge"]
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from spoolama.engine.progress import Snapshot
+from spoolama.progress import Snapshot
 from spoolama.service.state import EndedJob, ServiceState
 from spoolama.service.status_text import duration, status_line
 from spoolama.spool.names import readable

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from spoolama.report.samples import SAMPLES, write_sample
+from spoolama.cli.samples import SAMPLES, write_sample
 
 __all__ = ["sample"]
 

@@ -30,27 +30,27 @@ def submit(files: tuple[Path, ...], config: Path | None, spool: Path | None, no_
     Existing files in incoming/ are never replaced.
     """
     from spoolama.cli.check import check_one
-    from spoolama.service.checking import Drop, drop_of
-    from spoolama.service.placing import place
+    from spoolama.cli.checking import CheckedFiles, drop_of
+    from spoolama.cli.placing import place
     from spoolama.spool.layout import Spool
     from spoolama.spool.names import data_name, is_sidecar, sidecar_names
 
     settings = settings_from(config, spool=spool)
     target = Spool(settings.spool)
     sidecars = {path.name: path for path in files if is_sidecar(path.name)}
-    drops: list[Drop] = []
+    drops: list[CheckedFiles] = []
     for path in files:
         name = data_name(path.name)
         if name is not None:
             given = [sidecars.pop(n) for n in sidecar_names(name) if n in sidecars]
-            drops.append(Drop(path, given[0]) if given else drop_of(path))
+            drops.append(CheckedFiles(path, given[0]) if given else drop_of(path))
         elif not is_sidecar(path.name):
             drop_of(path)  # raises the error about the file type
     drops += [drop_of(sidecar) for sidecar in sidecars.values()]
     for drop in drops:
         words = ""
         if not no_check:
-            findings = check_one(Drop(drop.data, drop.sidecar or settings.default_sidecar), settings)
+            findings = check_one(CheckedFiles(drop.data, drop.sidecar or settings.default_sidecar), settings)
             words = f", {findings.rows:,} rows"
             if not findings.asked:
                 first = f" Line {fault.line}: {fault.message}." if (fault := findings.first_fault) else ""

@@ -15,7 +15,7 @@ from typing import Any
 
 from spoolama.evaluation.wire import HEADER, MAX_REPLY_BYTES, frame
 
-__all__ = ["Connection", "Ended", "ProcessLimits"]
+__all__ = ["Connection", "ProcessEnded", "ProcessLimits"]
 
 
 KILLED = "was killed (SIGKILL, by the kernel where memory runs out)"
@@ -35,7 +35,7 @@ class ProcessLimits:
     """Timeout for the start in seconds; imports take 1 s on an idle machine."""
 
 
-class Ended(Exception):
+class ProcessEnded(Exception):
     """The process ended.
 
     Args:
@@ -140,23 +140,23 @@ class Connection(asyncio.Protocol):
                 return await self._reply
         except TimeoutError:
             await self.stop()
-            raise Ended(None, f"gave no answer within {wall_s:g} s") from None
+            raise ProcessEnded(None, f"gave no answer within {wall_s:g} s") from None
         except EOFError:
             raise await self._ended() from None
         finally:
             self._reply = None
 
-    async def _ended(self) -> Ended:
+    async def _ended(self) -> ProcessEnded:
         """Return the reason of its end, from the exit status."""
         status = await asyncio.to_thread(self._status)
         if self._too_long:
-            return Ended("returned a result that is too long", by_time=True)
+            return ProcessEnded("returned a result that is too long", by_time=True)
         if status == -signal.SIGPROF:
-            return Ended("took longer than {cpu_s:g} s", by_time=True)
+            return ProcessEnded("took longer than {cpu_s:g} s", by_time=True)
         if status == -signal.SIGKILL:
-            return Ended(None, KILLED)
+            return ProcessEnded(None, KILLED)
         name = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-        return Ended(f"crashed the evaluation process ({name})")
+        return ProcessEnded(f"crashed the evaluation process ({name})")
 
     def _status(self) -> int:
         try:

@@ -302,7 +302,7 @@ class JobEvaluator:
         keys = {_KEYS[kind] for kind, _ in self._met}
         return JobError(
             f"{self._rows_met()} rows met a limit of evaluation{last}",
-            mend=f"Simplify {' and '.join(sorted(keys)) or 'the sidecar'}, or shorten these rows.",
+            fix=f"Simplify {' and '.join(sorted(keys)) or 'the sidecar'}, or shorten these rows.",
             code=EVALUATION_LIMIT,
         )
 

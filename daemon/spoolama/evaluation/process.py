@@ -15,7 +15,7 @@ from typing import Any
 
 from spoolama.errors import EvaluationFailed
 from spoolama.evaluation.base import Abandoned, LimitMet, TaskLost
-from spoolama.evaluation.connection import Connection, Ended, ProcessLimits
+from spoolama.evaluation.connection import Connection, ProcessEnded, ProcessLimits
 
 __all__ = ["EvaluationProcess", "FirstIdle"]
 
@@ -154,7 +154,7 @@ class EvaluationProcess:
                 was_used, child.used = child.used, True
                 try:
                     replies = await child.ask(self._request(child, batch), self._wall_s(batch))
-                except Ended as ended:
+                except ProcessEnded as ended:
                     self._child = None
                     if pause_s := self._after_end(batch, ended, was_used=was_used):
                         await asyncio.sleep(pause_s)
@@ -245,7 +245,7 @@ class EvaluationProcess:
         self._queue.extendleft(reversed(left))
         return full
 
-    def _after_end(self, batch: list[_Item], ended: Ended, *, was_used: bool) -> float:
+    def _after_end(self, batch: list[_Item], ended: ProcessEnded, *, was_used: bool) -> float:
         """Handle the end of the process during a batch: find the responsible task by sending each alone.
 
         Returns:
@@ -289,7 +289,7 @@ class EvaluationProcess:
                     self._unrestricted = True
                     self._report("evaluation.unrestricted", "")
                 return self._child
-            except (Ended, OSError) as error:
+            except (ProcessEnded, OSError) as error:
                 if delay is None:
                     raise EvaluationFailed(f"the evaluation process does not start: {error}") from error
             await asyncio.sleep(delay)

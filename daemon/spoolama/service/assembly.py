@@ -20,14 +20,14 @@ from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess, FirstIdle
-from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.host import SCAN_EVERY_S, HostProbe
-from spoolama.gpu.host_thread import HostThread
-from spoolama.gpu.level import Rules
-from spoolama.gpu.nvml import NvmlCards
-from spoolama.gpu.readings import CardProbe, NoCards
-from spoolama.gpu.watchdog import EVERY_S, MemoryWatchdog
-from spoolama.job.rows import Limits
+from spoolama.job.rows import RowLimits
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.host import SCAN_EVERY_S, HostProbe
+from spoolama.memory.host_thread import HostThread
+from spoolama.memory.level import LevelRules
+from spoolama.memory.nvml import NvmlCards
+from spoolama.memory.readings import CardProbe, NoCards
+from spoolama.memory.watchdog import EVERY_S, MemoryWatchdog
 from spoolama.service.daemon import Daemon
 from spoolama.service.execution import JobExecutor
 from spoolama.service.logs import say
@@ -78,9 +78,9 @@ def backend_for(settings: Settings, clock: Clock) -> Backend:
         ) from error
 
 
-def limits_for(settings: Settings) -> Limits:
+def limits_for(settings: Settings) -> RowLimits:
     """The size limits of rows."""
-    return Limits.for_cells(settings.max_cell_bytes)
+    return RowLimits.for_cells(settings.max_cell_bytes)
 
 
 def memory_for(
@@ -108,13 +108,13 @@ def memory_for(
         clock,
         pids=lambda: own_pids(backend),
         stale_after_s=max(2.0, 5.0 / pace),
-        patience_s=EVERY_S / pace,
+        wait_s=EVERY_S / pace,
     )
     watchdog = MemoryWatchdog(
         thread,
         host if own else None,
         clock,
-        rules=_faster(Rules(), pace),
+        rules=_faster(LevelRules(), pace),
         every_s=EVERY_S / pace,
         marks=vram.marks,
         host_marks=vram.host_marks,
@@ -124,7 +124,7 @@ def memory_for(
     return watchdog, thread
 
 
-def _faster(rules: Rules, pace: float) -> Rules:
+def _faster(rules: LevelRules, pace: float) -> LevelRules:
     """The same rules with all times divided by `pace`."""
     return replace(
         rules,

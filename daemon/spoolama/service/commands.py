@@ -12,8 +12,8 @@ import asyncio
 from spoolama.errors import JobError
 from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
-from spoolama.service.marks import is_paused, pause, resume
 from spoolama.service.model import Executor
+from spoolama.service.pause_note import is_paused, pause, resume
 from spoolama.service.queue import Queued
 from spoolama.service.rejecting import reject
 from spoolama.service.state import ServiceState
@@ -27,7 +27,7 @@ def cancelled() -> JobError:
     """The reason in a cancelled job's error.json."""
     return JobError(
         "The job was cancelled by a .cancel file.",
-        mend="To process all rows, upload the files again.",
+        fix="To process all rows, upload the files again.",
         code="cancelled",
     )
 

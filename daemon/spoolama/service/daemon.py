@@ -15,20 +15,20 @@ from typing import Any
 from spoolama import __version__
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
-from spoolama.engine.progress import Pulse
 from spoolama.errors import ConfigError, SpoolError
 from spoolama.evaluation.evaluator import Evaluator
-from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.watchdog import MemoryWatchdog
+from spoolama.progress import Pulse
 from spoolama.service.deaths import Deaths
 from spoolama.service.heartbeat import Heartbeat
-from spoolama.service.keeping import Keeping
 from spoolama.service.logs import say, set_level
 from spoolama.service.memory import Watching
 from spoolama.service.model import Executor
 from spoolama.service.models import Probing, Releasing, release
 from spoolama.service.notify import Notifier
 from spoolama.service.reporting import Reporting
+from spoolama.service.retention import Retention
 from spoolama.service.scanning import Scanning
 from spoolama.service.settings import Settings
 from spoolama.service.signals import listening
@@ -102,7 +102,7 @@ class Daemon:
         self._working = Working(self.state, executor, clock, models, self._deaths, self._scanning.wake)
         self._heartbeat = Heartbeat(self.state, notifier, clock, interval_s=watchdog_s)
         self._reporting = Reporting(spool, self.state, clock)
-        self._keeping = Keeping(spool, settings.keep, clock)
+        self._keeping = Retention(spool, settings.keep, clock)
         self._probing = Probing(backend, self.state, clock)
         self._watching = None if memory is None else Watching(*memory, backend, self.state, clock)
         self._releasing = Releasing(backend, self.state, clock, models, after_s=settings.release_after_s)
@@ -162,7 +162,7 @@ class Daemon:
 
     async def _conduct(self, group: asyncio.TaskGroup) -> None:
         """Start the tasks, wait for the end, and stop them."""
-        self.state.pulses["scanner"] = Pulse(self._clock, patience_s=3 * self._settings.rescan_s + 20)
+        self.state.pulses["scanner"] = Pulse(self._clock, liveness_s=3 * self._settings.rescan_s + 20)
         self.state.phase = "working"
         tasks = {
             name: group.create_task(_guarded(name, work), name=name)
@@ -219,7 +219,7 @@ class Daemon:
         drain_s = self._settings.drain_s
         self._notifier.extend(drain_s + _DRAIN_SPARE_S)
         self._working.stop()
-        waiting = Pulse(self._clock, patience_s=drain_s + _DRAIN_SPARE_S)
+        waiting = Pulse(self._clock, liveness_s=drain_s + _DRAIN_SPARE_S)
         self.state.pulses = {"drain": waiting}
         await asyncio.wait({worker}, timeout=drain_s)
         if not worker.done():

@@ -11,22 +11,21 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
 from spoolama import __version__
+from spoolama.answer.row_counts import FIRST_ROWS, check_first_failures
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
-from spoolama.engine.auditing import left_to_audit
-from spoolama.engine.progress import Progress
-from spoolama.engine.runner import JobRunner
-from spoolama.engine.store import Stop
-from spoolama.engine.tally import FIRST_ROWS, check_first_failures
+from spoolama.compare.auditing import left_to_audit
 from spoolama.errors import InputError, JobError, LedgerError, LedgerVersion, SidecarError
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, Evaluator
-from spoolama.gpu.limits import Marks
-from spoolama.gpu.watchdog import MemoryWatchdog
-from spoolama.job.rows import InputKind, Limits, detect
+from spoolama.job.rows import InputKind, RowLimits, detect
 from spoolama.job.sidecar import Sidecar
-from spoolama.report.build import build_outputs
+from spoolama.memory.limits import Marks
+from spoolama.memory.watchdog import MemoryWatchdog
+from spoolama.progress import Progress
+from spoolama.publish.build import build_outputs
+from spoolama.run.runner import JobRunner
 from spoolama.service.intake import take_in
-from spoolama.service.model import Ended
+from spoolama.service.model import JobEnd
 from spoolama.spool.claim import JobDir
 from spoolama.spool.content import sha256_of
 from spoolama.spool.durable import in_words
@@ -37,6 +36,7 @@ from spoolama.spool.ledger_format import check_format
 from spoolama.spool.ledger_progress import job_progress
 from spoolama.spool.ledger_read import LedgerReader
 from spoolama.spool.publish import open_out, publish
+from spoolama.stopping import Stop
 
 __all__ = ["JobExecutor"]
 
@@ -68,7 +68,7 @@ class JobExecutor:
         clock: Clock,
         *,
         lanes: int = 1,
-        limits: Limits | None = None,
+        limits: RowLimits | None = None,
         newline_required: bool = True,
         memory: MemoryWatchdog | None = None,
     ) -> None:
@@ -77,11 +77,11 @@ class JobExecutor:
         self._evaluator = evaluator
         self._clock = clock
         self._lanes = lanes
-        self._limits = limits or Limits()
+        self._limits = limits or RowLimits()
         self._newline_required = newline_required
         self._memory = memory
 
-    async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> Ended:
+    async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
         """Take the job from where its ledger stands to its end, or to `stop`.
 
         Raises:
@@ -101,7 +101,7 @@ class JobExecutor:
                 await ledger.note(retired=retired)
             finished = await self._answer(job, kind, sidecar, ledger, progress, stop)
             if not finished:
-                return Ended("left", None, "stopped; the rest is for the next start")
+                return JobEnd("left", None, "stopped; the rest is for the next start")
         except JobError as error:
             failure = error
             if isinstance(error, LedgerError):
@@ -115,7 +115,7 @@ class JobExecutor:
         with progress.pulse.wait(await asyncio.to_thread(_patience, job)):
             return await self._publish(job, sidecar, failure)
 
-    async def reject(self, job: JobDir, error: JobError) -> Ended:
+    async def reject(self, job: JobDir, error: JobError) -> JobEnd:
         """Publish the job in failed/ for this reason, with everything uploaded and all results there are.
 
         Raises:
@@ -139,7 +139,7 @@ class JobExecutor:
         await asyncio.to_thread(_keep_ledger, job)
         await asyncio.to_thread(_write_error, job, error)
         path = await asyncio.to_thread(publish, self._spool, job, "failed")
-        return Ended("failed", path, error.message)
+        return JobEnd("failed", path, error.message)
 
     async def _sidecar(self, job: JobDir, kind: InputKind) -> tuple[Sidecar, list[str]]:
         """The sidecar, and the keys of settings that only earlier versions had."""
@@ -162,7 +162,7 @@ class JobExecutor:
                 ) from error
         if openai:
             return Sidecar(model=""), []
-        raise InputError(f"{job.data.name} came without a sidecar", mend="Drop it again with its sidecar.")
+        raise InputError(f"{job.data.name} came without a sidecar", fix="Drop it again with its sidecar.")
 
     async def _answer(
         self,
@@ -195,7 +195,7 @@ class JobExecutor:
             await ledger.note(intake_s=self._clock.monotonic() - began)
         if early := await ledger.meta("ended_early"):
             # The service ended between the job's end and its publishing.
-            raise JobError(early["message"], mend=early["mend"], code=early["code"])
+            raise JobError(early["message"], fix=early["fix"], code=early["code"])
         counts = await ledger.counts()
         progress.total = sum(counts.values())
         progress.ok, progress.failed, progress.skipped = counts["ok"], counts["failed"], counts["skipped"]
@@ -265,7 +265,7 @@ class JobExecutor:
         if sidecar.expect and sidecar.expect.sha256 and sidecar.expect.sha256.lower() != data:
             raise InputError(
                 f"{job.data.name} has sha256 {data}, the sidecar expects {sidecar.expect.sha256.lower()}",
-                mend="If it was cut short or has changed, send it again; else mend expect.sha256.",
+                fix="If it was cut short or has changed, send it again; else correct expect.sha256.",
                 code="not_as_expected",
             )
         known = await ledger.meta("data_sha256")
@@ -281,7 +281,7 @@ class JobExecutor:
         elif (known, await ledger.meta("sidecar_sha256")) != (data, side):
             raise LedgerError(
                 "the data file or the sidecar in processing/ was changed after the job had begun",
-                mend="Drop the files again; the results so far stay in the ledger beside them.",
+                fix="Drop the files again; the results so far stay in the ledger beside them.",
             )
 
     async def _end_early(self, ledger: JobLedger, error: JobError) -> int:
@@ -289,14 +289,14 @@ class JobExecutor:
         await ledger.note(ended_early=_told(error), ended_at=self._clock.time())
         return await ledger.skip_rest()
 
-    async def _publish(self, job: JobDir, sidecar: Sidecar, failure: JobError | None) -> Ended:
+    async def _publish(self, job: JobDir, sidecar: Sidecar, failure: JobError | None) -> JobEnd:
         early = None if failure is None else _told(failure)
         where: Literal["done", "failed"] = "done" if failure is None else "failed"
         message = await asyncio.to_thread(_build, job, sidecar, early)
         if failure is not None:
             await asyncio.to_thread(_write_error, job, failure)
         path = await asyncio.to_thread(publish, self._spool, job, where)
-        return Ended(where, path, message)
+        return JobEnd(where, path, message)
 
 
 def _patience(job: JobDir) -> float:
@@ -306,7 +306,7 @@ def _patience(job: JobDir) -> float:
 
 
 def _told(error: JobError) -> dict[str, str]:
-    return {"code": error.code, "message": error.message, "mend": error.mend}
+    return {"code": error.code, "message": error.message, "fix": error.fix}
 
 
 def _count(progress: Progress, durable: Durable) -> None:
@@ -332,7 +332,7 @@ def _write_error(job: JobDir, error: JobError) -> None:
         "job": job.name,
         "code": error.code,
         "message": error.message,
-        "mend": error.mend,
+        "fix": error.fix,
     }
     if isinstance(error, SidecarError):
         body["problems"] = [dataclasses.asdict(problem) for problem in error.problems]

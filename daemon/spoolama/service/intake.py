@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from spoolama.engine.progress import Progress
-from spoolama.engine.store import Stop
 from spoolama.errors import InputError, RowError
 from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
 from spoolama.job.row import Row, RowFault, memory_of
-from spoolama.job.rows import InputKind, Limits, RowReader, read_rows
+from spoolama.job.rows import InputKind, RowLimits, RowReader, read_rows
 from spoolama.job.sidecar import Sidecar
+from spoolama.progress import Progress
 from spoolama.spool.claim import JobDir
 from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.stopping import Stop
 
 __all__ = ["take_in"]
 
@@ -32,7 +32,7 @@ async def take_in(
     evaluator: Evaluator,
     progress: Progress,
     *,
-    limits: Limits,
+    limits: RowLimits,
     newline_required: bool,
     stop: Stop | None = None,
 ) -> bool:
@@ -137,7 +137,7 @@ async def _check_columns(
     problems = await evaluator.column_problems(job.sidecar, columns, job.data.name)
     raise InputError(
         "\n".join(str(problem) for problem in problems),
-        mend=f"Fix the sidecar, or the header of {job.data.name}, and upload both files again.",
+        fix=f"Fix the sidecar, or the header of {job.data.name}, and upload both files again.",
         code="no_such_column",
     )
 
@@ -149,18 +149,18 @@ def _check_whole(
     if expected is not None and expected != count:
         raise InputError(
             f"{job.data.name} has {count:,} rows, but the sidecar expects {expected:,}",
-            mend="If the upload was incomplete, upload the file again. Otherwise correct expect.rows.",
+            fix="If the upload was incomplete, upload the file again. Otherwise correct expect.rows.",
             code="not_as_expected",
         )
     if count == 0:
         raise InputError(
-            f"{job.data.name} has no rows", mend="If the upload was incomplete, upload the file again."
+            f"{job.data.name} has no rows", fix="If the upload was incomplete, upload the file again."
         )
     known = sidecar.expect is not None and (expected is not None or sidecar.expect.sha256 is not None)
     if newline_required and not reader.ended_with_newline and not known:
         raise InputError(
             f"{job.data.name} does not end with a newline, so it may be truncated (after row {count:,})",
-            mend="Upload the file again, or end its last line with a newline, or add "
+            fix="Upload the file again, or end its last line with a newline, or add "
             "expect: {rows: …} to the sidecar.",
             code="perhaps_truncated",
         )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from spoolama.engine.progress import Progress
 from spoolama.errors import JobError
+from spoolama.progress import Progress
 from spoolama.spool.claim import JobDir
 
-__all__ = ["Ended", "Executor", "StopSignal"]
+__all__ = ["Executor", "JobEnd", "StopSignal"]
 
 
 class StopSignal:
@@ -40,7 +40,7 @@ class StopSignal:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class JobEnd:
     """The result of the execution of one job."""
 
     where: Literal["done", "failed", "left"]
@@ -54,7 +54,7 @@ class Ended:
 class Executor(Protocol):
     """Executes claimed jobs, one at a time."""
 
-    async def execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+    async def execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
         """Resume the job from its ledger and run it until its end or until `stop`.
 
         After `stop` no new row starts; rows in flight finish and are recorded; then it returns `left`
@@ -71,6 +71,6 @@ class Executor(Protocol):
         """
         ...
 
-    async def reject(self, job: JobDir, error: JobError) -> Ended:
+    async def reject(self, job: JobDir, error: JobError) -> JobEnd:
         """Publish the job in failed/ for this reason, with its uploads and all results so far."""
         ...

@@ -7,7 +7,7 @@ import asyncio
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.errors import BackendError
-from spoolama.gpu.level import Level
+from spoolama.memory.level import Level
 from spoolama.service.logs import say
 from spoolama.service.state import ServiceState
 

@@ -14,8 +14,8 @@ from spoolama.errors import ConfigError, DropGone, InputError, SpoolError
 from spoolama.service.commands import Commands
 from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
-from spoolama.service.marks import is_paused
 from spoolama.service.model import Executor
+from spoolama.service.pause_note import is_paused
 from spoolama.service.queue import JobQueue, Queued
 from spoolama.service.rejecting import reject
 from spoolama.service.settings import Settings
@@ -23,7 +23,7 @@ from spoolama.service.state import ServiceState
 from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.held import MOST_HELD
 from spoolama.spool.layout import Spool
-from spoolama.spool.ready import Held, Look, ReadyRules, Scanner
+from spoolama.spool.ready import Held, ReadyRules, Scanner, ScanResult
 from spoolama.spool.settle import Refused, Settling, settle
 from spoolama.spool.watch import Wakeups
 
@@ -121,7 +121,7 @@ class Scanning:
         finally:
             wakeups.stop()
 
-    async def look(self) -> Look:
+    async def look(self) -> ScanResult:
         """Scan once, and process the result."""
         look = await asyncio.to_thread(self._scanner.look)
         stuck = await self._claim_all(look)
@@ -173,7 +173,7 @@ class Scanning:
         self._state.changed.set()
         return False
 
-    async def _claim_all(self, look: Look) -> list[Held]:
+    async def _claim_all(self, look: ScanResult) -> list[Held]:
         """Claim the ready drops; returns those that cannot be claimed. A failure does not affect others."""
         stuck = []
         for drop in look.ready:
@@ -197,7 +197,7 @@ class Scanning:
             say("service.unwatched", why=trouble)
         self._state.unwatched = trouble
 
-    def _next_look(self, look: Look) -> float:
+    def _next_look(self, look: ScanResult) -> float:
         wait = self._rescan_s
         if look.look_again_s is not None:
             wait = min(wait, look.look_again_s)
@@ -218,7 +218,7 @@ class Scanning:
         if self._wake.is_set():
             await self._clock.sleep(_DEBOUNCE_S)
 
-    def _tell_held(self, look: Look, stuck: list[Held]) -> None:
+    def _tell_held(self, look: ScanResult, stuck: list[Held]) -> None:
         """Warn once about each name and reason, and show them; beyond `MOST_HELD` only their number."""
         state = self._state
         everything = [*look.held, *stuck]

@@ -23,9 +23,9 @@ from pydantic import (
 )
 
 from spoolama.errors import ConfigError, Problem
-from spoolama.gpu.limits import Marks
 from spoolama.job.rows import MAX_CELL_BYTES
 from spoolama.job.yaml_tree import Tree, read_yaml
+from spoolama.memory.limits import Marks
 from spoolama.regular import NotRegular, open_regular
 from spoolama.service.settings_words import meant, problems_of
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from spoolama.clock import Clock
-from spoolama.engine.progress import Progress, Pulse
-from spoolama.gpu.watchdog import MemoryWatchdog
-from spoolama.service.model import Ended, StopSignal
+from spoolama.memory.watchdog import MemoryWatchdog
+from spoolama.progress import Progress, Pulse
+from spoolama.service.model import JobEnd, StopSignal
 from spoolama.service.queue import JobQueue, Queued
 from spoolama.spool.claim import JobDir
 from spoolama.spool.ready import Held
@@ -33,7 +33,7 @@ class EndedJob:
     """A job that was published."""
 
     job: JobDir
-    ended: Ended
+    ended: JobEnd
     at: float
     """Seconds since the epoch."""
     progress: Progress | None
@@ -85,7 +85,7 @@ class ServiceState:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set to write the status at once."""
 
-    def end(self, job: JobDir, ended: Ended, progress: Progress | None) -> None:
+    def end(self, job: JobDir, ended: JobEnd, progress: Progress | None) -> None:
         """Record that a job was published."""
         done = EndedJob(job, ended, self.clock.time(), progress)
         self.ended.append(done)

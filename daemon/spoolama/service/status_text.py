@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from spoolama.engine.progress import Snapshot
-from spoolama.gpu.level import Level
-from spoolama.gpu.limits import in_gb
+from spoolama.memory.level import Level
+from spoolama.memory.limits import in_gb
+from spoolama.progress import Snapshot
 from spoolama.service.queue import Queued
 from spoolama.service.state import EndedJob, ServiceState
 from spoolama.spool.names import readable

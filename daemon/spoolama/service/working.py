@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any, Final
 
 from spoolama.clock import Clock
-from spoolama.engine.progress import Progress, Pulse
 from spoolama.errors import DiskFull, EvaluationFailed, LedgerVersion, SpoolamaError, shortened
+from spoolama.progress import Progress, Pulse
 from spoolama.service.commands import cancelled
 from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
-from spoolama.service.marks import is_paused
-from spoolama.service.model import Ended, Executor, StopSignal
+from spoolama.service.model import Executor, JobEnd, StopSignal
+from spoolama.service.pause_note import is_paused
 from spoolama.service.queue import Queued
 from spoolama.service.state import Running, ServiceState
 
@@ -129,7 +129,7 @@ class Working:
             self._state.pulses.pop("job", None)
             self._state.changed.set()
 
-    def _note_end(self, item: Queued, ended: Ended, progress: Progress, stop: StopSignal) -> None:
+    def _note_end(self, item: Queued, ended: JobEnd, progress: Progress, stop: StopSignal) -> None:
         job = item.job
         if ended.where != "left":
             self._state.queue.remove(item)

@@ -30,8 +30,8 @@ __all__ = [
     "Control",
     "Drop",
     "Held",
-    "Look",
     "ReadyRules",
+    "ScanResult",
     "Scanner",
     "can_read",
     "free_bytes",
@@ -71,7 +71,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class Look:
+class ScanResult:
     """The result of one scan of incoming."""
 
     ready: list[Drop] = field(default_factory=list)
@@ -232,7 +232,7 @@ class Scanner:
         self._jumped: float | None = None
         self._due: list[float] = []
 
-    def look(self) -> Look:
+    def look(self) -> ScanResult:
         """List incoming and classify each name. Blocks for a directory listing and a few short reads."""
         self._tell_time()
         self._due = []
@@ -269,7 +269,7 @@ class Scanner:
             else:
                 about = verdict.about or data
                 notes.add(about, self._seen[about], partial(_given, verdict), waiting=verdict.waiting)
-        return Look(
+        return ScanResult(
             ready=sorted(ready, key=lambda d: (d.arrived, d.data)),
             held=self._remember(notes.oldest()),
             more_held=notes.more_held,

@@ -16,7 +16,7 @@ from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, names_
 from spoolama.spool.layout import PROBE, QUARANTINE, Spool
 from spoolama.spool.names import readable
 from spoolama.spool.publish import clean, take_apart
-from spoolama.spool.states import State, read_claim, state_of
+from spoolama.spool.states import DiskState, read_claim, state_of
 
 __all__ = ["Recovered", "recover"]
 
@@ -49,32 +49,32 @@ def recover(spool: Spool, *, disk: Disk = DISK) -> Recovered:
 
 def _recover_one(spool: Spool, job: Path, found: Recovered, disk: Disk) -> None:
     # Each step leads to another state; more steps than states would be an endless loop.
-    for _ in State:
+    for _ in DiskState:
         state = state_of(spool, job)
         match state:
-            case State.SETTLING | State.CLAIMED:
+            case DiskState.SETTLING | DiskState.CLAIMED:
                 found.jobs.append(read_job(job))
                 return
-            case State.FINISHED | State.DROPPED:
+            case DiskState.FINISHED | DiskState.DROPPED:
                 return
-            case State.OPENED | State.CLAIMING:
+            case DiskState.OPENED | DiskState.CLAIMING:
                 unclaim(spool, job, disk=disk)
                 found.said.append(f"{job.name}: its claim had not moved any file yet; it was undone.")
-            case State.TORN:
+            case DiskState.TORN:
                 found.said.append(_mend_torn(spool, job, disk))
-            case State.BUILDING:
+            case DiskState.BUILDING:
                 try:
                     take_apart(job, disk=disk)
                 except SpoolError as e:
                     _quarantine(spool, job, str(e), found, disk)
                     return
                 found.said.append(f"{job.name}: an unfinished publication was undone.")
-            case State.PUBLISHED:
+            case DiskState.PUBLISHED:
                 if kept := _cleaned(spool, job, disk):
                     _quarantine(spool, job, f"it is published, but without {kept}", found, disk)
                     return
                 found.said.append(f"{job.name}: it was already published; leftover files were removed.")
-            case State.UNKNOWN:
+            case DiskState.UNKNOWN:
                 _quarantine(spool, job, "the service never creates this combination of files", found, disk)
                 return
     _quarantine(spool, job, "the recovery did not reach a final state", found, disk)

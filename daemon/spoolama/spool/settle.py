@@ -21,11 +21,11 @@ from spoolama.spool.claim import JobDir
 from spoolama.spool.durable import DISK, Disk, in_words
 from spoolama.spool.names import readable
 
-__all__ = ["Lease", "Refused", "Settled", "Settling", "ask_lease", "settle"]
+__all__ = ["Lease", "Refused", "SettledFiles", "Settling", "ask_lease", "settle"]
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class SettledFiles:
     """No process writes to the job's files, and they are on disk."""
 
     said: str = ""
@@ -84,7 +84,7 @@ def ask_lease(fd: int) -> Lease:
 
 def settle(
     job: JobDir, *, ask: Callable[[int], Lease] = ask_lease, disk: Disk = DISK
-) -> Settled | Settling | Refused:
+) -> SettledFiles | Settling | Refused:
     """Find out whether a claimed job's files can still change; if not, sync them to disk.
 
     Args:
@@ -96,13 +96,13 @@ def settle(
     denied = ""
     for path in (job.data, *([] if job.sidecar is None else [job.sidecar])):
         answer = _settle_file(path, ask, disk)
-        if not isinstance(answer, Settled):
+        if not isinstance(answer, SettledFiles):
             return answer
         denied = denied or answer.said
-    return Settled(denied)
+    return SettledFiles(denied)
 
 
-def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> Settled | Settling | Refused:
+def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> SettledFiles | Settling | Refused:
     name = readable(path.name)
     try:
         # Without O_NONBLOCK, a FIFO that replaced the file would block the open forever.
@@ -136,8 +136,10 @@ def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> Settled
     finally:
         os.close(fd)
     if lease.denied:
-        return Settled(f"the kernel cannot tell whether {name} is still being written to: {lease.denied}")
-    return Settled()
+        return SettledFiles(
+            f"the kernel cannot tell whether {name} is still being written to: {lease.denied}"
+        )
+    return SettledFiles()
 
 
 def _not_regular(name: str) -> Refused:

@@ -49,7 +49,7 @@ __all__ = [
     "OUT",
     "UPLOADED",
     "Claim",
-    "State",
+    "DiskState",
     "published_at",
     "read_claim",
     "state_of",
@@ -67,7 +67,7 @@ DEFAULT_SIDECAR = "default.yaml"
 """Name of the copy of the administrator's default sidecar, in a job without its own sidecar."""
 
 
-class State(Enum):
+class DiskState(Enum):
     """The state of a drop; see the table in this module's docstring."""
 
     DROPPED = "dropped"
@@ -145,27 +145,27 @@ def published_at(spool: Spool, name: str) -> Path | None:
     return next((p for p in (spool.done / name, spool.failed / name) if exists(p)), None)
 
 
-def state_of(spool: Spool, job: Path) -> State:
+def state_of(spool: Spool, job: Path) -> DiskState:
     """The state of processing/JOB, determined only from the files on disk."""
     published = published_at(spool, job.name) is not None
     if not exists(job):
-        return State.FINISHED if published else State.DROPPED
+        return DiskState.FINISHED if published else DiskState.DROPPED
     if job.is_symlink() or not job.is_dir():
-        return State.UNKNOWN
+        return DiskState.UNKNOWN
     out = job / OUT
     if published:
-        return State.UNKNOWN if exists(out) else State.PUBLISHED
+        return DiskState.UNKNOWN if exists(out) else DiskState.PUBLISHED
     try:
         claim = read_claim(job)
     except SpoolError:
-        return State.UNKNOWN
+        return DiskState.UNKNOWN
     entries = {name for name in names_in(job) if not is_temp(name)}
     if claim is None:
-        return State.UNKNOWN if entries else State.OPENED
+        return DiskState.UNKNOWN if entries else DiskState.OPENED
     return _claimed_state(job, claim, entries)
 
 
-def _claimed_state(job: Path, claim: Claim, entries: set[str]) -> State:
+def _claimed_state(job: Path, claim: Claim, entries: set[str]) -> DiskState:
     """The state of an unpublished job directory with a claim."""
     building = OUT in entries
 
@@ -173,9 +173,9 @@ def _claimed_state(job: Path, claim: Claim, entries: set[str]) -> State:
         return name in entries or (building and exists(job / OUT / UPLOADED / name))
 
     if not here(claim.data):
-        return State.UNKNOWN if entries - {CLAIM_FILE, DEFAULT_SIDECAR} else State.CLAIMING
+        return DiskState.UNKNOWN if entries - {CLAIM_FILE, DEFAULT_SIDECAR} else DiskState.CLAIMING
     if claim.sidecar is not None and not here(claim.sidecar):
-        return State.UNKNOWN if building or LEDGER in entries or claim.default_sidecar else State.TORN
+        return DiskState.UNKNOWN if building or LEDGER in entries or claim.default_sidecar else DiskState.TORN
     if building:
-        return State.BUILDING
-    return State.CLAIMED if LEDGER in entries else State.SETTLING
+        return DiskState.BUILDING
+    return DiskState.CLAIMED if LEDGER in entries else DiskState.SETTLING

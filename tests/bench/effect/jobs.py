@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from spoolama.context.anchors import candidates, choose
-from spoolama.context.spread import Choice
-from spoolama.effect.audit import (
+from spoolama.compare.audit import (
     CHECKS,
     AuditedRow,
     Evidence,
@@ -26,10 +24,12 @@ from spoolama.effect.audit import (
     weigh,
     weigh_by_gold,
 )
-from spoolama.effect.forms import ISOLATED, Form, form_named
-from spoolama.effect.likeness import likeness_of
-from spoolama.effect.pilot import next_step
-from spoolama.effect.sample import Decision, Rules, Seen, blocks_of
+from spoolama.compare.forms import ISOLATED, Form, form_named
+from spoolama.compare.likeness import likeness_of
+from spoolama.compare.pilot import next_step
+from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, blocks_of
+from spoolama.context.anchors import candidates, choose
+from spoolama.context.spread import Choice
 from spoolama.job.trim import ANCHORS, CANDIDATES
 from support.effects import LABELS, Behaviour, FollowsPrevious, Ignores, Labels, Row, Scores, Sight, file_of
 
@@ -138,12 +138,12 @@ class _Job:
     def pilot(self) -> Decision:
         asks = int(self.s.rows * PILOT_SHARE)
         listed = LABELS if not isinstance(self.s.scale, Scores) else None
-        rules = Rules(blocks_of(self.s.rows, asks, self.seed), asks, listed, longest=SEGMENT)
+        rules = PilotRules(blocks_of(self.s.rows, asks, self.seed), asks, listed, longest=SEGMENT)
         labels: dict[str, dict[int, str]] = {}
         done: set[tuple[int, str]] = set()
         while True:
             gold = {n: self.file[n].gold for given in labels.values() for n in given}
-            step = next_step(rules, Seen(labels, gold, frozenset(done)))
+            step = next_step(rules, PilotAnswers(labels, gold, frozenset(done)))
             if isinstance(step, Decision):
                 return step
             rows = rules.blocks[step.block]
@@ -184,7 +184,7 @@ def run_job(scenario: Scenario, seed: int) -> Outcome:
 
 
 class _Audit:
-    """As `engine/auditing.py` does it, with one lane, until harm is known."""
+    """As `compare/auditing.py` does it, with one lane, until harm is known."""
 
     def __init__(self, job: _Job, found: Outcome) -> None:
         self.job = job

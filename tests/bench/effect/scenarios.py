@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bench.effect.jobs import MARGIN, Scenario
-from spoolama.effect.audit import budget_of, smallest_harm
+from spoolama.compare.audit import budget_of, smallest_harm
 from support.effects import Better, Drifts, FollowsMajority, FollowsPrevious, Ignores, Labels, Noisy, Scores
 
 __all__ = ["SCENARIOS", "SMALL", "by_name", "of_size", "small"]

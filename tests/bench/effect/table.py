@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from bench.effect.jobs import Outcome, Scenario
-from spoolama.effect.evidence import wilson
-from spoolama.effect.forms import ISOLATED
+from spoolama.compare.evidence import wilson
+from spoolama.compare.forms import ISOLATED
 
 __all__ = ["HARM", "NOTHING", "Counted", "counted", "markdown", "small_table", "totals"]
 

@@ -14,13 +14,13 @@ from bench.engine.settings import Configuration, Review, sidecar_text
 from spoolama.backends.base import Backend, ChatRequest, LoadedModel, LoadSpec, Reply
 from spoolama.backends.embedded import EmbeddedBackend
 from spoolama.clock import Clock
-from spoolama.engine.progress import Progress, Pulse
-from spoolama.engine.runner import JobRunner
 from spoolama.errors import SpoolamaError
 from spoolama.evaluation.asking import Asker
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
 from spoolama.job.sidecar import Sidecar
+from spoolama.progress import Progress, Pulse
+from spoolama.run.runner import JobRunner
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_schema import open_reader

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spoolama.backends.base import ChatRequest
-from spoolama.engine.progress import Progress, Pulse
-from spoolama.engine.runner import JobRunner, RunEnd
 from spoolama.errors import JobError
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
-from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.limits import Marks
-from spoolama.gpu.watchdog import MemoryWatchdog
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.limits import Marks
+from spoolama.memory.watchdog import MemoryWatchdog
+from spoolama.progress import Progress, Pulse
+from spoolama.run.runner import JobRunner, RunEnd
 from spoolama.service.model import StopSignal
 from support.card_server import CardServer, ModelledCard, seconds_of
 from support.card_users import Users
@@ -186,7 +186,7 @@ def run_night(
     try:
         night.ended = run_quietly(clock, _night(night, clock, card, SIDECAR + side + options))
     except JobError as error:
-        night.error = f"{error} {error.mend}"
+        night.error = f"{error} {error.fix}"
     night.took_s = time.perf_counter() - began
     night.hours = clock.monotonic() / 3600
     return night

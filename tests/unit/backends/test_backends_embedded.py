@@ -94,7 +94,7 @@ def test_a_cache_that_cannot_be_written_is_refused(packages: Path, tmp_path: Pat
     with pytest.raises(RequestRefused, match="cannot be assembled") as caught:
         find_weights("gemma3:270m", tmp_path / "cache")
 
-    assert "cache directory" in caught.value.mend
+    assert "cache directory" in caught.value.fix
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_model_that_is_not_there_says_what_is(
     with pytest.raises(RequestRefused) as caught:
         find_weights(name, tmp_path)
 
-    assert words in caught.value.mend
+    assert words in caught.value.fix
 
 
 def _engine(script: str) -> Exception:
@@ -222,7 +222,7 @@ def test_a_window_longer_than_the_model_was_made_for_is_refused(tmp_path: Path) 
     with pytest.raises(RequestRefused, match="at most 2048 tokens of context, not 2049") as caught:
         asyncio.run(backend.load(LoadSpec(str(path), 2049)))
 
-    assert "2048" in caught.value.mend
+    assert "2048" in caught.value.fix
     assert backend.pid is None
 
 

@@ -138,7 +138,7 @@ def test_a_missing_model_says_how_to_get_it() -> None:
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> str:
         with pytest.raises(RequestRefused) as caught:
             await backend.load(LoadSpec("gemma3:12b", 2048))
-        return caught.value.mend
+        return caught.value.fix
 
     assert "ollama pull gemma3:12b" in run(None, scenario)
 

@@ -107,7 +107,7 @@ def test_load_refuses_what_cannot_be_had(spec: LoadSpec, words: list[str]) -> No
     with pytest.raises(RequestRefused) as caught:
         Server(VLLM).load(spec)
 
-    assert [word for word in words if word not in f"{caught.value} {caught.value.mend}"] == []
+    assert [word for word in words if word not in f"{caught.value} {caught.value.fix}"] == []
 
 
 def test_an_ollama_behind_the_address_is_refused() -> None:
@@ -119,8 +119,8 @@ def test_an_ollama_behind_the_address_is_refused() -> None:
             with pytest.raises(RequestRefused, match="silently truncates") as caught:
                 await backend.load(LoadSpec("smollm2:135m", 2048))
             await backend.aclose()
-            assert "kind to ollama" in caught.value.mend
-            assert server.url in caught.value.mend
+            assert "kind to ollama" in caught.value.fix
+            assert server.url in caught.value.fix
             assert server.calls == []
 
     asyncio.run(scenario())

@@ -224,7 +224,7 @@ def test_a_refusal_says_what_to_do(name: str, words: str) -> None:
     with pytest.raises(RequestRefused) as caught:
         ask(ollama(_api_chat=name))
 
-    assert words in caught.value.mend
+    assert words in caught.value.fix
 
 
 @pytest.mark.parametrize("done", [False, None, "true", 1])

@@ -19,13 +19,13 @@ from nvml_stub import FakeCard, Script
 from spoolama.backends.base import HeldModel, LoadSpec
 from spoolama.backends.model_shape import ModelShape
 from spoolama.cli import gpu_look
-from spoolama.cli.gpu_look import Look
+from spoolama.cli.gpu_look import GpuReport
 from spoolama.cli.gpu_words import in_words
 from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
-from spoolama.engine.sizing import Sizing
 from spoolama.errors import RequestRefused, ServerAway
-from spoolama.gpu.readings import NoCards, NoReading
+from spoolama.memory.readings import NoCards, NoReading
+from spoolama.model.estimated_size import EstimatedSize
 from spoolama.service.settings import load_settings
 from support.backend import ScriptedBackend
 from support.cards import GB, Scene, ScriptedCards, card
@@ -48,7 +48,7 @@ LLAMA_8B = ModelShape(
     vocab_size=128_256,
     trained_ctx=131_072,
 )
-"""Llama 3.1 8B in F16, as tests/unit/gpu/test_gpu_estimate.py has it."""
+"""Llama 3.1 8B in F16, as tests/unit/memory/test_memory_estimate.py has it."""
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def look(
     arrange(server)
 
     async def once() -> dict[str, Any]:
-        seeing = Look(load_settings(config, given), server, spec, ScriptedCards([(0, scene)], clock))
+        seeing = GpuReport(load_settings(config, given), server, spec, ScriptedCards([(0, scene)], clock))
         task = asyncio.create_task(seeing.run(keep_on=False))
         try:
             async with asyncio.timeout(30):
@@ -181,7 +181,7 @@ def test_an_estimate_is_held_against_what_is_free() -> None:
 
     assert found["fits"] is True
     assert found["may_be_taken_bytes"] == round(24 * 0.9375 * GB) - 2 * GB
-    assert found["estimate"] == Sizing(LLAMA_8B, on_card=True).to_json(LoadSpec("m", 8192, slots=2))
+    assert found["estimate"] == EstimatedSize(LLAMA_8B, on_card=True).to_json(LoadSpec("m", 8192, slots=2))
 
 
 def test_what_does_not_fit_is_said_with_what_there_is() -> None:

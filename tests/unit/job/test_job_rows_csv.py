@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from spoolama.errors import InputError
 from spoolama.job.row import Row
-from spoolama.job.rows import InputKind, Limits, detect, read_rows
+from spoolama.job.rows import InputKind, RowLimits, detect, read_rows
 from support.thorough import cases
 
 CSV = InputKind("csv", None)
 TSV = InputKind("tsv", None)
 
 
-def rows_of(tmp_path: Path, data: bytes, kind: InputKind = CSV, limits: Limits | None = None) -> list[Row]:
+def rows_of(tmp_path: Path, data: bytes, kind: InputKind = CSV, limits: RowLimits | None = None) -> list[Row]:
     path = tmp_path / f"a.{kind.format}"
     path.write_bytes(data)
     with read_rows(path, kind, limits=limits) as reader:
@@ -93,7 +93,7 @@ def test_bad_encoding_says_which_byte(tmp_path: Path) -> None:
 def test_a_cell_of_300_kb_is_its_rows_error(tmp_path: Path, cell: bytes) -> None:
     """A large cell is one fault, settable, and the next row is read."""
     data = b"a,b\n1," + cell + b"\n3,4\n"
-    limits = Limits(max_quoted_bytes=400_000, max_quoted_lines=200_000)
+    limits = RowLimits(max_quoted_bytes=400_000, max_quoted_lines=200_000)
 
     large, after = rows_of(tmp_path, data, limits=limits)
 
@@ -101,7 +101,7 @@ def test_a_cell_of_300_kb_is_its_rows_error(tmp_path: Path, cell: bytes) -> None
     assert large.fault.code == "cell_too_large"
     assert "column b has 300000 bytes; the limit is 262144" in large.fault.message
     assert after.fields == {"a": "3", "b": "4"}
-    allowed = rows_of(tmp_path, data, limits=Limits(max_cell_bytes=400_000, max_quoted_lines=200_000))
+    allowed = rows_of(tmp_path, data, limits=RowLimits(max_cell_bytes=400_000, max_quoted_lines=200_000))
     assert [row.fault for row in allowed] == [None, None]
 
 
@@ -110,16 +110,16 @@ def test_a_line_past_its_bound_is_cut_and_passed_over(tmp_path: Path, size: int)
     """An endless line costs one row and bounded memory, at any place relative to the read buffer."""
     data = b"a,b\n1,2\n" + b"x" * size + b"\r\n3,4\n"
 
-    rows = rows_of(tmp_path, data, limits=Limits(max_line_bytes=500))
+    rows = rows_of(tmp_path, data, limits=RowLimits(max_line_bytes=500))
 
     assert brief(rows) == [(2, ["1", "2"]), (3, "line_too_large"), (4, ["3", "4"])]
     assert len(rows[1].raw) == 500
 
 
 @pytest.mark.parametrize(
-    "limits", [Limits(max_quoted_lines=50), Limits(max_quoted_bytes=500)], ids=["lines", "bytes"]
+    "limits", [RowLimits(max_quoted_lines=50), RowLimits(max_quoted_bytes=500)], ids=["lines", "bytes"]
 )
-def test_an_unclosed_quote_costs_one_row(tmp_path: Path, limits: Limits) -> None:
+def test_an_unclosed_quote_costs_one_row(tmp_path: Path, limits: RowLimits) -> None:
     """Past its bound a quote counts as never closed, and every later row is read at its own line."""
     body = b"".join(b"%d,word\n" % n for n in range(1000))
 
@@ -151,7 +151,7 @@ def test_an_unusable_header_is_the_jobs_error(tmp_path: Path, data: bytes, words
         rows_of(tmp_path, data)
 
     assert words in caught.value.message
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_missing_names_are_filled_and_blanks_are_cut(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_final_newline_is_reported(tmp_path: Path, data: bytes, ended: bool)
     path = tmp_path / "a.csv"
     path.write_bytes(data)
 
-    reader = read_rows(path, CSV, limits=Limits(max_line_bytes=500))
+    reader = read_rows(path, CSV, limits=RowLimits(max_line_bytes=500))
     list(reader)
 
     assert reader.ended_with_newline is ended
@@ -301,7 +301,7 @@ def test_foreign_files_are_refused_in_words(tmp_path: Path, name: str, data: byt
         detect(path, name)
 
     assert words in caught.value.message
-    assert caught.value.mend
+    assert caught.value.fix
 
 
 def test_a_decompression_bomb_is_read_in_bounded_memory(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolama.job.row import NOTE_KEY, Row
-from spoolama.job.rows import InputKind, Limits, detect, read_rows
+from spoolama.job.rows import InputKind, RowLimits, detect, read_rows
 from spoolama.job.strict_json import BadJson, parse_json
 from support.thorough import cases
 
@@ -23,7 +23,7 @@ REQUEST = {
 }
 
 
-def rows_of(tmp_path: Path, data: bytes, limits: Limits | None = None) -> list[Row]:
+def rows_of(tmp_path: Path, data: bytes, limits: RowLimits | None = None) -> list[Row]:
     path = tmp_path / "a.jsonl"
     path.write_bytes(data)
     return list(read_rows(path, detect(path, path.name), limits=limits))

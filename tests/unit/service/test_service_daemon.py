@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from spoolama.clock import Clock
-from spoolama.engine.progress import Progress
 from spoolama.errors import ConfigError, DiskFull, ServerAway, SpoolHeld
 from spoolama.evaluation.evaluator import Evaluator
-from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.readings import NoCards
-from spoolama.gpu.watchdog import MemoryWatchdog
 from spoolama.job.sidecar import Sidecar
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.readings import NoCards
+from spoolama.memory.watchdog import MemoryWatchdog
+from spoolama.progress import Progress
 from spoolama.service.memory import Watching
-from spoolama.service.model import Ended, StopSignal
+from spoolama.service.model import JobEnd, StopSignal
 from spoolama.service.settings import Settings, VramSection
 from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import Spool
@@ -200,9 +200,9 @@ async def test_sidecars_of_many_drops_are_read_two_at_a_time(service: Service) -
 async def test_sigterm_drains_and_leaves_the_rest(service: Service) -> None:
     """The executor is asked to stop, and what it leaves goes on at the next start."""
 
-    async def leave(job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+    async def leave(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
         await stop.wait()
-        return Ended("left", None, "stopped")
+        return JobEnd("left", None, "stopped")
 
     service.executor.act = leave
     service.drop("a")
@@ -346,11 +346,11 @@ async def test_pings_stop_when_the_job_shows_no_life(service: Service) -> None:
     """A ping is proof of progress, not of a running timer."""
     stuck = asyncio.Event()
 
-    async def hang(job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
-        progress.pulse._patience_s = 0.05
+    async def hang(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
+        progress.pulse._liveness_s = 0.05
         stuck.set()
         await stop.wait()
-        return Ended("left", None, "stopped")
+        return JobEnd("left", None, "stopped")
 
     service.executor.act = hang
     async with service.running(watchdog_s=0.02) as daemon:
@@ -383,12 +383,12 @@ async def test_the_last_of_two_commands_counts_while_rows_are_in_flight(service:
     """A pause is taken back before the rows in flight have ended, or becomes a cancel."""
     started, landed = asyncio.Event(), asyncio.Event()
 
-    async def obey(job: JobDir, progress: Progress, stop: StopSignal) -> Ended | None:
+    async def obey(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd | None:
         if started.is_set():
             return None
         started.set()
         await landed.wait()
-        return Ended("left", None, "stopped")
+        return JobEnd("left", None, "stopped")
 
     service.executor.act = obey
     async with service.running():
@@ -406,10 +406,10 @@ async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> Non
     """A paused job stays paused over a restart; a cancelled one is published."""
     started = asyncio.Event()
 
-    async def obey(job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+    async def obey(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
         started.set()
         await stop.wait()
-        return Ended("left", None, "stopped")
+        return JobEnd("left", None, "stopped")
 
     service.executor.act = obey
     async with service.running() as daemon:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from spoolama.engine.progress import Progress
 from spoolama.errors import DiskFull
-from spoolama.service.model import Ended, StopSignal
+from spoolama.progress import Progress
+from spoolama.service.model import JobEnd, StopSignal
 from spoolama.service.queue import JobQueue
 from spoolama.service.run_record import RunRecord, begun, read_record, write_record
 from spoolama.spool.claim import JobDir, read_job
@@ -56,7 +56,7 @@ class Lives:
         """What a side task of the next life does."""
         self._born = 0.0
 
-    async def _execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> Ended | None:
+    async def _execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd | None:
         self.starts.append((job.dropped_as, round(self.clock.monotonic() - self._born, 1)))
         if act := self.acts.get(job.dropped_as):
             await act(job)
@@ -409,11 +409,11 @@ def test_the_holder_file_says_that_the_service_was_asked_to_stop(tmp_path: Path)
     service = Service(tmp_path / "spool")
     said: list[dict[str, Any]] = []
 
-    async def leave(job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+    async def leave(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
         said.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
         await stop.wait()
         said.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
-        return Ended("left", None, "stopped")
+        return JobEnd("left", None, "stopped")
 
     async def main() -> None:
         service.executor.act = leave
@@ -432,12 +432,12 @@ def test_an_orderly_end_takes_the_mark_away(tmp_path: Path, end: str) -> None:
     service = Service(tmp_path / "spool", drain_s=0.1)
     marks: list[bool] = []
 
-    async def act(job: JobDir, progress: Progress, stop: StopSignal) -> Ended:
+    async def act(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
         marks.append(read_record(job).running)
         if end == "full":
             raise DiskFull("no room")
         await (asyncio.sleep(60) if end == "cut off" else stop.wait())
-        return Ended("left", None, "stopped")
+        return JobEnd("left", None, "stopped")
 
     async def main() -> None:
         service.executor.act = act

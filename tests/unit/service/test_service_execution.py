@@ -16,12 +16,12 @@ import pytest
 from spoolama.backends.base import ChatRequest
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
-from spoolama.engine.progress import Progress, Pulse
 from spoolama.errors import DiskFull, JobError, LedgerError, LedgerVersion
 from spoolama.job.plan import Plan
+from spoolama.progress import Progress, Pulse
 from spoolama.service import execution
 from spoolama.service.execution import JobExecutor
-from spoolama.service.model import Ended, StopSignal
+from spoolama.service.model import JobEnd, StopSignal
 from spoolama.spool.claim import claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import LedgerThread
@@ -44,7 +44,7 @@ def test_a_full_disk_while_results_are_written_leaves_the_job_for_later(
     clock = SystemClock()
     job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
 
-    async def execute() -> Ended:
+    async def execute() -> JobEnd:
         async with FakeOllama(Script()) as server:
             backend = OllamaBackend(server.url, clock=clock)
             try:
@@ -91,7 +91,7 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
         full.set()
         return False
 
-    async def execute(*faults: Fault) -> tuple[Ended, int]:
+    async def execute(*faults: Fault) -> tuple[JobEnd, int]:
         async with FakeOllama(Script(faults=list(faults), slots=3)) as server:
             backend = OllamaBackend(server.url, clock=clock)
             try:
@@ -239,7 +239,7 @@ def test_a_job_stopped_after_its_last_row_is_looked_at_after_the_restart(
     clock, stop = SystemClock(), StopSignal()
     job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
 
-    async def execute(signal: StopSignal) -> Ended:
+    async def execute(signal: StopSignal) -> JobEnd:
         async with FakeOllama(Script(faults=[Fault("busy", when=stops)])) as server:
             asked.append(server)
             backend = OllamaBackend(server.url, clock=clock)

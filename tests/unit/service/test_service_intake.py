@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.clock import SystemClock
-from spoolama.engine.progress import Progress, Pulse
-from spoolama.job.rows import Limits, detect
+from spoolama.job.rows import RowLimits, detect
 from spoolama.job.sidecar import Sidecar
+from spoolama.progress import Progress, Pulse
 from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
 from spoolama.spool.job_ledger import JobLedger
@@ -38,7 +38,7 @@ def test_long_documents_are_not_all_in_memory_at_once(tmp_path: Path) -> None:
                 ledger,
                 inline_evaluator(),
                 Progress("job", clock, Pulse(clock)),
-                limits=Limits(),
+                limits=RowLimits(),
                 newline_required=True,
             )
             peak = tracemalloc.get_traced_memory()[1]
@@ -76,7 +76,7 @@ def test_openai_requests_have_their_model_and_shape_or_their_fault(tmp_path: Pat
                 ledger,
                 inline_evaluator(),
                 Progress("job", clock, Pulse(clock)),
-                limits=Limits(),
+                limits=RowLimits(),
                 newline_required=True,
             )
         finally:

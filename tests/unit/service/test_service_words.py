@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from spoolama.engine.progress import Progress, Pulse
-from spoolama.gpu.card_thread import CardThread
-from spoolama.gpu.level import Rules
-from spoolama.gpu.readings import Host, NoReading, Runner
-from spoolama.gpu.watchdog import MemoryWatchdog
-from spoolama.service import keeping
-from spoolama.service.keeping import remove_old
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.level import LevelRules
+from spoolama.memory.readings import Host, NoReading, Runner
+from spoolama.memory.watchdog import MemoryWatchdog
+from spoolama.progress import Progress, Pulse
+from spoolama.service import retention
 from spoolama.service.model import StopSignal
 from spoolama.service.queue import Queued
+from spoolama.service.retention import remove_old
 from spoolama.service.settings import KeepSection
 from spoolama.service.state import Running, ServerState, ServiceState
 from spoolama.service.status_text import (
@@ -151,7 +151,7 @@ def watched(state: ServiceState, scene: Scene, *, machine: bool = True) -> Servi
     cards = CardThread(ScriptedCards([(0, scene)], state.clock), state.clock)
     cards.read_once()
     host = _Machine() if machine else None
-    state.memory = MemoryWatchdog(cards, host, state.clock, rules=Rules(rise_s=0))
+    state.memory = MemoryWatchdog(cards, host, state.clock, rules=LevelRules(rise_s=0))
     state.memory._read_host()
     state.memory.look()
     return state
@@ -247,6 +247,6 @@ def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path) -> None:
     """Half a job is never seen under its name, and does not stay for ever."""
     spool = Spool(tmp_path)
     spool.create()
-    (spool.done / f"{keeping._GOING}a-1").mkdir()
+    (spool.done / f"{retention._GOING}a-1").mkdir()
     remove_old(spool, KeepSection(), 0.0)
     assert not list(spool.done.iterdir())

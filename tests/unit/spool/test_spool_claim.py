@@ -18,7 +18,7 @@ from spoolama.spool.content import sha256_of
 from spoolama.spool.durable import Disk
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import Drop
-from spoolama.spool.settle import Lease, Refused, Settled, Settling, ask_lease, settle
+from spoolama.spool.settle import Lease, Refused, SettledFiles, Settling, ask_lease, settle
 from spoolama.spool.states import CLAIM_FILE
 
 
@@ -146,7 +146,7 @@ def test_settled(spool: Spool) -> None:
     job = taken(spool)
     if not leases_work(spool.root / "probe"):
         pytest.skip("leases are not to be had on this file system by this user")
-    assert settle(job) == Settled()
+    assert settle(job) == SettledFiles()
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.yaml"])
@@ -166,7 +166,7 @@ def test_an_open_writer_is_waited_for(spool: Spool, name: str) -> None:
         job = claim(spool, drop, clock=SystemClock())
         assert settle(job) == Settling(f"{name} is still being written to")
         writer.communicate(b"")
-    assert settle(job) == Settled()
+    assert settle(job) == SettledFiles()
 
 
 def test_no_lease_is_left_behind(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_no_lease_is_left_behind(tmp_path: Path) -> None:
 def test_without_leases_it_goes_on_and_says_so(spool: Spool) -> None:
     """On NFS, or without the capability, the quiet time has to do."""
     found = settle(taken(spool), ask=lambda _: Lease(writer=False, denied="Permission denied"))
-    assert found == Settled(
+    assert found == SettledFiles(
         "the kernel cannot tell whether a.csv is still being written to: Permission denied"
     )
 

@@ -18,7 +18,7 @@ from spoolama.spool.layout import Spool
 from spoolama.spool.publish import SUMS, open_out, publish
 from spoolama.spool.ready import Drop
 from spoolama.spool.recover import recover
-from spoolama.spool.states import State, state_of
+from spoolama.spool.states import DiskState, state_of
 from support.disk import Killed, ScriptedDisk
 
 DATA, SIDECAR, DEFAULT = b"name\nAnna\n", b"model: a\n", b"model: default\n"
@@ -100,7 +100,7 @@ def go_on(spool: Spool, drop: Drop, where: Literal["done", "failed"]) -> None:
     if not jobs and (spool.incoming / "a.csv").exists():
         jobs = [claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())]
     for job in jobs:
-        assert state_of(spool, job.path) in (State.SETTLING, State.CLAIMED)
+        assert state_of(spool, job.path) in (DiskState.SETTLING, DiskState.CLAIMED)
         assert job.data.read_bytes() == DATA
         assert job.sidecar is None or job.sidecar.read_bytes() in (SIDECAR, DEFAULT)
         prepared(job)
@@ -120,7 +120,7 @@ def test_a_claim_killed_anywhere(tmp_path: Path, kind: str) -> None:
         else:
             survived = True
         whole(spool, drop)
-        assert all(state_of(spool, job) is not State.UNKNOWN for job in spool.processing.iterdir())
+        assert all(state_of(spool, job) is not DiskState.UNKNOWN for job in spool.processing.iterdir())
         go_on(spool, drop, "done")
         ended_well(spool, "done", kind)
         return survived
@@ -149,7 +149,7 @@ def test_a_publication_killed_anywhere(
         whole(spool, drop)
         published = list((spool.root / where).iterdir())
         assert published == [] or (published[0] / SUMS).exists()
-        assert state_of(spool, job.path) in (State.BUILDING, State.PUBLISHED, State.FINISHED)
+        assert state_of(spool, job.path) in (DiskState.BUILDING, DiskState.PUBLISHED, DiskState.FINISHED)
         go_on(spool, drop, where)
         ended_well(spool, where, kind)
         return survived
@@ -242,7 +242,7 @@ def test_a_publication_without_room_can_be_tried_again(tmp_path: Path) -> None:
             publish(spool, job, "done", disk=ScriptedDisk(fail_at=n))
         except DiskFull:
             whole(spool, drop)
-            if state_of(spool, job.path) is State.BUILDING:
+            if state_of(spool, job.path) is DiskState.BUILDING:
                 publish(spool, job, "done", disk=ScriptedDisk())
             else:
                 recover(spool, disk=ScriptedDisk())

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from spoolama.answer.store import completed
 from spoolama.clock import SystemClock
-from spoolama.engine.store import completed
 from spoolama.errors import LedgerError, RowError
 from spoolama.job.record import Answered, Failed
 from spoolama.job.row import Row, RowFault

@@ -15,7 +15,7 @@ from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.publish import SUMS, clean, open_out, publish, take_apart
 from spoolama.spool.ready import Drop
-from spoolama.spool.settle import Settled, settle
+from spoolama.spool.settle import SettledFiles, settle
 from spoolama.spool.states import CLAIM_FILE
 
 
@@ -177,7 +177,7 @@ def test_a_service_without_rights_serves_the_files_of_others(tmp_path: Path) -> 
         done = publish(spool, job, "done")
     finally:
         os.seteuid(0)
-    assert isinstance(settled, Settled)
+    assert isinstance(settled, SettledFiles)
     assert "Permission denied" in settled.said
     upload = (done / "uploaded" / "a.csv").stat()
     assert (upload.st_uid, upload.st_nlink) == (4711, 1)

@@ -10,82 +10,92 @@ import pytest
 
 from spoolama.spool.layout import Spool
 from spoolama.spool.recover import recover
-from spoolama.spool.states import CLAIM_FILE, Claim, State, state_of
+from spoolama.spool.states import CLAIM_FILE, Claim, DiskState, state_of
 
 CLAIM = Claim("a.csv", "a.yaml", None, 20.0, 10.0).to_bytes()
 ALONE = Claim("a.csv", None, None, 20.0, 10.0).to_bytes()
 DEFAULTED = Claim("a.csv", "default.yaml", "/etc/default.yaml", 20.0, 10.0).to_bytes()
 J = "processing/a-1"
 
-TABLE: list[tuple[str, State, dict[str, bytes], State]] = [
+TABLE: list[tuple[str, DiskState, dict[str, bytes], DiskState]] = [
     # what it shows; the state; what exists; the state after recovery
-    ("nothing claimed", State.DROPPED, {"incoming/a.csv": b"d", "incoming/a.yaml": b"s"}, State.DROPPED),
-    ("empty directory", State.OPENED, {f"{J}/": b"", "incoming/a.csv": b"d"}, State.DROPPED),
-    ("half a claim", State.OPENED, {f"{J}/.1.tmp": b"{", "incoming/a.csv": b"d"}, State.DROPPED),
-    ("nothing moved", State.CLAIMING, {f"{J}/claim.json": CLAIM, "incoming/a.csv": b"d"}, State.DROPPED),
-    ("taken back", State.CLAIMING, {f"{J}/claim.json": CLAIM}, State.DROPPED),
+    (
+        "nothing claimed",
+        DiskState.DROPPED,
+        {"incoming/a.csv": b"d", "incoming/a.yaml": b"s"},
+        DiskState.DROPPED,
+    ),
+    ("empty directory", DiskState.OPENED, {f"{J}/": b"", "incoming/a.csv": b"d"}, DiskState.DROPPED),
+    ("half a claim", DiskState.OPENED, {f"{J}/.1.tmp": b"{", "incoming/a.csv": b"d"}, DiskState.DROPPED),
+    (
+        "nothing moved",
+        DiskState.CLAIMING,
+        {f"{J}/claim.json": CLAIM, "incoming/a.csv": b"d"},
+        DiskState.DROPPED,
+    ),
+    ("taken back", DiskState.CLAIMING, {f"{J}/claim.json": CLAIM}, DiskState.DROPPED),
     (
         "default copied, nothing moved",
-        State.CLAIMING,
+        DiskState.CLAIMING,
         {f"{J}/claim.json": DEFAULTED, f"{J}/default.yaml": b"s", "incoming/a.csv": b"d"},
-        State.DROPPED,
+        DiskState.DROPPED,
     ),
     (
         "sidecar to follow",
-        State.TORN,
+        DiskState.TORN,
         {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d", "incoming/a.yaml": b"s"},
-        State.SETTLING,
+        DiskState.SETTLING,
     ),
-    ("sidecar gone", State.TORN, {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d"}, State.DROPPED),
+    ("sidecar gone", DiskState.TORN, {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d"}, DiskState.DROPPED),
     (
         "sidecar gone, data dropped anew",
-        State.TORN,
+        DiskState.TORN,
         {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d", "incoming/a.csv": b"new"},
-        State.SETTLING,
+        DiskState.SETTLING,
     ),
     (
         "all moved",
-        State.SETTLING,
+        DiskState.SETTLING,
         {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"d", f"{J}/a.yaml": b"s"},
-        State.SETTLING,
+        DiskState.SETTLING,
     ),
-    ("alone", State.SETTLING, {f"{J}/claim.json": ALONE, f"{J}/a.csv": b"d"}, State.SETTLING),
+    ("alone", DiskState.SETTLING, {f"{J}/claim.json": ALONE, f"{J}/a.csv": b"d"}, DiskState.SETTLING),
     (
         "with a ledger",
-        State.CLAIMED,
+        DiskState.CLAIMED,
         {f"{J}/claim.json": ALONE, f"{J}/a.csv": b"d", f"{J}/ledger.sqlite": b""},
-        State.CLAIMED,
+        DiskState.CLAIMED,
     ),
     (
         "a report begun",
-        State.BUILDING,
+        DiskState.BUILDING,
         {
             f"{J}/claim.json": ALONE,
             f"{J}/a.csv": b"d",
             f"{J}/ledger.sqlite": b"",
             f"{J}/out/results.jsonl": b"",
         },
-        State.CLAIMED,
+        DiskState.CLAIMED,
     ),
     (
         "the only copy in out",
-        State.BUILDING,
+        DiskState.BUILDING,
         {f"{J}/claim.json": ALONE, f"{J}/out/uploaded/a.csv": b"d"},
-        State.SETTLING,
+        DiskState.SETTLING,
     ),
     (
         "published, all left",
-        State.PUBLISHED,
+        DiskState.PUBLISHED,
         {f"{J}/claim.json": ALONE, f"{J}/ledger.sqlite": b"", "done/a-1/uploaded/a.csv": b"d"},
-        State.FINISHED,
+        DiskState.FINISHED,
     ),
     (
         "published, ledger left",
-        State.PUBLISHED,
+        DiskState.PUBLISHED,
         {f"{J}/ledger.sqlite": b"", "failed/a-1/uploaded/a.csv": b"d"},
-        State.FINISHED,
+        DiskState.FINISHED,
     ),
-    ("finished", State.FINISHED, {"done/a-1/uploaded/a.csv": b"d"}, State.FINISHED),
+    ("finished", DiskState.FINISHED, {"done/a-1/uploaded/a.csv": b"d"}, DiskState.FINISHED),
 ]
 
 UNKNOWN: dict[str, dict[str, bytes]] = {
@@ -129,20 +139,22 @@ def lay_out(spool: Spool, files: dict[str, bytes]) -> Path:
     return spool.root / J
 
 
-def ids(rows: Sequence[tuple[str, State, dict[str, bytes], State]]) -> list[str]:
+def ids(rows: Sequence[tuple[str, DiskState, dict[str, bytes], DiskState]]) -> list[str]:
     return [name for name, *_ in rows]
 
 
 @pytest.mark.parametrize(("name", "state", "files", "after"), TABLE, ids=ids(TABLE))
 def test_each_state_is_recognised_and_recovered(
-    spool: Spool, name: str, state: State, files: dict[str, bytes], after: State
+    spool: Spool, name: str, state: DiskState, files: dict[str, bytes], after: DiskState
 ) -> None:
     """Each row of the table is told from the others by what exists, and recovery leads where it should."""
     job = lay_out(spool, files)
     assert state_of(spool, job) is state
     found = recover(spool)
     assert state_of(spool, job) is after
-    assert [j.name for j in found.jobs] == (["a-1"] if after in (State.SETTLING, State.CLAIMED) else [])
+    assert [j.name for j in found.jobs] == (
+        ["a-1"] if after in (DiskState.SETTLING, DiskState.CLAIMED) else []
+    )
     data = [p for p in spool.root.rglob("a.csv") if p.read_bytes() == b"d"]
     assert len(data) == (1 if b"d" in files.values() else 0)
 
@@ -151,9 +163,9 @@ def test_the_table_is_complete() -> None:
     """Every state but UNKNOWN has a row above and a line in the module's table."""
     import spoolama.spool.states as module
 
-    assert {state for _, state, _, _ in TABLE} == set(State) - {State.UNKNOWN}
+    assert {state for _, state, _, _ in TABLE} == set(DiskState) - {DiskState.UNKNOWN}
     assert module.__doc__ is not None
-    assert all(f"\n{state.name} " in module.__doc__ for state in State)
+    assert all(f"\n{state.name} " in module.__doc__ for state in DiskState)
 
 
 @pytest.mark.parametrize(("name", "files"), UNKNOWN.items(), ids=UNKNOWN.keys())
@@ -161,8 +173,11 @@ def test_what_is_not_understood_is_set_aside_whole(spool: Spool, name: str, file
     """A directory in no known state goes to the quarantine, with everything in it, and somebody is told."""
     job = lay_out(spool, files)
     # Two of them look like states of the table until their files are compared.
-    compared = {"published, but not this upload": State.PUBLISHED, "two different copies": State.BUILDING}
-    assert state_of(spool, job) is compared.get(name, State.UNKNOWN)
+    compared = {
+        "published, but not this upload": DiskState.PUBLISHED,
+        "two different copies": DiskState.BUILDING,
+    }
+    assert state_of(spool, job) is compared.get(name, DiskState.UNKNOWN)
     found = recover(spool)
     assert found.jobs == []
     assert any("was moved to" in said for said in found.said)

@@ -7,13 +7,13 @@ from pathlib import Path
 from spoolama.job.rows.csv_rows import CsvReader
 from spoolama.job.rows.json_rows import JsonReader
 from spoolama.job.rows.kind import InputKind, detect
-from spoolama.job.rows.limits import MAX_CELL_BYTES, Limits
+from spoolama.job.rows.limits import MAX_CELL_BYTES, RowLimits
 from spoolama.job.rows.reader import RowReader
 
-__all__ = ["MAX_CELL_BYTES", "InputKind", "Limits", "RowReader", "detect", "read_rows"]
+__all__ = ["MAX_CELL_BYTES", "InputKind", "RowLimits", "RowReader", "detect", "read_rows"]
 
 
-def read_rows(path: Path, kind: InputKind, *, limits: Limits | None = None) -> RowReader:
+def read_rows(path: Path, kind: InputKind, *, limits: RowLimits | None = None) -> RowReader:
     """Return a reader of the rows of a data file; an invalid record is a row with a fault.
 
     Args:
@@ -24,7 +24,7 @@ def read_rows(path: Path, kind: InputKind, *, limits: Limits | None = None) -> R
     Raises:
         InputError: the header is unusable; while iterating: the compressed stream is damaged.
     """
-    limits = limits or Limits()
+    limits = limits or RowLimits()
     if kind.format in ("csv", "tsv"):
         return CsvReader(path, kind.compression, limits, delimiter="," if kind.format == "csv" else "\t")
     return JsonReader(path, kind.compression, limits, openai=kind.format == "openai")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spoolama.errors import InputError, shortened
 from spoolama.job.row import Row, RowFault
-from spoolama.job.rows.limits import Limits
+from spoolama.job.rows.limits import RowLimits
 from spoolama.job.rows.lines import content
 from spoolama.job.rows.reader import RowReader, broken, utf8
 from spoolama.job.rows.stream import BrokenStream
@@ -41,7 +41,7 @@ class CsvReader(RowReader):
         InputError: the header is unusable.
     """
 
-    def __init__(self, path: Path, compression: str | None, limits: Limits, *, delimiter: str) -> None:
+    def __init__(self, path: Path, compression: str | None, limits: RowLimits, *, delimiter: str) -> None:
         super().__init__(path, compression, limits)
         self._delimiter = delimiter
         self._comma = delimiter.encode()
@@ -167,7 +167,7 @@ class CsvReader(RowReader):
         if line is None:
             raise InputError(
                 f"{self.name} is empty: it has no header line.",
-                mend="The first line must name the columns.",
+                fix="The first line must name the columns.",
                 code="empty_file",
             )
         lines, cells = self._record(line)
@@ -175,13 +175,13 @@ class CsvReader(RowReader):
         if isinstance(cells, RowFault):
             raise InputError(
                 f"{where}: the header cannot be read: {cells.message}.",
-                mend="Correct the first line; the file must be UTF-8.",
+                fix="Correct the first line; the file must be UTF-8.",
                 code="bad_header",
             )
         if len(cells) > self._limits.max_columns:
             raise InputError(
                 f"{where}: the header has {len(cells):,} columns; the limit is {self._limits.max_columns:,}.",
-                mend="Remove columns that the prompt does not use.",
+                fix="Remove columns that the prompt does not use.",
                 code="bad_header",
             )
         self._line += len(lines)
@@ -189,20 +189,20 @@ class CsvReader(RowReader):
         if not any(names) or "\0" in "".join(names):
             raise InputError(
                 f"{where}: the header names no column.",
-                mend="The first line must name the columns.",
+                fix="The first line must name the columns.",
                 code="bad_header",
             )
         if len(names) == 1 and self._delimiter == "," and any(sep in names[0] for sep in ";\t|"):
             raise InputError(
                 f"{where}: the header has no comma; its columns seem to be separated by something else.",
-                mend="Separate columns by commas, or by tabs in a file that ends in .tsv.",
+                fix="Separate columns by commas, or by tabs in a file that ends in .tsv.",
                 code="bad_header",
             )
         if long := [place for place, name in enumerate(names, start=1) if len(name) > _MOST_OF_NAME]:
             raise InputError(
                 f"{where}: the name of column {long[0]} has {len(names[long[0] - 1]):,} characters; "
                 f"the limit is {_MOST_OF_NAME:,}.",
-                mend="Use a shorter name: each row is stored with its column names.",
+                fix="Use a shorter name: each row is stored with its column names.",
                 code="bad_header",
             )
         names = [name or f"column_{place}" for place, name in enumerate(names, start=1)]
@@ -216,7 +216,7 @@ class CsvReader(RowReader):
                 what += f"; and {len(twice) - _MOST_NAMED:,} more names"
             raise InputError(
                 f"{where}: several columns have the same name: {what}.",
-                mend="Give each column a unique name.",
+                fix="Give each column a unique name.",
                 code="bad_header",
             )
         return names

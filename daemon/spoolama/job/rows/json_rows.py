@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.job.row import NOTE_KEY, Row, RowFault
-from spoolama.job.rows.limits import Limits
+from spoolama.job.rows.limits import RowLimits
 from spoolama.job.rows.lines import content
 from spoolama.job.rows.reader import RowReader, utf8
 from spoolama.job.strict_json import BadJson, canonical, parse_json
@@ -46,7 +46,7 @@ class JsonReader(RowReader):
         openai: Whether the lines are OpenAI batch requests; then `custom_id` is the row's id.
     """
 
-    def __init__(self, path: Path, compression: str | None, limits: Limits, *, openai: bool) -> None:
+    def __init__(self, path: Path, compression: str | None, limits: RowLimits, *, openai: bool) -> None:
         super().__init__(path, compression, limits)
         self._openai = openai
 

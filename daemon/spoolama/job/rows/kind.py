@@ -12,7 +12,7 @@ from typing import Literal
 from spoolama.errors import InputError
 from spoolama.job.row import RowFault
 from spoolama.job.rows.json_rows import parse_line
-from spoolama.job.rows.limits import Limits
+from spoolama.job.rows.limits import RowLimits
 from spoolama.job.rows.lines import Lines, content
 from spoolama.job.rows.reader import broken
 from spoolama.job.rows.stream import BrokenStream, chunks, refuse_foreign
@@ -66,7 +66,7 @@ def detect(path: Path, name: str) -> InputKind:
     if form is None:
         raise InputError(
             f"{name} has an unsupported file extension.",
-            mend="Use .csv, .tsv, .jsonl or .ndjson, optionally followed by .gz or .zst.",
+            fix="Use .csv, .tsv, .jsonl or .ndjson, optionally followed by .gz or .zst.",
             code="unknown_format",
         )
     stream = chunks(path, compression)
@@ -91,7 +91,7 @@ def _is_openai(head: bytes, rest: Iterator[bytes]) -> bool:
             if looked_at > _LOOK_AT_BYTES:
                 return
 
-    limit = Limits().max_line_bytes
+    limit = RowLimits().max_line_bytes
     for line in islice(Lines(again(), limit), _LOOK_AT_LINES):
         if not content(line).strip() or len(line) > limit:
             continue

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-__all__ = ["MAX_CELL_BYTES", "Limits"]
+__all__ = ["MAX_CELL_BYTES", "RowLimits"]
 
 MAX_CELL_BYTES = 256 * 1024
 """About 60,000 tokens of text. Whether a row fits the job's context window is checked separately."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RowLimits:
     """Limits that bound memory and prevent that one invalid record affects others."""
 
     max_cell_bytes: int = MAX_CELL_BYTES

@@ -10,7 +10,7 @@ from typing import Self
 
 from spoolama.errors import InputError
 from spoolama.job.row import Row, RowFault
-from spoolama.job.rows.limits import Limits
+from spoolama.job.rows.limits import RowLimits
 from spoolama.job.rows.lines import Lines
 from spoolama.job.rows.stream import BrokenStream, EndlessLine, chunks
 
@@ -23,7 +23,7 @@ class RowReader(ABC):
     It can be iterated once. Closing it early closes the file.
     """
 
-    def __init__(self, path: Path, compression: str | None, limits: Limits) -> None:
+    def __init__(self, path: Path, compression: str | None, limits: RowLimits) -> None:
         self.name = path.name
         self.columns: list[str] | None = None
         """CSV and TSV: the column names in the header, available before the first row."""
@@ -78,12 +78,12 @@ def broken(name: str, error: BrokenStream, rows: int) -> InputError:
     if isinstance(error, EndlessLine):
         return InputError(
             f"{name} has no rows{after}: {error}.",
-            mend="Put each row on its own line. Check the content of the file and upload it again.",
+            fix="Put each row on its own line. Check the content of the file and upload it again.",
             code="endless_line",
         )
     return InputError(
         f"{name} cannot be decompressed{after}: {error}.",
-        mend="Compress and upload the file again; the upload may have been incomplete.",
+        fix="Compress and upload the file again; the upload may have been incomplete.",
         code="damaged_stream",
     )
 

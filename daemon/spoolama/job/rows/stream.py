@@ -110,14 +110,14 @@ def refuse_foreign(head: bytes, name: str) -> None:
     Raises:
         InputError: it is UTF-16, a spreadsheet, compressed without the matching extension, ...
     """
-    for magic, what, mend in _FOREIGN:
+    for magic, what, fix in _FOREIGN:
         if head.startswith(magic):
-            raise InputError(f"{name} is {what}, not text.", mend=mend, code="not_text")
+            raise InputError(f"{name} is {what}, not text.", fix=fix, code="not_text")
     wide = _wide_encoding(head[:256])
     if wide:
         raise InputError(
             f"{name} is encoded as {wide}; spoolama reads UTF-8.",
-            mend="Save it as UTF-8 (in Excel: “CSV UTF-8”) and upload it again.",
+            fix="Save it as UTF-8 (in Excel: “CSV UTF-8”) and upload it again.",
             code="not_utf8",
         )
 

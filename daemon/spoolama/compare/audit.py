@@ -1,0 +1,309 @@
+"""The audit: some rows of each conversation are asked again in isolation, and the answers compared.
+
+Two draws, kept apart:
+
+- A random sample, spread evenly over the job (`AuditBudget.random`). Only these rows feed the test for the
+  whole job and the reported shares. It is read after every segment, and once more at the end of the job by an exact
+  test, which sees smaller harm.
+- A few rows of segments that look odd: nearly all rows have one answer, and isolated ones do not
+  (`AuditBudget.odd`). They decide about that segment alone.
+
+At most one job in twenty has a false alarm: one in fifty by each look at the sample, one in a hundred by
+segments (`evidence.py` says for which rows that holds).
+
+Harm is shown when the best estimate of changed answers is beyond the margin, and it is refuted that they are
+at most half the margin:
+
+- Temperature 0: isolated answers repeat, so a row that differs was changed. Such a row is asked in isolation
+  once more. If isolated answers turn out not to repeat, the conversation's answer must also be the odd one
+  out of three more often than an isolated one is.
+- Above 0: every row is asked in isolation twice. If the conversation changes nothing, any of the three
+  answers is as likely to be the odd one out; its own must be so more often than one time in three.
+- Where the pilot chose a form because it agrees better with gold, answers are meant to differ: harm is that
+  the isolated ones agree better with gold.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from spoolama.compare.evidence import binomial_at_most, odds_above, refuted_above
+from spoolama.compare.gold import compare
+from spoolama.compare.likeness import Likeness
+
+__all__ = [
+    "CHECKS",
+    "SURE",
+    "AuditBudget",
+    "AuditedRow",
+    "Evidence",
+    "budget_of",
+    "looks_odd",
+    "needed_in_segment",
+    "rows_to_audit",
+    "smallest_harm",
+    "sure_of_segment",
+    "weigh",
+    "weigh_by_gold",
+]
+
+SURE = 50.0
+"""Odds at which harm is shown while the job runs: a false alarm in one job in fifty."""
+_SURE_AT_END = 0.02
+"""Probability at which it is at the end, by an exact test."""
+_SURE_OF_SEGMENT = 100.0
+CHECKS = 8
+"""Audited rows by which a segment that looks odd is judged."""
+_SHARE, _LEAST, _MOST = 0.02, 20, 400
+"""Of the rows, `audit: auto` asks this share again, ..."""
+_NOISY_SHARE = 0.04
+"""... and above temperature 0, where a row proves less, this one."""
+_ODD_FROM, _ODD_SHARE = 80, 10
+"""From so many audited rows on one in so many is kept for segments that look odd."""
+_LEAST_ODD = 15
+"""A segment with fewer answers in company does not look odd: few rows may well have one answer."""
+_ONE_ANSWER, _ISOLATED_SO = 0.95, 0.8
+"""A segment looks odd if one answer has this share, unless it has that one of isolated answers."""
+_FOUND = 0.95
+"""Probability with which the smallest harm is found."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditBudget:
+    """How many rows may be audited."""
+
+    random: int
+    """The random sample."""
+    odd: int
+    """More rows of segments that look odd, at most."""
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return self.random + self.odd
+
+
+def budget_of(asked: int | None, total: int, *, noisy: bool) -> AuditBudget:
+    """What the audit of a job may ask.
+
+    Args:
+        asked: Rows that the sidecar asks for; None: `auto`.
+        total: Rows of the job.
+        noisy: Whether the temperature is above 0.
+    """
+    rows = asked
+    if rows is None:
+        rows = max(_LEAST, min(_MOST, round(total * (_NOISY_SHARE if noisy else _SHARE))))
+    rows = min(rows, total)
+    odd = 0 if rows < _ODD_FROM else max(CHECKS, rows // _ODD_SHARE)
+    return AuditBudget(rows - odd, odd)
+
+
+def needed_in_segment(first: int, last: int, total: int, sample: int) -> int:
+    """Rows of the random sample that fall into a segment, spread evenly over the job.
+
+    Args:
+        first: Ordinal of its first row.
+        last: Of its last one.
+        total: Rows of the job.
+        sample: Rows of the whole sample.
+    """
+    return (last + 1) * sample // total - first * sample // total
+
+
+def rows_to_audit(
+    ordinals: Sequence[int], done: Collection[int], number: int, segment: int, seed: int
+) -> list[int]:
+    """So many of these rows, at random; those that were audited before come first.
+
+    A restart in the middle of a segment takes the same rows.
+    """
+    rng = random.Random(f"audit {seed} {segment}")  # noqa: S311 - a choice of rows, no secret
+    order = list(ordinals)
+    rng.shuffle(order)
+    order.sort(key=lambda n: n not in done)
+    return sorted(order[:number])
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedRow:
+    """A row that was answered in a conversation, and again in isolation."""
+
+    ordinal: int
+    given: str
+    """In the conversation, as everything here a label."""
+    isolated: str
+    again: str | None = None
+    """In isolation a second time; None: it was not asked."""
+    gold: str = ""
+    """Its known answer; empty: not known."""
+
+    def changed(self, like: Likeness) -> float:
+        """Share of the answer that the conversation changed: below 0 where isolated ones differ more."""
+        once = like.of(self.given, self.isolated)
+        if self.again is None:
+            return 1 - once
+        return like.of(self.isolated, self.again) - (once + like.of(self.given, self.again)) / 2
+
+    def odd_one(self, like: Likeness, margin: float) -> int | None:
+        """Which of three answers is further from both others than these are from each other.
+
+        0: the conversation's; None: none is, or there are only two.
+        """
+        if self.again is None:
+            return None
+        apart = (
+            like.of(self.isolated, self.again),
+            like.of(self.given, self.again),
+            like.of(self.given, self.isolated),
+        )
+        for one in range(3):
+            if apart[one] > max(apart[one - 1], apart[one - 2]) + margin:
+                return one
+        return None
+
+    def repeats(self, like: Likeness) -> bool:
+        """Whether both isolated answers are the same, as far as known."""
+        return self.again is None or like.of(self.isolated, self.again) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What audited rows say."""
+
+    rows: int
+    changed: float
+    """Best estimate of the share of answers that the conversation changed; by gold: that it made worse."""
+    odds: float
+    """Odds against "it changed at most half the margin", to be read at any time."""
+    chance: float
+    """Probability of such rows if it changed half the margin; to be read once."""
+    margin: float
+
+    def shows(self, sure: float = SURE) -> bool:
+        """Whether harm is shown at these odds."""
+        return self.changed > self.margin and self.odds >= sure
+
+    def shows_at_end(self) -> bool:
+        """Whether harm is shown when no more rows come."""
+        return self.shows() or (self.changed > self.margin and self.chance <= _SURE_AT_END)
+
+
+def weigh(rows: Sequence[AuditedRow], like: Likeness, margin: float, *, noisy: bool) -> Evidence:
+    """What these rows say of the conversation.
+
+    Args:
+        rows: In any order.
+        like: What being alike means.
+        margin: Share of rows that may be answered differently.
+        noisy: Whether the temperature is above 0.
+    """
+    if noisy:
+        rows = [row for row in rows if row.again is not None]
+    changed = [row.changed(like) for row in rows]
+    odd = Counter(row.odd_one(like, margin) for row in rows)
+    mean = sum(changed) / len(rows) if rows else 0.0
+    if noisy:
+        return Evidence(len(rows), mean, *_odd_above(odd[0], odd[1] + odd[2], 1 / 3), margin)
+    kept = [1 - min(1.0, max(0.0, value)) for value in changed]
+    odds = refuted_above(kept, 1 - margin / 2)
+    chance = _at_least(math.floor(len(kept) - sum(kept) + 1e-9), len(kept), margin / 2)
+    if not all(row.repeats(like) for row in rows):
+        other_odds, other_chance = _odd_above(odd[0], odd[1], 1 / 2)
+        odds, chance = min(odds, other_odds), max(chance, other_chance)
+    return Evidence(len(rows), mean, odds, chance, margin)
+
+
+def _odd_above(hits: int, misses: int, chance: float) -> tuple[float, float]:
+    return odds_above(hits, misses, chance), _at_least(hits, hits + misses, chance)
+
+
+def _at_least(hits: int, rows: int, chance: float) -> float:
+    return 1 - binomial_at_most(hits - 1, rows, chance)
+
+
+def weigh_by_gold(rows: Sequence[AuditedRow], enum: Sequence[str] | None) -> Evidence:
+    """Likewise, by known answers: whether the isolated answers agree better with them.
+
+    Args:
+        rows: In any order; those without a known answer do not count.
+        enum: The labels that the schema lists, in its order.
+    """
+    pairs = compare(
+        {row.ordinal: row.given for row in rows},
+        {row.ordinal: row.isolated for row in rows},
+        {row.ordinal: row.gold for row in rows},
+        enum=enum,
+    )
+    worse = (pairs.losses - pairs.wins) / pairs.compared if pairs.compared else 0.0
+    return Evidence(pairs.compared, worse, *_odd_above(pairs.losses, pairs.wins, 1 / 2), 0.0)
+
+
+def looks_odd(labels: Sequence[str], own: Sequence[str], others: Sequence[str]) -> str | None:
+    """What is odd about a segment's answers, in words; None: nothing.
+
+    Args:
+        labels: Its answers in the conversation.
+        own: Isolated answers to rows of this segment.
+        others: Isolated answers to rows of others; they count only where it has none of its own.
+    """
+    if len(labels) < _LEAST_ODD:
+        return None
+    label, most = Counter(text.strip().casefold() for text in labels).most_common(1)[0]
+    isolated = [text.strip().casefold() for text in own or others]
+    if most < _ONE_ANSWER * len(labels):
+        return None
+    if isolated and isolated.count(label) >= (1.0 if own else _ISOLATED_SO) * len(isolated):
+        return None
+    return f'{most} of {len(labels)} answers are "{label[:40]}"'
+
+
+def sure_of_segment(unfounded: int) -> float:
+    """Odds at which a segment is shown to be harmed while the job is not.
+
+    Segments that look odd may be many: after each one that proves unharmed the next one needs more, such that
+    one job in a hundred at most has one by chance (the sum of 1 / (k + 1) (k + 2) is 1).
+    """
+    return _SURE_OF_SEGMENT * (unfounded + 1) * (unfounded + 2)
+
+
+@lru_cache(maxsize=256)
+def smallest_harm(rows: int, margin: float, *, noisy: bool, floor: float = 1.0) -> float | None:
+    """The smallest share of changed answers that so many audited rows show with 95 % probability.
+
+    For answers that are equal or not. None: not even a change of all answers.
+
+    Args:
+        rows: Audited rows.
+        margin: Share of rows that may be answered differently.
+        noisy: Whether the temperature is above 0.
+        floor: Share of rows in which two isolated answers are equal.
+    """
+    for hundredth in range(math.floor(margin * 100) + 1, 101):
+        share = hundredth / 100
+        chance, asked = share, rows
+        if noisy:
+            odd = (1 - floor) / 2  # each isolated answer is the odd one out in so many rows
+            asked = round(rows * min(1.0, share + 3 * odd))
+            chance = min(1.0, (share + odd) / (share + 3 * odd))
+        least = _least_changed(asked, margin, noisy=noisy)
+        if least is None:
+            continue
+        if chance >= 1 or _at_least(least, asked, chance) >= _FOUND:
+            return share
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _least_changed(rows: int, margin: float, *, noisy: bool) -> int | None:
+    """Of so many rows, how many must be changed (or the odd one out) to show harm at the end of the job."""
+    least = 1 if noisy else math.floor(rows * margin) + 1
+    for changed in range(least, rows + 1):
+        if _at_least(changed, rows, 1 / 3 if noisy else margin / 2) <= _SURE_AT_END:
+            return changed
+    return None

@@ -1,0 +1,229 @@
+"""The pilot: which form a job's conversations take, decided by known answers on a sample of its own rows.
+
+A pure function: from what the sample has answered so far follows what to ask next, or what was decided. So a
+resume decides the same, and only answers have to be kept.
+
+- Rows come in blocks of consecutive rows spread over the file. A block is answered in isolation, and as one
+  conversation in each form that is tried, anchors first.
+- A third of the answers shows which form agrees best with gold; the rest, fresh rows, has to prove it. A
+  small sample has room for one form; then all its rows are proof.
+- Forms that the job's segments are too short for, or for which there are no anchors, are not tried.
+- A form is taken only if it is proved to agree better with gold than isolated rows do (`evidence.ALPHA`).
+- A row that had to leave its conversation, or was repaired in it, counts against the form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from spoolama.compare.evidence import ALPHA, paired_odds
+from spoolama.compare.forms import FORMS, ISOLATED, Form
+from spoolama.compare.gold import Pairs, compare
+from spoolama.compare.sample import BLOCK, Decision, PilotAnswers, PilotRules, Step, TriedForm
+from spoolama.job.trim import CANDIDATES
+
+__all__ = ["answers_taken", "least_answers", "next_step"]
+
+_GIVE_UP = 40
+"""Rows after which a form that agrees no better with gold than isolated rows do is given up."""
+_LEAST_WINS = 7
+"""Rows won, with none lost, that prove a form: `paired_odds` is then above 1 / `ALPHA`."""
+
+
+def next_step(rules: PilotRules, seen: PilotAnswers) -> Step | Decision:
+    """What to ask next, or what was decided.
+
+    A block that was begun is first finished as it was begun, whatever its first answers say; so it makes no
+    difference where a pilot is interrupted.
+    """
+    step: Step | Decision = Step(0, ())
+    last = max((block for block, _ in seen.done), default=0)
+    first = {(0, ISOLATED)} & seen.done  # asked before the candidates for anchors are
+    before = replace(seen, done=frozenset(pair for pair in seen.done if pair[0] < last) | first)
+    for view in (before, seen):
+        step = _Pilot(rules, view).next()
+        if isinstance(step, Decision):
+            return step
+        block = step.block
+        kinds = tuple(kind for kind in step.kinds if (block, kind) not in seen.done)
+        if kinds:
+            return Step(block, kinds)
+    return step
+
+
+def answers_taken(rules: PilotRules, seen: PilotAnswers) -> int:
+    """Answers that the sample has taken so far, the candidates for anchors among them."""
+    return _Pilot(rules, seen).asked
+
+
+def least_answers(total: int, longest: int | None) -> int | None:
+    """Answers without which the pilot of a job of so many rows can prove nothing; None: no number is enough.
+
+    Args:
+        total: Rows of the job.
+        longest: Rows of a segment at most; None: any number.
+    """
+    rows = min(BLOCK, total)
+    prices = [
+        2 * rows + CANDIDATES * form.anchored
+        for form in FORMS
+        if (longest is None or form.tail < longest) and rows - (not form.anchored) >= _LEAST_WINS
+    ]
+    return min(prices, default=None)
+
+
+class _Pilot:
+    def __init__(self, rules: PilotRules, seen: PilotAnswers) -> None:
+        self.rules = rules
+        self.seen = seen
+        # The same at every step: candidates are asked before the first row of any form is.
+        self.forms = [
+            form
+            for form in FORMS
+            if (rules.longest is None or form.tail < rules.longest)
+            and not (form.anchored and seen.no_anchors)
+        ]
+        self.isolated = self.labels(ISOLATED)
+
+    def next(self) -> Step | Decision:
+        """First a look at the forms, then proof on fresh rows for the best of them."""
+        rules = self.rules
+        if not rules.blocks or rules.asks < self.price(FORMS[:1]):
+            return self.end(ISOLATED, "too_small", [])
+        if kinds := self.missing(0, []):
+            return Step(0, kinds)
+        if not self.forms:
+            return self.end(ISOLATED, "none_fits", [])
+        blocks, forms = self.look()
+        if len(forms) == 1:
+            return self.prove(forms[0], 0, forms)
+        for block in range(blocks):
+            if kinds := self.missing(block, forms):
+                return Step(block, kinds)
+        first = {n for block in rules.blocks[:blocks] for n in block}
+        shown = {form: self.pairs(form, first) for form in forms}
+        best = max(forms, key=lambda form: (shown[form].wins - shown[form].losses, -forms.index(form)))
+        if shown[best].wins <= shown[best].losses:
+            return self.end(ISOLATED, "no_proof", forms)
+        return self.prove(best, blocks, forms)
+
+    def look(self) -> tuple[int, list[Form]]:
+        """Blocks of the first look, and the forms in it: as many as a third of the answers allow."""
+        forms, third = list(self.forms), self.rules.asks // 3
+
+        def cost(blocks: int) -> int:
+            asked = self.seen.no_anchors or any(form.anchored for form in forms)
+            return self.price(forms) * blocks + CANDIDATES * asked
+
+        while len(forms) > 1 and cost(1) > third:
+            forms.pop()
+        blocks = 1
+        while blocks < len(self.rules.blocks) - 1 and cost(blocks + 1) <= third:
+            blocks += 1
+        return blocks, forms
+
+    def prove(self, form: Form, fresh: int, tried: Sequence[Form]) -> Step | Decision:
+        """Go on until it is proved, is given up, or no answers are left.
+
+        Args:
+            form: To be proved to agree better with gold.
+            fresh: Blocks before this one had a part in its selection.
+            tried: All forms that were tried, for the report.
+        """
+        pairs = self.pairs(form, self.fresh_rows(fresh))
+        if paired_odds(pairs.wins, pairs.losses) >= 1 / ALPHA:
+            return self.end(form.name, "better", tried, fresh=fresh)
+        if len(self.rows_of(form, fresh)) < _GIVE_UP or pairs.wins > pairs.losses:
+            for block in range(len(self.rules.blocks)):
+                if kinds := self.missing(block, [form]):
+                    if self.affordable(kinds):
+                        return Step(block, kinds)
+                    break
+        begun = [each for each in tried if self.was_tried(each)]
+        return self.end(ISOLATED, "no_proof" if begun else "too_small", begun, fresh=fresh)
+
+    def end(self, form: str, why: str, tried: Sequence[Form], *, fresh: int = 0) -> Decision:
+        judged = []
+        for each in tried:
+            rows = self.rows_of(each)
+            pairs = self.pairs(each, self.fresh_rows(fresh))
+            conversations = sum(not set(rows).isdisjoint(block) for block in self.rules.blocks)
+            better = why == "better" and each.name == form
+            judged.append(
+                TriedForm(
+                    each.name,
+                    each.words,
+                    len(rows),
+                    conversations,
+                    pairs.wins,
+                    pairs.losses,
+                    pairs.compared,
+                    pairs.how,
+                    better,
+                )
+            )
+        return Decision(form, why, self.asked, tuple(judged))
+
+    # --- what was answered: the rows of a block count when all of it was answered in one way --------------
+
+    def labels(self, kind: str) -> dict[int, str]:
+        given = self.seen.labels.get(kind, {})
+        return {n: given[n] for b in self.blocks_with(kind) for n in self.rules.blocks[b] if n in given}
+
+    def left(self, form: Form) -> frozenset[int]:
+        given = self.seen.left.get(form.name, frozenset())
+        return frozenset(n for b in self.blocks_with(form.name) for n in self.judged(form, b) if n in given)
+
+    def blocks_with(self, kind: str) -> list[int]:
+        return [b for b in range(len(self.rules.blocks)) if (b, kind) in self.seen.done]
+
+    def judged(self, form: Form, block: int) -> tuple[int, ...]:
+        """The first row of a conversation without anchors sees no other."""
+        rows = self.rules.blocks[block]
+        return rows if form.anchored else rows[1:]
+
+    def rows_of(self, form: Form, first: int = 0) -> list[int]:
+        """Rows of blocks from this one on that were asked in this form and in isolation."""
+        given = {*self.labels(form.name), *self.left(form)}
+        blocks = range(first, len(self.rules.blocks))
+        return [n for b in blocks for n in self.judged(form, b) if n in given and n in self.isolated]
+
+    def fresh_rows(self, fresh: int) -> set[int]:
+        return {n for block in self.rules.blocks[fresh:] for n in block}
+
+    def pairs(self, form: Form, within: set[int]) -> Pairs:
+        """Wins and losses on gold, on these rows; a row that left its conversation is lost."""
+        left, gold = self.left(form), self.seen.gold
+        given = {n: label for n, label in self.labels(form.name).items() if n in within - left}
+        pairs = compare(given, self.isolated, gold, enum=self.rules.enum)
+        lost = sum(n in within and n in self.isolated and bool(gold.get(n, "").strip()) for n in left)
+        return replace(pairs, losses=pairs.losses + lost, compared=pairs.compared + lost)
+
+    def was_tried(self, form: Form) -> bool:
+        return bool(self.labels(form.name) or self.left(form))
+
+    # --- what it takes -----------------------------------------------------------------------------------
+
+    @property
+    def asked(self) -> int:
+        kinds = (ISOLATED, *(form.name for form in FORMS))
+        return sum(len(self.labels(kind)) for kind in kinds) + CANDIDATES * self.candidates_asked
+
+    @property
+    def candidates_asked(self) -> bool:
+        return self.seen.no_anchors or any(form.anchored for form in FORMS if self.was_tried(form))
+
+    def price(self, forms: Sequence[Form]) -> int:
+        """Answers that a block takes in isolation and in these forms."""
+        return len(self.rules.blocks[0]) * (1 + len(forms))
+
+    def affordable(self, kinds: Sequence[str]) -> bool:
+        anchored = any(form.anchored for form in FORMS if form.name in kinds)
+        candidates = CANDIDATES * (anchored and not self.candidates_asked)
+        return self.asked + len(self.rules.blocks[0]) * len(kinds) + candidates <= self.rules.asks
+
+    def missing(self, block: int, forms: Sequence[Form]) -> tuple[str, ...]:
+        """In which of these ways the block has not been asked yet."""
+        kinds = (ISOLATED, *(form.name for form in forms))
+        return tuple(kind for kind in kinds if (block, kind) not in self.seen.done)

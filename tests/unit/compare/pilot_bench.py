@@ -1,0 +1,98 @@
+"""Pilots run to their end, with answers made to order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from spoolama.compare.forms import FORMS, ISOLATED, form_named
+from spoolama.compare.pilot import next_step
+from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, Step, blocks_of
+from spoolama.job.trim import CANDIDATES
+
+__all__ = ["WORDS", "Run", "Says", "plain", "right", "rules_of", "run"]
+
+WORDS = ("negative", "neutral", "positive")
+
+Says = Callable[[str, int], str]
+"""What a row is answered, by kind and ordinal; the same whenever it is asked."""
+
+
+def plain(kind: str, n: int) -> str:
+    """As if it stood alone."""
+    return WORDS[n * 7 % 3]
+
+
+def right(n: int) -> str:
+    """Known answers: isolated rows give them two times in three."""
+    return WORDS[(n * 7 + (n % 3 == 0)) % 3]
+
+
+def rules_of(
+    asks: int = 200, *, total: int = 10_000, seed: int = 1, longest: int | None = None
+) -> PilotRules:
+    """The rules of a job with three labels."""
+    return PilotRules(blocks_of(total, asks, seed), asks, WORDS, longest=longest)
+
+
+@dataclass(slots=True)
+class Run:
+    """A pilot on its way."""
+
+    rules: PilotRules
+    says: Says
+    gold: Callable[[int], str] = right
+    labels: dict[str, dict[int, str]] = field(default_factory=dict)
+    done: list[tuple[int, str]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    left: dict[str, frozenset[int]] = field(default_factory=dict)
+    barren: bool = False
+    """The candidates give no anchors: known once they were asked."""
+    no_anchors: bool = False
+
+    @property
+    def asked(self) -> int:
+        """Counted here, not there."""
+        anchored = any(form.anchored for form in FORMS if form.name in self.labels)
+        return sum(map(len, self.labels.values())) + (CANDIDATES if anchored or self.no_anchors else 0)
+
+    def next(self) -> Step | Decision:
+        """What the pilot says now."""
+        gold = {n: self.gold(n) for labels in self.labels.values() for n in labels}
+        return next_step(
+            self.rules, PilotAnswers(self.labels, gold, frozenset(self.done), self.left, self.no_anchors)
+        )
+
+    def ask(self, block: int, kind: str, rows: int | None = None) -> None:
+        """Answer a block in one way; only its first rows if the service dies in it."""
+        ordinals = self.rules.blocks[block]
+        assert kind == ISOLATED or form_named(kind)
+        self.labels.setdefault(kind, {}).update({n: self.says(kind, n) for n in ordinals[:rows]})
+        if rows is None:
+            self.done.append((block, kind))
+
+    def to_end(self, dies: random.Random | None = None) -> Decision:
+        """Go on until it is decided; `dies` says where the service dies, in the middle of blocks."""
+        while isinstance(step := self.next(), Step):
+            self.steps.append(step)
+            assert step.kinds, "a step asks something"
+            if self.barren and any((form := form_named(kind)) and form.anchored for kind in step.kinds):
+                assert not self.no_anchors, "without anchors nothing with anchors is tried"
+                self.no_anchors = True
+            for kind in step.kinds:
+                assert (step.block, kind) not in self.done, "nothing is asked twice"
+                form = form_named(kind)
+                if form is not None and form.anchored and self.no_anchors:
+                    self.done.append((step.block, kind))
+                    continue
+                if dies is not None and dies.random() < 0.3:
+                    self.ask(step.block, kind, dies.randrange(1, 20))
+                    break
+                self.ask(step.block, kind)
+        return step
+
+
+def run(rules: PilotRules, says: Says = plain, **more: object) -> Decision:
+    """How a pilot ends."""
+    return Run(rules, says, **more).to_end()  # type: ignore[arg-type]

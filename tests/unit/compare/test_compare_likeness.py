@@ -1,0 +1,116 @@
+"""Likeness: what counts as alike for labels, numbers and texts, and which of them a job has."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spoolama.compare.likeness import Likeness, likeness_of
+
+TEXTS = [f"the parcel came {n} days late and nobody answered" for n in range(12)]
+
+KINDS = [
+    (["a", "b", "a", "A "], False, "labels"),
+    (["a"] * 10, False, "labels"),
+    ([], False, "labels"),
+    ([""] * 5, False, "labels"),
+    (TEXTS, False, "texts"),
+    (TEXTS, True, "labels"),
+    (["x" * 61] * 9, False, "texts"),
+    (["1", "2", "3.5", "4"], False, "numbers"),
+    (["1", "2", "3"], True, "numbers"),
+    (["1", "0", "1"], False, "labels"),
+    (["1", "0", "1"], True, "labels"),
+    (["7"] * 6, False, "labels"),
+    (["1", "2", "3", "none"] * 3, False, "labels"),
+    (["1", "2", "3", "NaN"] * 3, False, "labels"),
+    (["1e308", "-1e308", "0"], False, "numbers"),
+]
+
+
+@pytest.mark.parametrize(("alone", "listed", "kind"), KINDS)
+def test_the_answers_given_alone_say_what_is_compared(alone: list[str], listed: bool, kind: str) -> None:
+    """Labels, numbers or texts, with empty, odd and mixed answers among them."""
+    found = likeness_of(alone, listed=listed)
+    assert found.kind == kind
+    assert found.words
+
+
+@given(st.lists(st.text(max_size=20), max_size=12), st.text(max_size=80), st.text(max_size=80), st.booleans())
+def test_likeness_lies_between_0_and_1_and_does_not_depend_on_the_order(
+    alone: list[str], left: str, right: str, listed: bool
+) -> None:
+    """Whatever answers there are, and whichever two are compared; an answer is like itself."""
+    like = likeness_of(alone, listed=listed)
+    assert 0 <= like.of(left, right) <= 1
+    assert like.of(left, right) == like.of(right, left)
+    assert like.of(left, left) == 1
+
+
+def test_labels_are_equal_or_not_whatever_their_case() -> None:
+    """Nothing in between."""
+    like = Likeness("labels")
+    assert like.of("Positive ", "positive") == 1
+    assert like.of("positive", "very positive") == 0
+
+
+def test_numbers_are_far_apart_by_value_or_by_rank_whichever_is_more() -> None:
+    """A step of one among 0 to 10 costs a tenth or so; a step over most of the answers costs nearly all."""
+    like = likeness_of([str(n) for n in range(11)])
+    assert like.of("4", "5") == pytest.approx(1 - 1 / 10)
+    assert like.of("5", "5.0") == 1
+    assert like.of("0", "10") == 0
+    crowded = likeness_of(["0", *["5"] * 18, "6", "100"])
+    assert crowded.of("4", "6.5") < 0.2, "nearly all answers lie between the two"
+
+
+def test_three_spellings_of_one_number_are_numbers_of_no_spread() -> None:
+    """Equal ones are alike, others not at all; nothing is divided by zero."""
+    like = likeness_of(["1", "1.0", "1.00"])
+    assert like.kind == "numbers"
+    assert (like.of("1", "1.000"), like.of("1", "2")) == (1, 0)
+
+
+def test_huge_numbers_are_compared_by_rank() -> None:
+    """A difference that no float holds is no excuse for calling neighbours unlike."""
+    like = likeness_of(["-1.7e308", "-1e308", "0", "1e308", "1.7e308"])
+    assert like.of("1e308", "-1.7e308") == pytest.approx(1 - 3 / 5)
+    assert like.of("1e308", "1.7e308") == pytest.approx(1 - 1 / 5)
+
+
+def test_among_numbers_an_answer_that_is_none_is_like_itself_alone() -> None:
+    """`NaN` and words are equal to their own kind, and unlike any number."""
+    like = likeness_of(["1", "2", "3"])
+    assert like.of("NaN", "nan") == 1
+    assert like.of("NaN", "2") == 0
+    assert like.of("", "2") == 0
+
+
+def test_texts_are_alike_by_the_words_that_both_have_in_one_order() -> None:
+    """Two of three words in common are two thirds; two empty texts are the same."""
+    like = Likeness("texts")
+    assert like.of("late and broken", "LATE and cheap") == pytest.approx(2 / 3)
+    assert like.of("", "") == 1
+    assert like.of("", "late") == 0
+
+
+def test_of_long_texts_only_the_beginning_is_compared() -> None:
+    """A comparison of whole texts of 100,000 words would stop the service for 12 s."""
+    like = Likeness("texts")
+    words = [f"w{n}" for n in range(100_000)]
+    assert like.of(" ".join(words), " ".join([*words[:2000], *reversed(words[2000:])])) == 1
+    assert like.of(" ".join(words), " ".join(reversed(words))) < 0.01
+    assert like.of("a" * 40_000 + "b", "a" * 40_000 + "c") == 1
+
+
+@given(st.lists(st.integers(-50, 50).map(str), min_size=4, max_size=30, unique=True))
+def test_the_distance_of_numbers_keeps_the_triangle(alone: list[str]) -> None:
+    """The proof at temperatures above 0 leans on it (`trials.odds`)."""
+    like = likeness_of(alone)
+    for a, b, c in itertools.permutations(alone[:4], 3):
+        assert (1 - like.of(a, c)) <= (1 - like.of(a, b)) + (1 - like.of(b, c)) + 1e-9
+    assert not math.isnan(like.of(alone[0], alone[1]))

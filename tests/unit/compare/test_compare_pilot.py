@@ -1,0 +1,228 @@
+"""Pilot: what it asks, what it decides, and that neither budget nor interruptions change it."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spoolama.compare.forms import FORMS, ISOLATED
+from spoolama.compare.pilot import least_answers, next_step
+from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, Step
+from unit.compare.pilot_bench import WORDS, Run, Says, plain, right, rules_of, run
+
+
+def taught(*forms: str, share: float = 1.0) -> Says:
+    """In these forms so many rows are answered as gold says; which ones follows from the row."""
+
+    def says(kind: str, n: int) -> str:
+        learned = kind in forms and random.Random(f"{kind} {n}").random() < share
+        return right(n) if learned else plain(kind, n)
+
+    return says
+
+
+def follows(share: float) -> Says:
+    """In every form so many rows are answered otherwise than in isolation, whatever gold says."""
+
+    def says(kind: str, n: int) -> str:
+        moved = kind != ISOLATED and random.Random(f"{kind} {n}").random() < share
+        return WORDS[(n * 7 + 1) % 3] if moved else plain(kind, n)
+
+    return says
+
+
+def test_a_form_that_agrees_better_is_chosen_on_proof() -> None:
+    """Anchors are tried first; a small sample has room for no other, and all its rows are proof."""
+    decision = run(rules_of(), taught("anchors"))
+    assert (decision.form, decision.why) == ("anchors", "better")
+    assert decision.asked <= 200
+    (tried,) = decision.tried
+    assert tried.better
+    assert tried.wins > tried.losses == 0
+    assert tried.how == "rows answered right"
+    assert tried.compared == tried.rows
+
+
+def test_the_best_of_all_forms_has_to_prove_itself_on_fresh_rows() -> None:
+    """A large sample looks at all five; what it selected by is not counted as proof."""
+
+    def says(kind: str, n: int) -> str:
+        return right(n) if kind == "anchors" or (kind == "tail-1" and n % 2) else plain(kind, n)
+
+    pilot = Run(rules_of(1200, total=60_000), says)
+    decision = pilot.to_end()
+    assert (decision.form, decision.why) == ("anchors", "better")
+    assert {one.form for one in decision.tried} == {form.name for form in FORMS}
+    looked = sum(any(kind == "tail-20" for kind in step.kinds) for step in pilot.steps)
+    chosen = next(one for one in decision.tried if one.form == "anchors")
+    assert chosen.compared <= len(pilot.labels["anchors"]) - 20 * looked
+
+
+def test_a_form_that_is_no_better_is_given_up() -> None:
+    """After some 40 rows, with answers left."""
+    decision = run(rules_of())
+    assert (decision.form, decision.why) == (ISOLATED, "no_proof")
+    assert decision.asked < 150
+
+
+def test_forms_that_are_no_better_are_accepted_in_at_most_five_percent() -> None:
+    """200 jobs in which every form answers at random, as isolated rows do: it wins as often as it loses."""
+
+    def says(seed: int) -> Says:
+        return lambda kind, n: random.Random(f"{seed} {kind} {n}").choice(WORDS)
+
+    wrong = sum(
+        run(rules_of(1200, total=60_000, seed=seed), says(seed)).why == "better" for seed in range(200)
+    )
+    assert wrong <= 10
+
+
+def test_gold_that_is_blank_spends_no_answers_in_vain() -> None:
+    """Nothing can be compared, so the form is given up like one that is no better."""
+    decision = run(rules_of(2000, total=100_000), gold=lambda n: "")
+    assert decision.why == "no_proof"
+    assert decision.asked < 900
+
+
+@pytest.mark.parametrize("asks", [0, 20, 39])
+def test_a_sample_too_small_for_one_block_asks_nothing(asks: int) -> None:
+    """20 isolated answers and 20 in a form are the least."""
+    decision = run(rules_of(asks))
+    assert (decision.why, decision.asked) == ("too_small", 0)
+
+
+def test_the_least_sample_that_can_prove_anything_is_told() -> None:
+    """Two blocks in a form without anchors; with segments of one row candidates come in addition."""
+    assert (least_answers(10_000, None), least_answers(10_000, 1)) == (40, 64)
+    assert (least_answers(7, None), least_answers(6, None)) == (38, None)
+    assert run(rules_of(64, longest=1), taught("anchors")).why == "better"
+
+
+jobs = st.fixed_dictionaries(
+    {
+        "asks": st.integers(0, 700),
+        "total": st.integers(1, 40_000),
+        "seed": st.integers(0, 5),
+        "left": st.booleans(),
+        "barren": st.booleans(),
+        "longest": st.sampled_from([0, 0, 1, 2, 6, 20]),
+    }
+)
+answers = st.sampled_from([plain, follows(0.1), follows(0.6), taught("anchors"), taught("tail-5", share=0.5)])
+
+
+def random_pilot(job: dict[str, int], says: Says) -> Run:
+    """A pilot of any size whose answers change here and there."""
+    rules = rules_of(job["asks"], total=job["total"], seed=job["seed"], longest=job["longest"] or None)
+    left = strays(rules, "tail-5", 7) if job["left"] else {}
+    return Run(rules, says, left=left, barren=bool(job["barren"]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs, answers)
+def test_a_pilot_ends_and_never_takes_more_answers_than_it_may(job: dict[str, int], says: Says) -> None:
+    """Whatever the job and the answers; and what it says it took is what it took."""
+    pilot = random_pilot(job, says)
+    decision = pilot.to_end()
+    assert pilot.asked <= job["asks"]
+    assert decision.asked == pilot.asked
+    assert decision.form == ISOLATED or decision.why == "better"
+
+
+@settings(max_examples=60, deadline=None)
+@given(jobs, answers, st.integers(0, 99))
+def test_a_pilot_that_is_interrupted_anywhere_decides_the_same(
+    job: dict[str, int], says: Says, seed: int
+) -> None:
+    """In the middle of a block, between its forms, again and again: the same decision."""
+    whole = random_pilot(job, says).to_end()
+    assert random_pilot(job, says).to_end(random.Random(seed)) == whole
+
+
+def test_no_budget_is_too_small_to_be_kept() -> None:
+    """The answers of which anchors are chosen are counted before they are asked."""
+    for asks in range(40, 150):
+        pilot = Run(rules_of(asks), follows(0.01))
+        assert pilot.to_end().asked == pilot.asked <= asks
+
+
+def test_what_a_begun_block_says_does_not_change_how_it_goes_on() -> None:
+    """Half of a form's answers are there when the service dies: the whole block is asked all the same."""
+    pilot = Run(rules_of(), plain)
+    for kind in (ISOLATED, "anchors"):
+        pilot.ask(0, kind)
+    pilot.ask(1, ISOLATED)
+    pilot.says = lambda kind, n: right(n)
+    pilot.ask(1, "anchors", 12)
+    assert pilot.next() == Step(1, ("anchors",))
+
+
+def test_answers_of_earlier_versions_are_left_alone() -> None:
+    """They asked some isolated rows twice, to prove that a form does no harm."""
+    pilot = Run(rules_of(), taught("anchors"))
+    pilot.ask(0, ISOLATED)
+    pilot.done.append((0, "again"))
+    assert pilot.next() == Step(0, ("anchors",))
+    assert pilot.to_end().form == "anchors"
+
+
+def strays(rules: PilotRules, kind: str, place: int) -> dict[str, frozenset[int]]:
+    """In each block one row leaves its conversation."""
+    return {kind: frozenset(block[place % len(block)] for block in rules.blocks)}
+
+
+def test_rows_that_left_their_conversation_are_lost() -> None:
+    """A form that wins wherever it answers, and leaves as many rows, is not better."""
+    rules = rules_of()
+    left = {"anchors": frozenset(n for block in rules.blocks for n in block if n % 3 == 1)}
+    decision = run(rules, taught("anchors"), left=left)
+    assert (decision.form, decision.why) == (ISOLATED, "no_proof")
+    (tried,) = decision.tried
+    assert abs(tried.wins - tried.losses) <= 3
+    assert tried.compared == tried.rows
+
+
+def test_a_row_that_sees_none_may_be_repaired() -> None:
+    """The first of a conversation is asked as in isolation; what becomes of it says nothing of the form."""
+    rules = rules_of(300, longest=2)
+    says = taught("tail-1")
+    assert run(rules, says, left=strays(rules, "tail-1", 0), barren=True).form == "tail-1"
+
+
+def test_forms_that_segments_are_too_short_for_are_not_tried() -> None:
+    """A segment of 20 rows has 19 before its last one; of one row only anchors are left."""
+    large = {"asks": 1200, "total": 60_000}
+    for longest, forms in ((21, 5), (20, 4), (2, 2), (1, 1)):
+        tried = run(rules_of(**large, longest=longest)).tried
+        assert [one.form for one in tried] == [form.name for form in FORMS if form.tail < longest], longest
+        assert len(tried) <= forms
+
+
+def test_where_no_anchors_fit_the_other_forms_are_tried() -> None:
+    """The candidates were asked all the same, and are counted."""
+    pilot = Run(rules_of(400), plain, barren=True)
+    decision = pilot.to_end()
+    assert pilot.no_anchors
+    assert decision.tried
+    assert not any(one.form.startswith("anchors") for one in decision.tried)
+    assert decision.asked == pilot.asked <= 400
+    nothing = Run(rules_of(longest=1), plain, barren=True).to_end()
+    assert (nothing.form, nothing.why) == (ISOLATED, "none_fits")
+
+
+def test_a_decision_is_plain_json() -> None:
+    """For the ledger and metrics.json."""
+    noted = json.loads(json.dumps(run(rules_of(), taught("anchors")).to_json()))
+    assert noted["form"] == "anchors"
+    assert noted["tried"][0]["better"] is True
+
+
+def test_nothing_to_ask_is_decided_at_once() -> None:
+    """A job without blocks has no pilot."""
+    decision = next_step(PilotRules((), 0), PilotAnswers({}, {}))
+    assert isinstance(decision, Decision)
+    assert decision.why == "too_small"

@@ -1,0 +1,195 @@
+"""Two jobs side by side, and a look at one."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spoolama.errors import InputError, RowError
+from spoolama.job.row import Row
+from spoolama.jobtools.analysis import analyze_job
+from spoolama.jobtools.compare import compare_jobs
+from spoolama.publish.conversation_metrics import trim_sentence
+from spoolama.spool.job_ledger import JobLedger
+from support.published import answered, publish_job
+
+SIDECAR = """
+model: m
+prompt: "{{ text }}"
+gold: gold
+mode: MODE
+trim: {strategy: reset}
+format: {type: object, properties: {s: {enum: [negative, positive]}}, required: [s]}
+"""
+DATA = b"text,gold\n" + b"".join(b"x,%d\n" % n for n in range(20))
+
+
+def by_gold(row: Row) -> str:
+    assert row.fields is not None
+    return '{"s": "positive"}' if int(row.fields["gold"]) >= 10 else '{"s": "negative"}'
+
+
+def test_the_same_rows_in_conversation_and_alone(tmp_path: Path) -> None:
+    """Agreement, spread and changed answers of both, with a constant answer said in words."""
+    for mode, answer in (("conversation", lambda _: '{"s": "positive"}'), ("isolated", by_gold)):
+        sidecar = SIDECAR.replace("MODE", mode)
+        publish_job(tmp_path / mode, data_name="d.csv", data=DATA, sidecar=sidecar, answer=answer)
+
+    comparison = compare_jobs(tmp_path / "conversation", tmp_path / "isolated")
+
+    left, right = comparison.left.cells, comparison.right.cells
+    assert (comparison.both, comparison.different) == (20, 10)
+    assert comparison.sentences()[0] == "The same rows got a different answer in 10 of 20 rows (50 %)."
+    assert len(comparison.sentences()) == 2
+    assert left["Answers"] == ('every one of the 20 answers is "positive"; never given: negative')
+    assert "undefined" in left["Agreement"]
+    assert "Rank correlation (Spearman) with gold 0.87 (95 % interval" in right["Agreement"]
+    assert (left["Rows are answered"], right["Rows are answered"]) == ("in conversation", "alone")
+    assert left["Tokens evaluated"] == "480"
+
+
+def test_two_conversations_are_told_apart_by_their_names_and_trims(tmp_path: Path) -> None:
+    """Both are "in conversation": that would name neither."""
+    for name in ("first", "second"):
+        sidecar = SIDECAR.replace("MODE", "conversation")
+        publish_job(tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold)
+
+    comparison = compare_jobs(tmp_path / "first", tmp_path / "second")
+
+    cost = comparison.sentences()[1]
+    assert comparison.left.job in cost
+    assert comparison.right.job in cost
+    assert "In sight of" in comparison.left.cells
+
+
+def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
+    """Whatever `mode` says: without a pilot that chose otherwise no row saw another."""
+    for name, strategy in (("auto", "auto"), ("window", "window")):
+        sidecar = SIDECAR.replace("MODE", "conversation").replace("reset", strategy)
+        publish_job(tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold)
+
+    comparison = compare_jobs(tmp_path / "auto", tmp_path / "window")
+
+    assert [side.cells["Rows are answered"] for side in (comparison.left, comparison.right)] == [
+        "alone",
+        "in conversation",
+    ]
+    assert comparison.left.cells["In sight of"] == "strategy auto; each row alone"
+
+
+def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
+    """Rows by which one job chose what stands before the rows are left out of the other's agreement too."""
+
+    async def fill(ledger: JobLedger) -> None:
+        for ordinal in range(5):
+            ledger.tried("alone", answered(ordinal, '{"s": "positive"}', alone=True))
+
+    for name, filled in (("first", fill), ("second", None)):
+        sidecar = SIDECAR.replace("MODE", "conversation")
+        publish_job(
+            tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold, fill=filled
+        )
+
+    comparison = compare_jobs(tmp_path / "first", tmp_path / "second")
+
+    for side in (comparison.left, comparison.right):
+        assert "over 15 rows" in side.cells["Agreement"]
+        assert "helped to choose what each row of first is asked in sight of" in side.cells["Agreement"]
+
+
+@pytest.mark.parametrize(
+    ("trim", "more", "said"),
+    [
+        (None, {}, None),
+        (
+            {"strategy": "window", "keep": 20, "every": 30},
+            {},
+            "strategy window; 20 rows kept at a trim; a trim every 30 rows",
+        ),
+        (
+            {"strategy": "window", "keep": 20, "every": 30},
+            {"sight_peak": 49},
+            "strategy window; 20 rows kept at a trim; a trim every 30 rows; each row saw up to 49 earlier"
+            " ones",
+        ),
+        (
+            {"strategy": "anchors", "every": 1, "gold": True},
+            {"anchors": [4, 9]},
+            "strategy anchors; the same 2 rows before all others, with their known answers;"
+            " each row alone behind them",
+        ),
+        (
+            {"strategy": "important", "keep": 5, "every": 9, "score": "uncertain"},
+            {"logprobs": 0},
+            "strategy important; 5 rows kept at a trim; a trim every 9 rows;"
+            " the server told no log probabilities, so `uncertain` chose the latest rows",
+        ),
+        ({"strategy": "budget", "tokens": 1500}, {}, "strategy budget; at most 1,500 tokens of earlier rows"),
+    ],
+)
+def test_what_stood_before_a_row_is_said_in_words(
+    trim: dict[str, Any] | None, more: dict[str, Any], said: str | None
+) -> None:
+    """How many rows, how rarely they are trimmed, and where what was asked for could not be had."""
+    ordinary = {"keep": 0, "every": 0, "important": 0, "tokens": None, "gold": False}
+    assert trim_sentence({"trim": None if trim is None else ordinary | trim, **more}) == said
+
+
+def test_jobs_about_other_data_are_refused(tmp_path: Path) -> None:
+    """Rows can be compared only where they are the same rows."""
+    sidecar = SIDECAR.replace("MODE", "isolated")
+    for name in "ab":
+        publish_job(
+            tmp_path / name,
+            data_name="d.csv",
+            data=DATA,
+            sidecar=sidecar,
+            answer=by_gold,
+            data_sha256=name * 64,
+        )
+    with pytest.raises(InputError, match="different data"):
+        compare_jobs(tmp_path / "a", tmp_path / "b")
+
+
+def test_analysis_names_the_worst_rows(tmp_path: Path) -> None:
+    """Failures by class with the first of each; the slowest and longest rows, the worst first; all as CSV."""
+
+    def answer(row: Row) -> str | RowError:
+        return RowError("context_overflow", "too long") if row.ordinal in (3, 4) else by_gold(row)
+
+    sidecar = SIDECAR.replace("MODE", "conversation")
+    publish_job(tmp_path / "j", data_name="d.csv", data=DATA, sidecar=sidecar, answer=answer)
+
+    analysis = analyze_job(tmp_path / "j", most=3)
+
+    assert analysis.balance == "20 rows in = 18 ok + 2 failed + 0 skipped"
+    assert [(f.code, f.rows, f.example.row) for f in analysis.failures] == [("context_overflow", 2, 4)]
+    assert [record.row for _, record in analysis.extremes["slowest"]] == [20, 19, 18]
+    assert [record.row for _, record in analysis.extremes["longest prompt"]] == [10, 20, 9]
+    assert "most tries" not in analysis.extremes
+    table = list(csv.DictReader(io.StringIO(b"".join(analysis.csv()).decode())))
+    assert {"rows", "answers", "agreement", "failures", "slowest"} <= {row["section"] for row in table}
+    shares = [float(row["note"]) for row in table if row["section"] == "answers"]
+    assert sum(shares) == pytest.approx(1, abs=1e-3)
+
+
+def test_longest_answers_are_named_of_texts_alone(tmp_path: Path) -> None:
+    """Labels of a schema are of one length each: all rows would be the longest."""
+    for name, sidecar in (
+        ("labels", SIDECAR.replace("MODE", "isolated")),
+        ("text", 'model: m\nprompt: "{{ text }}"\n'),
+    ):
+        publish_job(tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold)
+    assert "longest answer" not in analyze_job(tmp_path / "labels").extremes
+    assert "longest answer" in analyze_job(tmp_path / "text").extremes
+
+
+def test_a_directory_that_is_no_job_is_refused(tmp_path: Path) -> None:
+    """The message says what to name instead."""
+    with pytest.raises(InputError, match="not a published job") as caught:
+        analyze_job(tmp_path)
+    assert "done/" in caught.value.fix

@@ -1,0 +1,221 @@
+"""The thread that reads the cards: what it keeps, how old that may be, and a driver that hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nvml_stub import Script
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.readings import Card, NoReading
+from support.cards import GB, ScriptedCards, card
+from support.hand_clock import HandClock
+
+
+class Gated:
+    """A probe whose calls hang from the second one on, until the gate opens."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.hanging = threading.Event()
+        self.back = threading.Event()
+        self.calls = 0
+
+    def read(self) -> tuple[Card, ...]:
+        self.calls += 1
+        if self.calls == 4:
+            self.back.set()  # the thread came for more, so what the third call said is kept
+        if self.calls == 2:
+            self.hanging.set()
+            assert self.gate.wait(60)
+        return (card(self.calls),)
+
+
+def test_the_latest_reading_is_kept() -> None:
+    """Until the next one takes its place."""
+    clock = HandClock()
+    cards = CardThread(ScriptedCards(lambda s: (card(s),), clock), clock)
+    assert cards.read_once() == 1.0
+    clock.move(4.0)
+    latest = cards.latest()
+    assert (latest.cards, latest.blind) == ((card(0),), None)
+    cards.read_once()
+    assert cards.latest().cards == (card(4),)
+
+
+def test_before_the_first_reading_nothing_is_known() -> None:
+    """No cards, and words for it; without any reading for long, NVML does not answer."""
+    clock = HandClock()
+    cards = CardThread(ScriptedCards([(0, (card(1),))], clock), clock)
+    assert (cards.latest().cards, cards.latest().blind) == (None, "the GPUs have not been read yet")
+    clock.move(6)
+    assert cards.latest().blind == "NVML has not answered for 6 s"
+
+
+def test_an_old_reading_is_no_reading() -> None:
+    """Up to 5 s a reading stands, then there are no cards, whatever it said."""
+    clock = HandClock()
+    script = ScriptedCards([(0, (card(1),)), (100, NoReading("away"))], clock)
+    cards = CardThread(script, clock)
+    cards.read_once()
+    clock.move(5.0)
+    assert cards.latest().cards == (card(1),)
+    clock.move(7.0)
+    latest = cards.latest()
+    assert (latest.cards, latest.blind) == (None, "NVML has not answered for 12 s")
+    clock.move(100)
+    cards.read_once()
+    assert cards.latest().blind == "away"
+    clock.move(6)
+    assert cards.latest().blind == "NVML has not answered for 6 s"
+
+
+def test_a_machine_without_cards_is_looked_at_once_a_minute() -> None:
+    """What lasts is not stale in between, and a driver that was installed meanwhile is found."""
+    clock = HandClock()
+    absent = NoReading("no NVIDIA driver on this machine", lasting=True)
+    cards = CardThread(ScriptedCards([(0, absent), (60, (card(2),))], clock), clock)
+    assert cards.read_once() == 60.0
+    clock.move(60)
+    latest = cards.latest()
+    assert (latest.blind, latest.lasting) == ("no NVIDIA driver on this machine", True)
+    assert cards.read_once() == 1.0
+    assert (cards.latest().cards, cards.latest().lasting) == ((card(2),), False)
+
+
+def test_a_slow_reading_is_as_old_as_its_begin_and_leaves_half_the_time() -> None:
+    """A call of 3 s tells what was true 3 s ago at worst; the next one waits half a second."""
+    clock = HandClock()
+
+    def slow(seconds: float) -> tuple[Card, ...]:
+        clock.move(3.0)
+        return (card(1),)
+
+    cards = CardThread(ScriptedCards(slow, clock), clock)
+    assert cards.read_once() == 0.5
+    clock.move(2.0)
+    assert cards.latest().cards == (card(1),)
+    clock.move(1.0)
+    assert cards.latest().blind == "NVML has not answered for 6 s"
+
+
+def test_a_defect_in_a_probe_is_told_and_passes() -> None:
+    """An error that nobody foresaw is words like any other, and the next reading is made."""
+    clock = HandClock()
+
+    def broken(seconds: float) -> tuple[Card, ...]:
+        if seconds < 1:
+            raise ZeroDivisionError("division by zero")
+        return (card(1),)
+
+    cards = CardThread(ScriptedCards(broken, clock), clock)
+    cards.read_once()
+    assert cards.latest().blind == "reading the GPUs failed: ZeroDivisionError: division by zero"
+    clock.move(1)
+    cards.read_once()
+    assert cards.latest().cards == (card(1),)
+
+
+def test_while_a_call_hangs_the_age_grows_until_it_answers() -> None:
+    """Nobody waits for the driver; when it answers again, the thread goes on as if nothing had been."""
+    clock, probe = HandClock(), Gated()
+    cards = CardThread(probe, clock, every_s=0.002)
+    cards.start()
+    try:
+        assert probe.hanging.wait(30)
+        assert cards.latest().cards == (card(1),)
+        clock.move(12)
+        assert cards.latest().blind == "NVML has not answered for 12 s"
+        probe.gate.set()
+        assert probe.back.wait(30)
+        assert cards.latest().blind is None
+    finally:
+        probe.gate.set()
+        cards.stop()
+
+
+def test_stop_leaves_a_hanging_call_behind() -> None:
+    """It waits 0.2 s, and the thread ends by itself once the call returns."""
+    probe = Gated()
+    cards = CardThread(probe, every_s=0.002)
+    cards.start()
+    assert probe.hanging.wait(30)
+    thread = next(t for t in threading.enumerate() if t.name == "gpu readings")
+    began = time.monotonic()
+    cards.stop()
+    took = time.monotonic() - began
+    assert thread.is_alive()
+    assert thread.daemon
+    assert took < 5  # 0.2 s on a free machine; the call hangs for 60
+    probe.gate.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert probe.calls == 2
+
+
+def test_what_was_stopped_reads_no_more() -> None:
+    """Started after its end it does not call the probe; and stopping what never ran is no error."""
+    clock = HandClock()
+    probe = ScriptedCards([(0, (card(1),))], clock)
+    cards = CardThread(probe, clock)
+    cards.stop()
+    cards.start()
+    cards.stop()
+    assert probe.reads == 0
+
+
+_HANGS = """
+import sys, threading
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.nvml import NvmlCards
+
+cards = CardThread(NvmlCards())
+cards.start()
+print("started", flush=True)
+sys.stdin.readline()
+cards.stop()
+print([t.name for t in threading.enumerate() if t.daemon], cards.latest(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("call", ["nvmlInitWithFlags", "nvmlDeviceGetMemoryInfo"])
+def test_a_process_ends_while_nvml_hangs(tmp_path: Path, call: str) -> None:
+    """With real pynvml inside a call that hangs for a minute, the process ends within seconds, status 0."""
+    script = Script(tmp_path / "script", hanging=[call])
+    script.write()
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", _HANGS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | script.env(),
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "started\n"
+    script.wait_until_a_call_hangs()
+    began = time.monotonic()
+    out, _ = child.communicate("\n", timeout=50)
+    took = time.monotonic() - began
+    assert out.startswith("['gpu readings'] Latest(cards=None, blind='the GPUs have not been read yet'")
+    assert child.returncode == 0
+    assert took < 20  # the call would hang for 60 s
+
+
+def test_scripted_cards_follow_their_scenes() -> None:
+    """Each scene holds until the next, the first one from the beginning; sizes are GB of 2^30 bytes."""
+    clock = HandClock()
+    probe = ScriptedCards([(2, (card(1, 24, index=1),)), (5, NoReading("gone", lasting=True))], clock)
+    assert probe.read() == (Card(1, "scripted card", 24 * GB, GB),)
+    clock.move(4.9)
+    assert probe.read()[0].free_bytes == 23 * GB
+    clock.move(0.1)
+    with pytest.raises(NoReading, match="gone") as caught:
+        probe.read()
+    assert caught.value.lasting
+    assert probe.reads == 3

@@ -1,0 +1,360 @@
+"""Cards through real pynvml, over a stand-in for NVIDIA's library that says what each test wants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pynvml
+import pytest
+
+from nvml_stub import FakeCard, Reader, Script
+from spoolama.memory.nvml import NvmlCards, throttle_words
+from spoolama.memory.readings import Card, NoReading
+
+GB = 1 << 30
+DATA = Path(__file__).parents[2] / "data"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this module's script is."""
+    return tmp_path_factory.mktemp("nvml") / "script"
+
+
+@pytest.fixture(scope="module")
+def reader(place: Path) -> Iterator[Reader]:
+    """One process with pynvml for all tests here: starting one takes longer than all readings."""
+    with Reader(Script(place)) as child:
+        yield child
+
+
+@pytest.fixture
+def script(place: Path) -> Script:
+    """A new script at the place that the process reads."""
+    return Script(place)
+
+
+def refused(reader: Reader) -> NoReading:
+    """Why there is no reading now."""
+    with pytest.raises(NoReading) as caught:
+        reader.read()
+    return caught.value
+
+
+def test_an_idle_h100_reads_as_it_was_recorded(script: Script, reader: Reader) -> None:
+    """The values that NVML gave on a real card come out in Card's units, the driver's part as used."""
+    recorded = json.loads((DATA / "h100-ollama.json").read_text())["nvml_idle"]
+    said = {(call["call"], *call["args"]): call["value"] for call in recorded if "value" in call}
+    memory = said["nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2]
+    script.cards = [
+        FakeCard(
+            total=memory["total"],
+            used=memory["used"],
+            reserved=memory["reserved"],
+            name=said["nvmlDeviceGetName",],
+            uuid=said["nvmlDeviceGetUUID",],
+            temp=said["nvmlDeviceGetTemperature", 0],
+            power=said["nvmlDeviceGetPowerUsage",],
+            limit=said["nvmlDeviceGetEnforcedPowerLimit",],
+            throttle=said["nvmlDeviceGetCurrentClocksEventReasons",],
+        )
+    ]
+    script.write()
+    assert reader.read() == (
+        Card(
+            index=0,
+            name="NVIDIA H100 80GB HBM3",
+            total_bytes=85_520_809_984,
+            used_bytes=said["nvmlDeviceGetMemoryInfo",]["used"],
+            uuid="GPU-…",
+            reserved_bytes=503_316_480,
+            processes={},
+            temperature_c=30,
+            power_w=69.688,
+            power_limit_w=700.0,
+            throttled=(),
+        ),
+    )
+
+
+def test_an_old_driver_without_the_second_memory_call_says_the_same_used(
+    script: Script, reader: Reader
+) -> None:
+    """Used is what is not free by both calls; the driver's own part is then not known."""
+    script.cards = [FakeCard(total=16 * GB, used=5 * GB, reserved=GB)]
+    script.write()
+    new = reader.read()[0]
+    script.errors = {"nvmlDeviceGetMemoryInfo_v2": 13}
+    script.write()
+    old = reader.read()[0]
+    assert (new.used_bytes, new.free_bytes, new.reserved_bytes) == (6 * GB, 10 * GB, GB)
+    assert (old.used_bytes, old.free_bytes, old.reserved_bytes) == (6 * GB, 10 * GB, None)
+
+
+def test_an_old_driver_tells_processes_and_clocks_by_its_older_calls(script: Script, reader: Reader) -> None:
+    """Before driver 510 and 535 the third list of processes and the event reasons do not exist."""
+    script.cards = [FakeCard(processes=[(4242, 7)], throttle=0x4)]
+    script.errors = {
+        "nvmlDeviceGetComputeRunningProcesses_v3": 13,
+        "nvmlDeviceGetGraphicsRunningProcesses_v3": 13,
+        "nvmlDeviceGetCurrentClocksEventReasons": 13,
+    }
+    script.write()
+    card = reader.read()[0]
+    assert card.processes == {4242: 7}
+    assert card.throttled == ("power",)
+
+
+def test_four_cards_keep_their_numbers(script: Script, reader: Reader) -> None:
+    """All cards come in NVML's order; a probe for some of them reads those alone, by the same numbers."""
+    script.cards = [FakeCard(used=i * GB, uuid=f"GPU-{i}") for i in range(4)]
+    script.write()
+    read = [(card.index, card.uuid, card.used_bytes) for card in reader.read()]
+    assert read == [(i, f"GPU-{i}", i * GB) for i in range(4)]
+    assert [card.index for card in reader.read(only=(1, 3))] == [1, 3]
+
+
+def test_a_number_that_no_card_has_is_told(script: Script, reader: Reader) -> None:
+    """Asked for a fifth card of one, the probe says how many there are."""
+    script.write()
+    with pytest.raises(NoReading, match="no GPU has the number 4; the driver lists 1"):
+        reader.read(only=(4,))
+
+
+@pytest.mark.parametrize("call", ["nvmlDeviceGetMemoryInfo", "nvmlDeviceGetHandleByIndex"])
+def test_one_lost_card_of_four_does_not_hide_the_others(script: Script, reader: Reader, call: str) -> None:
+    """Three are read under their own numbers while the third is lost, and four when it is back."""
+    script.cards = [FakeCard() for _ in range(4)]
+    script.errors = {f"{call} 2": 15}
+    script.write()
+    assert [card.index for card in reader.read()] == [0, 1, 3]
+    script.errors = {}
+    script.write()
+    assert [card.index for card in reader.read()] == [0, 1, 2, 3]
+
+
+def test_with_all_cards_lost_there_is_no_reading(script: Script, reader: Reader) -> None:
+    """That is said with the first card's reason, and may pass."""
+    script.cards = [FakeCard(), FakeCard()]
+    script.errors = {"nvmlDeviceGetMemoryInfo": 15}
+    script.write()
+    told = refused(reader)
+    assert told.reason.startswith("GPU 0: the GPU has fallen off the bus")
+    assert not told.lasting
+
+
+def test_each_mig_instance_is_a_card(script: Script, reader: Reader) -> None:
+    """Instances have their own memory and programs, the whole chip's heat and clocks, and no power."""
+    script.cards = [
+        FakeCard(
+            uuid="GPU-0",
+            temp=61,
+            throttle=0x20,
+            instances={
+                0: FakeCard(10 * GB, 4 * GB, name="H100 MIG 1g.10gb", uuid="MIG-a", processes=[(7, 4 * GB)]),
+                3: FakeCard(20 * GB, GB, name="H100 MIG 2g.20gb", uuid="MIG-b"),
+            },
+        )
+    ]
+    script.write()
+    first, second = reader.read()
+    assert (first.index, first.mig, first.uuid, first.used_bytes) == (0, "0", "MIG-a", 4 * GB)
+    assert first.processes == {7: 4 * GB}
+    assert (second.index, second.mig, second.name) == (0, "3", "H100 MIG 2g.20gb")
+    assert second.total_bytes == 20 * GB
+    for instance in (first, second):
+        assert (instance.temperature_c, instance.throttled, instance.power_w) == (61, ("heat",), None)
+
+
+@pytest.mark.parametrize(
+    "call", ["nvmlDeviceGetMigDeviceHandleByIndex", "nvmlDeviceGetMaxMigDeviceCount", "no instance"]
+)
+def test_a_card_whose_instances_cannot_be_read_says_that_it_is_cut_up(
+    script: Script, reader: Reader, call: str
+) -> None:
+    """The whole card's memory is told, and that it is no whole card."""
+    script.cards = [FakeCard(used=GB, instances={} if call == "no instance" else {0: FakeCard()})]
+    script.errors = {call.replace(" ", "-"): 4}
+    script.write()
+    (card,) = reader.read()
+    assert (card.mig, card.used_bytes, card.power_w) == ("on", GB, 50.0)
+
+
+def test_programs_that_compute_and_draw_are_counted_once(script: Script, reader: Reader) -> None:
+    """A program in both lists has one size; a size that NVML does not tell stays unknown."""
+    script.cards = [FakeCard(processes=[(10, 5 * GB), (11, None)], drawing=[(10, 5 * GB), (12, GB)])]
+    script.write()
+    assert reader.read()[0].processes == {10: 5 * GB, 11: None, 12: GB}
+
+
+def test_two_parts_of_a_program_are_added_up(script: Script, reader: Reader) -> None:
+    """A program may stand twice in one list; its sum is known if both parts are."""
+    script.cards = [FakeCard(processes=[(10, GB), (11, None), (12, GB), (10, 2 * GB), (11, GB), (12, None)])]
+    script.write()
+    assert reader.read()[0].processes == {10: 3 * GB, 11: None, 12: None}
+
+
+@pytest.mark.parametrize(
+    "call", ["nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"]
+)
+def test_processes_that_may_not_be_listed_are_unknown(script: Script, reader: Reader, call: str) -> None:
+    """Not permitted is no empty list, and costs no other field; half a list is none."""
+    script.cards = [FakeCard(processes=[(10, GB)], drawing=[(11, GB)])]
+    script.errors = {call: 4}
+    script.write()
+    (card,) = reader.read()
+    assert card.processes is None
+    assert card.temperature_c == 40
+
+
+def test_a_card_that_cannot_draw_still_lists_who_computes(script: Script, reader: Reader) -> None:
+    """The second list is not supported there, so it is empty."""
+    script.cards = [FakeCard(processes=[(10, GB)])]
+    script.errors = {"nvmlDeviceGetGraphicsRunningProcesses": 3}
+    script.write()
+    assert reader.read()[0].processes == {10: GB}
+
+
+def test_a_field_that_fails_is_none_and_costs_no_other(script: Script, reader: Reader) -> None:
+    """Each call but memory's may fail alone; without any of them the memory is still read."""
+    script.cards = [FakeCard(used=GB)]
+    fields = {
+        "uuid": ["nvmlDeviceGetUUID"],
+        "processes": ["nvmlDeviceGetComputeRunningProcesses"],
+        "temperature_c": ["nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"],
+        "power_w": ["nvmlDeviceGetPowerUsage"],
+        "power_limit_w": ["nvmlDeviceGetEnforcedPowerLimit", "nvmlDeviceGetPowerManagementLimit"],
+        "throttled": ["nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"],
+    }
+    for field, calls in fields.items():
+        script.errors = dict.fromkeys(calls, 999)
+        script.write()
+        (card,) = reader.read()
+        missing = [name for name in fields if getattr(card, name) is None]
+        assert (missing, card.used_bytes) == ([field], GB)
+    script.errors = dict.fromkeys([call for calls in fields.values() for call in calls], 3)
+    script.errors |= {"nvmlDeviceGetName": 999, "nvmlDeviceGetMigMode": 3}
+    script.write()
+    assert reader.read() == (Card(0, "GPU 0", 16 * GB, GB, reserved_bytes=0),)
+
+
+def test_a_newer_library_without_the_old_temperature_call_is_read(script: Script, reader: Reader) -> None:
+    """CUDA 14 is to drop it for nvmlDeviceGetTemperatureV."""
+    script.errors = {"nvmlDeviceGetTemperature": 13}
+    script.write()
+    assert reader.read()[0].temperature_c == 40
+
+
+def test_a_driver_may_go_and_come_back(tmp_path: Path) -> None:
+    """While it is away each reading says so; the first one after is right, even if it was loaded anew."""
+    script = Script(tmp_path / "script", [FakeCard(used=GB)])
+    with Reader(script) as reader:
+        away = refused(reader)  # no script yet: no driver
+        assert (away.reason, away.lasting) == ("the NVIDIA driver is not loaded", False)
+        script.write()
+        assert reader.read()[0].used_bytes == GB
+        script.errors = {"*": 999}
+        script.write()
+        assert refused(reader).reason == "NVML error: Unknown Error"
+        assert refused(reader).lasting is False
+        script.errors, script.cards = {}, [FakeCard(used=2 * GB)]
+        script.write()
+        assert reader.read()[0].used_bytes == 2 * GB
+        script.epoch = 2
+        script.write()
+        assert refused(reader).reason == "NVML error: Uninitialized"
+        assert reader.read()[0].used_bytes == 2 * GB
+
+
+def test_no_card_is_told_with_what_may_hide_it(script: Script, reader: Reader) -> None:
+    """A unit that may not use the devices sees a driver with no GPU; so do machines without one."""
+    script.cards = []
+    script.write()
+    told = refused(reader)
+    assert "lists no GPU" in told.reason
+    assert "DeviceAllow" in told.reason
+    assert told.lasting
+
+
+def test_a_card_without_memory_of_its_own_is_no_card_to_watch(script: Script, reader: Reader) -> None:
+    """Where the GPU shares the machine's memory NVML does not tell it, and never will."""
+    script.errors = {"nvmlDeviceGetMemoryInfo": 3}
+    script.write()
+    told = refused(reader)
+    assert "shared with main memory" in told.reason
+    assert told.lasting
+
+
+def test_without_the_library_nothing_will_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a driver has no libnvidia-ml.so.1; that lasts."""
+
+    def absent(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    monkeypatch.setattr(pynvml, "CDLL", absent)
+    with pytest.raises(NoReading, match="no NVIDIA driver on this machine") as caught:
+        NvmlCards().read()
+    assert caught.value.lasting
+
+
+def test_a_lost_card_is_sought_again_after_a_minute() -> None:
+    """A card that came back is found when the library is initialised anew, which costs: once a minute."""
+
+    class OneOfTwo:
+        """A module in which card 1 cannot be read before the third initialisation."""
+
+        NVMLError = pynvml.NVMLError
+        NVML_TEMPERATURE_GPU = 0
+        nvmlMemory_v2 = pynvml.nvmlMemory_v2
+        inits = 0
+
+        def nvmlInit(self) -> None:
+            self.inits += 1
+
+        def nvmlShutdown(self) -> None:
+            pass
+
+        def nvmlDeviceGetCount(self) -> int:
+            return 2
+
+        def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+            if index and self.inits < 3:
+                raise pynvml.NVMLError(15)
+            return index
+
+        def nvmlDeviceGetComputeRunningProcesses_v3(self, handle: int) -> Any:
+            raise pynvml.NVMLError(4)
+
+        def nvmlDeviceGetMemoryInfo(self, handle: int, version: int) -> Any:
+            info = pynvml.c_nvmlMemory_v2_t()
+            info.total, info.free = 16 * GB, 15 * GB
+            return info
+
+    nvml = OneOfTwo()
+    probe = NvmlCards(nvml)
+    counts = [len(probe.read()) for _ in range(200)]
+    assert counts == [1] * 120 + [2] * 80
+    assert nvml.inits == 3
+
+
+@pytest.mark.parametrize(
+    ("bits", "words"),
+    [
+        (0x0, ()),
+        (0x1 | 0x2 | 0x100, ()),
+        (0x4, ("power",)),
+        (0x20, ("heat",)),
+        (0x8 | 0x40, ("heat",)),
+        (0x8 | 0x80, ("power brake",)),
+        (0x8, ("hardware",)),
+        (0x4 | 0x10 | 0x60, ("power", "heat", "slower partner")),
+        (0x8000, ("reason 0x8000",)),
+    ],
+)
+def test_throttling_is_told_in_words(bits: int, words: tuple[str, ...]) -> None:
+    """An idle card and clocks that were set are no throttling; a hardware slowdown is told by its cause."""
+    assert throttle_words(bits) == words

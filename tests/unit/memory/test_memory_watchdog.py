@@ -1,0 +1,485 @@
+"""The watchdog: which of several cards counts, what it tells, a job's own limits, and main memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from spoolama.backends.base import HeldModel
+from spoolama.errors import OutOfMemory
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.level import Level
+from spoolama.memory.limits import GB, Marks
+from spoolama.memory.readings import Card, Host, NoReading, Runner
+from spoolama.memory.room import Need, Taken
+from spoolama.memory.watchdog import MemoryWatchdog
+from support.cards import Scene, ScriptedCards, card
+from support.clock import VirtualClock
+from support.hand_clock import HandClock
+from support.quiet_loop import run_quietly
+
+OURS, OTHER = 4711, 99
+
+
+class Machine:
+    """Main memory and the models' processes, as they are set."""
+
+    def __init__(self) -> None:
+        self.now: Host | None = Host(64 * GB, 40 * GB)
+        self.found: tuple[Runner, ...] = ()
+        self.asked: list[tuple[int, ...]] = []
+
+    def host(self) -> Host | None:
+        return self.now
+
+    def look_again(self) -> None:
+        """Nothing is kept."""
+
+    def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
+        self.asked.append(tuple(pids))
+        return self.found
+
+
+class Watched:
+    """A watchdog that is looked after second by second."""
+
+    def __init__(self, *cards: Card, machine: bool = False, **more: Any) -> None:
+        self.clock = HandClock()
+        self.scene: Scene = cards
+        self.machine = Machine()
+        self.thread = CardThread(ScriptedCards(lambda _: self.scene, self.clock), self.clock)
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.dog = MemoryWatchdog(
+            self.thread,
+            self.machine if machine else None,
+            self.clock,
+            on_change=lambda event, facts: self.told.append((event, facts)),
+            **more,
+        )
+
+    def runs(self, pid: int = OURS, rss: int = GB) -> Watched:
+        """A load of ours that brings this process."""
+        with self.dog.loading():
+            self.machine.found = (*self.machine.found, Runner(pid, "llama-server", rss))
+        return self
+
+    def looks(self, seconds: int = 1, *cards: Card) -> Level:
+        """The level after so many looks at these cards."""
+        self.scene = cards or self.scene
+        for _ in range(seconds):
+            self.thread.read_once()
+            self.dog._read_host()
+            self.dog.look()
+            self.clock.move(1.0)
+        return self.dog.level
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [facts for event, facts in self.told if event == name]
+
+
+def four(*used: float, ours: int | None = None) -> tuple[Card, ...]:
+    """Cards of 16 GB, each with somebody else's program; on one of them ours as well."""
+    return tuple(
+        card(gb, index=n, processes={OTHER + n: GB} | ({OURS: 8 * GB} if n == ours else {}))
+        for n, gb in enumerate(used)
+    )
+
+
+def test_before_the_first_look_nothing_is_known() -> None:
+    """No size, and no word of memory that is full."""
+    dog = Watched(card(15.5)).dog
+    assert (dog.level, dog.taken(), dog.most_bytes("card")) == (Level.OK, Taken(), None)
+    assert dog.words == "memory has not been read yet"
+
+
+def test_a_full_card_is_critical_after_three_seconds_and_that_is_told_once() -> None:
+    """With the reading, and from what to what."""
+    watched = Watched(card(15.2))
+    assert [watched.looks() for _ in range(4)] == [Level.OK] * 3 + [Level.CRITICAL]
+    watched.looks(60)
+    assert watched.told == [
+        (
+            "memory.level",
+            {
+                "reason": "GPU memory: 15.2 GB of 16.0 GB in use",
+                "from": "ok",
+                "to": "critical",
+                "card": 0,
+                "used": "15.2 GB",
+                "total": "16.0 GB",
+            },
+        )
+    ]
+    assert watched.dog.words == "GPU memory: 15.2 GB of 16.0 GB in use"
+
+
+# Several cards.
+
+
+def test_a_full_card_on_which_nothing_of_ours_is_does_not_count() -> None:
+    """Others filled it; our model is on another one, and goes on."""
+    watched = Watched(*four(15.5, 10.0, 3.0, 3.0, ours=1), machine=True).runs()
+    assert watched.looks(30) is Level.OK
+    assert watched.dog.words == "GPU 1: 10.0 GB of 16.0 GB in use"
+    assert watched.told == []
+
+
+def test_the_card_counts_on_which_the_models_process_is() -> None:
+    """Though others have most room: a model does not move."""
+    watched = Watched(*four(2.0, 15.5, 2.0, 2.0, ours=1), machine=True).runs()
+    assert watched.looks(4) is Level.CRITICAL
+    assert watched.dog.words == "GPU 1: 15.5 GB of 16.0 GB in use"
+    watched.machine.found = (Runner(1, "llama-server", GB),)
+    assert watched.looks(1) is Level.OK, "the process on it is another one now"
+
+
+def test_of_a_model_that_is_spread_the_fullest_card_counts() -> None:
+    """Where one of its cards is full, the model stands still."""
+    cards = (card(5, processes={OURS: GB}), card(15.5, index=1, processes={OURS: None}))
+    assert Watched(*cards, machine=True).runs().looks(4) is Level.CRITICAL
+
+
+def test_without_a_model_the_card_with_most_room_counts() -> None:
+    """That is where a server puts the next one; only where all are full there is none."""
+    watched = Watched(*four(15.5, 15.5, 3.0, 15.5), machine=True)
+    assert watched.looks(10) is Level.OK
+    assert watched.looks(4, *four(15.5, 15.5, 15.2, 15.5)) is Level.CRITICAL
+    assert watched.dog.words == "GPU 2: 15.2 GB of 16.0 GB in use"
+
+
+def test_processes_that_may_not_be_seen_leave_the_card_with_most_room() -> None:
+    """In a container nobody tells whose memory is whose."""
+    watched = Watched(card(15.5, processes=None), card(4, index=1, processes=None), machine=True).runs()
+    assert watched.looks(10) is Level.OK
+
+
+def test_an_engine_without_layers_on_a_card_does_not_look_at_cards() -> None:
+    """Until its process has memory there."""
+    watched = Watched(
+        card(15.5, processes={OTHER: 15 * GB}), machine=True, on_cards=False, pids=lambda: (OURS,)
+    )
+    watched.runs(OTHER).runs()
+    assert watched.looks(30) is Level.OK
+    assert watched.looks(4, card(15.5, processes={OURS: GB})) is Level.CRITICAL
+
+
+def test_only_the_cards_that_are_named_count() -> None:
+    """By NVML's numbers; where none of them is there, that is what is said."""
+    watched = Watched(*four(2.0, 15.5, 2.0, 2.0), only=(1,))
+    assert watched.looks(4) is Level.CRITICAL
+    assert watched.dog.taken() == Taken(round(15.5 * GB))
+    other = Watched(*four(2.0), only=(7,))
+    other.looks(1)
+    assert other.events("memory.blind") == [{"reason": "none of the selected cards is present"}]
+
+
+def test_a_card_of_others_does_not_count_while_cards_cannot_be_read_either() -> None:
+    """What was none of our business before a driver went away is none of it afterwards."""
+    watched = Watched(*four(15.5, 10.0, 3.0, 3.0, ours=1), machine=True).runs()
+    watched.looks(30)
+    watched.scene = NoReading("NVML does not answer")
+    assert [watched.looks() for _ in range(5)] == [Level.OK] * 5
+
+
+def test_two_cards_that_take_turns_change_the_level_eight_times_a_minute_at_most() -> None:
+    """One is still high, one is ok, and which of them has more room changes every second."""
+    watched = Watched(*four(14.2, 13.8), machine=True)
+    watched.looks(5)
+    for second in range(60):
+        watched.looks(1, *four(13.8 + 0.02 * (second % 2), 13.81))
+    assert len(watched.events("memory.level")) <= 8
+
+
+# Blind, and seeing again.
+
+
+def test_a_card_that_cannot_be_read_is_told_once_and_stops_nobody_for_long() -> None:
+    """The level stays for 20 s, then is ok; when the card is back, that is told once as well."""
+    watched = Watched(card(15.5))
+    watched.looks(5)
+    watched.scene = NoReading("NVML does not answer")
+    assert watched.looks(20) is Level.CRITICAL
+    assert watched.looks(2) is Level.OK
+    watched.looks(30)
+    assert watched.events("memory.blind") == [{"reason": "NVML does not answer"}]
+    assert watched.dog.room(Need(99 * GB, "card")).fits, "what is not seen stops no load"
+    assert watched.looks(4, card(15.5)) is Level.CRITICAL
+    assert watched.events("memory.seen") == [{"cards": 1}]
+    levels = [facts["to"] for facts in watched.events("memory.level")]
+    assert levels == ["critical", "ok", "critical"]
+
+
+# A job's own limits.
+
+
+def test_a_jobs_own_limits_are_in_force_while_it_runs() -> None:
+    """It may be more careful than the service, and what it set is gone with it."""
+    watched = Watched(card(10))
+    assert watched.looks(10) is Level.OK
+    with watched.dog.during("careful", Marks(high=6, critical=8)) as tally:
+        assert watched.looks(4) is Level.CRITICAL
+        assert not watched.dog.room(Need(GB, "card")).fits
+        assert watched.dog.most_bytes("card") == 8 * GB
+    assert watched.looks(50) is Level.OK
+    assert watched.dog.room(Need(4 * GB, "card")).fits
+    assert (tally.to_json()["changes"], tally.to_json()["seconds"]["critical"]) == (1, 1.0)
+
+
+def test_a_job_may_not_be_less_careful_than_the_service() -> None:
+    """Higher marks than the service's change nothing."""
+    watched = Watched(card(15.2))
+    with watched.dog.during("careless", Marks(high=1.0, critical=1.0, keep_free_gb=0.0)):
+        assert watched.looks(4) is Level.CRITICAL
+
+
+def test_what_is_done_is_told_and_kept_with_the_job() -> None:
+    """With the memory that was the reason; a job that is over keeps nothing more."""
+    watched = Watched(card(10))
+    watched.looks(2)
+    with watched.dog.during("job", before={"actions": {"released": 2}}) as tally:
+        watched.dog.did("released", num_ctx=8192)
+    watched.dog.did("idle_released")
+    reason = "GPU memory: 10.0 GB of 16.0 GB in use"
+    assert watched.told == [
+        ("memory.action", {"action": "released", "num_ctx": 8192, "reason": reason}),
+        ("memory.action", {"action": "idle_released", "reason": reason}),
+    ]
+    assert tally.to_json()["actions"] == {"released": 3}
+    assert tally.to_json()["events"][0]["num_ctx"] == 8192
+
+
+# Main memory.
+
+
+def test_main_memory_decides_where_it_is_tighter() -> None:
+    """At 95 % of it nothing goes on, however empty the card is, where our model has a part of it."""
+    watched = Watched(card(1), machine=True).runs(rss=7 * GB)
+    watched.machine.now = Host(64 * GB, 3 * GB)
+    assert watched.looks(4) is Level.CRITICAL
+    assert (watched.dog.where, watched.dog.words) == (
+        "host",
+        "61.0 GB of 64.0 GB of this machine's memory in use",
+    )
+    assert watched.events("memory.level")[0]["host_used"] == "61.0 GB"
+    watched.machine.now = Host(64 * GB, 5 * GB)
+    assert watched.looks(30, card(15.5)) is Level.CRITICAL
+    assert watched.dog.where == "card"
+
+
+def test_of_two_that_are_equally_tense_the_card_is_told() -> None:
+    """It is what most people can do something about."""
+    watched = Watched(card(15.5, processes={OURS: GB}), machine=True).runs(rss=7 * GB)
+    watched.machine.now = Host(64 * GB, 1 * GB)
+    watched.looks(4)
+    assert watched.dog.where == "card"
+
+
+def test_a_machine_without_cards_is_watched_by_its_main_memory() -> None:
+    """Loads that go there are held against it; of cards nothing is known."""
+    watched = Watched(machine=True)
+    watched.scene = NoReading("no NVIDIA GPU on this machine", lasting=True)
+    watched.looks(3)
+    dog = watched.dog
+    assert dog.words == "24.0 GB of 64.0 GB of this machine's memory in use"
+    assert dog.room(Need(36 * GB, "host")).fits
+    assert not dog.room(Need(37 * GB, "host")).fits
+    assert (dog.most_bytes("host"), dog.most_bytes("card")) == (round(0.95 * 64 * GB), None)
+
+
+# Sizes.
+
+
+def test_what_is_taken_is_told_apart_by_whose_it_is() -> None:
+    """All cards together, of it the models' processes, and their resident memory."""
+    watched = Watched(*four(4.0, 10.0, ours=1), machine=True).runs()
+    watched.looks(1)
+    assert watched.dog.taken() == Taken(14 * GB, 8 * GB, GB)
+    watched.looks(1, card(10, processes={OURS: None}))
+    assert watched.dog.taken() == Taken(10 * GB, None, GB)
+
+
+def test_pids_of_our_own_engine_are_asked_for() -> None:
+    """A child of ours has no name that tells what it is."""
+    watched = Watched(card(1), machine=True, pids=lambda: (OURS,))
+    watched.looks(1)
+    assert watched.machine.asked == [(OURS,)]
+
+
+def test_models_that_the_server_lists_make_room_for_half_a_minute() -> None:
+    """It puts them out by itself for a load; what it listed long ago says nothing."""
+    watched = Watched(card(14))
+    need = Need(8 * GB, "card")
+    watched.looks(1)
+    assert not watched.dog.room(need).fits
+    watched.dog.listed((HeldModel("other", 8 * GB, 7 * GB, 4096),))
+    watched.looks(1)
+    assert watched.dog.room(need).fits
+    watched.looks(31)
+    assert not watched.dog.room(need).fits
+
+
+def test_a_load_of_which_nothing_is_known_fits() -> None:
+    """It is tried; only a size can be held against memory."""
+    watched = Watched(card(15.9))
+    watched.looks(1)
+    assert watched.dog.room(None).fits
+
+
+def test_the_driver_keeps_its_own_part_of_a_card() -> None:
+    """The most that a load may take is below the critical mark, less what the driver has."""
+    watched = Watched(card(1, reserved_bytes=GB // 2), card(1, index=1))
+    watched.looks(1)
+    assert watched.dog.most_bytes("card") == round(29.5 * GB)
+
+
+def test_it_looks_once_a_second_and_wakes_whoever_waits() -> None:
+    """By itself, on a clock that jumps."""
+    clock = VirtualClock()
+    thread = CardThread(ScriptedCards(lambda s: (card(s),), clock), clock)
+    dog = MemoryWatchdog(thread, Machine(), clock)
+    seen = []
+
+    async def work() -> None:
+        thread.read_once()
+        task = asyncio.create_task(dog.run())
+        for _ in range(3):
+            await dog.looked()
+            seen.append(clock.monotonic())
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run_quietly(clock, work())
+    assert seen == [0.0, 1.0, 2.0]
+
+
+def test_a_load_of_our_own_is_no_trend() -> None:
+    """Weights come onto the card in even steps: as a trend that would be high at every load."""
+    steps = [1 + 0.4 * second for second in range(26)]
+    watched = Watched(card(1))
+    with watched.dog.loading():
+        for used in steps:
+            watched.looks(1, card(used))
+    watched.looks(5, card(11))
+    assert watched.events("memory.level") == []
+    others = Watched(card(1))
+    for used in steps:
+        others.looks(1, card(used))
+    assert [event["to"] for event in others.events("memory.level")] == ["high"]
+
+
+# Whose memory it is.
+
+
+def two(first: float, second: float, **processes: dict[int, int | None]) -> tuple[Card, Card]:
+    """Two cards of 16 GB, with these processes on them."""
+    return (
+        card(first, uuid="A", processes=processes.get("a", {})),
+        card(second, index=1, uuid="B", processes=processes.get("b", {})),
+    )
+
+
+def test_somebody_elses_model_server_on_a_full_card_stops_nobody() -> None:
+    """Before our first load the card with room counts, though a llama-server fills the other one."""
+    watched = Watched(*two(15.4, 0.5, a={OTHER: 15 * GB}), machine=True)
+    watched.machine.found = (Runner(OTHER, "llama-server", GB),)
+    assert watched.looks(20) is Level.OK
+    assert watched.dog.words == "GPU 1: 0.5 GB of 16.0 GB in use"
+
+
+def test_of_two_model_servers_the_one_counts_that_our_load_brought() -> None:
+    """Our model's card decides; one that was there before our load is somebody else's."""
+    watched = Watched(*two(15.4, 0.5, a={OTHER: 15 * GB}), machine=True)
+    watched.machine.found = (Runner(OTHER, "llama-server", GB),)
+    watched.looks(1)
+    watched.runs()
+    both: dict[str, dict[int, int | None]] = {"a": {OTHER: 15 * GB}, "b": {OURS: 9 * GB}}
+    assert watched.looks(20, *two(15.4, 9.5, **both)) is Level.OK
+    watched.looks(50, *two(3.0, 9.5, **both))
+    assert watched.looks(4, *two(3.0, 15.5, **both)) is Level.CRITICAL
+    watched.dog.did("released")
+    assert watched.looks(1, *two(3.0, 15.5, **both)) is Level.OK, "what was released is ours no more"
+
+
+def test_a_model_that_the_server_held_already_may_be_any_of_those_there() -> None:
+    """A load that brings no process leaves it open which is ours: then all of them count."""
+    watched = Watched(*two(1.0, 9.5, b={OURS: 9 * GB}), machine=True)
+    watched.machine.found = (Runner(OURS, "llama-server", GB),)
+    watched.looks(1)
+    with watched.dog.loading():
+        pass
+    assert watched.looks(4, *two(1.0, 15.5, b={OURS: 9 * GB})) is Level.CRITICAL
+
+
+def test_a_load_that_failed_makes_nothing_ours() -> None:
+    """It brought no process, and those of others that are there stay theirs."""
+    watched = Watched(*two(15.4, 0.5, a={OTHER: 15 * GB}), machine=True)
+    watched.machine.found = (Runner(OTHER, "llama-server", GB),)
+    watched.looks(1)
+    with pytest.raises(OutOfMemory), watched.dog.loading():
+        raise OutOfMemory("no room")
+    assert watched.looks(20) is Level.OK
+
+
+def test_main_memory_that_others_fill_does_not_stop_a_model_on_a_card() -> None:
+    """Releasing it would free nothing there. That is told once for each time."""
+    watched = Watched(card(9, processes={OURS: 8 * GB}), machine=True).runs()
+    watched.machine.now = Host(64 * GB, 2 * GB)
+    assert watched.looks(100) is Level.OK
+    (told,) = watched.events("memory.action")
+    assert told["action"] == "main_memory_left_to_others"
+    assert told["reason"].startswith(
+        "62.0 GB of 64.0 GB of this machine's memory in use; other programs use it"
+    )
+    watched.machine.now = Host(64 * GB, 40 * GB)
+    watched.looks(60)
+    watched.machine.now = Host(64 * GB, 2 * GB)
+    watched.looks(10)
+    assert len(watched.events("memory.action")) == 2
+
+
+def test_main_memory_of_ours_counts_until_it_is_ok_again() -> None:
+    """The model's process is gone after the release; a load at that moment would fill it anew."""
+    watched = Watched(card(2), machine=True).runs(rss=7 * GB)
+    watched.machine.now = Host(64 * GB, 2 * GB)
+    assert watched.looks(5) is Level.CRITICAL
+    watched.machine.found = ()
+    assert watched.looks(60) is Level.CRITICAL
+    watched.machine.now = Host(64 * GB, 30 * GB)
+    assert watched.looks(50) is Level.OK
+
+
+def test_main_memory_counts_where_no_card_can_be_read_and_where_the_engine_is_ours() -> None:
+    """The model may be there, or is."""
+    blind = Watched(machine=True)
+    blind.scene = NoReading("no NVIDIA GPU on this machine", lasting=True)
+    embedded = Watched(card(1), machine=True, on_cards=False)
+    for watched in (blind, embedded):
+        watched.machine.now = Host(64 * GB, 2 * GB)
+        assert watched.looks(5) is Level.CRITICAL
+
+
+# What tells nothing.
+
+
+def test_main_memory_that_cannot_be_read_any_more_is_ok_after_a_while() -> None:
+    """As with cards: what is not seen stops no job for ever."""
+    watched = Watched(card(1), machine=True, on_cards=False)
+    watched.machine.now = Host(64 * GB, GB)
+    assert watched.looks(5) is Level.CRITICAL
+    watched.machine.now = None
+    assert watched.looks(15) is Level.CRITICAL
+    assert watched.looks(30) is Level.OK
+
+
+def test_a_card_that_tells_no_size_is_no_reading() -> None:
+    """All of nothing would be in use; beside it a card that can be read counts."""
+    empty = card(0, total_gb=0)
+    alone = Watched(empty, machine=True)
+    assert alone.looks(20) is Level.OK
+    assert alone.dog.latest is not None
+    assert alone.dog.latest.cards is None
+    beside = Watched(empty, card(15.5, index=1))
+    assert beside.looks(5) is Level.CRITICAL

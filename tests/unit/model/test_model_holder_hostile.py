@@ -1,0 +1,241 @@
+"""What an attack on the model's holder found: loads that never work again, releases that fail, and servers
+that hold what they hold. No wait is for ever, and no row is lost for a moment's want of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from spoolama.backends.base import LoadedModel, LoadSpec, Reply, ServerInfo
+from spoolama.backends.model_shape import ModelShape
+from spoolama.errors import ModelLost, OutOfMemory, RequestRefused, ServerBusy, ServerDied
+from spoolama.job.sidecar import Options, Sidecar
+from spoolama.memory.level import Level
+from spoolama.run.runner import JobRunner
+from support.backend import Call
+from support.card_server import GEMMA3_12B
+from support.store import MemoryStore
+from unit.answer import memory_bench
+from unit.answer.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
+
+ONE_LOAD = SIDECAR.replace("8192", "1024")
+"""No smaller load is left to be tried."""
+HOUR_S = 3600.0
+DAY_S = 24 * HOUR_S
+
+
+def out_of_memory() -> None:
+    raise OutOfMemory("cudaMalloc failed: out of memory", status=500)
+
+
+def once(error: Exception, *texts: str) -> Callable[[Call], Reply | None]:
+    """A fault: the first try of each of these rows ends so."""
+    met: set[str] = set()
+
+    def fault(call: Call) -> Reply | None:
+        if call.text in texts and call.text not in met:
+            met.add(call.text)
+            raise error
+        return None
+
+    return fault
+
+
+def runs_out(*texts: str) -> Callable[[Call], Reply | None]:
+    return once(OutOfMemory("cudaMalloc failed: out of memory", status=500), *texts)
+
+
+async def keeps_all(*, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
+    """A release by a server whose models are not ours."""
+    return ()
+
+
+def states(bench: MemoryBench) -> dict[str, int]:
+    found = [row.state for row in bench.store.rows]
+    return {state: found.count(state) for state in dict.fromkeys(found)}
+
+
+# Loads that do not work any more.
+
+
+def test_two_lacks_of_memory_a_second_apart_end_no_job_whose_load_worked_before() -> None:
+    """The others who had it were gone at the last look already, and the load works some seconds later."""
+    bench = MemoryBench(short_rows(200), ONE_LOAD)
+    bench.backend.load_fault = lambda _: out_of_memory() if 30 <= bench.clock.monotonic() < 32 else None
+    come, go = bench.set(level=CRITICAL, others_gb=6.0), bench.set(level=OK, others_gb=1.0)
+    assert bench.run([(5, come), (30, go)]).finished
+    assert len(bench.memory.times_of("out_of_memory")) == 2
+    assert bench.clock.monotonic() < 300
+    assert bench.all_ok
+
+
+def test_a_load_that_runs_out_of_memory_from_some_answer_on_ends_the_job_after_an_hour() -> None:
+    """Nobody else is on the card, so it will never work: the job ends, and keeps what was answered."""
+    bench = MemoryBench(short_rows(40), ONE_LOAD, fault=runs_out("row 10"))
+    bench.memory.others_gb = 0.5
+    bench.backend.load_fault = lambda _: out_of_memory() if bench.windows[1:] else None
+    with pytest.raises(ModelLost, match="m does not fit: cudaMalloc failed"):
+        bench.run([(DAY_S, lambda: bench.stop.set())])
+    assert HOUR_S / 2 < bench.clock.monotonic() < 2 * HOUR_S
+    assert states(bench) == {"ok": 11, "pending": 29}
+
+
+def test_a_load_that_always_dies_after_a_release_ends_the_job_within_two_hours() -> None:
+    """The server says no word of memory, and its process dies each time."""
+    bench = MemoryBench(short_rows(40), ONE_LOAD)
+
+    def dies(spec: LoadSpec) -> None:
+        if bench.windows[1:]:
+            raise ServerDied("runner terminated: exit status 2")
+
+    bench.backend.load_fault = dies
+    script = [(5, bench.set(level=CRITICAL)), (30, bench.set(level=OK)), (DAY_S, lambda: bench.stop.set())]
+    with pytest.raises(ModelLost, match="m cannot be loaded again: runner terminated: exit status 2"):
+        bench.run(script)
+    assert HOUR_S / 6 < bench.clock.monotonic() < 2 * HOUR_S
+    assert states(bench) == {"ok": 10, "pending": 30}
+
+
+class TwoModels(MemoryStore):
+    """OpenAI lines: the first half asks for `a`, the rest for `b`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__([{} for _ in range(number)])
+        for n, row in enumerate(self.rows):
+            name = "a" if n < number // 2 else "b"
+            body = {"model": name, "messages": [{"role": "user", "content": f"row {n}"}]}
+            fields = {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body}
+            self.rows[n] = replace(row, model=name, fields=fields)
+
+    async def models(self) -> list[str | None]:
+        return sorted({row.model for row in self.rows if self._open(row)}, key=str)
+
+
+def test_a_model_lost_in_mid_job_fails_its_own_lines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of an OpenAI file asks for another model is answered all the same."""
+    monkeypatch.setattr(memory_bench, "JobRunner", lambda **job: JobRunner(**job | {"openai": True}))
+    bench = MemoryBench([])
+    bench.store = TwoModels(40)
+    bench.sidecar = Sidecar(model="", options=Options(num_ctx=1024, num_predict=16), prime="never")
+
+    def deleted(spec: LoadSpec) -> None:
+        if spec.model == "a" and bench.windows[1:]:
+            raise RequestRefused("model 'a' not found", status=404)
+
+    bench.backend.load_fault = deleted
+    stop = (HOUR_S, lambda: bench.stop.set())
+    assert bench.run([(4, bench.set(level=CRITICAL)), (20, bench.set(level=OK)), stop], lanes=1).finished
+    assert {row.model for row in bench.store.rows if row.state == "failed"} == {"a"}
+    assert {row.state for row in bench.store.rows if row.model == "b"} == {"ok"}
+    assert states(bench)["ok"] == 20 + 4
+    failure = bench.store.failures[19]
+    assert failure.message.startswith("a cannot be loaded again: model 'a' not found")
+
+
+# Servers that hold what they hold.
+
+
+@pytest.mark.parametrize("level", [HIGH, CRITICAL])
+@pytest.mark.parametrize(("window", "shape"), [(32768, GEMMA3_12B), (None, None)])
+def test_a_server_that_holds_its_model_whatever_we_do_is_not_waited_for(
+    level: Level, window: int | None, shape: ModelShape | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fills the card itself: with a window larger than ours, or without a word of what it holds."""
+    bench = MemoryBench(short_rows(60), kind="openai", shape_=shape, releases=False)
+    bench.memory.level = level
+    bench.backend.fault = once(ServerBusy("503"), "row 10", "row 30")
+    held = LoadedModel(name="m", digest=None, num_ctx=window, slots=None, server=ServerInfo("openai", "1"))
+
+    async def inspect(spec: LoadSpec) -> LoadedModel | None:
+        return None if window is None else held
+
+    monkeypatch.setattr(bench.backend, "inspect", inspect)
+    monkeypatch.setattr(bench.backend, "release", keeps_all)
+    assert bench.run([(10 * HOUR_S, lambda: bench.stop.set())]).finished
+    assert bench.phases("waiting for memory") == []
+    assert bench.clock.monotonic() < 100
+    assert bench.all_ok
+
+
+def test_a_shared_server_gets_its_smaller_load_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is what makes memory critical: a smaller one in its place must not wait until it is gone."""
+    bench = MemoryBench(short_rows(100), releases=False, fault=runs_out("row 10", "row 20"))
+    bench.memory.model_gb = 14.2
+    monkeypatch.setattr(bench.backend, "release", keeps_all)
+
+    def full() -> None:
+        bench.memory.level = CRITICAL if bench.backend.held and bench.clock.monotonic() > 5 else OK
+
+    bench.memory.before_look = full
+    assert bench.run([(12 * HOUR_S, lambda: bench.stop.set())]).finished
+    assert bench.windows == [8192, 8192, 4096]
+    assert bench.clock.monotonic() < 100
+    assert bench.all_ok
+
+
+def test_a_busy_server_does_not_have_our_own_model_put_out_while_memory_is_high() -> None:
+    """Whether it still holds the model cannot be seen for some seconds; that is no reason to release it."""
+    bench = MemoryBench(short_rows(200), fault=once(ServerBusy("503"), "row 20"))
+
+    def busy(spec: LoadSpec) -> None:
+        if any(call.text == "row 20" for call in bench.backend.calls) and bench.clock.monotonic() < 14:
+            raise ServerBusy("503")
+
+    bench.backend.inspect_fault = busy
+    assert bench.run([(5, bench.set(level=HIGH)), (HOUR_S, lambda: bench.stop.set())]).finished
+    assert bench.backend.released == 0
+    assert bench.clock.monotonic() < 200
+    assert bench.all_ok
+
+
+# Releases.
+
+
+def test_a_release_that_fails_is_tried_again_and_loads_keep_their_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else our own model is what its next load waits for, or is loaded and released each second."""
+    bench = MemoryBench(short_rows(300))
+    release = bench.backend.release
+
+    async def busy(*, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
+        if 20 <= bench.clock.monotonic() < 80:
+            raise ServerBusy("503")
+        return await release(keep=keep, also=also)
+
+    def others() -> None:
+        here = 20 <= bench.clock.monotonic() < 5 * HOUR_S
+        full = here and bench.backend.held is not None
+        bench.memory.level, bench.memory.others_gb = CRITICAL if full else OK, 6.0 if here else 1.0
+        bench.memory.free_gb = (0.0 if full else 9.0) if here else 15.0
+
+    monkeypatch.setattr(bench.backend, "release", busy)
+    bench.memory.before_look = others
+    assert bench.run([(12 * HOUR_S, lambda: bench.stop.set())]).finished
+    tries = [at for at in bench.memory.times_of("release_failed") if at < 80]
+    assert len(tries) > 2
+    assert 80 <= bench.memory.times_of("released")[0] <= 100
+    assert bench.loaded_at[1] > bench.memory.times_of("released")[0]
+    loads = bench.loaded_at[1:]
+    assert max(sum(at <= other < at + HOUR_S for other in loads) for at in loads) <= 7
+    assert bench.all_ok
+
+
+def test_a_model_that_alone_fills_main_memory_is_released_three_times_in_an_hour_at_most() -> None:
+    """Each time it comes back memory is critical again: after that rows go on with it as it is."""
+    bench = MemoryBench(short_rows(1500), ONE_LOAD, kind="embedded")
+    bench.memory.where = "host"
+
+    def alone() -> None:
+        long = bench.backend.held is not None and bench.clock.monotonic() - bench.loaded_at[-1] >= 5
+        bench.memory.level = CRITICAL if long else OK
+
+    bench.memory.before_look = alone
+    assert bench.run([(8 * HOUR_S, lambda: bench.stop.set())], lanes=1).finished
+    assert bench.clock.monotonic() < HOUR_S
+    assert len(bench.memory.times_of("released")) == 3
+    ((_, _, facts),) = [action for action in bench.memory.actions if action[1] == "left_as_it_is"]
+    assert str(facts["why"]).startswith("unloading the model did not help for long")
+    assert bench.all_ok

@@ -1,0 +1,295 @@
+"""Agreement with known answers, and the spread of answers."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from spoolama.publish import statistics
+from spoolama.publish.agreed import along_sentence, strength_words, weakness
+from spoolama.publish.agreement import Agreement, AnswerTally
+
+
+def agreement_of(pairs: Sequence[tuple[Any, Any]], enum: list[str] | None = None) -> Agreement:
+    tally = AnswerTally("gold", enum)
+    for answer, gold in pairs:
+        tally.add(answer, gold)
+    agreement = tally.agreement()
+    assert agreement is not None
+    return agreement
+
+
+def test_long_labels_are_shortened_and_stay_different() -> None:
+    """A thousand different labels are kept in memory and written to metrics.json."""
+    long, other = "word " * 100_000 + "a", "word " * 100_000 + "b"
+    tally = AnswerTally("gold", None)
+    for answer, gold in ((long, long), (long, other), ("short", "short")):
+        tally.add(answer, gold)
+    answers = tally.spread().counts
+    assert answers is not None
+    assert list(answers.values()) == [2, 1]
+    assert max(map(len, answers)) < 250
+    agreement = tally.agreement()
+    assert agreement is not None
+    assert agreement.rows == 3
+    assert agreement.accuracy == pytest.approx(2 / 3)
+
+
+def test_an_enum_of_any_length_is_named_in_a_line() -> None:
+    """The summary says in which order labels were ranked; it does not repeat a schema of 1 MB."""
+    names = ["bronze", "silver", "gold", "x" * 900_000]
+    agreement = agreement_of([("bronze", 1), ("silver", 2), ("gold", 3)], names)
+    assert agreement.scale is not None
+    assert agreement.scale.startswith("the order of the schema's enum, bronze < silver < gold < xxx")
+    assert len(agreement.scale) < 700
+
+
+def test_wilson_interval() -> None:
+    """The interval of 8 in 10 as tables have it; at the ends it stays inside 0 and 1."""
+    assert statistics.wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)
+    low, high = statistics.wilson(0, 5)
+    assert low == 0.0
+    assert 0 < high < 0.5
+
+
+def test_kappa_by_hand() -> None:
+    """The textbook table 20, 5, 10, 15 has kappa 0.4, and its interval holds it."""
+    cells = {(0, 0): 20, (0, 1): 5, (1, 0): 10, (1, 1): 15}
+    assert statistics.kappa(cells) == pytest.approx(0.4)
+    interval = statistics.kappa_interval(cells)
+    assert interval is not None
+    assert interval == statistics.kappa_interval(cells)
+    assert 0.05 < interval[0] < 0.4 < interval[1] < 0.75
+
+
+def test_spearman_interval_by_hand() -> None:
+    """Fisher's z with Bonett and Wright's error, followed by hand for r = 0.5 over 50 rows."""
+    error = math.sqrt((1 + 0.125) / 47) * 1.959964
+    middle = math.atanh(0.5)
+    expected = (math.tanh(middle - error), math.tanh(middle + error))
+    assert statistics.spearman_interval(0.5, 50) == pytest.approx(expected)
+
+
+def test_spearman_interval_covers() -> None:
+    """Over 200 samples of known correlation about 95 % of the intervals hold it."""
+    rng = random.Random(7)
+    true = 6 / math.pi * math.asin(0.5 / 2)  # Spearman's of a normal pair with Pearson's 0.5
+    held = 0
+    for _ in range(200):
+        left = [rng.gauss(0, 1) for _ in range(60)]
+        right = [0.5 * x + math.sqrt(0.75) * rng.gauss(0, 1) for x in left]
+        value = statistics.spearman(left, right)
+        assert value is not None
+        interval = statistics.spearman_interval(value, 60)
+        assert interval is not None
+        held += interval[0] <= true <= interval[1]
+    assert 180 <= held <= 200
+
+
+def test_labels_against_labels() -> None:
+    """Case and space around do not count; accuracy, kappa and their intervals are there."""
+    agreement = agreement_of([("Yes", "yes "), ("no", "no"), ("no", "yes"), ("no", "no")])
+    assert (agreement.kind, agreement.rows, agreement.accuracy) == ("labels", 4, 0.75)
+    assert agreement.kappa == pytest.approx(0.5)
+    assert "75 % equal to gold" in agreement.sentences()[0]
+
+
+def test_numbers_against_numbers() -> None:
+    """Numbers may come as text; rank correlation and mean absolute error."""
+    agreement = agreement_of([(str(n), n + 0.5) for n in range(12)])
+    assert agreement.kind == "numbers"
+    assert agreement.correlation == pytest.approx(1.0)
+    assert agreement.correlation_interval is None
+    assert agreement.mean_absolute_error == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "enum", "scale"),
+    [
+        (("Positive", "negative", "neutral"), None, "negative < neutral < positive"),
+        (
+            ("positive", "negative", "neutral"),
+            ["positive", "neutral", "negative"],
+            "negative < neutral < positive",
+        ),
+        (("bronze", "gold", "silver"), ["bronze", "silver", "gold"], "the order of the schema's enum"),
+        (("bronze", "gold", "silver"), None, None),
+        (("bronze", "other", "silver"), ["bronze", "silver"], None),
+        (("positive", "negative", "blue"), None, None),
+    ],
+)
+def test_labels_against_numbers(
+    labels: tuple[str, str, str], enum: list[str] | None, scale: str | None
+) -> None:
+    """Labels are ranked only where known words or the enum give an order; else the report says so."""
+    high, low, middle = labels if enum != ["bronze", "silver", "gold"] else (labels[1], labels[0], labels[2])
+    pairs = [(high, 2.0), (low, -2.0), (middle, 0.1)] * 5
+    agreement = agreement_of(pairs, enum)
+    if scale is None:
+        assert (agreement.kind, agreement.correlation) == ("none", None)
+        assert "without a known order" in agreement.sentences()[0]
+    else:
+        assert agreement.correlation == pytest.approx(1.0)
+        assert agreement.scale is not None
+        assert agreement.scale.startswith(scale)
+
+
+def test_one_answer_for_everything_is_said() -> None:
+    """A constant answer has no correlation: no number, but words."""
+    agreement = agreement_of([("positive", n) for n in range(20)])
+    assert agreement.correlation is None
+    assert agreement.sentences() == [
+        'The rank correlation with gold is undefined: every answer was "positive".'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([], "No row has both"),
+        ([("positive", None)], "No row has both"),
+        ([("positive", 1)], "only one row"),
+        ([("positive", 1), ("negative", 1)], "every value in gold is the same"),
+        ([("a", "b"), ("a", "b")], "No answer is one of the words"),
+        ([("a", "a"), ("a", "a")], "Kappa is undefined"),
+        ([(f"text {n}", n) for n in range(1100)], "free text"),
+        ([(f"text {n}", f"word {n}") for n in range(1100)], "free text"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(pairs: list[tuple[Any, Any]], words: str) -> None:
+    """No nonsense number and no exception: a sentence that says why."""
+    assert any(words in sentence for sentence in agreement_of(pairs).sentences())
+
+
+def test_spread() -> None:
+    """Counts with most first, entropy in bits, and words."""
+    tally = AnswerTally()
+    for label in ["a"] * 3 + ["b"]:
+        tally.add(label, None)
+    spread = tally.spread()
+    assert spread.counts == {"a": 3, "b": 1}
+    assert spread.entropy_bits == pytest.approx(0.8113)
+    assert spread.sentence() == "a 3 (75 %), b 1 (25 %)"
+    assert tally.agreement() is None
+
+
+def test_spread_of_free_text_is_not_counted() -> None:
+    """Past 1000 different answers counting stops, so that memory stays flat."""
+    tally = AnswerTally()
+    for n in range(1200):
+        tally.add(f"text {n}", None)
+    assert tally.spread().counts is None
+    assert "over 1000 different answers in 1200 rows" in tally.spread().sentence()
+
+
+def test_agreement_along_the_job_is_told_in_thirds() -> None:
+    """Labels by their accuracy, numbers by their rank correlation, each third with its rows and interval."""
+    labels, numbers = AnswerTally("gold"), AnswerTally("gold")
+    for n in range(90):
+        labels.add("yes" if n < 60 or n % 2 else "no", "yes", row=2 * n + 1)
+        numbers.add(n, n if n < 60 else -n, row=n + 1)
+    first, _, last = labels.along_job()
+    assert (first.first, first.last, first.rows, first.accuracy) == (1, 59, 30, 1.0)
+    assert (last.first, last.last, last.accuracy) == (121, 179, 0.5)
+    assert last.accuracy_interval == statistics.wilson(15, 30)
+    assert along_sentence([first, last]) == (
+        "In the first, middle and last third of the rows: 100 % (89 to 100), 50 % (33 to 67)."
+    )
+    assert [third.correlation for third in numbers.along_job()] == [
+        pytest.approx(1),
+        pytest.approx(1),
+        pytest.approx(-1),
+    ]
+
+
+def test_a_third_without_a_correlation_says_why() -> None:
+    """All answers alike, or all known ones: words in place of a bare `undefined`."""
+    tally = AnswerTally("gold")
+    for n in range(90):
+        tally.add(7 if n < 30 else n, 3 if 30 <= n < 60 else n, row=n + 1)
+    thirds = tally.along_job()
+    assert along_sentence(thirds) == (
+        "In the first, middle and last third of the rows: undefined (all answers alike), undefined (all known"
+        " answers alike), 1.00."
+    )
+    assert [third.undefined for third in thirds] == ["all answers alike", "all known answers alike", None]
+
+
+@pytest.mark.parametrize(
+    ("correlation", "interval", "words"),
+    [
+        (0.1, None, "very weak"),
+        (0.39, (0.2, 0.55), "weak"),
+        (0.4, None, "moderate"),
+        (-0.7, (-0.8, -0.5), "strong, but the other way round"),
+        (1.0, None, "very strong"),
+        (0.3, (-0.1, 0.6), "weak; it may as well be none"),
+    ],
+)
+def test_a_correlation_is_told_in_words(
+    correlation: float, interval: tuple[float, float] | None, words: str
+) -> None:
+    """How strong by a stated convention, which way round, and whether it may be chance."""
+    assert strength_words(correlation, interval) == words
+    told = Agreement("gold", 20, "numbers", correlation=correlation, correlation_interval=interval)
+    first, convention = told.sentences()
+    assert first.endswith(f"over 20 rows: {words}.")
+    assert "weak is below 0.4, strong from 0.6" in convention
+
+
+@pytest.mark.parametrize(
+    ("correlation", "rows", "said"),
+    [
+        (0.27, 900, "The answers agree only weakly with gold: a larger model or a clearer prompt may help."),
+        (-0.13, 900, "The answers do not agree with gold: a larger model or a clearer prompt may help."),
+        (-0.5, 900, "The answers run against gold: see whether both count the same way up."),
+        (0.4, 900, None),
+        (0.27, 9, None),
+        (None, 900, None),
+    ],
+)
+def test_weak_agreement_says_what_may_help(correlation: float | None, rows: int, said: str | None) -> None:
+    """Below what is called moderate, and over enough rows to say so."""
+    interval = None if correlation is None else statistics.spearman_interval(correlation, rows)
+    told = Agreement("gold", rows, "numbers", correlation=correlation, correlation_interval=interval)
+    assert weakness(told.to_json()) == said
+    assert weakness(None) is None
+
+
+def test_labels_that_were_never_given_are_named() -> None:
+    """The schema's labels that no row was answered, whatever their case; none where nothing was answered."""
+    tally, empty = AnswerTally("gold", ["Negative", "neutral", "positive"]), AnswerTally(None, ["a"])
+    for label in ("negative", "positive", "positive"):
+        tally.add(label, None)
+    assert tally.spread().never == ("neutral",)
+    assert tally.spread().sentence() == "positive 2 (67 %), negative 1 (33 %); never given: neutral"
+    assert empty.spread().sentence() == "no answers to count"
+
+
+def test_too_few_rows_have_no_thirds() -> None:
+    """Under 30 rows, or without a comparison, nothing is said of the agreement along the job."""
+    tally, text = AnswerTally("gold"), AnswerTally("gold")
+    for n in range(29):
+        tally.add("a", "a", row=n + 1)
+    for n in range(60):
+        text.add(f"word {n}", n, row=n + 1)
+    assert (tally.along_job(), text.along_job()) == ([], [])
+    assert along_sentence([]) is None
+
+
+def test_rows_that_were_used_are_counted_and_left_out() -> None:
+    """They have no part in any measure, but in the spread of the answers."""
+    tally = AnswerTally("gold")
+    for n in range(10):
+        tally.add("a", "b" if n < 4 else "a", row=n + 1, used=n < 4)
+    agreement = tally.agreement()
+    assert agreement is not None
+    assert (agreement.rows, agreement.left_out, agreement.accuracy) == (6, 4, 1.0)
+    assert tally.spread().rows == 10
+    assert any(
+        "Not counted: 4 rows whose known answers helped" in sentence for sentence in agreement.sentences()
+    )
