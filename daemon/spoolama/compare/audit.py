@@ -3,8 +3,8 @@
 Two draws, kept apart:
 
 - A random sample, spread evenly over the job (`AuditBudget.random`). Only these rows feed the test for the
-  whole job and the reported shares. It is read after every segment, and once more at the end of the job by an exact
-  test, which sees smaller harm.
+  whole job and the reported shares. It is read after every segment, and once more at the end of the job by an
+  exact test, which sees smaller harm.
 - A few rows of segments that look odd: nearly all rows have one answer, and isolated ones do not
   (`AuditBudget.odd`). They decide about that segment alone.
 
