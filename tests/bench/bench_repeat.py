@@ -27,6 +27,7 @@ system: Judge the sentiment of a sentence from a product review. Answer with one
 prompt: "{{ text }}"
 format: {enum: [positive, negative, neutral]}
 segment: 15
+audit: off
 trim: TRIM
 options: {num_ctx: 4096, num_predict: 16, temperature: 0, seed: 7}
 """

@@ -19,6 +19,8 @@ from daemons import clean_env, fake_ollama, make_spool, results, run_once, wait_
 
 KILLS = 100
 ROWS = 2000
+AUDITED = 40
+"""Rows that the audit asks again in isolation, some of them twice."""
 LANES = 4
 SIDECAR = """
 model: smollm2:135m
@@ -74,14 +76,17 @@ def undisturbed(base: Path) -> Calls:
         done = run_once(clean_env(spool, url, SPOOLAMA_LANES=str(LANES)))
         assert done.returncode == 0, done.stderr
     calls = Calls(log)
-    assert calls.read() == ROWS
+    assert ROWS + AUDITED <= calls.read() <= ROWS + 2 * AUDITED
     return calls
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_hundred_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) -> None:
-    """100 × kill -9, a restart each time: 2,000 results, calls repeated only where they were in flight."""
+    """100 × kill -9, a restart each time: 2,000 results, calls repeated only where they were in flight.
+
+    Those of the audit as well: which rows it asks follows from the ledger.
+    """
     seed = int(os.environ.get("SPOOLAMA_TEST_SEED", random.randrange(10**6)))
     print(f"SPOOLAMA_TEST_SEED={seed}")
     rng = random.Random(seed)
@@ -117,10 +122,10 @@ def test_a_hundred_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_pa
     assert [r["row"] for r in rows] == list(range(1, ROWS + 1)), "0 lost, 0 doubled, in order"
     assert all(r["status"] == "ok" for r in rows)
     assert list((spool / "processing").iterdir()) == []
-    repeated = len(calls.asked) - ROWS
+    repeated = len(calls.asked) - len(whole.asked)
     print(f"{KILLS} kills, {busy_kills} with requests in flight ({in_flight}), {repeated} calls repeated")
     assert busy_kills >= 0.8 * KILLS
     assert 0 <= repeated <= in_flight
     # The same prompts as in the undisturbed run, byte for byte; a repeated call repeats its prompt.
     assert set(calls.asked) == set(whole.asked)
-    assert max(Counter(whole.asked).values()) == 1
+    assert max(Counter(whole.asked).values()) <= 2, "an isolated answer may be asked twice, by another seed"

