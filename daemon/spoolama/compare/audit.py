@@ -21,6 +21,8 @@ at most half the margin:
   answers is as likely to be the odd one out; its own must be so more often than one time in three.
 - Where the pilot chose a form because it agrees better with gold, answers are meant to differ: harm is that
   the isolated ones agree better with gold.
+- Free texts are worded otherwise where they mean the same, so the sample shows how far they differ, and no
+  harm. Only segments that look odd are judged.
 """
 
 from __future__ import annotations

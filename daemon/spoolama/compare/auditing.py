@@ -196,7 +196,7 @@ class Auditing:
             return
         async with self._deciding:
             evidence = self._weigh(self._rows[AUDIT].values())
-            if evidence.shows_at_end():
+            if evidence.shows_at_end() and self._judges():
                 await self._note(self._words(evidence), evidence, None)
                 await self._act()
         await self._store.note(audited=True)
@@ -252,7 +252,7 @@ class Auditing:
     async def _decide(self, segment: int, odd: str | None) -> bool:
         own, knew = self._of_segment(segment), self._harm is not None
         evidence = self._weigh(self._rows[AUDIT].values())
-        if evidence.shows():
+        if evidence.shows() and self._judges():
             await self._note(self._words(evidence), evidence, None)
         verdict: dict[str, Any] | None = None
         if own and (odd is not None or self._harm is not None):
@@ -341,6 +341,10 @@ class Auditing:
         if self._by_gold:
             return weigh_by_gold(sorted(rows, key=lambda row: row.ordinal), self._enum)
         return weigh(list(rows), self._like(), self._margin, noisy=self._noisy)
+
+    def _judges(self) -> bool:
+        """Whether answers that differ are harm: texts are worded otherwise where they mean the same."""
+        return self._by_gold or self._like().kind != "texts"
 
     def _like(self) -> Likeness:
         return likeness_of(list(self._isolated().values()), listed=self._enum is not None)

@@ -12,7 +12,10 @@ from rapidfuzz.distance import Indel
 
 from spoolama.job.labels import number_of
 
-__all__ = ["Kind", "Likeness", "likeness_of"]
+__all__ = ["TEXTS", "Kind", "Likeness", "likeness_of"]
+
+TEXTS = "words in common"
+"""What is compared of texts, for people."""
 
 Kind = Literal["labels", "numbers", "texts"]
 
@@ -70,7 +73,7 @@ class Likeness:
         return {
             "labels": "equal answers",
             "numbers": "nearness of the numbers",
-            "texts": "words in common",
+            "texts": TEXTS,
         }[self.kind]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from spoolama.compare.audit import AuditedRow, smallest_harm, weigh
 from spoolama.compare.evidence import wilson
 from spoolama.compare.forms import ISOLATED
-from spoolama.compare.likeness import Likeness, likeness_of
+from spoolama.compare.likeness import TEXTS, Likeness, likeness_of
 from spoolama.job.labels import enum_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.agreed import percent, span
@@ -166,6 +166,8 @@ def _sample(
     floor = round(mean(twice), 4) if noisy and twice else None
     whole = parts_of("all", list(values.values()))
     found = weigh(rows, like, sidecar.trim.margin, noisy=noisy)
+    floor_share = 1.0 if floor is None else round(floor, 2)
+    small = smallest_harm(len(rows), sidecar.trim.margin, noisy=noisy, floor=floor_share)
     return {
         "rows": len(rows),
         "agreement": whole.agreement if rows else None,
@@ -174,9 +176,7 @@ def _sample(
         "floor": floor,
         "not_repeated": sum(value < 1 for value in twice),
         "changed": round(found.changed, 4) if rows else None,
-        "smallest_harm": smallest_harm(
-            len(rows), sidecar.trim.margin, noisy=noisy, floor=1.0 if floor is None else round(floor, 2)
-        ),
+        "smallest_harm": None if like.kind == "texts" else small,
         "drift": falling(values, depth),
         "compared": like.words,
         "by_depth": [asdict(part) for part in _by_depth(values, depth)],
@@ -301,6 +301,8 @@ def _verdict(value: Mapping[str, Any], sidecar: Sidecar, *, harm: bool) -> str:
         return f"The answers are meant to differ: the pilot chose what agrees better with {sidecar.gold}."
     if harm:
         return f"Harm was found{_when(value)}: see the top."
+    if value["compared"] == TEXTS:
+        return "Texts are worded otherwise where they mean the same, so no harm is concluded from that."
     if value["changed"] > value["margin"]:
         return (
             f"The best estimate is {percent(value['changed'])} changed, more than the {allowed} that `margin`"

@@ -326,6 +326,25 @@ def test_isolated_answers_that_do_not_repeat_are_no_harm(tmp_path: Path) -> None
     assert meta_of(bench, "harm") is None
 
 
+def test_texts_in_other_words_are_no_harm_but_a_conversation_that_repeats_itself_is(tmp_path: Path) -> None:
+    """Free texts are compared and not judged, until a segment has one text for nearly all rows."""
+
+    def words(request: ChatRequest) -> str:
+        number = int(request.messages[-1].content.split()[-1])
+        given = [m.content for m in request.messages if m.role == "assistant"]
+        if locked and 1200 <= number < 1260 and given:
+            return given[-1]
+        return f"row {number} is about {'something' if given else 'a thing'} with number {number}"
+
+    for locked in (False, True):
+        path = tmp_path / str(locked)
+        path.mkdir()
+        bench = bench_of(path, WINDOW + "audit: 100\n", rows=3000, answer=words, words=False)
+        assert bench.run().finished
+        harm = meta_of(bench, "harm")
+        assert (harm is not None and harm["segment"]) == (20 if locked else False)
+
+
 def test_rows_that_fail_when_audited_keep_their_results(tmp_path: Path) -> None:
     """An audit cannot take an answer away."""
     asked: set[str] = set()

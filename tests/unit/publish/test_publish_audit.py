@@ -254,6 +254,8 @@ def test_free_text_is_alike_not_equal(tmp_path: Path) -> None:
     assert line_of(summary, "Audit").startswith(
         "Asked again in isolation, 100 rows were answered 100 % alike (words in common; 95 % interval 96 to"
     )
+    assert line_of(summary, "Audit").endswith("so no harm is concluded from that.")
+    assert summary.metrics["audit"]["smallest_harm"] is None
 
 
 def test_falling_agreement_is_told_where_it_surely_falls() -> None:
