@@ -9,7 +9,7 @@ from collections import Counter
 from functools import cache
 from pathlib import Path
 
-from support.module_index import with_index
+from support.module_index import BEGIN, with_index
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "daemon" / "spoolama"
@@ -108,6 +108,27 @@ def test_a_module_of_more_than_600_lines_is_thought_about_again() -> None:
         if (n := len(f.read_text().splitlines())) > 600
     }
     assert long == {}
+
+
+def test_every_module_and_room_that_the_page_names_exists() -> None:
+    """A path in backticks is a file or a directory of the package, or of the repository."""
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition(BEGIN)[0]
+    named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_]+(?:\.py|/))`", text))
+    roots = (PACKAGE, PACKAGE / "evaluation", PACKAGE / "job", ROOT)
+    own = {path.name for path in PACKAGE.rglob("*.py")}
+    spool = {"processing/", "failed/", "out/", "done/", "incoming/"}
+    missing = {name for name in named - own - spool if not any((root / name).exists() for root in roots)}
+    assert missing == set()
+    dotted = re.findall(r"`([a-z_]+)\.([A-Za-z_]+)`", text)
+    modules: dict[str, str] = {}
+    for path in PACKAGE.rglob("*.py"):
+        modules[path.stem] = modules.get(path.stem, "") + path.read_text()
+    gone = {
+        f"{module}.{name}"
+        for module, name in dotted
+        if module in modules and name not in ("py", "json") and name not in modules[module]
+    }
+    assert gone == set()
 
 
 def test_the_index_of_modules_is_the_one_of_their_docstrings() -> None:

@@ -66,7 +66,7 @@ _SHARE, _LEAST, _MOST = 0.02, 20, 400
 _NOISY_SHARE = 0.04
 """... and above temperature 0, where a row proves less, this one."""
 _ODD_FROM, _ODD_SHARE = 80, 10
-"""From so many audited rows on one in so many is kept for segments that look odd."""
+"""With at least 80 audited rows, one in ten is kept for segments that look odd."""
 _LEAST_ODD = 15
 """A segment with fewer answers in company does not look odd: few rows may well have one answer."""
 _ONE_ANSWER, _ISOLATED_SO = 0.95, 0.8
@@ -121,7 +121,7 @@ def needed_in_segment(first: int, last: int, total: int, sample: int) -> int:
 def rows_to_audit(
     ordinals: Sequence[int], done: Collection[int], number: int, segment: int, seed: int
 ) -> list[int]:
-    """So many of these rows, at random; those that were audited before come first.
+    """`number` of these rows, at random; rows that were audited before come first.
 
     A restart in the middle of a segment takes the same rows.
     """
@@ -276,7 +276,7 @@ def sure_of_segment(unfounded: int) -> float:
 
 @lru_cache(maxsize=256)
 def smallest_harm(rows: int, margin: float, *, noisy: bool, floor: float = 1.0) -> float | None:
-    """The smallest share of changed answers that so many audited rows show with 95 % probability.
+    """The smallest share of changed answers that `rows` audited rows show with 95 % probability.
 
     For answers that are equal or not. None: not even a change of all answers.
 
@@ -290,7 +290,7 @@ def smallest_harm(rows: int, margin: float, *, noisy: bool, floor: float = 1.0) 
         share = hundredth / 100
         chance, asked = share, rows
         if noisy:
-            odd = (1 - floor) / 2  # each isolated answer is the odd one out in so many rows
+            odd = (1 - floor) / 2  # share of rows in which one isolated answer is the odd one out
             asked = round(rows * min(1.0, share + 3 * odd))
             chance = min(1.0, (share + odd) / (share + 3 * odd))
         least = _least_changed(asked, margin, noisy=noisy)
@@ -303,7 +303,7 @@ def smallest_harm(rows: int, margin: float, *, noisy: bool, floor: float = 1.0) 
 
 @lru_cache(maxsize=1024)
 def _least_changed(rows: int, margin: float, *, noisy: bool) -> int | None:
-    """Of so many rows, how many must be changed (or the odd one out) to show harm at the end of the job."""
+    """How many of `rows` must be changed (or the odd one out) to show harm at the end of the job."""
     least = 1 if noisy else math.floor(rows * margin) + 1
     for changed in range(least, rows + 1):
         if _at_least(changed, rows, 1 / 3 if noisy else margin / 2) <= _SURE_AT_END:

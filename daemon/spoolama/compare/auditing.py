@@ -97,9 +97,9 @@ class Auditing:
     Args:
         sidecar: What to do about harm.
         store: Has the answers, and keeps what was found.
-        planner: Is told to leave conversations.
+        planner: Ends conversations on harm.
         turns: Says what of an answer counts.
-        tally: Is told of rows that are asked again.
+        tally: Counts rows that are asked again.
         progress: Where harm and work are shown.
         total: Rows of the job.
         budget: What may be asked.

@@ -5,9 +5,10 @@ Without the setting a job behaves like an earlier version that had not learned a
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-__all__ = ["RETIRED", "in_new_words", "leave_out_retired"]
+__all__ = ["RETIRED", "in_todays_words"]
 
 RETIRED: dict[tuple[str, str], str] = {
     ("trim.every", "auto"): (
@@ -17,21 +18,17 @@ RETIRED: dict[tuple[str, str], str] = {
 """Dotted key and value of each removed setting, and what to write instead."""
 
 
-def leave_out_retired(sidecar: dict[str, Any]) -> None:
-    """Remove these settings from a sidecar's data."""
+def in_todays_words(sidecar: dict[str, Any]) -> dict[str, Any]:
+    """The data of a sidecar that an earlier version accepted, with the keys and values of this one."""
+    today = copy.deepcopy(sidecar)
     for key, value in RETIRED:
         *parents, name = key.split(".")
-        inner: Any = sidecar
+        inner: Any = today
         for parent in parents:
             inner = inner.get(parent) if isinstance(inner, dict) else None
         if isinstance(inner, dict) and inner.get(name) == value:
             del inner[name]
-
-
-def in_new_words(data: dict[str, Any]) -> dict[str, Any]:
-    """A sidecar that an earlier version accepted, with the keys and values of this one."""
-    if "on_collapse" not in data:
-        return data
-    value = data["on_collapse"]
-    rest = {key: kept for key, kept in data.items() if key != "on_collapse"}
-    return {**rest, "on_harm": "isolate" if value == "redo" else value}
+    if "on_collapse" in today:
+        value = today.pop("on_collapse")
+        today["on_harm"] = "isolate" if value == "redo" else value
+    return today

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from spoolama.errors import InputError
-from spoolama.job.retired import in_new_words, leave_out_retired
+from spoolama.job.retired import in_todays_words
 from spoolama.job.row import Row
 from spoolama.job.rows import MAX_CELL_BYTES, RowLimits, RowReader, detect, read_rows
 from spoolama.job.sidecar import Sidecar
@@ -114,9 +113,8 @@ def open_published(path: Path) -> Published:
     try:
         with open_regular(path / "metrics.json") as file:
             metrics = json.load(file)
-        asked = copy.deepcopy(metrics["sidecar"])
-        leave_out_retired(asked)  # an earlier version may have published it
-        sidecar = Sidecar.model_validate_json(json.dumps(in_new_words(asked)))
+        # An earlier version may have published it.
+        sidecar = Sidecar.model_validate_json(json.dumps(in_todays_words(metrics["sidecar"])))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise InputError(
             f"{path} is not a published job: its metrics.json cannot be read ({type(error).__name__}).",

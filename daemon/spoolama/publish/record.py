@@ -1,4 +1,4 @@
-"""A row as results.jsonl tells it: how it ended, what it cost, and in sight of what it was answered."""
+"""A row of results.jsonl: how it ended, what it cost, and which other rows were in its prompt."""
 
 from __future__ import annotations
 

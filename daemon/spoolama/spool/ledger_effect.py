@@ -69,7 +69,7 @@ class EffectLedger:
         )
 
     async def any_in_company(self) -> bool:
-        """Whether a row was answered in sight of others and stands so in the results."""
+        """Whether a result was answered with other rows in its prompt."""
         return await self._thread.do(
             lambda db: db.execute("SELECT 1 FROM results WHERE sight != '[]' LIMIT 1").fetchone() is not None
         )

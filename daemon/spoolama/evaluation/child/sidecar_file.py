@@ -18,7 +18,7 @@ from spoolama.evaluation.child.schema_check import schema_problems
 from spoolama.evaluation.child.score import Score, ScoreProblem
 from spoolama.evaluation.child.sidecar_fit import misfits
 from spoolama.evaluation.child.sidecar_words import EXPECTED, NOT_YET, RENAMED
-from spoolama.job.retired import RETIRED, in_new_words, leave_out_retired
+from spoolama.job.retired import RETIRED, in_todays_words
 from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim, Vram
 from spoolama.job.trim import BUILT_IN_SCORES, STRATEGY_KEYS
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
@@ -81,12 +81,10 @@ def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun
         begun: Whether its job has begun: then settings that earlier versions had are left out.
     """
     tree = read_yaml(text, name)
-    if begun:
-        leave_out_retired(tree.data)
     if not tree.data:
         raise SidecarError(tree.problems or [Problem(name, None, None, "", "the file is empty")])
     if begun:
-        tree = replace(tree, data=in_new_words(tree.data))
+        tree = replace(tree, data=in_todays_words(tree.data))
     check = _Check(tree, name, openai=openai, begun=begun)
     sidecar = check.run()
     if check.problems or sidecar is None:
