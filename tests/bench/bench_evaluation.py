@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from spoolama.evaluation.base import TaskRunner
 from spoolama.evaluation.process import EvaluationProcess
+from spoolama.evaluation.protocol import TaskRunner
 from support.evaluation import InlineRunner
 
 TEMPLATE = "Judge this review of {{ product }}:\n{{ text }}\n{% if stars is defined %}{{ stars }}{% endif %}"

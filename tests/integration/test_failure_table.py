@@ -18,7 +18,7 @@ from spoolama.service.execution import JobExecutor
 from spoolama.service.model import StopSignal
 from spoolama.spool.claim import claim, random_token
 from spoolama.spool.layout import Spool
-from spoolama.spool.ready import ReadyRules, Scanner
+from spoolama.spool.scanner import ReadyRules, Scanner
 from support.evaluation import inline_evaluator
 from support.fake_ollama import FakeOllama
 from support.fake_ollama_script import Fault, Script

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from spoolama.job.labels import number_of
+from spoolama.job.answer import number_of
 
 __all__ = [
     "LABELS",

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spoolama.evaluation.base import Abandoned, LimitMet
+from spoolama.evaluation.child.main import Tasks
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
-from spoolama.evaluation.child.tasks import Tasks
 from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
+from spoolama.evaluation.protocol import Abandoned, LimitMet
 from spoolama.job.sidecar import Sidecar
 
 __all__ = ["InlineRunner", "inline_evaluator", "inline_job_evaluator", "load_sidecar"]

@@ -11,15 +11,14 @@ from typing import Any
 from spoolama.errors import RowError
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.plan import first_plan
-from spoolama.job.record import Answered, Failed
-from spoolama.job.row import Row
-from spoolama.job.rows import detect, read_rows
+from spoolama.job.row import Answered, Failed, Row
+from spoolama.job.rows.data_file import detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.build import build_outputs
 from spoolama.publish.summary import Summary
 from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.layout import UPLOADED
 from spoolama.spool.ledger_read import LedgerReader
-from spoolama.spool.states import UPLOADED
 from support.clock import VirtualClock
 
 __all__ = ["Fill", "Script", "answered", "publish_job"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from spoolama.job.record import Answered, Attempt, Failed, Ranges, StoredRow
+from spoolama.job.row import Answered, Attempt, Failed, Ranges, StoredRow
 from spoolama.spool.ledger_rows import only_column
 
 __all__ = ["MemoryStore"]

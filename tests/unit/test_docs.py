@@ -18,8 +18,7 @@ from spoolama.cli.main import COMMANDS, spoolama
 from spoolama.evaluation.child.openai_lines import parameter_table
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT
-from spoolama.job.sidecar import Options, Sidecar
-from spoolama.job.trim import STRATEGY_KEYS, Trim
+from spoolama.job.sidecar import STRATEGY_KEYS, Options, Sidecar, Trim
 from spoolama.service.events import EVENTS
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from spoolama.context.conversation import Conversation, Prompt
 from spoolama.errors import BackendError, ContextOverflow, RowError
 from spoolama.evaluation.asking import Ask
 from spoolama.job.plan import Plan
-from spoolama.job.record import Answered, Attempt, StoredRow
+from spoolama.job.row import Answered, Attempt, StoredRow
 
 __all__ = ["Lost", "Try", "Won", "end_of", "isolated_tokens_of", "record", "together", "too_long"]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from spoolama.job.record import Attempt
+from spoolama.job.row import Attempt
 
 __all__ = ["ANSWER_FAILURES", "POLICIES", "Policy", "RetryState", "Then", "retry_state_of"]
 

@@ -29,7 +29,7 @@ from spoolama.errors import (
 )
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT
 from spoolama.job.plan import Plan
-from spoolama.job.record import Attempt, Failed, StoredRow
+from spoolama.job.row import Attempt, Failed, StoredRow
 
 __all__ = ["Lane"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from spoolama.context.conversation import AnsweredRows
-from spoolama.job.record import Answered, Failed, StoredRow
+from spoolama.job.row import Answered, Failed, StoredRow
 
 __all__ = ["RowStore", "completed"]
 

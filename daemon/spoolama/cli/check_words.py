@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spoolama.job.plan import PILOT_ROWS
-from spoolama.job.trim import CANDIDATES
+from spoolama.job.sidecar import CANDIDATES
 
 if TYPE_CHECKING:
     from spoolama.cli.checking import Findings

@@ -22,12 +22,13 @@ from spoolama.errors import ConfigError, InputError, RowError, SidecarError
 from spoolama.evaluation.asking import Ask, Asker
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.plan import pilot_asks, sees_others
-from spoolama.job.rows import InputKind, RowLimits, detect, read_rows
+from spoolama.job.rows.data_file import InputKind, detect, read_rows
+from spoolama.job.rows.reader import RowLimits
 from spoolama.job.sidecar import Sidecar, Trim, Vram
 from spoolama.progress import Progress, Pulse
 from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
-from spoolama.spool.content import sha256_of
+from spoolama.spool.durable import sha256_of
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_read import LedgerReader, Outcome
 from spoolama.spool.names import data_name, is_sidecar, sidecar_names

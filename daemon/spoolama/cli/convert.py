@@ -9,7 +9,7 @@ import click
 
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess
-from spoolama.job.rows import detect
+from spoolama.job.rows.data_file import detect
 from spoolama.job.sidecar import Sidecar
 from spoolama.jobtools.convert import Converted, answers_to_csv, job_to_batch, requests_of
 from spoolama.jobtools.published import json_lines, open_published

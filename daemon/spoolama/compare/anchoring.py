@@ -18,9 +18,8 @@ from spoolama.context.turns import Turns
 from spoolama.errors import JobError
 from spoolama.evaluation.asking import Asker
 from spoolama.job.plan import Plan
-from spoolama.job.record import StoredRow
-from spoolama.job.sidecar import Sidecar
-from spoolama.job.trim import ANCHORS, CANDIDATES
+from spoolama.job.row import StoredRow
+from spoolama.job.sidecar import ANCHORS, CANDIDATES, Sidecar
 
 __all__ = ["Anchoring", "Front", "RunLanes"]
 

@@ -34,9 +34,9 @@ from spoolama.compare.forms import ISOLATED, SEED
 from spoolama.compare.likeness import Likeness, likeness_of
 from spoolama.context.turns import Turns
 from spoolama.errors import JobError
-from spoolama.job.labels import enum_of
+from spoolama.job.answer import enum_of
 from spoolama.job.plan import sees_others
-from spoolama.job.record import StoredRow
+from spoolama.job.row import StoredRow
 from spoolama.job.sidecar import Sidecar
 from spoolama.progress import Progress
 

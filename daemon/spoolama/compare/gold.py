@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from spoolama.job.labels import number_of, order_of
+from spoolama.job.answer import number_of, order_of
 
 __all__ = ["Pairs", "compare"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from rapidfuzz.distance import Indel
 
-from spoolama.job.labels import number_of
+from spoolama.job.answer import number_of
 
 __all__ = ["TEXTS", "Kind", "Likeness", "likeness_of"]
 

@@ -21,7 +21,7 @@ from spoolama.compare.evidence import ALPHA, paired_odds
 from spoolama.compare.forms import FORMS, ISOLATED, Form
 from spoolama.compare.gold import Pairs, compare
 from spoolama.compare.sample import BLOCK, Decision, PilotAnswers, PilotRules, Step, TriedForm
-from spoolama.job.trim import CANDIDATES
+from spoolama.job.sidecar import CANDIDATES
 
 __all__ = ["answers_taken", "least_answers", "next_step"]
 

@@ -15,7 +15,7 @@ from spoolama.compare.pilot import answers_taken, next_step
 from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, Step, blocks_of
 from spoolama.context.trimming import Turn
 from spoolama.context.turns import Turns
-from spoolama.job.labels import enum_of
+from spoolama.job.answer import enum_of
 from spoolama.job.plan import Plan, pilot_asks
 from spoolama.job.sidecar import Sidecar
 from spoolama.progress import Progress

@@ -15,7 +15,7 @@ from spoolama.context.budget import Budget, bound
 from spoolama.context.trimming import Turn, trimmer_of
 from spoolama.evaluation.asking import Ask, Asker, memory_of
 from spoolama.job.plan import Plan
-from spoolama.job.record import Ranges, StoredRow, ranges_of
+from spoolama.job.row import Ranges, StoredRow, ranges_of
 
 __all__ = ["AnsweredRows", "Conversation", "Prompt", "TurnOf", "extended", "prepare", "rebuild"]
 

@@ -12,13 +12,11 @@ from spoolama.context.trimming import Turn
 from spoolama.errors import RowError
 from spoolama.evaluation.asking import Asker
 from spoolama.evaluation.evaluator import JobEvaluator
-from spoolama.job.gold import gold_answers
-from spoolama.job.labels import label_of
+from spoolama.job.answer import gold_answers, label_of
 from spoolama.job.plan import Plan
-from spoolama.job.record import StoredRow
-from spoolama.job.sidecar import Sidecar
+from spoolama.job.row import StoredRow
+from spoolama.job.sidecar import BUILT_IN_SCORES, Sidecar
 from spoolama.job.strict_json import BadJson, parse_json
-from spoolama.job.trim import BUILT_IN_SCORES
 
 __all__ = ["Turns"]
 

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from spoolama.evaluation.wire import HEADER, MAX_REPLY_BYTES, frame
+from spoolama.evaluation.protocol import HEADER, MAX_REPLY_BYTES, frame
 
 __all__ = ["Connection", "ProcessEnded", "ProcessLimits"]
 

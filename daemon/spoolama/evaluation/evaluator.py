@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from spoolama.errors import JobError, Problem, RowError, SidecarError
-from spoolama.evaluation.base import Abandoned, LimitMet, TaskLost, TaskRunner
+from spoolama.evaluation.protocol import Abandoned, LimitMet, TaskLost, TaskRunner
 from spoolama.job.answer import parse_answer
-from spoolama.job.line_request import LineRequest
+from spoolama.job.row import LineRequest
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.yaml_tree import MAX_BYTES, too_large
 from spoolama.regular import open_regular

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolama.errors import EvaluationFailed
-from spoolama.evaluation.base import Abandoned, LimitMet, TaskLost
 from spoolama.evaluation.connection import Connection, ProcessEnded, ProcessLimits
+from spoolama.evaluation.protocol import Abandoned, LimitMet, TaskLost
 
 __all__ = ["EvaluationProcess", "FirstIdle"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from spoolama.job.labels import enum_of
+from spoolama.job.answer import enum_of
 from spoolama.jobtools.published import open_published
 from spoolama.publish.agreed import along_sentence
 from spoolama.publish.agreement import Agreement, Spread

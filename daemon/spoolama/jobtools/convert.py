@@ -16,7 +16,7 @@ from spoolama.errors import InputError, RowError
 from spoolama.evaluation.asking import Ask, Asker
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.row import Row
-from spoolama.job.rows import detect, read_rows
+from spoolama.job.rows.data_file import detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import BadJson, parse_json
 from spoolama.jobtools.published import Published, json_lines

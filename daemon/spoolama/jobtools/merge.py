@@ -21,7 +21,7 @@ from spoolama.publish.record import Record
 from spoolama.publish.result_counts import ResultCounts
 from spoolama.publish.summary import Summary, merged_text
 from spoolama.publish.text import json_document
-from spoolama.spool.states import UPLOADED
+from spoolama.spool.layout import UPLOADED
 
 __all__ = ["merge_jobs"]
 

@@ -12,14 +12,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from spoolama.errors import InputError
-from spoolama.job.retired import in_todays_words
 from spoolama.job.row import Row
-from spoolama.job.rows import MAX_CELL_BYTES, RowLimits, RowReader, detect, read_rows
-from spoolama.job.sidecar import Sidecar
+from spoolama.job.rows.data_file import detect, read_rows
+from spoolama.job.rows.reader import MAX_CELL_BYTES, RowLimits, RowReader
+from spoolama.job.sidecar import Sidecar, updated_sidecar
 from spoolama.publish.outputs import rows_name
 from spoolama.publish.record import Record
 from spoolama.regular import open_regular
-from spoolama.spool.states import UPLOADED
+from spoolama.spool.layout import UPLOADED
 
 __all__ = ["Published", "json_lines", "open_published", "pairs"]
 
@@ -114,7 +114,7 @@ def open_published(path: Path) -> Published:
         with open_regular(path / "metrics.json") as file:
             metrics = json.load(file)
         # An earlier version may have published it.
-        sidecar = Sidecar.model_validate_json(json.dumps(in_todays_words(metrics["sidecar"])))
+        sidecar = Sidecar.model_validate_json(json.dumps(updated_sidecar(metrics["sidecar"])))
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise InputError(
             f"{path} is not a published job: its metrics.json cannot be read ({type(error).__name__}).",

@@ -19,7 +19,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from spoolama.job.labels import number_of, order_of
+from spoolama.job.answer import number_of, order_of
 from spoolama.publish import statistics
 from spoolama.publish.agreed import MAX_LABELS, Agreement, Spread, Third, short
 from spoolama.publish.labels import word_of

@@ -11,7 +11,7 @@ from spoolama.compare.audit import AuditedRow, smallest_harm, weigh
 from spoolama.compare.evidence import wilson
 from spoolama.compare.forms import ISOLATED
 from spoolama.compare.likeness import TEXTS, Likeness, likeness_of
-from spoolama.job.labels import enum_of
+from spoolama.job.answer import enum_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.agreed import percent, span
 from spoolama.publish.labels import label_of_answer

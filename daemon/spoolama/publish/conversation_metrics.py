@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spoolama.job.sidecar import Sidecar
-from spoolama.job.trim import EVERY
+from spoolama.job.sidecar import EVERY, Sidecar
 from spoolama.spool.ledger_read import LedgerReader
 
 __all__ = ["conduct_metrics", "server_sentences", "trim_sentence"]

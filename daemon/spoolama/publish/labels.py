@@ -6,7 +6,7 @@ import json
 from hashlib import blake2b
 from typing import Any
 
-from spoolama.job.labels import label_of
+from spoolama.job.answer import label_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import BadJson, parse_json
 from spoolama.publish.record import Record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from spoolama.job.labels import enum_of
+from spoolama.job.answer import enum_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.agreement import AnswerTally
 from spoolama.publish.labels import label_of_record

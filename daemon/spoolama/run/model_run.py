@@ -20,8 +20,8 @@ from spoolama.compare.audit import AuditBudget
 from spoolama.context.turns import Turns
 from spoolama.errors import RowError, SpoolamaError
 from spoolama.evaluation.asking import Asker
-from spoolama.evaluation.base import Abandoned
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, JobEvaluator
+from spoolama.evaluation.protocol import Abandoned
 from spoolama.job.sidecar import Sidecar
 from spoolama.memory.room import Memory
 from spoolama.model.gate import Gate, Stopping

@@ -22,10 +22,10 @@ from spoolama.context.budget import message_bytes
 from spoolama.context.turns import Turns
 from spoolama.errors import JobError, ModelLost
 from spoolama.evaluation.asking import Asker
-from spoolama.evaluation.base import Abandoned
 from spoolama.evaluation.evaluator import JobEvaluator
+from spoolama.evaluation.protocol import Abandoned
 from spoolama.job.plan import first_plan, pilot_asks
-from spoolama.job.record import Failed, StoredRow
+from spoolama.job.row import Failed, StoredRow
 from spoolama.job.sidecar import Sidecar
 from spoolama.memory.room import Memory, Unwatched
 from spoolama.model.gate import Gate, Stopping

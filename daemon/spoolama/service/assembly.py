@@ -20,7 +20,7 @@ from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess, FirstIdle
-from spoolama.job.rows import RowLimits
+from spoolama.job.rows.reader import RowLimits
 from spoolama.memory.card_thread import CardThread
 from spoolama.memory.host import SCAN_EVERY_S, HostProbe
 from spoolama.memory.host_thread import HostThread

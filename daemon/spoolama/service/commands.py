@@ -18,7 +18,7 @@ from spoolama.service.queue import Queued
 from spoolama.service.rejecting import reject
 from spoolama.service.state import ServiceState
 from spoolama.spool.layout import Spool
-from spoolama.spool.ready import Control, take_control
+from spoolama.spool.scanner import Control, take_control
 
 __all__ = ["Commands", "cancelled"]
 

@@ -35,10 +35,9 @@ from spoolama.service.signals import listening
 from spoolama.service.state import ServerState, ServiceState
 from spoolama.service.working import Working
 from spoolama.spool.claim import JobDir
-from spoolama.spool.crash_trace import tracing_crashes
 from spoolama.spool.layout import Spool
-from spoolama.spool.lock import SpoolLock
-from spoolama.spool.recover import recover
+from spoolama.spool.lock import SpoolLock, tracing_crashes
+from spoolama.spool.recovery import recover
 
 __all__ = ["Daemon"]
 

@@ -17,7 +17,8 @@ from spoolama.clock import Clock
 from spoolama.compare.auditing import left_to_audit
 from spoolama.errors import InputError, JobError, LedgerError, LedgerVersion, SidecarError
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, Evaluator
-from spoolama.job.rows import InputKind, RowLimits, detect
+from spoolama.job.rows.data_file import InputKind, detect
+from spoolama.job.rows.reader import RowLimits
 from spoolama.job.sidecar import Sidecar
 from spoolama.memory.limits import Marks
 from spoolama.memory.watchdog import MemoryWatchdog
@@ -27,8 +28,7 @@ from spoolama.run.runner import JobRunner
 from spoolama.service.intake import take_in
 from spoolama.service.model import JobEnd
 from spoolama.spool.claim import JobDir
-from spoolama.spool.content import sha256_of
-from spoolama.spool.durable import in_words
+from spoolama.spool.durable import in_words, sha256_of
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import Durable

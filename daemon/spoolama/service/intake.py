@@ -10,7 +10,8 @@ from itertools import islice
 from spoolama.errors import InputError, RowError
 from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
 from spoolama.job.row import Row, RowFault, memory_of
-from spoolama.job.rows import InputKind, RowLimits, RowReader, read_rows
+from spoolama.job.rows.data_file import InputKind, read_rows
+from spoolama.job.rows.reader import RowLimits, RowReader
 from spoolama.job.sidecar import Sidecar
 from spoolama.progress import Progress
 from spoolama.spool.claim import JobDir

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from spoolama.evaluation.evaluator import Evaluator
-from spoolama.job.rows import detect
+from spoolama.job.rows.data_file import detect
 from spoolama.spool.claim import JobDir
 
 __all__ = ["priority_of"]

@@ -20,11 +20,9 @@ from spoolama.service.queue import JobQueue, Queued
 from spoolama.service.rejecting import reject
 from spoolama.service.settings import Settings
 from spoolama.service.state import ServiceState
-from spoolama.spool.claim import JobDir, claim
-from spoolama.spool.held import MOST_HELD
+from spoolama.spool.claim import JobDir, Refused, Settling, claim, settle
 from spoolama.spool.layout import Spool
-from spoolama.spool.ready import Held, ReadyRules, Scanner, ScanResult
-from spoolama.spool.settle import Refused, Settling, settle
+from spoolama.spool.scanner import MOST_HELD, Held, ReadyRules, Scanner, ScanResult
 from spoolama.spool.watch import Wakeups
 
 __all__ = ["Scanning", "rules_for"]

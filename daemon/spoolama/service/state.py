@@ -13,7 +13,7 @@ from spoolama.progress import Progress, Pulse
 from spoolama.service.model import JobEnd, StopSignal
 from spoolama.service.queue import JobQueue, Queued
 from spoolama.spool.claim import JobDir
-from spoolama.spool.ready import Held
+from spoolama.spool.scanner import Held
 
 __all__ = ["EndedJob", "Running", "ServerState", "ServiceState"]
 

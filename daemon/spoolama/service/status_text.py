@@ -12,7 +12,7 @@ from spoolama.progress import Snapshot
 from spoolama.service.queue import Queued
 from spoolama.service.state import EndedJob, ServiceState
 from spoolama.spool.names import readable
-from spoolama.spool.ready import Held
+from spoolama.spool.scanner import Held
 
 __all__ = [
     "duration",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spoolama.errors import DiskFailed, DiskFull, SpoolError
+from spoolama.regular import open_regular
 
 __all__ = [
     "DISK",
@@ -29,6 +31,7 @@ __all__ = [
     "is_regular",
     "is_temp",
     "names_in",
+    "sha256_of",
     "write_atomic",
     "write_replace",
 ]
@@ -214,3 +217,9 @@ def is_regular(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:
         return False
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hex. Reads in chunks."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

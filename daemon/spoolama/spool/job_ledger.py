@@ -10,7 +10,7 @@ from typing import Any
 
 from spoolama.clock import Clock
 from spoolama.errors import shortened
-from spoolama.job.record import Answered, Failed, Ranges, StoredRow
+from spoolama.job.row import Answered, Failed, Ranges, StoredRow
 from spoolama.spool.ledger import Durable, LedgerThread
 from spoolama.spool.ledger_effect import EffectLedger
 from spoolama.spool.ledger_learning import LearningLedger

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spoolama.clock import Clock
-from spoolama.job.record import Answered, StoredRow
+from spoolama.job.row import Answered, StoredRow
 from spoolama.spool.ledger import LedgerThread
 from spoolama.spool.ledger_rows import insert_answer, only_column, stored_row, stored_rows
 

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from spoolama.clock import Clock
-from spoolama.job.record import Answered, StoredRow
+from spoolama.job.row import Answered, StoredRow
 from spoolama.spool.ledger import LedgerThread
 from spoolama.spool.ledger_rows import insert_answer, rows_with_attempts, stored_row, stored_rows
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolama.errors import shortened, shortened_details
-from spoolama.job.record import Answered, Attempt, Failed, StoredRow
-from spoolama.job.row import Row, digest_of, memory_of
+from spoolama.job.row import Answered, Attempt, Failed, Row, StoredRow, digest_of, memory_of
 
 __all__ = [
     "ANSWERED",

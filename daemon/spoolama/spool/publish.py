@@ -16,10 +16,8 @@ from typing import Literal
 
 from spoolama.errors import SpoolError
 from spoolama.spool.claim import JobDir
-from spoolama.spool.content import sha256_of
-from spoolama.spool.durable import DISK, Disk, exists, in_words, is_regular, names_in, write_atomic
-from spoolama.spool.layout import Spool
-from spoolama.spool.states import CLAIM_FILE, LEDGER, OUT, UPLOADED, Claim, published_at, read_claim
+from spoolama.spool.durable import DISK, Disk, exists, in_words, is_regular, names_in, sha256_of, write_atomic
+from spoolama.spool.layout import CLAIM_FILE, LEDGER, OUT, UPLOADED, Claim, Spool, published_at, read_claim
 
 __all__ = ["SUMS", "clean", "open_out", "publish", "take_apart"]
 

@@ -30,7 +30,7 @@ from spoolama.compare.pilot import next_step
 from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, blocks_of
 from spoolama.context.anchors import candidates, choose
 from spoolama.context.spread import Choice
-from spoolama.job.trim import ANCHORS, CANDIDATES
+from spoolama.job.sidecar import ANCHORS, CANDIDATES
 from support.effects import LABELS, Behaviour, FollowsPrevious, Ignores, Labels, Row, Scores, Sight, file_of
 
 __all__ = ["MARGIN", "Outcome", "Scenario", "run_job"]

@@ -23,10 +23,10 @@ from spoolama.errors import (
     Stalled,
     UnexpectedReply,
 )
-from spoolama.evaluation.child.score import Score, ScoreProblem
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
-from spoolama.job.gold import gold_answers
-from spoolama.job.record import StoredRow
+from spoolama.evaluation.child.templates import Score, ScoreProblem
+from spoolama.job.answer import gold_answers
+from spoolama.job.row import StoredRow
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_schema import open_reader
 from support.backend import Call

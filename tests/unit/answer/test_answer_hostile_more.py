@@ -15,7 +15,7 @@ from spoolama.answer.failures import SERVER_LOSSES, retry_state_of
 from spoolama.backends import embedded, ollama
 from spoolama.backends.base import LoadedModel, LoadSpec, Message, Reply
 from spoolama.errors import ContextOverflow, JobError, ServerAway, ServerBusy, Stalled
-from spoolama.job.record import Attempt
+from spoolama.job.row import Attempt
 from spoolama.model.gate import LOAD_BOUND_S
 from spoolama.model.primer import Primer
 from spoolama.spool.job_ledger import JobLedger

@@ -11,7 +11,7 @@ import pytest
 from spoolama.cli.samples import SAMPLES, reviews, write_sample
 from spoolama.evaluation.asking import Asker
 from spoolama.job.plan import pilot_asks
-from spoolama.job.rows import detect, read_rows
+from spoolama.job.rows.data_file import detect, read_rows
 from support.evaluation import inline_job_evaluator, load_sidecar
 
 CONFIG = Path(__file__).parents[3] / "config" / "data"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from spoolama.compare.forms import FORMS, ISOLATED, form_named
 from spoolama.compare.pilot import next_step
 from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, Step, blocks_of
-from spoolama.job.trim import CANDIDATES
+from spoolama.job.sidecar import CANDIDATES
 
 __all__ = ["WORDS", "Run", "Says", "plain", "right", "rules_of", "run"]
 

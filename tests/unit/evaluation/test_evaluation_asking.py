@@ -11,8 +11,7 @@ import pytest
 from spoolama.backends.base import Message
 from spoolama.errors import RowError
 from spoolama.evaluation.asking import Asker
-from spoolama.job.gold import gold_answers
-from spoolama.job.labels import label_of
+from spoolama.job.answer import gold_answers, label_of
 from spoolama.job.plan import Plan, first_plan
 from spoolama.job.sidecar import Example, Options, Sidecar, Trim
 from support.evaluation import inline_job_evaluator

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolama.errors import EvaluationFailed, JobError, RowError, SidecarError
-from spoolama.evaluation.base import Abandoned, LimitMet
-from spoolama.evaluation.child.sandbox import SandboxEnvironment
+from spoolama.evaluation.child.templates import SandboxEnvironment
 from spoolama.evaluation.connection import ProcessLimits
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess, FirstIdle
+from spoolama.evaluation.protocol import Abandoned, LimitMet
 from support.evaluation import InlineRunner
 from support.thorough import cases
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spoolama.errors import RowError
-from spoolama.evaluation.child.prompt import PromptTemplate, TemplateProblem
+from spoolama.evaluation.child.templates import PromptTemplate, TemplateProblem
 
 FIELDS: dict[str, Any] = {
     "name": "Ann <b>",

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from spoolama.errors import SidecarError
 from spoolama.evaluation.child.sidecar_file import _MODELS, checked_sidecar, parse_sidecar, sidecar_schema
 from spoolama.evaluation.child.sidecar_words import EXPECTED
-from spoolama.job.sidecar import Sidecar
-from spoolama.job.trim import STRATEGY_KEYS
+from spoolama.job.sidecar import STRATEGY_KEYS, Sidecar
 from support.evaluation import load_sidecar
 from support.thorough import cases
 from unit.evaluation.sidecar_problems import OK, problems
@@ -437,7 +436,7 @@ def test_a_schema_at_which_the_library_fails_is_a_problem(monkeypatch: pytest.Mo
     def fail(pattern: str) -> None:
         raise ZeroDivisionError(pattern)
 
-    monkeypatch.setattr("spoolama.evaluation.child.schema_check.re.compile", fail)
+    monkeypatch.setattr("spoolama.evaluation.child.schemas.re.compile", fail)
 
     assert [message for _, _, _, message, _ in problems(OK + "format: {pattern: odd}\n")] == [
         "this JSON Schema cannot be used: odd"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from spoolama.errors import InputError
 from spoolama.job.row import Row
-from spoolama.job.rows import InputKind, RowLimits, detect, read_rows
+from spoolama.job.rows.data_file import InputKind, detect, read_rows
+from spoolama.job.rows.reader import RowLimits
 from support.thorough import cases
 
 CSV = InputKind("csv", None)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spoolama.job.row import NOTE_KEY, Row
-from spoolama.job.rows import InputKind, RowLimits, detect, read_rows
+from spoolama.job.rows.data_file import InputKind, detect, read_rows
+from spoolama.job.rows.reader import RowLimits
 from spoolama.job.strict_json import BadJson, parse_json
 from support.thorough import cases
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolama.job.rows.lines import Lines, content
+from spoolama.job.rows.stream import Lines, content
 
 MAX = 6
 

@@ -12,7 +12,7 @@ import pytest
 
 from spoolama.errors import InputError
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
-from spoolama.job.rows import detect, read_rows
+from spoolama.job.rows.data_file import detect, read_rows
 from spoolama.jobtools.convert import answers_to_csv, job_to_batch, requests_of
 from spoolama.jobtools.published import open_published
 from support.evaluation import inline_job_evaluator

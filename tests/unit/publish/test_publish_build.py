@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spoolama.errors import LedgerError, RowError
-from spoolama.evaluation.child.prompt import PromptTemplate
+from spoolama.evaluation.child.templates import PromptTemplate
 from spoolama.job.row import Row
-from spoolama.job.rows import detect, read_rows
+from spoolama.job.rows.data_file import detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.build import build_outputs
 from spoolama.spool.ledger_read import LedgerReader

@@ -24,7 +24,7 @@ from spoolama.service.model import JobEnd, StopSignal
 from spoolama.service.settings import Settings, VramSection
 from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import Spool
-from spoolama.spool.ready import Drop
+from spoolama.spool.scanner import Drop
 from support.service import SIDECAR, Service, in_loop, until
 
 
@@ -67,7 +67,7 @@ async def test_a_flood_of_files_that_are_held_is_counted(
     service: Service, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Neither status/ nor the journal grows with them, and each drop is still taken."""
-    monkeypatch.setattr("spoolama.spool.held.MOST_HELD", 3)
+    monkeypatch.setattr("spoolama.spool.scanner.MOST_HELD", 3)
     monkeypatch.setattr("spoolama.service.scanning.MOST_HELD", 3)
     for number in range(9):
         (service.spool.incoming / f"{number}.txt").write_text("x")
@@ -91,7 +91,7 @@ async def test_once_waits_for_more_files_than_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What arrives counts as coming, listed or not."""
-    monkeypatch.setattr("spoolama.spool.held.MOST_HELD", 1)
+    monkeypatch.setattr("spoolama.spool.scanner.MOST_HELD", 1)
     service = Service(tmp_path / "spool", quiet_s=0.5)
     (service.spool.incoming / "0.txt").mkdir()
     service.drop("a")

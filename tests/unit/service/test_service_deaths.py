@@ -19,9 +19,8 @@ from spoolama.service.model import JobEnd, StopSignal
 from spoolama.service.queue import JobQueue
 from spoolama.service.run_record import RunRecord, begun, read_record, write_record
 from spoolama.spool.claim import JobDir, read_job
-from spoolama.spool.crash_trace import oom_kills
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.spool.lock import HOLDER_FILE, boot_id
+from spoolama.spool.lock import HOLDER_FILE, boot_id, oom_kills
 from support.clock import VirtualClock
 from support.published import answered
 from support.quiet_loop import run_quietly

@@ -26,7 +26,7 @@ from spoolama.spool.claim import claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger import LedgerThread
 from spoolama.spool.ledger_schema import open_writer
-from spoolama.spool.ready import Drop
+from spoolama.spool.scanner import Drop
 from support.backend import ScriptedBackend
 from support.evaluation import inline_evaluator
 from support.fake_ollama import Call, FakeOllama, Fault, Script

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.clock import SystemClock
-from spoolama.job.rows import RowLimits, detect
+from spoolama.job.rows.data_file import detect
+from spoolama.job.rows.reader import RowLimits
 from spoolama.job.sidecar import Sidecar
 from spoolama.progress import Progress, Pulse
 from spoolama.service.intake import take_in

@@ -13,13 +13,20 @@ import pytest
 
 from spoolama.clock import SystemClock
 from spoolama.errors import ConfigError, DropGone, SpoolError
-from spoolama.spool.claim import JobDir, claim, read_job
-from spoolama.spool.content import sha256_of
-from spoolama.spool.durable import Disk
-from spoolama.spool.layout import Spool
-from spoolama.spool.ready import Drop
-from spoolama.spool.settle import Lease, Refused, SettledFiles, Settling, ask_lease, settle
-from spoolama.spool.states import CLAIM_FILE
+from spoolama.spool.claim import (
+    JobDir,
+    Lease,
+    Refused,
+    SettledFiles,
+    Settling,
+    ask_lease,
+    claim,
+    read_job,
+    settle,
+)
+from spoolama.spool.durable import Disk, sha256_of
+from spoolama.spool.layout import CLAIM_FILE, Spool
+from spoolama.spool.scanner import Drop
 
 
 def dropped(spool: Spool, name: str = "a.csv", sidecar: str | None = "a.yaml") -> Drop:

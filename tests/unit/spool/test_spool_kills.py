@@ -14,11 +14,10 @@ import pytest
 from spoolama.clock import SystemClock
 from spoolama.errors import DiskFailed, DiskFull
 from spoolama.spool.claim import JobDir, claim
-from spoolama.spool.layout import Spool
+from spoolama.spool.layout import DiskState, Spool, state_of
 from spoolama.spool.publish import SUMS, open_out, publish
-from spoolama.spool.ready import Drop
-from spoolama.spool.recover import recover
-from spoolama.spool.states import DiskState, state_of
+from spoolama.spool.recovery import recover
+from spoolama.spool.scanner import Drop
 from support.disk import Killed, ScriptedDisk
 
 DATA, SIDECAR, DEFAULT = b"name\nAnna\n", b"model: a\n", b"model: default\n"

@@ -17,8 +17,7 @@ import pytest
 from spoolama.answer.store import completed
 from spoolama.clock import SystemClock
 from spoolama.errors import LedgerError, RowError
-from spoolama.job.record import Answered, Failed
-from spoolama.job.row import Row, RowFault
+from spoolama.job.row import Answered, Failed, Row, RowFault
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger import Durable
 from spoolama.spool.ledger_read import LedgerReader

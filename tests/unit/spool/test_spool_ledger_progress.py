@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolama.job.record import Failed
-from spoolama.job.row import RowFault
+from spoolama.job.row import Failed, RowFault
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_progress import JobProgress, job_progress
 from support.hand_clock import HandClock

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from spoolama.errors import SpoolError, SpoolHeld
-from spoolama.spool.crash_trace import oom_kills
 from spoolama.spool.layout import Spool
-from spoolama.spool.lock import HOLDER_FILE, SpoolLock, boot_id
+from spoolama.spool.lock import HOLDER_FILE, SpoolLock, boot_id, oom_kills
 
 HOLDER = """
 import subprocess, sys

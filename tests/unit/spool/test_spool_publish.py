@@ -11,12 +11,10 @@ import pytest
 
 from spoolama.clock import SystemClock
 from spoolama.errors import SpoolError
-from spoolama.spool.claim import JobDir, claim
-from spoolama.spool.layout import Spool
+from spoolama.spool.claim import JobDir, SettledFiles, claim, settle
+from spoolama.spool.layout import CLAIM_FILE, Spool
 from spoolama.spool.publish import SUMS, clean, open_out, publish, take_apart
-from spoolama.spool.ready import Drop
-from spoolama.spool.settle import SettledFiles, settle
-from spoolama.spool.states import CLAIM_FILE
+from spoolama.spool.scanner import Drop
 
 
 def job_of(spool: Spool, name: str = "a.csv") -> JobDir:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from spoolama.spool.layout import Spool
-from spoolama.spool.recover import recover
-from spoolama.spool.states import CLAIM_FILE, Claim, DiskState, state_of
+from spoolama.spool.layout import CLAIM_FILE, Claim, DiskState, Spool, state_of
+from spoolama.spool.recovery import recover
 
 CLAIM = Claim("a.csv", "a.yaml", None, 20.0, 10.0).to_bytes()
 ALONE = Claim("a.csv", None, None, 20.0, 10.0).to_bytes()
@@ -161,7 +160,7 @@ def test_each_state_is_recognised_and_recovered(
 
 def test_the_table_is_complete() -> None:
     """Every state but UNKNOWN has a row above and a line in the module's table."""
-    import spoolama.spool.states as module
+    import spoolama.spool.layout as module
 
     assert {state for _, state, _, _ in TABLE} == set(DiskState) - {DiskState.UNKNOWN}
     assert module.__doc__ is not None

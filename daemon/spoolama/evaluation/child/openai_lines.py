@@ -16,8 +16,8 @@ from typing import Any, Literal
 import jsonschema
 
 from spoolama.errors import RowError
-from spoolama.evaluation.child.schema_check import dialect_problem
-from spoolama.job.line_request import LineRequest
+from spoolama.evaluation.child.schemas import dialect_problem
+from spoolama.job.row import LineRequest
 from spoolama.job.sidecar import MOST_OF_MODEL
 from spoolama.job.strict_json import canonical, parse_json
 

@@ -13,14 +13,23 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from spoolama.errors import Problem, SidecarError
-from spoolama.evaluation.child.prompt import PromptTemplate, TemplateProblem
-from spoolama.evaluation.child.schema_check import schema_problems
-from spoolama.evaluation.child.score import Score, ScoreProblem
+from spoolama.evaluation.child.schemas import schema_problems
 from spoolama.evaluation.child.sidecar_fit import misfits
 from spoolama.evaluation.child.sidecar_words import EXPECTED, NOT_YET, RENAMED
-from spoolama.job.retired import RETIRED, in_todays_words
-from spoolama.job.sidecar import Example, Expect, Options, Repair, Sidecar, Trim, Vram
-from spoolama.job.trim import BUILT_IN_SCORES, STRATEGY_KEYS
+from spoolama.evaluation.child.templates import PromptTemplate, Score, ScoreProblem, TemplateProblem
+from spoolama.job.sidecar import (
+    BUILT_IN_SCORES,
+    RETIRED,
+    STRATEGY_KEYS,
+    Example,
+    Expect,
+    Options,
+    Repair,
+    Sidecar,
+    Trim,
+    Vram,
+    updated_sidecar,
+)
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
 
 __all__ = ["checked_sidecar", "parse_sidecar", "sidecar_schema"]
@@ -84,7 +93,7 @@ def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun
     if not tree.data:
         raise SidecarError(tree.problems or [Problem(name, None, None, "", "the file is empty")])
     if begun:
-        tree = replace(tree, data=in_todays_words(tree.data))
+        tree = replace(tree, data=updated_sidecar(tree.data))
     check = _Check(tree, name, openai=openai, begun=begun)
     sidecar = check.run()
     if check.problems or sidecar is None:

@@ -1,14 +1,16 @@
-"""What does not fit together in a sidecar whose keys are right, each by itself."""
+"""Checks which keys of a valid sidecar contradict each other, or name columns that the data does not have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+import difflib
+from collections.abc import Iterator, Sequence, Set
 
+from spoolama.errors import Problem
 from spoolama.job.plan import sees_others
-from spoolama.job.sidecar import Sidecar
-from spoolama.job.trim import Trim
+from spoolama.job.sidecar import Sidecar, Trim
+from spoolama.job.yaml_tree import Tree
 
-__all__ = ["Misfit", "misfits"]
+__all__ = ["Misfit", "column_problems", "misfits"]
 
 Misfit = tuple[tuple[str, ...], str, str]
 """The key's path, what is wrong, and what to write instead."""
@@ -83,3 +85,34 @@ def _answer_key(sidecar: Sidecar) -> Iterator[Misfit]:
     elif sidecar.gold is not None and sidecar.answer_key is None and len(keys) > 1:
         hint = f"for example answer_key: {next(iter(keys))}"
         yield ("gold",), "the answer has several keys: say in answer_key which one is compared", hint
+
+
+_KEYS = ("id", "gold")
+"""Keys whose value is a column name."""
+
+_MOST_NAMED = 30
+"""Maximum number of columns in a hint."""
+
+
+def column_problems(tree: Tree, name: str, columns: Sequence[str], data: str) -> list[Problem]:
+    """Return a problem for each column that the sidecar names and the header lacks.
+
+    Args:
+        tree: The parsed sidecar; it may have other errors.
+        name: The sidecar's name as the user knows it.
+        columns: The header.
+        data: The data file's name as the user knows it.
+    """
+    found = []
+    for key in _KEYS:
+        wanted = tree.data.get(key)
+        if not isinstance(wanted, str) or not wanted or wanted in columns:
+            continue
+        place = tree.places.get((key,))
+        line, column = (place.line, place.column) if place else (None, None)
+        close = difflib.get_close_matches(wanted, columns, 1)
+        listed = ", ".join(columns[:_MOST_NAMED]) + (", …" if len(columns) > _MOST_NAMED else "")
+        hint = f"did you mean {close[0]!r}?" if close else f"its columns are {listed}"
+        message = f"the header of {data} has no column {wanted!r}"
+        found.append(Problem(name, line, column, key, message, hint))
+    return found

@@ -14,10 +14,8 @@ from pathlib import Path
 
 from spoolama.errors import InputError, shortened
 from spoolama.job.row import Row, RowFault
-from spoolama.job.rows.limits import RowLimits
-from spoolama.job.rows.lines import content
-from spoolama.job.rows.reader import RowReader, broken, utf8
-from spoolama.job.rows.stream import BrokenStream
+from spoolama.job.rows.reader import RowLimits, RowReader, broken, utf8
+from spoolama.job.rows.stream import BrokenStream, content
 
 __all__ = ["CsvReader"]
 

@@ -1,20 +1,48 @@
-"""Provides the base class and helpers of all row readers."""
+"""Defines the reader of rows and its limits, and reads JSONL files and OpenAI batch files."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from spoolama.errors import InputError
-from spoolama.job.row import Row, RowFault
-from spoolama.job.rows.limits import RowLimits
-from spoolama.job.rows.lines import Lines
-from spoolama.job.rows.stream import BrokenStream, EndlessLine, chunks
+from spoolama.job.row import NOTE_KEY, Row, RowFault
+from spoolama.job.rows.stream import BrokenStream, EndlessLine, Lines, chunks, content
+from spoolama.job.strict_json import BadJson, canonical, parse_json
 
-__all__ = ["RowReader", "broken", "utf8"]
+__all__ = ["MAX_CELL_BYTES", "JsonReader", "RowLimits", "RowReader", "broken", "parse_line", "utf8"]
+
+MAX_CELL_BYTES = 256 * 1024
+"""About 60,000 tokens of text. Whether a row fits the job's context window is checked separately."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """Limits that bound memory and prevent that one invalid record affects others."""
+
+    max_cell_bytes: int = MAX_CELL_BYTES
+    """Maximum size of a CSV cell or JSON value; a larger one is an error of that row."""
+    max_line_bytes: int = 4 * MAX_CELL_BYTES
+    """Maximum length of a line; a longer one is an error of that row, and only its beginning is kept."""
+    max_columns: int = 16_384
+    """Maximum columns of a CSV file, the same as in Excel; in memory each cell takes about 100 bytes."""
+    max_quoted_bytes: int = 2 * MAX_CELL_BYTES
+    """Maximum size of a CSV record on several lines; above it, its opening quote counts as never closed."""
+    max_quoted_lines: int = 10_000
+    """Maximum lines of a CSV record."""
+
+    @classmethod
+    def for_cells(cls, max_cell_bytes: int) -> Self:
+        """Return limits with which a cell of this size can be read together with other cells."""
+        return cls(
+            max_cell_bytes=max_cell_bytes,
+            max_line_bytes=max(cls().max_line_bytes, 4 * max_cell_bytes),
+            max_quoted_bytes=max(cls().max_quoted_bytes, 2 * max_cell_bytes),
+        )
 
 
 class RowReader(ABC):
@@ -98,3 +126,70 @@ def utf8(raw: bytes) -> str | RowFault:
             "bad_encoding",
             f"byte {error.start} of the record (0x{byte:02x}) is not UTF-8; save the file as UTF-8",
         )
+
+
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+
+
+def parse_line(raw: bytes) -> dict[str, Any] | RowFault:
+    """Return the object on a line, or the fault if there is none."""
+    text = utf8(raw)
+    if isinstance(text, RowFault):
+        return text
+    try:
+        value = parse_json(text)
+    except BadJson as error:
+        at = "" if error.column is None else f" (column {error.column})"
+        return RowFault("bad_json", error.message + at)
+    if not isinstance(value, dict):
+        return RowFault("wrong_type", f"the line is {_KINDS.get(type(value), 'null')}, not an object {{...}}")
+    return value
+
+
+class JsonReader(RowReader):
+    """Reads a JSONL file.
+
+    Args:
+        openai: Whether the lines are OpenAI batch requests; then `custom_id` is the row's id.
+    """
+
+    def __init__(self, path: Path, compression: str | None, limits: RowLimits, *, openai: bool) -> None:
+        super().__init__(path, compression, limits)
+        self._openai = openai
+
+    def _read(self) -> Generator[Row, None, None]:
+        ordinal = 0
+        for number, line in enumerate(self._physical, start=1):
+            raw = content(line)
+            if not raw.strip():
+                continue
+            yield self._row(ordinal, number, raw, oversized=len(line) > self._limits.max_line_bytes)
+            ordinal += 1
+
+    def _row(self, ordinal: int, number: int, raw: bytes, *, oversized: bool) -> Row:
+        limits = self._limits
+        if oversized:
+            fault = RowFault("line_too_large", f"the line is longer than {limits.max_line_bytes} bytes")
+            return Row(ordinal, number, None, raw[: limits.max_line_bytes], fault)
+        fields = parse_line(raw)
+        if isinstance(fields, RowFault):
+            return Row(ordinal, number, None, raw, fields)
+        if self._openai:
+            name = fields.get("custom_id")
+            return Row(ordinal, number, fields, raw, id=name if isinstance(name, str) else None)
+        if len(raw) > limits.max_cell_bytes:
+            for key, value in fields.items():
+                if key == NOTE_KEY:
+                    continue
+                text = value if isinstance(value, str) else canonical(value)
+                if (size := len(text.encode())) > limits.max_cell_bytes:
+                    what = f"the value of {key} has {size} bytes; the limit is {limits.max_cell_bytes}"
+                    return Row(ordinal, number, None, raw, RowFault("cell_too_large", what))
+        return Row(ordinal, number, fields, raw)

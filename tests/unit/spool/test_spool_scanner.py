@@ -13,8 +13,7 @@ import zstandard
 
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import cut
-from spoolama.spool.peek import looks_like_openai
-from spoolama.spool.ready import Control, ReadyRules, Scanner, can_read, free_bytes, take_control
+from spoolama.spool.scanner import Control, ReadyRules, Scanner, can_read, free_bytes, take_control
 from support.hand_clock import HandClock
 
 BATCH = (
@@ -58,7 +57,7 @@ def test_of_many_held_files_only_the_oldest_are_told_one_by_one(
     spool: Spool, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the others only how many are held, and how many may still come right."""
-    monkeypatch.setattr("spoolama.spool.held.MOST_HELD", 3)
+    monkeypatch.setattr("spoolama.spool.scanner.MOST_HELD", 3)
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.txt", "b.yaml", "c.txt")
     clock.move(3600)
@@ -362,7 +361,8 @@ def test_a_default_sidecar_stands_in(spool: Spool, clock: HandClock, tmp_path: P
         ("a.jsonl.zst", zstandard.compress(BATCH), True),
         ("a.jsonl.gz", gzip.compress(BATCH, mtime=0)[:-12], False),
         ("a.jsonl.zst", b"not zstd at all", False),
-        ("a.jsonl", b'{"custom_id": "1", "body": {"x": "' + b"x" * 400_000 + b'"}}\n', True),
+        ("a.jsonl", BATCH.replace(b'"body": {', b'"body": {"x": "' + b"x" * 400_000 + b'"'), True),
+        ("a.jsonl", b'{"custom_id": "1", "body": {}}\n', False),
         ("a.jsonl", b'{"text": "' + b"x" * 400_000 + b'", "custom_id": "1", "body": {}}\n', False),
         ("a.jsonl", b'{"text": "custom_id and body"}\n', False),
         ("a.jsonl", b'{"custom_id": "1", "bo', False),
@@ -372,12 +372,15 @@ def test_a_default_sidecar_stands_in(spool: Spool, clock: HandClock, tmp_path: P
         ("a.jsonl", b"", False),
         ("a.csv", BATCH, False),
     ],
-    ids=range(15),
+    ids=range(16),
 )
-def test_the_peek(tmp_path: Path, name: str, data: bytes, batch: bool) -> None:
-    """The first line decides, within bounds, whatever the packing; garbage is no batch and no error."""
-    (tmp_path / name).write_bytes(data)
-    assert looks_like_openai(tmp_path / name) is batch
+def test_openai_lines_need_no_sidecar(
+    spool: Spool, clock: HandClock, name: str, data: bytes, batch: bool
+) -> None:
+    """The first readable line decides, in any compression; an unreadable file is no batch."""
+    drop(spool, clock, name, data=data)
+    clock.move(11)
+    assert ready(Scanner(spool, ReadyRules(), clock)) == ([(name, None)] if batch else [])
 
 
 def test_first_come_first_served(spool: Spool, clock: HandClock) -> None:

@@ -1,4 +1,4 @@
-"""Detects the format and compression of a data file."""
+"""Detects the format and compression of a data file, and opens the reader for it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from typing import Literal
 
 from spoolama.errors import InputError
 from spoolama.job.row import RowFault
-from spoolama.job.rows.json_rows import parse_line
-from spoolama.job.rows.limits import RowLimits
-from spoolama.job.rows.lines import Lines, content
-from spoolama.job.rows.reader import broken
-from spoolama.job.rows.stream import BrokenStream, chunks, refuse_foreign
+from spoolama.job.rows.csv_rows import CsvReader
+from spoolama.job.rows.reader import JsonReader, RowLimits, RowReader, broken, parse_line
+from spoolama.job.rows.stream import BrokenStream, Lines, chunks, content, refuse_foreign
 
-__all__ = ["InputKind", "detect"]
+__all__ = ["InputKind", "detect", "read_rows"]
 
 _FORMATS: dict[str, Literal["csv", "tsv", "jsonl"]] = {
     ".csv": "csv",
@@ -99,3 +97,20 @@ def _is_openai(head: bytes, rest: Iterator[bytes]) -> bool:
         if not isinstance(fields, RowFault):
             return fields.keys() >= _OPENAI_KEYS
     return False
+
+
+def read_rows(path: Path, kind: InputKind, *, limits: RowLimits | None = None) -> RowReader:
+    """Return a reader of the rows of a data file; an invalid record is a row with a fault.
+
+    Args:
+        path: The file.
+        kind: The result of `detect`.
+        limits: Limits for records; None: the defaults.
+
+    Raises:
+        InputError: the header is unusable; while iterating: the compressed stream is damaged.
+    """
+    limits = limits or RowLimits()
+    if kind.format in ("csv", "tsv"):
+        return CsvReader(path, kind.compression, limits, delimiter="," if kind.format == "csv" else "\t")
+    return JsonReader(path, kind.compression, limits, openai=kind.format == "openai")

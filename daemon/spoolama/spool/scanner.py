@@ -18,18 +18,20 @@ from operator import itemgetter
 from pathlib import Path
 
 from spoolama.clock import Clock
+from spoolama.errors import InputError
+from spoolama.job.rows.data_file import detect
 from spoolama.job.yaml_tree import MAX_BYTES
-from spoolama.spool import held
+from spoolama.job.yaml_tree import too_large as yaml_too_large
 from spoolama.spool.durable import DISK, Disk
-from spoolama.spool.held import Held
 from spoolama.spool.layout import Spool
-from spoolama.spool.names import control_of, data_name, ignored, is_sidecar, pair
-from spoolama.spool.peek import looks_like_openai
+from spoolama.spool.names import DATA_ENDINGS, control_of, cut, data_name, ignored, is_sidecar, pair, readable
 
 __all__ = [
+    "MOST_HELD",
     "Control",
     "Drop",
     "Held",
+    "Note",
     "ReadyRules",
     "ScanResult",
     "Scanner",
@@ -120,7 +122,7 @@ class _Seen:
     since: float
     """Monotonic time from which it has been seen unchanged."""
     openai: bool | None = None
-    """Result of `looks_like_openai`; None before it ran."""
+    """Whether its lines are OpenAI batch requests, which need no sidecar; None: not checked yet."""
 
     @classmethod
     def of(cls, found: os.stat_result, known: _Seen | None, now: float) -> _Seen:
@@ -143,13 +145,13 @@ class _Notes:
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, str, held.Note]] = []
+        self._heap: list[tuple[int, int, str, Note]] = []
         """The newest first."""
         self._added = 0
         self.more_held = 0
         self.more_waiting = 0
 
-    def add(self, name: str, seen: _Seen, make: Callable[[], held.Note], *, waiting: bool = False) -> None:
+    def add(self, name: str, seen: _Seen, make: Callable[[], Note], *, waiting: bool = False) -> None:
         """Add a name once.
 
         Args:
@@ -160,7 +162,7 @@ class _Notes:
         """
         self._added += 1
         place = (-seen.changed_ns, -self._added)
-        if len(self._heap) < held.MOST_HELD:
+        if len(self._heap) < MOST_HELD:
             heapq.heappush(self._heap, (*place, name, make()))
             return
         if place > self._heap[0][:2]:
@@ -170,7 +172,7 @@ class _Notes:
         else:
             self.more_held += 1
 
-    def oldest(self) -> dict[str, held.Note]:
+    def oldest(self) -> dict[str, Note]:
         """The notes of the oldest files."""
         return {name: note for _, _, name, note in self._heap}
 
@@ -200,7 +202,7 @@ def take_control(spool: Spool, control: Control, *, disk: Disk = DISK) -> None:
         return  # its writer removed it
 
 
-def _given(note: held.Note) -> held.Note:
+def _given(note: Note) -> Note:
     return note
 
 
@@ -242,22 +244,22 @@ class Scanner:
         paired: list[str] = []
         for name, seen in sorted(self._seen.items(), key=itemgetter(0)):
             if not stat.S_ISREG(seen.mode):
-                notes.add(name, seen, partial(held.odd_kind, name, seen.mode))
+                notes.add(name, seen, partial(odd_kind, name, seen.mode))
             elif data_name(name) is not None or is_sidecar(name):
                 paired.append(name)
             elif not self._old(seen, self._rules.quiet_s):
-                notes.add(name, seen, partial(held.arriving, name), waiting=True)
+                notes.add(name, seen, partial(arriving, name), waiting=True)
             elif (control := control_of(name)) is not None and seen.size <= _CONTROL_BYTES:
                 controls.append(Control(name, *control))
             else:
-                notes.add(name, seen, partial(held.unsupported, name))
+                notes.add(name, seen, partial(unsupported, name))
         pairing = pair(paired)
         for name, why in pairing.ambiguous.items():
-            notes.add(name, self._seen[name], partial(held.Note, "ambiguous", why))
+            notes.add(name, self._seen[name], partial(Note, "ambiguous", why))
         for name in pairing.lonely:
             seen = self._seen[name]
             waiting = not self._old(seen, self._rules.lonely_after_s)
-            notes.add(name, seen, partial(held.no_data, name, waiting=waiting), waiting=waiting)
+            notes.add(name, seen, partial(no_data, name, waiting=waiting), waiting=waiting)
         ready: list[Drop] = []
         for data, sidecar in pairing.sidecar.items():
             try:
@@ -278,38 +280,38 @@ class Scanner:
             look_again_s=max(0.05, min(self._due)) if self._due else None,
         )
 
-    def _judge(self, data: str, sidecar: str | None) -> Drop | held.Note:
+    def _judge(self, data: str, sidecar: str | None) -> Drop | Note:
         """The drop if it can be claimed, else why not. Checks in the order in which a person fixes things."""
         rules = self._rules
         names = [data] if sidecar is None else [data, sidecar]
         for name in names:
             if not self._old(self._seen[name], rules.quiet_s):
-                return held.arriving(name)
+                return arriving(name)
         for name in names:
             found = self._seen[name]
             if found.links > 1:
-                return held.hard_linked(name)
+                return hard_linked(name)
             if found.size == 0:
-                return held.empty(name)
+                return empty(name)
             if not self._readable(self._spool.incoming / name):
-                return held.unreadable(name)
+                return unreadable(name)
         size = self._seen[data].size
         if rules.max_bytes is not None and size > rules.max_bytes:
-            return held.too_large(data, size, rules.max_bytes)
+            return too_large(data, size, rules.max_bytes)
         if sidecar is not None and self._seen[sidecar].size > MAX_BYTES:
-            return held.sidecar_too_large(sidecar, self._seen[sidecar].size)
+            return sidecar_too_large(sidecar, self._seen[sidecar].size)
         default = None
         if sidecar is None:
             openai = self._openai(data)
             default = None if openai else rules.default_sidecar
             needed = not openai and default is None
             if not self._old(self._seen[data], rules.lonely_after_s if needed else rules.openai_wait_s):
-                return held.no_sidecar(data, waiting=True)
+                return no_sidecar(data, waiting=True)
             if needed:
-                return held.no_sidecar(data, waiting=False)
+                return no_sidecar(data, waiting=False)
         wanted, free = max(2 * size, rules.min_free_bytes), self._free(self._spool.processing)
         if free < wanted:
-            return held.disk_full(data, free, wanted)
+            return disk_full(data, free, wanted)
         arrived = min(self._now, max(self._seen[name].changed_s for name in names))
         return Drop(data, sidecar, arrived, size, default)
 
@@ -347,10 +349,13 @@ class Scanner:
     def _openai(self, name: str) -> bool:
         seen = self._seen[name]
         if seen.openai is None:
-            seen.openai = looks_like_openai(self._spool.incoming / name)
+            try:
+                seen.openai = detect(self._spool.incoming / name, name).format == "openai"
+            except (InputError, OSError):  # the intake reports this error
+                seen.openai = False
         return seen.openai
 
-    def _remember(self, notes: dict[str, held.Note]) -> list[Held]:
+    def _remember(self, notes: dict[str, Note]) -> list[Held]:
         """Convert notes to `Held`, with the time since which the reason has been the same."""
         before, self._held = self._held, {}
         for name, note in notes.items():
@@ -360,3 +365,147 @@ class Scanner:
             Held(name, note.code, note.message, self._held[name][1], note.waiting)
             for name, note in sorted(notes.items())
         ]
+
+
+MOST_HELD = 1000
+"""Names that are listed with a reason; any further ones are only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A name that stays in incoming."""
+
+    name: str
+    """Its name in incoming."""
+    code: str
+    """Stable name of the reason: `arriving`, `no_sidecar`, `no_data`, `ambiguous`, `unsupported`,
+    `not_regular`, `directory`, `hard_linked`, `empty`, `unreadable`, `too_large`, `disk_full`."""
+    message: str
+    """The reason and the remedy, for a person."""
+    since: float
+    """Held for this reason since then, seconds since the epoch."""
+    waiting: bool = False
+    """Whether the cause may still disappear without action."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A reason to hold something."""
+
+    code: str
+    message: str
+    waiting: bool = False
+    about: str = ""
+    """The affected name, if it is not the data file."""
+
+
+def odd_kind(name: str, mode: int) -> Note:
+    """The note about a name that is not a regular file; `mode` is the st_mode of stat(2)."""
+    shown = readable(name)
+    if stat.S_ISDIR(mode):
+        return Note(
+            "directory", f"{shown} is a directory. Put the data file and its sidecar directly into incoming."
+        )
+    if stat.S_ISLNK(mode):
+        return Note("not_regular", f"{shown} is a symbolic link. Upload the file itself.")
+    return Note("not_regular", f"{shown} is not a regular file. Upload a regular file.")
+
+
+def arriving(name: str) -> Note:
+    """The file changed within the quiet time."""
+    return Note("arriving", f"{readable(name)} is still being uploaded.", waiting=True, about=name)
+
+
+def unsupported(name: str) -> Note:
+    """The name is neither a data file's nor a sidecar's."""
+    shown = readable(name)
+    if control_of(name) is not None:
+        return Note(
+            "unsupported",
+            f"{shown} has the name of a command, but it is not empty. A command is an empty file.",
+        )
+    endings = ", ".join(DATA_ENDINGS)
+    return Note(
+        "unsupported",
+        f"{shown} is not a supported file type. The name of a data file ends in {endings} "
+        "(optionally followed by .gz or .zst), that of a sidecar in .yaml or .yml.",
+    )
+
+
+def no_data(name: str, *, waiting: bool) -> Note:
+    """A sidecar without a data file."""
+    shown, stem = readable(name), readable(cut(name)[0])
+    known = stem if data_name(cut(name)[0]) else f"{stem}.csv or {stem}.jsonl"
+    if waiting:
+        return Note("no_data", f"{shown} waits for its data file, such as {known}.", waiting=True)
+    return Note("no_data", f"{shown} has no data file. Upload {known}, or remove it.")
+
+
+def no_sidecar(name: str, *, waiting: bool) -> Note:
+    """A data file without a sidecar."""
+    parts = data_name(name)
+    shown, wanted = readable(name), readable(parts.stem if parts else name) + ".yaml"
+    if waiting:
+        return Note("no_sidecar", f"{shown} waits for its sidecar, {wanted}.", waiting=True)
+    return Note(
+        "no_sidecar", f"{shown} has no sidecar. Upload {wanted}, which says what to ask about each row."
+    )
+
+
+def hard_linked(name: str) -> Note:
+    """The file has a second hard link, through which it could be changed after the claim."""
+    return Note(
+        "hard_linked",
+        f"{readable(name)} has more than one hard link, so it could be changed through another name. "
+        "Remove the other link, or upload a copy.",
+        about=name,
+    )
+
+
+def empty(name: str) -> Note:
+    """The file has no bytes."""
+    return Note("empty", f"{readable(name)} is empty. Upload it again.", about=name)
+
+
+def unreadable(name: str) -> Note:
+    """The service has no permission to read the file."""
+    shown = readable(name)
+    return Note(
+        "unreadable", f"The service has no permission to read {shown}. Run: chmod 644 {shown}", about=name
+    )
+
+
+def too_large(name: str, size: int, limit: int) -> Note:
+    """The file is larger than `max_bytes`."""
+    return Note(
+        "too_large",
+        f"{readable(name)} has {_size(size)}; the limit is {_size(limit)}. "
+        "Split it, or ask the administrator to raise max_bytes.",
+    )
+
+
+def sidecar_too_large(name: str, size: int) -> Note:
+    """The sidecar is larger than the limit; it is not opened."""
+    return Note("too_large", f"{readable(name)}: {yaml_too_large(size)}. Upload a smaller one.", about=name)
+
+
+def disk_full(name: str, free: int, wanted: int) -> Note:
+    """The disk does not have enough space for the job."""
+    return Note(
+        "disk_full",
+        f"The disk of the spool has {_size(free)} free, but {readable(name)} needs {_size(wanted)}. "
+        "The service starts the job as soon as the administrator has freed enough space.",
+        waiting=True,
+    )
+
+
+def _size(count: int) -> str:
+    """A number of bytes for a person."""
+    if count < 1000:
+        return f"{count} bytes"
+    value = float(count)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 999.5:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1000:.1f} TB"

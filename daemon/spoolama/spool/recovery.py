@@ -1,6 +1,6 @@
 """Recovers processing/ at start: brings every job to a state from which the service can continue.
 
-The files on disk are the only source. What is not in the table of `states.py` is moved to quarantine, never
+The files on disk are the only source. What is not in the table of `layout.py` is moved to quarantine, never
 deleted.
 """
 
@@ -13,10 +13,9 @@ from pathlib import Path
 from spoolama.errors import SpoolError
 from spoolama.spool.claim import JobDir, read_job, unclaim
 from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, names_in
-from spoolama.spool.layout import PROBE, QUARANTINE, Spool
+from spoolama.spool.layout import PROBE, QUARANTINE, DiskState, Spool, read_claim, state_of
 from spoolama.spool.names import readable
 from spoolama.spool.publish import clean, take_apart
-from spoolama.spool.states import DiskState, read_claim, state_of
 
 __all__ = ["Recovered", "recover"]
 
