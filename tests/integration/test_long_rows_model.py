@@ -15,7 +15,7 @@ from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 from support.evaluation import inline_job_evaluator
 
 SIDECAR = """
@@ -55,7 +55,6 @@ def test_a_long_row_is_answered_in_a_second_pass(tmp_path: Path) -> None:
         runner = JobRunner(
             evaluator=inline_job_evaluator(),
             sidecar=sidecar,
-            openai=False,
             store=ledger,
             backend=backend,
             clock=clock,

@@ -17,7 +17,7 @@ from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 from support.evaluation import inline_job_evaluator
 from support.fake_ollama import GEMMA3, SMOLLM2, Asked, FakeOllama, Latency, Script
 
@@ -69,7 +69,6 @@ class Job:
             runner = JobRunner(
                 evaluator=inline_job_evaluator(),
                 sidecar=self._sidecar,
-                openai=False,
                 store=ledger,
                 backend=backend,
                 clock=clock,

@@ -18,7 +18,7 @@ from spoolama.publish.build import build_outputs
 from spoolama.publish.summary import Summary
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.layout import UPLOADED
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 from support.clock import VirtualClock
 
 __all__ = ["Fill", "Script", "answered", "publish_job"]
@@ -107,6 +107,7 @@ async def _fill(
                 ended_early = {"code": "cancelled", "message": "cancelled by NAME.cancel", "fix": ""}
                 await ledger.skip_rest()
         usual: dict[str, Any] = {
+            "own_requests": kind.format == "openai",
             "job": job,
             "data_sha256": "d" * 64,
             "sidecar_sha256": None,

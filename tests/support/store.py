@@ -88,19 +88,19 @@ class MemoryStore:
         found = sorted(self.trial_answers.get(kind, {}).items())
         return [only_column(self._answered(answer), column) for _, answer in found]
 
-    async def strays(self, kind: str) -> list[int]:
+    async def isolated_or_retried(self, kind: str) -> list[int]:
         given = self.trial_answers.get(kind, {})
         return sorted(n for n, answer in given.items() if answer.isolated or answer.attempts > 1)
 
-    async def any_in_company(self) -> bool:
+    async def has_conversation_answers(self) -> bool:
         return any(answer.visible_rows for answer in self.results.values())
 
-    async def given_in_company(self, kind: str, column: str | None = None) -> list[StoredRow]:
+    async def conversation_answers(self, kind: str, column: str | None = None) -> list[StoredRow]:
         given = {**self.results, **self.replaced}
         found = [given[n] for n in sorted(self.trial_answers.get(kind, {})) if n in given]
         return [only_column(self._answered(answer), column) for answer in found if answer.visible_rows]
 
-    async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
+    async def segment_answers(self, segment: int, column: str | None = None) -> list[StoredRow]:
         found = [
             a for a in self.results.values() if a.segment == segment and a.visible_rows and not a.isolated
         ]
@@ -182,7 +182,7 @@ class MemoryStore:
     async def forget_audits(self) -> None:
         self.looked_at = {n: verdict for n, verdict in self.looked_at.items() if verdict is not None}
 
-    async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
+    async def withdraw_answers(self, segment: int, verdict: Mapping[str, Any]) -> int:
         asked = [n for n, a in self.results.items() if a.segment == segment and a.visible_rows]
         for n in asked:
             self.replaced[n] = self.results.pop(n)
@@ -194,7 +194,7 @@ class MemoryStore:
         self.sampled_answers[answer.ordinal] = answer
         self.tries.pop(answer.ordinal, None)
 
-    def settle(self, ordinal: int) -> None:
+    def use_sample(self, ordinal: int) -> None:
         self.answered(self.sampled_answers[ordinal])
 
     def defer(self, ordinal: int, tokens: int) -> None:

@@ -148,7 +148,7 @@ class Lane:
         lost: Lost | None = None
         try:
             async with s.rendering:  # the size of a prompt is known after rendering
-                ask = await s.asker.ask(row.fields, row.line)
+                ask = await s.asker.ask(row.fields, row.line, row.request)
                 await room.enter_async_context(s.prompts_in_work.hold(ask.memory + conversation.memory))
             while True:
                 # What was too long for the first window says nothing about the second.
@@ -311,7 +311,7 @@ class Lane:
             raise ConfigError(f"{wrong.message}. {wrong.fix}") from wrong
         except RequestRefused as refused:
             # The request itself or the recovery was refused, for example because the model was deleted.
-            if s.refusal_ends_job and this.kind is None:
+            if this.row.request is None and this.kind is None:
                 raise JobError(refused.message, fix=refused.fix, code=refused.code) from refused
             return Lost(
                 attempt,

@@ -52,5 +52,3 @@ class Shared:
     defers: bool
     """Whether long rows are deferred to the second pass."""
     repair_temperature: float
-    refusal_ends_job: bool
-    """Whether a refused request ends the job (all rows have the same options) or the row (OpenAI lines)."""

@@ -52,22 +52,22 @@ class RowStore(AnsweredRows, Protocol):
         """The rows answered for this comparison, with those answers; of their fields only this column."""
         ...
 
-    async def strays(self, kind: str) -> list[int]:
+    async def isolated_or_retried(self, kind: str) -> list[int]:
         """Rows of this comparison that were not answered in their conversation at the first try."""
         ...
 
-    async def any_in_company(self) -> bool:
+    async def has_conversation_answers(self) -> bool:
         """Whether a row was answered in sight of others and stands so in the results."""
         ...
 
-    async def given_in_company(self, kind: str, column: str | None = None) -> list[StoredRow]:
+    async def conversation_answers(self, kind: str, column: str | None = None) -> list[StoredRow]:
         """The rows of this comparison with the answers of their conversation, taken back or not.
 
         Of their fields they have only this column.
         """
         ...
 
-    async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
+    async def segment_answers(self, segment: int, column: str | None = None) -> list[StoredRow]:
         """The rows of a segment that were answered in its conversation, in sight of others.
 
         Of their fields they have only this column.
@@ -139,11 +139,11 @@ class RowStore(AnsweredRows, Protocol):
         """Have the segments audited again that were found unharmed without a verdict."""
         ...
 
-    async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
+    async def withdraw_answers(self, segment: int, verdict: Mapping[str, Any]) -> int:
         """Have the segment's rows that had others in sight asked again in isolation; how many they are."""
         ...
 
-    def settle(self, ordinal: int) -> None:
+    def use_sample(self, ordinal: int) -> None:
         """The row's answer given alone is its end."""
         ...
 

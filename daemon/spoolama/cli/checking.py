@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -30,7 +29,7 @@ from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
 from spoolama.spool.durable import sha256_of
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.spool.ledger_read import LedgerReader, Outcome
+from spoolama.spool.ledger_reader import LedgerReader, Outcome
 from spoolama.spool.names import data_name, is_sidecar, sidecar_names
 
 __all__ = ["CHARACTERS_PER_TOKEN", "CheckedFiles", "Fault", "Findings", "check_drop", "drop_of"]
@@ -244,8 +243,7 @@ async def check_drop(
         job = JobDir(
             Path(directory), "check", drop.data, drop.sidecar, drop.data.name, claimed_at=0.0, arrived=0.0
         )
-        ledger = JobLedger(job.ledger, clock)
-        try:
+        async with JobLedger(job.ledger, clock) as ledger:
             progress = Progress("check", clock, Pulse(clock))
             await take_in(
                 job,
@@ -257,11 +255,7 @@ async def check_drop(
                 limits=limits,
                 newline_required=newline_required,
             )
-        finally:
-            await ledger.close()
-        await _read_back(
-            job.ledger, Asker(sidecar, evaluator.of_job(job.dropped_as), openai=openai), findings
-        )
+        await _read_back(job.ledger, Asker(sidecar, evaluator.of_job(job.dropped_as)), findings)
     if not openai:
         findings.pilot = pilot_asks(sidecar, findings.rows)
         if sees_others(sidecar, findings.rows):
@@ -311,16 +305,14 @@ async def _read_back(ledger: Path, asker: Asker, findings: Findings) -> None:
                     _count_fault(findings, row.line, ask.code, ask.message)
                 else:
                     _count_ask(findings, row.line, ask)
-                if not findings.model and row.fields is not None:
-                    body = row.fields.get("body")
-                    findings.model = str(body.get("model", "")) if isinstance(body, Mapping) else ""
+                findings.model = findings.model or row.model or ""
 
 
 async def _asked(row: Outcome, asker: Asker) -> Ask | RowError:
     if row.state == "failed" or row.fields is None:
         return RowError(row.code or "unreadable", row.message or "")
     try:
-        return await asker.ask(row.fields, row.line)
+        return await asker.ask(row.fields, row.line, row.request)
     except RowError as error:
         return error
 

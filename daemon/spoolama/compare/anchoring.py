@@ -186,7 +186,7 @@ class Anchoring:
         for row in rows:
             tokens = row.prompt_tokens
             if tokens is None:
-                ask = await self._asker.ask(row.fields, row.line)
+                ask = await self._asker.ask(row.fields, row.line, row.request)
                 tokens = bound(plan, (*ask.prefix, *ask.own))
             longest = max(longest, tokens)
         return min(_MOST_OF_THE_ROOM * room, room - longest)
@@ -199,5 +199,5 @@ class Anchoring:
         anchors = set(self._planner.latest.anchors)
         for row in await self._store.samples():
             if row.ordinal in anchors and row.state == "pending":
-                self._store.settle(row.ordinal)
+                self._store.use_sample(row.ordinal)
                 self._tally.ok()

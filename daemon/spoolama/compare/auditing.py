@@ -52,6 +52,8 @@ _AGAIN = "-again"
 
 async def audit_budget(sidecar: Sidecar, store: RowStore, total: int) -> AuditBudget:
     """What the audit of this job may ask; noted when the job is first run, before its first plan."""
+    if await store.meta("own_requests", False):
+        return AuditBudget(0, 0)
     noted = await store.meta("audit")
     if noted is None:
         plans = await store.plans()
@@ -82,13 +84,15 @@ def _budget_after_guard(sidecar: Sidecar, plans: Sequence[Mapping[str, Any]], to
 
 
 async def left_to_audit(store: RowStore) -> bool:
-    """Whether the audit has not ended, though all rows may have their end."""
+    """Whether the audit has not ended, although every row may be finished."""
+    if await store.meta("own_requests", False):
+        return False
     noted = await store.meta("audit")
     if noted is not None and not noted["random"] + noted["odd"]:
         return False
     if await store.unaudited():
         return True
-    return not await store.meta("audited", False) and await store.any_in_company()
+    return not await store.meta("audited", False) and await store.has_conversation_answers()
 
 
 class Auditing:
@@ -151,7 +155,7 @@ class Auditing:
         self._others = {row.ordinal: self._turns.label(row.answer or "") for row in samples}
         self._others |= await self._labels(ISOLATED)
         for kind in (AUDIT, ODD):
-            rows = await self._store.given_in_company(kind, self._sidecar.gold)
+            rows = await self._store.conversation_answers(kind, self._sidecar.gold)
             self._rows[kind] = await self._audited(kind, rows)
         self._harm = await self._store.meta("harm")
         if self._harm is not None:
@@ -170,7 +174,7 @@ class Auditing:
         Raises:
             JobError: the sidecar wants the job to fail.
         """
-        rows = {row.ordinal: row for row in await self._store.company_of(segment, self._sidecar.gold)}
+        rows = {row.ordinal: row for row in await self._store.segment_answers(segment, self._sidecar.gold)}
         if not rows:
             return False
         odd = None
@@ -265,7 +269,7 @@ class Auditing:
                     await self._note(self._words(evidence, segment), evidence, segment)
         again = verdict is not None and verdict["harm"] and self._sidecar.on_harm == "isolate"
         if again and verdict is not None:
-            self._tally.undone(await self._store.redo(segment, verdict))
+            self._tally.undone(await self._store.withdraw_answers(segment, verdict))
         else:
             await self._store.audited(segment, verdict)
         if not knew:
@@ -316,7 +320,7 @@ class Auditing:
             evidence = self._weigh(self._of_segment(segment))
             if evidence.shows():
                 verdict = _verdict(segment, None, evidence, harm=True)
-                self._tally.undone(await self._store.redo(segment, verdict))
+                self._tally.undone(await self._store.withdraw_answers(segment, verdict))
 
     def _words(self, evidence: Evidence, segment: int | None = None) -> str:
         asked = "that were asked again in isolation"

@@ -160,7 +160,7 @@ class Piloting:
         asked = {n for b, kind in self._done if kind == form.name for n in self._rules.blocks[b]}
         anchors = set(proposed[0]) if form.anchored else set()
         unanswered = (asked & set(labels.get(ISOLATED, {}))) - set(labels.get(form.name, {})) - anchors
-        return frozenset({*await self._store.strays(form.name), *unanswered})
+        return frozenset({*await self._store.isolated_or_retried(form.name), *unanswered})
 
 
 def _changes(plan: Plan) -> dict[str, Any]:

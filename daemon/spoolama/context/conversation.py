@@ -202,7 +202,9 @@ async def rebuild(
     empty = replace(empty, front_seen=await rows.first_prompt_tokens(segment))
     fixed = {turn.ordinal for turn in anchors}
     *tail, turn = [
-        await turn_of(row, (await asker.ask(row.fields, row.line)).own, row.answer or "", row.turn_tokens)
+        await turn_of(
+            row, (await asker.ask(row.fields, row.line, row.request)).own, row.answer or "", row.turn_tokens
+        )
         for row in [*await rows.turns(last.visible_rows), last]
         if row.ordinal not in fixed
     ]

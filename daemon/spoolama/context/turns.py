@@ -52,7 +52,7 @@ class Turns:
 
     async def anchor(self, row: StoredRow, plan: Plan) -> Turn:
         """Return the turn of a row that was answered in isolation; with its gold answer, if it has one."""
-        own = (await self._asker.ask(row.fields, row.line)).own
+        own = (await self._asker.ask(row.fields, row.line, row.request)).own
         text = await self._gold(row) if plan.gold else None
         answer = Message("assistant", row.answer or "" if text is None else text)
         tokens = bound(plan, (*own, answer))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from spoolama.backends.base import LoadSpec, Message
 from spoolama.evaluation.evaluator import JobEvaluator
+from spoolama.job.row import RowRequest
 from spoolama.job.sidecar import LOAD_TIME_OPTIONS, Sidecar
 
 __all__ = ["Ask", "Asker", "memory_of"]
@@ -51,15 +52,13 @@ class Asker:
     """Converts the fields of a row into a request, with the sidecar of a job.
 
     Args:
-        sidecar: The job's sidecar; for OpenAI lines it provides defaults.
-        evaluator: Renders templates and reads lines.
-        openai: Whether the fields are OpenAI batch lines.
+        sidecar: The job's sidecar; for rows that bring their own requests it provides defaults.
+        evaluator: Renders templates.
     """
 
-    def __init__(self, sidecar: Sidecar, evaluator: JobEvaluator, *, openai: bool) -> None:
+    def __init__(self, sidecar: Sidecar, evaluator: JobEvaluator) -> None:
         self._sidecar = sidecar
         self._evaluator = evaluator
-        self._openai = openai
         options = sidecar.options.model_dump(exclude_none=True)
         self._num_ctx: int = options.pop("num_ctx")
         self._num_predict: int = options.pop("num_predict")
@@ -76,25 +75,24 @@ class Asker:
 
     @property
     def prefix(self) -> tuple[Message, ...]:
-        """The prefix of every row; OpenAI lines have it only if they consist of a single user message."""
+        """The prefix of every row, except of rows whose own request has more than one message."""
         return self._prefix
 
-    async def ask(self, fields: Mapping[str, Any], line: int) -> Ask:
+    async def ask(self, fields: Mapping[str, Any], line: int, request: RowRequest | None = None) -> Ask:
         """Build the request for one row.
 
         Args:
-            fields: The row's fields; for OpenAI lines the whole line.
+            fields: The row's fields, for the sidecar's prompt.
             line: Its line number in the data file, for messages.
+            request: The row's own request, if it has one; then the prompt is not rendered.
 
         Raises:
-            RowError: `template_undefined`, `template_error`, `empty_prompt`, `unsupported_request`,
-                `evaluation_limit`.
+            RowError: `template_undefined`, `template_error`, `empty_prompt`, `evaluation_limit`.
             JobError: too many rows exceeded a limit of the evaluation process.
         """
-        if self._openai:
-            return await self._ask_line(fields, line)
-        prompt = await self._evaluator.render(self._sidecar.prompt or "", fields, line)
-        own = (Message("user", prompt),)
+        if request is not None:
+            return self._own(request)
+        own = (Message("user", await self._evaluator.render(self._sidecar.prompt or "", fields, line)),)
         memory = memory_of(own) + self._prefix_bytes + self._format_bytes
         return Ask(
             prefix=self._prefix,
@@ -106,14 +104,14 @@ class Asker:
             memory=memory + self._num_predict * _TOKEN_BYTES,
         )
 
-    async def _ask_line(self, fields: Mapping[str, Any], line: int) -> Ask:
-        request = await self._evaluator.read_line(fields, line)
+    def _own(self, request: RowRequest) -> Ask:
+        """Complete a row's own request with the values of the sidecar."""
         messages = tuple(Message(role, content) for role, content in request.messages)
-        prefix, own = messages[:-1], messages[-1:]
-        if not prefix:
-            prefix = self._prefix
+        prefix, own = messages[:-1] or self._prefix, messages[-1:]
         num_predict = self._num_predict if request.num_predict is None else request.num_predict
-        format = request.format if request.has_format else self._sidecar.format
+        format = self._sidecar.format if request.format is None else request.format
+        if format == "text":
+            format = None
         return Ask(
             prefix=prefix,
             own=own,

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 from spoolama.errors import JobError, Problem, RowError, SidecarError
 from spoolama.evaluation.protocol import Abandoned, LimitMet, TaskLost, TaskRunner
 from spoolama.job.answer import parse_answer
-from spoolama.job.row import LineRequest
+from spoolama.job.row import LineRequest, RowRequest
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.yaml_tree import MAX_BYTES, too_large
 from spoolama.regular import open_regular
@@ -193,15 +193,14 @@ class JobEvaluator:
         return str(prompt)
 
     async def read_line(self, fields: Mapping[str, Any], line: int) -> LineRequest:
-        """What an OpenAI batch line asks.
+        """Convert an OpenAI batch line to what it requests.
 
         Raises:
             RowError: `unsupported_request` with the parameter's name, `empty_prompt`, `evaluation_limit`.
-            JobError: too many rows met a limit.
+            JobError: too many rows exceeded a limit.
         """
-        body = await self._row("line", "", [fields], "reading the request", line)
-        messages = tuple((str(role), str(text)) for role, text in body.pop("messages"))
-        return LineRequest(messages=messages, **body)
+        request, model, shape = await self._row("line", "", [fields], "reading the request", line)
+        return LineRequest(RowRequest.from_json(request), model, shape)
 
     async def check(
         self, format: Mapping[str, Any] | Literal["json"] | None, answer: str, line: int

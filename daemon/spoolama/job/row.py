@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Ranges",
     "Row",
     "RowFault",
+    "RowRequest",
     "StoredRow",
     "digest_of",
     "memory_of",
@@ -48,6 +50,50 @@ def memory_of(record: bytes) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class RowRequest:
+    """The request that a row brings itself, such as an OpenAI batch line, in the terms of a sidecar.
+
+    Where it sets nothing, the sidecar applies.
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    """Role and text of each message. A single message follows the sidecar's prefix."""
+    num_predict: int | None = None
+    """Maximum tokens of the answer."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """With Ollama's names; only the options that the row sets."""
+    format: Mapping[str, Any] | Literal["json", "text"] | None = None
+    """JSON Schema of the answer, "json" for any JSON, or "text"."""
+    think: bool | str | None = None
+    """Whether a thinking model thinks."""
+
+    def to_json(self) -> str:
+        """The request as JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> RowRequest:
+        """The request that `to_json` returned."""
+        body = json.loads(text)
+        messages = tuple((role, content) for role, content in body.pop("messages"))
+        return cls(messages=messages, **body)
+
+
+@dataclass(frozen=True, slots=True)
+class LineRequest:
+    """What an OpenAI batch line requests."""
+
+    request: RowRequest
+    model: str | None
+    """The model that it names."""
+    shape: str | None
+    """Digest of what rows must have in common to share a conversation: everything except the last message.
+
+    None if the messages are not one user message after at most one system message.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class RowFault:
     """Why a row cannot be asked."""
 
@@ -74,9 +120,11 @@ class Row:
     id: str | None = None
     """The record's id if the format has one (`custom_id`)."""
     shape: str | None = None
-    """OpenAI lines: digest of what must be equal for rows to share a conversation; None: shares none."""
+    """Of a row with its own request: rows of one shape may share a conversation; None: it shares none."""
     model: str | None = None
-    """OpenAI lines: the model that the line requests; None: the job's."""
+    """The model that the row requests; None: the job's."""
+    request: RowRequest | None = None
+    """Set if the row brings its own request, which `evaluation/evaluator.py` reads."""
 
 
 Ranges = tuple[tuple[int, int], ...]
@@ -131,9 +179,11 @@ class StoredRow:
     logprob: float | None = None
     """Mean log probability of the answer's tokens, if it was requested."""
     memory: int = 0
-    """Estimated bytes of its fields in memory."""
+    """Estimated bytes of its fields or request in memory."""
     complete: bool = True
-    """Whether `fields` is loaded; the fields of a large row are loaded right before it is asked."""
+    """Whether `fields` or `request` is loaded; that of a large row is loaded right before it is asked."""
+    request: RowRequest | None = None
+    """Its own request, if it has one; then `fields` is not loaded."""
     thought: bool = False
     """Whether the answer includes thinking, which is part of its token count but is not sent again."""
 
@@ -192,28 +242,3 @@ class Failed:
     message: str
     attempts: int
     details: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class LineRequest:
-    """An OpenAI batch line in the terms of a sidecar."""
-
-    custom_id: str
-    """The id of the row."""
-    model: str | None
-    """The model that the line requests; None: the sidecar's."""
-    messages: tuple[tuple[str, str], ...]
-    """Role and text of each message."""
-    num_predict: int | None
-    """Maximum tokens of the answer; None: the sidecar's `num_predict`, or its default."""
-    sampling: Mapping[str, Any]
-    """With Ollama's names; only the options that the line sets."""
-    format: Mapping[str, Any] | Literal["json"] | None
-    """JSON Schema (or "json") of the answer."""
-    has_format: bool
-    """Whether the line sets the format; if not, the sidecar's applies."""
-    think: bool | str | None
-    """Whether a thinking model thinks; None: the sidecar's value."""
-    shape: str | None
-    """Digest of model, system message and parameters if the messages are one user message after at most one
-    system message; None: the line has its own history and shares no conversation."""

@@ -65,7 +65,7 @@ async def requests_of(data: Path, sidecar: Sidecar, target: Path, evaluator: Job
     kind = detect(data, data.name)
     if kind.format == "openai":
         raise InputError(f"{data.name} has OpenAI batch requests already.", code="nothing_to_convert")
-    asker = Asker(sidecar, evaluator, openai=False)
+    asker = Asker(sidecar, evaluator)
     converted = Converted()
     with closing(_Ids()) as ids, read_rows(data, kind) as rows, target.open("wb") as file:
         while batch := list(islice(rows, _AT_ONCE)):

@@ -16,8 +16,7 @@ from spoolama.job.sidecar import Sidecar
 from spoolama.publish.agreed import percent, span
 from spoolama.publish.labels import label_of_answer
 from spoolama.publish.statistics import falls_along
-from spoolama.spool.ledger_read import LedgerReader
-from spoolama.spool.ledger_read_effect import AuditedSegments, Compared
+from spoolama.spool.ledger_reader import AuditedSegments, Compared, LedgerReader
 
 __all__ = ["NOTHING_TO_AUDIT", "Part", "audit_metrics", "falling", "parts_of"]
 
@@ -69,7 +68,7 @@ def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
     """
     segments, compared = ledger.audited_segments(), ledger.compared("audit")
     value = None
-    if compared or segments.looked_at:
+    if compared or segments.audited:
         value = _value(ledger, sidecar, pilot or {}, segments, compared)
     put("audit", value, _HOW, missing=_why_none(ledger, sidecar))
 
@@ -77,10 +76,10 @@ def audit_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar, pilot: Mappi
 def _why_none(ledger: LedgerReader, sidecar: Sidecar) -> str:
     if sidecar.mode == "isolated":
         return "rows were asked in isolation"
-    if not ledger.in_company():
+    if not ledger.conversation_rows():
         asked = sidecar.audit_rows
         return "no row was answered in sight of others" + (NOTHING_TO_AUDIT if asked else "")
-    if ledger.meta("input_format") == "openai" or ledger.meta("asked_models", [None]) not in ([None], []):
+    if ledger.meta("own_requests", False):
         return "the rows bring their own requests or models, and are not audited"
     if sidecar.audit_rows == 0:
         return "the sidecar says `audit: off`"
@@ -109,7 +108,7 @@ def _value(
         **_sample(rows, like, compared, sidecar, noisy=noisy),
         "harm": harm is not None,
         "known_after": None if harm is None else harm["answered"],
-        "segments": segments.looked_at,
+        "segments": segments.audited,
         "odd": sum(bool(verdict["suspicion"]) for verdict in segments.verdicts),
         "harmed": harmed[:_MOST],
         "replaced": segments.replaced,
@@ -119,7 +118,7 @@ def _value(
     }
     words = None if harm is None else str(harm["words"])
     if words is None and harmed:  # by the guard of an earlier version
-        words = f"the conversation changed the answers in {len(harmed):,} of {_segments(segments.looked_at)}"
+        words = f"the conversation changed the answers in {len(harmed):,} of {_segments(segments.audited)}"
     return {
         **value,
         "sentence": _sentence(value, sidecar, harm=words is not None),

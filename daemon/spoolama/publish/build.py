@@ -21,7 +21,7 @@ from spoolama.publish.record import record_of
 from spoolama.publish.result_counts import ResultCounts
 from spoolama.publish.summary import Summary, summary_text
 from spoolama.publish.text import json_document
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 
 __all__ = ["build_outputs"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spoolama.job.sidecar import EVERY, Sidecar
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 
 __all__ = ["conduct_metrics", "server_sentences", "trim_sentence"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from spoolama.compare.forms import FORMS, ISOLATED
 from spoolama.job.sidecar import Sidecar
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 
 __all__ = ["besides_metrics", "besides_tokens", "besides_words"]
 
@@ -41,7 +41,7 @@ def besides_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
         ),
         "anchors": ledger.requests((), samples="none" if pilot else "unused"),
         "audit": ledger.requests(("audit", "audit-again", "odd", "odd-again")),
-        "taken_back": ledger.taken_back(),
+        "taken_back": ledger.withdrawn(),
     }
     found = {name: asdict(part) for name, part in parts.items() if part.answers}
     for part in found.values():

@@ -18,7 +18,7 @@ from spoolama.publish.extra_requests import besides_metrics
 from spoolama.publish.memory import memory_metrics
 from spoolama.publish.pilot import pilot_metrics
 from spoolama.publish.result_counts import ResultCounts
-from spoolama.spool.ledger_read import LedgerReader, Totals
+from spoolama.spool.ledger_reader import LedgerReader, Totals
 
 __all__ = ["Metrics", "job_metrics"]
 

@@ -10,7 +10,7 @@ from spoolama.compare.sample import BLOCK, blocks_of
 from spoolama.job.plan import PILOT_ROWS, pilot_asks
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.agreed import percent
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 
 __all__ = ["pilot_metrics", "used_rows"]
 
@@ -59,7 +59,7 @@ def _why_none(ledger: LedgerReader, sidecar: Sidecar, total: int) -> str:
         return "the sidecar says `mode: isolated`"
     if trim.strategy != "auto":
         return f"the sidecar names the strategy `{trim.strategy}`"
-    if ledger.meta("input_format") == "openai" or ledger.meta("asked_models", [None]) not in ([None], []):
+    if ledger.meta("own_requests", False):
         return "rows that bring their own model or requests have none; each row was asked in isolation"
     if sidecar.gold is None:
         if ledger.meta("pilot_done"):

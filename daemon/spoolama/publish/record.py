@@ -8,7 +8,7 @@ from typing import Any
 
 from spoolama.job.row import NOTE_KEY
 from spoolama.job.strict_json import BadJson, parse_json
-from spoolama.spool.ledger_read import Outcome
+from spoolama.spool.ledger_reader import Outcome
 
 __all__ = ["Record", "home_of", "record_of"]
 

@@ -54,7 +54,6 @@ class Terms:
     """What all models of a job have in common."""
 
     sidecar: Sidecar
-    openai: bool
     store: RowStore
     backend: Backend
     memory: Memory
@@ -247,7 +246,6 @@ class ModelRun:
             row_ended=t.planner.moved,
             defers=self._defers,
             repair_temperature=sidecar.repair.temperature,
-            refusal_ends_job=not t.openai,
         )
 
     async def _some_rows(self) -> list[tuple[Message, ...]]:
@@ -259,7 +257,7 @@ class ModelRun:
         for part in rows or await t.store.deferred(self._model, -1, _EXAMPLES):
             row = await completed(part, t.store)
             try:
-                ask = await t.asker.ask(row.fields, row.line)
+                ask = await t.asker.ask(row.fields, row.line, row.request)
                 found.append(ask.own)
                 if (memory := memory + ask.memory) > _PROMPT_BYTES:
                     break

@@ -15,7 +15,6 @@ from spoolama.answer.store import RowStore
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.compare.anchoring import Anchoring, RunLanes
-from spoolama.compare.audit import AuditBudget
 from spoolama.compare.auditing import Auditing, audit_budget, left_to_audit
 from spoolama.compare.piloting import Piloting
 from spoolama.context.budget import message_bytes
@@ -53,7 +52,6 @@ class JobRunner:
 
     Args:
         sidecar: What the user asked for.
-        openai: Whether the rows are OpenAI batch lines.
         store: Rows, answers and plans.
         backend: The model server.
         evaluator: Evaluates what the user wrote.
@@ -69,7 +67,6 @@ class JobRunner:
         self,
         *,
         sidecar: Sidecar,
-        openai: bool,
         store: RowStore,
         backend: Backend,
         evaluator: JobEvaluator,
@@ -81,7 +78,6 @@ class JobRunner:
         memory: Memory | None = None,
     ) -> None:
         self._sidecar = sidecar
-        self._openai = openai
         self._store = store
         self._backend = backend
         self._clock = clock
@@ -90,7 +86,7 @@ class JobRunner:
         self._stop = stop
         self._gate = Gate(clock, progress, stop, limit=lanes, rng=rng)
         self._evaluator = evaluator
-        self._asker = Asker(sidecar, evaluator, openai=openai)
+        self._asker = Asker(sidecar, evaluator)
         self._turns = Turns(sidecar, self._asker, evaluator)
         self._memory = memory or Unwatched()
 
@@ -103,18 +99,16 @@ class JobRunner:
         counts = await self._store.counts()
         total = sum(counts.values())
         models = await self._store.models()
-        if not models and not self._openai and await left_to_audit(self._store):
+        if not models and await left_to_audit(self._store):
             models = [None]
         # Of all rows, not of those that are left: what is learned must not depend on where a resume begins.
         asked = await self._store.meta("asked_models")
         if asked is None:
             asked = models
             await self._store.note(asked_models=asked)
-        one_model = asked in ([None], []) and not self._openai
+        one_model = not await self._store.meta("own_requests", False)
         pilot = one_model and pilot_asks(self._sidecar, total) > 0
-        budget = (
-            await audit_budget(self._sidecar, self._store, total) if not self._openai else AuditBudget(0, 0)
-        )
+        budget = await audit_budget(self._sidecar, self._store, total)
         planner = Planner(
             self._store,
             first_plan(self._sidecar, total, pilot=pilot),
@@ -129,7 +123,6 @@ class JobRunner:
         )
         terms = Terms(
             sidecar=self._sidecar,
-            openai=self._openai,
             store=self._store,
             backend=self._backend,
             memory=self._memory,
@@ -168,7 +161,7 @@ class JobRunner:
         try:
             loaded = await run.open()
         except JobError as error:
-            if not self._openai or model is None:
+            if model is None:
                 raise
             await self._fail_model(model, tally, total, error)
             return
@@ -178,7 +171,7 @@ class JobRunner:
         anchoring = Anchoring(
             self._sidecar, self._store, planner, self._asker, self._turns, tally, total=total
         )
-        watched = model is None and not self._openai
+        watched = terms.one_model
         auditing = None
         if watched and terms.audit.rows:
             auditing = Auditing(
@@ -196,12 +189,11 @@ class JobRunner:
             if watched:
                 self._progress.phase = "answering rows of which the anchors are chosen"
                 await anchoring.prepare(run.in_lanes)
-                if terms.one_model:
-                    await self._pilot(planner, anchoring, run.in_lanes, total)
+                await self._pilot(planner, anchoring, run.in_lanes, total)
             self._progress.phase = "answering"
             await segments.answer(run.in_lanes)
         except ModelLost as error:
-            if not self._openai or model is None:
+            if model is None:
                 raise
             await self._fail_model(model, tally, total, error)
         finally:
@@ -278,7 +270,7 @@ class JobRunner:
             after = found[-1].ordinal
 
     async def _fail_model(self, model: str, tally: RowCounts, total: int, error: JobError) -> None:
-        """An OpenAI line's own model is not to be had: that is the error of its rows, not of the job."""
+        """A model that rows request cannot be loaded: that is an error of these rows, not of the job."""
         while rows := await self._store.pending(0, total, model, 256):
             for row in rows:
                 message = f"{error.message} {error.fix}".strip()

@@ -30,7 +30,7 @@ from spoolama.service.run_record import (
 )
 from spoolama.service.status_text import moment
 from spoolama.spool.claim import JobDir
-from spoolama.spool.ledger_progress import job_progress
+from spoolama.spool.ledger_reader import job_progress
 from spoolama.spool.lock import LeftBy, boot_id
 
 __all__ = ["Deaths"]

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from spoolama import __version__
@@ -25,16 +25,15 @@ from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress
 from spoolama.publish.build import build_outputs
 from spoolama.run.runner import JobRunner
-from spoolama.service.intake import take_in
+from spoolama.service.intake import add_requests, take_in
 from spoolama.service.model import JobEnd
 from spoolama.spool.claim import JobDir
 from spoolama.spool.durable import in_words, sha256_of
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.layout import Spool
-from spoolama.spool.ledger import Durable
 from spoolama.spool.ledger_format import check_format
-from spoolama.spool.ledger_progress import job_progress
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader, job_progress
+from spoolama.spool.ledger_thread import Durable
 from spoolama.spool.publish import open_out, publish
 from spoolama.stopping import Stop
 
@@ -94,23 +93,18 @@ class JobExecutor:
         except JobError as error:
             return await self.reject(job, error)
         failure: JobError | None = None
-        ledger: JobLedger | None = None
         try:
-            ledger = JobLedger(job.ledger, self._clock, on_durable=lambda d: _count(progress, d))
-            if retired:
-                await ledger.note(retired=retired)
-            finished = await self._answer(job, kind, sidecar, ledger, progress, stop)
-            if not finished:
-                return JobEnd("left", None, "stopped; the rest is for the next start")
-        except JobError as error:
-            failure = error
-            if isinstance(error, LedgerError):
-                return await self.reject(job, error)
-            assert ledger is not None
-            progress.skipped = await self._end_early(ledger, error)
-        finally:
-            if ledger is not None:
-                await ledger.close()
+            async with self._opened(job, retired, lambda d: _count(progress, d)) as ledger:
+                try:
+                    if not await self._answer(job, kind, sidecar, ledger, progress, stop):
+                        return JobEnd("left", None, "stopped; the rest is for the next start")
+                except LedgerError:
+                    raise
+                except JobError as error:
+                    failure = error
+                    progress.skipped = await self._end_early(ledger, error)
+        except LedgerError as error:
+            return await self.reject(job, error)
         progress.phase = "publishing"
         with progress.pulse.wait(await asyncio.to_thread(_patience, job)):
             return await self._publish(job, sidecar, failure)
@@ -127,19 +121,24 @@ class JobExecutor:
             with contextlib.suppress(JobError):  # then what there is goes as it is
                 kind = await asyncio.to_thread(detect, job.data, job.data.name)
                 sidecar, retired = await self._sidecar(job, kind)
-                ledger = JobLedger(job.ledger, self._clock)
-                try:
-                    if retired:
-                        await ledger.note(retired=retired)
+                async with self._opened(job, retired) as ledger:
                     await self._end_early(ledger, error)
-                finally:
-                    await ledger.close()
                 return await self._publish(job, sidecar, error)
         await asyncio.to_thread(open_out, job)
         await asyncio.to_thread(_keep_ledger, job)
         await asyncio.to_thread(_write_error, job, error)
         path = await asyncio.to_thread(publish, self._spool, job, "failed")
         return JobEnd("failed", path, error.message)
+
+    @contextlib.asynccontextmanager
+    async def _opened(
+        self, job: JobDir, retired: Sequence[str], on_durable: Callable[[Durable], None] | None = None
+    ) -> AsyncIterator[JobLedger]:
+        """The job's ledger, with the keys of the sidecar that this version ignores."""
+        async with JobLedger(job.ledger, self._clock, on_durable=on_durable) as ledger:
+            if retired:
+                await ledger.note(retired=retired)
+            yield ledger
 
     async def _sidecar(self, job: JobDir, kind: InputKind) -> tuple[Sidecar, list[str]]:
         """The sidecar, and the keys of settings that only earlier versions had."""
@@ -193,6 +192,8 @@ class JobExecutor:
             if not complete:
                 return False
             await ledger.note(intake_s=self._clock.monotonic() - began)
+        if kind.format == "openai" and not await ledger.meta("own_requests", default=False):
+            await add_requests(job, kind, ledger, self._evaluator, progress)
         if early := await ledger.meta("ended_early"):
             # The service ended between the job's end and its publishing.
             raise JobError(early["message"], fix=early["fix"], code=early["code"])
@@ -203,14 +204,12 @@ class JobExecutor:
         await ledger.add("runs", 1)
         if await ledger.meta("started_at") is None:
             await ledger.note(started_at=self._clock.time())
-        openai = kind.format == "openai"
-        # All rows may have their end, but the audit not: the service ended in between.
-        if counts["pending"] or (not openai and await left_to_audit(ledger)):
+        # Every row may be finished, but not the audit: the service ended in between.
+        if counts["pending"] or await left_to_audit(ledger):
             if not counts["ok"]:
                 check_first_failures(await ledger.first_failures(FIRST_ROWS))
             runner = JobRunner(
                 sidecar=sidecar,
-                openai=openai,
                 store=ledger,
                 backend=self._backend,
                 evaluator=self._evaluator.of_job(

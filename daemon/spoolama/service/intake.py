@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -18,7 +18,7 @@ from spoolama.spool.claim import JobDir
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.stopping import Stop
 
-__all__ = ["take_in"]
+__all__ = ["add_requests", "take_in"]
 
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 1024 * 1024
@@ -49,12 +49,9 @@ async def take_in(
     reader = read_rows(job.data, kind, limits=limits)
     await _check_columns(job, sidecar, reader.columns, evaluator)
     namer = _Namer(sidecar, kind)
-    lines = evaluator.of_job(job.dropped_as, beat=progress.pulse.beat) if kind.format == "openai" else None
+    lines = _lines(job, kind, evaluator, progress)
     count = 0
-    rows = iter(reader)
-    while batch := await asyncio.to_thread(_batch, rows):
-        if lines is not None:
-            batch = await asyncio.gather(*(_read_line(row, lines) for row in batch))
+    async for batch in _batches(reader, lines):
         await ledger.take_in([namer.name(row) for row in batch])
         count += len(batch)
         progress.total = count
@@ -63,10 +60,11 @@ async def take_in(
         if stop is not None and stop.is_set():
             return False
     _check_whole(job, sidecar, reader, count, newline_required=newline_required)
-    if kind.format == "openai":
-        await ledger.set_apart()
+    if lines is not None:
+        await ledger.isolate_other_shapes()
     await ledger.note(
         intake_done=True,
+        own_requests=lines is not None,
         input_format=kind.format,
         columns=reader.columns,
         max_cell_bytes=limits.max_cell_bytes,
@@ -75,15 +73,38 @@ async def take_in(
     return True
 
 
+async def add_requests(
+    job: JobDir, kind: InputKind, ledger: JobLedger, evaluator: Evaluator, progress: Progress
+) -> None:
+    """Store the requests of OpenAI lines in a ledger of format 3 or older, which has only the lines."""
+    reader = read_rows(job.data, kind)
+    async for batch in _batches(reader, _lines(job, kind, evaluator, progress)):
+        await ledger.add_requests({row.ordinal: row.request for row in batch if row.request is not None})
+        progress.pulse.beat()
+    await ledger.note(own_requests=True)
+
+
+def _lines(job: JobDir, kind: InputKind, evaluator: Evaluator, progress: Progress) -> JobEvaluator | None:
+    """What reads the requests of OpenAI lines; None for other rows."""
+    return evaluator.of_job(job.dropped_as, beat=progress.pulse.beat) if kind.format == "openai" else None
+
+
+async def _batches(reader: RowReader, lines: JobEvaluator | None) -> AsyncIterator[list[Row]]:
+    """The rows in batches; OpenAI lines with their requests."""
+    rows = iter(reader)
+    while batch := await asyncio.to_thread(_batch, rows):
+        yield batch if lines is None else await asyncio.gather(*(_read_line(row, lines) for row in batch))
+
+
 async def _read_line(row: Row, lines: JobEvaluator) -> Row:
-    """The row with the model and shape of its OpenAI request, or with its error."""
+    """The row with its request, model and shape, or with its error."""
     if row.fields is None or row.fault is not None:
         return row
     try:
-        request = await lines.read_line(row.fields, row.line)
+        found = await lines.read_line(row.fields, row.line)
     except RowError as error:
         return replace(row, fault=RowFault(error.code, error.message))
-    return replace(row, shape=request.shape, model=request.model)
+    return replace(row, request=found.request, model=found.model, shape=found.shape)
 
 
 def _batch(rows: Iterator[Row]) -> list[Row]:

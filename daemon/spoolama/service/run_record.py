@@ -19,7 +19,7 @@ from typing import Final
 from spoolama.spool.claim import JobDir
 from spoolama.spool.durable import write_atomic, write_replace
 from spoolama.spool.layout import Spool
-from spoolama.spool.ledger_progress import JobProgress
+from spoolama.spool.ledger_reader import JobProgress
 
 __all__ = [
     "MAX_DEATHS",

@@ -1,4 +1,9 @@
-"""Checks the format of a ledger and migrates older formats to the current one.
+"""Defines the format of the ledger, opens ledgers, and migrates older formats to the current one.
+
+Each job has one SQLite file. `rows` has the input, which is read once; `results` and `failures` have the
+finished rows; `attempts` has the attempts of unfinished rows and the failed attempts; `samples` and `trials`
+have answers that do not count as results; `replaced` has withdrawn answers; `plan` has the numbered plan
+versions; `meta` has everything else, as JSON by key.
 
 SQLite's `user_version` is the number of the format, `meta` has the version of spoolama that last wrote the
 ledger. A change of the tables, or of the JSON in them, is a new format: store ledgers of the previous format
@@ -10,19 +15,85 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spoolama import __version__
-from spoolama.errors import LedgerVersion
+from spoolama.errors import DiskFailed, DiskFull, LedgerError, LedgerVersion, SpoolamaError
 
-__all__ = ["FORMAT", "MIGRATIONS", "Migration", "check_format", "format_of", "migrate", "note_writer"]
+__all__ = [
+    "FORMAT",
+    "MIGRATIONS",
+    "Migration",
+    "check_format",
+    "format_of",
+    "ledger_error",
+    "open_reader",
+    "open_writer",
+]
 
 FORMAT = 4
 """The format that this version writes."""
 
 _RESULT_COLUMNS = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
+  segment INTEGER NOT NULL, place INTEGER NOT NULL, visible_rows TEXT NOT NULL, isolated INTEGER NOT NULL,
+  trimmed INTEGER NOT NULL, plan_version INTEGER NOT NULL, turn_tokens INTEGER NOT NULL,
+  own_bytes INTEGER NOT NULL, own_tokens INTEGER,
+  prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
+  load_s REAL, prompt_s REAL, eval_s REAL, latency_s REAL NOT NULL,
+  attempts INTEGER NOT NULL, only_request INTEGER NOT NULL, cold INTEGER NOT NULL,
+  logprob REAL, num_ctx INTEGER, at REAL NOT NULL"""
+
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE plan (version INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
+CREATE TABLE rows (
+  ordinal INTEGER PRIMARY KEY,
+  line INTEGER NOT NULL,
+  id TEXT,
+  unique_id TEXT UNIQUE,          -- only if ids must be unique; null for a duplicate
+  digest BLOB NOT NULL,
+  fields TEXT,                    -- JSON; null if the row could not be read
+  raw BLOB,                       -- the original bytes of a row that could not be read
+  model TEXT,
+  shape TEXT,
+  isolated INTEGER NOT NULL DEFAULT 0,
+  state TEXT NOT NULL,            -- pending, ok, failed, skipped
+  deferred INTEGER,               -- pending, too long for the context window: tokens of prompt and answer
+  request TEXT                    -- JSON, if the row has a request of its own; then `fields` is not rendered
+) STRICT;
+CREATE INDEX rows_pending ON rows (ordinal) WHERE state = 'pending' AND deferred IS NULL;
+CREATE INDEX rows_deferred ON rows (ordinal) WHERE state = 'pending' AND deferred IS NOT NULL;
+CREATE TABLE results (
+  ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
+) STRICT;
+CREATE INDEX results_segment ON results (segment, ordinal);  -- finds the last rows of a segment
+CREATE TABLE samples (            -- rows answered in isolation beforehand, to choose anchors
+  ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
+) STRICT;
+CREATE TABLE trials (             -- rows answered for a comparison by pilot or audit
+  kind TEXT NOT NULL, ordinal INTEGER NOT NULL, RESULT_COLUMNS, PRIMARY KEY (kind, ordinal)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE audited_segments (   -- and the verdict, if the segment was judged by itself
+  segment INTEGER PRIMARY KEY, verdict TEXT NOT NULL
+) STRICT;
+CREATE TABLE replaced (           -- withdrawn answers, whose rows were asked again in isolation
+  ordinal INTEGER PRIMARY KEY, RESULT_COLUMNS
+) STRICT;
+CREATE TABLE failures (
+  ordinal INTEGER PRIMARY KEY, code TEXT NOT NULL, message TEXT NOT NULL, details TEXT NOT NULL,
+  attempts INTEGER NOT NULL, at REAL NOT NULL
+) STRICT;
+CREATE TABLE attempts (
+  ordinal INTEGER NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL,
+  code TEXT NOT NULL DEFAULT 'open', message TEXT, counted INTEGER NOT NULL DEFAULT 1,
+  isolated_tokens INTEGER,
+  PRIMARY KEY (ordinal, number)
+) STRICT, WITHOUT ROWID;
+""".replace("RESULT_COLUMNS", _RESULT_COLUMNS)
+
+_RESULT_COLUMNS_3 = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
   segment INTEGER NOT NULL, place INTEGER NOT NULL, sight TEXT NOT NULL, aside INTEGER NOT NULL,
   trimmed INTEGER NOT NULL, plan_version INTEGER NOT NULL, turn_tokens INTEGER NOT NULL,
   own_bytes INTEGER NOT NULL, own_tokens INTEGER,
@@ -50,9 +121,9 @@ MIGRATIONS: Sequence[Migration] = (
         2,
         (
             "CREATE TABLE trials (kind TEXT NOT NULL, ordinal INTEGER NOT NULL,"
-            f" {_RESULT_COLUMNS}, PRIMARY KEY (kind, ordinal)) STRICT, WITHOUT ROWID",
+            f" {_RESULT_COLUMNS_3}, PRIMARY KEY (kind, ordinal)) STRICT, WITHOUT ROWID",
             "CREATE TABLE guarded (segment INTEGER PRIMARY KEY, verdict TEXT NOT NULL) STRICT",
-            f"CREATE TABLE replaced (ordinal INTEGER PRIMARY KEY, {_RESULT_COLUMNS}) STRICT",
+            f"CREATE TABLE replaced (ordinal INTEGER PRIMARY KEY, {_RESULT_COLUMNS_3}) STRICT",
         ),
         # Early plans of format 2 do not record whether anchors have known answers. A sidecar without `trim`
         # meant `reset` with `every: 20`, now it means `auto`: the plan does not record which one it was.
@@ -84,6 +155,7 @@ WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS
             " WHERE key IN ('pilot', 'pilot_done')",
             "UPDATE meta SET key = 'load_sizes' WHERE key = 'rungs'",
             "UPDATE plan SET body = json_remove(body, '$.marks')",  # of versions that learned `every`
+            "ALTER TABLE rows ADD COLUMN request TEXT",  # `service/intake.py` stores the requests
         ),
         "SELECT 1 WHERE 0",  # every ledger can be migrated: only names change
     ),
@@ -92,6 +164,60 @@ WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS
 
 _WRITTEN_BY = "written_by"
 """Key in `meta`: the version of spoolama that last wrote the ledger."""
+
+
+def open_writer(path: Path) -> sqlite3.Connection:
+    """Open the ledger for writing; create its tables if it is new, migrate them if its format is older.
+
+    Raises:
+        LedgerError: it is damaged.
+        LedgerVersion: this version cannot read its format; the file is unchanged.
+    """
+    with _opening("opened", str(path)) as db:
+        version = format_of(db, path)  # first, so that a ledger of another format stays unchanged
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")
+        if version == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+            db.executescript(
+                f"BEGIN IMMEDIATE; {_TABLES} {_note_writer()} PRAGMA user_version={FORMAT}; COMMIT;"
+            )
+        elif version == 0:
+            raise LedgerError("the ledger cannot be opened: it has tables, but no format")
+        elif version < FORMAT:
+            _migrate(db, path, version)
+        else:
+            db.execute(_note_writer())
+        return db
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open the ledger for reading only.
+
+    Raises:
+        LedgerError: it is damaged.
+        LedgerVersion: its format differs from the one that this version writes; a reader does not migrate.
+    """
+    with _opening("read", f"{path.absolute().as_uri()}?mode=ro") as db:
+        if format_of(db, path, migrated=False) == 0:
+            raise LedgerError("the ledger cannot be read: it has no format")
+        return db
+
+
+@contextlib.contextmanager
+def _opening(doing: str, name: str) -> Iterator[sqlite3.Connection]:
+    """Connect to a ledger; close it again if the block raises an error."""
+    db: sqlite3.Connection | None = None
+    try:
+        db = sqlite3.connect(
+            name, uri=name.startswith("file:"), isolation_level=None, check_same_thread=False
+        )
+        yield db
+    except BaseException as error:
+        if db is not None:
+            db.close()
+        if isinstance(error, sqlite3.Error):
+            raise ledger_error(error, f"the ledger cannot be {doing}") from error
+        raise
 
 
 def check_format(path: Path) -> None:
@@ -126,7 +252,7 @@ def format_of(db: sqlite3.Connection, path: Path, *, migrated: bool = True) -> i
     version: int = db.execute("PRAGMA user_version").fetchone()[0]
     if version in (0, FORMAT):
         return version
-    if not _oldest() <= version < FORMAT or _unfaithful(db, version):
+    if not _oldest() <= version < FORMAT or _might_change_prompts(db, version):
         raise _refusal(db, path, version)
     if not migrated:
         raise LedgerVersion(
@@ -136,7 +262,7 @@ def format_of(db: sqlite3.Connection, path: Path, *, migrated: bool = True) -> i
     return version
 
 
-def migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
+def _migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
     """Migrate a ledger to the current format in one transaction, so a kill leaves it unchanged.
 
     Raises:
@@ -145,16 +271,16 @@ def migrate(db: sqlite3.Connection, path: Path, version: int) -> None:
     db.execute("BEGIN IMMEDIATE")
     for step in MIGRATIONS:
         if step.before >= version:
-            if _unfaithful(db, step.before):
+            if _might_change_prompts(db, step.before):
                 raise _refusal(db, path, version)
             for statement in step.statements:
                 db.execute(statement)
-    db.execute(note_writer())
+    db.execute(_note_writer())
     db.execute(f"PRAGMA user_version={FORMAT}")
     db.execute("COMMIT")
 
 
-def note_writer() -> str:
+def _note_writer() -> str:
     """The SQL that records this version of spoolama as the ledger's last writer."""
     value = json.dumps(__version__).replace("'", "''")
     return (
@@ -167,7 +293,7 @@ def _oldest() -> int:
     return MIGRATIONS[0].before if MIGRATIONS else FORMAT
 
 
-def _unfaithful(db: sqlite3.Connection, version: int) -> bool:
+def _might_change_prompts(db: sqlite3.Connection, version: int) -> bool:
     """Whether the step from this format might change the prompts of the remaining rows."""
     return any(step.before == version and db.execute(step.unless).fetchone() for step in MIGRATIONS)
 
@@ -199,3 +325,12 @@ def _writer(db: sqlite3.Connection) -> str | None:
     except (sqlite3.Error, ValueError, TypeError):
         return None
     return value if isinstance(value, str) and value.isprintable() and 0 < len(value) <= 40 else None
+
+
+def ledger_error(error: BaseException, doing: str) -> SpoolamaError:
+    """Convert an SQLite error: a disk error leaves the job for later, any other error ends it."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    kinds: dict[int, type[SpoolamaError]] = {sqlite3.SQLITE_FULL: DiskFull, sqlite3.SQLITE_IOERR: DiskFailed}
+    wrapped = kinds.get(code, LedgerError)(f"{doing}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

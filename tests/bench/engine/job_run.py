@@ -23,7 +23,7 @@ from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
-from spoolama.spool.ledger_schema import open_reader
+from spoolama.spool.ledger_format import open_reader
 from support.evaluation import inline_job_evaluator
 
 __all__ = ["TimedBackend", "accepted", "answer", "run_job"]
@@ -115,7 +115,7 @@ async def run_job(
         backend: Loads the model anew.
         clock: Time.
     """
-    await backend.cold(Asker(sidecar, inline_job_evaluator(), openai=False).load_spec(sidecar.model, slots))
+    await backend.cold(Asker(sidecar, inline_job_evaluator()).load_spec(sidecar.model, slots))
     seconds: float | None
     wrong: str | None = None
     with tempfile.TemporaryDirectory() as base:
@@ -174,7 +174,6 @@ async def answer(
         runner = JobRunner(
             evaluator=inline_job_evaluator(),
             sidecar=sidecar,
-            openai=False,
             store=ledger,
             backend=backend,
             clock=clock,

@@ -219,7 +219,6 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
     runner = JobRunner(
         evaluator=inline_job_evaluator(),
         sidecar=parse_sidecar(sidecar, "job.yaml"),
-        openai=False,
         store=night.store,
         backend=server,
         clock=clock,

@@ -17,7 +17,7 @@ from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd
 from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
-from spoolama.spool.ledger_read import LedgerReader, Outcome
+from spoolama.spool.ledger_reader import LedgerReader, Outcome
 from support.backend import Call, ScriptedBackend
 from support.clock import VirtualClock
 from support.evaluation import InlineRunner
@@ -81,7 +81,6 @@ class Bench:
             runner = JobRunner(
                 evaluator=Evaluator(self.runner).of_job(stops=self.stop.is_set),
                 sidecar=self.sidecar,
-                openai=False,
                 store=ledger,
                 backend=self.backend,
                 clock=self.clock,

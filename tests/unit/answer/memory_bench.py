@@ -139,7 +139,6 @@ class MemoryBench:
         runner = JobRunner(
             evaluator=inline_job_evaluator(),
             sidecar=self.sidecar,
-            openai=False,
             store=self.store,
             backend=self.backend,
             clock=self.clock,

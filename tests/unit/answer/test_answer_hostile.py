@@ -28,7 +28,7 @@ from spoolama.evaluation.child.templates import Score, ScoreProblem
 from spoolama.job.answer import gold_answers
 from spoolama.job.row import StoredRow
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.spool.ledger_schema import open_reader
+from spoolama.spool.ledger_format import open_reader
 from support.backend import Call
 from support.evaluation import inline_job_evaluator
 from unit.answer.engine_bench import (

@@ -19,7 +19,6 @@ from spoolama.job.row import Attempt
 from spoolama.model.gate import LOAD_BOUND_S
 from spoolama.model.primer import Primer
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.spool.ledger_learning import LearningLedger
 from support.backend import Call, ScriptedBackend, count_tokens
 from support.clock import VirtualClock
 from unit.answer.engine_bench import (
@@ -244,7 +243,7 @@ def test_a_kill_between_the_last_refusal_and_the_deferral_loses_no_second_pass(
     bench = Bench(tmp_path, rows, LONG + "segment: 10\n")
     bench.backend.fault = refuses(told, "ddd")
     with monkeypatch.context() as patch:
-        killed_at(bench, LearningLedger, "defer", patch)
+        killed_at(bench, JobLedger, "defer", patch)
     before = len(bench.prompts[rows[25]])
     assert bench.run().finished
     assert bench.outcomes[25].state == "ok"

@@ -133,7 +133,6 @@ def answer_all(sidecar: Sidecar, store: MemoryStore, server: Exact) -> None:
     runner = JobRunner(
         evaluator=inline_job_evaluator(),
         sidecar=sidecar,
-        openai=False,
         store=store,
         backend=server,
         clock=clock,

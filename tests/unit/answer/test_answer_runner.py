@@ -24,7 +24,7 @@ from spoolama.errors import (
     UnexpectedReply,
 )
 from spoolama.run.runner import RunEnd
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 from support.backend import Call
 from unit.answer.engine_bench import SIDECAR, Bench, texts
 

@@ -24,7 +24,7 @@ def test_samples_are_sound_jobs(tmp_path: Path, kind: str) -> None:
         write_sample(kind, 450, 3, tmp_path / name)  # type: ignore[arg-type]
     data = tmp_path / "one" / f"{kind}.csv"
     sidecar = load_sidecar(data.with_suffix(".yaml"))
-    asker = Asker(sidecar, inline_job_evaluator(), openai=False)
+    asker = Asker(sidecar, inline_job_evaluator())
     with read_rows(data, detect(data, data.name)) as rows:
         read = list(rows)
     assert len(read) == 450

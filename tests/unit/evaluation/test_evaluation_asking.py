@@ -11,8 +11,10 @@ import pytest
 from spoolama.backends.base import Message
 from spoolama.errors import RowError
 from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.child.openai_lines import read_line
 from spoolama.job.answer import gold_answers, label_of
 from spoolama.job.plan import Plan, first_plan
+from spoolama.job.row import RowRequest
 from spoolama.job.sidecar import Example, Options, Sidecar, Trim
 from support.evaluation import inline_job_evaluator
 
@@ -28,14 +30,15 @@ SIDECAR = Sidecar(
 PREFIX = (Message("system", "Judge."), Message("user", "a"), Message("assistant", "b"))
 
 
-def request(messages: list[dict[str, str]], **body: Any) -> dict[str, Any]:
+def request(messages: list[dict[str, str]], **body: Any) -> RowRequest:
     body = {"messages": messages, **body}
-    return {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    line = {"custom_id": "r", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return read_line(line).request
 
 
 def test_a_rows_question_is_prefix_and_prompt() -> None:
     """System and examples are shared, load options stay out of sampling, and nothing unset is sent."""
-    asker = Asker(SIDECAR, inline_job_evaluator(), openai=False)
+    asker = Asker(SIDECAR, inline_job_evaluator())
 
     ask = asyncio.run(asker.ask({"name": "Ann"}, 2))
 
@@ -48,13 +51,15 @@ def test_a_rows_question_is_prefix_and_prompt() -> None:
 
 def test_openai_lines_take_the_sidecars_values_where_they_say_nothing() -> None:
     """A line's own words win; a lone user message gets the sidecar's instruction."""
-    asker = Asker(SIDECAR, inline_job_evaluator(), openai=True)
+    asker = Asker(SIDECAR, inline_job_evaluator())
     user = {"role": "user", "content": "hi"}
 
-    bare = asyncio.run(asker.ask(request([user]), 2))
+    bare = asyncio.run(asker.ask({}, 2, request([user])))
     assert (bare.prefix, bare.own, bare.num_predict) == (PREFIX, (Message("user", "hi"),), 9)
     own = asyncio.run(
         asker.ask(
+            {},
+            2,
             request(
                 [{"role": "system", "content": "S"}, user],
                 max_tokens=3,
@@ -62,12 +67,11 @@ def test_openai_lines_take_the_sidecars_values_where_they_say_nothing() -> None:
                 response_format={"type": "text"},
                 reasoning_effort="none",
             ),
-            2,
         )
     )
     assert (own.prefix, own.num_predict, own.format, own.think) == ((Message("system", "S"),), 3, None, False)
     assert own.sampling == {"temperature": 1, "seed": 7, "stop": ["END"]}
-    history = asyncio.run(asker.ask(request([user, {"role": "assistant", "content": "x"}, user]), 2))
+    history = asyncio.run(asker.ask({}, 2, request([user, {"role": "assistant", "content": "x"}, user])))
     assert (len(history.prefix), history.own) == (2, (Message("user", "hi"),))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from spoolama.errors import RowError
 from spoolama.evaluation.child.openai_lines import PARAMETERS, parameter_table, read_line
+from spoolama.job.row import RowRequest
 
 USER = {"role": "user", "content": "hi"}
 
@@ -23,7 +24,7 @@ def line(messages: list[Any] | None = None, **body: Any) -> dict[str, Any]:
 
 def test_everything_mapped_arrives() -> None:
     """Each mapped parameter has its place, by Ollama's names; null is as good as absent."""
-    request = read_line(
+    found = read_line(
         line(
             [
                 {"role": "developer", "content": "Judge."},
@@ -46,8 +47,9 @@ def test_everything_mapped_arrives() -> None:
         )
     )
 
+    request = found.request
     assert request.messages == (("system", "Judge."), ("user", "a"))
-    assert (request.custom_id, request.model, request.num_predict, request.think) == ("r1", "m", 7, "low")
+    assert (found.model, request.num_predict, request.think) == ("m", 7, "low")
     assert request.sampling == {
         "temperature": 1,
         "top_p": 0.5,
@@ -56,21 +58,16 @@ def test_everything_mapped_arrives() -> None:
         "presence_penalty": 0.1,
         "frequency_penalty": -0.1,
     }
-    assert (request.has_format, request.format) == (True, {"type": "object"})
+    assert request.format == {"type": "object"}
 
 
 def test_what_is_not_said_is_left_to_the_sidecar() -> None:
     """Absent values are told from given ones."""
-    request = read_line(line())
+    request = read_line(line()).request
 
-    assert (request.num_predict, request.sampling, request.has_format, request.think) == (
-        None,
-        {},
-        False,
-        None,
-    )
-    assert read_line(line(response_format={"type": "text"})).has_format
-    assert read_line(line(response_format={"type": "json_object"})).format == "json"
+    assert request == RowRequest(request.messages)
+    assert read_line(line(response_format={"type": "text"})).request.format == "text"
+    assert read_line(line(response_format={"type": "json_object"})).request.format == "json"
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,12 @@ import pytest
 from spoolama.backends.base import LoadedModel, LoadSpec, Reply, ServerInfo
 from spoolama.backends.model_shape import ModelShape
 from spoolama.errors import ModelLost, OutOfMemory, RequestRefused, ServerBusy, ServerDied
+from spoolama.job.row import RowRequest
 from spoolama.job.sidecar import Options, Sidecar
 from spoolama.memory.level import Level
-from spoolama.run.runner import JobRunner
 from support.backend import Call
 from support.card_server import GEMMA3_12B
 from support.store import MemoryStore
-from unit.answer import memory_bench
 from unit.answer.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
 
 ONE_LOAD = SIDECAR.replace("8192", "1024")
@@ -105,19 +104,17 @@ class TwoModels(MemoryStore):
         super().__init__([{} for _ in range(number)])
         for n, row in enumerate(self.rows):
             name = "a" if n < number // 2 else "b"
-            body = {"model": name, "messages": [{"role": "user", "content": f"row {n}"}]}
-            fields = {"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body}
-            self.rows[n] = replace(row, model=name, fields=fields)
+            self.rows[n] = replace(row, model=name, request=RowRequest((("user", f"row {n}"),)))
 
     async def models(self) -> list[str | None]:
         return sorted({row.model for row in self.rows if self._open(row)}, key=str)
 
 
-def test_a_model_lost_in_mid_job_fails_its_own_lines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_lost_in_mid_job_fails_its_own_lines_alone() -> None:
     """What of an OpenAI file asks for another model is answered all the same."""
-    monkeypatch.setattr(memory_bench, "JobRunner", lambda **job: JobRunner(**job | {"openai": True}))
     bench = MemoryBench([])
     bench.store = TwoModels(40)
+    bench.store.notes["own_requests"] = True
     bench.sidecar = Sidecar(model="", options=Options(num_ctx=1024, num_predict=16), prime="never")
 
     def deleted(spec: LoadSpec) -> None:

@@ -152,7 +152,7 @@ def test_isolated_rows_are_told_and_marked(tmp_path: Path) -> None:
 
     async def fill(ledger: JobLedger) -> None:
         await audited(harm=harm())(ledger)
-        assert await ledger.redo(2, verdict(2)) == 29
+        assert await ledger.withdraw_answers(2, verdict(2)) == 29
         for n in range(61, 90):
             ledger.answered(answered(n, json.dumps(own(n)), alone=True, segment=SEGMENT))
         first = (await ledger.plans())[0]
@@ -189,7 +189,7 @@ def test_what_the_conversation_answered_is_compared_though_it_was_taken_back(tmp
 
     async def fill(ledger: JobLedger) -> None:
         await audited(lambda n: own(n + (60 < n < 90)))(ledger)
-        await ledger.redo(2, verdict(2))
+        await ledger.withdraw_answers(2, verdict(2))
         for n in range(61, 90):
             ledger.answered(answered(n, json.dumps(own(n + 1)), alone=True, segment=SEGMENT))
 

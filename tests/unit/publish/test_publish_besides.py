@@ -31,7 +31,7 @@ async def everything(ledger: JobLedger) -> None:
     again(ledger, "tail-5", range(2), own)
     sampled(ledger, (2, 5, 9), latency_s=1.0)
     again(ledger, "odd", range(61, 69), own)
-    await ledger.redo(2, verdict(2))
+    await ledger.withdraw_answers(2, verdict(2))
     for n in range(61, 90):
         ledger.answered(answered(n, json.dumps(own(n)), alone=True, segment=SEGMENT))
     again(ledger, "audit", range(100, 104), own)

@@ -19,7 +19,7 @@ from spoolama.job.row import Row
 from spoolama.job.rows.data_file import detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.build import build_outputs
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 from support.evaluation import load_sidecar
 from support.published import publish_job
 

@@ -24,8 +24,8 @@ from spoolama.service.execution import JobExecutor
 from spoolama.service.model import JobEnd, StopSignal
 from spoolama.spool.claim import claim
 from spoolama.spool.layout import Spool
-from spoolama.spool.ledger import LedgerThread
-from spoolama.spool.ledger_schema import open_writer
+from spoolama.spool.ledger_format import open_writer
+from spoolama.spool.ledger_thread import LedgerThread
 from spoolama.spool.scanner import Drop
 from support.backend import ScriptedBackend
 from support.evaluation import inline_evaluator

@@ -16,7 +16,7 @@ from spoolama.progress import Progress, Pulse
 from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 from support.evaluation import inline_evaluator
 
 

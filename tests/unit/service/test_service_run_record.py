@@ -25,7 +25,7 @@ from spoolama.service.run_record import (
     write_record,
 )
 from spoolama.spool.claim import JobDir
-from spoolama.spool.ledger_progress import JobProgress
+from spoolama.spool.ledger_reader import JobProgress
 
 BOOT, REBOOTED, NOW = "boot-1", "boot-2", 1_800_000_000.0
 READ = JobProgress(rows=1000, all_read=True)

@@ -17,10 +17,10 @@ import pytest
 from spoolama.answer.store import completed
 from spoolama.clock import SystemClock
 from spoolama.errors import LedgerError, RowError
-from spoolama.job.row import Answered, Failed, Row, RowFault
+from spoolama.job.row import Answered, Failed, Row, RowFault, RowRequest
 from spoolama.spool.job_ledger import JobLedger, NewRow
-from spoolama.spool.ledger import Durable
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
+from spoolama.spool.ledger_thread import Durable
 
 
 def row(ordinal: int, name: str | None = None, *, fault: RowFault | None = None) -> NewRow:
@@ -266,12 +266,42 @@ def test_openai_lines_of_another_shape_stand_alone(tmp_path: Path) -> None:
         await ledger.take_in(
             [NewRow(Row(i, i + 1, {}, b"", shape=s), None, unique=False) for i, s in enumerate(shapes)]
         )
-        await ledger.set_apart()
+        await ledger.isolate_other_shapes()
         rows = await ledger.pending(0, 9, None, 9)
         assert [r.isolated for r in rows] == [False, True, True, False]
         await ledger.close()
 
     asyncio.run(main())
+
+
+def test_the_request_of_a_row_is_read_back_instead_of_its_fields(tmp_path: Path) -> None:
+    """A request counts like fields: a large one is left out until the row is asked. The line itself stays."""
+    long = RowRequest(
+        (("system", "S"), ("user", "ü" * 200_000)), 7, {"stop": ["END"]}, {"type": "object"}, think=False
+    )
+    short = RowRequest((("user", "hi"),), format="text")
+
+    async def main() -> None:
+        async with JobLedger(tmp_path / "l", SystemClock()) as ledger:
+            rows = [
+                Row(0, 1, {"body": 0}, b"", request=long),
+                Row(1, 2, {"body": 1}, b"", request=short),
+                Row(2, 3, {"body": 2}, b""),
+            ]
+            await ledger.take_in([NewRow(new, None, unique=False) for new in rows])
+            (part,) = await ledger.pending(0, 9, None, 9)
+            assert (part.complete, part.request, part.fields) == (False, None, {})
+            assert part.memory >= 200_000
+            assert (await completed(part, ledger)).request == long
+            assert [row.request for row in await ledger.pending(1, 9, None, 9)] == [short, None]
+            await ledger.add_requests({2: short})
+            assert [row.request for row in await ledger.pending(2, 9, None, 9)] == [short]
+
+    asyncio.run(main())
+    with LedgerReader(tmp_path / "l") as reader:
+        found = list(reader.outcomes())
+    assert [row.fields for row in found] == [{"body": 0}, {"body": 1}, {"body": 2}]
+    assert [row.request for row in found] == [long, short, short]
 
 
 def test_large_rows_are_read_one_by_one_and_their_fields_only_when_their_turn_comes(tmp_path: Path) -> None:

@@ -14,9 +14,8 @@ import pytest
 from spoolama import __version__
 from spoolama.errors import JobError, LedgerError, LedgerVersion
 from spoolama.spool import ledger_format
-from spoolama.spool.ledger_format import FORMAT, MIGRATIONS, Migration, check_format
-from spoolama.spool.ledger_read import LedgerReader
-from spoolama.spool.ledger_schema import open_reader, open_writer
+from spoolama.spool.ledger_format import FORMAT, MIGRATIONS, Migration, check_format, open_reader, open_writer
+from spoolama.spool.ledger_reader import LedgerReader
 
 LEDGERS = Path(__file__).parents[2] / "data" / "ledgers"
 

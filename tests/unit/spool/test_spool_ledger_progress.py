@@ -10,7 +10,7 @@ import pytest
 
 from spoolama.job.row import Failed, RowFault
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.spool.ledger_progress import JobProgress, job_progress
+from spoolama.spool.ledger_reader import JobProgress, job_progress
 from support.hand_clock import HandClock
 from support.published import answered
 from unit.spool.test_spool_ledger import row
@@ -40,7 +40,7 @@ def test_rows_and_every_kind_of_answer_count(tmp_path: Path) -> None:
         ledger.sampled(answered(6, "three", alone=True, segment=3))
         ledger.tried("isolated", answered(6, "three", alone=True, segment=3))
         await look()
-        await ledger.redo(1, {"segment": 1, "harm": True})
+        await ledger.withdraw_answers(1, {"segment": 1, "harm": True})
         await look()
         await ledger.skip_rest()
         await look()

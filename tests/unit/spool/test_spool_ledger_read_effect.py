@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spoolama.job.plan import Plan
 from spoolama.spool.job_ledger import JobLedger
-from spoolama.spool.ledger_read import LedgerReader
+from spoolama.spool.ledger_reader import LedgerReader
 from support.hand_clock import HandClock
 from support.published import answered
 from unit.spool.test_spool_ledger import row
@@ -25,7 +25,7 @@ async def job(path: Path) -> None:
             ledger.tried(kind, answered(n, f"{kind} {n}", alone=True, segment=3))
     ledger.sampled(answered(6, "sample 6", alone=True, segment=3))
     await ledger.audited(0, None)
-    await ledger.redo(1, {"segment": 1, "harm": True})
+    await ledger.withdraw_answers(1, {"segment": 1, "harm": True})
     ledger.answered(answered(4, "redone 4", alone=True, segment=3))
     await ledger.close()
 
@@ -40,7 +40,7 @@ def test_what_can_be_compared_is_what_a_conversation_answered(tmp_path: Path) ->
             (2, "given 2", "audit 2", 2),
             (4, "given 4", "audit 4", 1),
         ]
-        assert ledger.in_company() == 2
+        assert ledger.conversation_rows() == 2
         assert ledger.trial_answers("odd") == {4: "odd 4"}
         assert ledger.sample_answers() == {6: "sample 6"}
 
@@ -58,7 +58,7 @@ def test_what_was_audited_and_redone_is_counted(tmp_path: Path) -> None:
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
         found = ledger.audited_segments()
-        assert found.looked_at == 2
+        assert found.audited == 2
         assert (found.replaced, found.answered_again) == (2, 1)
         assert found.verdicts == [{"segment": 1, "harm": True}]
         assert [outcome.ordinal for outcome in ledger.outcomes() if outcome.redone] == [4, 5]
@@ -98,13 +98,13 @@ def test_the_engine_reads_what_a_conversation_answered_as_the_report_does(tmp_pa
     async def read() -> None:
         await job(tmp_path / "l.sqlite")
         ledger = JobLedger(tmp_path / "l.sqlite", HandClock())
-        found = await ledger.given_in_company("audit")
+        found = await ledger.conversation_answers("audit")
         assert [(row.ordinal, row.answer) for row in found] == [
             (1, "given 1"),
             (2, "given 2"),
             (4, "given 4"),
         ]
-        assert await ledger.any_in_company()
+        assert await ledger.has_conversation_answers()
         assert await ledger.unaudited() == []
         await ledger.forget_audits()
         assert await ledger.unaudited() == [0], "what has a verdict keeps it"

@@ -85,7 +85,11 @@ def _score(expression: str) -> Prepared:
 
 
 def _line(_: str) -> Prepared:
-    return lambda line: asdict(read_line(line))
+    def read(line: dict[str, Any]) -> list[Any]:
+        found = read_line(line)
+        return [found.request.to_json(), found.model, found.shape]
+
+    return read
 
 
 def _sidecar(_: str) -> Prepared:

@@ -17,7 +17,7 @@ import jsonschema
 
 from spoolama.errors import RowError
 from spoolama.evaluation.child.schemas import dialect_problem
-from spoolama.job.row import LineRequest
+from spoolama.job.row import LineRequest, RowRequest
 from spoolama.job.sidecar import MOST_OF_MODEL
 from spoolama.job.strict_json import canonical, parse_json
 
@@ -187,19 +187,9 @@ def read_line(line: Mapping[str, Any]) -> LineRequest:
     think = values.get("reasoning_effort")
     shape = None
     if [role for role, _ in messages[:-1]] in ([], ["system"]):
-        same = [model, messages[:-1], num_predict, sampling, "response_format" in given, form, think]
+        same = [model, messages[:-1], num_predict, sampling, form, think]
         shape = hashlib.sha256(canonical(same).encode()).hexdigest()[:16]
-    return LineRequest(
-        custom_id=custom_id,
-        model=model,
-        messages=messages,
-        num_predict=num_predict,
-        sampling=sampling,
-        format=form,
-        has_format="response_format" in given,
-        think=think,
-        shape=shape,
-    )
+    return LineRequest(RowRequest(messages, num_predict, sampling, form, think), model, shape)
 
 
 def _messages(value: Any) -> tuple[tuple[str, str], ...]:
@@ -242,10 +232,10 @@ def _part(part: Any, where: str) -> str:
     return text
 
 
-def _format(value: Any) -> Mapping[str, Any] | Literal["json"] | None:
+def _format(value: Any) -> Mapping[str, Any] | Literal["json", "text"]:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "text":
-        return None
+        return "text"
     if kind == "json_object":
         return "json"
     if kind != "json_schema":

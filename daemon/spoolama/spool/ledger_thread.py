@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spoolama.errors import SpoolamaError
-from spoolama.spool.ledger_schema import ledger_error, open_writer
+from spoolama.spool.ledger_format import ledger_error, open_writer
 
 __all__ = ["Durable", "LedgerThread"]
 
