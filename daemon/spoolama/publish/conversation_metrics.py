@@ -111,8 +111,8 @@ def _retired(keys: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> list[st
     """A sentence for each of these settings."""
     found = []
     if "trim.every" in keys:
-        learned = [plan["every"] for plan in plans if plan.get("marks") == "learned"]
-        rows, why = (learned[-1], "as an earlier version learned") if learned else (EVERY, "the default")
+        rows = plans[-1]["every"] if plans else EVERY
+        why = "the default" if not plans or rows == plans[0]["every"] else "as an earlier version learned"
         found.append(
             f"The setting `every: auto` no longer exists: this job trimmed every {rows} rows, {why}."
         )

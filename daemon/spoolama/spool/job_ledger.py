@@ -494,11 +494,9 @@ class JobLedger:
         def run(db: sqlite3.Connection) -> int:
             where = "WHERE segment=? AND visible_rows != '[]'"
             db.execute(f"INSERT INTO replaced SELECT * FROM results {where}", (segment,))  # noqa: S608 - a constant
-            db.execute(
-                "UPDATE rows SET state='pending', isolated=1"
-                f" WHERE ordinal IN (SELECT ordinal FROM results {where})",
-                (segment,),
-            )
+            ordinals = f"(SELECT ordinal FROM results {where})"  # noqa: S608 - likewise
+            sql = f"UPDATE rows SET state='pending', isolated=1 WHERE ordinal IN {ordinals}"  # noqa: S608 - likewise
+            db.execute(sql, (segment,))
             rows = db.execute(f"DELETE FROM results {where}", (segment,)).rowcount  # noqa: S608 - likewise
             _add_verdict(db, segment, verdict)
             return rows

@@ -157,7 +157,7 @@ WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS
             "UPDATE plan SET body = json_remove(body, '$.marks')",  # of versions that learned `every`
             "ALTER TABLE rows ADD COLUMN request TEXT",  # `service/intake.py` stores the requests
         ),
-        "SELECT 1 WHERE 0",  # every ledger can be migrated: only names change
+        "SELECT 1 WHERE 0",  # every ledger can be migrated: no prompt changes
     ),
 )
 """The steps, oldest first. Format 1 has none: its plans lack values that format 2 needs for trims."""

@@ -299,7 +299,7 @@ def test_a_part_without_rows_says_nothing() -> None:
         ),
         (
             WINDOW,
-            {"asked_models": ["a", None]},
+            {"own_requests": True},
             "the rows bring their own requests or models, and are not audited",
             "The rows bring their own requests or models, and are not audited.",
         ),

@@ -152,7 +152,7 @@ def test_why_a_pilot_stopped_early_is_said(
             "`pilot: 0`, so each row was asked in isolation",
         ),
         ("gold: gold\ntrim: {strategy: auto, pilot: 90}\n", {}, "the job ended before its pilot did"),
-        (AUTO, {"asked_models": ["a", None]}, "each row was asked in isolation"),
+        (AUTO, {"own_requests": True}, "each row was asked in isolation"),
     ],
 )
 def test_a_job_without_a_pilot_says_why(tmp_path: Path, side: str, meta: dict[str, Any], why: str) -> None:
