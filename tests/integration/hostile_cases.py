@@ -171,7 +171,7 @@ CASES = [
     Case("surrogate", prompt("{{ '\\ud800' }}{{ name }}"), "template_error", ("a lone surrogate",)),
     Case("score", side("prompt: '{{ name }}'\ntrim: {strategy: important, score: '10 ** (10 ** (9 + "
                        "(name|length)))'}\n", b"name\n" + b"a\nb\nc\nd\n" * 3), LIMIT,
-         ("3 rows met a limit of evaluation; the last: the score took longer than 2 s on line 4",),
+         ("3 rows exceeded a limit of the evaluation; the last: the score took longer than 2 s on line 4",),
          answered=True),
     Case("sexagesimal", side("prompt: '{{ name }}'\na: " + ":".join("1" * 450_000) + "\n"), BAD,
          ("sexagesimal.yaml:3:4: a: this number has more than 100 characters",)),

@@ -1,7 +1,4 @@
-"""Evaluates what users wrote: sidecars, and for the rows of a job templates, schemas and scores.
-
-Nothing of it runs in the service: each call is a task of the evaluation process, within limits.
-"""
+"""Evaluates what users wrote in the evaluation process: sidecars, templates, schemas and scores."""
 
 from __future__ import annotations
 
@@ -25,20 +22,20 @@ from spoolama.regular import open_regular
 __all__ = ["EVALUATION_LIMIT", "Evaluator", "JobEvaluator"]
 
 EVALUATION_LIMIT = "evaluation_limit"
-"""Code of a row whose template, schema or score met a limit."""
+"""Error code of a row whose template, schema or score exceeded a limit."""
 
 _ROW_CPU_S = 2.0
 _FILE_CPU_S = 10.0
 _MOST_LIMITS = 3
 _STOP_S = 10.0
-"""Seconds after a wish to stop for which answers that are there are still checked: 256 of them that take 2 s
-each would hold up the next job for minutes."""
+"""For this many seconds after a request to stop, received answers are still checked. 256 checks of 2 s each
+would delay the next job by minutes."""
 _KEYS = {"render": "`prompt`", "line": "the requests", "check": "`format`", "score": "`trim.score`"}
-"""What to simplify where tasks of a kind met a limit."""
+"""What to simplify if tasks of a kind exceed a limit."""
 
 
 class Evaluator:
-    """Evaluates sidecars, and makes a `JobEvaluator` for the rows of a job.
+    """Evaluates sidecars, and creates a `JobEvaluator` for the rows of a job.
 
     Args:
         runner: Runs the tasks.
@@ -50,17 +47,16 @@ class Evaluator:
     async def load_sidecar(
         self, path: Path, *, openai: bool = False, cpu_s: float = _FILE_CPU_S, begun: bool = False
     ) -> Sidecar:
-        """Read and check a sidecar; its file name is in every problem.
+        """Read and check a sidecar; every problem names the file.
 
         Args:
             path: The file.
             openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
-            begun: Whether its job has begun, perhaps under an earlier version with other keys.
-            cpu_s: Processor time that it may take, in seconds.
-            begun: Whether its job has begun: then settings that earlier versions had are left out.
+            cpu_s: CPU time limit in seconds.
+            begun: Whether its job has begun. Then keys of earlier versions are accepted.
 
         Raises:
-            SidecarError: with every problem found.
+            SidecarError: with every problem.
             OSError: the file cannot be read.
         """
         text = await asyncio.to_thread(_text_of, path)
@@ -75,26 +71,17 @@ class Evaluator:
         cpu_s: float = _FILE_CPU_S,
         begun: bool = False,
     ) -> Sidecar:
-        """Check a sidecar's text; arguments and errors as `load_sidecar`'s.
-
-        Args:
-            text: The file's content.
-            name: Its name as the person knows it.
-            openai: Whether it belongs to OpenAI batch lines.
-            begun: Whether its job has begun.
-            cpu_s: Processor time that it may take, in seconds.
-            begun: Whether its job has begun.
-        """
+        """Check the text of a sidecar with this file name; otherwise like `load_sidecar`."""
         arguments = [text.decode("latin-1"), name, openai, begun]
         return Sidecar.model_validate_json(await self._file("sidecar", arguments, name, cpu_s))
 
     async def column_problems(self, path: Path, columns: Sequence[str], data: str) -> list[Problem]:
-        """Columns that a sidecar names and the header does not have.
+        """Return a problem for each column that a sidecar names and the header lacks.
 
         Args:
-            path: The sidecar, valid elsewhere or not.
+            path: The sidecar; it may have other problems.
             columns: The header.
-            data: The data file's name as the person knows it.
+            data: The data file's name as the user knows it.
 
         Raises:
             SidecarError: it cannot be read.
@@ -113,19 +100,11 @@ class Evaluator:
         beat: Callable[[], None] | None = None,
         stops: Callable[[], bool] | None = None,
     ) -> JobEvaluator:
-        """What evaluates the rows of one job.
-
-        Args:
-            data: Name of the data file, for messages.
-            limits_met: Rows of it that met a limit before, in an earlier run.
-            beat: Called after each task: a row may take seconds, and the watchdog waits for a sign of life.
-            stops: Whether the job is to stop: then no row is rendered any more, and 10 s later no answer is
-                checked.
-        """
+        """Create the evaluator of one job; the arguments are those of `JobEvaluator`."""
         return JobEvaluator(self._runner, data, limits_met, beat, stops)
 
     async def aclose(self) -> None:
-        """Give everything back."""
+        """Release all resources."""
         await self._runner.aclose()
 
     async def __aenter__(self) -> Self:
@@ -144,19 +123,20 @@ class Evaluator:
         except TaskLost as lost:
             message = f"this file was not read: the evaluation process ended {lost}"
         except _Defect as defect:
-            message = f"reading this file failed by a defect of spoolama: {defect}"
+            message = f"reading this file failed because of a defect in spoolama: {defect}"
         raise SidecarError([Problem(name, None, None, "", message)])
 
 
 class JobEvaluator:
-    """Evaluates the rows of one job; the third row that meets a limit is the last one.
+    """Evaluates the rows of one job; ends the job when three rows have exceeded a limit.
 
     Args:
         runner: Runs the tasks.
         data: Name of the data file, for messages.
-        limits_met: Rows of the job that met a limit before.
-        beat: Called after each task.
-        stops: Whether the job is to stop.
+        limits_met: Number of rows that exceeded a limit in earlier runs of the job.
+        beat: Called after each task, because a row may take seconds and the watchdog expects signs of life.
+        stops: Returns whether the job shall stop. Then no further row is rendered, and after 10 s no further
+            answer is checked.
     """
 
     def __init__(
@@ -177,7 +157,7 @@ class JobEvaluator:
         self._schema: tuple[object, str] = (None, "")
 
     async def render(self, template: str, fields: Mapping[str, Any], line: int) -> str:
-        """The prompt of a row.
+        """Render the prompt of a row.
 
         Args:
             template: The sidecar's `prompt`.
@@ -186,8 +166,8 @@ class JobEvaluator:
 
         Raises:
             RowError: `template_undefined`, `template_error`, `empty_prompt`, `evaluation_limit`.
-            JobError: too many rows met a limit.
-            Abandoned: the job is to stop, and this row had not begun.
+            JobError: too many rows exceeded a limit.
+            Abandoned: the job stops, and the task had not started.
         """
         prompt = await self._row("render", template, [fields], "the template", line)
         return str(prompt)
@@ -205,17 +185,17 @@ class JobEvaluator:
     async def check(
         self, format: Mapping[str, Any] | Literal["json"] | None, answer: str, line: int
     ) -> object | None:
-        """The answer's value where JSON was asked for; None for free text.
+        """Validate an answer; returns its value if JSON was requested, None for free text.
 
         Args:
             format: A valid JSON Schema, "json" for any JSON, or None for free text.
-            answer: As the model wrote it.
+            answer: The text of the answer.
             line: The row's line in its file, for messages.
 
         Raises:
-            RowError: `answer_empty`, `answer_invalid` with the place and the reason, `evaluation_limit`.
-            JobError: too many rows met a limit.
-            Abandoned: the job should have stopped 10 s ago, and this check had not begun.
+            RowError: `answer_empty`, `answer_invalid` with location and reason, `evaluation_limit`.
+            JobError: too many rows exceeded a limit.
+            Abandoned: the job stops since 10 s, and the task had not started.
         """
         value = parse_answer(answer, json=format is not None)
         if isinstance(format, Mapping):
@@ -228,11 +208,11 @@ class JobEvaluator:
         return value
 
     async def score(self, expression: str, fields: Mapping[str, Any], answer: str, line: int) -> float:
-        """The importance of a row, larger is more; minus infinity where there is none.
+        """Compute the score of a row: a higher number is more important; minus infinity if it has none.
 
         Raises:
-            JobError: too many rows met a limit.
-            Abandoned: the job should have stopped 10 s ago, and this score had not begun.
+            JobError: too many rows exceeded a limit.
+            Abandoned: the job stops since 10 s, and the task had not started.
         """
         try:
             return float(await self._row("score", expression, [fields, answer], "the score", line))
@@ -240,17 +220,17 @@ class JobEvaluator:
             return -math.inf
 
     def _text(self, schema: Mapping[str, Any]) -> str:
-        """The schema as JSON; rows of a job mostly share one."""
+        """The schema as JSON; most rows of a job have the same one."""
         if self._schema[0] is not schema:
             self._schema = schema, json.dumps(schema)
         return self._schema[1]
 
     async def _row(self, kind: str, definition: str, arguments: list[Any], what: str, line: int) -> Any:
         if (met := self._met.get((kind, line))) is not None:
-            raise RowError(EVALUATION_LIMIT, met)  # it would meet the limit again
+            raise RowError(EVALUATION_LIMIT, met)  # it would exceed the limit again
         if self._over():
             raise self._too_many()
-        # A row whose answer is there is finished, if it does not take long; one still to be asked is left.
+        # A row that has an answer is finished if that is quick; a row that was not asked yet is left.
         unwanted = self._unwanted if kind in ("render", "line") else self._unwanted_late
         try:
             return _value(await self._runner.run(kind, definition, arguments, _ROW_CPU_S, unwanted))
@@ -262,10 +242,10 @@ class JobEvaluator:
             message = self._met[kind, line] = f"{what} {limit}{self._on(line)}"
             raise RowError(EVALUATION_LIMIT, message) from None
         except TaskLost as lost:
-            text = f"{what} was given up{self._on(line)}: the evaluation process ended {lost}"
+            text = f"{what} failed{self._on(line)}: the evaluation process ended {lost}"
             raise RowError("evaluation_failed", text) from None
         except _Defect as defect:
-            text = f"{what} failed{self._on(line)} by a defect of spoolama: {defect}"
+            text = f"{what} failed{self._on(line)} because of a defect in spoolama: {defect}"
             raise RowError("evaluation_failed", text) from None
         finally:
             if self._beat is not None:
@@ -285,7 +265,7 @@ class JobEvaluator:
         return self._over() or (stopped_s is not None and stopped_s >= _STOP_S)
 
     def _stopped_for(self) -> float | None:
-        """Seconds since the wish to stop was seen first; None: there is none."""
+        """Seconds since the stop was first noticed; None: the job does not stop."""
         if self._stops is None or not self._stops():
             return None
         now = asyncio.get_running_loop().time()
@@ -300,14 +280,14 @@ class JobEvaluator:
         last = f"; the last: {list(self._met.values())[-1]}" if self._met else ""
         keys = {_KEYS[kind] for kind, _ in self._met}
         return JobError(
-            f"{self._rows_met()} rows met a limit of evaluation{last}",
+            f"{self._rows_met()} rows exceeded a limit of the evaluation{last}",
             fix=f"Simplify {' and '.join(sorted(keys)) or 'the sidecar'}, or shorten these rows.",
             code=EVALUATION_LIMIT,
         )
 
 
 class _Defect(Exception):
-    """An exception that nobody expected in the process."""
+    """An unexpected exception in the evaluation process."""
 
 
 def _value(reply: list[Any]) -> Any:

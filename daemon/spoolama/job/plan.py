@@ -1,8 +1,7 @@
-"""The plan: everything besides input, sidecar and ledger that decides what a row is asked.
+"""Defines the plan, which decides the prompts of a job together with input, sidecar and ledger.
 
-Plans are numbered.
-What is learned while a job runs becomes a new version, written to the ledger before it is used and in force
-from its `from_segment` on, so that every prompt can be rebuilt from what is on disk.
+Plans are numbered. What is learned while a job runs becomes a new version. It is written to the ledger before
+it is used, and applies from its `from_segment` on, so that every prompt can be rebuilt from the ledger.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from spoolama.job.sidecar import Sidecar
 __all__ = ["PILOT_ROWS", "Plan", "first_plan", "pilot_asks", "sees_others"]
 
 _SAFE_TOKENS_PER_BYTE = 1.0
-"""A tokenizer hardly ever makes more tokens than there are bytes; what the server counts lowers it."""
+"""A text rarely has more tokens than bytes; the counts of the server reduce this bound."""
 
 _OVERHEAD_TOKENS = 16
-"""Tokens that a chat template puts around one message, generously; `<start_of_turn>model\\n` is 3."""
+"""Upper bound of the tokens that a chat template adds to a message; `<start_of_turn>model\\n` is 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,51 +26,51 @@ class Plan:
     """One numbered version of the rules by which conversations are built and trimmed."""
 
     version: int
-    """1 for the first, counted up."""
+    """1 for the first version."""
     from_segment: int
-    """0-based segment from which on this version is in force."""
+    """0-based number of the first segment with this version."""
     segment_rows: int
-    """Rows of one conversation; 1: each row alone; 0: all rows of the job."""
+    """Rows of one conversation; 1: each row in isolation; 0: all rows of the job."""
     strategy: str
-    """What a trim keeps: a name in `context/trimming.STRATEGIES`."""
+    """Decides what a trim keeps: a name in `context/trimming.STRATEGIES`."""
     high: float = 0.75
-    """A trim is due in any case when the prompt would pass this share of the room."""
+    """A trim is always due before the prompt exceeds this share of num_ctx - num_predict."""
     low: float = 0.375
-    """A trim keeps no more rows than fit this share of the room."""
+    """After a trim, the prompt fits this share of num_ctx - num_predict."""
     every: int = 0
-    """A trim is due when so many rows were added since the last one; 0: tokens alone decide."""
+    """A trim is due when this many rows were added since the last one; 0: only tokens cause a trim."""
     keep: int = 0
-    """Rows that a trim keeps at most."""
+    """Maximum number of rows that a trim keeps."""
     important: int = 0
-    """`hybrid`: how many of the kept rows are chosen by score."""
+    """`hybrid`: number of kept rows that are chosen by score."""
     score: str | None = None
-    """What makes a row important."""
+    """How the score of a row is computed."""
     tokens: int | None = None
-    """`budget`: tokens of earlier rows at most."""
+    """`budget`: maximum tokens of earlier rows."""
     anchors: tuple[int, ...] = ()
-    """0-based ordinals of the rows that stand right behind the prefix, in their order there."""
+    """0-based ordinals of the anchors, in the order of the prompt."""
     gold: bool = False
-    """Whether the anchors carry their gold answers."""
+    """Whether the anchors have their known answers instead of the model's."""
     prefix_tokens: int | None = None
-    """Upper bound of the shared prefix, from prompts of rows that were asked alone."""
+    """Upper bound of the prefix in tokens, from the prompts of isolated rows."""
     tokens_per_byte: float = _SAFE_TOKENS_PER_BYTE
-    """Upper bound used for the length of a text nobody has counted yet."""
+    """Upper bound for texts whose tokens no server has counted."""
     overhead_tokens: int = _OVERHEAD_TOKENS
-    """Tokens of the chat template around one message, upper bound."""
+    """Upper bound of the tokens that the chat template adds to a message."""
     window: int | None = None
-    """Window in tokens, where the server turned out to hold a smaller one than was asked for."""
+    """Context window in tokens, if the server has loaded a smaller one than requested."""
 
     def next_version(self, *, from_segment: int, **changes: Any) -> Plan:
-        """The same plan with changes, one version on, in force from `from_segment`."""
+        """The next version of the plan, with these changes, from segment `from_segment` on."""
         return replace(self, version=self.version + 1, from_segment=from_segment, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
+        """The plan as JSON values."""
         return {**asdict(self), "anchors": list(self.anchors)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The plan that `to_json` gave.
+        """The plan from the values of `to_json`.
 
         Raises:
             ValueError: a key is missing or unknown.
@@ -85,17 +84,17 @@ class Plan:
 
 
 PILOT_ROWS = 5000
-"""Jobs with fewer rows have no pilot unless the sidecar asks for one: 2 % of them can prove little."""
+"""Jobs with fewer rows have a pilot only if the sidecar sets one: 2 % of their rows prove little."""
 _PILOT_SHARE = 0.02
-"""Of the job's rows: answers that a pilot takes at most."""
+"""Maximum number of answers for the pilot, as a share of the rows."""
 _LEAST_SEGMENT = 21
-"""Rows of a segment after a pilot, so that every form has its longest conversation."""
+"""Minimum rows of a segment after a pilot, so that each form reaches its longest conversation."""
 _SEGMENTS = 16
-"""So many segments a small job is cut into, for lanes to share."""
+"""Number of segments of a small job, so that several lanes can work."""
 
 
 def pilot_asks(sidecar: Sidecar, total: int) -> int:
-    """Answers that the pilot of a job of `total` rows may take; 0: there is none, as without gold."""
+    """Maximum number of answers for the pilot of a job of `total` rows; 0: it has no pilot."""
     trim = sidecar.trim
     if sidecar.mode == "isolated" or trim.strategy != "auto" or sidecar.gold is None:
         return 0
@@ -105,11 +104,11 @@ def pilot_asks(sidecar: Sidecar, total: int) -> int:
 
 
 def sees_others(sidecar: Sidecar, total: int | None = None) -> bool:
-    """Whether any row of a job of `total` rows may have others in sight.
+    """Whether the prompt of any row of a job may contain other rows.
 
     Args:
-        sidecar: What is asked.
-        total: Rows of the job; None: not known yet, and what depends on it may be.
+        sidecar: The job's sidecar.
+        total: Number of rows; None: unknown, so the answer is True if it depends on the number.
     """
     trim = sidecar.trim
     if sidecar.mode == "isolated":
@@ -124,12 +123,12 @@ def sees_others(sidecar: Sidecar, total: int | None = None) -> bool:
 
 
 def first_plan(sidecar: Sidecar, total: int = 0, *, pilot: bool = False) -> Plan:
-    """The plan that a job starts with: the sidecar's wishes, and safe bounds where nothing is measured.
+    """The first plan of a job, with safe bounds for everything that is not measured yet.
 
     Args:
-        sidecar: What is asked.
-        total: Rows of the job.
-        pilot: Whether a pilot is to choose what stands before a row. Without one `auto` isolates each row.
+        sidecar: The job's sidecar.
+        total: Number of rows.
+        pilot: Whether a pilot will choose the form of the prompt. Without a pilot, `auto` isolates each row.
     """
     auto = sidecar.trim.strategy == "auto"
     if sidecar.mode == "isolated" or (auto and not pilot):

@@ -322,7 +322,7 @@ def test_the_third_row_that_meets_a_limit_ends_the_job_with_the_errors_of_all_th
     bench = Bench(tmp_path, texts(40), SIDECAR + "mode: isolated\n")
     bench.runner.meets = meets(("render",), range(2, 40))
 
-    with pytest.raises(JobError, match="3 rows met a limit of evaluation") as caught:
+    with pytest.raises(JobError, match="3 rows exceeded a limit of the evaluation") as caught:
         bench.run(lanes)
     assert caught.value.code == "evaluation_limit"
     assert {o.line for o in bench.outcomes if o.state == "failed"} == {4, 5, 6}
@@ -340,7 +340,9 @@ def test_a_score_that_meets_a_limit_makes_its_row_the_least_important(tmp_path: 
     (tmp_path / "third").mkdir()
     bench = Bench(tmp_path / "third", texts(20), side)
     bench.runner.meets = meets(("score",), (3, 9, 11))
-    with pytest.raises(JobError, match="3 rows met a limit of evaluation; the last: the score took longer"):
+    with pytest.raises(
+        JobError, match="3 rows exceeded a limit of the evaluation; the last: the score took longer"
+    ):
         bench.run()
 
 

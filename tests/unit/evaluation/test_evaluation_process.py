@@ -182,7 +182,7 @@ def test_a_task_whose_process_is_killed_each_time_is_given_up_without_blame(
                 await waiting
             assert raised.value.code == "evaluation_failed"
             assert str(raised.value) == (
-                f"the template was given up on line {line} of data.csv: the evaluation process ended "
+                f"the template failed on line {line} of data.csv: the evaluation process ended "
                 "3 times; the last time it was killed (SIGKILL, by the kernel where memory runs out)"
             )
         assert await rows.render("{{ a }}", {"a": 2}, 10) == "2"
@@ -426,10 +426,12 @@ def test_the_third_row_that_meets_a_limit_ends_the_job() -> None:
         runner.meets = lambda _kind, _arguments: None
         with pytest.raises(RowError, match="on line 13"):
             await rows.render("{{ a }}", {"a": 1}, 13)
-        with pytest.raises(JobError, match=r"3 rows met a limit of evaluation; the last: .* on line 14"):
+        with pytest.raises(
+            JobError, match=r"3 rows exceeded a limit of the evaluation; the last: .* on line 14"
+        ):
             await rows.render("{{ a }}", {"a": 1}, 15)
         assert await Evaluator(runner).of_job(limits_met=2).render("{{ a }}", {"a": 1}, 2) == "1"
-        with pytest.raises(JobError, match="3 rows met a limit of evaluation"):
+        with pytest.raises(JobError, match="3 rows exceeded a limit of the evaluation"):
             await Evaluator(runner).of_job(limits_met=3).render("{{ a }}", {"a": 1}, 2)
 
     asyncio.run(main())
@@ -482,10 +484,10 @@ def test_a_defect_of_ours_is_contained(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(InlineRunner, "run", defect)
         with pytest.raises(
-            RowError, match="the template failed on line 2 by a defect of spoolama: ZeroDivisionError"
+            RowError, match="the template failed on line 2 because of a defect in spoolama: ZeroDivisionError"
         ):
             await evaluator.of_job().render("{{ a }}", {"a": 1}, 2)
-        with pytest.raises(SidecarError, match=r"a\.yaml: reading this file failed by a defect"):
+        with pytest.raises(SidecarError, match=r"a\.yaml: reading this file failed because of a defect"):
             await evaluator.parse_sidecar(b"model: m", "a.yaml")
 
     asyncio.run(main())

@@ -70,10 +70,10 @@ def test_openai_lines_need_neither_model_nor_prompt() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("audit: 50\n", [(1, 1, "audit", "OpenAI lines have no audit", "leave it out")]),
+        ("audit: 50\n", [(1, 1, "audit", "OpenAI lines have no audit", "remove it")]),
         (
             "options: {}\non_harm: isolate\n",
-            [(2, 1, "on_harm", "OpenAI lines have no audit that could show harm", "leave it out")],
+            [(2, 1, "on_harm", "OpenAI lines have no audit", "remove it")],
         ),
         ("trim: {strategy: window}\naudit: 0\non_harm: report\n", None),
     ],
@@ -106,7 +106,7 @@ def test_a_setting_of_an_earlier_version_is_taken_only_for_a_job_that_has_begun(
                 3,
                 "trim.every",
                 '"auto" is not a whole number of rows from 1 to 100000',
-                "every is a number of rows, 30 if it is left out (20 with strategy reset, 1 with anchors)",
+                "every is a number of rows; the default is 30 (20 with strategy reset, 1 with anchors)",
             )
         ]
 
@@ -173,7 +173,7 @@ BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next lin
             OK + "options: {num_ctx: 200}\ntrim: {low: 0.9}\n",
             [
                 (3, 11, "options.num_ctx",
-                 "num_predict 256 leaves no room for a prompt in num_ctx 200", None),
+                 "num_predict 256 leaves no space for a prompt in num_ctx 200", None),
                 (4, 8, "trim.low", "low 0.9 must be below high 0.75", None),
             ],
             id="numbers that do not fit together",
@@ -185,8 +185,8 @@ BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next lin
                 (3, 35, "trim.keep", '"x" is not a whole number of rows from 1 to 100000',
                  "for example keep: 20"),
                 (3, 44, "trim.anchors",
-                 "anchors means nothing with strategy window; it goes with anchors, hybrid", None),
-                (3, 56, "trim.pilot", "pilot means nothing with strategy window; it goes with auto", None),
+                 "anchors is not a key of strategy window; it belongs to anchors, hybrid", None),
+                (3, 56, "trim.pilot", "pilot is not a key of strategy window; it belongs to auto", None),
                 (3, 66, "trim.low", "low 0.9 must be below high 0.75", None),
             ],
             id="what does not fit together is not hidden by what is wrong",
@@ -212,11 +212,11 @@ BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next lin
             [
                 (3, 1, "seed", "unknown key", "it belongs under options: options: {seed: …}"),
                 (4, 11, "options.num_ctx",
-                 "num_predict 256 leaves no room for a prompt in num_ctx 200", None),
+                 "num_predict 256 leaves no space for a prompt in num_ctx 200", None),
                 (4, 25, "options.top_k", '"x" is not a whole number from 0', "for example top_k: 40"),
                 (6, 1, "audit",
                  "with mode: isolated each row is asked in isolation, so there is nothing to audit",
-                 "leave audit out, or let rows see others"),
+                 "remove audit, or set trim so that rows see earlier rows"),
             ],
             id="in every part of the file",
         ),
@@ -301,7 +301,7 @@ BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next lin
         ),
         pytest.param(
             OK + "gold: g\nformat: {properties: {a: {}, b: {}}}\n",
-            [(3, 1, "gold", "the answer has several keys: say in answer_key which one is compared",
+            [(3, 1, "gold", "the answer has several keys; answer_key must name the one to compare",
               "for example answer_key: a")],
             id="gold needs answer_key",
         ),
@@ -401,7 +401,7 @@ def test_names_that_summary_and_metrics_repeat_have_a_limit(
     ((line, column, p_key, message, hint),) = problems(text.format("m" * length), openai=True)
     assert message == f"this name has {length:,} characters; the limit is {most}"
     assert p_key.startswith(key)
-    assert (line, hint) == (text[: text.index("{}")].count("\n") + 1, "write a shorter one")
+    assert (line, hint) == (text[: text.index("{}")].count("\n") + 1, "use a shorter one")
     assert column is not None
 
 

@@ -12,17 +12,17 @@ from unit.evaluation.sidecar_problems import OK, problems
 @pytest.mark.parametrize(
     ("trim", "said"),
     [
-        ("{strategy: anchors, choose: important}", "needs a score: uncertain"),
+        ("{strategy: anchors, choose: important}", "choose important needs score: uncertain"),
         (
             "{strategy: anchors, choose: important, score: spread}",
-            "needs a score: uncertain",
+            "choose important needs score: uncertain",
         ),
         (
             "{strategy: anchors, score: answer.score}",
-            "score means nothing here; with strategy anchors",
+            "score has no effect; with strategy anchors",
         ),
-        ("{strategy: hybrid, score: uncertain}", "score means nothing here; with strategy hybrid"),
-        ("{strategy: window, score: uncertain}", "score means nothing with strategy window"),
+        ("{strategy: hybrid, score: uncertain}", "score has no effect; with strategy hybrid"),
+        ("{strategy: window, score: uncertain}", "score is not a key of strategy window"),
         ("{strategy: hybrid, important: 3, score: uncertain}", None),
         ("{strategy: anchors, choose: important, score: uncertain}", None),
     ],
@@ -80,8 +80,8 @@ def test_a_pilot_needs_known_answers() -> None:
     (found,) = problems(OK + "trim: {pilot: 300}\n")
     assert found[2:] == (
         "trim.pilot",
-        "without gold there is no pilot: each row is asked in isolation",
-        "name a column of known answers with gold, or leave pilot out",
+        "a pilot needs gold; without gold each row is asked in isolation",
+        "set gold to a column with known answers, or remove pilot",
     )
     for trim in ("{pilot: 0}", "{pilot: auto}", "{strategy: auto}"):
         assert parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")

@@ -34,7 +34,7 @@ Prepared = Callable[..., Any]
 
 
 class Tasks:
-    """Runs tasks, and keeps what was prepared of their definitions."""
+    """Runs tasks, and caches their prepared definitions (templates, schemas, expressions)."""
 
     def __init__(self) -> None:
         self._prepared: dict[tuple[str, str], Prepared] = {}
@@ -46,8 +46,8 @@ class Tasks:
             `["ok", value]`; `["row", code, message, details]` for a RowError; `["sidecar", problems]`.
 
         Raises:
-            MemoryError: it needs more memory than the process may have.
-            Exception: a defect of ours.
+            MemoryError: it needs more memory than the limit of the process.
+            Exception: a defect in spoolama.
         """
         try:
             return ["ok", self._ready(kind, definition)(*arguments)]
@@ -57,7 +57,7 @@ class Tasks:
             return ["sidecar", [asdict(problem) for problem in error.problems]]
 
     def forget(self, definition: str) -> None:
-        """Drop what was prepared of this definition."""
+        """Remove this definition from the cache."""
         for kind in _PREPARE:
             self._prepared.pop((kind, definition), None)
 
@@ -72,7 +72,7 @@ class Tasks:
 def _render(source: str) -> Prepared:
     try:
         return PromptTemplate(source).render
-    except TemplateProblem as problem:  # its sidecar was accepted, by another version perhaps
+    except TemplateProblem as problem:  # perhaps another version accepted the sidecar
         raise RowError("template_error", f"the template, line {problem.line}: {problem.message}") from None
 
 
@@ -115,7 +115,7 @@ _PREPARE: dict[str, Callable[[str], Prepared]] = {
     "sidecar": _sidecar,
     "columns": _columns,
 }
-"""Kind of task to what prepares its definition. Bytes travel as latin-1, one character a byte."""
+"""By kind of task: prepares a definition. Bytes are sent as Latin-1 text, one character per byte."""
 
 
 _LONG_S = 0.05

@@ -1,4 +1,4 @@
-"""From the sidecar's text to checked JSON of a `Sidecar`, or to every problem it has at once."""
+"""Reads and checks the text of a sidecar, and reports all its problems at once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _MODELS: dict[str, type[BaseModel]] = {
 _REQUIRED = ("model", "prompt")
 
 _ROUNDS = 50
-"""More than there are keys that may fail to fit together."""
+"""More than the number of keys that can contradict each other."""
 
 _SYNONYMS = {
     "instruction": "system",
@@ -64,7 +64,7 @@ _SYNONYMS = {
     "context": "options.num_ctx",
     "ctx": "options.num_ctx",
 }
-"""What people call these keys elsewhere, where the spelling is too far off to be guessed."""
+"""Names of these keys in other programs."""
 
 
 def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun: bool = False) -> Sidecar:
@@ -72,23 +72,18 @@ def parse_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun: 
 
     Args:
         text: The file's text or bytes.
-        name: Its name as the person knows it.
+        name: Its name as the user knows it.
         openai: Whether it belongs to OpenAI batch lines, which need neither model nor prompt.
-        begun: Whether its job has begun, perhaps under an earlier version: then keys of that one count.
+        begun: Whether its job has begun. Then keys of earlier versions are accepted.
 
     Raises:
-        SidecarError: with every problem found.
+        SidecarError: with every problem.
     """
     return Sidecar.model_validate_json(checked_sidecar(text, name, openai=openai, begun=begun))
 
 
 def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun: bool = False) -> str:
-    """The JSON of which `Sidecar` is made without a problem; errors as `parse_sidecar`'s.
-
-    Args:
-        text, name, openai: As for `parse_sidecar`.
-        begun: Whether its job has begun: then settings that earlier versions had are left out.
-    """
+    """Check a sidecar's text like `parse_sidecar`; returns JSON for `Sidecar.model_validate_json`."""
     tree = read_yaml(text, name)
     if not tree.data:
         raise SidecarError(tree.problems or [Problem(name, None, None, "", "the file is empty")])
@@ -103,7 +98,7 @@ def checked_sidecar(text: str | bytes, name: str, *, openai: bool = False, begun
 
 
 class _Check:
-    """One pass over one sidecar."""
+    """The check of one sidecar."""
 
     def __init__(self, tree: Tree, name: str, *, openai: bool, begun: bool) -> None:
         self._tree = tree
@@ -112,11 +107,11 @@ class _Check:
         self._begun = begun
         self.problems = list(tree.problems)
         self._bad = {p.key for p in tree.problems}
-        self._meant: set[str] = set()  # required keys that stand there misspelled
-        self._gone: dict[KeyPath, set[str]] = {}  # by mapping: keys whose real value nobody knows
+        self._meant: set[str] = set()  # required keys that are present but misspelled
+        self._gone: dict[KeyPath, set[str]] = {}  # by mapping: keys whose value is unknown
 
     def run(self) -> Sidecar | None:
-        """The sidecar, if nothing is wrong; `problems` otherwise."""
+        """Check everything; returns the sidecar if it can be built. `problems` has the problems."""
         data = self._tree.data
         sidecar = self._validated()
         for key in () if self._openai else _REQUIRED:
@@ -137,15 +132,15 @@ class _Check:
         return sidecar
 
     def _validated(self) -> Sidecar | None:
-        """The sidecar, or what is left of it without the keys that are wrong.
+        """The sidecar without its invalid keys.
 
-        pydantic looks whether keys fit together only where each of them is right, and stops at the first two
-        that do not. So what is wrong is left out and the rest looked at again.
+        pydantic checks whether keys contradict each other only if each of them is valid, and stops at the
+        first contradiction. So invalid keys are removed and the rest is checked again.
         """
         rest = copy.deepcopy(self._tree.data)
         for _ in range(_ROUNDS):
             try:
-                # By way of JSON: there a list is as good as a tuple, while types stay strict.
+                # From JSON, where strict types accept a list for a tuple.
                 return Sidecar.model_validate_json(json.dumps(rest))
             except ValidationError as error:
                 wrong = [self._translate(problem) for problem in error.errors()]
@@ -158,7 +153,7 @@ class _Check:
         return None
 
     def _leave_out(self, rest: dict[str, Any], path: KeyPath) -> bool:
-        """Take a key out; a list as a whole, since the places of its items count. False: nothing is left."""
+        """Remove a key, or the whole list that contains it. Returns False if the path is empty."""
         items = [n for n, step in enumerate(path) if isinstance(step, int)]
         path = path[: items[0]] if items else path
         if not path:
@@ -171,12 +166,12 @@ class _Check:
         return True
 
     def _unknown(self) -> set[str]:
-        """Top keys that are left out, or that something in them is."""
+        """Top-level keys that were removed, in whole or in part."""
         return self._gone.get((), set()) | {str(path[0]) for path in self._gone if path}
 
     def _gone_with(self, path: KeyPath, message: str) -> bool:
-        """Whether what does not fit together is about a key that was left out: its default, not its value."""
-        about = message.partition("; it goes with")[0]  # behind it are names of strategies
+        """Whether a contradiction involves a key that was removed, so that its default was checked."""
+        about = message.partition("; it belongs to")[0]  # names of strategies follow
         return not self._gone.get(path, set()).isdisjoint(re.findall(r"\w+", about))
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None) -> None:
@@ -256,8 +251,8 @@ class _Check:
         self._add(path, "unknown key", hint)
 
     def _too_long(self, path: KeyPath, length: int, most: int) -> None:
-        """A name is too long; in `models` the path is the same for a name and for what it stands for."""
-        self._add(path, f"this name has {length:,} characters; the limit is {most:,}", "write a shorter one")
+        """A name is too long; in `models` it can be the key or its value."""
+        self._add(path, f"this name has {length:,} characters; the limit is {most:,}", "use a shorter one")
 
     def _wrong_value(self, path: KeyPath) -> None:
         words, example = EXPECTED.get(_general(path), ("something else", ""))
@@ -299,7 +294,7 @@ class _Check:
         return value
 
     def _traps(self, value: Any, path: KeyPath) -> None:
-        """`yes` in a schema is surely meant as the word: YAML reads it as true."""
+        """Report `yes` and the like in a schema: YAML reads them as true, but the word is meant."""
         if isinstance(value, dict | list):
             for step, item in value.items() if isinstance(value, dict) else enumerate(value):
                 self._traps(item, (*path, step))
@@ -345,7 +340,7 @@ class _Check:
 
 
 def _general(path: KeyPath) -> str:
-    """The dotted path with every item of a list alike: `examples[].user`."""
+    """The dotted path with `[]` for each list item: `examples[].user`."""
     out = ""
     for step in path:
         out += "[]" if isinstance(step, int) else f".{step}" if out else step

@@ -13,20 +13,19 @@ from spoolama.job.yaml_tree import Tree
 __all__ = ["Misfit", "column_problems", "misfits"]
 
 Misfit = tuple[tuple[str, ...], str, str]
-"""The key's path, what is wrong, and what to write instead."""
+"""Path of the key, problem, and hint."""
 
 
 def misfits(
     sidecar: Sidecar, *, openai: bool, begun: bool = False, unknown: Set[str] = frozenset()
 ) -> Iterator[Misfit]:
-    """Keys that ask for what the others rule out.
+    """Return the keys that contradict other keys.
 
     Args:
-        sidecar: What is asked.
+        sidecar: The sidecar.
         openai: Whether it belongs to OpenAI batch lines.
-        begun: Whether its job has begun: an earlier version may have allowed more.
-        unknown: Top keys that hold something wrong: what they will be is not known, so nothing is said that
-            depends on them.
+        begun: Whether its job has begun. Then an earlier version may have allowed more.
+        unknown: Top-level keys with invalid values; no problem that depends on them is returned.
     """
     if "vram" not in unknown:
         yield from _vram(sidecar)
@@ -40,39 +39,39 @@ def misfits(
 
 
 def _vram(sidecar: Sidecar) -> Iterator[Misfit]:
-    """A share and a number of GB cannot be compared before the card is known."""
+    """Two shares, or two numbers of GB; others can be compared only if the GPU is known."""
     vram = sidecar.vram
     if vram is None or vram.high is None or vram.critical is None:
         return
     if (vram.high <= 1) == (vram.critical <= 1) and vram.high > vram.critical:
-        yield ("vram", "high"), f"{vram.high:g} is above vram.critical {vram.critical:g}", "take less"
+        yield ("vram", "high"), f"{vram.high:g} is above vram.critical {vram.critical:g}", "use a lower value"
 
 
 def _lines(sidecar: Sidecar) -> Iterator[Misfit]:
-    """What is not done for OpenAI lines is refused rather than ignored."""
+    """OpenAI lines: features that they do not have are refused, not ignored."""
     if sidecar.trim.anchor_rows:
-        hint = "use strategy reset or window, or put the turns into the lines"
+        hint = "use strategy reset or window, or put the messages into the lines"
         yield ("trim", "strategy"), "OpenAI lines have no anchors", hint
     if sidecar.audit_rows:
-        yield ("audit",), "OpenAI lines have no audit", "leave it out"
+        yield ("audit",), "OpenAI lines have no audit", "remove it"
     if sidecar.on_harm != "report":
-        yield ("on_harm",), "OpenAI lines have no audit that could show harm", "leave it out"
+        yield ("on_harm",), "OpenAI lines have no audit", "remove it"
 
 
 def _pilot(sidecar: Sidecar) -> Iterator[Misfit]:
-    """A pilot goes by known answers alone."""
+    """A pilot needs known answers."""
     if sidecar.trim.pilot not in ("auto", 0) and sidecar.gold is None:
-        hint = "name a column of known answers with gold, or leave pilot out"
-        yield ("trim", "pilot"), "without gold there is no pilot: each row is asked in isolation", hint
+        hint = "set gold to a column with known answers, or remove pilot"
+        yield ("trim", "pilot"), "a pilot needs gold; without gold each row is asked in isolation", hint
 
 
 def _audit(sidecar: Sidecar) -> Iterator[Misfit]:
-    """An audit compares answers of a conversation with isolated ones: it needs such rows."""
-    by_default = sidecar.trim == Trim()  # whoever leaves `trim` out has chosen nothing that rules it out
+    """An audit compares answers of a conversation with isolated ones, so it needs a conversation."""
+    by_default = sidecar.trim == Trim()  # without `trim`, the user has not excluded conversations
     if not sidecar.audit_rows or sees_others(sidecar) or (sidecar.mode != "isolated" and by_default):
         return
     why = "mode: isolated" if sidecar.mode == "isolated" else "this trim or segment"
-    hint = "leave audit out, or let rows see others"
+    hint = "remove audit, or set trim so that rows see earlier rows"
     yield ("audit",), f"with {why} each row is asked in isolation, so there is nothing to audit", hint
 
 
@@ -84,7 +83,7 @@ def _answer_key(sidecar: Sidecar) -> Iterator[Misfit]:
         yield ("answer_key",), f"format has no key {sidecar.answer_key!r}", f"one of {', '.join(keys)}"
     elif sidecar.gold is not None and sidecar.answer_key is None and len(keys) > 1:
         hint = f"for example answer_key: {next(iter(keys))}"
-        yield ("gold",), "the answer has several keys: say in answer_key which one is compared", hint
+        yield ("gold",), "the answer has several keys; answer_key must name the one to compare", hint
 
 
 _KEYS = ("id", "gold")
