@@ -99,56 +99,55 @@ def read_yaml(text: str | bytes, name: str) -> Tree:
         text: The file.
         name: Its name as the user knows it, for messages.
     """
-    decoded = _decoded(text, name)
-    if isinstance(decoded, Problem):
-        return Tree({}, {}, [decoded])
+    try:
+        decoded = _decoded(text, name)
+        return _tree(decoded, name)
+    except _Broken as broken:
+        return Tree({}, {}, [broken.problem])
+
+
+def _tree(text: str, name: str) -> Tree:
     loader = None
     try:
-        loader = yaml.SafeLoader(decoded)
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
-        return Tree({}, {}, [_said(error, name, decoded)])
+        raise _Broken(_said(error, name, text)) from None
     except yaml.YAMLError as error:  # characters that YAML forbids
-        return Tree({}, {}, [_forbidden(error, name, decoded)])
+        raise _Broken(_forbidden(error, name, text)) from None
     except RecursionError:
-        return Tree({}, {}, [Problem(name, None, None, "", "nested too deeply")])
+        raise _Broken(Problem(name, None, None, "", "nested too deeply")) from None
     finally:
         if loader is not None:
             loader.dispose()
     if node is None:
-        return Tree({}, {}, [Problem(name, None, None, "", "the file is empty", "at least model and prompt")])
+        raise _Broken(Problem(name, None, None, "", "the file is empty", "at least model and prompt"))
     if not isinstance(node, yaml.MappingNode):
         mark = node.start_mark
         what = "a list" if isinstance(node, yaml.SequenceNode) else "a text without keys"
-        problem = Problem(
-            name, mark.line + 1, mark.column + 1, "", f"the file is {what}", "write `key: value` lines"
-        )
-        return Tree({}, {}, [problem])
-    builder = _Builder(name, decoded.splitlines())
-    try:
-        data = builder.value(node, ())
-    except _TooLarge as error:
-        return Tree({}, {}, [Problem(name, None, None, str(error), "aliases or nesting make this too large")])
+        hint = "write `key: value` lines"
+        raise _Broken(Problem(name, mark.line + 1, mark.column + 1, "", f"the file is {what}", hint))
+    builder = _Builder(name, text.splitlines())
+    data = builder.value(node, ())
     builder.problems.sort(key=lambda p: (p.line or 0, p.column or 0))
     return Tree(data, builder.places, builder.problems)
 
 
-def _decoded(text: str | bytes, name: str) -> str | Problem:
+def _decoded(text: str | bytes, name: str) -> str:
     if isinstance(text, str):
         text = text.encode(errors="surrogatepass")
     if len(text) > MAX_BYTES:
-        return Problem(name, None, None, "", too_large(len(text)))
+        raise _Broken(Problem(name, None, None, "", too_large(len(text))))
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return Problem(name, None, None, "", "the file is UTF-16", "save it as UTF-8")
+        raise _Broken(Problem(name, None, None, "", "the file is UTF-16", "save it as UTF-8"))
     try:
         return text.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = text[: error.start]
         line = before.count(b"\n") + 1
         column = len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
-        return Problem(
-            name, line, column, "", f"byte 0x{text[error.start]:02x} is not UTF-8", "save it as UTF-8"
-        )
+        message = f"byte 0x{text[error.start]:02x} is not UTF-8"
+        raise _Broken(Problem(name, line, column, "", message, "save it as UTF-8")) from None
 
 
 def _said(error: yaml.MarkedYAMLError, name: str, text: str) -> Problem:
@@ -184,8 +183,16 @@ def _forbidden(error: yaml.YAMLError, name: str, text: str) -> Problem:
     return Problem(name, line, column, "", f"the character U+{code:04X} is not allowed in YAML", "remove it")
 
 
-class _TooLarge(Exception):
-    """The tree has too many nodes or levels; the argument is the key."""
+class _Broken(Exception):
+    """The file cannot be read.
+
+    Args:
+        problem: The reason.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.message)
+        self.problem = problem
 
 
 class _Builder:
@@ -200,6 +207,10 @@ class _Builder:
         self.places: dict[KeyPath, Place] = {}
         self.problems: list[Problem] = []
 
+    def _too_large(self, path: KeyPath) -> _Broken:
+        message = "aliases or nesting make this too large"
+        return _Broken(Problem(self._name, None, None, dotted(path[:1]), message))
+
     def _problem(self, node: yaml.Node, path: KeyPath, message: str, hint: str | None = None) -> None:
         mark = node.start_mark
         self.problems.append(Problem(self._name, mark.line + 1, mark.column + 1, dotted(path), message, hint))
@@ -207,7 +218,7 @@ class _Builder:
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
         self._nodes += 1
         if self._nodes > _MAX_NODES or len(path) > _MAX_DEPTH:
-            raise _TooLarge(dotted(path[:1]))
+            raise self._too_large(path)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -221,7 +232,7 @@ class _Builder:
         assert isinstance(node, yaml.ScalarNode)
         self._characters += len(node.value)
         if self._characters > _MAX_CHARACTERS:
-            raise _TooLarge(dotted(path[:1]))
+            raise self._too_large(path)
         return self._scalar(node, path)
 
     def _note(self, path: KeyPath, key: yaml.Node, value: yaml.Node) -> None:

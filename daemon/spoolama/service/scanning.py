@@ -189,7 +189,7 @@ class Scanning:
 
     async def _watched(self, wakeups: Wakeups) -> None:
         if not wakeups.healthy():
-            await asyncio.to_thread(wakeups.restart)
+            await asyncio.to_thread(wakeups.start)
         trouble = wakeups.trouble
         if trouble and trouble != self._state.unwatched:
             say("service.unwatched", why=trouble)

@@ -8,11 +8,10 @@ complete (no file system event does); it only delays the claim while the client 
 
 from __future__ import annotations
 
-import heapq
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -139,17 +138,13 @@ class _Seen:
 
 
 class _Notes:
-    """Collects why names are held; keeps the notes of the oldest files and only counts the others.
+    """Collects why names are held; only the oldest files have their reason listed, the others are counted.
 
-    This keeps the size of memory, status files and journal independent of the number of files in incoming.
+    This keeps the size of status files and journal independent of the number of files in incoming.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, str, Note]] = []
-        """The newest first."""
-        self._added = 0
-        self.more_held = 0
-        self.more_waiting = 0
+        self._found: list[tuple[int, int, str, bool, Callable[[], Note]]] = []
 
     def add(self, name: str, seen: _Seen, make: Callable[[], Note], *, waiting: bool = False) -> None:
         """Add a name once.
@@ -157,24 +152,17 @@ class _Notes:
         Args:
             name: Its name in incoming.
             seen: Has the time of its last change.
-            make: Creates the note; called only if the note may be kept.
+            make: Creates the note; called only if the note is listed.
             waiting: The `waiting` of the note.
         """
-        self._added += 1
-        place = (-seen.changed_ns, -self._added)
-        if len(self._heap) < MOST_HELD:
-            heapq.heappush(self._heap, (*place, name, make()))
-            return
-        if place > self._heap[0][:2]:
-            waiting = heapq.heapreplace(self._heap, (*place, name, make()))[3].waiting
-        if waiting:
-            self.more_waiting += 1
-        else:
-            self.more_held += 1
+        self._found.append((seen.changed_ns, len(self._found), name, waiting, make))
 
-    def oldest(self) -> dict[str, Note]:
-        """The notes of the oldest files."""
-        return {name: note for _, _, name, note in self._heap}
+    def result(self) -> tuple[dict[str, Note], int, int]:
+        """The notes of the oldest files, and the number of other files: held, and waiting."""
+        self._found.sort(key=itemgetter(0, 1))
+        others = [waiting for *_, waiting, _ in self._found[MOST_HELD:]]
+        notes = {name: make() for _, _, name, _, make in self._found[:MOST_HELD]}
+        return notes, others.count(False), others.count(True)
 
 
 def can_read(path: Path) -> bool:
@@ -200,10 +188,6 @@ def take_control(spool: Spool, control: Control, *, disk: Disk = DISK) -> None:
         disk.unlink(spool.incoming / control.file)
     except FileNotFoundError:
         return  # its writer removed it
-
-
-def _given(note: Note) -> Note:
-    return note
 
 
 class Scanner:
@@ -270,12 +254,13 @@ class Scanner:
                 ready.append(verdict)
             else:
                 about = verdict.about or data
-                notes.add(about, self._seen[about], partial(_given, verdict), waiting=verdict.waiting)
+                notes.add(about, self._seen[about], partial(replace, verdict), waiting=verdict.waiting)
+        oldest, more_held, more_waiting = notes.result()
         return ScanResult(
             ready=sorted(ready, key=lambda d: (d.arrived, d.data)),
-            held=self._remember(notes.oldest()),
-            more_held=notes.more_held,
-            more_waiting=notes.more_waiting,
+            held=self._remember(oldest),
+            more_held=more_held,
+            more_waiting=more_waiting,
             controls=sorted(controls, key=lambda c: (self._seen[c.file].changed_ns, c.file)),
             look_again_s=max(0.05, min(self._due)) if self._due else None,
         )

@@ -69,7 +69,9 @@ class Wakeups:
         return None if self.healthy() else self._trouble or "the watch on the directory ended"
 
     def start(self) -> bool:
-        """Start to watch. Does not raise if the system refuses (limits, permissions): see `trouble`.
+        """Start to watch, or start again if `healthy()` returns False.
+
+        Does not raise if the system refuses (limits, permissions): see `trouble`.
 
         Returns:
             Whether the watch works.
@@ -96,10 +98,6 @@ class Wakeups:
         if self._observer is not None:
             _halt(self._observer)
         self._observer, self._identity, self._trouble = None, None, "stopped"
-
-    def restart(self) -> bool:
-        """Stop and start again. Call this when `healthy()` returns False."""
-        return self.start()
 
     def healthy(self) -> bool:
         """Whether every thread is alive and the directory has not been replaced.

@@ -112,17 +112,6 @@ def test_a_template_that_cannot_be_compiled(source: str, line: int, words: str, 
     assert (hint or "") in (caught.value.hint or "")
 
 
-def test_names_are_the_fields_that_no_row_can_do_without() -> None:
-    """So that a template can be compared with a header before anything is sent."""
-    source = (
-        "{% set own = a %}{{ own }}{{ b | upper }}{{ c | default('') }}{{ row['d e'] }}"
-        "{% if f is defined %}{{ f }}{% endif %}"
-        "{% for x in g %}{{ x }}{{ loop.index }}{% endfor %}{{ range(2) | list }}"
-    )
-
-    assert PromptTemplate(source).names() == {"a", "b", "d e", "g"}
-
-
 def test_a_prompt_has_at_most_1_mb_of_text() -> None:
     """Counted in bytes: a character may take four."""
     template = PromptTemplate("{{ name }}")

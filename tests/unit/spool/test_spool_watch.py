@@ -139,11 +139,11 @@ def test_a_directory_that_was_replaced_is_noticed(
     assert until(lambda: not watch.healthy())
     assert watch.trouble == "the watch on the directory ended"
     if way == "removed":
-        assert not watch.restart()
+        assert not watch.start()
         assert watch.trouble is not None
         assert "cannot be watched" in watch.trouble
         incoming.mkdir()
-    assert watch.restart()
+    assert watch.start()
     woken.clear()
     write(incoming)
     assert woken.wait(WAIT_S)

@@ -20,7 +20,6 @@ from jinja2 import (
     TemplateError,
     TemplateSyntaxError,
     Undefined,
-    meta,
     nodes,
     pass_environment,
 )
@@ -206,7 +205,6 @@ class PromptTemplate:
 
     def __init__(self, source: str) -> None:
         try:
-            self._tree = _ENVIRONMENT.parse(source)
             self._template: Template = _ENVIRONMENT.from_string(source)
         except TemplateSyntaxError as error:
             raise _problem(error) from None
@@ -216,19 +214,6 @@ class PromptTemplate:
             raise TemplateProblem(f"too complicated: {error}", 1) from None
         except TemplateError as error:
             raise TemplateProblem(str(error), 1) from None
-
-    def names(self) -> set[str]:
-        """Return the fields that every row must have.
-
-        This excludes names that are tested (`is defined`), have a default, or are set by the template.
-        """
-        names = {
-            name for name in meta.find_undeclared_variables(self._tree) if name not in _ENVIRONMENT.globals
-        }
-        if "row" in names:
-            names.discard("row")
-            names |= {name for name in map(_of_row, self._tree.find_all(nodes.Getitem)) if name is not None}
-        return names - set(_guarded(self._tree))
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """Render the prompt of one row.
@@ -273,27 +258,6 @@ def _problem(error: TemplateSyntaxError) -> TemplateProblem:
     elif "end of print statement" in message or "unexpected '}'" in message:
         hint = "put a field in double braces: {{ name }}, or {{ row['first name'] }} for other names"
     return TemplateProblem(message, error.lineno, hint)
-
-
-def _of_row(node: nodes.Getitem) -> str | None:
-    if isinstance(node.node, nodes.Name) and node.node.name == "row" and isinstance(node.arg, nodes.Const):
-        return node.arg.value if isinstance(node.arg.value, str) else None
-    return None
-
-
-def _guarded(tree: nodes.Template) -> list[str]:
-    """Return the names that may be missing: those tested with `is defined`, or with a default."""
-    guards: list[nodes.Node | None] = [
-        t.node for t in tree.find_all(nodes.Test) if t.name in ("defined", "undefined")
-    ]
-    guards += [f.node for f in tree.find_all(nodes.Filter) if f.name in ("default", "d")]
-    out: list[str] = []
-    for node in guards:
-        if isinstance(node, nodes.Name):
-            out.append(node.name)
-        elif isinstance(node, nodes.Getitem) and (name := _of_row(node)) is not None:
-            out.append(name)
-    return out
 
 
 def _undefined(error: FieldUndefinedError, fields: Mapping[str, Any]) -> RowError:

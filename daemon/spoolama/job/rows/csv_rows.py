@@ -28,6 +28,9 @@ _MOST_OF_NAME = 1_000
 """Maximum characters of a column name, which the ledger repeats in each row."""
 
 
+_NAME_COLUMNS = "The first line must name the columns."
+
+
 class _Unclosed(Exception):
     """A quoted cell exceeds its limit."""
 
@@ -164,60 +167,45 @@ class CsvReader(RowReader):
             self._line += 1
         if line is None:
             raise InputError(
-                f"{self.name} is empty: it has no header line.",
-                fix="The first line must name the columns.",
-                code="empty_file",
+                f"{self.name} is empty: it has no header line.", fix=_NAME_COLUMNS, code="empty_file"
             )
         lines, cells = self._record(line)
-        where = f"{self.name}, line {self._line}"
         if isinstance(cells, RowFault):
-            raise InputError(
-                f"{where}: the header cannot be read: {cells.message}.",
-                fix="Correct the first line; the file must be UTF-8.",
-                code="bad_header",
-            )
+            what = f"the header cannot be read: {cells.message}"
+            raise self._bad_header(what, "Correct the first line; the file must be UTF-8.")
         if len(cells) > self._limits.max_columns:
-            raise InputError(
-                f"{where}: the header has {len(cells):,} columns; the limit is {self._limits.max_columns:,}.",
-                fix="Remove columns that the prompt does not use.",
-                code="bad_header",
-            )
-        self._line += len(lines)
+            what = f"the header has {len(cells):,} columns; the limit is {self._limits.max_columns:,}"
+            raise self._bad_header(what, "Remove columns that the prompt does not use.")
         names = [cell.strip() for cell in cells]
         if not any(names) or "\0" in "".join(names):
-            raise InputError(
-                f"{where}: the header names no column.",
-                fix="The first line must name the columns.",
-                code="bad_header",
-            )
+            raise self._bad_header("the header names no column", _NAME_COLUMNS)
         if len(names) == 1 and self._delimiter == "," and any(sep in names[0] for sep in ";\t|"):
-            raise InputError(
-                f"{where}: the header has no comma; its columns seem to be separated by something else.",
-                fix="Separate columns by commas, or by tabs in a file that ends in .tsv.",
-                code="bad_header",
+            raise self._bad_header(
+                "the header has no comma; its columns seem to be separated by something else",
+                "Separate columns by commas, or by tabs in a file that ends in .tsv.",
             )
-        if long := [place for place, name in enumerate(names, start=1) if len(name) > _MOST_OF_NAME]:
-            raise InputError(
-                f"{where}: the name of column {long[0]} has {len(names[long[0] - 1]):,} characters; "
-                f"the limit is {_MOST_OF_NAME:,}.",
-                fix="Use a shorter name: each row is stored with its column names.",
-                code="bad_header",
-            )
-        names = [name or f"column_{place}" for place, name in enumerate(names, start=1)]
         places: dict[str, list[int]] = {}
         for place, name in enumerate(names, start=1):
-            places.setdefault(name, []).append(place)
-        twice = {name: at for name, at in places.items() if len(at) > 1}
-        if twice:
+            if len(name) > _MOST_OF_NAME:
+                raise self._bad_header(
+                    f"the name of column {place} has {len(name):,} characters; "
+                    f"the limit is {_MOST_OF_NAME:,}",
+                    "Use a shorter name: each row is stored with its column names.",
+                )
+            names[place - 1] = name or f"column_{place}"
+            places.setdefault(names[place - 1], []).append(place)
+        if twice := {name: at for name, at in places.items() if len(at) > 1}:
             what = "; ".join(_places(name, at) for name, at in islice(twice.items(), _MOST_NAMED))
             if len(twice) > _MOST_NAMED:
                 what += f"; and {len(twice) - _MOST_NAMED:,} more names"
-            raise InputError(
-                f"{where}: several columns have the same name: {what}.",
-                fix="Give each column a unique name.",
-                code="bad_header",
+            raise self._bad_header(
+                f"several columns have the same name: {what}", "Give each column a unique name."
             )
+        self._line += len(lines)
         return names
+
+    def _bad_header(self, what: str, fix: str) -> InputError:
+        return InputError(f"{self.name}, line {self._line}: {what}.", fix=fix, code="bad_header")
 
 
 def _places(name: str, columns: list[int]) -> str:
