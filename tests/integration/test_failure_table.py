@@ -87,7 +87,7 @@ def run(
         lines = [json.dumps({"text": bad if n == 5 else f"row {n:02}"}) for n in range(ROWS)]
         (spool.incoming / "job.jsonl").write_text("".join(f"{line}\n" for line in lines))
         (spool.incoming / "job.yaml").write_text(sidecar)
-        (drop,) = Scanner(spool, ReadyRules(quiet_s=0.0), clock).look().ready
+        (drop,) = Scanner(spool, ReadyRules(quiet_s=0.0), clock).scan().ready
         job = claim(spool, drop, clock=clock, token=random_token)
         async with FakeOllama(Script(faults=faults)) as server:
             backend = OllamaBackend(server.url, clock=clock)

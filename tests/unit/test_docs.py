@@ -15,11 +15,11 @@ import yaml
 
 from spoolama.answer.failures import POLICIES
 from spoolama.cli.main import COMMANDS, spoolama
-from spoolama.evaluation.child.openai_lines import parameter_table
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT
 from spoolama.job.sidecar import STRATEGY_KEYS, Options, Sidecar, Trim
 from spoolama.service.events import EVENTS
+from support.parameter_table import parameter_table
 
 ROOT = Path(__file__).parents[2]
 SITE = sorted((ROOT / "docs").rglob("*.md"))

@@ -203,7 +203,7 @@ async def check_drop(
         drop: The data file and its sidecar.
         evaluator: Evaluates what the user wrote.
         limits: Bounds of rows.
-        newline_required: Whether data must end with a line end.
+        newline_required: Whether data must end with a newline.
 
     Raises:
         JobError: the job would not begin; with every problem that could be found.

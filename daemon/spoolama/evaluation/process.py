@@ -42,7 +42,7 @@ class _Item:
     cpu_s: float
     result: asyncio.Future[list[Any]]
     unwanted: Callable[[], bool] | None
-    alone: bool = False
+    single: bool = False
     """Send it in its own batch, because the process died during a batch with it."""
     fresh: bool = False
     """Send it to a new process, because in a used one earlier tasks may hold the memory."""
@@ -179,7 +179,7 @@ class EvaluationProcess:
         batch: list[_Item] = []
         size = 0
         while self._queue and len(batch) < _BATCH_ITEMS and size < _BATCH_BYTES:
-            if self._queue[0].alone and batch:
+            if self._queue[0].single and batch:
                 break
             item = self._queue.popleft()
             if item.unwanted is not None and item.unwanted():
@@ -188,7 +188,7 @@ class EvaluationProcess:
                 continue
             batch.append(item)
             size += len(item.arguments) + len(item.definition) * (item.definition not in self._numbers)
-            if item.alone:
+            if item.single:
                 break
         return batch
 
@@ -237,7 +237,7 @@ class EvaluationProcess:
                 if not item.result.done():
                     item.result.set_result(reply)
             elif was_used or len(replies) > 1:
-                item.alone = item.fresh = True
+                item.single = item.fresh = True
                 left.insert(0, item)
             else:
                 megabytes = self._limits.memory_bytes // 1_000_000
@@ -256,9 +256,9 @@ class EvaluationProcess:
             self._report("evaluation.ended", ended.outside)
         if len(batch) > 1:
             for item in batch:
-                item.alone = True
+                item.single = True
         elif ended.why is not None and was_used and not ended.by_time:
-            batch[0].alone = batch[0].fresh = True
+            batch[0].single = batch[0].fresh = True
         else:
             (item,) = batch
             item.deaths += 1

@@ -114,7 +114,7 @@ class Row:
     fields: Mapping[str, Any] | None
     """Column or key to value; None if unreadable."""
     raw: bytes
-    """The record's bytes in the file, without the line end (cut off if oversized)."""
+    """The record's bytes in the file, without the newline (cut off if oversized)."""
     fault: RowFault | None = None
     """Set if the record is unreadable or refused."""
     id: str | None = None

@@ -155,7 +155,7 @@ class Daemon:
 
     async def _recover(self) -> None:
         found = await asyncio.to_thread(recover, self._spool)
-        for action in found.said:
+        for action in found.actions:
             say("spool.recovered", action=action.rstrip("."))
         await self._deaths.recover(found.jobs, self._lock.left)
 

@@ -55,7 +55,7 @@ class JobExecutor:
         clock: Time.
         lanes: Requests at once, unless the sidecar says otherwise.
         limits: Bounds of rows.
-        newline_required: Whether data must end with a line end.
+        newline_required: Whether data must end with a newline.
         memory: Watches memory; None: nobody does.
     """
 
@@ -193,7 +193,7 @@ class JobExecutor:
                 return False
             await ledger.note(intake_s=self._clock.monotonic() - began)
         if kind.format == "openai" and not await ledger.meta("own_requests", default=False):
-            await add_requests(job, kind, ledger, self._evaluator, progress)
+            await add_requests(job, kind, ledger, self._evaluator, progress, limits=self._limits)
         if early := await ledger.meta("ended_early"):
             # The service ended between the job's end and its publishing.
             raise JobError(early["message"], fix=early["fix"], code=early["code"])

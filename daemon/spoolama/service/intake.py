@@ -74,10 +74,16 @@ async def take_in(
 
 
 async def add_requests(
-    job: JobDir, kind: InputKind, ledger: JobLedger, evaluator: Evaluator, progress: Progress
+    job: JobDir,
+    kind: InputKind,
+    ledger: JobLedger,
+    evaluator: Evaluator,
+    progress: Progress,
+    *,
+    limits: RowLimits,
 ) -> None:
     """Store the requests of OpenAI lines in a ledger of format 3 or older, which has only the lines."""
-    reader = read_rows(job.data, kind)
+    reader = read_rows(job.data, kind, limits=limits)
     async for batch in _batches(reader, _lines(job, kind, evaluator, progress)):
         await ledger.add_requests({row.ordinal: row.request for row in batch if row.request is not None})
         progress.pulse.beat()

@@ -121,7 +121,7 @@ class Scanning:
 
     async def look(self) -> ScanResult:
         """Scan once, and process the result."""
-        look = await asyncio.to_thread(self._scanner.look)
+        look = await asyncio.to_thread(self._scanner.scan)
         stuck = await self._claim_all(look)
         await self._settle_all()
         self._state.queue.release_due(self._clock.monotonic())
@@ -197,8 +197,8 @@ class Scanning:
 
     def _next_look(self, look: ScanResult) -> float:
         wait = self._rescan_s
-        if look.look_again_s is not None:
-            wait = min(wait, look.look_again_s)
+        if look.rescan_s is not None:
+            wait = min(wait, look.rescan_s)
         if self._state.queue.settling():
             wait = min(wait, _SETTLE_AGAIN_S)
         return wait

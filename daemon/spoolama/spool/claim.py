@@ -193,7 +193,7 @@ def unclaim(spool: Spool, job: Path, *, disk: Disk = DISK) -> bool:
 
 
 def _move(spool: Spool, job: Path, note: Claim, disk: Disk) -> None:
-    """Move the data first: a sidecar alone in processing does not show which file it belongs to."""
+    """Move the data first: a sidecar without data in processing does not show which file it belongs to."""
     name = note.data
     try:
         for name in _uploads(note):
@@ -238,7 +238,7 @@ def _without_sidecar(note: Claim) -> Claim:
 class SettledFiles:
     """No process writes to the job's files, and they are on disk."""
 
-    said: str = ""
+    unconfirmed: str = ""
     """Why the kernel did not confirm it, so that only the quiet time indicates it; empty if it did."""
 
 
@@ -308,7 +308,7 @@ def settle(
         answer = _settle_file(path, ask, disk)
         if not isinstance(answer, SettledFiles):
             return answer
-        denied = denied or answer.said
+        denied = denied or answer.unconfirmed
     return SettledFiles(denied)
 
 

@@ -486,9 +486,10 @@ class JobLedger:
         await self._thread.do(lambda db: _add_verdict(db, segment, verdict), sync=True)
 
     async def withdraw_answers(self, segment: int, verdict: Mapping[str, Any]) -> int:
-        """Have the segment's rows that saw other rows asked again in isolation; returns their number.
+        """Withdraw the segment's answers in conversation; returns their number.
 
-        Their answers are kept in `replaced`. This is one transaction: a kill leaves it done or not begun.
+        The answers are kept in `replaced`, and their rows are asked again in isolation. This is one
+        transaction: a kill leaves it done or not begun.
         """
 
         def run(db: sqlite3.Connection) -> int:

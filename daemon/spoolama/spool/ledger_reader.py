@@ -346,8 +346,8 @@ class LedgerReader:
         Args:
             kinds: Comparisons that were used for the choice, in addition to the candidates for anchors.
         """
-        marks = ",".join("?" * len(kinds))
-        sql = f"SELECT ordinal FROM trials WHERE kind IN ({marks}) UNION SELECT ordinal FROM samples"  # noqa: S608 - only question marks
+        places = ",".join("?" * len(kinds))
+        sql = f"SELECT ordinal FROM trials WHERE kind IN ({places}) UNION SELECT ordinal FROM samples"  # noqa: S608 - only question marks
         found = {ordinal for (ordinal,) in self._db.execute(sql, tuple(kinds))}
         for plan in self.plans():
             found.update(plan["anchors"])
@@ -374,8 +374,8 @@ class LedgerReader:
             samples: Which candidates for anchors to add. `unused` ones have a different answer in the
                 results, or none.
         """
-        marks = ",".join("?" * len(kinds))
-        source = f"SELECT {_COSTS} FROM trials WHERE kind IN ({marks})"  # noqa: S608 - constants, question marks
+        places = ",".join("?" * len(kinds))
+        source = f"SELECT {_COSTS} FROM trials WHERE kind IN ({places})"  # noqa: S608 - constants, question marks
         return self._requests(source + _SAMPLES[samples], tuple(kinds))
 
     def withdrawn(self) -> Requests:

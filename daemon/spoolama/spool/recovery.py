@@ -26,8 +26,8 @@ class Recovered:
 
     jobs: list[JobDir] = field(default_factory=list)
     """Jobs to settle or to resume, ordered by arrival."""
-    said: list[str] = field(default_factory=list)
-    """What was done, one sentence each, for the log."""
+    actions: list[str] = field(default_factory=list)
+    """What was done, in one sentence each, for the log."""
 
 
 def recover(spool: Spool, *, disk: Disk = DISK) -> Recovered:
@@ -58,28 +58,28 @@ def _recover_one(spool: Spool, job: Path, found: Recovered, disk: Disk) -> None:
                 return
             case DiskState.OPENED | DiskState.CLAIMING:
                 unclaim(spool, job, disk=disk)
-                found.said.append(f"{job.name}: its claim had not moved any file yet; it was undone.")
+                found.actions.append(f"{job.name}: its claim had not moved any file yet; it was undone.")
             case DiskState.TORN:
-                found.said.append(_mend_torn(spool, job, disk))
+                found.actions.append(_repair_torn(spool, job, disk))
             case DiskState.BUILDING:
                 try:
                     take_apart(job, disk=disk)
                 except SpoolError as e:
                     _quarantine(spool, job, str(e), found, disk)
                     return
-                found.said.append(f"{job.name}: an unfinished publication was undone.")
+                found.actions.append(f"{job.name}: an unfinished publication was undone.")
             case DiskState.PUBLISHED:
                 if kept := _cleaned(spool, job, disk):
                     _quarantine(spool, job, f"it is published, but without {kept}", found, disk)
                     return
-                found.said.append(f"{job.name}: it was already published; leftover files were removed.")
+                found.actions.append(f"{job.name}: it was already published; leftover files were removed.")
             case DiskState.UNKNOWN:
                 _quarantine(spool, job, "the service never creates this combination of files", found, disk)
                 return
     _quarantine(spool, job, "the recovery did not reach a final state", found, disk)
 
 
-def _mend_torn(spool: Spool, job: Path, disk: Disk) -> str:
+def _repair_torn(spool: Spool, job: Path, disk: Disk) -> str:
     note = read_claim(job)
     if note is None or note.sidecar is None:
         raise SpoolError(f"{job} changed during the recovery. Check whether another daemon uses this spool.")
@@ -113,7 +113,7 @@ def _quarantine(spool: Spool, path: Path, why: str, found: Recovered, disk: Disk
             continue
         disk.fsync_dir(spool.quarantine)
         disk.fsync_dir(spool.processing)
-        found.said.append(
+        found.actions.append(
             f"{readable(path.name)} was moved to {target}: {why}. Nothing was deleted; please check it."
         )
         return

@@ -85,7 +85,7 @@ class ScanResult:
     """Number of further held files whose reason may still disappear by itself."""
     controls: list[Control] = field(default_factory=list)
     """Commands, oldest first. The service calls `take_control` after each."""
-    look_again_s: float | None = None
+    rescan_s: float | None = None
     """Seconds until the next scan is due even without an event; None: no scan is due."""
 
 
@@ -108,7 +108,7 @@ class ReadyRules:
 
 
 @dataclass(slots=True)
-class _Seen:
+class _KnownFile:
     """What the scanner remembers of one file. Smaller than a stat_result: there may be many thousands."""
 
     mode: int
@@ -124,7 +124,7 @@ class _Seen:
     """Whether its lines are OpenAI batch requests, which need no sidecar; None: not checked yet."""
 
     @classmethod
-    def of(cls, found: os.stat_result, known: _Seen | None, now: float) -> _Seen:
+    def of(cls, found: os.stat_result, known: _KnownFile | None, now: float) -> _KnownFile:
         """The record of a file; returns `known` if the file is unchanged."""
         identity = (found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns)
         if known is not None and known.identity == identity:
@@ -146,16 +146,16 @@ class _Notes:
     def __init__(self) -> None:
         self._found: list[tuple[int, int, str, bool, Callable[[], Note]]] = []
 
-    def add(self, name: str, seen: _Seen, make: Callable[[], Note], *, waiting: bool = False) -> None:
+    def add(self, name: str, file: _KnownFile, make: Callable[[], Note], *, waiting: bool = False) -> None:
         """Add a name once.
 
         Args:
             name: Its name in incoming.
-            seen: Has the time of its last change.
+            file: Has the time of its last change.
             make: Creates the note; called only if the note is listed.
             waiting: The `waiting` of the note.
         """
-        self._found.append((seen.changed_ns, len(self._found), name, waiting, make))
+        self._found.append((file.changed_ns, len(self._found), name, waiting, make))
 
     def result(self) -> tuple[dict[str, Note], int, int]:
         """The notes of the oldest files, and the number of other files: held, and waiting."""
@@ -212,38 +212,38 @@ class Scanner:
         self._clock = clock
         self._readable = readable
         self._free = free
-        self._seen: dict[str, _Seen] = {}
+        self._known: dict[str, _KnownFile] = {}
         self._held: dict[str, tuple[str, float]] = {}
         self._now, self._mono = clock.time(), clock.monotonic()
         self._jumped: float | None = None
         self._due: list[float] = []
 
-    def look(self) -> ScanResult:
+    def scan(self) -> ScanResult:
         """List incoming and classify each name. Blocks for a directory listing and a few short reads."""
-        self._tell_time()
+        self._read_clocks()
         self._due = []
         self._list()
         notes = _Notes()
         controls: list[Control] = []
         paired: list[str] = []
-        for name, seen in sorted(self._seen.items(), key=itemgetter(0)):
-            if not stat.S_ISREG(seen.mode):
-                notes.add(name, seen, partial(odd_kind, name, seen.mode))
+        for name, file in sorted(self._known.items(), key=itemgetter(0)):
+            if not stat.S_ISREG(file.mode):
+                notes.add(name, file, partial(odd_kind, name, file.mode))
             elif data_name(name) is not None or is_sidecar(name):
                 paired.append(name)
-            elif not self._old(seen, self._rules.quiet_s):
-                notes.add(name, seen, partial(arriving, name), waiting=True)
-            elif (control := control_of(name)) is not None and seen.size <= _CONTROL_BYTES:
+            elif not self._unchanged_for(file, self._rules.quiet_s):
+                notes.add(name, file, partial(arriving, name), waiting=True)
+            elif (control := control_of(name)) is not None and file.size <= _CONTROL_BYTES:
                 controls.append(Control(name, *control))
             else:
-                notes.add(name, seen, partial(unsupported, name))
+                notes.add(name, file, partial(unsupported, name))
         pairing = pair(paired)
         for name, why in pairing.ambiguous.items():
-            notes.add(name, self._seen[name], partial(Note, "ambiguous", why))
+            notes.add(name, self._known[name], partial(Note, "ambiguous", why))
         for name in pairing.lonely:
-            seen = self._seen[name]
-            waiting = not self._old(seen, self._rules.lonely_after_s)
-            notes.add(name, seen, partial(no_data, name, waiting=waiting), waiting=waiting)
+            file = self._known[name]
+            waiting = not self._unchanged_for(file, self._rules.lonely_after_s)
+            notes.add(name, file, partial(no_data, name, waiting=waiting), waiting=waiting)
         ready: list[Drop] = []
         for data, sidecar in pairing.sidecar.items():
             try:
@@ -254,15 +254,15 @@ class Scanner:
                 ready.append(verdict)
             else:
                 about = verdict.about or data
-                notes.add(about, self._seen[about], partial(replace, verdict), waiting=verdict.waiting)
+                notes.add(about, self._known[about], partial(replace, verdict), waiting=verdict.waiting)
         oldest, more_held, more_waiting = notes.result()
         return ScanResult(
             ready=sorted(ready, key=lambda d: (d.arrived, d.data)),
             held=self._remember(oldest),
             more_held=more_held,
             more_waiting=more_waiting,
-            controls=sorted(controls, key=lambda c: (self._seen[c.file].changed_ns, c.file)),
-            look_again_s=max(0.05, min(self._due)) if self._due else None,
+            controls=sorted(controls, key=lambda c: (self._known[c.file].changed_ns, c.file)),
+            rescan_s=max(0.05, min(self._due)) if self._due else None,
         )
 
     def _judge(self, data: str, sidecar: str | None) -> Drop | Note:
@@ -270,39 +270,41 @@ class Scanner:
         rules = self._rules
         names = [data] if sidecar is None else [data, sidecar]
         for name in names:
-            if not self._old(self._seen[name], rules.quiet_s):
+            if not self._unchanged_for(self._known[name], rules.quiet_s):
                 return arriving(name)
         for name in names:
-            found = self._seen[name]
+            found = self._known[name]
             if found.links > 1:
                 return hard_linked(name)
             if found.size == 0:
                 return empty(name)
             if not self._readable(self._spool.incoming / name):
                 return unreadable(name)
-        size = self._seen[data].size
+        size = self._known[data].size
         if rules.max_bytes is not None and size > rules.max_bytes:
             return too_large(data, size, rules.max_bytes)
-        if sidecar is not None and self._seen[sidecar].size > MAX_BYTES:
-            return sidecar_too_large(sidecar, self._seen[sidecar].size)
+        if sidecar is not None and self._known[sidecar].size > MAX_BYTES:
+            return sidecar_too_large(sidecar, self._known[sidecar].size)
         default = None
         if sidecar is None:
             openai = self._openai(data)
             default = None if openai else rules.default_sidecar
             needed = not openai and default is None
-            if not self._old(self._seen[data], rules.lonely_after_s if needed else rules.openai_wait_s):
+            if not self._unchanged_for(
+                self._known[data], rules.lonely_after_s if needed else rules.openai_wait_s
+            ):
                 return no_sidecar(data, waiting=True)
             if needed:
                 return no_sidecar(data, waiting=False)
         wanted, free = max(2 * size, rules.min_free_bytes), self._free(self._spool.processing)
         if free < wanted:
             return disk_full(data, free, wanted)
-        arrived = min(self._now, max(self._seen[name].changed_s for name in names))
+        arrived = min(self._now, max(self._known[name].changed_s for name in names))
         return Drop(data, sidecar, arrived, size, default)
 
     def _list(self) -> None:
         """Update the known files from the directory."""
-        found: dict[str, _Seen] = {}
+        found: dict[str, _KnownFile] = {}
         with os.scandir(self._spool.incoming) as entries:
             for entry in entries:
                 if not ignored(entry.name):
@@ -310,35 +312,35 @@ class Scanner:
                         state = entry.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    found[entry.name] = _Seen.of(state, self._seen.get(entry.name), self._mono)
-        self._seen = found
+                    found[entry.name] = _KnownFile.of(state, self._known.get(entry.name), self._mono)
+        self._known = found
 
-    def _tell_time(self) -> None:
+    def _read_clocks(self) -> None:
         """Read both clocks; if the wall clock was set, ignore old ctimes for a while."""
         now, mono = self._clock.time(), self._clock.monotonic()
         if abs((now - self._now) - (mono - self._mono)) > _JUMP_S:
             self._jumped = mono
         self._now, self._mono = now, mono
 
-    def _old(self, seen: _Seen, seconds: float) -> bool:
+    def _unchanged_for(self, file: _KnownFile, seconds: float) -> bool:
         """Whether a file has been unchanged for that long; if not, schedule a scan for when it will be."""
-        age = self._mono - seen.since
+        age = self._mono - file.since
         jumped = self._jumped is not None and self._mono - self._jumped < seconds
         if not jumped:
-            age = max(age, self._now - seen.changed_s)  # negative if the ctime lies in the future
+            age = max(age, self._now - file.changed_s)  # negative if the ctime lies in the future
         if age >= seconds:
             return True
         self._due.append(seconds - age)
         return False
 
     def _openai(self, name: str) -> bool:
-        seen = self._seen[name]
-        if seen.openai is None:
+        file = self._known[name]
+        if file.openai is None:
             try:
-                seen.openai = detect(self._spool.incoming / name, name).format == "openai"
+                file.openai = detect(self._spool.incoming / name, name).format == "openai"
             except (InputError, OSError):  # the intake reports this error
-                seen.openai = False
-        return seen.openai
+                file.openai = False
+        return file.openai
 
     def _remember(self, notes: dict[str, Note]) -> list[Held]:
         """Convert notes to `Held`, with the time since which the reason has been the same."""

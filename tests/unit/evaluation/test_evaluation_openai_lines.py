@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from spoolama.errors import RowError
-from spoolama.evaluation.child.openai_lines import PARAMETERS, parameter_table, read_line
+from spoolama.evaluation.child.openai_lines import PARAMETERS, read_line
 from spoolama.job.row import RowRequest
+from support.parameter_table import parameter_table
 
 USER = {"role": "user", "content": "hi"}
 

@@ -94,7 +94,7 @@ def go_on(spool: Spool, drop: Drop, where: Literal["done", "failed"]) -> None:
     """Start again after a death, as the service does, and work everything off."""
     found = recover(spool, disk=ScriptedDisk())
     whole(spool, drop)
-    assert not spool.quarantine.exists(), found.said
+    assert not spool.quarantine.exists(), found.actions
     jobs = found.jobs
     if not jobs and (spool.incoming / "a.csv").exists():
         jobs = [claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())]

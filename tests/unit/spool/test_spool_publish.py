@@ -176,7 +176,7 @@ def test_a_service_without_rights_serves_the_files_of_others(tmp_path: Path) -> 
     finally:
         os.seteuid(0)
     assert isinstance(settled, SettledFiles)
-    assert "Permission denied" in settled.said
+    assert "Permission denied" in settled.unconfirmed
     upload = (done / "uploaded" / "a.csv").stat()
     assert (upload.st_uid, upload.st_nlink) == (4711, 1)
     assert not job.path.exists()

@@ -179,7 +179,7 @@ def test_what_is_not_understood_is_set_aside_whole(spool: Spool, name: str, file
     assert state_of(spool, job) is compared.get(name, DiskState.UNKNOWN)
     found = recover(spool)
     assert found.jobs == []
-    assert any("was moved to" in said for said in found.said)
+    assert any("was moved to" in action for action in found.actions)
     for path, data in files.items():
         if path.startswith("processing/"):
             moved = spool.quarantine / path.removeprefix("processing/")

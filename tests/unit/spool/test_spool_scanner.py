@@ -31,24 +31,24 @@ def drop(spool: Spool, clock: HandClock, *names: str, data: bytes = b"name\nAnna
 
 def codes(scanner: Scanner) -> dict[str, str]:
     """Each held name's code, with a question mark while it may come right by itself."""
-    return {h.name: h.code + ("?" if h.waiting else "") for h in scanner.look().held}
+    return {h.name: h.code + ("?" if h.waiting else "") for h in scanner.scan().held}
 
 
 def ready(scanner: Scanner) -> list[tuple[str, str | None]]:
-    return [(d.data, d.sidecar) for d in scanner.look().ready]
+    return [(d.data, d.sidecar) for d in scanner.scan().ready]
 
 
 def test_a_pair_is_ready_when_it_is_quiet(spool: Spool, clock: HandClock) -> None:
     """Two seconds after the last change of both files, and not before; the look says when to look again."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv", "a.yaml")
-    look = scanner.look()
+    look = scanner.scan()
     assert look.ready == []
-    assert look.look_again_s == pytest.approx(2.0, abs=0.9)
+    assert look.rescan_s == pytest.approx(2.0, abs=0.9)
     clock.move(1.9)
     assert codes(scanner) == {"a.csv": "arriving?"} or codes(scanner) == {"a.yaml": "arriving?"}
     clock.move(0.2)
-    (found,) = scanner.look().ready
+    (found,) = scanner.scan().ready
     assert (found.data, found.sidecar, found.bytes) == ("a.csv", "a.yaml", 10)
     assert found.arrived == max((spool.incoming / n).stat().st_ctime for n in ("a.csv", "a.yaml"))
 
@@ -61,7 +61,7 @@ def test_of_many_held_files_only_the_oldest_are_told_one_by_one(
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.txt", "b.yaml", "c.txt")
     clock.move(3600)
-    look = scanner.look()
+    look = scanner.scan()
     assert [h.name for h in look.held] == ["a.txt", "b.yaml", "c.txt"]
     assert (look.more_held, look.more_waiting) == (0, 0)
     before = (spool.incoming / "c.txt").stat().st_ctime_ns
@@ -70,12 +70,12 @@ def test_of_many_held_files_only_the_oldest_are_told_one_by_one(
         while (spool.incoming / name).stat().st_ctime_ns <= before:  # a file system's clock is coarse
             drop(spool, clock, name, data=b"")
     clock.move(5)
-    look = scanner.look()
+    look = scanner.scan()
     assert [h.name for h in look.held] == ["a.txt", "b.yaml", "c.txt"]
     assert (look.more_held, look.more_waiting) == (2, 1)
     assert [control.file for control in look.controls] == ["f.cancel"]
     (spool.incoming / "a.txt").unlink()
-    assert [h.name for h in scanner.look().held] == ["0.txt", "b.yaml", "c.txt"]
+    assert [h.name for h in scanner.scan().held] == ["0.txt", "b.yaml", "c.txt"]
 
 
 def test_an_old_mtime_does_not_make_a_file_old(spool: Spool, clock: HandClock) -> None:
@@ -105,7 +105,7 @@ def test_a_ctime_in_the_future_is_waited_out_by_the_own_clock(spool: Spool, cloc
     assert ready(scanner) == []
     clock.move(2.1)
     assert ready(scanner) == [("a.csv", "a.yaml")]
-    (found,) = scanner.look().ready
+    (found,) = scanner.scan().ready
     assert found.arrived == clock.wall
 
 
@@ -113,7 +113,7 @@ def test_a_clock_that_jumps_forward_makes_nothing_old(spool: Spool, clock: HandC
     """A file still being written when the wall clock leaps an hour ahead is not taken for an hour old."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv", "a.yaml")
-    scanner.look()
+    scanner.scan()
     clock.wall += 3600
     clock.mono += 0.1
     assert ready(scanner) == []
@@ -126,7 +126,7 @@ def test_a_file_that_grows_is_not_quiet(spool: Spool, clock: HandClock) -> None:
     drop(spool, clock, "a.csv", "a.yaml")
     clock.wall -= 3600  # real ctimes do not follow a clock in hand: let the scanner's own watch decide
     scanner = Scanner(spool, ReadyRules(), clock)
-    scanner.look()
+    scanner.scan()
     for _ in range(3):
         clock.move(1.5)
         with (spool.incoming / "a.csv").open("ab") as file:
@@ -171,7 +171,7 @@ def test_odd_files_are_held(spool: Spool, clock: HandClock, kind: str, code: str
     special(kind)(spool.incoming / name)
     clock.move(3600)
     scanner = Scanner(spool, ReadyRules(), clock)
-    look = scanner.look()
+    look = scanner.scan()
     assert look.ready == []
     (held,) = (h for h in look.held if h.name == name)
     assert held.code == code
@@ -186,7 +186,7 @@ def test_unreadable_files_are_held_until_they_are_opened(spool: Spool, clock: Ha
     scanner = Scanner(spool, ReadyRules(), clock, readable=lambda p: p.name not in closed)
     drop(spool, clock, "a.csv", "a.yaml")
     clock.move(3)
-    (held,) = scanner.look().held
+    (held,) = scanner.scan().held
     assert (held.name, held.code) == ("a.yaml", "unreadable")
     assert held.message.endswith("Run: chmod 644 a.yaml")
     closed.clear()
@@ -223,7 +223,7 @@ def test_too_large(spool: Spool, clock: HandClock) -> None:
     scanner = Scanner(spool, ReadyRules(max_bytes=1000), clock)
     drop(spool, clock, "a.csv", "a.yaml", data=b"x" * 1500)
     clock.move(3)
-    (held,) = scanner.look().held
+    (held,) = scanner.scan().held
     assert held.code == "too_large"
     assert "1.5 kB; the limit is 1.0 kB" in held.message
 
@@ -234,9 +234,9 @@ def test_a_sidecar_of_a_terabyte_is_held_without_being_opened(spool: Spool, cloc
     drop(spool, clock, "a.csv", "a.yaml")
     os.truncate(spool.incoming / "a.yaml", 1 << 40)
     clock.move(3)
-    scanner.look()
+    scanner.scan()
     clock.move(3)
-    (held,) = scanner.look().held
+    (held,) = scanner.scan().held
     assert (held.name, held.code) == ("a.yaml", "too_large")
     assert "the file has 1,099,511,627,776 bytes; the limit is 1,000,000" in held.message
 
@@ -251,7 +251,7 @@ def test_a_full_disk_holds_everything(
     scanner = Scanner(spool, ReadyRules(min_free_bytes=floor), clock, free=lambda _: free)
     drop(spool, clock, "a.csv", "a.yaml")
     clock.move(3)
-    assert bool(scanner.look().ready) is taken
+    assert bool(scanner.scan().ready) is taken
     assert codes(scanner) == ({} if taken else {"a.csv": "disk_full?"})
     assert free_bytes(spool.root) > 0
 
@@ -261,10 +261,10 @@ def test_halves_wait_and_then_are_told(spool: Spool, clock: HandClock) -> None:
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv", "b.yaml")
     clock.move(3)
-    look = scanner.look()
+    look = scanner.scan()
     assert codes(scanner) == {"a.csv": "no_sidecar?", "b.yaml": "no_data?"}
-    assert look.look_again_s is not None
-    clock.move(look.look_again_s + 1)
+    assert look.rescan_s is not None
+    clock.move(look.rescan_s + 1)
     assert codes(scanner) == {"a.csv": "no_sidecar", "b.yaml": "no_data"}
     drop(spool, clock, "a.yaml", "b.csv")
     clock.move(3)
@@ -277,12 +277,12 @@ def test_held_since_is_when_the_reason_began(spool: Spool, clock: HandClock) -> 
     drop(spool, clock, "a.csv")
     clock.move(3)
     began = clock.wall
-    (first,) = scanner.look().held
+    (first,) = scanner.scan().held
     clock.move(30)
-    (second,) = scanner.look().held
+    (second,) = scanner.scan().held
     drop(spool, clock, "a.jsonl", "a.yaml")
     clock.move(3)
-    third = {h.name: h for h in scanner.look().held}["a.csv"]
+    third = {h.name: h for h in scanner.scan().held}["a.csv"]
     assert (first.since, second.since) == (began, began)
     assert (third.code, third.since) == ("ambiguous", clock.wall)
 
@@ -302,7 +302,7 @@ def test_unsupported_files_are_told_what_is_supported(spool: Spool, clock: HandC
     drop(spool, clock, "a.xlsx")
     assert codes(scanner) == {"a.xlsx": "arriving?"}
     clock.move(3)
-    (held,) = scanner.look().held
+    (held,) = scanner.scan().held
     assert held.code == "unsupported"
     assert ".csv, .tsv, .jsonl, .ndjson" in held.message
 
@@ -348,7 +348,7 @@ def test_a_default_sidecar_stands_in(spool: Spool, clock: HandClock, tmp_path: P
     clock.move(9)
     assert ready(scanner) == []
     clock.move(2)
-    found = {d.data: (d.sidecar, d.default_sidecar) for d in scanner.look().ready}
+    found = {d.data: (d.sidecar, d.default_sidecar) for d in scanner.scan().ready}
     assert found == {"a.csv": (None, tmp_path / "default.yaml"), "b.jsonl": (None, None)}
 
 
@@ -391,7 +391,7 @@ def test_first_come_first_served(spool: Spool, clock: HandClock) -> None:
         while clock.wall == before:
             drop(spool, clock, name)
     clock.move(3)
-    assert [d.data for d in Scanner(spool, ReadyRules(), clock).look().ready] == ["b.csv", "a.csv"]
+    assert [d.data for d in Scanner(spool, ReadyRules(), clock).scan().ready] == ["b.csv", "a.csv"]
 
 
 def test_controls_are_reported_and_taken(spool: Spool, clock: HandClock) -> None:
@@ -400,7 +400,7 @@ def test_controls_are_reported_and_taken(spool: Spool, clock: HandClock) -> None
     drop(spool, clock, "a.csv.cancel", data=b"")
     drop(spool, clock, "big.pause", data=b"x" * 5000)
     clock.move(3)
-    look = scanner.look()
+    look = scanner.scan()
     assert look.controls == [Control("a.csv.cancel", "a.csv", "cancel")]
     assert codes(scanner) == {"big.pause": "unsupported"}
     take_control(spool, look.controls[0])
@@ -417,5 +417,5 @@ def test_a_drop_taken_back_between_listing_and_looking(spool: Spool, clock: Hand
 
     drop(spool, clock, "a.csv", "a.yaml")
     clock.move(3)
-    look = Scanner(spool, ReadyRules(), clock, readable=vanish).look()
+    look = Scanner(spool, ReadyRules(), clock, readable=vanish).scan()
     assert (look.ready, look.held) == ([], [])

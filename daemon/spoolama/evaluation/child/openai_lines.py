@@ -1,7 +1,7 @@
 """Converts OpenAI batch lines into requests to the local model, and refuses unsupported parameters.
 
 A line is `{"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}`. `PARAMETERS`
-defines the keys of the body; the table in docs/openai-batch.md is generated from it. A parameter that would
+defines the keys of the body; the table in docs/openai-batch.md has the same content. A parameter that would
 change the answer is never ignored: it is mapped, or the line is refused.
 """
 
@@ -21,7 +21,7 @@ from spoolama.job.row import LineRequest, RowRequest
 from spoolama.job.sidecar import MOST_OF_MODEL
 from spoolama.job.strict_json import canonical, parse_json
 
-__all__ = ["PARAMETERS", "Parameter", "parameter_table", "read_line"]
+__all__ = ["PARAMETERS", "Parameter", "read_line"]
 
 _URL = "/v1/chat/completions"
 
@@ -278,17 +278,3 @@ def _same(value: Any, other: Any) -> bool:
 def _shown(value: Any) -> str:
     text = canonical(value)
     return text if len(text) <= 60 else text[:60] + "…"
-
-
-def parameter_table() -> str:
-    """Return the table of parameters in Markdown."""
-    lines = ["| parameter | how it is used |", "|---|---|"]
-    for parameter in PARAMETERS.values():
-        what = parameter.note
-        if parameter.treatment != "mapped":
-            what = f"{parameter.treatment}: {what}"
-        if parameter.harmless:
-            what += f" (accepted: {', '.join(f'`{canonical(value)}`' for value in parameter.harmless)})"
-        lines.append(f"| `{parameter.name}` | {what} |")
-    lines.append("| anything else | refused: it could change the answer |")
-    return "\n".join(lines) + "\n"

@@ -65,7 +65,7 @@ class RowReader(ABC):
 
     @property
     def ended_with_newline(self) -> bool:
-        """Whether the file ended with a line end; always true for a complete compressed stream.
+        """Whether the file ended with a newline; always true for a complete compressed stream.
 
         Valid after the last row.
         """

@@ -141,7 +141,7 @@ _MOST_BLANK = 1_000_000
 
 
 class Lines:
-    """The lines of a stream with their line ends (`\\n`, `\\r\\n`, `\\r`), without a byte order mark.
+    """The lines of a stream with their newlines (`\\n`, `\\r\\n`, `\\r`), without a byte order mark.
 
     A line longer than `max_bytes` is cut to `max_bytes + 1` bytes without its end, so a line is oversized if
     and only if it is longer than `max_bytes`.
@@ -158,7 +158,7 @@ class Lines:
         self._chunks = chunks
         self._max = max_bytes
         self.ended_with_newline = True
-        """Whether the last byte was a line end; valid after the last line."""
+        """Whether the last byte was a newline; valid after the last line."""
 
     def __iter__(self) -> Iterator[bytes]:
         without_row = blank = 0
@@ -222,7 +222,7 @@ def _without_mark(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def content(line: bytes) -> bytes:
-    """Return the line without its line end."""
+    """Return the line without its newline."""
     if line.endswith(b"\r\n"):
         return line[:-2]
     if line.endswith((b"\n", b"\r")):
