@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spoolama.evaluation.child.main import Tasks
+from spoolama.evaluation.child.main import run_task
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
 from spoolama.evaluation.protocol import Abandoned, LimitMet
@@ -20,7 +20,6 @@ class InlineRunner:
     """Runs tasks where it is called, with the same JSON in between as the process has."""
 
     def __init__(self) -> None:
-        self._tasks = Tasks()
         self.meets: Callable[[str, Sequence[Any]], str | None] = lambda _kind, _arguments: None
         """Which limit a task meets, by its kind and arguments; None: it is run."""
 
@@ -37,7 +36,7 @@ class InlineRunner:
             raise Abandoned
         if (limit := self.meets(kind, arguments)) is not None:
             raise LimitMet(limit)
-        result = self._tasks.run(kind, definition, json.loads(json.dumps(arguments)))
+        result = run_task(kind, definition, json.loads(json.dumps(arguments)))
         replied: list[Any] = json.loads(json.dumps(result))
         return replied
 

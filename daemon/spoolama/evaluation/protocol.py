@@ -1,9 +1,10 @@
 """Defines the protocol between service and evaluation process: JSON frames with a length prefix.
 
-A request frame is a list of items `[kind, number of the definition, arguments, CPU seconds]`, with
-`["define", number, text]` and `["forget", number]` between them. The reply frame is a list of the results of
-the first items; if a batch takes long, the process replies with the results so far, and the service sends the
-rest again. The frames are JSON only, so that decoding a frame cannot execute code in the service.
+A request frame is an object: `definitions` has texts that are compiled, such as the source of a template, and
+`tasks` has a list `[kind, index of the definition, arguments, CPU seconds]` for each task. The reply
+frame is a list of the results of the first tasks; if a batch takes long, the process replies with the results
+so far, and the service sends the rest again. The frames are JSON only, so that decoding a frame cannot
+execute code in the service.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 __all__ = ["HEADER", "MAX_REPLY_BYTES", "Abandoned", "LimitMet", "TaskLost", "TaskRunner", "frame"]
+
+
+HEADER = struct.Struct("!I")
+MAX_REPLY_BYTES = 32 * 1024 * 1024
+"""Maximum length of a reply; the process of a longer one is killed."""
 
 
 class Abandoned(Exception):
@@ -28,7 +34,7 @@ class TaskLost(Exception):
 
 
 class TaskRunner(Protocol):
-    """Runs the tasks of `child/tasks.py`."""
+    """Runs the tasks of `child/main.py`."""
 
     async def run(
         self,
@@ -44,11 +50,6 @@ class TaskRunner(Protocol):
     async def aclose(self) -> None:
         """Release all resources."""
         ...
-
-
-HEADER = struct.Struct("!I")
-MAX_REPLY_BYTES = 32 * 1024 * 1024
-"""Maximum length of a reply; the process of a longer one is killed."""
 
 
 def frame(body: bytes) -> bytes:
