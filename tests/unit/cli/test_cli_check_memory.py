@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from spoolama.cli import gpu_look
-from spoolama.cli.check_memory import memory_limits
+from spoolama.cli import gpu_report
+from spoolama.cli.check import memory_limits
 from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
 from spoolama.job.sidecar import Vram
@@ -26,7 +26,7 @@ def test_check_echoes_the_limits_in_force(tmp_path: Path, monkeypatch: pytest.Mo
     """Of the cards that are read now, with the service's limit where the sidecar has none."""
     monkeypatch.delenv("SPOOLAMA_CONFIG", raising=False)
     probe = ScriptedCards([(0, (card(3),))], SystemClock())
-    monkeypatch.setattr(gpu_look, "NvmlCards", lambda: probe)
+    monkeypatch.setattr(gpu_report, "NvmlCards", lambda: probe)
     (tmp_path / "a.csv").write_text("text\none\n")
     (tmp_path / "a.yaml").write_text("model: m\nprompt: '{{ text }}'\nvram: {critical: 0.9}\n")
     output = CliRunner().invoke(spoolama, ["check", str(tmp_path / "a.csv")], catch_exceptions=False).output

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from spoolama.backends.embedded_models import _PACKAGED
 from spoolama.cli.main import COMMANDS, main, spoolama
-from spoolama.cli.watch import picture
+from spoolama.cli.status import picture
 from spoolama.spool.layout import Spool
 from support.evaluation import load_sidecar
 from support.service import Service

@@ -18,9 +18,9 @@ from click.testing import CliRunner, Result
 from nvml_stub import FakeCard, Script
 from spoolama.backends.base import HeldModel, LoadSpec
 from spoolama.backends.model_shape import ModelShape
-from spoolama.cli import gpu_look
-from spoolama.cli.gpu_look import GpuReport
-from spoolama.cli.gpu_words import in_words
+from spoolama.cli import gpu_report
+from spoolama.cli.gpu import in_words
+from spoolama.cli.gpu_report import GpuReport
 from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
 from spoolama.errors import RequestRefused, ServerAway
@@ -104,7 +104,7 @@ def said(found: dict[str, Any]) -> str:
 
 def call(monkeypatch: pytest.MonkeyPatch, probe: object, *arguments: str) -> Result:
     """The command with these cards, as a person calls it."""
-    monkeypatch.setattr(gpu_look, "NvmlCards", lambda: probe)
+    monkeypatch.setattr(gpu_report, "NvmlCards", lambda: probe)
     return CliRunner().invoke(spoolama, ["gpu", *arguments], catch_exceptions=False)
 
 

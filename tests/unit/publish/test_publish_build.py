@@ -1,4 +1,4 @@
-"""What a job gives back, from a real ledger."""
+"""The published files of a job, from a real ledger."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_every_row_has_its_line_in_input_order(tmp_path: Path) -> None:
     ]
     assert records[0]["answer"] == {"sentiment": "positive"}
     assert records[1]["error"] == {"code": "answer_invalid", "message": "$: no"}
-    assert records[3]["seen"] == [[1, 3]]
+    assert records[3]["visible_rows"] == [[1, 3]]
     assert summary.balance == "4 rows in = 2 ok + 2 failed + 0 skipped"
     assert summary.balance in summary.text
     assert (tmp_path / "j" / "summary.txt").read_text() == summary.text
@@ -262,7 +262,7 @@ def test_a_row_left_open_stops_the_publication(tmp_path: Path) -> None:
         with pytest.raises(LedgerError, match="neither an answer nor an error"):
             build_outputs(tmp_path / "j", ledger, asked, ended_early=None)
         ended = {"code": "max_failed", "message": "too many", "fix": ""}
-        assert build_outputs(tmp_path / "j", ledger, asked, ended_early=ended).skipped == 1
+        assert build_outputs(tmp_path / "j", ledger, asked, ended_early=ended).metrics.skipped == 1
 
 
 class _Miscounted(LedgerReader):
@@ -275,7 +275,7 @@ def test_books_are_checked_against_the_ledgers_own_count(tmp_path: Path) -> None
     publish_job(
         tmp_path / "j", data_name="d.csv", data=b"id,text\na,b\n", sidecar=SIDECAR, answer=lambda _: "x"
     )
-    with _Miscounted(tmp_path / "j.sqlite") as ledger, pytest.raises(LedgerError, match="do not balance"):
+    with _Miscounted(tmp_path / "j.sqlite") as ledger, pytest.raises(LedgerError, match="do not add up"):
         build_outputs(tmp_path / "j", ledger, Sidecar(model="m", prompt="x"), ended_early=None)
 
 

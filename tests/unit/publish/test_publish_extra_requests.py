@@ -1,9 +1,9 @@
-"""What a job cost besides its results."""
+"""Requests whose answers are not in the results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from spoolama.jobtools.compare import compare_jobs
+from spoolama.publish.summary import Summary
 from spoolama.spool.job_ledger import JobLedger
+from spoolama.spool.ledger_read_effect import Requests
 from support.published import answered
 from unit.publish.effect_jobs import SEGMENT, again, line_of, own, publish, verdict
 
@@ -38,45 +40,48 @@ async def everything(ledger: JobLedger) -> None:
     again(ledger, "audit-again", (100,), own)
 
 
-def test_speed_and_tokens_tell_what_pilot_and_audit_took(tmp_path: Path) -> None:
-    """Each with its answers, requests, tokens and seconds; the results' own numbers stay what they were."""
+def extra_of(summary: Summary) -> Mapping[str, Requests]:
+    assert summary.metrics.extra_requests is not None
+    return summary.metrics.extra_requests
+
+
+def test_pilot_and_audit_are_counted_apart_from_the_results(tmp_path: Path) -> None:
+    """Each with its answers, requests, tokens and seconds; the numbers of the results do not change."""
     summary = publish(tmp_path / "j", REDO, fill=everything)
     plain = publish(tmp_path / "plain", "trim: {strategy: window}\n")
-    told = summary.metrics["besides"]
+    found = extra_of(summary)
 
-    assert {name: part["answers"] for name, part in told.items()} == {
+    assert {name: part.answers for name, part in found.items()} == {
         "pilot": 6,
-        "anchors": 3,
+        "anchor_candidates": 3,
         "audit": 13,
-        "taken_back": 29,
+        "withdrawn": 29,
     }
-    assert told["taken_back"]["prompt_tokens"] == sum(100 + 20 * place for place in range(1, 30))
-    assert told["taken_back"]["completion_tokens"] == told["taken_back"]["attempts"] * 5 == 145
+    assert found["withdrawn"].prompt_tokens == sum(100 + 20 * place for place in range(1, 30))
+    assert found["withdrawn"].completion_tokens == found["withdrawn"].attempts * 5 == 145
     seconds = sum(0.3 + n / 100 for n in (*range(61, 69), 100, 100, 101, 102, 103))
-    assert told["audit"]["seconds"] == pytest.approx(seconds)
+    assert found["audit"].seconds == pytest.approx(seconds)
     for name in ("attempts", "prompt_tokens", "completion_tokens", "rows_per_second"):
-        assert summary.metrics[name] == plain.metrics[name]
-    assert line_of(summary, "Speed").endswith(
-        "in the same time 51 answers not in the results (pilot 6, candidates for anchors 3,"
-        " audit 13, taken back because of harm 29)"
-    )
-    prompts = sum(part["prompt_tokens"] for part in told.values())
-    assert f". For answers not in the results: {prompts:,} in prompts, " in line_of(summary, "Tokens")
-    assert line_of(summary, "Tokens").endswith("from the cache; 255 in answers")
-    assert "51 answers" in compare_jobs(tmp_path / "j", tmp_path / "plain").left.cells["Besides"]
+        assert getattr(summary.metrics, name) == getattr(plain.metrics, name)
+    line = line_of(summary, "Extra")
+    assert line.startswith("51 answers not in the results (pilot 6, candidates for anchors 3, audit 13,")
+    prompts = sum(part.prompt_tokens or 0 for part in found.values())
+    assert f"{prompts:,} tokens in prompts, 255 in answers" in line
+    assert "51 answers" in compare_jobs(tmp_path / "j", tmp_path / "plain").left.cells["Extra"]
 
 
 def test_a_count_that_the_server_did_not_give_is_unknown(tmp_path: Path) -> None:
-    """Of one answer in thirteen: then no sum is told, and the number of answers all the same."""
+    """Of one answer in thirteen: then there is no sum, but the number of answers is known."""
 
     async def fill(ledger: JobLedger) -> None:
         await everything(ledger)
         ledger.tried("audit", answered(110, '"neutral"', alone=True, segment=SEGMENT, counts=False))
 
     summary = publish(tmp_path / "j", REDO, fill=fill)
-    assert summary.metrics["besides"]["audit"]["prompt_tokens"] is None
-    assert summary.metrics["besides"]["pilot"]["prompt_tokens"] is not None
-    assert "For answers not in the results: an unknown number" in line_of(summary, "Tokens")
+    assert extra_of(summary)["audit"].prompt_tokens is None
+    assert extra_of(summary)["pilot"].prompt_tokens is not None
+    assert "52 answers" in line_of(summary, "Extra")
+    assert "the server did not count all of their tokens" in line_of(summary, "Extra")
 
 
 def test_an_anchors_answer_is_not_counted_twice(tmp_path: Path) -> None:
@@ -87,13 +92,13 @@ def test_an_anchors_answer_is_not_counted_twice(tmp_path: Path) -> None:
         sampled(ledger, range(6, 24), latency_s=1.0)
 
     summary = publish(tmp_path / "j", "trim: {strategy: anchors}\n", says=own, fill=fill)
-    assert summary.metrics["besides"]["anchors"]["answers"] == 18
-    assert "(candidates for anchors 18)" in line_of(summary, "Speed")
+    assert extra_of(summary)["anchor_candidates"].answers == 18
+    assert "(candidates for anchors 18)" in line_of(summary, "Extra")
 
 
-def test_a_job_of_nothing_else_says_nothing_of_it(tmp_path: Path) -> None:
-    """No words in the summary, and null with the reason."""
+def test_a_job_without_extra_requests_has_no_line_for_them(tmp_path: Path) -> None:
+    """null with the reason."""
     summary = publish(tmp_path / "j", "mode: isolated\n")
-    assert summary.metrics["besides"] is None
-    assert summary.metrics["how"]["besides"] == "null: every answer that was given stands in the results"
-    assert "not in the results" not in summary.text
+    assert summary.metrics.extra_requests is None
+    assert summary.metrics.how()["extra_requests"] == "null: every answer is in the results"
+    assert line_of(summary, "Extra") == ""
