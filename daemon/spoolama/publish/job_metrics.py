@@ -198,7 +198,7 @@ def _extra_requests(ledger: LedgerReader, sidecar: Sidecar) -> dict[str, Request
     parts = {
         "pilot": ledger.requests(PILOT_KINDS, samples="unused" if pilot else "none"),
         "anchor_candidates": ledger.requests((), samples="none" if pilot else "unused"),
-        "audit": ledger.requests(("audit", "audit-again", "guard", "guard-again")),
+        "audit": ledger.requests(("audit", "audit-again", "odd", "odd-again")),
         "withdrawn": ledger.taken_back(),
     }
     return {

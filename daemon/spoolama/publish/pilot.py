@@ -24,7 +24,7 @@ PILOT_KINDS = (ISOLATED, "again", *_FORM_NAMES)
 class PilotResult:
     """The result of the pilot."""
 
-    form: str = "isolated"
+    form: str = ISOLATED
     """The chosen form, or `isolated`."""
     why: str = ""
     """`better`, `no_proof`, `none_fits`, `too_small`, or another word of an earlier version."""
@@ -101,7 +101,7 @@ def pilot_result(ledger: LedgerReader, sidecar: Sidecar) -> PilotResult | None:
     allowed = pilot_asks(sidecar, total)
     blocks = blocks_of(total, allowed, sidecar.options.seed) if allowed else ()
     return PilotResult(
-        form="isolated" if recorded["form"] == ISOLATED else recorded["form"],
+        form=recorded["form"],
         why=recorded["why"],
         asked=recorded["asked"],
         asked_share=round(recorded["asked"] / max(1, total), 4),

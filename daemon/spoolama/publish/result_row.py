@@ -121,7 +121,7 @@ def result_of(
         latency_s=None if outcome.latency_s is None else round(outcome.latency_s, 6),
         segment=outcome.segment,
         place=outcome.place,
-        visible_rows=[[first + 1, last + 1] for first, last in outcome.sight or []],
+        visible_rows=[[first + 1, last + 1] for first, last in outcome.visible_rows or []],
         plan=outcome.plan_version,
         thinking=outcome.thinking or None,
     )

@@ -32,14 +32,14 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "no_proof",
             [tried("anchors", FRONT, wins=5, losses=9, compared=40), tried(wins=8, losses=7, compared=40)],
             [ISOLATED_CHOSEN, "The best of 2 was up to 5 earlier rows: 8 better, 7 worse, 40 compared"],
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "no_proof",
             [tried("anchors", FRONT), tried(wins=9, losses=9, compared=29)],
             [
@@ -50,15 +50,15 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "no_proof",
             [tried("anchors", FRONT, wins=1, losses=9, compared=40)],
             [ISOLATED_CHOSEN, "The best of 1 was the same rows: 1 better, 9 worse, 40 compared"],
         ),
-        (GOLD, "alone", "none_fits", [], [ISOLATED_CHOSEN, "No other form was possible"]),
-        (GOLD, "alone", "too_small", [], [ISOLATED_CHOSEN, "too small to show a difference"]),
+        (GOLD, "isolated", "none_fits", [], [ISOLATED_CHOSEN, "No other form was possible"]),
+        (GOLD, "isolated", "too_small", [], [ISOLATED_CHOSEN, "too small to show a difference"]),
         (AUTO, "tail-5", "no_harm", [tried()], ["Chosen: up to 5 earlier rows", EARLIER_VERSION]),
-        (GOLD, "alone", "none_faster", [], [ISOLATED_CHOSEN, EARLIER_VERSION]),
+        (GOLD, "isolated", "none_faster", [], [ISOLATED_CHOSEN, EARLIER_VERSION]),
     ],
 )
 def test_each_result_is_described(
@@ -68,7 +68,7 @@ def test_each_result_is_described(
 
     async def fill(ledger: JobLedger) -> None:
         await ledger.note(pilot=decision(form, why, *forms))
-        again(ledger, "alone", range(40), own)
+        again(ledger, "isolated", range(40), own)
         again(ledger, "tail-5", range(40), own)
 
     summary = publish(tmp_path / "j", side, fill=fill)
@@ -78,7 +78,7 @@ def test_each_result_is_described(
     assert line.startswith(said[0])
     assert [words for words in said if words not in line] == []
     assert "It cost 118 additional answers (39 % of the rows)" in line
-    assert (found.form, found.why, found.asked) == ("isolated" if form == "alone" else form, why, 118)
+    assert (found.form, found.why, found.asked) == (form, why, 118)
     assert found.tried == tuple(forms)
 
 
@@ -97,8 +97,8 @@ def test_why_a_pilot_stopped_early_is_said(
     """Beside what it cost: a proof, no prospect of one, or no more rows; nothing where too few were left."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "alone", range(isolated), own)
-        form = "alone" if why == "no_proof" else "tail-5"
+        again(ledger, "isolated", range(isolated), own)
+        form = "isolated" if why == "no_proof" else "tail-5"
         await ledger.note(pilot=decision(form, why, tried()))
 
     side = f"gold: gold\ntrim: {{strategy: auto, pilot: {pilot}}}\n"
@@ -112,7 +112,7 @@ def test_why_a_pilot_stopped_early_is_said(
         ("mode: isolated\n", {}, "the sidecar says `mode: isolated`"),
         ("trim: {strategy: window}\n", {}, "the sidecar says `strategy: window`"),
         (AUTO, {}, "a pilot needs known answers (`gold`); each row was asked in isolation"),
-        (AUTO, {"pilot_done": [[0, "alone"]]}, "an earlier version began a pilot without `gold`"),
+        (AUTO, {"pilot_done": [[0, "isolated"]]}, "an earlier version began a pilot without `gold`"),
         (GOLD, {}, "below 5,000 rows, 2 % of them are too few; each row was asked in isolation."),
         ("gold: gold\ntrim: {strategy: auto, pilot: 0}\n", {}, "the sidecar says `pilot: 0`"),
         ("gold: gold\ntrim: {strategy: auto, pilot: 90}\n", {}, "the job ended before the pilot did"),
@@ -136,7 +136,7 @@ def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
     """Known answers of the pilot's rows are left out of the agreement, and how many is said."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "alone", range(40), own)
+        again(ledger, "isolated", range(40), own)
         again(ledger, "tail-5", range(40), own)
         again(ledger, "audit", range(100, 120), own)
 
