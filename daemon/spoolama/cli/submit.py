@@ -59,7 +59,7 @@ def submit(files: tuple[Path, ...], config: Path | None, spool: Path | None, no_
             findings = check_one(CheckedFiles(drop.data, drop.sidecar or settings.default_sidecar), settings)
             words = f", {findings.rows:,} rows"
             if not findings.asked:
-                first = f" Line {fault.line}: {fault.message}." if (fault := findings.first_fault) else ""
+                first = "".join(f" Line {each.line}: {each.message}." for each in findings.first_faults[:1])
                 raise click.ClickException(
                     f"{drop.data.name}: no row can be sent to the model.{first} "
                     f"See: spoolama check {drop.data}"
