@@ -46,7 +46,7 @@ _NOTES = (
     "",
 )
 _CANDIDATES_YAML = """\
-# Synthetic candidate profiles: made by a random generator, no real people in them.
+# Synthetic candidate profiles from a random generator, without real people.
 model: gemma3:12b
 system: |
   You are a strict recruiter for a logistics company that hires a data engineer.
@@ -75,8 +75,8 @@ format:
 answer_key: score
 """
 _REVIEWS_YAML = """\
-# Sentences of real product reviews with people's ratings; licence and source: LICENSE-reviews.txt.
-# There are 200 different ones: past that they come again in another order, with a number behind the id.
+# Sentences of real product reviews with human ratings; license and source: LICENSE-reviews.txt.
+# Above 200 rows the sentences repeat in another order, with a number after the id.
 model: smollm2:135m
 system: |
   You judge the sentiment of sentences from product reviews.
