@@ -210,7 +210,7 @@ def _retired(keys: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> tuple[s
     """A sentence for each setting that no longer exists."""
     found = []
     if "trim.every" in keys:
-        learned = [plan["every"] for plan in plans if plan.get("marks") == "learned"]
+        learned = [p["every"] for p in plans if p["strategy"] == plans[0]["strategy"] and p["every"] != EVERY]
         rows, why = (learned[-1], "as an earlier version learned") if learned else (EVERY, "the default")
         found.append(
             f"The setting `every: auto` no longer exists: this job trimmed every {rows} rows, {why}."
