@@ -63,7 +63,7 @@ def test_analyze_says_what_earlier_rows_did(job: Path) -> None:
 
 
 def test_analyze_names_the_labels_that_no_row_was_answered(tmp_path: Path) -> None:
-    """A label of the schema that never came stands in table and CSV with its 0 rows."""
+    """Table and CSV have each label of the schema, also one with 0 rows."""
     sidecar = SIDECAR + 'format: {type: string, enum: ["yes", "no", maybe]}\n'
     publish_job(tmp_path / "j", data_name="d.csv", data=DATA, sidecar=sidecar, answer=lambda _: '"yes"')
     output = call(analyze, tmp_path / "j", "--csv", tmp_path / "a.csv")
@@ -87,7 +87,7 @@ def test_merge_prints_books_that_balance(job: Path, tmp_path: Path) -> None:
 
 
 def test_compare_prints_one_table_and_two_sentences(job: Path, tmp_path: Path) -> None:
-    """Both jobs stand beside each other."""
+    """Both jobs are in one table."""
     publish_job(tmp_path / "other", data_name="d.csv", data=DATA, sidecar=SIDECAR, answer=lambda _: "no")
     output = call(compare, job, tmp_path / "other")
     assert "home" in output

@@ -83,7 +83,7 @@ def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
 
 
 def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
-    """Rows by which one job chose what stands before the rows are left out of the other's agreement too."""
+    """Rows with which one job chose the form of its prompts are left out of both agreements."""
 
     async def fill(ledger: JobLedger) -> None:
         for ordinal in range(5):

@@ -201,7 +201,7 @@ def test_what_the_conversation_answered_is_compared_though_it_was_taken_back(tmp
 
 
 def test_a_table_without_redone_rows_has_no_column_for_them(tmp_path: Path) -> None:
-    """A job whose answers stand as they came has the columns that it always had."""
+    """Without rows that were asked again, results.csv has no column `asked_again`."""
     publish(tmp_path / "j", WINDOW, fill=audited())
     assert (tmp_path / "j" / "results.csv").read_bytes().startswith(b"text,gold,answer,status,error\n")
 
@@ -243,7 +243,7 @@ def test_noise_is_told_beside_the_agreement(tmp_path: Path) -> None:
 
 
 def test_one_depth_is_told_once(tmp_path: Path) -> None:
-    """Behind anchors every row sees as many others: thirds by depth would tell them apart by nothing."""
+    """If every row has the same number of visible rows, there is one part instead of three thirds."""
     found = audit_of(publish(tmp_path / "j", WINDOW, fill=audited(rows=ROWS[::10])))
     assert [(part.where, part.rows) for part in found.by_depth] == [("after 1 rows", 10)]
 
@@ -318,7 +318,7 @@ def test_an_audit_without_a_conversation_says_why(tmp_path: Path) -> None:
 
 
 def test_a_job_of_an_earlier_version_says_how_it_went_on(tmp_path: Path) -> None:
-    """The guard's checks go on; with `audit` rows are asked as segments end; harm that was seen is told."""
+    """Its checks of odd segments continue; with `audit` rows are asked again as segments end."""
     before = {**BUDGET, "begun_before": True}
     checks = publish(tmp_path / "a", WINDOW, fill=audited(rows=[], audit={**before, "random": 0}))
     assert "An earlier version began this job: only segments that look odd" in line_of(checks, "Audit")

@@ -85,10 +85,10 @@ def test_a_count_that_the_server_did_not_give_is_unknown(tmp_path: Path) -> None
 
 
 def test_an_anchors_answer_is_not_counted_twice(tmp_path: Path) -> None:
-    """It stands in the results; the candidates that were not chosen do not."""
+    """The answer of an anchor is in the results; those of the other candidates are not."""
 
     async def fill(ledger: JobLedger) -> None:
-        sampled(ledger, range(6))  # as they stand in the results
+        sampled(ledger, range(6))  # the same answers as in the results
         sampled(ledger, range(6, 24), latency_s=1.0)
 
     summary = publish(tmp_path / "j", "trim: {strategy: anchors}\n", says=own, fill=fill)
