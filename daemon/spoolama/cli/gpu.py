@@ -6,18 +6,21 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.live import Live
+from rich.text import Text
 
+from spoolama.backends.base import LoadSpec
+from spoolama.cli.gpu_report import GpuReport
 from spoolama.cli.settings_options import config_option, settings_from
+from spoolama.clock import SystemClock
 from spoolama.memory.limits import GB, in_gb
-
-if TYPE_CHECKING:
-    from spoolama.cli.gpu_report import GpuReport
-    from spoolama.service.settings import Settings
+from spoolama.service.assembly import backend_for
+from spoolama.service.settings import Settings
 
 __all__ = ["gpu", "in_words"]
 
@@ -69,82 +72,47 @@ def gpu(
     if model is None and (num_ctx or slots):
         raise click.UsageError("--num-ctx and --slots need --model")
     settings = settings_from(config, backend__kind=backend, backend__url=url)
-    show = _as_json if as_json else _as_text
-    work = _show(settings, model, num_ctx or DEFAULT_WINDOW, slots, None if watch else show, as_json=as_json)
+    spec = (
+        None if model is None else LoadSpec(model, num_ctx or DEFAULT_WINDOW, slots=slots or settings.lanes)
+    )
     with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(asyncio.run(work))
+        sys.exit(asyncio.run(_show(settings, spec, watch=watch, as_json=as_json)))
 
 
-def _as_json(now: dict[str, Any]) -> None:
-    click.echo(json.dumps(now, indent=2, ensure_ascii=False))
-
-
-def _as_text(now: dict[str, Any]) -> None:
-    click.echo("\n".join(in_words(now)))
-
-
-async def _show(
-    settings: Settings,
-    model: str | None,
-    num_ctx: int,
-    slots: int | None,
-    once: Callable[[dict[str, Any]], None] | None,
-    *,
-    as_json: bool,
-) -> int:
-    """Show the state once, or until cancelled if `once` is None; returns the exit status."""
-    from spoolama.backends.base import LoadSpec
-    from spoolama.cli.gpu_report import GpuReport
-    from spoolama.clock import SystemClock
-    from spoolama.service.assembly import backend_for
-
-    spec = None if model is None else LoadSpec(model, num_ctx, slots=slots or settings.lanes)
+async def _show(settings: Settings, spec: LoadSpec | None, *, watch: bool, as_json: bool) -> int:
+    """Show the state, and with `watch` again every second until cancelled; returns the exit status."""
     backend = backend_for(settings, SystemClock())
-    look = GpuReport(settings, backend, spec)
-    looking = asyncio.create_task(look.run(keep_on=once is None), name="looking")
+    report = GpuReport(settings, backend, spec)
+    reading = asyncio.create_task(report.run(keep_on=watch), name="readings")
+    live = Live(auto_refresh=False) if watch and not as_json else None
     try:
-        await _next(look, looking)
-        if once is not None:
-            once(look.payload())
-            return 1 if look.no_such_model else 0
-        if as_json:
-            await _each_second(look, looking, lambda now: click.echo(json.dumps(now, ensure_ascii=False)))
-        else:
-            await _live(look, looking)
-        return 0
+        with live or contextlib.nullcontext():
+            while True:
+                await _next(report, reading)
+                found = report.payload()
+                if live is not None:
+                    live.update(Text("\n".join(in_words(found))), refresh=True)
+                elif as_json:
+                    click.echo(json.dumps(found, indent=None if watch else 2, ensure_ascii=False))
+                else:
+                    click.echo("\n".join(in_words(found)))
+                if not watch:
+                    return 1 if report.no_such_model else 0
     finally:
-        looking.cancel()
-        await asyncio.gather(looking, return_exceptions=True)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
         await backend.aclose()
 
 
-async def _live(look: GpuReport, looking: asyncio.Task[None]) -> None:
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(auto_refresh=False) as live:
-        await _each_second(
-            look, looking, lambda now: live.update(Text("\n".join(in_words(now))), refresh=True)
-        )
-
-
-async def _each_second(
-    look: GpuReport, looking: asyncio.Task[None], show: Callable[[dict[str, Any]], None]
-) -> None:
-    while True:
-        show(look.payload())
-        await _next(look, looking)
-
-
-async def _next(look: GpuReport, looking: asyncio.Task[None]) -> None:
+async def _next(report: GpuReport, reading: asyncio.Task[None]) -> None:
     """Wait for the next reading, or raise the exception that ended the readings."""
-    looked = asyncio.ensure_future(look.looked())
+    looked = asyncio.ensure_future(report.looked())
     try:
-        await asyncio.wait({looked, looking}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({looked, reading}, return_when=asyncio.FIRST_COMPLETED)
     finally:
         looked.cancel()
-    if looking.done():
-        await looking
+    if reading.done():
+        await reading
 
 
 # --- text --------------------------------------------------------------------------------------------------
