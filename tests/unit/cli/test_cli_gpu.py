@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -307,7 +308,7 @@ def test_a_driver_that_hangs_does_not_hang_the_command(tmp_path: Path) -> None:
         out, err = child.communicate(timeout=30)
 
     assert (child.returncode, err) == (0, "")
-    assert "GPUs: no readings, because NVML has not answered for 2 s.\n" in out
+    assert re.search(r"^GPUs: no readings, because NVML has not answered for \d+ s\.$", out, re.MULTILINE)
     assert "This machine:\n" in out
 
 
