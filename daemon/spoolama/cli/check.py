@@ -230,7 +230,7 @@ def _pilot(findings: Findings) -> Iterator[str]:
         return
     yield (
         f"Pilot: at most {findings.pilot:,} answers test whether earlier rows improve the agreement with "
-        "gold. If that is not shown, each row is asked in isolation."
+        "gold. Without a clear improvement, each row is asked in isolation."
     )
     if findings.pilot_least is None:
         yield f"Warning: {counted(findings.rows, 'row')} in such segments cannot show it. Set trim.pilot: 0."
@@ -243,8 +243,8 @@ def _pilot(findings: Findings) -> Iterator[str]:
 
 def _audit(findings: Findings) -> Iterator[str]:
     noisy = findings.sidecar.options.temperature > 0
-    times = "twice" if noisy else "once, and twice if the answers differ"
-    yield f"Audit: at most {counted(findings.audit.rows, 'row')} are asked again in isolation, {times}."
+    twice = ", each twice." if noisy else ". Rows whose answer differs are asked twice."
+    yield f"Audit: asks at most {counted(findings.audit.rows, 'row')} again in isolation{twice}"
     if findings.smallest_harm is None:
         yield "Warning: so few rows cannot show harm. Set audit to a larger number."
     else:

@@ -17,7 +17,7 @@ from spoolama.job.row import NOTE_KEY, Row
 from spoolama.jobtools.published import Published, json_lines, open_published, pairs
 from spoolama.publish.build import write_summary
 from spoolama.publish.columns import Columns, KeyUnion, answer_keys
-from spoolama.publish.metrics import Metrics, definitions
+from spoolama.publish.metrics import definitions
 from spoolama.publish.outputs import OPENAI_COLUMNS, Outputs
 from spoolama.publish.result_counts import ResultCounts
 from spoolama.publish.result_row import ResultRow
@@ -111,9 +111,9 @@ def _write(original: Published, retry: Published, out: Path) -> Summary:
                 outputs.add(merged, fields, None if row.fields is not None else row.raw, details)
         answered_before = index.answered_before
     sources = [{k: v for k, v in job.metrics.to_json().items() if k != "how"} for job in (original, retry)]
-    metrics = Metrics(
+    metrics = replace(
+        counts.metrics(),
         **{name: getattr(first, name) for name in _KEPT},
-        **counts.metrics(),
         merged_answers=merged_answers,
         merged_already_answered=answered_before,
         merged_from=tuple(sources),

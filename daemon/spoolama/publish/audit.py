@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from statistics import mean
 from typing import Any
 
@@ -243,14 +243,14 @@ def audit_result(ledger: LedgerReader, sidecar: Sidecar, *, chosen_by_gold: bool
     if words is None and harmed:  # found by the guard of an earlier version
         audited = counted(segments.looked_at, "segment")
         words = f"the conversation changed the answers in {len(harmed):,} of {audited}"
-    return AuditResult(
+    return replace(
+        _sample(ledger, sidecar, compared),
         asked=sidecar.audit if budget else None,
         random=budget.get("random"),
         odd_at_most=budget.get("odd"),
         begun_before=bool(budget.get("begun_before")),
         margin=sidecar.trim.margin,
         on_harm=sidecar.on_harm,
-        **_sample(ledger, sidecar, compared),
         harm=words,
         known_after=None if harm is None else harm["answered"],
         segments=segments.looked_at,
@@ -277,8 +277,8 @@ def why_no_audit(ledger: LedgerReader, sidecar: Sidecar) -> str:
     return "the job ended before a segment did"
 
 
-def _sample(ledger: LedgerReader, sidecar: Sidecar, compared: Sequence[Compared]) -> dict[str, Any]:
-    """What the random sample shows."""
+def _sample(ledger: LedgerReader, sidecar: Sidecar, compared: Sequence[Compared]) -> AuditResult:
+    """What the random sample shows, without the rest of the result."""
     noisy, margin = sidecar.options.temperature > 0, sidecar.trim.margin
     rows, like = _rows(ledger, sidecar, compared)
     # After a trim that keeps rows, their effect goes on; otherwise the conversation starts anew.
@@ -289,24 +289,24 @@ def _sample(ledger: LedgerReader, sidecar: Sidecar, compared: Sequence[Compared]
     repeatability = round(mean(twice), 4) if noisy and twice else None
     whole = part_of("all", list(values.values()))
     floor = 1.0 if repeatability is None else round(repeatability, 2)
-    return {
-        "rows": len(rows),
-        "agreement": whole.agreement if rows else None,
-        "interval": whole.interval if rows else None,
-        "repeatability": repeatability,
-        "not_repeated": sum(value < 1 for value in twice),
-        "changed": round(weigh(rows, like, margin, noisy=noisy).changed, 4) if rows else None,
-        "smallest_harm": None
+    return AuditResult(
+        rows=len(rows),
+        agreement=whole.agreement if rows else None,
+        interval=whole.interval if rows else None,
+        repeatability=repeatability,
+        not_repeated=sum(value < 1 for value in twice),
+        changed=round(weigh(rows, like, margin, noisy=noisy).changed, 4) if rows else None,
+        smallest_harm=None
         if like.kind == "texts"
         else smallest_harm(len(rows), margin, noisy=noisy, floor=floor),
-        "falls_along": falling(values, depth),
-        "compared": like.words,
-        "by_depth": _by_depth(values, depth),
-        "along_job": tuple(
+        falls_along=falling(values, depth),
+        compared=like.words,
+        by_depth=_by_depth(values, depth),
+        along_job=tuple(
             part_of(f"rows {part[0] + 1} to {part[-1] + 1}", [values[n] for n in part])
             for part in _thirds(sorted(values))
         ),
-    }
+    )
 
 
 def _rows(

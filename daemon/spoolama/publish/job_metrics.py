@@ -42,7 +42,8 @@ def job_metrics(
     watch: Sequence[Mapping[str, Any]] = ledger.meta("watch") or ()
     pilot = pilot_result(ledger, sidecar)
     trimmed = Plan.from_json(plan) if plan is not None and sidecar.mode == "conversation" else None
-    metrics = Metrics(
+    metrics = replace(
+        counts.metrics(),
         job=str(ledger.meta("job", "")),
         spoolama=__version__,
         data_name=ledger.meta("data_name"),
@@ -56,7 +57,6 @@ def job_metrics(
         started_at=ledger.meta("started_at"),
         ended_at=ledger.meta("ended_at"),
         runs=ledger.meta("runs"),
-        **counts.metrics(),
         segments=counts.segments,
         attempts=totals.attempts,
         retries=totals.retries,

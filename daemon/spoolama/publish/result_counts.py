@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 from spoolama.job.labels import enum_of
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.agreement import AnswerCounts
+from spoolama.publish.metrics import Metrics
 from spoolama.publish.result_row import ResultRow, label_of_result
 
 __all__ = ["ResultCounts"]
@@ -57,18 +57,18 @@ class ResultCounts:
         """Number of segments with an answered row."""
         return self._segments.count(1)
 
-    def metrics(self) -> dict[str, Any]:
-        """The metrics that these rows alone decide, by name."""
-        return {
-            "total": self.rows,
-            "completed": self.by_status["ok"],
-            "failed": self.by_status["failed"],
-            "skipped": self.by_status["skipped"],
-            "errors": dict(sorted(self.errors.items(), key=lambda item: (-item[1], item[0]))),
-            "answers": self.answers.distribution(),
-            "agreement": self.answers.agreement(),
-            "agreement_along_job": self.answers.along_job() or None,
-        }
+    def metrics(self) -> Metrics:
+        """The metrics that need no more than these rows."""
+        return Metrics(
+            total=self.rows,
+            completed=self.by_status["ok"],
+            failed=self.by_status["failed"],
+            skipped=self.by_status["skipped"],
+            errors=dict(sorted(self.errors.items(), key=lambda item: (-item[1], item[0]))),
+            answers=self.answers.distribution(),
+            agreement=self.answers.agreement(),
+            agreement_along_job=self.answers.along_job() or None,
+        )
 
     def add(self, result: ResultRow) -> None:
         """Add the next row."""
