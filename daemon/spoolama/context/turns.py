@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 
 from spoolama.backends.base import Message
@@ -12,11 +11,10 @@ from spoolama.context.trimming import Turn
 from spoolama.errors import RowError
 from spoolama.evaluation.asking import Asker
 from spoolama.evaluation.evaluator import JobEvaluator
-from spoolama.job.answer import gold_answers, label_of
+from spoolama.job.answer import gold_answers, label_of_answer
 from spoolama.job.plan import Plan
 from spoolama.job.row import StoredRow
 from spoolama.job.sidecar import BUILT_IN_SCORES, Sidecar
-from spoolama.job.strict_json import BadJson, parse_json
 
 __all__ = ["Turns"]
 
@@ -83,14 +81,7 @@ class Turns:
 
     def label(self, answer: str) -> str:
         """Return the label of an answer."""
-        parsed: object | None = None
-        if self._sidecar.format is not None:
-            try:
-                parsed = parse_json(answer)
-            except BadJson:
-                parsed = None
-        label = label_of(parsed, answer, self._sidecar.answer_key)
-        return json.dumps(parsed, sort_keys=True) if label is None else label
+        return label_of_answer(answer, self._sidecar)
 
     async def score(self, row: StoredRow, answer: str, logprob: float | None) -> float:
         """Return the importance of a row by the sidecar's score."""

@@ -194,7 +194,7 @@ def test_a_job_begun_with_a_setting_that_no_longer_exists_goes_on(
     rows = [json.loads(line) for line in (ended.path / "results.jsonl").read_text().splitlines()]
     metrics = json.loads((ended.path / "metrics.json").read_text())
     sentence = f"The setting `every: auto` no longer exists: {said}."
-    assert max(sum(last - first + 1 for first, last in row["seen"]) for row in rows[12:]) == seen
+    assert max(sum(last - first + 1 for first, last in row["visible_rows"]) for row in rows[12:]) == seen
     assert metrics["retired_settings"] == [sentence]
     assert sentence in " ".join((ended.path / "summary.txt").read_text().split())
     assert metrics["plans"][: len(plans)] == plans
