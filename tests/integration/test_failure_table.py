@@ -15,10 +15,10 @@ from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.progress import Progress, Pulse
 from spoolama.service.execution import JobExecutor
-from spoolama.service.model import StopSignal
 from spoolama.spool.claim import claim, random_token
 from spoolama.spool.layout import Spool
 from spoolama.spool.ready import ReadyRules, Scanner
+from spoolama.stopping import Stop
 from support.evaluation import inline_evaluator
 from support.fake_ollama import FakeOllama
 from support.fake_ollama_script import Fault, Script
@@ -95,7 +95,7 @@ def run(
             async with asyncio.TaskGroup() as group:
                 if beside is not None:
                     group.create_task(beside(server))
-                ended = await executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal())
+                ended = await executor.execute(job, Progress(job.name, clock, Pulse(clock)), Stop())
             await backend.aclose()
             prompts = [[str(message["content"]) for message in call.messages] for call in server.chats]
         assert ended.path is not None

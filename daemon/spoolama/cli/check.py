@@ -64,12 +64,13 @@ def check_one(drop: CheckedFiles, settings: Settings) -> Findings:
     from spoolama.cli.checking import check_drop
     from spoolama.evaluation.evaluator import Evaluator
     from spoolama.evaluation.process import EvaluationProcess
-    from spoolama.service.assembly import limits_for
+    from spoolama.job.rows import RowLimits
 
     async def read() -> Findings:
         async with Evaluator(EvaluationProcess()) as evaluator:
             newline = settings.final_newline == "require"
-            return await check_drop(drop, evaluator, limits=limits_for(settings), newline_required=newline)
+            limits = RowLimits.for_cells(settings.max_cell_bytes)
+            return await check_drop(drop, evaluator, limits=limits, newline_required=newline)
 
     findings = asyncio.run(read())
     if findings.vram is not None:
@@ -97,7 +98,7 @@ def _behind(findings: Findings, number: int) -> str:
 def report(drop: CheckedFiles, findings: Findings, *, rate: float | None = None, lanes: int = 1) -> None:
     """Print the findings."""
     from spoolama.cli.checking import CHARACTERS_PER_TOKEN
-    from spoolama.service.status_text import duration
+    from spoolama.clock import duration
 
     sidecar = f" with {drop.sidecar.name}" if drop.sidecar else ""
     click.echo(f"{drop.data.name}{sidecar}: {findings.rows:,} rows of {findings.format} for {findings.model}")
@@ -137,13 +138,12 @@ def report(drop: CheckedFiles, findings: Findings, *, rate: float | None = None,
 
 
 def _show_settings(settings: Settings, config: Path) -> None:
-    from spoolama.service.assembly import backend_settings
     from spoolama.spool.layout import Spool
 
-    made = backend_settings(settings.backend)
+    settings.backend.api_key()
     click.echo(f"{config}: the settings are valid.")
     click.echo(f"  spool: {settings.spool}")
-    click.echo(f"  backend: {made.kind} {made.url}".rstrip())
+    click.echo(f"  backend: {settings.backend.kind} {settings.backend.address or ''}".rstrip())
     click.echo(f"  lanes: {settings.lanes}")
     spool = Spool(settings.spool)
     missing = [p.name for p in (spool.incoming, spool.processing, spool.done, spool.failed) if not p.is_dir()]

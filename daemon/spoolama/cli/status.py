@@ -61,7 +61,7 @@ def read_service(directory: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, KeyError) as error:
         raise click.ClickException(f"{directory / 'service.json'} is damaged: {error}") from None
     if age > _STALE_S or payload["service"]["state"] == "stopped":
-        from spoolama.service.status_text import duration
+        from spoolama.clock import duration
 
         old = duration(max(0.0, age))
         text = f"The service is not running. Its last status is {old} old:\n\n{text}"
@@ -87,7 +87,7 @@ def _of_name(directory: Path, name: str) -> dict[str, Any]:
 
 
 def _in_words(found: dict[str, Any]) -> list[str]:
-    from spoolama.service.status_text import failures_text, rows_text
+    from spoolama.service.status import failures_text, rows_text
     from spoolama.spool.names import readable
 
     name = readable(found["name"])

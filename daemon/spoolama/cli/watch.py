@@ -55,7 +55,7 @@ def watch(config: Path | None, spool: Path | None, until_idle: bool, every: floa
 
 def picture(payload: dict[str, Any], headline: str) -> RenderableType:
     """One screen: headline, progress bar of the running job, queue, and the last ended jobs."""
-    from spoolama.service.status_text import failures_text, more_held_text, rows_text
+    from spoolama.service.status import failures_text, more_held_text, rows_text
 
     parts: list[RenderableType] = [escape(headline), f"[dim]{escape(payload['service']['status'])}[/dim]"]
     running = payload["running"]

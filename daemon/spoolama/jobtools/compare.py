@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spoolama.clock import duration
 from spoolama.errors import InputError
 from spoolama.jobtools.published import Published, open_published
 from spoolama.publish.conversation_metrics import trim_sentence
@@ -14,7 +15,7 @@ from spoolama.publish.effects import warnings_of
 from spoolama.publish.extra_requests import besides_words
 from spoolama.publish.labels import label_of_record
 from spoolama.publish.result_counts import ResultCounts
-from spoolama.publish.summary import count, duration
+from spoolama.publish.summary import count
 
 __all__ = ["Comparison", "Side", "compare_jobs"]
 

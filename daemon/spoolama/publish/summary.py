@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spoolama.clock import duration
 from spoolama.publish.agreed import weakness
 from spoolama.publish.conversation_metrics import server_sentences
 from spoolama.publish.effects import effect_sentences, harm_in_short, stood_alone, warnings_of
@@ -14,7 +15,7 @@ from spoolama.publish.extra_requests import besides_tokens, besides_words
 from spoolama.publish.memory import memory_lines
 from spoolama.publish.record import Record
 
-__all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text"]
+__all__ = ["Summary", "balance", "count", "merged_text", "summary_text"]
 
 _WIDTH = 100
 _LABEL = 11
@@ -198,15 +199,6 @@ def _speed(m: Mapping[str, Any]) -> str:
     if besides := besides_words(m):
         text += f"; in the same time {besides}"
     return text
-
-
-def duration(seconds: float) -> str:
-    """`42.1 s`, `12 min 3 s`, `9 h 58 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _tokens(m: Mapping[str, Any]) -> str:

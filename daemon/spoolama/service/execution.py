@@ -25,7 +25,7 @@ from spoolama.progress import Progress
 from spoolama.publish.build import build_outputs
 from spoolama.run.runner import JobRunner
 from spoolama.service.intake import take_in
-from spoolama.service.model import JobEnd
+from spoolama.service.state import JobEnd
 from spoolama.spool.claim import JobDir
 from spoolama.spool.content import sha256_of
 from spoolama.spool.durable import in_words

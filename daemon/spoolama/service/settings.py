@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from spoolama.backends.factory import BackendKind
 from spoolama.errors import ConfigError, Problem
 from spoolama.job.rows import MAX_CELL_BYTES
 from spoolama.job.yaml_tree import Tree, read_yaml
@@ -43,7 +44,6 @@ __all__ = [
 PREFIX = "SPOOLAMA_"
 OLLAMA_URL = "http://127.0.0.1:11434"
 _OTHER_VARIABLES = {"SPOOLAMA_CONFIG"}
-_FOR_TESTS = "SPOOLAMA_TEST_"
 
 
 def _as_path(value: object) -> object:
@@ -64,7 +64,7 @@ class _Section(BaseModel):
 class BackendSection(_Section):
     """The model server."""
 
-    kind: Literal["ollama", "embedded", "openai"] = Field("ollama", description="The kind of model server.")
+    kind: BackendKind = Field("ollama", description="The kind of model server.")
     url: str | None = Field(
         None,
         pattern="^https?://[^/\\s]+",
@@ -88,6 +88,22 @@ class BackendSection(_Section):
         if self.kind == "embedded":
             return None
         return self.url or (OLLAMA_URL if self.kind == "ollama" else None)
+
+    def api_key(self) -> str | None:
+        """Read the API key from its file; None: no file is set.
+
+        Raises:
+            ConfigError: the file cannot be read, or is empty.
+        """
+        if self.api_key_file is None:
+            return None
+        try:
+            lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"backend.api_key_file: {self.api_key_file} cannot be read: {error}") from None
+        if not lines or not lines[0].strip():
+            raise ConfigError(f"backend.api_key_file: the first line of {self.api_key_file} is empty")
+        return lines[0].strip()
 
 
 class VramSection(_Section):
@@ -269,7 +285,7 @@ def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
     known = {variable: (path, info) for variable, path, info in variables()}
     problems = []
     for variable in sorted(env):
-        if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES or variable.startswith(_FOR_TESTS):
+        if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES:
             continue
         if variable not in known:
             hint = meant(variable, known)

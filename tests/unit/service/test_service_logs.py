@@ -16,7 +16,7 @@ import structlog
 
 from spoolama.service import logs
 from spoolama.service.events import EVENTS, sentence
-from spoolama.service.journal import JournalSocket, connected_to_journal, encode_entry
+from spoolama.service.logs import JournalSocket, connected_to_journal, encode_entry
 
 SERVICE = Path(logs.__file__).parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolama.service.notify import SilentNotifier, SystemdNotifier, make_notifier, watchdog_interval
+from spoolama.service.systemd import SilentNotifier, SystemdNotifier, make_notifier, watchdog_interval
 from support.notify_socket import NotifySocket
 
 

@@ -6,19 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from spoolama.clock import duration
 from spoolama.memory.card_thread import CardThread
 from spoolama.memory.level import LevelRules
 from spoolama.memory.readings import Host, NoReading, Runner
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
 from spoolama.service import retention
-from spoolama.service.model import StopSignal
 from spoolama.service.queue import Queued
 from spoolama.service.retention import remove_old
 from spoolama.service.settings import KeepSection
 from spoolama.service.state import Running, ServerState, ServiceState
-from spoolama.service.status_text import (
-    duration,
+from spoolama.service.status import (
     failures_text,
     rows_text,
     service_payload,
@@ -27,6 +26,7 @@ from spoolama.service.status_text import (
 )
 from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
+from spoolama.stopping import Stop
 from support.cards import GB, Scene, ScriptedCards, card
 from support.clock import VirtualClock
 
@@ -42,19 +42,23 @@ def running(
     progress.durable(ok=0)
     clock._now = 100.0
     progress.durable(ok=ok, failed=failures)
-    state.running = Running(Queued(job, "running"), progress, StopSignal())
+    state.running = Running(Queued(job, "running"), progress, Stop())
     return state
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0.4, "0 s"),
-        (89, "89 s"),
-        (90, "2 min"),
-        (3600, "60 min"),
+        (0.04, "0.0 s"),
+        (4.24, "4.2 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (130, "2 min 10 s"),
+        (3600, "1 h"),
+        (3620, "1 h"),
         (33_000, "9 h 10 min"),
-        (7200, "2 h"),
         (200_000, "2 d 8 h"),
         (345_600, "4 d"),
     ],

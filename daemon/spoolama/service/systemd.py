@@ -1,4 +1,8 @@
-"""Sends notifications to systemd with the sdnotify package.
+"""Sends notifications, the status line and watchdog pings to systemd, with the sdnotify package.
+
+A ping is sent only while every task is alive: the scanner has scanned recently, and the running job has made
+progress, or waits with a deadline that was fixed when the wait began. Otherwise the pings stop, and systemd
+restarts the service.
 
 sdnotify 0.3.2 has three properties that a daemon must handle:
 
@@ -20,10 +24,23 @@ from typing import Protocol
 
 import sdnotify
 
-__all__ = ["Notifier", "SilentNotifier", "SystemdNotifier", "make_notifier", "watchdog_interval"]
+from spoolama.clock import Clock
+from spoolama.service.logs import say
+from spoolama.service.state import ServiceState
+from spoolama.service.status import status_line
+
+__all__ = [
+    "Heartbeat",
+    "Notifier",
+    "SilentNotifier",
+    "SystemdNotifier",
+    "make_notifier",
+    "watchdog_interval",
+]
 
 _SEND_TIMEOUT_S = 0.2
 _STATUS_LENGTH = 500
+_TICK_S = 2.0
 
 
 class Notifier(Protocol):
@@ -139,3 +156,50 @@ def watchdog_interval(env: Mapping[str, str]) -> float | None:
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _STATUS_LENGTH else f"{line[: _STATUS_LENGTH - 1]}…"
+
+
+class Heartbeat:
+    """Sends pings and the status.
+
+    Args:
+        state: Has the liveness of every task.
+        notifier: Receives pings and status.
+        clock: Time.
+        interval_s: Seconds between pings; None: no pings.
+    """
+
+    def __init__(
+        self, state: ServiceState, notifier: Notifier, clock: Clock, *, interval_s: float | None
+    ) -> None:
+        self._state = state
+        self._notifier = notifier
+        self._clock = clock
+        self._interval_s = interval_s
+        self._sent = ""
+        self._silent: list[str] = []
+
+    async def run(self) -> None:
+        """Send pings until cancelled."""
+        tick = _TICK_S if self._interval_s is None else min(_TICK_S, self._interval_s)
+        while True:
+            self.beat()
+            await self._clock.sleep(tick)
+
+    def beat(self) -> bool:
+        """Check liveness once and update the status; returns whether it sent a ping."""
+        silent = self._state.silent()
+        if silent and silent != self._silent:
+            say("service.silent", who=", ".join(silent))
+        self._silent = silent
+        self.send_status()
+        if self._interval_s is None or silent:
+            return False
+        self._notifier.watchdog()
+        return True
+
+    def send_status(self) -> None:
+        """Send the status if it has changed."""
+        text = status_line(self._state)
+        if text != self._sent:
+            self._notifier.status(text)
+            self._sent = text

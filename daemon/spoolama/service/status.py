@@ -1,26 +1,34 @@
-"""The service's state in words and as JSON: for `systemctl status`, for status/ and for the terminal."""
+"""Writes the status of the service and of each upload, for systemd, for status/ and for a terminal."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
+import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
+from spoolama import __version__
+from spoolama.clock import Clock, duration, moment
+from spoolama.errors import DiskFull
 from spoolama.memory.level import Level
 from spoolama.memory.limits import in_gb
 from spoolama.progress import Snapshot
+from spoolama.service.logs import say
 from spoolama.service.queue import Queued
 from spoolama.service.state import EndedJob, ServiceState
+from spoolama.spool.layout import Spool
 from spoolama.spool.names import readable
 from spoolama.spool.ready import Held
+from spoolama.spool.status import SERVICE_JSON, StatusBoard
 
 __all__ = [
-    "duration",
+    "StatusReporter",
     "ended_payload",
     "failures_text",
     "held_payload",
     "memory_payload",
-    "moment",
     "more_held_text",
     "queued_payload",
     "rows_text",
@@ -30,23 +38,8 @@ __all__ = [
     "status_line",
 ]
 
-
-def duration(seconds: float) -> str:
-    """A length of time as people say it: `40 s`, `12 min`, `9 h 10 min`, `3 d 4 h`."""
-    if seconds < 90:
-        return f"{round(seconds)} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
-
-
-def moment(at: float) -> str:
-    """A time of day in UTC, to the second."""
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+_EVERY_S = 2.0
+_AT_LEAST_S = 30.0
 
 
 def rows_text(snap: Mapping[str, Any]) -> str:
@@ -116,7 +109,7 @@ def running_payload(state: ServiceState) -> dict[str, Any] | None:
 
 def queued_payload(item: Queued, place: int) -> dict[str, Any]:
     """A job that waits; place 1 is the next."""
-    standing = {"ready": "queued"}.get(item.standing, item.standing)
+    standing = {"ready": "queued"}.get(item.state, item.state)
     return {"state": standing, "place": place, **_job(item), "message": item.reason or None}
 
 
@@ -222,8 +215,8 @@ def status_line(state: ServiceState) -> str:
     # A phase that waits for memory, or makes room, says it already.
     if memory is not None and memory.level is not Level.OK and "memory" not in phase:
         text += f"; memory is {memory.level}: {memory.words}"
-    in_line, held = state.queue.in_line(), sum(not h.waiting for h in state.held) + state.more_held
-    held_jobs = sum(item.standing == "held" for item in in_line)
+    in_line, held = state.queue.waiting(), sum(not h.waiting for h in state.held) + state.more_held
+    held_jobs = sum(item.state == "held" for item in in_line)
     waiting = len(in_line) - held_jobs
     arriving = sum(h.waiting for h in state.held) + state.more_arriving
     if waiting:
@@ -258,7 +251,7 @@ def service_payload(state: ServiceState, *, version: str, pid: int, started_at: 
         },
         "memory": memory_payload(state),
         "running": running_payload(state),
-        "queue": [queued_payload(item, n) for n, item in enumerate(state.queue.in_line(), 1)],
+        "queue": [queued_payload(item, n) for n, item in enumerate(state.queue.waiting(), 1)],
         "held": [held_payload(h) for h in state.held],
         "more_held": state.more_held,
         "more_arriving": state.more_arriving,
@@ -314,3 +307,79 @@ def service_text(payload: Mapping[str, Any], at: float) -> str:
         for e in payload["ended"]:
             lines.append(f"  {e['ended_at']}  {readable(e['name'])} -> {e['where']}: {e['message']}")
     return "\n".join(lines) + "\n"
+
+
+class StatusReporter:
+    """Writes changed status files every two seconds, and at once when the state changes."""
+
+    def __init__(self, spool: Spool, state: ServiceState, clock: Clock) -> None:
+        self._spool = spool
+        self._board = StatusBoard(spool)
+        self._state = state
+        self._clock = clock
+        self._started_at = clock.time()
+        self._service: dict[str, Any] = {}
+        self._written_at = float("-inf")
+        self._drops: dict[str, Mapping[str, Any]] = {}
+        self._full = False
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        await asyncio.to_thread(self._forget_stale)
+        while True:
+            self._state.changed.clear()
+            await self.write()
+            # Not asyncio.wait_for: in Python 3.11 it swallows a cancellation that comes with the event
+            # (github.com/python/cpython/issues/86296); then a dead worker would not end the service.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY_S):
+                    await self._state.changed.wait()
+
+    async def write(self) -> None:
+        """Update the files now."""
+        service = service_payload(
+            self._state, version=__version__, pid=os.getpid(), started_at=self._started_at
+        )
+        unwritten, self._state.unwritten = self._state.unwritten, []
+        ended = [ended_payload(done) for done in unwritten]
+        drops = {h.name: held_payload(h) for h in self._state.held}
+        # A job that waits hides a later drop of the same name only in NAME.json; service.json has both.
+        for place, item in reversed(list(enumerate(self._state.queue.waiting(), 1))):
+            drops[item.job.dropped_as] = queued_payload(item, place)
+        running = running_payload(self._state)
+        if running is not None:
+            drops[running["name"]] = running
+        try:
+            await asyncio.to_thread(self._put, service, drops, ended)
+            self._full = False
+        except DiskFull as error:
+            self._state.unwritten = unwritten + self._state.unwritten
+            if not self._full:
+                say("spool.disk_full", error=str(error))
+            self._full = True
+
+    def _put(
+        self, service: dict[str, Any], drops: Mapping[str, Mapping[str, Any]], ended: list[dict[str, Any]]
+    ) -> None:
+        for payload in ended:
+            self._board.write(payload["name"], payload)
+        finished = {payload["name"] for payload in ended}
+        for name in self._drops.keys() - drops.keys() - finished:
+            if self._drops[name]["job"] is None:  # the owner removed it from incoming/
+                self._board.forget(name)
+        for name, drop in drops.items():
+            self._board.write(name, drop)
+        self._drops = dict(drops)
+        now = self._clock.time()
+        if service != self._service or now - self._written_at >= _AT_LEAST_S:
+            self._board.write_service({**service, "at": moment(now)}, service_text(service, now))
+            self._service, self._written_at = service, now
+
+    def _forget_stale(self) -> None:
+        """Remove the status of names in incoming/ from an earlier run; the first scan writes it again."""
+        for path in self._spool.status.glob("*.json"):
+            if path.name == SERVICE_JSON:
+                continue
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if json.loads(path.read_bytes()).get("state") in ("held", "arriving"):
+                    path.unlink()
