@@ -48,11 +48,11 @@ def test_no_alarm_is_raised_where_nothing_is(rows: dict[str, Counted]) -> None:
 def test_the_pilot_chooses_what_is_right(rows: dict[str, Counted]) -> None:
     """A form that agrees better with gold, isolated rows everywhere else."""
     right = {
-        "gold: ignores the conversation": "alone",
+        "gold: ignores the conversation": "isolated",
         "gold: better with examples": "anchors",
         "gold: better with examples, a little": "anchors",
-        "gold: follows the majority, strong": "alone",
-        "gold: follows the previous answer, mild": "alone",
+        "gold: follows the majority, strong": "isolated",
+        "gold: follows the previous answer, mild": "isolated",
     }
     assert {name: next(iter(rows[name].forms)) for name in right} == right
     assert all(rows[name].forms[form] >= 19 for name, form in right.items())

@@ -83,16 +83,18 @@ def test_a_refused_sidecar_is_skipped_in_words(
 
 
 def _row(
-    ordinal: int, place: int, sight: tuple[int, ...], *, prompt: int = 100, cached: int = 90
+    ordinal: int, place: int, visible_rows: tuple[int, ...], *, prompt: int = 100, cached: int = 90
 ) -> RowCount:
-    return RowCount(ordinal, 0, place, sight, prompt, cached, 3, 10, False, '"positive"', 0.1)
+    return RowCount(ordinal, 0, place, visible_rows, prompt, cached, 3, 10, False, '"positive"', 0.1)
 
 
 def test_a_trim_is_a_row_that_does_not_follow_on_the_last_one() -> None:
     """By what rows were answered in sight of, whatever the strategy calls it."""
     rows = [_row(0, 0, ()), _row(1, 1, (0,)), _row(2, 2, (0, 1)), _row(3, 3, (0,)), _row(4, 4, (0, 3))]
     assert [row.ordinal for row in trims(rows)] == [3]
-    anchored = [replace(_row(n, n, (1,)), aside=n == 1, sight=(1,) if n != 1 else ()) for n in range(5)]
+    anchored = [
+        replace(_row(n, n, (1,)), isolated=n == 1, visible_rows=(1,) if n != 1 else ()) for n in range(5)
+    ]
     assert [row.ordinal for row in trims(anchored)] == [2, 3, 4]
     assert [row.ordinal for row in steady(rows, 1)] == [2, 3, 4]
     alone = [_row(n, 0, ()) for n in range(6)]

@@ -21,7 +21,7 @@ class MemoryStore:
 
     def __init__(self, fields: Sequence[Mapping[str, Any]]) -> None:
         self.rows = [
-            StoredRow(n, n + 2, str(n + 1), each, None, alone=False, state="pending")
+            StoredRow(n, n + 2, str(n + 1), each, None, isolated=False, state="pending")
             for n, each in enumerate(fields)
         ]
         self.results: dict[int, Answered] = {}
@@ -68,18 +68,18 @@ class MemoryStore:
         return {None: sorted(sizes)} if sizes else {}
 
     async def last_turn(self, segment: int) -> StoredRow | None:
-        found = [a for a in self.results.values() if a.segment == segment and not a.aside]
+        found = [a for a in self.results.values() if a.segment == segment and not a.isolated]
         return self._answered(max(found, key=lambda a: a.ordinal)) if found else None
 
     async def first_prompt_tokens(self, segment: int) -> int | None:
-        found = [a for a in self.results.values() if a.segment == segment and not a.aside]
+        found = [a for a in self.results.values() if a.segment == segment and not a.isolated]
         counted = [a for a in found if a.prompt_tokens is not None]
         return min(counted, key=lambda a: a.ordinal).prompt_tokens if counted else None
 
     async def turns(self, ranges: Ranges) -> list[StoredRow]:
         ordinals = [n for first, last in ranges for n in range(first, last + 1)]
         found = [self.results[n] for n in ordinals if n in self.results]
-        return [self._answered(answer) for answer in found if not answer.aside]
+        return [self._answered(answer) for answer in found if not answer.isolated]
 
     async def samples(self) -> list[StoredRow]:
         return [self._answered(answer) for _, answer in sorted(self.sampled_answers.items())]
@@ -90,18 +90,20 @@ class MemoryStore:
 
     async def strays(self, kind: str) -> list[int]:
         given = self.trial_answers.get(kind, {})
-        return sorted(n for n, answer in given.items() if answer.aside or answer.attempts > 1)
+        return sorted(n for n, answer in given.items() if answer.isolated or answer.attempts > 1)
 
     async def any_in_company(self) -> bool:
-        return any(answer.sight for answer in self.results.values())
+        return any(answer.visible_rows for answer in self.results.values())
 
     async def given_in_company(self, kind: str, column: str | None = None) -> list[StoredRow]:
         given = {**self.results, **self.replaced}
         found = [given[n] for n in sorted(self.trial_answers.get(kind, {})) if n in given]
-        return [only_column(self._answered(answer), column) for answer in found if answer.sight]
+        return [only_column(self._answered(answer), column) for answer in found if answer.visible_rows]
 
     async def company_of(self, segment: int, column: str | None = None) -> list[StoredRow]:
-        found = [a for a in self.results.values() if a.segment == segment and a.sight and not a.aside]
+        found = [
+            a for a in self.results.values() if a.segment == segment and a.visible_rows and not a.isolated
+        ]
         found.sort(key=lambda a: a.ordinal)
         return [only_column(self._answered(answer), column) for answer in found]
 
@@ -112,7 +114,7 @@ class MemoryStore:
         return [verdict for _, verdict in sorted(self.looked_at.items()) if verdict is not None]
 
     async def unaudited(self) -> list[int]:
-        found = {a.segment for a in self.results.values() if a.sight and not a.aside}
+        found = {a.segment for a in self.results.values() if a.visible_rows and not a.isolated}
         return sorted(found - set(self.looked_at))
 
     async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
@@ -125,7 +127,7 @@ class MemoryStore:
                 continue
             if answer.own_tokens is not None:
                 found.append((answer.own_tokens - 16.0) / max(answer.own_bytes, 1))
-            elif not answer.sight:
+            elif not answer.visible_rows:
                 found.append((answer.prompt_tokens - 32.0) / max(answer.own_bytes + prefix_bytes, 1))
         found += [
             (answer.prompt_tokens - 32.0) / max(answer.own_bytes + prefix_bytes, 1)
@@ -157,9 +159,9 @@ class MemoryStore:
         message: str,
         *,
         counted: bool,
-        bare_tokens: int | None = None,
+        isolated_tokens: int | None = None,
     ) -> None:
-        self.tries[ordinal][number] = Attempt(code, counted, bare_tokens)
+        self.tries[ordinal][number] = Attempt(code, counted, isolated_tokens)
 
     def answered(self, answer: Answered) -> None:
         assert answer.ordinal not in self.results, "the same row twice is a defect"
@@ -181,10 +183,10 @@ class MemoryStore:
         self.looked_at = {n: verdict for n, verdict in self.looked_at.items() if verdict is not None}
 
     async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
-        asked = [n for n, a in self.results.items() if a.segment == segment and a.sight]
+        asked = [n for n, a in self.results.items() if a.segment == segment and a.visible_rows]
         for n in asked:
             self.replaced[n] = self.results.pop(n)
-            self.rows[n] = replace(self.rows[n], state="pending", alone=True)
+            self.rows[n] = replace(self.rows[n], state="pending", isolated=True)
         self.looked_at[segment] = dict(verdict)
         return len(asked)
 
@@ -227,7 +229,7 @@ class MemoryStore:
             self.rows[answer.ordinal],
             answer=answer.answer,
             turn_tokens=answer.turn_tokens,
-            sight=answer.sight,
+            visible_rows=answer.visible_rows,
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
             logprob=answer.logprob,

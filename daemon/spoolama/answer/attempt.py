@@ -14,7 +14,7 @@ from spoolama.evaluation.asking import Ask
 from spoolama.job.plan import Plan
 from spoolama.job.record import Answered, Attempt, StoredRow
 
-__all__ = ["Lost", "Try", "Won", "bare_tokens_of", "end_of", "record", "together", "too_long"]
+__all__ = ["Lost", "Try", "Won", "end_of", "isolated_tokens_of", "record", "together", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Try:
     prompt: Prompt
     standing: RetryState
     conversation: Conversation
-    apart: bool
+    isolated: bool
     """Whether the row is asked in isolation, so that no later row sees it."""
     kind: str | None = None
     """The comparison for which it is asked."""
@@ -53,7 +53,7 @@ class Won:
 
     reply: Reply
     latency_s: float
-    solo: bool
+    only_request: bool
     """Whether no other request was in flight at the same time."""
     cold: bool
     """Whether it was the first request since the model was loaded."""
@@ -75,8 +75,8 @@ def record(this: Try, won: Won, plan: Plan, segment: int, place: int) -> Answere
         finish=reply.finish,
         segment=segment,
         place=place,
-        sight=prompt.sight,
-        aside=this.apart,
+        visible_rows=prompt.visible_rows,
+        isolated=this.isolated,
         trimmed=prompt.trimmed,
         plan_version=plan.version,
         turn_tokens=tokens,
@@ -90,7 +90,7 @@ def record(this: Try, won: Won, plan: Plan, segment: int, place: int) -> Answere
         eval_s=reply.eval_s,
         latency_s=won.latency_s,
         attempts=this.number,
-        solo=won.solo,
+        only_request=won.only_request,
         cold=won.cold,
         logprob=reply.logprob,
         num_ctx=prompt.budget.num_ctx,
@@ -162,7 +162,7 @@ def end_of(
     if lost is not None:
         return lost.error
     if over == "context_overflow":  # the service ended between the refusal and this
-        known = [a.bare_tokens for a in attempts if a.bare_tokens is not None]
+        known = [a.isolated_tokens for a in attempts if a.isolated_tokens is not None]
         message, sizes = too_long(min(known, default=None), prompt, plan)
         return RowError(over, message, details=sizes)
     return RowError(
@@ -170,7 +170,7 @@ def end_of(
     )
 
 
-def bare_tokens_of(error: BackendError, this: Try, plan: Plan) -> int | None:
+def isolated_tokens_of(error: BackendError, this: Try, plan: Plan) -> int | None:
     """Return an upper bound of the tokens of prefix and row, from the count in the server's refusal."""
     if not isinstance(error, ContextOverflow) or error.prompt_tokens is None:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from spoolama.answer.attempt import Lost, Try, Won, bare_tokens_of, end_of, record, too_long
+from spoolama.answer.attempt import Lost, Try, Won, end_of, isolated_tokens_of, record, too_long
 from spoolama.answer.checks import (
     check_reply,
 )
@@ -154,20 +154,20 @@ class Lane:
                 # What was too long for the first window says nothing about the second.
                 told = [a for a in attempts if not (place.long and a.code == "context_overflow")]
                 standing = retry_state_of(told, s.retries)
-                bare = row.alone or standing.apart or standing.bare or place.alone
-                known = [a.bare_tokens for a in attempts if a.bare_tokens is not None]
+                bare = row.isolated or standing.apart or standing.bare or place.alone
+                known = [a.isolated_tokens for a in attempts if a.isolated_tokens is not None]
                 prompt = prepare(
                     conversation,
                     ask,
                     plan if not place.long else replace(plan, window=None),
                     s.residency.spec.num_ctx,
                     bare=bare,
-                    bare_tokens=min(known, default=None),
+                    isolated_tokens=min(known, default=None),
                 )
                 if standing.over is not None or (lost is not None and lost.final):
                     raise end_of(standing.over, lost, attempts, prompt, plan)
                 # A row without the anchors must not extend a conversation with anchors.
-                apart = row.alone or standing.apart or place.alone
+                apart = row.isolated or standing.apart or place.alone
                 apart = apart or bool(conversation.anchors and not prompt.anchors)
                 this = Try(
                     len(attempts) + 1, row, ask, prompt, standing, conversation, apart, place.kind, place.seed
@@ -197,7 +197,7 @@ class Lane:
         else:
             s.store.answered(answer)
             s.tally.ok()
-        if this.apart:
+        if this.isolated:
             return this.conversation
         row = replace(this.row, logprob=reply.logprob)
         turn = await s.turns.of(row, this.ask.own, reply.text, answer.turn_tokens)
@@ -264,16 +264,21 @@ class Lane:
         s, gate = self._s, self._s.gate
         code = error.code
         policy = POLICIES[code]
-        bare_tokens = bare_tokens_of(error, this, plan)
+        isolated_tokens = isolated_tokens_of(error, this, plan)
         counted = policy.counts
         if policy.then in (Then.WAIT, Then.YIELD):
             counted, self._served_at_loss = gate.served > self._served_at_loss, gate.served
         elif isinstance(error, OutOfMemory):
             # As long as a smaller load is possible, the row may not be the cause.
             counted = not s.residency.ran_short(error.message)
-        attempt = Attempt(code, counted=counted, bare_tokens=bare_tokens)
+        attempt = Attempt(code, counted=counted, isolated_tokens=isolated_tokens)
         s.store.end(
-            this.row.ordinal, this.number, code, error.message, counted=counted, bare_tokens=bare_tokens
+            this.row.ordinal,
+            this.number,
+            code,
+            error.message,
+            counted=counted,
+            isolated_tokens=isolated_tokens,
         )
         look = self._generate if this.standing.prove else s.residency.reload
         final, message = False, error.message

@@ -58,7 +58,7 @@ class Sender:
             slot=self._number,
             logprobs=s.turns.logprobs,
         )
-        front = this.prompt.messages[: this.prompt.front] if not this.row.alone else ()
+        front = this.prompt.messages[: this.prompt.front] if not this.row.isolated else ()
         if this.conversation.anchors and not this.prompt.anchors:
             front = ()  # the slot would lose the anchors for one row
         branches = not this.prompt.appended
@@ -81,7 +81,7 @@ class Sender:
                 raise cut_error(reply, this.prompt)
         check_room(reply, this.prompt)
         s.request_timeout.saw(latency_s)
-        return Won(reply, latency_s, solo=place.solo, cold=cold or reloaded)
+        return Won(reply, latency_s, only_request=place.only_request, cold=cold or reloaded)
 
     async def _measure(self, this: Try, request: ChatRequest, *, branches: bool) -> tuple[Reply, bool] | None:
         """Count the tokens of a prompt that may not fit, before an answer is requested.

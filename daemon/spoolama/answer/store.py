@@ -110,7 +110,7 @@ class RowStore(AnsweredRows, Protocol):
         message: str,
         *,
         counted: bool,
-        bare_tokens: int | None = None,
+        isolated_tokens: int | None = None,
     ) -> None:
         """Note how a try failed; the row goes on."""
         ...

@@ -153,7 +153,7 @@ class Anchoring:
     async def _rows(self, ordinals: list[int]) -> AsyncIterator[StoredRow]:
         for ordinal in ordinals:
             for row in await self._store.pending(ordinal, ordinal, None, 1):
-                if not row.alone:
+                if not row.isolated:
                     yield row
 
     async def _choose(self, asked: list[int]) -> Front:

@@ -44,8 +44,8 @@ __all__ = ["AUDIT", "ODD", "Auditing", "audit_budget", "left_to_audit"]
 
 AUDIT = "audit"
 """Rows of the random sample, asked again in isolation."""
-ODD = "guard"
-"""Likewise rows of segments that look odd. Ledgers have them under this name since a version with a guard."""
+ODD = "odd"
+"""Likewise rows of segments that look odd."""
 _AGAIN = "-again"
 """Ends the name of the second isolated answers of either."""
 

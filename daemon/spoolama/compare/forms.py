@@ -8,8 +8,8 @@ from spoolama.job.plan import Plan
 
 __all__ = ["FORMS", "ISOLATED", "SEED", "Form", "form_named"]
 
-ISOLATED = "alone"
-"""The form without a conversation: each row behind the shared prefix. Ledgers have it under this name."""
+ISOLATED = "isolated"
+"""The form without a conversation: each row behind the shared prefix."""
 
 SEED = 1000
 """Added to the sampler's seed for an answer that is compared, and twice for a second one: answers drawn with

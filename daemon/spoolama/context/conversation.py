@@ -55,7 +55,7 @@ class Conversation:
     """Prompt tokens of the segment's first row: an upper bound of prefix and anchors."""
 
     @property
-    def sight(self) -> Ranges:
+    def visible_rows(self) -> Ranges:
         """The rows in the prompt of the next row, without a trim."""
         return ranges_of(turn.ordinal for turn in (*self.anchors, *self.tail))
 
@@ -86,7 +86,7 @@ class Prompt:
     budget: Budget
 
     @property
-    def sight(self) -> Ranges:
+    def visible_rows(self) -> Ranges:
         """The other rows in the prompt."""
         return ranges_of(turn.ordinal for turn in (*self.anchors, *self.tail))
 
@@ -103,7 +103,7 @@ def prepare(
     num_ctx: int,
     *,
     bare: bool = False,
-    bare_tokens: int | None = None,
+    isolated_tokens: int | None = None,
 ) -> Prompt:
     """Build the prompt of a row in this conversation; trims it if a trim is due or it exceeds the high mark.
 
@@ -119,10 +119,10 @@ def prepare(
     alone = Budget(window, ask.num_predict, bound(plan, ask.prefix), bound(plan, ask.own))
     if plan.prefix_tokens is not None:
         alone = replace(alone, prefix=min(alone.prefix, plan.prefix_tokens))
-    if bare_tokens is not None:
+    if isolated_tokens is not None:
         # Ignore the learned bound: it may be the reason why the server refused this row.
         sure = bound(replace(plan, tokens_per_byte=1.0), (*ask.prefix, *ask.own))
-        alone = replace(alone, prefix=0, own=min(bare_tokens, sure))
+        alone = replace(alone, prefix=0, own=min(isolated_tokens, sure))
     tail = () if bare else conversation.tail
     anchors = () if bare else conversation.anchors
     front = alone.prefix + sum(turn.tokens for turn in anchors)
@@ -203,7 +203,7 @@ async def rebuild(
     fixed = {turn.ordinal for turn in anchors}
     *tail, turn = [
         await turn_of(row, (await asker.ask(row.fields, row.line)).own, row.answer or "", row.turn_tokens)
-        for row in [*await rows.turns(last.sight), last]
+        for row in [*await rows.turns(last.visible_rows), last]
         if row.ordinal not in fixed
     ]
     return extended(empty, tuple(tail), turn, plan, last.prompt_tokens, last.answer_tokens)

@@ -21,10 +21,6 @@ _SAFE_TOKENS_PER_BYTE = 1.0
 _OVERHEAD_TOKENS = 16
 """Tokens that a chat template puts around one message, generously; `<start_of_turn>model\\n` is 3."""
 
-_WRITTEN_ONLY = {"marks": "fixed"}
-"""Keys of the ledger's format 3 that mean nothing any more: earlier versions, which learned `every`, refuse a
-plan without `marks`. A plan of theirs may have `safe` or `learned` there."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -71,7 +67,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        return {**asdict(self), "anchors": list(self.anchors), **_WRITTEN_ONLY}
+        return {**asdict(self), "anchors": list(self.anchors)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
@@ -81,12 +77,11 @@ class Plan:
             ValueError: a key is missing or unknown.
         """
         names = {f.name for f in fields(cls)}
-        known = {key: value for key, value in data.items() if key not in _WRITTEN_ONLY}
-        if set(known) != names:
+        if set(data) != names:
             raise ValueError(
-                f"not a plan: missing {sorted(names - set(known))}, unknown {sorted(set(known) - names)}"
+                f"not a plan: missing {sorted(names - set(data))}, unknown {sorted(set(data) - names)}"
             )
-        return cls(**{**known, "anchors": tuple(known["anchors"])})
+        return cls(**{**data, "anchors": tuple(data["anchors"])})
 
 
 PILOT_ROWS = 5000

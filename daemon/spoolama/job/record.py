@@ -31,7 +31,7 @@ class Attempt:
     """Class of failure; `open` if the service died during the request."""
     counted: bool
     """Whether it uses up one of the row's attempts."""
-    bare_tokens: int | None = None
+    isolated_tokens: int | None = None
     """Upper bound of prefix and row in tokens, from the server's refusal; None: not reported."""
 
 
@@ -44,7 +44,7 @@ class StoredRow:
     id: str | None
     fields: Mapping[str, Any]
     model: str | None
-    alone: bool
+    isolated: bool
     """The row is asked outside of conversations: it sees no other row, and no other row sees it."""
     state: str
     """`pending` or `ok`."""
@@ -53,7 +53,7 @@ class StoredRow:
     answer: str | None = None
     turn_tokens: int = 0
     """Tokens of the row and its answer in a conversation, computed when it was answered."""
-    sight: Ranges = ()
+    visible_rows: Ranges = ()
     """The other rows in its prompt."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -82,8 +82,8 @@ class Answered:
     segment: int
     place: int
     """0-based place among the rows of its segment."""
-    sight: Ranges
-    aside: bool
+    visible_rows: Ranges
+    isolated: bool
     """Answered in isolation: no later row of the segment sees it."""
     trimmed: bool
     """Earlier rows were removed from the prompt to make it fit."""
@@ -103,7 +103,7 @@ class Answered:
     attempts: int
     """Requests sent for this row, including this one."""
     thinking: str | None = None
-    solo: bool = False
+    only_request: bool = False
     """No other request of ours was in flight, so no other request affected its times."""
     cold: bool = False
     """The first request after the model was loaded: no token can come from a cache."""

@@ -113,7 +113,7 @@ def _side(job: Published, tally: ResultCounts, choosers: Sequence[str]) -> Side:
     mode = "isolated" if job.sidecar.mode == "isolated" or _chose_alone(m) else "conversation"
     cells = {
         "Job": job.job,
-        "Rows are answered": "in conversation" if mode == "conversation" else "alone",
+        "Rows are answered": "in conversation" if mode == "conversation" else "isolated",
         "In sight of": trim_sentence({**m, "sight_peak": tally.sight_peak})
         or ("nothing else" if job.sidecar.mode == "isolated" else "-"),
         "Model": str(m.get("model") or job.sidecar.model),
@@ -138,7 +138,7 @@ def _side(job: Published, tally: ResultCounts, choosers: Sequence[str]) -> Side:
 def _chose_alone(m: Mapping[str, Any]) -> bool:
     """Whether `auto` asked each row alone, from the first one to the last."""
     trim = m.get("trim") or {}
-    return trim.get("asked") == "auto" and (m.get("pilot") or {"form": "alone"})["form"] == "alone"
+    return trim.get("asked") == "auto" and (m.get("pilot") or {"form": "isolated"})["form"] == "isolated"
 
 
 def _number(value: Any, form: str) -> str:

@@ -29,7 +29,7 @@ class Pass:
     """The permission to send one request."""
 
     def __init__(self) -> None:
-        self.solo = True
+        self.only_request = True
         """Whether no other request was in flight during this one."""
 
 
@@ -98,7 +98,7 @@ class Gate:
         self._held.add(place)
         if len(self._held) > 1:
             for held in self._held:
-                held.solo = False
+                held.only_request = False
         try:
             yield place
         finally:

@@ -144,7 +144,7 @@ def _rows(
         )
         for row in compared
     ]
-    others = {**ledger.sample_answers(), **ledger.trial_answers(ISOLATED), **ledger.trial_answers("guard")}
+    others = {**ledger.sample_answers(), **ledger.trial_answers(ISOLATED), **ledger.trial_answers("odd")}
     known = {n: label(answer) for n, answer in others.items()} | {row.ordinal: row.isolated for row in rows}
     return rows, likeness_of(list(known.values()), listed=enum_of(sidecar) is not None)
 

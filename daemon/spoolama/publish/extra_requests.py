@@ -40,7 +40,7 @@ def besides_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
             (ISOLATED, "again", *(f.name for f in FORMS)), samples="unused" if pilot else "none"
         ),
         "anchors": ledger.requests((), samples="none" if pilot else "unused"),
-        "audit": ledger.requests(("audit", "audit-again", "guard", "guard-again")),
+        "audit": ledger.requests(("audit", "audit-again", "odd", "odd-again")),
         "taken_back": ledger.taken_back(),
     }
     found = {name: asdict(part) for name, part in parts.items() if part.answers}

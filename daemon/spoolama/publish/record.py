@@ -117,7 +117,7 @@ def record_of(outcome: Outcome, *, parse_answer: bool, gold: str | None, used: C
         latency_s=None if outcome.latency_s is None else round(outcome.latency_s, 6),
         segment=outcome.segment,
         place=outcome.place,
-        seen=[[first + 1, last + 1] for first, last in outcome.sight or []],
+        seen=[[first + 1, last + 1] for first, last in outcome.visible_rows or []],
         plan=outcome.plan_version,
         thinking=outcome.thinking or None,
     )

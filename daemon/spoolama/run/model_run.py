@@ -115,7 +115,7 @@ class ModelRun:
             stop=t.stop,
             must_fit=self._long,
         )
-        if not self._long and (last := (await t.store.meta("rungs", {})).get(self._spec.model)):
+        if not self._long and (last := (await t.store.meta("load_sizes", {})).get(self._spec.model)):
             # The rest of a segment is asked in the window in which it was begun.
             residency.begin_at(*last)
         loaded = await load_model(residency, t.gate, t.progress)
@@ -195,11 +195,11 @@ class ModelRun:
 
     async def _note_rung(self, spec: LoadSpec) -> None:
         """Where a resume begins."""
-        known = await self._t.store.meta("rungs", {})
+        known = await self._t.store.meta("load_sizes", {})
         now = [spec.num_ctx, spec.slots]
         asked = [self._spec.num_ctx, self._spec.slots]
         if not self._long and known.get(spec.model, asked) != now:
-            await self._t.store.note(rungs={**known, spec.model: now})
+            await self._t.store.note(load_sizes={**known, spec.model: now})
 
     async def _new_window(self, spec: LoadSpec, loaded: LoadedModel) -> None:
         """What rows are asked follows from the plan, so a window that changes is one of its versions."""

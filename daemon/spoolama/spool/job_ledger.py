@@ -98,7 +98,7 @@ class JobLedger(LearningLedger, EffectLedger):
                     "results",
                     "samples",
                     "trials",
-                    "guarded",
+                    "audited_segments",
                     "replaced",
                 )
             ]
@@ -122,7 +122,7 @@ class JobLedger(LearningLedger, EffectLedger):
                 "SELECT shape FROM rows WHERE shape IS NOT NULL"
                 " GROUP BY shape ORDER BY count(*) DESC, min(ordinal) LIMIT 1"
             ).fetchone()
-            db.execute("UPDATE rows SET alone = shape IS NOT ?", (main[0] if main else "",))
+            db.execute("UPDATE rows SET isolated = shape IS NOT ?", (main[0] if main else "",))
 
         await self._thread.do(run)
 
@@ -214,7 +214,7 @@ class JobLedger(LearningLedger, EffectLedger):
 
         def run(db: sqlite3.Connection) -> StoredRow | None:
             row = db.execute(
-                stored_rows() + " WHERE a.segment=? AND NOT a.aside ORDER BY r.ordinal DESC LIMIT 1",
+                stored_rows() + " WHERE a.segment=? AND NOT a.isolated ORDER BY r.ordinal DESC LIMIT 1",
                 (segment,),
             ).fetchone()
             return None if row is None else stored_row(row)
@@ -226,7 +226,7 @@ class JobLedger(LearningLedger, EffectLedger):
 
         def run(db: sqlite3.Connection) -> int | None:
             row = db.execute(
-                "SELECT prompt_tokens FROM results WHERE segment=? AND NOT aside"
+                "SELECT prompt_tokens FROM results WHERE segment=? AND NOT isolated"
                 " AND prompt_tokens IS NOT NULL ORDER BY ordinal LIMIT 1",
                 (segment,),
             ).fetchone()
@@ -242,7 +242,7 @@ class JobLedger(LearningLedger, EffectLedger):
                 stored_row(row)
                 for first, last in ranges
                 for row in db.execute(
-                    stored_rows() + " WHERE r.state='ok' AND NOT a.aside AND r.ordinal BETWEEN ? AND ?"
+                    stored_rows() + " WHERE r.state='ok' AND NOT a.isolated AND r.ordinal BETWEEN ? AND ?"
                     " ORDER BY r.ordinal",
                     (first, last),
                 )
@@ -270,14 +270,14 @@ class JobLedger(LearningLedger, EffectLedger):
         message: str,
         *,
         counted: bool,
-        bare_tokens: int | None = None,
+        isolated_tokens: int | None = None,
     ) -> None:
         """Record how an attempt failed; the row stays pending."""
         self._thread.post(
             lambda db: db.execute(
-                "UPDATE attempts SET code=?, message=?, counted=?, bare_tokens=?"
+                "UPDATE attempts SET code=?, message=?, counted=?, isolated_tokens=?"
                 " WHERE ordinal=? AND number=?",
-                (code, shortened(message), counted, bare_tokens, ordinal, number),
+                (code, shortened(message), counted, isolated_tokens, ordinal, number),
             )
         )
 

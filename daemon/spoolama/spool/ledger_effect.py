@@ -62,7 +62,7 @@ class EffectLedger:
             lambda db: [
                 n
                 for (n,) in db.execute(
-                    "SELECT ordinal FROM trials WHERE kind=? AND (aside OR attempts > 1) ORDER BY ordinal",
+                    "SELECT ordinal FROM trials WHERE kind=? AND (isolated OR attempts > 1) ORDER BY ordinal",
                     (kind,),
                 )
             ]
@@ -71,7 +71,9 @@ class EffectLedger:
     async def any_in_company(self) -> bool:
         """Whether a result was answered with other rows in its prompt."""
         return await self._thread.do(
-            lambda db: db.execute("SELECT 1 FROM results WHERE sight != '[]' LIMIT 1").fetchone() is not None
+            lambda db: (
+                db.execute("SELECT 1 FROM results WHERE visible_rows != '[]' LIMIT 1").fetchone() is not None
+            )
         )
 
     async def given_in_company(self, kind: str, column: str | None = None) -> list[StoredRow]:
@@ -79,7 +81,7 @@ class EffectLedger:
 
         Of their fields they have only this column.
         """
-        compared = " WHERE a.sight != '[]' AND r.ordinal IN (SELECT ordinal FROM trials WHERE kind=?)"
+        compared = " WHERE a.visible_rows != '[]' AND r.ordinal IN (SELECT ordinal FROM trials WHERE kind=?)"
 
         def run(db: sqlite3.Connection) -> list[StoredRow]:
             found = {}
@@ -101,7 +103,7 @@ class EffectLedger:
                 only_column(stored_row(row), column)
                 for row in db.execute(
                     stored_rows(most_characters=_COMPARED)
-                    + " WHERE a.segment=? AND a.sight != '[]' AND NOT a.aside"
+                    + " WHERE a.segment=? AND a.visible_rows != '[]' AND NOT a.isolated"
                     " ORDER BY r.ordinal",
                     (segment,),
                 )
@@ -125,8 +127,8 @@ class EffectLedger:
             lambda db: [
                 n
                 for (n,) in db.execute(
-                    "SELECT DISTINCT segment FROM results WHERE sight != '[]' AND NOT aside"
-                    " AND segment NOT IN (SELECT segment FROM guarded) ORDER BY segment"
+                    "SELECT DISTINCT segment FROM results WHERE visible_rows != '[]' AND NOT isolated"
+                    " AND segment NOT IN (SELECT segment FROM audited_segments) ORDER BY segment"
                 )
             ]
         )
@@ -135,7 +137,8 @@ class EffectLedger:
         """A segment was audited; with a verdict, if it was judged by itself."""
         text = json.dumps(verdict)
         await self._thread.do(
-            lambda db: db.execute("INSERT OR REPLACE INTO guarded VALUES (?, ?)", (segment, text)), sync=True
+            lambda db: db.execute("INSERT OR REPLACE INTO audited_segments VALUES (?, ?)", (segment, text)),
+            sync=True,
         )
 
     async def redo(self, segment: int, verdict: Mapping[str, Any]) -> int:
@@ -146,15 +149,15 @@ class EffectLedger:
         text = json.dumps(verdict)
 
         def run(db: sqlite3.Connection) -> int:
-            where = " WHERE segment=? AND sight != '[]'"
+            where = " WHERE segment=? AND visible_rows != '[]'"
             db.execute(f"INSERT INTO replaced SELECT * FROM results{where}", (segment,))  # noqa: S608 - a constant
             db.execute(
-                "UPDATE rows SET state='pending', alone=1 WHERE ordinal IN"
-                " (SELECT ordinal FROM results WHERE segment=? AND sight != '[]')",
+                "UPDATE rows SET state='pending', isolated=1 WHERE ordinal IN"
+                " (SELECT ordinal FROM results WHERE segment=? AND visible_rows != '[]')",
                 (segment,),
             )
             rows = db.execute(f"DELETE FROM results{where}", (segment,)).rowcount  # noqa: S608 - likewise
-            db.execute("INSERT OR REPLACE INTO guarded VALUES (?, ?)", (segment, text))
+            db.execute("INSERT OR REPLACE INTO audited_segments VALUES (?, ?)", (segment, text))
             return rows
 
         rows = await self._thread.do(run, sync=True)
@@ -167,11 +170,13 @@ class EffectLedger:
             lambda db: [
                 json.loads(text)
                 for (text,) in db.execute(
-                    "SELECT verdict FROM guarded WHERE verdict != 'null' ORDER BY segment"
+                    "SELECT verdict FROM audited_segments WHERE verdict != 'null' ORDER BY segment"
                 )
             ]
         )
 
     async def forget_audits(self) -> None:
         """Have the segments audited again that were found unharmed without a verdict."""
-        await self._thread.do(lambda db: db.execute("DELETE FROM guarded WHERE verdict='null'"), sync=True)
+        await self._thread.do(
+            lambda db: db.execute("DELETE FROM audited_segments WHERE verdict='null'"), sync=True
+        )

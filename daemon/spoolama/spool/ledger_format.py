@@ -19,7 +19,7 @@ from spoolama.errors import LedgerVersion
 
 __all__ = ["FORMAT", "MIGRATIONS", "Migration", "check_format", "format_of", "migrate", "note_writer"]
 
-FORMAT = 3
+FORMAT = 4
 """The format that this version writes."""
 
 _RESULT_COLUMNS = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
@@ -62,6 +62,30 @@ WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS
    OR (json_extract(body, '$.strategy') = 'reset' AND json_extract(body, '$.every') = 20
        AND json_extract(body, '$.segment_rows') != 1)
 """,
+    ),
+    Migration(
+        3,
+        (
+            *(
+                f"ALTER TABLE {table} RENAME COLUMN {old} TO {new}"
+                for table in ("results", "samples", "trials", "replaced")
+                for old, new in (
+                    ("sight", "visible_rows"),
+                    ("aside", "isolated"),
+                    ("solo", "only_request"),
+                )
+            ),
+            "ALTER TABLE rows RENAME COLUMN alone TO isolated",
+            "ALTER TABLE attempts RENAME COLUMN bare_tokens TO isolated_tokens",
+            "ALTER TABLE guarded RENAME TO audited_segments",
+            "UPDATE trials SET kind = 'isolated' WHERE kind = 'alone'",
+            "UPDATE trials SET kind = replace(kind, 'guard', 'odd') WHERE kind IN ('guard', 'guard-again')",
+            "UPDATE meta SET value = replace(value, '\"alone\"', '\"isolated\"')"
+            " WHERE key IN ('pilot', 'pilot_done')",
+            "UPDATE meta SET key = 'load_sizes' WHERE key = 'rungs'",
+            "UPDATE plan SET body = json_remove(body, '$.marks')",  # of versions that learned `every`
+        ),
+        "SELECT 1 WHERE 0",  # every ledger can be migrated: only names change
     ),
 )
 """The steps, oldest first. Format 1 has none: its plans lack values that format 2 needs for trims."""

@@ -128,7 +128,7 @@ class LearningLedger:
                 " SELECT CASE WHEN own_tokens IS NOT NULL THEN (own_tokens - 16.0) / max(own_bytes, 1)"
                 "  ELSE (prompt_tokens - 32.0) / max(own_bytes + :prefix, 1) END AS density FROM results"
                 " WHERE segment <= :last AND prompt_tokens IS NOT NULL"
-                " AND (own_tokens IS NOT NULL OR sight = '[]')"
+                " AND (own_tokens IS NOT NULL OR visible_rows = '[]')"
                 " UNION ALL SELECT (prompt_tokens - 32.0) / max(own_bytes + :prefix, 1) FROM samples"
                 " WHERE prompt_tokens IS NOT NULL)",
                 {"prefix": prefix_bytes, "last": last_segment},

@@ -25,7 +25,7 @@ class Outcome:
     fields: dict[str, Any] | None
     raw: bytes | None
     state: str
-    alone: bool
+    isolated: bool
     model: str | None
     attempts: int = 0
     at: float | None = None
@@ -34,7 +34,7 @@ class Outcome:
     finish: str | None = None
     segment: int | None = None
     place: int | None = None
-    sight: list[list[int]] | None = None
+    visible_rows: list[list[int]] | None = None
     """Closed ranges of the 0-based ordinals of the rows in the prompt."""
     plan_version: int | None = None
     prompt_tokens: int | None = None
@@ -74,9 +74,9 @@ class Totals:
 
 
 _OUTCOMES = """
-SELECT r.ordinal, r.line, r.id, r.fields, r.raw, r.state, r.alone, r.model,
+SELECT r.ordinal, r.line, r.id, r.fields, r.raw, r.state, r.isolated, r.model,
        coalesce(a.attempts, f.attempts, 0), coalesce(a.at, f.at),
-       a.answer, a.thinking, a.finish, a.segment, a.place, a.sight, a.plan_version,
+       a.answer, a.thinking, a.finish, a.segment, a.place, a.visible_rows, a.plan_version,
        a.prompt_tokens, a.cached_tokens, a.completion_tokens, a.load_s, a.prompt_s, a.eval_s, a.latency_s,
        f.code, f.message, f.details, EXISTS (SELECT 1 FROM replaced p WHERE p.ordinal = r.ordinal)
 FROM rows r LEFT JOIN results a USING (ordinal) LEFT JOIN failures f USING (ordinal)
@@ -125,7 +125,7 @@ class LedgerReader(EffectReader):
                 fields=None if row[3] is None else json.loads(row[3]),
                 raw=row[4],
                 state=row[5],
-                alone=bool(row[6]),
+                isolated=bool(row[6]),
                 model=row[7],
                 attempts=row[8],
                 at=row[9],
@@ -134,7 +134,7 @@ class LedgerReader(EffectReader):
                 finish=row[12],
                 segment=row[13],
                 place=row[14],
-                sight=None if row[15] is None else json.loads(row[15]),
+                visible_rows=None if row[15] is None else json.loads(row[15]),
                 plan_version=row[16],
                 prompt_tokens=row[17],
                 cached_tokens=row[18],
@@ -231,13 +231,14 @@ class LedgerReader(EffectReader):
         """An estimate of the cached tokens if the server does not count them; None without a rate."""
         counted = self._db.execute("SELECT count(cached_tokens) FROM results").fetchone()[0]
         cold = self._db.execute(
-            "SELECT sum(prompt_tokens) / sum(prompt_s) FROM results WHERE cold AND solo AND prompt_s > 0"
+            "SELECT sum(prompt_tokens) / sum(prompt_s) FROM results"
+            " WHERE cold AND only_request AND prompt_s > 0"
         ).fetchone()[0]
         if counted or cold is None:
             return None
         found = self._db.execute(
             "SELECT sum(max(0, prompt_tokens - prompt_s * ?)) FROM results"
-            " WHERE solo AND prompt_tokens IS NOT NULL AND prompt_s IS NOT NULL",
+            " WHERE only_request AND prompt_tokens IS NOT NULL AND prompt_s IS NOT NULL",
             (cold,),
         ).fetchone()[0]
         return None if found is None else round(found)

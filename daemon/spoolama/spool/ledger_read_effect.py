@@ -87,18 +87,19 @@ class EffectReader:
         """Rows asked again in isolation for this comparison whose answer was given in sight of others."""
         found = {}
         for answers in ("results", "replaced"):  # what was taken back is what the conversation gave
-            for ordinal, given, isolated, sight, place in self._db.execute(
-                f"SELECT t.ordinal, a.answer, t.answer, a.sight, a.place FROM trials t JOIN {answers} a"  # noqa: S608 - constants
-                " USING (ordinal) WHERE t.kind=? AND a.sight != '[]'",
+            for ordinal, given, isolated, visible_rows, place in self._db.execute(
+                "SELECT t.ordinal, a.answer, t.answer, a.visible_rows, a.place"  # noqa: S608 - constants
+                f" FROM trials t JOIN {answers} a USING (ordinal)"
+                " WHERE t.kind=? AND a.visible_rows != '[]'",
                 (kind,),
             ):
-                depth = sum(last - first + 1 for first, last in json.loads(sight))
+                depth = sum(last - first + 1 for first, last in json.loads(visible_rows))
                 found[ordinal] = Compared(ordinal, given, isolated, depth, place)
         return [found[ordinal] for ordinal in sorted(found)]
 
     def in_company(self) -> int:
         """Number of rows that were answered with other rows in the prompt."""
-        return self._number("SELECT count(*) FROM results WHERE sight != '[]'")
+        return self._number("SELECT count(*) FROM results WHERE visible_rows != '[]'")
 
     def replaced(self) -> int:
         """Number of rows whose answer in a conversation was withdrawn, to be asked again in isolation."""
@@ -124,7 +125,10 @@ class EffectReader:
 
     def audited_segments(self) -> AuditedSegments:
         """What was audited."""
-        looked = [verdict for (verdict,) in self._db.execute("SELECT verdict FROM guarded ORDER BY segment")]
+        looked = [
+            verdict
+            for (verdict,) in self._db.execute("SELECT verdict FROM audited_segments ORDER BY segment")
+        ]
         return AuditedSegments(
             looked_at=len(looked),
             verdicts=[json.loads(verdict) for verdict in looked if verdict != "null"],

@@ -44,8 +44,8 @@ ANSWERED = [field.name for field in dataclasses.fields(Answered)]
 """Columns of an answer; the field names of `Answered`."""
 
 _STORED = """
-SELECT r.ordinal, r.line, r.id, r.fields, r.model, r.alone, r.state,
-       {answer}, a.turn_tokens, a.sight, a.prompt_tokens, a.completion_tokens, a.logprob,
+SELECT r.ordinal, r.line, r.id, r.fields, r.model, r.isolated, r.state,
+       {answer}, a.turn_tokens, a.visible_rows, a.prompt_tokens, a.completion_tokens, a.logprob,
        coalesce(a.thinking, '') != ''
 FROM rows r LEFT JOIN {answers} a USING (ordinal)
 """
@@ -72,7 +72,7 @@ def insert_answer(
     columns, marks = ", ".join(names), ", :".join(names)
     db.execute(
         f"INSERT {again} INTO {table} ({columns}) VALUES (:{marks})",  # noqa: S608 - names of our own
-        {**values, "sight": json.dumps(answer.sight), "at": at, "kind": kind},
+        {**values, "visible_rows": json.dumps(answer.visible_rows), "at": at, "kind": kind},
     )
 
 
@@ -80,7 +80,7 @@ def _attempts_of(db: sqlite3.Connection, first: int, last: int) -> dict[int, lis
     """Earlier attempts of the rows between two ordinals."""
     tries: dict[int, list[Attempt]] = {}
     for ordinal, code, counted, bare in db.execute(
-        "SELECT ordinal, code, counted, bare_tokens FROM attempts WHERE ordinal BETWEEN ? AND ?"
+        "SELECT ordinal, code, counted, isolated_tokens FROM attempts WHERE ordinal BETWEEN ? AND ?"
         " ORDER BY ordinal, number",
         (first, last),
     ):
@@ -158,11 +158,12 @@ def _without_fields(row: Sequence[Any]) -> StoredRow:
 
 def stored_row(row: Sequence[Any]) -> StoredRow:
     """Build a row from a result row of `stored_rows`."""
-    ordinal, line, name, fields, model, alone, state, answer, turn_tokens, sight, *counts = row
+    ordinal, line, name, fields, model, isolated, state, answer, turn_tokens, visible_rows, *counts = row
     prompt, completion, logprob, thought = counts
     return StoredRow(
         ordinal=ordinal, line=line, id=name, fields={} if fields is None else json.loads(fields), model=model,
-        alone=bool(alone), state=state, answer=answer, turn_tokens=turn_tokens or 0,
-        sight=tuple((a, b) for a, b in json.loads(sight)) if sight else (), prompt_tokens=prompt,
-        completion_tokens=completion, logprob=logprob, thought=bool(thought), memory=_memory_of(row),
+        isolated=bool(isolated), state=state, answer=answer, turn_tokens=turn_tokens or 0,
+        visible_rows=tuple((a, b) for a, b in json.loads(visible_rows)) if visible_rows else (),
+        prompt_tokens=prompt, completion_tokens=completion, logprob=logprob, thought=bool(thought),
+        memory=_memory_of(row),
     )  # fmt: skip

@@ -16,13 +16,13 @@ from spoolama.spool.ledger_format import FORMAT, format_of, migrate, note_writer
 __all__ = ["FORMAT", "ledger_error", "open_reader", "open_writer"]
 
 _RESULT_COLUMNS = """answer TEXT NOT NULL, thinking TEXT, finish TEXT NOT NULL,
-  segment INTEGER NOT NULL, place INTEGER NOT NULL, sight TEXT NOT NULL, aside INTEGER NOT NULL,
+  segment INTEGER NOT NULL, place INTEGER NOT NULL, visible_rows TEXT NOT NULL, isolated INTEGER NOT NULL,
   trimmed INTEGER NOT NULL, plan_version INTEGER NOT NULL, turn_tokens INTEGER NOT NULL,
   own_bytes INTEGER NOT NULL, own_tokens INTEGER,
   prompt_tokens INTEGER, cached_tokens INTEGER, completion_tokens INTEGER,
   load_s REAL, prompt_s REAL, eval_s REAL, latency_s REAL NOT NULL,
-  attempts INTEGER NOT NULL, solo INTEGER NOT NULL, cold INTEGER NOT NULL, logprob REAL, num_ctx INTEGER,
-  at REAL NOT NULL"""
+  attempts INTEGER NOT NULL, only_request INTEGER NOT NULL, cold INTEGER NOT NULL,
+  logprob REAL, num_ctx INTEGER, at REAL NOT NULL"""
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -37,7 +37,7 @@ CREATE TABLE rows (
   raw BLOB,                       -- the bytes as they came, of rows that could not be read
   model TEXT,
   shape TEXT,
-  alone INTEGER NOT NULL DEFAULT 0,
+  isolated INTEGER NOT NULL DEFAULT 0,
   state TEXT NOT NULL,            -- pending, ok, failed, skipped
   deferred INTEGER                -- pending, too long for the window: tokens of prompt and answer
 ) STRICT;
@@ -53,7 +53,7 @@ CREATE TABLE samples (            -- rows answered alone beforehand, of which th
 CREATE TABLE trials (             -- rows answered for comparison: by the pilot, the guard, the audit
   kind TEXT NOT NULL, ordinal INTEGER NOT NULL, RESULT_COLUMNS, PRIMARY KEY (kind, ordinal)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE guarded (            -- segments whose answers were looked at; the verdict on a suspicion
+CREATE TABLE audited_segments (   -- with the verdict on a segment that looked odd
   segment INTEGER PRIMARY KEY, verdict TEXT NOT NULL
 ) STRICT;
 CREATE TABLE replaced (           -- answers of conversations gone wrong, whose rows were asked again alone
@@ -65,7 +65,8 @@ CREATE TABLE failures (
 ) STRICT;
 CREATE TABLE attempts (
   ordinal INTEGER NOT NULL, number INTEGER NOT NULL, at REAL NOT NULL,
-  code TEXT NOT NULL DEFAULT 'open', message TEXT, counted INTEGER NOT NULL DEFAULT 1, bare_tokens INTEGER,
+  code TEXT NOT NULL DEFAULT 'open', message TEXT, counted INTEGER NOT NULL DEFAULT 1,
+  isolated_tokens INTEGER,
   PRIMARY KEY (ordinal, number)
 ) STRICT, WITHOUT ROWID;
 """.replace("RESULT_COLUMNS", _RESULT_COLUMNS)

@@ -191,7 +191,7 @@ async def _generate(
                 ordinal=ordinal,
                 segment=ordinal,
                 place=0,
-                sight=(),
+                visible_rows=(),
                 prompt=timings["prompt_n"] + timings["cache_n"],
                 cached=timings["cache_n"],
                 completion=timings["predicted_n"],

@@ -60,7 +60,7 @@ async def run_loop(
                 ordinal=review.ordinal,
                 segment=0,
                 place=review.ordinal,
-                sight=tuple(sorted(set(asked[dropped:-1]))),
+                visible_rows=tuple(sorted(set(asked[dropped:-1]))),
                 prompt=prompt,
                 cached=reply.cached_tokens or 0,
                 completion=completion,

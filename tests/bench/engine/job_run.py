@@ -207,7 +207,9 @@ def _row(row: sqlite3.Row, own: int) -> RowCount:
         ordinal=row["ordinal"],
         segment=row["segment"],
         place=row["place"],
-        sight=tuple(n for first, last in json.loads(row["sight"]) for n in range(first, last + 1)),
+        visible_rows=tuple(
+            n for first, last in json.loads(row["visible_rows"]) for n in range(first, last + 1)
+        ),
         prompt=row["prompt_tokens"] or 0,
         cached=row["cached_tokens"] or 0,
         completion=row["completion_tokens"] or 0,
@@ -215,5 +217,5 @@ def _row(row: sqlite3.Row, own: int) -> RowCount:
         own_counted=counted is not None,
         answer=row["answer"],
         latency_s=row["latency_s"],
-        aside=bool(row["aside"]),
+        isolated=bool(row["isolated"]),
     )

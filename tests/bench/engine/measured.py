@@ -20,7 +20,7 @@ class RowCount:
     segment: int
     place: int
     """0-based place in its segment."""
-    sight: tuple[int, ...]
+    visible_rows: tuple[int, ...]
     """The rows it was answered in sight of."""
     prompt: int
     cached: int
@@ -32,7 +32,7 @@ class RowCount:
     tokens of the row's prompt alone behind the prefix that all rows share."""
     answer: str
     latency_s: float
-    aside: bool = False
+    isolated: bool = False
     """Asked alone although the job is in conversation: a sample that became an anchor, or a repair."""
 
     @property
@@ -108,7 +108,7 @@ def steady(rows: Sequence[RowCount], slots: int) -> list[RowCount]:
     """Rows after the first two of each segment; of rows alone, after as many as two for each slot."""
     if all(row.place == 0 for row in rows):
         return [row for row in rows if row.ordinal >= 2 * slots]
-    return [row for row in rows if row.place >= 2 and not row.aside]
+    return [row for row in rows if row.place >= 2 and not row.isolated]
 
 
 def trims(rows: Sequence[RowCount]) -> list[RowCount]:
@@ -116,11 +116,13 @@ def trims(rows: Sequence[RowCount]) -> list[RowCount]:
 
     The first two of each segment are left out: before them anchors may not have been in the slot yet.
     """
-    ordered = sorted((row for row in rows if not row.aside), key=lambda row: (row.segment, row.place))
+    ordered = sorted((row for row in rows if not row.isolated), key=lambda row: (row.segment, row.place))
     return [
         row
         for last, row in itertools.pairwise(ordered)
-        if row.segment == last.segment and row.place >= 2 and set(row.sight) != {*last.sight, last.ordinal}
+        if row.segment == last.segment
+        and row.place >= 2
+        and set(row.visible_rows) != {*last.visible_rows, last.ordinal}
     ]
 
 

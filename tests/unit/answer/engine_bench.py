@@ -134,7 +134,7 @@ def meta_of(bench: Bench, key: str) -> Any:
 
 
 def seen_by(outcome: Outcome) -> list[int]:
-    return [n for first, last in outcome.sight or () for n in range(first, last + 1)]
+    return [n for first, last in outcome.visible_rows or () for n in range(first, last + 1)]
 
 
 def reloads(bench: Bench, at: str, held: LoadedModel | None) -> Callable[[Call], Reply | None]:

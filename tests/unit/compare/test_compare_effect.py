@@ -141,7 +141,7 @@ def test_a_form_that_answers_no_better_is_not_chosen(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\ngold: text\nsegment: 60\n")
     assert bench.run(3).finished
     pilot = meta_of(bench, "pilot")
-    assert (pilot["form"], pilot["why"]) == ("alone", "no_proof")
+    assert (pilot["form"], pilot["why"]) == ("isolated", "no_proof")
     assert all(not seen_by(outcome) for outcome in bench.outcomes)
     assert len(bench.backend.calls) == 600 + pilot["asked"], "pilot rows are asked again in their place"
 
@@ -158,8 +158,8 @@ def test_a_restart_in_the_pilot_makes_the_same_choice_once(tmp_path: Path, kill_
     assert bench.run().finished
     assert meta_of(bench, "pilot")["form"] == meta_of(whole, "pilot")["form"] == "anchors"
     assert [p["version"] for p in plans_of(bench)].count(2) == 1
-    assert [(o.state, o.answer, o.sight) for o in bench.outcomes] == [
-        (o.state, o.answer, o.sight) for o in whole.outcomes
+    assert [(o.state, o.answer, o.visible_rows) for o in bench.outcomes] == [
+        (o.state, o.answer, o.visible_rows) for o in whole.outcomes
     ]
 
 
@@ -171,7 +171,7 @@ def test_rows_that_fail_in_the_pilot_are_judged_in_their_own_place(tmp_path: Pat
 
     bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\ngold: text\nretries: 0\n", answer=breaks)
     assert bench.run(2).finished
-    assert meta_of(bench, "pilot")["form"] == "alone"
+    assert meta_of(bench, "pilot")["form"] == "isolated"
     assert [o.state for o in bench.outcomes] == ["ok"] * 600
 
 
@@ -202,7 +202,9 @@ def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: P
 def verdicts_of(bench: Bench) -> list[dict[str, Any]]:
     return [
         json.loads(v)
-        for (v,) in rows_of(bench, "SELECT verdict FROM guarded WHERE verdict != 'null' ORDER BY segment")
+        for (v,) in rows_of(
+            bench, "SELECT verdict FROM audited_segments WHERE verdict != 'null' ORDER BY segment"
+        )
     ]
 
 
@@ -218,9 +220,9 @@ def test_rows_are_asked_again_as_segments_end(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, WINDOW + "audit: auto\n")
     shown = phases_of(bench)
     assert bench.run().finished
-    audited = rows_of(bench, "SELECT ordinal, sight FROM trials WHERE kind='audit' ORDER BY ordinal")
+    audited = rows_of(bench, "SELECT ordinal, visible_rows FROM trials WHERE kind='audit' ORDER BY ordinal")
     assert [ordinal // 60 for ordinal, _ in audited] == [n // 2 for n in range(20)]
-    assert {sight for _, sight in audited} == {"[]"}
+    assert {visible_rows for _, visible_rows in audited} == {"[]"}
     assert all(seen_by(bench.outcomes[ordinal]) for ordinal, _ in audited)
     assert shown == [
         phase

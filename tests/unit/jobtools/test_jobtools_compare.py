@@ -48,7 +48,7 @@ def test_the_same_rows_in_conversation_and_alone(tmp_path: Path) -> None:
     assert left["Answers"] == ('every one of the 20 answers is "positive"; never given: negative')
     assert "undefined" in left["Agreement"]
     assert "Rank correlation (Spearman) with gold 0.87 (95 % interval" in right["Agreement"]
-    assert (left["Rows are answered"], right["Rows are answered"]) == ("in conversation", "alone")
+    assert (left["Rows are answered"], right["Rows are answered"]) == ("in conversation", "isolated")
     assert left["Tokens evaluated"] == "480"
 
 
@@ -75,7 +75,7 @@ def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
     comparison = compare_jobs(tmp_path / "auto", tmp_path / "window")
 
     assert [side.cells["Rows are answered"] for side in (comparison.left, comparison.right)] == [
-        "alone",
+        "isolated",
         "in conversation",
     ]
     assert comparison.left.cells["In sight of"] == "strategy auto; each row alone"
@@ -86,7 +86,7 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
 
     async def fill(ledger: JobLedger) -> None:
         for ordinal in range(5):
-            ledger.tried("alone", answered(ordinal, '{"s": "positive"}', alone=True))
+            ledger.tried("isolated", answered(ordinal, '{"s": "positive"}', alone=True))
 
     for name, filled in (("first", fill), ("second", None)):
         sidecar = SIDECAR.replace("MODE", "conversation")

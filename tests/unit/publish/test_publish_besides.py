@@ -27,10 +27,10 @@ def sampled(ledger: JobLedger, rows: Iterable[int], **unlike: Any) -> None:
 
 async def everything(ledger: JobLedger) -> None:
     """A pilot of 6 answers, 3 candidates, an audit of 13 that took 29 answers back."""
-    again(ledger, "alone", range(4), own)
+    again(ledger, "isolated", range(4), own)
     again(ledger, "tail-5", range(2), own)
     sampled(ledger, (2, 5, 9), latency_s=1.0)
-    again(ledger, "guard", range(61, 69), own)
+    again(ledger, "odd", range(61, 69), own)
     await ledger.redo(2, verdict(2))
     for n in range(61, 90):
         ledger.answered(answered(n, json.dumps(own(n)), alone=True, segment=SEGMENT))

@@ -29,7 +29,7 @@ FRONT = "the same rows before each row"
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "no_proof",
             [tried("anchors", FRONT, wins=5, losses=9, compared=40), tried(wins=8, losses=7, compared=40)],
             "Chosen: each row in isolation. No form was proved to agree better with gold."
@@ -39,7 +39,7 @@ FRONT = "the same rows before each row"
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "no_proof",
             [tried("anchors", FRONT), tried(wins=9, losses=9, compared=29)],
             "Chosen: each row in isolation. No form was proved to agree better with gold. None was ahead; the"
@@ -48,7 +48,7 @@ FRONT = "the same rows before each row"
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "no_proof",
             [tried("anchors", FRONT, wins=1, losses=9, compared=40)],
             "Chosen: each row in isolation. No form was proved to agree better with gold."
@@ -57,7 +57,7 @@ FRONT = "the same rows before each row"
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "none_fits",
             [],
             "Chosen: each row in isolation. Nothing else can be tried: segments are too short for it, or no"
@@ -65,7 +65,7 @@ FRONT = "the same rows before each row"
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "too_small",
             [],
             "Chosen: each row in isolation. The answers that the pilot may take are too"
@@ -81,7 +81,7 @@ FRONT = "the same rows before each row"
         ),
         (
             GOLD,
-            "alone",
+            "isolated",
             "none_faster",
             [],
             "Chosen: each row in isolation. An earlier version decided this, not by known"
@@ -97,7 +97,7 @@ def test_each_ending_is_said_in_words(
 
     async def fill(ledger: JobLedger) -> None:
         await ledger.note(pilot=decision(form, why, *forms))
-        again(ledger, "alone", range(40), own)
+        again(ledger, "isolated", range(40), own)
         again(ledger, "tail-5", range(40), own)
 
     summary = publish(tmp_path / "j", side, fill=fill)
@@ -125,8 +125,8 @@ def test_why_a_pilot_stopped_early_is_said(
     """Beside what it cost: a proof, no prospect of one, or no more rows; nothing where too few were left."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "alone", range(isolated), own)
-        form = "alone" if why == "no_proof" else "tail-5"
+        again(ledger, "isolated", range(isolated), own)
+        form = "isolated" if why == "no_proof" else "tail-5"
         await ledger.note(pilot=decision(form, why, tried()))
 
     side = f"gold: gold\ntrim: {{strategy: auto, pilot: {pilot}}}\n"
@@ -142,7 +142,7 @@ def test_why_a_pilot_stopped_early_is_said(
         (AUTO, {}, "without known answers (`gold`) there is nothing to try; each row was asked in isolation"),
         (
             AUTO,
-            {"pilot_done": [[0, "alone"]]},
+            {"pilot_done": [[0, "isolated"]]},
             "an earlier version began this job and its pilot without `gold`",
         ),
         (GOLD, {}, "below 5,000 rows a sample of 2 % proves little, so each row was asked in isolation."),
@@ -168,7 +168,7 @@ def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
     """Known answers of the pilot's rows are left out of the agreement, and how many is said."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "alone", range(40), own)
+        again(ledger, "isolated", range(40), own)
         again(ledger, "tail-5", range(40), own)
         again(ledger, "audit", range(100, 120), own)
 

@@ -86,7 +86,7 @@ def test_openai_requests_have_their_model_and_shape_or_their_fault(tmp_path: Pat
     with LedgerReader(job.ledger) as reader:
         rows = list(reader.outcomes())
 
-    assert [(row.id, row.model, row.code, row.alone) for row in rows] == [
+    assert [(row.id, row.model, row.code, row.isolated) for row in rows] == [
         ("a", "m", None, False),
         ("b", "m", None, False),
         ("c", None, "unsupported_request", True),

@@ -31,7 +31,7 @@ def row(ordinal: int, name: str | None = None, *, fault: RowFault | None = None)
     return NewRow(new, name or str(ordinal + 1), unique=name is not None)
 
 
-def answered(ordinal: int, *, segment: int = 0, aside: bool = False, attempts: int = 1) -> Answered:
+def answered(ordinal: int, *, segment: int = 0, isolated: bool = False, attempts: int = 1) -> Answered:
     """An answer with plain counts."""
     return Answered(
         ordinal=ordinal,
@@ -39,8 +39,8 @@ def answered(ordinal: int, *, segment: int = 0, aside: bool = False, attempts: i
         finish="stop",
         segment=segment,
         place=ordinal,
-        sight=((0, ordinal - 1),) if ordinal else (),
-        aside=aside,
+        visible_rows=((0, ordinal - 1),) if ordinal else (),
+        isolated=isolated,
         trimmed=False,
         plan_version=1,
         turn_tokens=20,
@@ -207,8 +207,8 @@ def test_a_row_answered_apart_is_not_the_conversations_last(tmp_path: Path) -> N
 
     async def main() -> None:
         ledger = await filled(tmp_path / "l", 5)
-        for i, aside in enumerate((False, False, True)):
-            ledger.answered(answered(i, aside=aside))
+        for i, isolated in enumerate((False, False, True)):
+            ledger.answered(answered(i, isolated=isolated))
         last = await ledger.last_turn(0)
         assert last is not None
         assert last.ordinal == 1
@@ -269,7 +269,7 @@ def test_openai_lines_of_another_shape_stand_alone(tmp_path: Path) -> None:
         )
         await ledger.set_apart()
         rows = await ledger.pending(0, 9, None, 9)
-        assert [r.alone for r in rows] == [False, True, True, False]
+        assert [r.isolated for r in rows] == [False, True, True, False]
         await ledger.close()
 
     asyncio.run(main())

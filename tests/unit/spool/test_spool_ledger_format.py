@@ -74,11 +74,11 @@ def test_the_version_is_written_only_where_it_changed(path: Path) -> None:
 
 NEWER = (
     "The ledger of reviews-1 has format 9, written by spoolama 2.3.0; this is spoolama 0.1.0, which reads "
-    "formats 2 and 3. The job waits in processing/ with its results. "
+    "formats 2 to 4. The job waits in processing/ with its results. "
     "Install spoolama 2.3.0 or newer to finish it."
 )
 UNNAMED = (
-    "The ledger of reviews-1 has format 9; this is spoolama 0.1.0, which reads formats 2 and 3. "
+    "The ledger of reviews-1 has format 9; this is spoolama 0.1.0, which reads formats 2 to 4. "
     "The job waits in processing/ with its results. Install a newer spoolama to finish it."
 )
 
@@ -177,7 +177,7 @@ def test_a_later_step_can_refuse_as_well(path: Path, monkeypatch: pytest.MonkeyP
 def test_a_reader_leaves_the_migration_to_the_service(path: Path) -> None:
     """Reading changes nothing, so an older format is said in words."""
     before = stored("format-2/window", path).read_bytes()
-    with pytest.raises(LedgerVersion, match=r"has format 2\. The service migrates it to format 3 when"):
+    with pytest.raises(LedgerVersion, match=r"has format 2\. The service migrates it to format 4 when"):
         open_reader(path)
     assert path.read_bytes() == before
 

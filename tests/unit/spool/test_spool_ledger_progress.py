@@ -39,7 +39,7 @@ def test_rows_and_every_kind_of_answer_count(tmp_path: Path) -> None:
         ledger.defer(8, 5000)
         await look()
         ledger.sampled(answered(6, "three", alone=True, segment=3))
-        ledger.tried("alone", answered(6, "three", alone=True, segment=3))
+        ledger.tried("isolated", answered(6, "three", alone=True, segment=3))
         await look()
         await ledger.redo(1, {"segment": 1, "harm": True})
         await look()

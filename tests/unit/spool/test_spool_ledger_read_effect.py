@@ -20,7 +20,7 @@ async def job(path: Path) -> None:
     await ledger.add_plan(1, Plan(1, 0, 3, "anchors", anchors=(7,)).to_json())
     for n in range(6):
         ledger.answered(answered(n, f"given {n}", segment=3))
-    for kind, ordinals in (("alone", (0, 1)), ("tail-1", (1,)), ("guard", (4,)), ("audit", (0, 1, 2, 4))):
+    for kind, ordinals in (("isolated", (0, 1)), ("tail-1", (1,)), ("odd", (4,)), ("audit", (0, 1, 2, 4))):
         for n in ordinals:
             ledger.tried(kind, answered(n, f"{kind} {n}", alone=True, segment=3))
     ledger.sampled(answered(6, "sample 6", alone=True, segment=3))
@@ -41,7 +41,7 @@ def test_what_can_be_compared_is_what_a_conversation_answered(tmp_path: Path) ->
             (4, "given 4", "audit 4", 1),
         ]
         assert ledger.in_company() == 2
-        assert ledger.trial_answers("guard") == {4: "guard 4"}
+        assert ledger.trial_answers("odd") == {4: "odd 4"}
         assert ledger.sample_answers() == {6: "sample 6"}
 
 
@@ -49,7 +49,7 @@ def test_rows_that_had_a_part_in_the_choice_are_known(tmp_path: Path) -> None:
     """Rows of the named trials, candidates for anchors, and anchors; not those of the audit."""
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
-        assert ledger.chosen_with(("alone", "tail-1")) == {0, 1, 6, 7}
+        assert ledger.chosen_with(("isolated", "tail-1")) == {0, 1, 6, 7}
         assert ledger.chosen_with(()) == {6, 7}
 
 
@@ -68,9 +68,9 @@ def test_every_answer_costs_its_time_once(tmp_path: Path) -> None:
     """Results, trials, answers taken back and samples; each answer took 0.3 s and a hundredth a row."""
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
-        assert ledger.requests(("alone", "tail-1")).answers == 3
-        assert ledger.requests(("alone", "tail-1"), samples="all").answers == 4
-        assert round(ledger.requests(("alone",)).seconds, 6) == 0.61
+        assert ledger.requests(("isolated", "tail-1")).answers == 3
+        assert ledger.requests(("isolated", "tail-1"), samples="all").answers == 4
+        assert round(ledger.requests(("isolated",)).seconds, 6) == 0.61
         assert ledger.all_requests().answers == 5 + 8 + 2 + 1
 
 
@@ -81,12 +81,12 @@ def test_tokens_are_added_up_only_where_each_answer_was_counted(tmp_path: Path) 
         ledger = JobLedger(tmp_path / "l.sqlite", HandClock())
         for n in range(3):
             ledger.tried("audit", answered(n, "a", alone=True, segment=3))
-            ledger.tried("guard", answered(n, "a", alone=True, segment=3, counts=n != 1))
+            ledger.tried("odd", answered(n, "a", alone=True, segment=3, counts=n != 1))
         await ledger.close()
 
     asyncio.run(fill())
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
-        audit, guard = ledger.requests(("audit",)), ledger.requests(("guard",))
+        audit, guard = ledger.requests(("audit",)), ledger.requests(("odd",))
         assert (audit.answers, audit.attempts) == (guard.answers, guard.attempts) == (3, 3)
         assert (audit.prompt_tokens, audit.cached_tokens, audit.completion_tokens) == (360, 280 - 80 + 20, 15)
         assert (guard.prompt_tokens, guard.cached_tokens, guard.completion_tokens) == (None, None, None)
