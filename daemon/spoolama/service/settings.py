@@ -7,6 +7,7 @@ default.
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -25,10 +26,10 @@ from pydantic import (
 from spoolama.backends.factory import BackendKind
 from spoolama.errors import ConfigError, Problem
 from spoolama.job.rows import MAX_CELL_BYTES
+from spoolama.job.yaml_problems import problems_of
 from spoolama.job.yaml_tree import Tree, read_yaml
 from spoolama.memory.limits import Marks
 from spoolama.regular import NotRegular, open_regular
-from spoolama.service.settings_words import meant, problems_of
 
 __all__ = [
     "PREFIX",
@@ -257,7 +258,7 @@ def load_settings(path: Path | None, env: Mapping[str, str]) -> Settings:
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        problems += problems_of(error, file=name, tree=tree, model=Settings)
+        problems += problems_of(error, name=name, tree=tree, model=Settings)
     if problems or settings is None:
         raise ConfigError("\n".join(str(p) for p in problems))
     return _anchored(settings, path, env)
@@ -288,7 +289,8 @@ def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
         if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES:
             continue
         if variable not in known:
-            hint = meant(variable, known)
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else None
             problems.append(Problem("environment", None, None, variable, "unknown setting", hint))
             continue
         path, info = known[variable]
