@@ -34,7 +34,7 @@ from spoolama.service.logs import say
 from spoolama.service.scanning import priority_of
 from spoolama.service.settings import BackendSection, Settings
 from spoolama.service.state import ServiceState
-from spoolama.service.systemd import make_notifier, watchdog_interval
+from spoolama.service.systemd import Notifier, watchdog_interval
 from spoolama.spool.layout import Spool
 
 __all__ = ["backend_for", "memory_for", "serve", "server_is_here"]
@@ -198,7 +198,7 @@ def _daemon(
         spool,
         backend,
         executor,
-        make_notifier(os.environ),
+        Notifier(),
         clock,
         reload=reload,
         watchdog_s=watchdog_interval(os.environ),

@@ -16,11 +16,11 @@ Messages: sd_notify(3). RELOADING=1 needs MONOTONIC_USEC from systemd 253 on; ol
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 import sdnotify
 
@@ -29,117 +29,68 @@ from spoolama.service.logs import say
 from spoolama.service.state import ServiceState
 from spoolama.service.status import status_line
 
-__all__ = [
-    "Heartbeat",
-    "Notifier",
-    "SilentNotifier",
-    "SystemdNotifier",
-    "make_notifier",
-    "watchdog_interval",
-]
+__all__ = ["Heartbeat", "Notifier", "watchdog_interval"]
 
 _SEND_TIMEOUT_S = 0.2
 _STATUS_LENGTH = 500
 _TICK_S = 2.0
 
 
-class Notifier(Protocol):
-    """Notifications of the daemon to its supervisor. No call raises, none waits long."""
+class Notifier:
+    """Sends notifications to systemd. No method raises or waits long. Without systemd nothing is sent.
 
-    def ready(self) -> None:
-        """The service works: after start, and after each reload."""
-        ...
+    Args:
+        env: The environment with $NOTIFY_SOCKET. sdnotify itself reads that of this process.
+    """
 
-    def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
-        ...
-
-    def watchdog(self) -> None:
-        """Watchdog ping."""
-        ...
-
-    def reloading(self) -> None:
-        """The configuration is being read again; `ready` follows."""
-        ...
-
-    def stopping(self) -> None:
-        """The service is stopping."""
-        ...
-
-    def extend(self, seconds: float) -> None:
-        """The stop (or start) takes this much longer from now on."""
-        ...
-
-
-class SystemdNotifier:
-    """Sends to the socket in $NOTIFY_SOCKET."""
-
-    def __init__(self) -> None:
-        """Connect.
-
-        Raises:
-            OSError: the socket does not exist.
-        """
-        self._notifier = sdnotify.SystemdNotifier(debug=True)
-        self._notifier.socket.settimeout(_SEND_TIMEOUT_S)
+    def __init__(self, env: Mapping[str, str] = os.environ) -> None:
+        self._systemd: sdnotify.SystemdNotifier | None = None
+        address = env.get("NOTIFY_SOCKET", "")
+        if address and (not address.startswith("/") or Path(address).exists()):
+            with contextlib.suppress(OSError):
+                self._systemd = sdnotify.SystemdNotifier(debug=True)
+                self._systemd.socket.settimeout(_SEND_TIMEOUT_S)
         self.lost = 0
         """Messages that could not be sent."""
 
     def ready(self) -> None:
-        self._send("READY=1")
+        """The service works: after the start, and after each reload."""
+        self.send("READY=1")
 
     def status(self, text: str) -> None:
-        self._send(f"STATUS={_one_line(text)}")
+        """One line for `systemctl status`."""
+        line = " ".join(text.split())
+        self.send(f"STATUS={line if len(line) <= _STATUS_LENGTH else line[: _STATUS_LENGTH - 1] + '…'}")
 
     def watchdog(self) -> None:
-        self._send("WATCHDOG=1")
+        """Watchdog ping."""
+        self.send("WATCHDOG=1")
 
     def reloading(self) -> None:
-        usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={usec}")
+        """The settings are being reloaded; `ready` follows."""
+        self.send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
-        self._send("STOPPING=1")
+        """The service is stopping."""
+        self.send("STOPPING=1")
 
     def extend(self, seconds: float) -> None:
-        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+        """The stop (or start) takes up to this much longer from now on."""
+        self.send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
 
     def close(self) -> None:
         """Close the socket."""
-        self._notifier.socket.close()
+        if self._systemd is not None:
+            self._systemd.socket.close()
 
-    def _send(self, text: str) -> None:
+    def send(self, text: str) -> None:
+        """Send one message."""
+        if self._systemd is None:
+            return
         try:
-            self._notifier.notify(text.encode("utf-8", "backslashreplace").decode("latin-1"))
+            self._systemd.notify(text.encode("utf-8", "backslashreplace").decode("latin-1"))
         except OSError:
             self.lost += 1  # systemd is busy or gone; the next message is newer anyway
-
-
-class SilentNotifier:
-    """Sends nothing; for a service without a supervisor."""
-
-    def ready(self) -> None: ...
-
-    def status(self, text: str) -> None: ...
-
-    def watchdog(self) -> None: ...
-
-    def reloading(self) -> None: ...
-
-    def stopping(self) -> None: ...
-
-    def extend(self, seconds: float) -> None: ...
-
-
-def make_notifier(env: Mapping[str, str]) -> Notifier:
-    """The notifier for this environment. sdnotify itself reads the process's own NOTIFY_SOCKET."""
-    address = env.get("NOTIFY_SOCKET", "")
-    if not address or (address.startswith("/") and not Path(address).exists()):
-        return SilentNotifier()
-    try:
-        return SystemdNotifier()
-    except OSError:
-        return SilentNotifier()
 
 
 def watchdog_interval(env: Mapping[str, str]) -> float | None:
@@ -151,11 +102,6 @@ def watchdog_interval(env: Mapping[str, str]) -> float | None:
     if not usec.isdecimal() or int(usec) == 0 or (pid and pid != str(os.getpid())):
         return None
     return int(usec) / 1_000_000 / 2
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _STATUS_LENGTH else f"{line[: _STATUS_LENGTH - 1]}…"
 
 
 class Heartbeat:

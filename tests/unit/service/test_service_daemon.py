@@ -72,7 +72,7 @@ async def test_once_works_off_what_is_there_and_ends(service: Service) -> None:
 async def test_a_flood_of_files_that_are_held_is_counted(
     service: Service, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither status/ nor the journal grows with them, and each drop is still taken."""
+    """Neither status/ nor the journal grows with them, and each upload is still claimed."""
     monkeypatch.setattr("spoolama.spool.held.MOST_HELD", 3)
     monkeypatch.setattr("spoolama.service.scanning.MOST_HELD", 3)
     for number in range(9):
@@ -89,7 +89,7 @@ async def test_a_flood_of_files_that_are_held_is_counted(
     told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert len([one for one in told if one["event"] == "drop.held"]) == 3
     (many,) = [one for one in told if one["event"] == "drop.many_held"]
-    assert many["message"].startswith("3 files in incoming/ are not taken, and 6 more, which are not listed")
+    assert many["message"].startswith("3 files stay in incoming/, and 6 more, which are not listed")
 
 
 @in_loop
