@@ -24,9 +24,9 @@ from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Pulse
 from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say, set_level
-from spoolama.service.models import Probing, Releasing, Watching, release
+from spoolama.service.models import MemoryMonitor, ModelReleaser, ServerProber, release
 from spoolama.service.retention import Retention
-from spoolama.service.scanning import Scanning
+from spoolama.service.scanning import IncomingScanner
 from spoolama.service.settings import Settings
 from spoolama.service.state import ServerState, ServiceState
 from spoolama.service.status import StatusReporter
@@ -95,16 +95,16 @@ class Daemon:
         models = asyncio.Lock()
         self._lock = SpoolLock(spool, clock)
         self._deaths = Deaths(self.state.queue, clock)
-        self._scanning = Scanning(
+        self._scanner = IncomingScanner(
             spool, self.state, executor, clock, priority_of, settings, self._deaths, once=once
         )
-        self._worker = Worker(self.state, executor, clock, models, self._deaths, self._scanning.wake)
+        self._worker = Worker(self.state, executor, clock, models, self._deaths, self._scanner.wake)
         self._heartbeat = Heartbeat(self.state, notifier, clock, interval_s=watchdog_s)
         self._reporter = StatusReporter(spool, self.state, clock)
         self._retention = Retention(spool, settings.keep, clock)
-        self._probing = Probing(backend, self.state, clock)
-        self._watching = None if memory is None else Watching(*memory, backend, self.state, clock)
-        self._releasing = Releasing(backend, self.state, clock, models, after_s=settings.release_after_s)
+        self._prober = ServerProber(backend, self.state, clock)
+        self._monitor = None if memory is None else MemoryMonitor(*memory, backend, self.state, clock)
+        self._releaser = ModelReleaser(backend, self.state, clock, models, after_s=settings.release_after_s)
         self._stop = asyncio.Event()
         self._reload_wanted = asyncio.Event()
 
@@ -128,7 +128,7 @@ class Daemon:
         return status
 
     def stop(self, reason: str = "asked") -> None:
-        """Start to stop; `run` returns when rows in flight have finished, at the latest after `drain_s`."""
+        """Begin to stop; `run` returns when rows in flight have finished, at the latest after `drain_s`."""
         if not self._stop.is_set():
             say("service.stopping", reason=reason, drain_s=self.settings.drain_s)
             self._stop.set()
@@ -139,13 +139,13 @@ class Daemon:
             return await self._run_tasks()
         finally:
             self.state.phase = "stopping"
-            await self._leave()
+            await self._release_all()
 
     async def _run_tasks(self) -> int:
         status = 0
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._conduct(group), name="conductor")
+                group.create_task(self._supervise(group), name="supervisor")
         except* _Finished:
             pass
         except* Exception:
@@ -159,26 +159,26 @@ class Daemon:
             say("spool.recovered", action=action.rstrip("."))
         await self._deaths.recover(found.jobs, self._lock.left)
 
-    async def _conduct(self, group: asyncio.TaskGroup) -> None:
+    async def _supervise(self, group: asyncio.TaskGroup) -> None:
         """Start the tasks, wait for the end, and stop them."""
         self.state.pulses["scanner"] = Pulse(self._clock, liveness_s=3 * self.settings.rescan_s + 20)
         self.state.phase = "working"
         tasks = {
             name: group.create_task(_guarded(name, work), name=name)
             for name, work in (
-                ("scanner", self._scanning.run()),
+                ("scanner", self._scanner.run()),
                 ("heartbeat", self._heartbeat.run()),
                 ("reporter", self._reporter.run()),
                 ("retention", self._retention.run()),
-                ("prober", self._probing.run()),
-                ("releaser", self._releasing.run()),
+                ("prober", self._prober.run()),
+                ("releaser", self._releaser.run()),
                 ("reloader", self._reload_on_hup()),
             )
         }
-        if self._watching is not None:
+        if self._monitor is not None:
             for name, work in (
-                ("memory watch", self._watching.look()),
-                ("model lister", self._watching.list_models()),
+                ("memory watch", self._monitor.watch()),
+                ("model lister", self._monitor.list_models()),
             ):
                 tasks[name] = group.create_task(_guarded(name, work), name=name)
         work = _guarded("worker", self._worker.run(), may_end=self._stop.is_set)
@@ -205,7 +205,7 @@ class Daemon:
         """Wait for a request to stop or, with `once`, for the last job's end."""
         waits = [asyncio.ensure_future(self._stop.wait())]
         if self._once:
-            waits.append(asyncio.ensure_future(self._scanning.worked_off.wait()))
+            waits.append(asyncio.ensure_future(self._scanner.all_done.wait()))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -225,7 +225,7 @@ class Daemon:
             worker.cancel()
             await asyncio.wait({worker}, timeout=_DRAIN_SPARE_S)
 
-    async def _leave(self) -> None:
+    async def _release_all(self) -> None:
         """Release all resources; errors here must not prevent the exit."""
         await release(self._backend)
         with contextlib.suppress(Exception):
@@ -257,13 +257,13 @@ class Daemon:
         new = new.model_copy(update={key: getattr(old, key) for key in _NEEDS_RESTART})
         self.settings = new
         set_level(new.log.level)
-        self._scanning.adopt(new)
+        self._scanner.adopt(new)
         self._retention.keep = new.keep
-        self._releasing.after_s = new.release_after_s
-        if self._watching is not None:
-            self._watching.watchdog.marks = new.vram.marks
-            self._watching.watchdog.host_marks = new.vram.host_marks
-            self._watching.watchdog.only = tuple(new.vram.cards)
+        self._releaser.after_s = new.release_after_s
+        if self._monitor is not None:
+            self._monitor.watchdog.marks = new.vram.marks
+            self._monitor.watchdog.host_marks = new.vram.host_marks
+            self._monitor.watchdog.only = tuple(new.vram.cards)
         words = ", ".join(key for key in changed if key not in later) or "nothing changed"
         if later:
             words += f"; after a restart: {', '.join(later)}"

@@ -14,12 +14,12 @@ from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.service.logs import say
 from spoolama.service.state import ServiceState
 
-__all__ = ["Probing", "Releasing", "Watching", "release"]
+__all__ = ["MemoryMonitor", "ModelReleaser", "ServerProber", "release"]
 
 _PROBE_EVERY_S = 30.0
 _LIST_EVERY_S = 10.0
 _ANSWER_S = 10.0
-_LOOK_EVERY_S = 1.0
+_CHECK_EVERY_S = 1.0
 _RELEASE_AGAIN_S = 60.0
 
 
@@ -35,7 +35,7 @@ async def release(backend: Backend, *, say_failure: bool = True) -> bool:
     return True
 
 
-class Probing:
+class ServerProber:
     """Probes the server while no job runs."""
 
     def __init__(self, backend: Backend, state: ServiceState, clock: Clock) -> None:
@@ -71,7 +71,7 @@ class Probing:
         self._state.changed.set()
 
 
-class Releasing:
+class ModelReleaser:
     """Releases the models when the queue is empty for a while, or at once if memory pressure is not ok.
 
     Args:
@@ -97,16 +97,16 @@ class Releasing:
     async def run(self) -> None:
         """Check every second until cancelled."""
         while True:
-            await self.look()
-            await self._clock.sleep(_LOOK_EVERY_S)
+            await self.release_if_due()
+            await self._clock.sleep(_CHECK_EVERY_S)
 
-    async def look(self) -> None:
+    async def release_if_due(self) -> None:
         """Release the models if it is due, once per idle time; retry every minute, but log a failure once."""
         since = self._state.idle_since
         idle = self._state.running is None and not self._state.queue.ready()
-        tense = self._state.memory is not None and self._state.memory.level is not Level.OK
+        pressure = self._state.memory is not None and self._state.memory.level is not Level.OK
         now = self._clock.monotonic()
-        if not idle or since == self._released_at or not (now - since >= self.after_s or tense):
+        if not idle or since == self._released_at or not (now - since >= self.after_s or pressure):
             return
         if self._failed_at is not None and now - self._failed_at < _RELEASE_AGAIN_S:
             return
@@ -120,7 +120,7 @@ class Releasing:
                 self._failed_at = self._clock.monotonic()
 
 
-class Watching:
+class MemoryMonitor:
     """Runs the watchdog as two tasks of the service.
 
     Args:
@@ -147,7 +147,7 @@ class Watching:
         watchdog.on_change = self._say
         state.memory = watchdog
 
-    async def look(self) -> None:
+    async def watch(self) -> None:
         """Read the memory every second until cancelled."""
         self._thread.start()
         try:

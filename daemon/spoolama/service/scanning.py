@@ -32,10 +32,10 @@ from spoolama.spool.ready import Control, Held, ReadyRules, Scanner, ScanResult,
 from spoolama.spool.settle import Refused, Settling, settle
 from spoolama.spool.watch import Wakeups
 
-__all__ = ["Scanning", "priority_of", "rules_for"]
+__all__ = ["IncomingScanner", "priority_of", "rules_for"]
 
 _DEBOUNCE_S = 0.1
-_SETTLE_AGAIN_S = 1.0
+_CHECK_SETTLED_S = 1.0
 _PRIORITY_S = 10.0
 """Maximum time in seconds to read the priorities of new jobs."""
 _PRIORITY_CPU_S = 2.0
@@ -57,7 +57,7 @@ def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
     return replace(rules, openai_wait_s=rules.quiet_s, lonely_after_s=rules.quiet_s) if once else rules
 
 
-class Scanning:
+class IncomingScanner:
     """Updates the queue from incoming/, and executes command files.
 
     Args:
@@ -94,7 +94,7 @@ class Scanning:
         self._warned: set[tuple[str, str]] = set()
         self._warned_of_more = False
         self._deaths = deaths
-        self.worked_off = asyncio.Event()
+        self.all_done = asyncio.Event()
         """With `once`: set when all files are processed."""
         self.adopt(settings)
 
@@ -122,25 +122,26 @@ class Scanning:
             while True:
                 self._wake.clear()
                 await self._watched(wakeups)
-                look = await self.look()
+                result = await self.scan()
                 pulse.beat()
-                await self._pause(self._next_look(look))
+                await self._pause(self._next_scan_s(result))
         finally:
             wakeups.stop()
 
-    async def look(self) -> ScanResult:
+    async def scan(self) -> ScanResult:
         """Scan once, and process the result."""
-        look = await asyncio.to_thread(self._scanner.look)
-        stuck = await self._claim_all(look)
+        result = await asyncio.to_thread(self._scanner.look)
+        not_claimed = await self._claim_all(result)
         await self._settle_all()
         self._state.queue.release_due(self._clock.monotonic())
-        for control in look.controls:
+        for control in result.controls:
             await self._execute(control)
-        self._tell_held(look, stuck)
-        coming = len(look.ready) > len(stuck) or look.more_waiting or any(h.waiting for h in look.held)
-        if self._once and not coming and not self._state.queue.busy():
-            self.worked_off.set()
-        return look
+        self._report_held(result, not_claimed)
+        claimed = len(result.ready) > len(not_claimed)
+        arriving = result.more_waiting or any(held.waiting for held in result.held)
+        if self._once and not claimed and not arriving and not self._state.queue.busy():
+            self.all_done.set()
+        return result
 
     async def _execute(self, control: Control) -> None:
         """Apply the command to every matching job, and remove the file."""
@@ -224,21 +225,21 @@ class Scanning:
         self._state.changed.set()
         return False
 
-    async def _claim_all(self, look: ScanResult) -> list[Held]:
+    async def _claim_all(self, result: ScanResult) -> list[Held]:
         """Claim the ready drops; returns those that cannot be claimed. A failure does not affect others."""
-        stuck = []
-        for drop in look.ready:
+        not_claimed = []
+        for drop in result.ready:
             try:
                 job = await asyncio.to_thread(claim, self._spool, drop, clock=self._clock)
             except DropGone:
                 continue
             except (SpoolError, ConfigError, OSError) as error:
-                stuck.append(Held(drop.data, "not_claimed", str(error), drop.arrived))
+                not_claimed.append(Held(drop.data, "not_claimed", str(error), drop.arrived))
                 continue
             say("job.claimed", name=drop.data, job=job.name)
             self._state.queue.add(job)
             self._state.changed.set()
-        return stuck
+        return not_claimed
 
     async def _watched(self, wakeups: Wakeups) -> None:
         if not wakeups.healthy():
@@ -248,12 +249,12 @@ class Scanning:
             say("service.unwatched", why=trouble)
         self._state.unwatched = trouble
 
-    def _next_look(self, look: ScanResult) -> float:
+    def _next_scan_s(self, result: ScanResult) -> float:
         wait = self._rescan_s
-        if look.look_again_s is not None:
-            wait = min(wait, look.look_again_s)
+        if result.look_again_s is not None:
+            wait = min(wait, result.look_again_s)
         if self._state.queue.settling():
-            wait = min(wait, _SETTLE_AGAIN_S)
+            wait = min(wait, _CHECK_SETTLED_S)
         return wait
 
     async def _pause(self, seconds: float) -> None:
@@ -269,22 +270,23 @@ class Scanning:
         if self._wake.is_set():
             await self._clock.sleep(_DEBOUNCE_S)
 
-    def _tell_held(self, look: ScanResult, stuck: list[Held]) -> None:
+    def _report_held(self, result: ScanResult, not_claimed: list[Held]) -> None:
         """Warn once about each name and reason, and show them; beyond `MOST_HELD` only their number."""
         state = self._state
-        everything = [*look.held, *stuck]
-        found, beyond = everything[:MOST_HELD], everything[MOST_HELD:]
-        waiting = sum(held.waiting for held in beyond)
-        more_held, more_arriving = look.more_held + len(beyond) - waiting, look.more_waiting + waiting
-        now = {(held.name, held.message) for held in found if not held.waiting}
-        for name, message in sorted(now - self._warned):
+        everything = [*result.held, *not_claimed]
+        listed, unlisted = everything[:MOST_HELD], everything[MOST_HELD:]
+        waiting = sum(held.waiting for held in unlisted)
+        more_held = result.more_held + len(unlisted) - waiting
+        more_arriving = result.more_waiting + waiting
+        warnings = {(held.name, held.message) for held in listed if not held.waiting}
+        for name, message in sorted(warnings - self._warned):
             say("drop.held", name=name, reason=message)
-        self._warned = now
+        self._warned = warnings
         if more_held and not self._warned_of_more:
             say("drop.many_held", listed=f"{MOST_HELD:,}", more=f"{more_held:,}")
         self._warned_of_more = more_held > 0
-        if (found, more_held, more_arriving) != (state.held, state.more_held, state.more_arriving):
-            state.held, state.more_held, state.more_arriving = found, more_held, more_arriving
+        if (listed, more_held, more_arriving) != (state.held, state.more_held, state.more_arriving):
+            state.held, state.more_held, state.more_arriving = listed, more_held, more_arriving
             state.changed.set()
 
 

@@ -19,7 +19,7 @@ from spoolama.memory.card_thread import CardThread
 from spoolama.memory.readings import NoCards
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
-from spoolama.service.models import Probing
+from spoolama.service.models import ServerProber
 from spoolama.service.retention import Retention
 from spoolama.service.settings import Settings, VramSection
 from spoolama.service.state import JobEnd, ServerState, ServiceState
@@ -273,10 +273,10 @@ async def test_a_side_task_that_just_ends_is_dead_too(
 ) -> None:
     """None of them may end by itself."""
 
-    async def end(_: Probing) -> None:
+    async def end(_: ServerProber) -> None:
         return
 
-    monkeypatch.setattr(Probing, "run", end)
+    monkeypatch.setattr(ServerProber, "run", end)
     assert await asyncio.wait_for(service.daemon().run(), 10) == 1
 
 
