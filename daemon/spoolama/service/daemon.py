@@ -91,7 +91,7 @@ class Daemon:
         self._once = once
         self._tracing = partial(tracing_crashes, spool) if traces_crashes else contextlib.nullcontext
         self.state = ServiceState(clock, ServerState(backend.kind, settings.backend.address or ""))
-        self.state.idle_since = clock.monotonic()
+        self.state.started_at, self.state.idle_since = clock.time(), clock.monotonic()
         models = asyncio.Lock()
         self._lock = SpoolLock(spool, clock)
         self._deaths = Deaths(self.state.queue, clock)

@@ -72,6 +72,8 @@ class ServiceState:
 
     clock: Clock
     server: ServerState
+    started_at: float = 0.0
+    """Seconds since the epoch."""
     queue: JobQueue = field(default_factory=JobQueue)
     phase: Literal["starting", "working", "stopping", "stopped"] = "starting"
     running: Running | None = None

@@ -110,14 +110,14 @@ def test_harm_is_shown_while_the_job_runs() -> None:
     state.running.progress.harm = "the conversation changes about 12 % of the answers"
     said = "arning: the conversation changes about 12 % of the answers"
     assert f"; w{said}." in status_line(state)
-    payload = service_payload(state, version="1", pid=1, started_at=0.0)
+    payload = service_payload(state)
     assert payload["running"]["harm"] == state.running.progress.harm
     assert f"  W{said}\n" in service_text(payload, 0.0)
 
 
 def test_before_the_first_row_no_number_is_made_up() -> None:
     """No rate, no time left."""
-    payload = service_payload(running(0, {}, "loading m"), version="1", pid=1, started_at=0.0)
+    payload = service_payload(running(0, {}, "loading m"))
     assert (payload["running"]["rows_per_s"], payload["running"]["eta"]) == (None, None)
     assert rows_text(payload["running"]) == "0 of 170,000 rows (0 %)"
 
@@ -132,8 +132,8 @@ def test_the_text_for_people_has_the_running_job_and_the_server() -> None:
     """One screen, made from the same payload as the JSON."""
     state = running(470, {})
     state.server.away = "connection refused"
-    text = service_text(service_payload(state, version="1", pid=1, started_at=0.0), 1_800_000_000)
-    assert "Now: c.csv (job c-1)" in text
+    text = service_text(service_payload(state), 1_800_000_000)
+    assert "Running: c.csv (job c-1)" in text
     assert "Model server: ollama at http://here - AWAY: connection refused" in text
 
 
@@ -162,9 +162,7 @@ def watched(state: ServiceState, scene: Scene, *, machine: bool = True) -> Servi
 
 
 def service_txt(state: ServiceState) -> list[str]:
-    return service_text(
-        service_payload(state, version="1", pid=1, started_at=0.0), 1_800_000_000
-    ).splitlines()
+    return service_text(service_payload(state), 1_800_000_000).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -204,14 +202,14 @@ def test_the_text_for_people_has_memory() -> None:
         "  GPU 1 MIG 2: 15.0 GB of 24.0 GB in use",
         "  this machine: 16.0 GB of 64.0 GB in use",
     ]
-    told = service_payload(state, version="1", pid=1, started_at=0.0)["memory"]
+    told = service_payload(state)["memory"]
     assert told["cards"][0] == {
         "index": 0,
         "mig": None,
         "used_bytes": round(14.5 * GB),
         "total_bytes": 16 * GB,
     }
-    assert (told["level"], told["holders_rss_bytes"]) == ("ok", 9 * GB)
+    assert (told["level"], told["model_processes_rss_bytes"]) == ("ok", 9 * GB)
 
 
 def test_memory_that_is_not_watched_is_not_told_as_ok() -> None:
