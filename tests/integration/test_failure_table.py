@@ -298,11 +298,12 @@ def test_a_server_that_is_not_there_at_the_start_is_waited_for(tmp_path: Path) -
 
 
 def test_a_model_that_vanishes_while_the_server_is_away_ends_the_job(tmp_path: Path) -> None:
-    """What the retry of a load is refused is the job's end with the words to mend it, not a crash."""
+    """If the repeated load is refused, the job ends with instructions to fix it."""
 
     async def remove(server: FakeOllama) -> None:
         await server.wait_for_calls(1 + 6)
-        await asyncio.sleep(0.05)
+        while server.calls[-1].slot is None:  # with a slot, the call has found its model
+            await asyncio.sleep(0.001)
         server.script.models = ()
 
     told = run(tmp_path, [Fault("reset", contains=BAD, times=1, delay_s=0.2)], beside=remove)
