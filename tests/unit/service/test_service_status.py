@@ -1,4 +1,4 @@
-"""What the service says of itself, and what it keeps."""
+"""The status of the service: one line, service.json and service.txt."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from spoolama.memory.level import LevelRules
 from spoolama.memory.readings import Host, NoReading, Runner
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
-from spoolama.service import retention
 from spoolama.service.queue import Queued
-from spoolama.service.retention import remove_old
-from spoolama.service.settings import KeepSection
 from spoolama.service.state import Running, ServerState, ServiceState
 from spoolama.service.status import (
     failures_text,
@@ -25,7 +22,6 @@ from spoolama.service.status import (
     status_line,
 )
 from spoolama.spool.claim import JobDir
-from spoolama.spool.layout import Spool
 from spoolama.stopping import Stop
 from support.cards import GB, Scene, ScriptedCards, card
 from support.clock import VirtualClock
@@ -224,31 +220,3 @@ def test_memory_that_is_not_watched_is_not_told_as_ok() -> None:
         == here[here.index("  GPUs are not watched: no NVIDIA driver on this machine")]
     )
     assert not [line for line in service_txt(running(470, {})) if "emory" in line]
-
-
-def test_published_jobs_go_only_when_the_settings_say_so(tmp_path: Path) -> None:
-    """By default everything stays; else what is old goes whole, and its status with it."""
-    spool = Spool(tmp_path)
-    spool.create()
-    (spool.done / "a-1").mkdir()
-    (spool.done / "a-1" / "results.jsonl").touch()
-    (spool.failed / "b-1").mkdir()
-    (spool.status / "a.csv.json").write_text('{"job": "a-1"}')
-    (spool.status / "b.csv.json").write_text('{"job": "b-1"}')
-    born = (spool.done / "a-1").stat().st_ctime
-    in_two_days = born + 2 * 86400 + 60
-    assert remove_old(spool, KeepSection(), in_two_days) == []
-    assert remove_old(spool, KeepSection(done_days=2), born + 86400) == []
-    assert remove_old(spool, KeepSection(done_days=2), in_two_days) == [("done", spool.done / "a-1")]
-    assert not list(spool.done.iterdir())
-    assert [p.name for p in spool.failed.iterdir()] == ["b-1"]
-    assert [p.name for p in spool.status.iterdir()] == ["b.csv.json"]
-
-
-def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path) -> None:
-    """Half a job is never seen under its name, and does not stay for ever."""
-    spool = Spool(tmp_path)
-    spool.create()
-    (spool.done / f"{retention._GOING}a-1").mkdir()
-    remove_old(spool, KeepSection(), 0.0)
-    assert not list(spool.done.iterdir())
