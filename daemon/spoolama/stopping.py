@@ -1,11 +1,11 @@
-"""Defines the request to stop, and waits for an event or for that request, whichever comes first."""
+"""Defines the request to stop, and waits for the first of several events."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
 
-__all__ = ["Stop", "until"]
+__all__ = ["Stop", "first_of", "until"]
 
 
 class Stop:
@@ -33,12 +33,17 @@ class Stop:
         await self._event.wait()
 
 
-async def until(what: Awaitable[object], stop: Stop) -> None:
-    """Wait for this or for a request to stop, whichever comes first, and cancel the other."""
-    waits = asyncio.ensure_future(what), asyncio.ensure_future(stop.wait())
+async def first_of(*events: Awaitable[object]) -> None:
+    """Wait for the first of these, and cancel the others."""
+    waits = [asyncio.ensure_future(event) for event in events]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def until(what: Awaitable[object], stop: Stop) -> None:
+    """Wait for this or for a request to stop, whichever comes first, and cancel the other."""
+    await first_of(what, stop.wait())

@@ -37,6 +37,7 @@ from spoolama.spool.crash_trace import tracing_crashes
 from spoolama.spool.layout import Spool
 from spoolama.spool.lock import SpoolLock
 from spoolama.spool.recover import recover
+from spoolama.stopping import first_of
 
 __all__ = ["Daemon"]
 
@@ -203,14 +204,10 @@ class Daemon:
 
     async def _until_end(self) -> None:
         """Wait for a request to stop or, with `once`, for the last job's end."""
-        waits = [asyncio.ensure_future(self._stop.wait())]
         if self._once:
-            waits.append(asyncio.ensure_future(self._scanner.all_done.wait()))
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+            await first_of(self._stop.wait(), self._scanner.all_done.wait())
+        else:
+            await self._stop.wait()
         self._stop.set()
 
     async def _drain(self, worker: asyncio.Task[None]) -> None:

@@ -31,6 +31,7 @@ from spoolama.spool.layout import Spool
 from spoolama.spool.ready import Control, Held, ReadyRules, Scanner, ScanResult, take_control
 from spoolama.spool.settle import Refused, Settling, settle
 from spoolama.spool.watch import Wakeups
+from spoolama.stopping import first_of
 
 __all__ = ["IncomingScanner", "priority_of", "rules_for"]
 
@@ -259,14 +260,7 @@ class IncomingScanner:
 
     async def _pause(self, seconds: float) -> None:
         """Wait for this time or for an event; then a little longer, because events come in bursts."""
-        woken = asyncio.ensure_future(self._wake.wait())
-        slept = asyncio.ensure_future(self._clock.sleep(seconds))
-        try:
-            await asyncio.wait({woken, slept}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (woken, slept):
-                task.cancel()
-            await asyncio.gather(woken, slept, return_exceptions=True)
+        await first_of(self._wake.wait(), self._clock.sleep(seconds))
         if self._wake.is_set():
             await self._clock.sleep(_DEBOUNCE_S)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from spoolama.clock import Clock
 from spoolama.errors import DiskFull, EvaluationFailed, JobError, LedgerVersion, SpoolamaError, shortened
@@ -16,7 +16,7 @@ from spoolama.service.logs import say
 from spoolama.service.queue import Queued, is_paused
 from spoolama.service.state import JobEnd, Running, ServiceState
 from spoolama.spool.claim import JobDir
-from spoolama.stopping import Stop
+from spoolama.stopping import Stop, first_of
 
 __all__ = ["Executor", "Worker", "cancelled", "reject"]
 
@@ -143,15 +143,10 @@ class Worker:
 
     async def _until_changed(self, at: float | None) -> None:
         """Wait for a change of the queue, or until this monotonic time."""
-        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._state.queue.changed.wait())]
+        waits: list[Awaitable[object]] = [self._state.queue.changed.wait()]
         if at is not None:
-            waits.append(asyncio.ensure_future(self._clock.sleep(max(0.0, at - self._clock.monotonic()))))
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
+            waits.append(self._clock.sleep(max(0.0, at - self._clock.monotonic())))
+        await first_of(*waits)
 
     async def _execute(self, running: Running) -> None:
         item, progress, stop = running.item, running.progress, running.stop
