@@ -119,9 +119,8 @@ class EmbeddedBackend:
                     fix=f"Set options.num_ctx to {facts.num_ctx} or less.",
                 )
             if self._process.copies is not None and spec.slots > 1 and shape is not None:
-                self._copies = PrefixCopies(
-                    self._http, self._process.copies, most_tokens=COPY_BYTES // shape.token_bytes
-                )
+                most_tokens = COPY_BYTES // max(1, shape.token_bytes)
+                self._copies = PrefixCopies(self._http, self._process.copies, most_tokens=most_tokens)
             sliding = header.sliding_window if shape is None else shape.sliding_window
             model = LoadedModel(
                 name=spec.model,

@@ -67,14 +67,14 @@ def checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
     return checked_reply(reply, _RULES, model=model)
 
 
-def _fix(reply: HttpReply, message: str, model: str | None) -> str:
+def _fix(status: int, reply: HttpReply, message: str, model: str | None) -> str:
     """What the user can do about a refused request."""
     lower = message.lower()
-    if reply.status == 404:
+    if status == 404:
         if isinstance(reply.payload, dict) and model is not None:
             return f"On the server: ollama pull {model}"
         return "Set the backend's url to the address of Ollama, without a path."
-    if reply.status == 403:
+    if status == 403:
         if "cloud" in lower:
             return _STAYS_HERE
         return "Ollama accepts only local host names: use its IP address or 127.0.0.1 in the backend's url."

@@ -37,12 +37,12 @@ def checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
     return checked_reply(reply, _RULES, model=model)
 
 
-def _fix(reply: HttpReply, message: str, model: str | None) -> str:
+def _fix(status: int, _: HttpReply, message: str, model: str | None) -> str:
     """What the user can do about a refused request."""
     lower = message.lower()
-    if reply.status in (401, 403):
+    if status in (401, 403):
         return "Set the backend's api_key to a key that the server accepts."
-    if reply.status == 404:
+    if status == 404:
         name = f" {model}" if model else ""
         return f"Check that the server has the model{name} and that the backend's url is its address."
     if any(word in lower for word in ("schema", "grammar", "response_format", "guided")):

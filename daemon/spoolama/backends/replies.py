@@ -94,8 +94,8 @@ class ErrorRules:
 
     died: tuple[str, ...]
     """Texts, in lower case, of a server whose engine has ended."""
-    fix: Callable[[HttpReply, str, str | None], str]
-    """What the user can do about a refused request; gets the reply, its message and the requested model."""
+    fix: Callable[[int, HttpReply, str, str | None], str]
+    """What the user can do about a refused request, by its status, reply, message and requested model."""
     refused: tuple[str, ...] = ()
     """Texts, in lower case, in replies with status 500 to requests that the server does not accept."""
 
@@ -134,7 +134,7 @@ def _failure(reply: HttpReply, rules: ErrorRules, model: str | None) -> BackendE
         case 413:  # a size limit of a proxy or of the server; it concerns only this row
             return ContextOverflow(message, status=status)
         case 400 | 401 | 403 | 404 | 405 | 410 | 415 | 422:
-            fix = rules.fix(reply, message, model)
+            fix = rules.fix(kind, reply, message, model)
             if not isinstance(reply.payload, dict):
                 message = f"HTTP {status}: {message}"
             return RequestRefused(message, status=status, fix=fix)
@@ -147,7 +147,7 @@ def _failure(reply: HttpReply, rules: ErrorRules, model: str | None) -> BackendE
     if kind >= 500 or kind == 200:
         lower = message.lower()
         if any(words in lower for words in rules.refused):
-            return RequestRefused(message, status=status, fix=rules.fix(reply, message, model))
+            return RequestRefused(message, status=status, fix=rules.fix(kind, reply, message, model))
         if is_out_of_memory(lower):
             return OutOfMemory(message, status=status)
         if any(words in lower for words in rules.died):
