@@ -64,7 +64,6 @@ class OllamaBackend:
         transport: For tests; None: the network.
         clock: Measures loads.
         shared: Others use the same models on that server, so spoolama never unloads them.
-        connect_timeout_s: Timeout for connecting.
     """
 
     kind = "ollama"
@@ -79,9 +78,8 @@ class OllamaBackend:
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock,
         shared: bool = False,
-        connect_timeout_s: float = 5.0,
     ) -> None:
-        self._http = HttpCaller(url, transport=transport, connect_timeout_s=connect_timeout_s)
+        self._http = HttpCaller(url, transport=transport)
         self._clock = clock
         self.releases = not shared
         self._server = ServerInfo(self.kind, None)

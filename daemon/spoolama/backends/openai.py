@@ -35,7 +35,6 @@ class OpenAIBackend:
         api_key: Sent as a bearer token.
         transport: For tests; None: the network.
         clock: Measures loads.
-        connect_timeout_s: Timeout for connecting.
     """
 
     kind = "openai"
@@ -51,13 +50,11 @@ class OpenAIBackend:
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock,
-        connect_timeout_s: float = 5.0,
     ) -> None:
         self._root = url.rstrip("/").removesuffix("/v1")
         self._http = HttpCaller(
             self._root,
             transport=transport,
-            connect_timeout_s=connect_timeout_s,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
         )
         self._clock = clock
