@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,12 @@ def fake_ollama(log: Path | None = None, *arguments: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def daemon(env: dict[str, str], *, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def daemon(
+    env: dict[str, str], *, log: Path, command: Sequence[str] = ("spoolama", "run")
+) -> Iterator[subprocess.Popen[bytes]]:
     """A running service; it is stopped at the end."""
     with log.open("ab") as out:
-        process = subprocess.Popen([sys.executable, "-m", "spoolama", "run"], env=env, stdout=out, stderr=out)
+        process = subprocess.Popen([sys.executable, "-m", *command], env=env, stdout=out, stderr=out)
     try:
         yield process
     finally:

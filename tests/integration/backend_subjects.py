@@ -47,6 +47,14 @@ class Subject:
     """Whether a model is in memory."""
     loads: Callable[[], Any]
     """Something that changes with every load."""
+    busy: Callable[[], Awaitable[bool]]
+    """Whether the server works on a request."""
+
+    async def until_busy(self) -> None:
+        """Wait until the server works on a request."""
+        async with asyncio.timeout(20):
+            while not await self.busy():
+                await asyncio.sleep(0.01)
 
     async def ask(self, *texts: str, num_predict: int = 8, slot: int = 0, **more: Any) -> Reply:
         """The system message, turns of user and assistant, and the answer."""
@@ -94,12 +102,17 @@ class Bench:
         )
         server = self._server = FakeOllama(script)
         await server.start()
+
+        async def busy() -> bool:
+            return server.in_flight > 0
+
         return Subject(
             backend=OllamaBackend(server.url, clock=SystemClock()),
             spec=LoadSpec("smollm2:135m", 1024, slots=2),
             kill=server.kill_runners,
             holds_memory=lambda: bool(server.loaded),
             loads=lambda: server.loads,
+            busy=busy,
         )
 
     async def _real(self, model: str) -> Subject:
@@ -115,6 +128,7 @@ class Bench:
             kill=kill,
             holds_memory=lambda: backend.pid is not None,
             loads=lambda: backend.pid,
+            busy=lambda: _works(backend),
         )
 
     async def _behind_openai(self) -> Subject:
@@ -130,6 +144,7 @@ class Bench:
             kill=lambda: None,
             holds_memory=lambda: True,
             loads=lambda: None,
+            busy=lambda: _works(owner),
         )
 
     async def close(self) -> None:
@@ -139,3 +154,10 @@ class Bench:
             await self._owner.aclose()
         if self._server is not None:
             await self._server.stop()
+
+
+async def _works(engine: EmbeddedBackend) -> bool:
+    """Whether a slot of the llama-server in an embedded engine is in use."""
+    assert engine._http is not None
+    slots = await engine._http.get("/slots", timeout_s=10)
+    return any(slot["is_processing"] for slot in slots.payload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -50,6 +51,10 @@ class Scene:
     spool: Path
     calls: Path
     log: Path
+    proc: Path
+    """The directory that the service reads instead of /proc."""
+    command: tuple[str, ...]
+    """Starts the service."""
     env: dict[str, str]
     service: subprocess.Popen[bytes] = field(init=False)
 
@@ -216,10 +221,10 @@ def running(
     arguments = ["--model", json.dumps(model), "--memory", str(script.path), "--proc", str(proc)]
     arguments += ["--habits", json.dumps(asdict(habits or Habits())), "--latency-ms", str(latency_ms)]
     with fake_ollama(calls, *arguments) as url:
-        fast = {"SPOOLAMA_TEST_MEMORY_PACE": str(pace), "SPOOLAMA_TEST_PROC": str(proc)}
-        scene = Scene(
-            script, spool, calls, base / "log", clean_env(spool, url, **(script.env() | fast | env))
-        )
+        settings = clean_env(spool, url, **(script.env() | env))
+        settings["PYTHONPATH"] += os.pathsep + str(Path(__file__).parents[1])
+        command = ("support.fast_service", str(pace), str(proc))
+        scene = Scene(script, spool, calls, base / "log", proc, command, settings)
         before(scene)
-        with daemon(scene.env, log=scene.log) as scene.service:
+        with daemon(scene.env, log=scene.log, command=command) as scene.service:
             yield scene

@@ -194,7 +194,7 @@ async def frees_a_slot_when_cancelled(subject: Subject) -> None:
     ]
     results = await asyncio.gather(*stalled, return_exceptions=True)
     cancelled = asyncio.create_task(subject.backend.chat(subject.endless(slot=0)))
-    await asyncio.sleep(0.1)
+    await subject.until_busy()
     cancelled.cancel()
     await asyncio.gather(cancelled, return_exceptions=True)
 
@@ -208,7 +208,7 @@ async def survives_the_death_of_its_engine(subject: Subject) -> None:
     """A request in flight is `ServerDied`; the next load has the model back."""
     before = subject.loads()
     flying = asyncio.create_task(subject.backend.chat(subject.endless(slot=0)))
-    await asyncio.sleep(0.2)
+    await subject.until_busy()
     subject.kill()
     with pytest.raises(ServerDied):
         await flying

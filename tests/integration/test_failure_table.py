@@ -15,10 +15,10 @@ from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.progress import Progress, Pulse
 from spoolama.service.execution import JobExecutor
-from spoolama.service.model import StopSignal
 from spoolama.spool.claim import claim, random_token
 from spoolama.spool.layout import Spool
 from spoolama.spool.scanner import ReadyRules, Scanner
+from spoolama.stopping import Stop
 from support.evaluation import inline_evaluator
 from support.fake_ollama import FakeOllama
 from support.fake_ollama_script import Fault, Script
@@ -95,7 +95,7 @@ def run(
             async with asyncio.TaskGroup() as group:
                 if beside is not None:
                     group.create_task(beside(server))
-                ended = await executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal())
+                ended = await executor.execute(job, Progress(job.name, clock, Pulse(clock)), Stop())
             await backend.aclose()
             prompts = [[str(message["content"]) for message in call.messages] for call in server.chats]
         assert ended.path is not None
@@ -298,11 +298,12 @@ def test_a_server_that_is_not_there_at_the_start_is_waited_for(tmp_path: Path) -
 
 
 def test_a_model_that_vanishes_while_the_server_is_away_ends_the_job(tmp_path: Path) -> None:
-    """What the retry of a load is refused is the job's end with the words to mend it, not a crash."""
+    """If the repeated load is refused, the job ends with instructions to fix it."""
 
     async def remove(server: FakeOllama) -> None:
         await server.wait_for_calls(1 + 6)
-        await asyncio.sleep(0.05)
+        while server.calls[-1].slot is None:  # with a slot, the call has found its model
+            await asyncio.sleep(0.001)
         server.script.models = ()
 
     told = run(tmp_path, [Fault("reset", contains=BAD, times=1, delay_s=0.2)], beside=remove)

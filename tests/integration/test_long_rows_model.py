@@ -13,9 +13,9 @@ from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
-from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_reader import LedgerReader
+from spoolama.stopping import Stop
 from support.evaluation import inline_job_evaluator
 
 SIDECAR = """
@@ -60,7 +60,7 @@ def test_a_long_row_is_answered_in_a_second_pass(tmp_path: Path) -> None:
             clock=clock,
             progress=Progress("job", clock, Pulse(clock)),
             lanes=1,
-            stop=StopSignal(),
+            stop=Stop(),
         )
         try:
             assert (await runner.run()).finished

@@ -31,7 +31,7 @@ def test_a_resumed_job_releases_its_orphan_when_memory_is_critical(tmp_path: Pat
         since = killed(scene)
         assert scene.asked()[:since].count("load 4096") == 1  # 10.9 GB
         scene.others(4.4)
-        with daemon(scene.env, log=scene.log):
+        with daemon(scene.env, log=scene.log, command=scene.command):
             wait_for_unload(scene, since)
             scene.others(1)
             job = scene.ended()
@@ -47,7 +47,7 @@ def test_an_orphan_with_a_smaller_window_is_not_waited_for(tmp_path: Path) -> No
         scene.others(8.5)  # and the orphan's 6.8
         scene.spool = make_spool(tmp_path / "second")
         scene.submit(["row"], options={"num_ctx": 4096})
-        with daemon(scene.env | {"SPOOLAMA_SPOOL": str(scene.spool)}, log=scene.log):
+        with daemon(scene.env | {"SPOOLAMA_SPOOL": str(scene.spool)}, log=scene.log, command=scene.command):
             wait_for_unload(scene, since)
             scene.others(1)
             job = scene.ended()

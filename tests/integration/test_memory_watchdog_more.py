@@ -184,7 +184,7 @@ def test_what_a_load_took_is_told_without_the_models_of_others(tmp_path: Path) -
     with_model = card(5.5, processes=[(theirs, 5 * GB)])
 
     def run_another(scene: Scene) -> None:
-        folder = Path(scene.env["SPOOLAMA_TEST_PROC"]) / str(theirs)
+        folder = scene.proc / str(theirs)
         folder.mkdir()
         (folder / "cmdline").write_bytes(b"/usr/bin/llama-server\0")
         (folder / "status").write_text("VmRSS:\t500000 kB\n")

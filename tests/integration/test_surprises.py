@@ -15,9 +15,9 @@ from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
-from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_reader import LedgerReader
+from spoolama.stopping import Stop
 from support.evaluation import inline_job_evaluator
 from support.fake_ollama import GEMMA3, SMOLLM2, Asked, FakeOllama, Latency, Script
 
@@ -76,7 +76,7 @@ class Job:
                     "job", clock, Pulse(clock), on_notice=lambda kind, text: self.notices.append((kind, text))
                 ),
                 lanes=script.slots,
-                stop=StopSignal(),
+                stop=Stop(),
             )
             end = await runner.run()
             await ledger.close()

@@ -92,6 +92,9 @@ class ScriptedBackend:
     exact_count: bool = False
     kind: str = "scripted"
     releases: bool = True
+    uses_gpus: bool = False
+    sets_slots: bool = False
+    pid: int | None = None
     calls: list[Call] = field(default_factory=list)
     loads: list[tuple[float, LoadSpec]] = field(default_factory=list)
     in_flight: int = 0

@@ -139,7 +139,7 @@ class CardServer(ScriptedBackend):
     answer_s: Callable[[ChatRequest], float] = seconds_of
     load_s: float = 8.0
     release_s: float = 1.0
-    kind: str = "ollama"
+    uses_gpus: bool = True
     shape_: ModelShape | None = field(default_factory=gemma3_12b)
     short_of_memory: int = 0
     """Loads that found the card full."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+
+from spoolama.service.systemd import Notifier
 
 __all__ = ["NotifySocket", "RecordingNotifier"]
 
@@ -59,27 +60,14 @@ class NotifySocket:
         self.close()
 
 
-@dataclass
-class RecordingNotifier:
-    """Remembers what it was told."""
+class RecordingNotifier(Notifier):
+    """Remembers its notifications instead of sending them."""
 
-    said: list[str] = field(default_factory=list)
-    """`ready`, `watchdog`, `status: …` and so on, in order."""
+    def __init__(self) -> None:
+        super().__init__({})
+        self.said: list[str] = []
+        """`ready`, `watchdog`, `status: …` and so on, in order."""
 
-    def ready(self) -> None:
-        self.said.append("ready")
-
-    def status(self, text: str) -> None:
-        self.said.append(f"status: {text}")
-
-    def watchdog(self) -> None:
-        self.said.append("watchdog")
-
-    def reloading(self) -> None:
-        self.said.append("reloading")
-
-    def stopping(self) -> None:
-        self.said.append("stopping")
-
-    def extend(self, seconds: float) -> None:
-        self.said.append(f"extend: {seconds:g}")
+    def send(self, text: str) -> None:
+        key, _, value = text.partition("\n")[0].partition("=")
+        self.said.append(f"status: {value}" if key == "STATUS" else key.lower())

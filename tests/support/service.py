@@ -13,15 +13,18 @@ from typing import Any, ParamSpec
 
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import JobError
+from spoolama.memory.card_thread import CardThread
+from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress
 from spoolama.service.daemon import Daemon
 from spoolama.service.logs import configure
-from spoolama.service.model import JobEnd, StopSignal
-from spoolama.service.priority import priority_of
+from spoolama.service.scanning import priority_of
 from spoolama.service.settings import Settings, load_settings
+from spoolama.service.state import JobEnd
 from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
 from spoolama.spool.publish import open_out, publish
+from spoolama.stopping import Stop
 from support.backend import ScriptedBackend
 from support.evaluation import inline_evaluator
 from support.notify_socket import RecordingNotifier
@@ -39,13 +42,13 @@ class FakeExecutor:
     """Publishes every job at once, unless `act` says otherwise."""
 
     spool: Spool
-    act: Callable[[JobDir, Progress, StopSignal], Awaitable[JobEnd | None]] | None = None
+    act: Callable[[JobDir, Progress, Stop], Awaitable[JobEnd | None]] | None = None
     """Called first; None: publish in done/."""
     executed: list[str] = field(default_factory=list)
     """Names of the data files, in the order of execution."""
     rejected: list[tuple[str, JobError]] = field(default_factory=list)
 
-    async def execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
+    async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
         """As the test says."""
         self.executed.append(job.dropped_as)
         ended = await self.act(job, progress, stop) if self.act else None
@@ -100,6 +103,7 @@ class Service:
         once: bool = False,
         reload: Callable[[], Settings] | None = None,
         watchdog_s: float | None = None,
+        memory: tuple[MemoryWatchdog, CardThread] | None = None,
     ) -> Daemon:
         """A daemon; call it inside the loop."""
         return Daemon(
@@ -113,14 +117,18 @@ class Service:
             reload=reload,
             watchdog_s=watchdog_s,
             priority_of=partial(priority_of, evaluator=inline_evaluator()),
+            memory=memory,
         )
 
     @asynccontextmanager
     async def running(
-        self, reload: Callable[[], Settings] | None = None, watchdog_s: float | None = None
+        self,
+        reload: Callable[[], Settings] | None = None,
+        watchdog_s: float | None = None,
+        memory: tuple[MemoryWatchdog, CardThread] | None = None,
     ) -> AsyncIterator[Daemon]:
         """A daemon that runs, and is stopped at the end."""
-        daemon = self.daemon(reload=reload, watchdog_s=watchdog_s)
+        daemon = self.daemon(reload=reload, watchdog_s=watchdog_s, memory=memory)
         task = asyncio.create_task(daemon.run())
         try:
             await until(lambda: "ready" in self.notifier.said or task.done())

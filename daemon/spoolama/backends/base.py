@@ -166,8 +166,18 @@ class Backend(Protocol):
     """A model server. All methods may raise a `BackendError`."""
 
     kind: str
+    """Name of the kind of server, for messages and metrics. What differs between kinds is stated below."""
     releases: bool
     """Whether `release` frees memory. False if others share the server or it cannot unload models."""
+    uses_gpus: bool
+    """Whether the server puts a model on GPUs by itself; if not, only if `num_gpu` says so."""
+    sets_slots: bool
+    """Whether `LoadSpec.slots` sets the number of parallel requests; if not, the server's settings do."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of a model server that is a child of this process; None: there is none."""
+        ...
 
     async def probe(self) -> ServerInfo:
         """Check cheaply that the server is reachable; this loads no model."""

@@ -16,13 +16,11 @@ from spoolama.backends import llama_server
 from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.embedded_models import default_cache_dir, find_weights
 from spoolama.backends.embedded_process import EngineProcess
-from spoolama.backends.gguf_header import GgufFacts, read_gguf, read_gguf_facts
+from spoolama.backends.gguf_header import GgufHeader, read_gguf
 from spoolama.backends.http import HttpCaller
+from spoolama.backends.llama_server import PrefixCopies
 from spoolama.backends.model_shape import ModelShape, shape_of
-from spoolama.backends.openai_errors import checked
-from spoolama.backends.openai_stream import fold
-from spoolama.backends.openai_wire import chat_body, read_reply
-from spoolama.backends.prefix_copies import PrefixCopies
+from spoolama.backends.openai_wire import chat_body, checked, fold, read_reply
 from spoolama.clock import Clock
 from spoolama.errors import RequestRefused, ServerAway, ServerDied, UnexpectedReply
 
@@ -58,6 +56,8 @@ class EmbeddedBackend:
 
     kind = "embedded"
     releases = True
+    uses_gpus = False
+    sets_slots = True
 
     def __init__(self, *, clock: Clock, threads: int | None = None, cache_dir: Path | None = None) -> None:
         self._clock = clock
@@ -97,11 +97,11 @@ class EmbeddedBackend:
             await self.probe()
             began = self._clock.monotonic()
             weights = await asyncio.to_thread(find_weights, spec.model, self._cache_dir)
-            header = await asyncio.to_thread(read_gguf_facts, weights.path)
+            header, shape = await asyncio.to_thread(_described, weights.path)
             _refuse_longer_than_trained(spec, header)
             key = secrets.token_urlsafe(24)
             given = self._given(spec, weights.path, key)
-            whole = _keeps_whole_window(spec, header)
+            whole = _keeps_whole_window(spec, shape)
             if whole:
                 given["params"].setdefault("swa_full", True)
             self._process = await EngineProcess.start(given, timeout_s=LOAD_TIMEOUT_S)
@@ -118,10 +118,10 @@ class EmbeddedBackend:
                     f"{spec.model!r} has a window of {facts.num_ctx} tokens, not {spec.num_ctx}",
                     fix=f"Set options.num_ctx to {facts.num_ctx} or less.",
                 )
-            if self._process.copies is not None and spec.slots > 1 and header.kv_bytes is not None:
-                self._copies = PrefixCopies(
-                    self._http, self._process.copies, most_tokens=COPY_BYTES // header.kv_bytes
-                )
+            if self._process.copies is not None and spec.slots > 1 and shape is not None:
+                most_tokens = COPY_BYTES // max(1, shape.token_bytes)
+                self._copies = PrefixCopies(self._http, self._process.copies, most_tokens=most_tokens)
+            sliding = header.sliding_window if shape is None else shape.sliding_window
             model = LoadedModel(
                 name=spec.model,
                 digest=weights.digest,
@@ -130,7 +130,7 @@ class EmbeddedBackend:
                 server=ServerInfo(self.kind, _version()),
                 can_think=facts.can_think,
                 load_s=self._clock.monotonic() - began,
-                sliding_window=None if whole else header.sliding_window,
+                sliding_window=None if whole else sliding,
                 copies_prefix=self._copies is not None,
                 trained_ctx=header.trained_ctx,
             )
@@ -138,7 +138,7 @@ class EmbeddedBackend:
             return model
 
     async def chat(self, request: ChatRequest) -> Reply:
-        """One prompt, one answer, by the model that `load` put in place."""
+        """Send one prompt and return its answer."""
         process, http = self._running(request.load)
         # Streamed, because this build of llama-server sees only on a stream that its client has gone away:
         # otherwise a cancelled request would hold its slot to the end (xllamacpp 2026.10, measured).
@@ -180,9 +180,7 @@ class EmbeddedBackend:
     async def shape(self, spec: LoadSpec) -> ModelShape | None:
         """Read the shape from the header of the weights, without starting a child."""
         weights = await asyncio.to_thread(find_weights, spec.model, self._cache_dir)
-        header = await asyncio.to_thread(read_gguf, weights.path)
-        size = (await asyncio.to_thread(weights.path.stat)).st_size
-        shape = shape_of(header.pairs, size, header.tensors)
+        _, shape = await asyncio.to_thread(_described, weights.path)
         return None if shape is None else replace(shape, whole_window_bytes=WHOLE_WINDOW_BYTES)
 
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
@@ -276,18 +274,24 @@ def _greedy(request: ChatRequest) -> dict[str, Any]:
     return {"samplers": ["top_k"], "top_k": 1}
 
 
-def _keeps_whole_window(spec: LoadSpec, header: GgufFacts) -> bool:
+def _described(weights: Path) -> tuple[GgufHeader, ModelShape | None]:
+    """Return the header of a GGUF file, and the shape of the model if the header has it."""
+    header = read_gguf(weights)
+    return header, shape_of(header.pairs, weights.stat().st_size, header.tensors)
+
+
+def _keeps_whole_window(spec: LoadSpec, shape: ModelShape | None) -> bool:
     """Whether sliding-window layers keep the whole context window, so that every shared token is reused.
 
     Otherwise llama.cpp keeps only the attention window and returns to checkpoints. That evaluates about ten
     more tokens per row (measured on Gemma 3 270M), and the whole prefix if there is no checkpoint.
     """
-    if header.sliding_window is None or header.kv_bytes is None:
+    if shape is None or shape.sliding_window is None:
         return False
-    return header.kv_bytes * spec.num_ctx * max(1, spec.slots) <= WHOLE_WINDOW_BYTES
+    return shape.token_bytes * spec.num_ctx * max(1, spec.slots) <= WHOLE_WINDOW_BYTES
 
 
-def _refuse_longer_than_trained(spec: LoadSpec, header: GgufFacts) -> None:
+def _refuse_longer_than_trained(spec: LoadSpec, header: GgufHeader) -> None:
     """Refuse a window beyond the trained context, where llama.cpp only warns and answers are nonsense."""
     if header.trained_ctx is not None and spec.num_ctx > header.trained_ctx:
         raise RequestRefused(

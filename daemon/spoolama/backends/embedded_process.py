@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.backends.http import excerpt
-from spoolama.backends.refusals import is_out_of_memory
+from spoolama.backends.replies import is_out_of_memory
 from spoolama.errors import BackendError, OutOfMemory, RequestRefused, ServerDied, Stalled
 
 __all__ = ["EngineProcess"]

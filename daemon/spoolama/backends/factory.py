@@ -1,49 +1,55 @@
-"""Creates the backend that the settings name."""
+"""Creates the backend of a kind of model server."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 
-__all__ = ["BackendSettings", "make_backend"]
+__all__ = ["BackendKind", "make_backend"]
+
+BackendKind = Literal["ollama", "embedded", "openai"]
+"""`ollama`: its own API. `openai`: vLLM, llama-server and the like. `embedded`: llama.cpp in a child."""
 
 
-@dataclass(frozen=True)
-class BackendSettings:
-    """The model server and how to reach it."""
+def make_backend(
+    kind: BackendKind,
+    clock: Clock,
+    *,
+    url: str = "",
+    api_key: str | None = None,
+    shared: bool = False,
+    threads: int | None = None,
+    cache_dir: Path | None = None,
+) -> Backend:
+    """Return the backend; this connects to nothing and starts nothing.
 
-    kind: Literal["ollama", "embedded", "openai"] = "ollama"
-    """`ollama`: its own API. `openai`: vLLM, llama-server and the like. `embedded`: llama.cpp in a child."""
-    url: str = "http://127.0.0.1:11434"
-    """Address of the server; `embedded` needs none."""
-    api_key: str | None = None
-    """Sent as a bearer token by `openai`; the others have none."""
-    shared: bool = False
-    """Others use the same models on that server, so spoolama never unloads them."""
-    threads: int | None = None
-    """CPU threads of `embedded`; None: one for each core."""
-    cache_dir: Path | None = None
-    """Where `embedded` stores models assembled from packages; None: the user's cache directory."""
+    Args:
+        kind: The kind of server.
+        clock: Measures loads.
+        url: Address of the server; `embedded` needs none.
+        api_key: Bearer token for `openai`.
+        shared: Others use the same models on an `ollama` server, so spoolama never unloads them.
+        threads: CPU threads of `embedded`; None: one for each core.
+        cache_dir: Where `embedded` stores models from packages; None: the user's cache directory.
 
-
-def make_backend(settings: BackendSettings, clock: Clock) -> Backend:
-    """Return the backend for these settings; this connects to nothing and starts nothing."""
-    match settings.kind:
+    Raises:
+        ImportError: a package that this kind needs is not installed.
+    """
+    match kind:
         case "ollama":
             from spoolama.backends.ollama import OllamaBackend
 
-            return OllamaBackend(settings.url, clock=clock, shared=settings.shared)
+            return OllamaBackend(url, clock=clock, shared=shared)
         case "openai":
             from spoolama.backends.openai import OpenAIBackend
 
-            return OpenAIBackend(settings.url, api_key=settings.api_key, clock=clock)
+            return OpenAIBackend(url, api_key=api_key, clock=clock)
         case "embedded":
             from spoolama.backends.embedded import EmbeddedBackend
 
-            return EmbeddedBackend(clock=clock, threads=settings.threads, cache_dir=settings.cache_dir)
+            return EmbeddedBackend(clock=clock, threads=threads, cache_dir=cache_dir)
         case _:
-            assert_never(settings.kind)
+            assert_never(kind)

@@ -19,7 +19,7 @@ from typing import Any
 
 from spoolama.regular import open_regular
 
-__all__ = ["GgufFacts", "GgufHeader", "Tensor", "read_gguf", "read_gguf_facts"]
+__all__ = ["GgufHeader", "Tensor", "read_gguf"]
 
 MAGIC = b"GGUF"
 VERSIONS = {2, 3}
@@ -81,20 +81,6 @@ _KINDS = {number: kind for kind, (number, _, _) in _TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class GgufFacts:
-    """The values read from a header; None: not present."""
-
-    architecture: str | None = None
-    """`general.architecture`: `llama`, `gemma3`, ..."""
-    trained_ctx: int | None = None
-    """`<architecture>.context_length`: the trained context length in tokens."""
-    sliding_window: int | None = None
-    """`<architecture>.attention.sliding_window`, in tokens."""
-    kv_bytes: int | None = None
-    """KV cache bytes of one token in all layers, with 16-bit numbers."""
-
-
-@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor, as described by a header or `/api/show`."""
 
@@ -125,6 +111,27 @@ class GgufHeader:
     """Numbers, short texts and short lists of numbers. `<architecture>.vocab_size` is added."""
     tensors: tuple[Tensor, ...] = ()
 
+    @property
+    def architecture(self) -> str | None:
+        """`general.architecture`: `llama`, `gemma3`, ..."""
+        found = self.pairs.get("general.architecture")
+        return found if isinstance(found, str) else None
+
+    @property
+    def trained_ctx(self) -> int | None:
+        """The trained context length in tokens; None: not in the file."""
+        return self._tokens("context_length")
+
+    @property
+    def sliding_window(self) -> int | None:
+        """The window of sliding-window layers in tokens; None: not in the file."""
+        return self._tokens("attention.sliding_window")
+
+    def _tokens(self, name: str) -> int | None:
+        """Return a count of tokens of this architecture; None if it is 0 or missing."""
+        value = self.pairs.get(f"{self.architecture}.{name}")
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
 
 class _Foreign(Exception):
     """The file does not follow the format."""
@@ -139,49 +146,6 @@ def read_gguf(path: Path) -> GgufHeader:
             return GgufHeader(pairs, reader.tensors())
     except (OSError, _Foreign):
         return GgufHeader()
-
-
-def read_gguf_facts(path: Path) -> GgufFacts:
-    """Read the facts in a header; all are None if the file has no valid header."""
-    try:
-        with open_regular(path) as file:
-            pairs = _Reader(file).pairs()
-    except (OSError, _Foreign):
-        return GgufFacts()
-    architecture = pairs.get("general.architecture")
-    if not isinstance(architecture, str):
-        return GgufFacts()
-    return GgufFacts(
-        architecture=architecture,
-        trained_ctx=_tokens(pairs, f"{architecture}.context_length"),
-        sliding_window=_tokens(pairs, f"{architecture}.attention.sliding_window"),
-        kv_bytes=_kv_bytes(pairs, architecture),
-    )
-
-
-def _kv_bytes(pairs: Mapping[str, Any], architecture: str) -> int | None:
-    """Layers x key-value heads x (length of a key + length of a value) x 2 bytes (llama.cpp's f16 cache)."""
-
-    def number(name: str) -> int | None:
-        return _tokens(pairs, f"{architecture}.{name}")
-
-    heads, layers = number("attention.head_count"), number("block_count")
-    kv_heads = number("attention.head_count_kv") or heads
-    whole = number("embedding_length")
-    each = whole // heads if whole and heads else None
-    key, value = number("attention.key_length") or each, number("attention.value_length") or each
-    if layers is None or key is None or value is None:
-        return None
-    row = pairs.get(f"{architecture}.attention.head_count_kv")
-    if isinstance(row, list):
-        return sum(n for n in row[:layers] if isinstance(n, int) and n > 0) * (key + value) * 2 or None
-    return layers * kv_heads * (key + value) * 2 if kv_heads is not None else None
-
-
-def _tokens(pairs: Mapping[str, Any], key: str) -> int | None:
-    """Return a count of tokens; None if it is 0 or missing."""
-    value = pairs.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 class _Reader:

@@ -21,6 +21,7 @@ __all__ = ["HttpCaller", "HttpReply", "excerpt"]
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Longer replies are rejected, so that a faulty server cannot fill our memory."""
+_CONNECT_TIMEOUT_S = 5.0
 _SMALL_BODY = 64 * 1024
 """Up to this size the body of a request may stay in memory until Python's garbage collector runs."""
 
@@ -107,7 +108,6 @@ class HttpCaller:
     Args:
         url: The server's address, including any path in front of its API.
         transport: For tests; None: the network.
-        connect_timeout_s: Timeout for connecting.
         headers: Sent with every request.
         reuse: Whether connections are kept alive between requests.
     """
@@ -117,7 +117,6 @@ class HttpCaller:
         url: str,
         *,
         transport: httpx.AsyncBaseTransport | None = None,
-        connect_timeout_s: float = 5.0,
         headers: Mapping[str, str] | None = None,
         reuse: bool = True,
     ) -> None:
@@ -128,7 +127,7 @@ class HttpCaller:
             trust_env=False,
             follow_redirects=False,
             # `_call` has one timeout for the whole request; the lanes limit the number of connections.
-            timeout=httpx.Timeout(None, connect=connect_timeout_s),
+            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
             headers={"User-Agent": "spoolama", "Accept": "application/json", **(headers or {})},
         )
 

@@ -5,17 +5,17 @@ Sources: llama.cpp (tools/server/README.md, server-context.cpp), tested with the
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from spoolama.backends.base import Message, Reply
 from spoolama.backends.http import HttpCaller
-from spoolama.backends.openai_errors import checked
-from spoolama.backends.openai_wire import read_completion, wire_messages
-from spoolama.errors import UnexpectedReply
+from spoolama.backends.openai_wire import checked, read_completion, wire_messages
+from spoolama.errors import BackendError, ServerAway, ServerDied, UnexpectedReply
 
-__all__ = ["LlamaServerFacts", "count_tokens", "prime", "read_facts", "render", "restore", "save"]
+__all__ = ["LlamaServerFacts", "PrefixCopies", "count_tokens", "prime", "read_facts", "render"]
 
 COUNT_TIMEOUT_S = 30.0
 
@@ -82,12 +82,12 @@ async def prime(http: HttpCaller, text: str, *, slot: int | None, timeout_s: flo
     return read_completion(checked(await http.post("/completion", body, timeout_s=timeout_s)))
 
 
-async def save(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> None:
+async def _save(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> None:
     """Save the content of an idle slot to a file of the server."""
     checked(await http.post(f"/slots/{slot}?action=save", {"filename": name}, timeout_s=timeout_s))
 
 
-async def restore(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> Reply:
+async def _restore(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> Reply:
     """Restore saved content into an idle slot; all tokens of the returned reply count as cached."""
     found = checked(await http.post(f"/slots/{slot}?action=restore", {"filename": name}, timeout_s=timeout_s))
     tokens, timings = found.get("n_restored"), found.get("timings")
@@ -103,3 +103,57 @@ async def restore(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -
         prompt_s=took / 1000 if isinstance(took, int | float) else None,
         raw=found,
     )
+
+
+class PrefixCopies:
+    """Primes slots: evaluates a prefix once and copies it into the other slots.
+
+    The slots share nothing: each evaluates the prefix again, although keys and values are the same. The
+    `/slots` routes save a slot and restore it into another one. Measured on a CPU with 162 tokens of
+    SmolLM2-135M: restoring takes 5 ms, evaluating takes 950 ms.
+
+    Args:
+        http: The server.
+        name: The file that it saves to and restores from.
+        most_tokens: Longer prefixes are not copied, because a copy takes as much memory as a slot.
+    """
+
+    def __init__(self, http: HttpCaller, name: str, *, most_tokens: int) -> None:
+        self._http = http
+        self._name = name
+        self._most_tokens = most_tokens
+        self._lock = asyncio.Lock()
+        self._saved: str | None = None
+        self._too_long: str | None = None
+
+    async def prime(self, text: str, *, slot: int, timeout_s: float) -> Reply:
+        """Put this text into the slot. Lanes that prime at the same time wait for the first one.
+
+        Args:
+            text: The rendered text.
+            slot: An idle slot.
+            timeout_s: Timeout of each request.
+        """
+        if text == self._too_long:
+            return await prime(self._http, text, slot=slot, timeout_s=timeout_s)
+        async with self._lock:
+            if self._saved == text:
+                try:
+                    return await _restore(self._http, self._name, slot=slot, timeout_s=timeout_s)
+                except (ServerAway, ServerDied):
+                    raise
+                except BackendError:
+                    self._saved = None  # evaluate it instead
+            reply = await prime(self._http, text, slot=slot, timeout_s=timeout_s)
+            if reply.prompt_tokens is None or reply.prompt_tokens > self._most_tokens:
+                self._too_long = text
+            else:
+                self._saved = None  # saving overwrites the old copy even if it fails
+                try:
+                    await _save(self._http, self._name, slot=slot, timeout_s=timeout_s)
+                except (ServerAway, ServerDied):
+                    raise
+                except BackendError:
+                    return reply
+                self._saved = text
+            return reply

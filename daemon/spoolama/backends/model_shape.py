@@ -64,6 +64,14 @@ class ModelShape:
     """Upper bound of the tensors that llama.cpp copies for the CPU."""
     experts_used: int | None = None
 
+    @property
+    def token_bytes(self) -> int:
+        """KV cache bytes of one token in all layers, with 16-bit numbers (llama.cpp's default)."""
+        whole = self.key_length + self.value_length
+        sliding = self.sliding_key_length + self.sliding_value_length
+        layers = zip(self.kv_heads, self.slides, strict=True)
+        return 2 * sum(heads * (sliding if slides else whole) for heads, slides in layers)
+
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
@@ -212,11 +220,11 @@ def _sliding(reader: _Keys, kind: str, layers: int) -> tuple[int | None, tuple[b
     """Return the window and which layers have it; None: only a list that is missing defines it."""
     everything = (None, (False,) * layers)
     pattern = _PATTERNS.get(kind)
-    told = reader.get("attention.sliding_window")
-    if pattern is None or told == 0 or (kind == "exaone4" and layers < 64):
+    given_window = reader.get("attention.sliding_window")
+    if pattern is None or given_window == 0 or (kind == "exaone4" and layers < 64):
         return everything
-    window = pattern.window if pattern.fixed or told is None else _whole(told)
-    if window is None or (kind == "smallthinker" and told is None):
+    window = pattern.window if pattern.fixed or given_window is None else _whole(given_window)
+    if window is None or (kind == "smallthinker" and given_window is None):
         return everything
     given = reader.get("attention.sliding_window_pattern")
     if isinstance(given, list) and given:

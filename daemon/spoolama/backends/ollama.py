@@ -24,20 +24,22 @@ from typing import Any
 import httpx
 
 from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
-from spoolama.backends.http import HttpCaller, HttpReply, excerpt
+from spoolama.backends.http import HttpCaller
 from spoolama.backends.model_shape import ModelShape, lacks_arrays, shape_of
-from spoolama.backends.ollama_errors import failure
-from spoolama.backends.ollama_model import (
+from spoolama.backends.ollama_wire import (
     ModelFacts,
+    checked,
     held_models,
     listed,
     loaded_model,
+    read_generated,
+    read_rendered,
+    read_reply,
     read_show,
     refuse_cloud_name,
     size_of,
     too_small,
 )
-from spoolama.backends.ollama_reply import read_generated, read_rendered, read_reply
 from spoolama.clock import Clock
 from spoolama.errors import BackendError, ServerBusy, UnexpectedReply
 
@@ -62,10 +64,12 @@ class OllamaBackend:
         transport: For tests; None: the network.
         clock: Measures loads.
         shared: Others use the same models on that server, so spoolama never unloads them.
-        connect_timeout_s: Timeout for connecting.
     """
 
     kind = "ollama"
+    uses_gpus = True
+    sets_slots = False
+    pid = None
 
     def __init__(
         self,
@@ -74,11 +78,9 @@ class OllamaBackend:
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock,
         shared: bool = False,
-        connect_timeout_s: float = 5.0,
     ) -> None:
-        self._http = HttpCaller(url, transport=transport, connect_timeout_s=connect_timeout_s)
+        self._http = HttpCaller(url, transport=transport)
         self._clock = clock
-        self._shared = shared
         self.releases = not shared
         self._server = ServerInfo(self.kind, None)
         self._models: dict[str, ModelFacts] = {}
@@ -88,7 +90,7 @@ class OllamaBackend:
 
     async def probe(self) -> ServerInfo:
         """Request the version."""
-        payload = self._checked(await self._http.get("/api/version", timeout_s=PROBE_TIMEOUT_S))
+        payload = checked(await self._http.get("/api/version", timeout_s=PROBE_TIMEOUT_S))
         version = payload.get("version")
         if not isinstance(version, str):
             raise UnexpectedReply("/api/version has no version; check that this is Ollama", status=200)
@@ -125,7 +127,7 @@ class OllamaBackend:
 
     async def _load(self, spec: LoadSpec, model: ModelFacts, began: float) -> LoadedModel:
         """Load the model once within the remaining time, and read what the server holds."""
-        payload = self._checked(
+        payload = checked(
             await self._http.post(
                 "/api/generate",
                 {"model": spec.model, "stream": False, "keep_alive": -1, "options": _load_options(spec)},
@@ -215,7 +217,7 @@ class OllamaBackend:
         if lacks_arrays(facts.info):
             # Request the lists only if required: a verbose reply has the whole vocabulary, which is some MB.
             facts = await self._describe(spec.model, verbose=True)
-        tags = self._checked(await self._http.get("/api/tags", timeout_s=DESCRIBE_TIMEOUT_S))
+        tags = checked(await self._http.get("/api/tags", timeout_s=DESCRIBE_TIMEOUT_S))
         size = size_of(spec.model, tags)
         return shape_of(facts.info, size, facts.tensors) if size is not None else None
 
@@ -225,7 +227,7 @@ class OllamaBackend:
 
     async def release(self, *, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
         """Unload the models that spoolama loaded. All are tried before the first error is raised."""
-        if self._shared:
+        if not self.releases:
             return ()
         first: BackendError | None = None
         released = []
@@ -237,7 +239,7 @@ class OllamaBackend:
                     timeout_s=RELEASE_TIMEOUT_S,
                 )
                 if reply.status != 404:  # 404: deleted meanwhile
-                    self._checked(reply, model=name)
+                    checked(reply, model=name)
                 self._loaded.discard(name)
                 released.append(name)
             except BackendError as error:
@@ -271,7 +273,7 @@ class OllamaBackend:
         """Send a request that can load the model, and record that we must unload it."""
         name = body["model"]
         self._loaded.add(name)
-        return self._checked(await self._http.post(path, body, timeout_s=timeout_s), model=name)
+        return checked(await self._http.post(path, body, timeout_s=timeout_s), model=name)
 
     @property
     def _counts_whole_prompt(self) -> bool:
@@ -287,26 +289,13 @@ class OllamaBackend:
         refuse_cloud_name(name)
         await self.probe()
         body = {"model": name, **({"verbose": True} if verbose else {})}
-        payload = self._checked(
-            await self._http.post("/api/show", body, timeout_s=DESCRIBE_TIMEOUT_S), model=name
-        )
+        payload = checked(await self._http.post("/api/show", body, timeout_s=DESCRIBE_TIMEOUT_S), model=name)
         facts = self._models[name] = read_show(name, payload)
         return facts
 
     async def _running(self) -> Mapping[str, Any]:
         """Request the list of loaded models."""
-        return self._checked(await self._http.get("/api/ps", timeout_s=DESCRIBE_TIMEOUT_S))
-
-    @staticmethod
-    def _checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
-        """Return the body of a successful reply; raise an error for any other."""
-        if reply.status != 200:
-            raise failure(reply, model=model)
-        if not isinstance(reply.payload, dict):
-            raise UnexpectedReply(f"HTTP 200, but not a JSON object: {excerpt(reply.text)!r}", status=200)
-        if "error" in reply.payload:
-            raise failure(reply, model=model)
-        return reply.payload
+        return checked(await self._http.get("/api/ps", timeout_s=DESCRIBE_TIMEOUT_S))
 
 
 def _load_options(spec: LoadSpec) -> dict[str, Any]:

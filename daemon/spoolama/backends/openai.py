@@ -16,8 +16,8 @@ from spoolama.backends import llama_server
 from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
 from spoolama.backends.http import HttpCaller
 from spoolama.backends.model_shape import ModelShape
-from spoolama.backends.openai_errors import checked
-from spoolama.backends.openai_wire import Dialect, chat_body, dialect_of, read_reply, wire_messages
+from spoolama.backends.openai_wire import Dialect, chat_body, checked, dialect_of, read_reply, wire_messages
+from spoolama.backends.replies import integer
 from spoolama.clock import Clock
 from spoolama.errors import BackendError, RequestRefused, UnexpectedReply, WrongServer
 
@@ -35,11 +35,13 @@ class OpenAIBackend:
         api_key: Sent as a bearer token.
         transport: For tests; None: the network.
         clock: Measures loads.
-        connect_timeout_s: Timeout for connecting.
     """
 
     kind = "openai"
     releases = False
+    uses_gpus = True
+    sets_slots = False
+    pid = None
 
     def __init__(
         self,
@@ -48,13 +50,11 @@ class OpenAIBackend:
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
         clock: Clock,
-        connect_timeout_s: float = 5.0,
     ) -> None:
         self._root = url.rstrip("/").removesuffix("/v1")
         self._http = HttpCaller(
             self._root,
             transport=transport,
-            connect_timeout_s=connect_timeout_s,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,
         )
         self._clock = clock
@@ -108,7 +108,7 @@ class OpenAIBackend:
                 {"model": spec.model, "messages": wire_messages(messages), "add_generation_prompt": True},
                 timeout_s=DESCRIBE_TIMEOUT_S,
             )
-            return _int(checked(reply).get("count"))
+            return integer(checked(reply).get("count"))
         return None
 
     async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:  # noqa: ARG002 - one model
@@ -188,11 +188,11 @@ class OpenAIBackend:
             facts = llama_server.read_facts(await self._optional("/props"))
             version, window, slots = facts.version, facts.num_ctx, facts.slots
             meta = entry.get("meta")
-            trained = _int(meta.get("n_ctx_train")) if isinstance(meta, dict) else None
+            trained = integer(meta.get("n_ctx_train")) if isinstance(meta, dict) else None
         else:
-            told = (await self._optional("/version")).get("version")
-            version = told if isinstance(told, str) else None
-            window = _int(entry.get("max_model_len"))
+            reported = (await self._optional("/version")).get("version")
+            version = reported if isinstance(reported, str) else None
+            window = integer(entry.get("max_model_len"))
         self._server = ServerInfo(self.kind, version)
         return LoadedModel(
             name=name, digest=None, num_ctx=window, slots=slots, server=self._server, trained_ctx=trained
@@ -206,7 +206,3 @@ class OpenAIBackend:
             if error.status is None:
                 raise
             return {}
-
-
-def _int(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -1,17 +1,56 @@
-"""Builds chat completion requests and parses replies for vLLM, llama-server and SGLang."""
+"""Builds chat completion requests and parses replies and errors for vLLM, llama-server and SGLang.
+
+Error bodies differ: `{"error": {"message", "type", "code"}}` (llama-server, newer vLLM), `{"object": "error",
+"message", "code"}` (older vLLM, SGLang), `{"detail": ...}` (FastAPI, which vLLM and SGLang use).
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from spoolama.backends.base import MOST_COUNTED, ChatRequest, Message, Reply
-from spoolama.backends.logprobs import mean_logprob
+from spoolama.backends.http import HttpReply
+from spoolama.backends.replies import ErrorRules, checked_reply, count, mean_logprob
 from spoolama.errors import AnswerUnfinished, RequestRefused, UnexpectedReply
 
-__all__ = ["Dialect", "chat_body", "dialect_of", "read_completion", "read_reply", "wire_messages"]
+__all__ = [
+    "Dialect",
+    "chat_body",
+    "checked",
+    "dialect_of",
+    "fold",
+    "read_completion",
+    "read_reply",
+    "wire_messages",
+]
 
 Dialect = Literal["llamacpp", "vllm", "sglang", "unknown"]
+
+_DIED_IN_500 = ("engine core", "enginecore", "enginedead", "engine process", "engine loop", "scheduler died")
+"""Messages of vLLM and SGLang if the engine process has ended while the API server still answers."""
+
+
+def checked(reply: HttpReply, *, model: str | None = None) -> Mapping[str, Any]:
+    """Return the body of a successful reply; raise an error for any other."""
+    return checked_reply(reply, _RULES, model=model)
+
+
+def _fix(status: int, _: HttpReply, message: str, model: str | None) -> str:
+    """What the user can do about a refused request."""
+    lower = message.lower()
+    if status in (401, 403):
+        return "Set the backend's api_key to a key that the server accepts."
+    if status == 404:
+        name = f" {model}" if model else ""
+        return f"Check that the server has the model{name} and that the backend's url is its address."
+    if any(word in lower for word in ("schema", "grammar", "response_format", "guided")):
+        return "Change `format` in the sidecar: the server does not support this JSON Schema."
+    return "The server rejects part of the request: correct `options` in the sidecar as its message says."
+
+
+_RULES = ErrorRules(died=_DIED_IN_500, fix=_fix)
 
 
 def dialect_of(owned_by: Any) -> Dialect:
@@ -102,10 +141,10 @@ def read_reply(payload: Mapping[str, Any]) -> Reply:
         raise UnexpectedReply("the answer has no message with text", status=200)
     usage = _mapping(payload, "usage")
     timings = _mapping(payload, "timings")
-    cached = _count(_mapping(usage, "prompt_tokens_details"), "cached_tokens")
+    cached = count(_mapping(usage, "prompt_tokens_details"), "cached_tokens")
     if cached is None:
-        cached = _count(timings, "cache_n")
-    prompt = _count(usage, "prompt_tokens")
+        cached = count(timings, "cache_n")
+    prompt = count(usage, "prompt_tokens")
     if prompt is None:
         prompt = _whole_prompt(timings)
     return Reply(
@@ -113,7 +152,7 @@ def read_reply(payload: Mapping[str, Any]) -> Reply:
         finish=finish,
         prompt_tokens=prompt,
         cached_tokens=cached,
-        completion_tokens=_count(usage, "completion_tokens"),
+        completion_tokens=count(usage, "completion_tokens"),
         prompt_s=_seconds(timings, "prompt_ms"),
         eval_s=_seconds(timings, "predicted_ms"),
         thinking=thinking if isinstance(thinking, str) else None,
@@ -140,8 +179,8 @@ def read_completion(payload: Mapping[str, Any]) -> Reply:
         text=text,
         finish=finish,
         prompt_tokens=_whole_prompt(timings),
-        cached_tokens=_count(timings, "cache_n"),
-        completion_tokens=_count(timings, "predicted_n"),
+        cached_tokens=count(timings, "cache_n"),
+        completion_tokens=count(timings, "predicted_n"),
         prompt_s=_seconds(timings, "prompt_ms"),
         eval_s=_seconds(timings, "predicted_ms"),
         raw=payload,
@@ -149,7 +188,7 @@ def read_completion(payload: Mapping[str, Any]) -> Reply:
 
 
 def _whole_prompt(timings: Mapping[str, Any]) -> int | None:
-    evaluated, reused = _count(timings, "prompt_n"), _count(timings, "cache_n")
+    evaluated, reused = count(timings, "prompt_n"), count(timings, "cache_n")
     return None if evaluated is None or reused is None else evaluated + reused
 
 
@@ -158,14 +197,54 @@ def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _count(value: Mapping[str, Any], key: str) -> int | None:
-    found = value.get(key)
-    known = isinstance(found, int) and not isinstance(found, bool) and 0 <= found <= MOST_COUNTED
-    return found if known else None
-
-
-def _seconds(value: Mapping[str, Any], key: str) -> float | None:
-    found = value.get(key)
+def _seconds(timings: Mapping[str, Any], key: str) -> float | None:
+    found = timings.get(key)
     if not isinstance(found, int | float) or isinstance(found, bool) or not 0 <= found <= MOST_COUNTED:
         return None
     return found / 1000
+
+
+def fold(text: str) -> dict[str, Any]:
+    """Combine a whole event stream into one body.
+
+    An error in the stream becomes the `error` of the body; if the stream ends early, `finish_reason` is null.
+    """
+    body: dict[str, Any] = {}
+    content: list[str] = []
+    reasoning: list[str] = []
+    logprobs: list[Any] = []
+    finish: Any = None
+    for chunk in _events(text):
+        if "error" in chunk:
+            return {"error": chunk["error"]}
+        for choice in chunk.get("choices") or []:
+            delta = choice.get("delta") or {}
+            content.append(delta.get("content") or "")
+            reasoning.append(delta.get("reasoning_content") or "")
+            logprobs += (choice.get("logprobs") or {}).get("content") or []
+            finish = choice.get("finish_reason") or finish
+        body.update({key: value for key, value in chunk.items() if key != "choices"})
+    message: dict[str, Any] = {"role": "assistant", "content": "".join(content)}
+    if any(reasoning):
+        message["reasoning_content"] = "".join(reasoning)
+    whole: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish}
+    if logprobs:
+        whole["logprobs"] = {"content": logprobs}
+    return {**body, "object": "chat.completion", "choices": [whole]}
+
+
+def _events(text: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for line in text.split("\n"):
+        name, _, data = line.partition(":")
+        data = data.strip()
+        if name not in {"data", "error"} or not data or data == "[DONE]":
+            continue
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            raise UnexpectedReply("the stream has a line that is not JSON", status=200) from None
+        if not isinstance(chunk, dict):
+            raise UnexpectedReply("the stream has a line that is not an object", status=200)
+        found.append(chunk if name == "data" else {"error": chunk.get("error", chunk)})
+    return found

@@ -13,17 +13,16 @@ import click
 from spoolama.cli.checking import CHARACTERS_PER_TOKEN, CheckedFiles, Findings, check_drop, drop_of
 from spoolama.cli.gpu_report import cards_now
 from spoolama.cli.settings_options import settings_from
-from spoolama.clock import SystemClock
+from spoolama.clock import SystemClock, duration
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess
 from spoolama.job.plan import PILOT_ROWS
+from spoolama.job.rows.reader import RowLimits
 from spoolama.job.sidecar import CANDIDATES, Vram
 from spoolama.memory.limits import GB, Marks, in_gb, stricter
 from spoolama.progress import Progress, Pulse
 from spoolama.publish.words import counted
-from spoolama.service.assembly import backend_settings, limits_for
 from spoolama.service.settings import Settings
-from spoolama.service.status_text import duration
 from spoolama.spool.layout import Spool
 
 __all__ = ["check", "check_one", "memory_limits", "show_phase"]
@@ -80,7 +79,7 @@ def check_one(drop: CheckedFiles, settings: Settings) -> Findings:
                     drop,
                     evaluator,
                     progress,
-                    limits=limits_for(settings),
+                    limits=RowLimits.for_cells(settings.max_cell_bytes),
                     newline_required=settings.final_newline == "require",
                 )
         finally:
@@ -142,10 +141,10 @@ def _report(drop: CheckedFiles, findings: Findings, *, rate: float | None, lanes
 
 
 def _show_settings(settings: Settings, config: Path) -> None:
-    made = backend_settings(settings.backend)
+    settings.backend.api_key()
     click.echo(f"{config}: the settings are valid.")
     click.echo(f"  spool: {settings.spool}")
-    click.echo(f"  backend: {made.kind} {made.url}".rstrip())
+    click.echo(f"  backend: {settings.backend.kind} {settings.backend.address or ''}".rstrip())
     click.echo(f"  lanes: {settings.lanes}")
     spool = Spool(settings.spool)
     missing = [p.name for p in (spool.incoming, spool.processing, spool.done, spool.failed) if not p.is_dir()]

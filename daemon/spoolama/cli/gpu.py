@@ -218,7 +218,7 @@ def _server(server: Mapping[str, Any]) -> Iterator[str]:
         name += f" at {address}"
     if error:
         yield f"{name}: cannot list its loaded models: {error}."
-    elif server["kind"] == "embedded":
+    elif server["address"] is None:
         yield f"{name}: a process of the service, listed above while it has a model loaded."
     elif server["models"] is None:
         yield f"{name}: cannot list its loaded models."

@@ -70,7 +70,7 @@ class GpuReport:
             host_marks=vram.host_marks,
             rules=_AT_ONCE,
             only=vram.cards,
-            on_cards=settings.backend.kind != "embedded",
+            on_cards=backend.uses_gpus,
         )
         self._models: tuple[HeldModel, ...] | None = None
         self._unlisted: str | None = None
@@ -178,7 +178,7 @@ class GpuReport:
     def _server(self) -> dict[str, Any]:
         section = self._settings.backend
         # The models of an embedded engine belong to the service, which cannot be asked from here.
-        listed = None if section.kind == "embedded" else self._models
+        listed = None if section.address is None else self._models
         return {
             "kind": section.kind,
             "address": section.address,

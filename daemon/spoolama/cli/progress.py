@@ -8,9 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from spoolama.clock import duration
 from spoolama.progress import Snapshot
 from spoolama.service.state import EndedJob, ServiceState
-from spoolama.service.status_text import duration, status_line
+from spoolama.service.status import status_line
 from spoolama.spool.names import readable
 
 __all__ = ["ended_line", "print_ended", "show_progress"]

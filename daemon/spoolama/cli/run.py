@@ -60,7 +60,7 @@ def run(
     if live:
         from spoolama.cli.progress import show_progress
 
-        sys.exit(serve(settings, reload=load, once=True, beside=show_progress))
+        sys.exit(serve(settings, reload=load, once=True, display=show_progress))
     from spoolama.cli.progress import print_ended
 
-    sys.exit(serve(settings, reload=load, once=once, beside=print_ended if once else None))
+    sys.exit(serve(settings, reload=load, once=once, display=print_ended if once else None))

@@ -67,7 +67,7 @@ def _read_service(directory: Path) -> tuple[dict[str, Any], str]:
     except (ValueError, KeyError) as error:
         raise click.ClickException(f"{directory / 'service.json'} is damaged: {error}") from None
     if age > _STALE_S or payload["service"]["state"] == "stopped":
-        from spoolama.service.status_text import duration
+        from spoolama.clock import duration
 
         old = duration(max(0.0, age))
         text = f"The service is not running. Its last status is {old} old:\n\n{text}"
@@ -93,7 +93,7 @@ def _of_name(directory: Path, name: str) -> dict[str, Any]:
 
 
 def _in_words(found: dict[str, Any]) -> list[str]:
-    from spoolama.service.status_text import failures_text, rows_text
+    from spoolama.service.status import failures_text, rows_text
     from spoolama.spool.names import readable
 
     name = readable(found["name"])
@@ -149,7 +149,7 @@ def watch(config: Path | None, spool: Path | None, until_idle: bool, every: floa
 
 def picture(payload: dict[str, Any], headline: str) -> RenderableType:
     """One screen: headline, progress bar of the running job, queue, and the last ended jobs."""
-    from spoolama.service.status_text import failures_text, more_held_text, rows_text
+    from spoolama.service.status import failures_text, more_held_text, rows_text
 
     parts: list[RenderableType] = [escape(headline), f"[dim]{escape(payload['service']['status'])}[/dim]"]
     running = payload["running"]

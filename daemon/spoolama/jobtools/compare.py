@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spoolama.clock import duration
 from spoolama.errors import InputError
 from spoolama.jobtools.published import Published, open_published
 from spoolama.publish.agreement import Agreement
 from spoolama.publish.result_counts import ResultCounts
 from spoolama.publish.result_row import label_of_result
 from spoolama.publish.summary import context_sentences, extra_requests_words
-from spoolama.publish.words import count, duration
+from spoolama.publish.words import count
 
 __all__ = ["Comparison", "Side", "compare_jobs"]
 

@@ -38,7 +38,7 @@ class EstimatedSize:
         except BackendError:
             pass  # the load gets the same error and reports it
         given = spec.load_options.get("num_gpu")
-        return cls(shape, on_card=given != 0 if backend.kind == "ollama" else bool(given))
+        return cls(shape, on_card=backend.uses_gpus if given is None else given != 0)
 
     def estimate(self, spec: LoadSpec) -> Estimate | None:
         """Estimate the memory of this load; None if the shape is unknown."""

@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from spoolama.clock import duration
 from spoolama.publish.agreement import along_sentence
 from spoolama.publish.metrics import GB, Metrics
 from spoolama.publish.result_row import ResultRow
-from spoolama.publish.words import count, counted, duration
+from spoolama.publish.words import count, counted
 
 __all__ = [
     "Summary",

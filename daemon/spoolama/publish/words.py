@@ -1,8 +1,8 @@
-"""Formats numbers for people: counts, shares, intervals and durations."""
+"""Formats numbers for people: counts, shares and intervals."""
 
 from __future__ import annotations
 
-__all__ = ["count", "counted", "duration", "interval_words", "percent", "percent_range", "short"]
+__all__ = ["count", "counted", "interval_words", "percent", "percent_range", "short"]
 
 
 def count(number: int | None) -> str:
@@ -31,15 +31,6 @@ def interval_words(interval: tuple[float, float] | None, *, percent: bool = Fals
         return ""
     shown = percent_range(*interval) if percent else f"{interval[0]:.2f} to {interval[1]:.2f}"
     return f" (95 % interval {shown})"
-
-
-def duration(seconds: float) -> str:
-    """`42.1 s`, `12 min 3 s`, `9 h 58 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def short(text: str, most: int = 40) -> str:

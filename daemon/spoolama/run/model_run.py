@@ -103,8 +103,7 @@ class ModelRun:
         """
         t = self._t
         t.gate.open()
-        slots_too = t.backend.kind == "embedded"
-        rungs = ladder(self._spec, slots_too=slots_too, num_predict=t.sidecar.options.num_predict)
+        rungs = ladder(self._spec, slots_too=t.backend.sets_slots, num_predict=t.sidecar.options.num_predict)
         residency = ModelResidency(
             t.backend,
             (self._spec,) if self._long else rungs,

@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from spoolama.backends.base import Backend
-from spoolama.backends.factory import BackendSettings, make_backend
+from spoolama.backends.factory import make_backend
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
 from spoolama.evaluation.evaluator import Evaluator
@@ -31,114 +31,86 @@ from spoolama.memory.watchdog import EVERY_S, MemoryWatchdog
 from spoolama.service.daemon import Daemon
 from spoolama.service.execution import JobExecutor
 from spoolama.service.logs import say
-from spoolama.service.notify import make_notifier, watchdog_interval
-from spoolama.service.priority import priority_of
+from spoolama.service.scanning import priority_of
 from spoolama.service.settings import BackendSection, Settings
 from spoolama.service.state import ServiceState
+from spoolama.service.systemd import Notifier, watchdog_interval
 from spoolama.spool.layout import Spool
 
-__all__ = ["backend_for", "backend_settings", "daemon_for", "limits_for", "memory_for", "serve"]
+__all__ = ["backend_for", "memory_for", "serve", "server_is_here"]
 
-
-def backend_settings(section: BackendSection) -> BackendSettings:
-    """The backend's settings; reads the API key from its file.
-
-    Raises:
-        ConfigError: the file with the key cannot be read, or is empty.
-    """
-    key: str | None = None
-    if section.api_key_file is not None:
-        try:
-            lines = section.api_key_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"backend.api_key_file: {section.api_key_file} cannot be read: {error}"
-            ) from None
-        key = lines[0].strip() if lines else ""
-        if not key:
-            raise ConfigError(f"backend.api_key_file: the first line of {section.api_key_file} is empty")
-    return BackendSettings(
-        kind=section.kind,
-        url=section.address or "",
-        api_key=key,
-        shared=section.shared,
-        threads=section.threads,
-        cache_dir=section.cache_dir,
-    )
+MemoryMaker = Callable[[Settings, Backend, Clock], tuple[MemoryWatchdog, CardThread]]
 
 
 def backend_for(settings: Settings, clock: Clock) -> Backend:
-    """Create the backend for the model server in the settings; does not connect or start anything."""
+    """Create the backend for the model server in the settings; does not connect or start anything.
+
+    Raises:
+        ConfigError: the file with the API key cannot be read, or a package is not installed.
+    """
+    section = settings.backend
     try:
-        return make_backend(backend_settings(settings.backend), clock)
+        return make_backend(
+            section.kind,
+            clock,
+            url=section.address or "",
+            api_key=section.api_key(),
+            shared=section.shared,
+            threads=section.threads,
+            cache_dir=section.cache_dir,
+        )
     except ImportError as error:
         raise ConfigError(
-            f"backend.kind {settings.backend.kind} needs a package that is not installed ({error.name}). "
+            f"backend.kind {section.kind} needs a package that is not installed ({error.name}). "
             "Run: pip install 'spoolama[embedded]'"
         ) from error
 
 
-def limits_for(settings: Settings) -> RowLimits:
-    """The size limits of rows."""
-    return RowLimits.for_cells(settings.max_cell_bytes)
-
-
 def memory_for(
-    settings: Settings, backend: Backend, clock: Clock, env: Mapping[str, str] = os.environ
+    settings: Settings, backend: Backend, clock: Clock, *, proc: Path = Path("/proc"), speed: float = 1.0
 ) -> tuple[MemoryWatchdog, CardThread]:
     """Create the memory watchdog. For a server on another machine it only knows the models that it lists.
 
-    Two variables exist only for tests: SPOOLAMA_TEST_MEMORY_PACE is the factor by which the watchdog is
-    faster, SPOOLAMA_TEST_PROC replaces /proc.
+    Args:
+        settings: The settings.
+        backend: The model server.
+        clock: Time.
+        proc: Where the kernel describes the processes of this machine.
+        speed: All times are divided by this factor.
     """
-    own, vram = server_is_here(settings.backend), settings.vram
-    pace = float(env.get("SPOOLAMA_TEST_MEMORY_PACE", "1"))
-    cards: CardProbe = NvmlCards() if own else NoCards("the model server is on another machine")
-    proc = Path(env.get("SPOOLAMA_TEST_PROC", "/proc"))
+    here, vram = server_is_here(settings.backend), settings.vram
+    cards: CardProbe = NvmlCards() if here else NoCards("the model server is on another machine")
     # On a busy machine readings may be late although the driver does not hang, so the limits have a minimum.
+    stale_after_s = max(2.0, 5.0 / speed)
     thread = CardThread(
-        cards,
-        clock,
-        every_s=1.0 / pace,
-        stale_after_s=max(2.0, 5.0 / pace),
-        absent_every_s=60.0 / pace,
+        cards, clock, every_s=1.0 / speed, stale_after_s=stale_after_s, absent_every_s=60.0 / speed
     )
     host = HostThread(
-        HostProbe(proc, clock=clock, scan_every_s=SCAN_EVERY_S / pace),
+        HostProbe(proc, clock=clock, scan_every_s=SCAN_EVERY_S / speed),
         clock,
-        pids=lambda: own_pids(backend),
-        stale_after_s=max(2.0, 5.0 / pace),
-        wait_s=EVERY_S / pace,
+        pids=lambda: [] if backend.pid is None else [backend.pid],
+        stale_after_s=stale_after_s,
+        wait_s=EVERY_S / speed,
     )
+    rules = LevelRules()
     watchdog = MemoryWatchdog(
         thread,
-        host if own else None,
+        host if here else None,
         clock,
-        rules=_faster(LevelRules(), pace),
-        every_s=EVERY_S / pace,
+        rules=replace(
+            rules,
+            rise_s=rules.rise_s / speed,
+            fall_s=rules.fall_s / speed,
+            trend_s=rules.trend_s / speed,
+            horizon_s=rules.horizon_s / speed,
+        ),
+        every_s=EVERY_S / speed,
         marks=vram.marks,
         host_marks=vram.host_marks,
         only=vram.cards,
-        on_cards=settings.backend.kind != "embedded",
+        on_cards=backend.uses_gpus,
     )
     return watchdog, thread
-
-
-def _faster(rules: LevelRules, pace: float) -> LevelRules:
-    """The same rules with all times divided by `pace`."""
-    return replace(
-        rules,
-        rise_s=rules.rise_s / pace,
-        fall_s=rules.fall_s / pace,
-        trend_s=rules.trend_s / pace,
-        horizon_s=rules.horizon_s / pace,
-    )
-
-
-def own_pids(backend: Backend) -> list[int]:
-    """The process id of the embedded engine, if the backend has one and it runs."""
-    pid = getattr(backend, "pid", None)
-    return [] if pid is None else [pid]
 
 
 def server_is_here(section: BackendSection) -> bool:
@@ -164,18 +136,49 @@ def _is_own(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     return False
 
 
-def daemon_for(
+def serve(
     settings: Settings,
     *,
-    env: Mapping[str, str] = os.environ,
     reload: Callable[[], Settings] | None = None,
     once: bool = False,
+    display: Callable[[ServiceState, str], Coroutine[Any, Any, None]] | None = None,
+    make_memory: MemoryMaker = memory_for,
+) -> int:
+    """Run the service until it ends.
+
+    Args:
+        settings: The settings.
+        reload: Reads the settings again, for SIGHUP.
+        once: Process the present files, then exit.
+        display: Shows the state while the service runs; gets the spool's path and is cancelled at the end.
+        make_memory: Creates the memory watchdog.
+
+    Returns:
+        The exit status.
+    """
+
+    async def run() -> int:
+        daemon = _daemon(settings, reload=reload, once=once, make_memory=make_memory)
+        if display is None:
+            return await daemon.run()
+        show = asyncio.create_task(display(daemon.state, str(settings.spool)), name="show")
+        try:
+            return await daemon.run()
+        finally:
+            show.cancel()
+            await asyncio.gather(show, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def _daemon(
+    settings: Settings, *, reload: Callable[[], Settings] | None, once: bool, make_memory: MemoryMaker
 ) -> Daemon:
-    """Create the whole service with the real clock; call it inside the event loop."""
+    """Create the whole service with the real clock, inside the event loop."""
     clock = SystemClock()
     spool = Spool(settings.spool)
     backend = backend_for(settings, clock)
-    memory = memory_for(settings, backend, clock, env)
+    memory = make_memory(settings, backend, clock)
     # Evaluating a new sidecar must not delay the rows of the running job.
     process = EvaluationProcess(report=_report)
     of_jobs = Evaluator(process)
@@ -186,7 +189,7 @@ def daemon_for(
         of_jobs,
         clock,
         lanes=settings.lanes,
-        limits=limits_for(settings),
+        limits=RowLimits.for_cells(settings.max_cell_bytes),
         newline_required=settings.final_newline == "require",
         memory=memory[0],
     )
@@ -195,10 +198,10 @@ def daemon_for(
         spool,
         backend,
         executor,
-        make_notifier(env),
+        Notifier(),
         clock,
         reload=reload,
-        watchdog_s=watchdog_interval(env),
+        watchdog_s=watchdog_interval(os.environ),
         evaluators=(of_jobs, of_arrivals),
         priority_of=partial(priority_of, evaluator=of_arrivals),
         once=once,
@@ -209,36 +212,3 @@ def daemon_for(
 
 def _report(event: str, text: str) -> None:
     say(event, text=text)
-
-
-def serve(
-    settings: Settings,
-    *,
-    reload: Callable[[], Settings] | None = None,
-    once: bool = False,
-    beside: Callable[[ServiceState, str], Coroutine[Any, Any, None]] | None = None,
-) -> int:
-    """Run the service until it ends.
-
-    Args:
-        settings: The settings.
-        reload: Reads the settings again, for SIGHUP.
-        once: Process the present files, then exit.
-        beside: Shows the state while the service runs; gets the spool's path and is cancelled at the end.
-
-    Returns:
-        The exit status.
-    """
-
-    async def run() -> int:
-        daemon = daemon_for(settings, reload=reload, once=once)
-        if beside is None:
-            return await daemon.run()
-        show = asyncio.create_task(beside(daemon.state, str(settings.spool)), name="show")
-        try:
-            return await daemon.run()
-        finally:
-            show.cancel()
-            await asyncio.gather(show, return_exceptions=True)
-
-    return asyncio.run(run())

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from spoolama.clock import Clock
+from spoolama.clock import Clock, moment
 from spoolama.errors import SpoolamaError
 from spoolama.service.logs import say
 from spoolama.service.queue import JobQueue, Queued
@@ -28,7 +28,6 @@ from spoolama.service.run_record import (
     restarted,
     write_record,
 )
-from spoolama.service.status_text import moment
 from spoolama.spool.claim import JobDir
 from spoolama.spool.ledger_reader import job_progress
 from spoolama.spool.lock import LeftBy, boot_id
@@ -117,7 +116,7 @@ class Deaths:
     async def release(self, item: Queued) -> None:
         """Let a held job run again."""
         item.record, item.not_before, item.after_deaths = released(item.record), 0.0, ""
-        if item.standing == "held":
+        if item.state == "held":
             self._queue.settled(item, item.priority)
         await self._store(item)
 
@@ -136,7 +135,7 @@ class Deaths:
                 item.record = replace(item.record, held=True)
                 item.after_deaths = held_reason(item.record, item.job)
                 say("job.held_after_deaths", job=item.job.name, reason=item.after_deaths)
-                if item.standing == "ready":
+                if item.state == "ready":
                     self._queue.settled(item, item.priority)
 
     def _others(self, item: Queued) -> list[RunRecord]:

@@ -1,4 +1,4 @@
-"""The way of a job: from claimed to published. Every step can be taken again after a crash."""
+"""Executes a job from the claimed files to the published directory; a crash can repeat any step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from spoolama import __version__
@@ -26,7 +28,7 @@ from spoolama.progress import Progress
 from spoolama.publish.build import build_outputs
 from spoolama.run.runner import JobRunner
 from spoolama.service.intake import add_requests, take_in
-from spoolama.service.model import JobEnd
+from spoolama.service.state import JobEnd
 from spoolama.spool.claim import JobDir
 from spoolama.spool.durable import in_words, sha256_of
 from spoolama.spool.job_ledger import JobLedger
@@ -39,24 +41,24 @@ from spoolama.stopping import Stop
 
 __all__ = ["JobExecutor"]
 
-_LEAST_PATIENCE_S = 120.0
-_NOTE_EVERY_S = 30.0
+_MIN_LIVENESS_S = 120.0
 _SLOW_BYTES_PER_S = 1e6
-"""Hashing, sorting and writing results, on a slow and busy disk."""
+"""Rate of hashing, sorting and writing results on a slow and busy disk."""
+_NOTE_EVERY_S = 30.0
 
 
 class JobExecutor:
-    """Takes claimed jobs to their end.
+    """Executes claimed jobs until they are published.
 
     Args:
         spool: Where jobs are published.
         backend: The model server.
-        evaluator: Evaluates what users wrote.
+        evaluator: Evaluates templates, schemas and sidecars.
         clock: Time.
-        lanes: Requests at once, unless the sidecar says otherwise.
-        limits: Bounds of rows.
+        lanes: Parallel requests, unless the sidecar sets them.
+        limits: Size limits of rows.
         newline_required: Whether data must end with a newline.
-        memory: Watches memory; None: nobody does.
+        memory: The memory watchdog; None: no watchdog.
     """
 
     def __init__(
@@ -81,23 +83,22 @@ class JobExecutor:
         self._memory = memory
 
     async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
-        """Take the job from where its ledger stands to its end, or to `stop`.
+        """Resume the job from its ledger and run it until its end or until `stop`.
 
         Raises:
-            LedgerVersion: only another version can finish it; the job waits in processing/.
+            LedgerVersion: only another version can finish the job; it waits in processing/.
         """
         try:
-            with progress.pulse.wait(_LEAST_PATIENCE_S):
-                kind = await asyncio.to_thread(detect, job.data, job.data.name)
-                sidecar, retired = await self._sidecar(job, kind)
+            with progress.pulse.wait(_MIN_LIVENESS_S):
+                kind, sidecar, retired = await self._read(job)
         except JobError as error:
             return await self.reject(job, error)
         failure: JobError | None = None
         try:
-            async with self._opened(job, retired, lambda d: _count(progress, d)) as ledger:
+            async with self._ledger(job, retired, partial(_count, progress)) as ledger:
                 try:
                     if not await self._answer(job, kind, sidecar, ledger, progress, stop):
-                        return JobEnd("left", None, "stopped; the rest is for the next start")
+                        return JobEnd("left", None, "the remaining rows follow when it continues")
                 except LedgerError:
                     raise
                 except JobError as error:
@@ -106,62 +107,61 @@ class JobExecutor:
         except LedgerError as error:
             return await self.reject(job, error)
         progress.phase = "publishing"
-        with progress.pulse.wait(await asyncio.to_thread(_patience, job)):
+        with progress.pulse.wait(await asyncio.to_thread(_liveness_s, job)):
             return await self._publish(job, sidecar, failure)
 
     async def reject(self, job: JobDir, error: JobError) -> JobEnd:
-        """Publish the job in failed/ for this reason, with everything uploaded and all results there are.
+        """Publish the job in failed/ for this reason, with its uploads and all results so far.
 
         Raises:
             LedgerVersion: this version cannot read the ledger, and so not its results; nothing is published.
         """
-        # First of all: a sidecar of another version may have keys that this one refuses.
+        # Checked first: a sidecar for another version may have keys that this one refuses.
         await asyncio.to_thread(check_format, job.ledger)
         if not isinstance(error, LedgerError) and await asyncio.to_thread(job.ledger.exists):
-            with contextlib.suppress(JobError):  # then what there is goes as it is
-                kind = await asyncio.to_thread(detect, job.data, job.data.name)
-                sidecar, retired = await self._sidecar(job, kind)
-                async with self._opened(job, retired) as ledger:
+            with contextlib.suppress(JobError):  # then the ledger is published as it is
+                _, sidecar, retired = await self._read(job)
+                async with self._ledger(job, retired) as ledger:
                     await self._end_early(ledger, error)
                 return await self._publish(job, sidecar, error)
-        await asyncio.to_thread(open_out, job)
-        await asyncio.to_thread(_keep_ledger, job)
-        await asyncio.to_thread(_write_error, job, error)
-        path = await asyncio.to_thread(publish, self._spool, job, "failed")
+        path = await asyncio.to_thread(_publish_unread, self._spool, job, error)
         return JobEnd("failed", path, error.message)
 
+    async def _read(self, job: JobDir) -> tuple[InputKind, Sidecar, list[str]]:
+        """The format of the data, the sidecar, and the keys of settings that only earlier versions had."""
+        kind = await asyncio.to_thread(detect, job.data, job.data.name)
+        openai = kind.format == "openai"
+        if job.sidecar is None:
+            if openai:
+                return kind, Sidecar(model=""), []
+            raise InputError(
+                f"{job.data.name} has no sidecar", fix="Upload the file again together with its sidecar."
+            )
+        try:
+            return kind, await self._evaluator.load_sidecar(job.sidecar, openai=openai), []
+        except SidecarError as error:
+            if await asyncio.to_thread(job.ledger.exists):
+                with contextlib.suppress(SidecarError):
+                    updated = await self._evaluator.load_sidecar(job.sidecar, openai=openai, begun=True)
+                    return kind, updated, [problem.key for problem in error.problems]
+            if not (await asyncio.to_thread(job_progress, job.ledger)).all_read:
+                raise
+            # The sidecar was accepted when the job began: an older version allowed more than this one.
+            raise LedgerVersion(
+                f"This is spoolama {__version__}, which refuses the sidecar of a job that has begun: "
+                f"{error}. {job.name} waits in processing/ with its results. Install the version of "
+                "spoolama that began it to finish it."
+            ) from error
+
     @contextlib.asynccontextmanager
-    async def _opened(
-        self, job: JobDir, retired: Sequence[str], on_durable: Callable[[Durable], None] | None = None
+    async def _ledger(
+        self, job: JobDir, retired: list[str], on_durable: Callable[[Durable], None] | None = None
     ) -> AsyncIterator[JobLedger]:
-        """The job's ledger, with the keys of the sidecar that this version ignores."""
+        """The open ledger of a job; notes the retired settings of its sidecar."""
         async with JobLedger(job.ledger, self._clock, on_durable=on_durable) as ledger:
             if retired:
                 await ledger.note(retired=retired)
             yield ledger
-
-    async def _sidecar(self, job: JobDir, kind: InputKind) -> tuple[Sidecar, list[str]]:
-        """The sidecar, and the keys of settings that only earlier versions had."""
-        openai = kind.format == "openai"
-        if job.sidecar is not None:
-            try:
-                return await self._evaluator.load_sidecar(job.sidecar, openai=openai), []
-            except SidecarError as error:
-                if await asyncio.to_thread(job.ledger.exists):
-                    with contextlib.suppress(SidecarError):
-                        today = await self._evaluator.load_sidecar(job.sidecar, openai=openai, begun=True)
-                        return today, [problem.key for problem in error.problems]
-                if not (await asyncio.to_thread(job_progress, job.ledger)).all_read:
-                    raise
-                # It was accepted when the job began: an older version allowed more than this one.
-                raise LedgerVersion(
-                    f"This is spoolama {__version__}, which refuses the sidecar of a job that has begun: "
-                    f"{error}. {job.name} waits in processing/ with its results. Install the version of "
-                    "spoolama that began it to finish it."
-                ) from error
-        if openai:
-            return Sidecar(model=""), []
-        raise InputError(f"{job.data.name} came without a sidecar", fix="Drop it again with its sidecar.")
 
     async def _answer(
         self,
@@ -172,9 +172,9 @@ class JobExecutor:
         progress: Progress,
         stop: Stop,
     ) -> bool:
-        """Read the rows if that is not done yet, answer those that have no end; False if stopped."""
-        with progress.pulse.wait(await asyncio.to_thread(_patience, job)):
-            await self._same_files(job, sidecar, ledger)
+        """Read the rows unless they are read, and answer those without a result; False if stopped."""
+        with progress.pulse.wait(await asyncio.to_thread(_liveness_s, job)):
+            await self._check_files(job, sidecar, ledger)
         if not await ledger.meta("intake_done", default=False):
             began = self._clock.monotonic()
             progress.phase = "reading rows"
@@ -195,7 +195,7 @@ class JobExecutor:
         if kind.format == "openai" and not await ledger.meta("own_requests", default=False):
             await add_requests(job, kind, ledger, self._evaluator, progress, limits=self._limits)
         if early := await ledger.meta("ended_early"):
-            # The service ended between the job's end and its publishing.
+            # The service stopped after the end of the job and before its publication.
             raise JobError(early["message"], fix=early["fix"], code=early["code"])
         counts = await ledger.counts()
         progress.total = sum(counts.values())
@@ -204,7 +204,7 @@ class JobExecutor:
         await ledger.add("runs", 1)
         if await ledger.meta("started_at") is None:
             await ledger.note(started_at=self._clock.time())
-        # Every row may be finished, but not the audit: the service ended in between.
+        # All rows may have a result while the audit is incomplete, if the service stopped in between.
         if counts["pending"] or await left_to_audit(ledger):
             if not counts["ok"]:
                 check_first_failures(await ledger.first_failures(FIRST_ROWS))
@@ -224,7 +224,7 @@ class JobExecutor:
                 stop=stop,
                 memory=self._memory,
             )
-            async with self._watched(job.name, sidecar, ledger):
+            async with self._memory_noted(job.name, sidecar, ledger):
                 end = await runner.run()
             if not end.finished:
                 return False
@@ -232,14 +232,14 @@ class JobExecutor:
         return True
 
     @contextlib.asynccontextmanager
-    async def _watched(self, job: str, sidecar: Sidecar, ledger: JobLedger) -> AsyncIterator[None]:
-        """Its limits of memory in force, and what memory was like noted now and then: a kill loses little."""
+    async def _memory_noted(self, job: str, sidecar: Sidecar, ledger: JobLedger) -> AsyncIterator[None]:
+        """Apply the job's memory limits, and note memory use regularly, so that a kill loses little of it."""
         if self._memory is None:
             yield
             return
         marks = None
         if sidecar.vram is not None:
-            # What it leaves out is the service's: of two limits the lower one counts.
+            # An omitted limit does not bind, because of this limit and the service's the lower one counts.
             vram = sidecar.vram
             marks = Marks(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
         with self._memory.during(job, marks, await ledger.meta("memory")) as tally:
@@ -257,14 +257,14 @@ class JobExecutor:
                 await asyncio.gather(notes, return_exceptions=True)
                 await ledger.note(memory=tally.to_json())
 
-    async def _same_files(self, job: JobDir, sidecar: Sidecar, ledger: JobLedger) -> None:
-        """A ledger belongs to the very files it was made from."""
+    async def _check_files(self, job: JobDir, sidecar: Sidecar, ledger: JobLedger) -> None:
+        """Check the expected checksum, and that the files are those from which the ledger was made."""
         data = await asyncio.to_thread(sha256_of, job.data)
         side = await asyncio.to_thread(sha256_of, job.sidecar) if job.sidecar else None
         if sidecar.expect and sidecar.expect.sha256 and sidecar.expect.sha256.lower() != data:
             raise InputError(
                 f"{job.data.name} has sha256 {data}, the sidecar expects {sidecar.expect.sha256.lower()}",
-                fix="If it was cut short or has changed, send it again; else correct expect.sha256.",
+                fix="If the upload was incomplete, upload the file again. Otherwise correct expect.sha256.",
                 code="not_as_expected",
             )
         known = await ledger.meta("data_sha256")
@@ -279,17 +279,17 @@ class JobExecutor:
             )
         elif (known, await ledger.meta("sidecar_sha256")) != (data, side):
             raise LedgerError(
-                "the data file or the sidecar in processing/ was changed after the job had begun",
-                fix="Drop the files again; the results so far stay in the ledger beside them.",
+                "the data file or the sidecar in processing/ has changed since the job began",
+                fix="Upload the files again. The ledger in this directory has the results so far.",
             )
 
     async def _end_early(self, ledger: JobLedger, error: JobError) -> int:
-        """Note why, before the rest of the rows is skipped: a restart in between must not forget it."""
-        await ledger.note(ended_early=_told(error), ended_at=self._clock.time())
+        """Note the reason before the other rows are skipped, so that a restart in between knows it."""
+        await ledger.note(ended_early=_reason(error), ended_at=self._clock.time())
         return await ledger.skip_rest()
 
     async def _publish(self, job: JobDir, sidecar: Sidecar, failure: JobError | None) -> JobEnd:
-        early = None if failure is None else _told(failure)
+        early = None if failure is None else _reason(failure)
         where: Literal["done", "failed"] = "done" if failure is None else "failed"
         message = await asyncio.to_thread(_build, job, sidecar, early)
         if failure is not None:
@@ -298,13 +298,13 @@ class JobExecutor:
         return JobEnd(where, path, message)
 
 
-def _patience(job: JobDir) -> float:
-    """Seconds that reading or writing everything of a job may take, before the watchdog wonders."""
+def _liveness_s(job: JobDir) -> float:
+    """Maximum time in seconds to read or write all of a job; after that the watchdog gets no pings."""
     size = sum(path.stat().st_size for path in (job.data, job.ledger) if path.exists())
-    return _LEAST_PATIENCE_S + size / _SLOW_BYTES_PER_S
+    return _MIN_LIVENESS_S + size / _SLOW_BYTES_PER_S
 
 
-def _told(error: JobError) -> dict[str, str]:
+def _reason(error: JobError) -> dict[str, str]:
     return {"code": error.code, "message": error.message, "fix": error.fix}
 
 
@@ -319,20 +319,18 @@ def _build(job: JobDir, sidecar: Sidecar, early: Mapping[str, Any] | None) -> st
     return summary.outcome(None if early is None else early["message"])
 
 
-def _keep_ledger(job: JobDir) -> None:
-    """A ledger that cannot be used may still hold answers: it is published as it is."""
+def _publish_unread(spool: Spool, job: JobDir, error: JobError) -> Path:
+    """Publish a job in failed/ with its ledger as it is: a ledger that cannot be used may have answers."""
+    open_out(job)
     with in_words(f"keeping the ledger of {job.name}"):
         for part in job.path.glob(job.ledger.name + "*"):
             shutil.copyfile(part, job.out / part.name)
+    _write_error(job, error)
+    return publish(spool, job, "failed")
 
 
 def _write_error(job: JobDir, error: JobError) -> None:
-    body: dict[str, Any] = {
-        "job": job.name,
-        "code": error.code,
-        "message": error.message,
-        "fix": error.fix,
-    }
+    body: dict[str, Any] = {"job": job.name, **_reason(error)}
     if isinstance(error, SidecarError):
         body["problems"] = [dataclasses.asdict(problem) for problem in error.problems]
     text = json.dumps(body, indent=2, ensure_ascii=False) + "\n"

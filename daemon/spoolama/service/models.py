@@ -1,21 +1,25 @@
-"""Probes the model server and releases its models while no job runs."""
+"""Probes the model server, releases its models while no job runs, and watches the memory."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.errors import BackendError
+from spoolama.memory.card_thread import CardThread
 from spoolama.memory.level import Level
+from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.service.logs import say
 from spoolama.service.state import ServiceState
 
-__all__ = ["Probing", "Releasing", "release"]
+__all__ = ["MemoryMonitor", "ModelReleaser", "ServerProber", "release"]
 
 _PROBE_EVERY_S = 30.0
+_LIST_EVERY_S = 10.0
 _ANSWER_S = 10.0
-_LOOK_EVERY_S = 1.0
+_CHECK_EVERY_S = 1.0
 _RELEASE_AGAIN_S = 60.0
 
 
@@ -31,7 +35,7 @@ async def release(backend: Backend, *, say_failure: bool = True) -> bool:
     return True
 
 
-class Probing:
+class ServerProber:
     """Probes the server while no job runs."""
 
     def __init__(self, backend: Backend, state: ServiceState, clock: Clock) -> None:
@@ -67,7 +71,7 @@ class Probing:
         self._state.changed.set()
 
 
-class Releasing:
+class ModelReleaser:
     """Releases the models when the queue is empty for a while, or at once if memory pressure is not ok.
 
     Args:
@@ -93,16 +97,16 @@ class Releasing:
     async def run(self) -> None:
         """Check every second until cancelled."""
         while True:
-            await self.look()
-            await self._clock.sleep(_LOOK_EVERY_S)
+            await self.release_if_due()
+            await self._clock.sleep(_CHECK_EVERY_S)
 
-    async def look(self) -> None:
+    async def release_if_due(self) -> None:
         """Release the models if it is due, once per idle time; retry every minute, but log a failure once."""
         since = self._state.idle_since
         idle = self._state.running is None and not self._state.queue.ready()
-        tense = self._state.memory is not None and self._state.memory.level is not Level.OK
+        pressure = self._state.memory is not None and self._state.memory.level is not Level.OK
         now = self._clock.monotonic()
-        if not idle or since == self._released_at or not (now - since >= self.after_s or tense):
+        if not idle or since == self._released_at or not (now - since >= self.after_s or pressure):
             return
         if self._failed_at is not None and now - self._failed_at < _RELEASE_AGAIN_S:
             return
@@ -114,3 +118,64 @@ class Releasing:
                 self._released_at, self._failed_at = since, None
             else:
                 self._failed_at = self._clock.monotonic()
+
+
+class MemoryMonitor:
+    """Runs the watchdog as two tasks of the service.
+
+    Args:
+        watchdog: Determines the memory pressure.
+        thread: Reads the cards for the watchdog.
+        backend: Lists the models in memory.
+        state: Shows the last reading.
+        clock: Time.
+    """
+
+    def __init__(
+        self,
+        watchdog: MemoryWatchdog,
+        thread: CardThread,
+        backend: Backend,
+        state: ServiceState,
+        clock: Clock,
+    ) -> None:
+        self.watchdog = watchdog
+        self._thread = thread
+        self._backend = backend
+        self._state = state
+        self._clock = clock
+        watchdog.on_change = self._say
+        state.memory = watchdog
+
+    async def watch(self) -> None:
+        """Read the memory every second until cancelled."""
+        self._thread.start()
+        try:
+            await self.watchdog.run()
+        finally:
+            self._thread.stop()
+
+    async def list_models(self) -> None:
+        """List the models in memory while a job runs or memory pressure is not ok, until cancelled."""
+        while True:
+            if self._state.running is not None or self.watchdog.level is not Level.OK:
+                try:
+                    async with asyncio.timeout(_ANSWER_S):
+                        self.watchdog.listed(await self._backend.in_memory())
+                except (BackendError, TimeoutError):
+                    self.watchdog.listed(None)
+            await self._clock.sleep(_LIST_EVERY_S)
+
+    def _say(self, event: str, facts: dict[str, Any]) -> None:
+        running = self._state.running
+        job = {} if running is None else {"job": running.item.job.name}
+        shown = {key: value for key, value in facts.items() if value is not None}
+        say(_EVENTS.get((event, str(facts.get("to"))), event), **job, **shown)
+        self._state.changed.set()
+
+
+_EVENTS = {
+    ("memory.level", "ok"): "memory.ok",
+    ("memory.level", "high"): "memory.high",
+    ("memory.level", "critical"): "memory.critical",
+}

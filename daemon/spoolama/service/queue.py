@@ -1,20 +1,24 @@
 """Orders the claimed jobs by priority, then by arrival, then by name.
 
 Jobs during which the service died run after all others, and only after the service has run for a while.
+A file in the job's directory records that the job is paused, so that the pause survives a restart.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from spoolama.service.run_record import RunRecord
 from spoolama.spool.claim import JobDir
+from spoolama.spool.durable import write_atomic
 
-__all__ = ["JobQueue", "Queued", "Standing"]
+__all__ = ["JobQueue", "JobState", "Queued", "is_paused", "note_pause", "remove_pause"]
 
-Standing = Literal["settling", "ready", "running", "paused", "held"]
+JobState = Literal["settling", "ready", "running", "paused", "held"]
+_PAUSED: Final = "paused"
 
 
 @dataclass
@@ -22,7 +26,7 @@ class Queued:
     """One claimed job."""
 
     job: JobDir
-    standing: Standing = "settling"
+    state: JobState = "settling"
     """`settling`: a process may still write to its files. `held`: until `retry_at`, or the next start."""
     priority: int = 0
     """From the sidecar; known once the job is settled."""
@@ -38,8 +42,8 @@ class Queued:
     """Why it waits or is held after crashes of the service; empty if it did not crash."""
 
     @property
-    def turn(self) -> tuple[int, int, float, str]:
-        """The sort key."""
+    def sort_key(self) -> tuple[int, int, float, str]:
+        """The job with the lowest key runs next."""
         return (self.record.deaths + self.record.kills, -self.priority, self.job.arrived, self.job.name)
 
 
@@ -63,19 +67,25 @@ class JobQueue:
 
     def settled(self, item: Queued, priority: int) -> None:
         """Mark a job as settled: it may run, unless it is held after crashes of the service."""
-        item.standing = "held" if item.record.held else "ready"
+        item.state = "held" if item.record.held else "ready"
         item.priority, item.reason, item.retry_at = priority, item.after_deaths, None
+        self.changed.set()
+
+    def pause(self, item: Queued) -> None:
+        """Keep it in processing/ until a user resumes it."""
+        item.state, item.retry_at = "paused", None
+        item.reason = f"Paused. To continue, put {item.job.name}.resume into incoming/."
         self.changed.set()
 
     def hold(self, item: Queued, reason: str, *, retry_at: float | None = None) -> None:
         """Keep it in processing/ without running it."""
-        item.standing, item.reason, item.retry_at = "held", reason, retry_at
+        item.state, item.reason, item.retry_at = "held", reason, retry_at
         self.changed.set()
 
     def release_due(self, now: float) -> None:
         """Let held jobs run again whose `retry_at` has passed."""
         for item in self._items.values():
-            if item.standing == "held" and item.retry_at is not None and item.retry_at <= now:
+            if item.state == "held" and item.retry_at is not None and item.retry_at <= now:
                 self.settled(item, item.priority)
 
     def jobs(self) -> list[Queued]:
@@ -84,12 +94,12 @@ class JobQueue:
 
     def ready(self) -> list[Queued]:
         """Jobs that can run."""
-        return [item for item in self._items.values() if item.standing == "ready"]
+        return [item for item in self._items.values() if item.state == "ready"]
 
     def next(self, now: float) -> Queued | None:
         """The job to run at this monotonic time, or None."""
         due = [item for item in self.ready() if item.not_before <= now]
-        return min(due, key=lambda item: item.turn, default=None)
+        return min(due, key=lambda item: item.sort_key, default=None)
 
     def next_at(self) -> float | None:
         """Monotonic time from which the first ready job may run, or None."""
@@ -102,17 +112,17 @@ class JobQueue:
 
     def settling(self) -> list[Queued]:
         """Jobs that are not settled yet."""
-        return [item for item in self._items.values() if item.standing == "settling"]
+        return [item for item in self._items.values() if item.state == "settling"]
 
-    def in_line(self) -> list[Queued]:
-        """All waiting jobs in order, without the running job."""
-        waiting = [item for item in self._items.values() if item.standing != "running"]
-        return sorted(waiting, key=lambda item: item.turn)
+    def waiting(self) -> list[Queued]:
+        """All jobs in order, without the running job."""
+        waiting = [item for item in self._items.values() if item.state != "running"]
+        return sorted(waiting, key=lambda item: item.sort_key)
 
     def busy(self) -> bool:
         """Whether a job runs, or will run without action by a user."""
         return any(
-            item.standing in ("settling", "ready", "running") or item.retry_at is not None
+            item.state in ("settling", "ready", "running") or item.retry_at is not None
             for item in self._items.values()
         )
 
@@ -123,3 +133,19 @@ class JobQueue:
             for item in self._items.values()
             if target in (item.job.name, item.job.dropped_as) or item.job.dropped_as.startswith(f"{target}.")
         ]
+
+
+def note_pause(job: JobDir) -> None:
+    """Record on disk that the job is paused."""
+    write_atomic(job.path / _PAUSED, b"")
+
+
+def remove_pause(job: JobDir) -> None:
+    """Remove the record of a pause."""
+    with contextlib.suppress(FileNotFoundError):
+        (job.path / _PAUSED).unlink()
+
+
+def is_paused(job: JobDir) -> bool:
+    """Whether the job is paused on disk."""
+    return (job.path / _PAUSED).exists()

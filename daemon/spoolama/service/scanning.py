@@ -1,36 +1,44 @@
-"""Scans incoming/, claims ready drops, settles claimed jobs and executes commands.
+"""Scans incoming/: claims ready uploads, settles claimed jobs and executes command files.
 
 Events only wake the task. It also scans when a quiet time ends, and every `rescan_s` seconds.
+
+A command file is `NAME.cancel`, `NAME.pause` or `NAME.resume`; NAME is an uploaded file's name, its stem, or
+a job's name. It is removed after its execution. A paused job stays in processing/ with all its results.
+`.resume` also releases a job that is held because the service died while it ran. A cancelled job is
+published in failed/ with its results.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from spoolama.clock import Clock
 from spoolama.errors import ConfigError, DropGone, InputError, SpoolError
-from spoolama.service.commands import Commands
+from spoolama.evaluation.evaluator import Evaluator
+from spoolama.job.rows.data_file import detect
 from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
-from spoolama.service.model import Executor
-from spoolama.service.pause_note import is_paused
-from spoolama.service.queue import JobQueue, Queued
-from spoolama.service.rejecting import reject
+from spoolama.service.queue import Queued, is_paused, note_pause, remove_pause
 from spoolama.service.settings import Settings
 from spoolama.service.state import ServiceState
+from spoolama.service.worker import Executor, cancelled, reject
 from spoolama.spool.claim import JobDir, Refused, Settling, claim, settle
 from spoolama.spool.layout import Spool
-from spoolama.spool.scanner import MOST_HELD, Held, ReadyRules, Scanner, ScanResult
+from spoolama.spool.scanner import MOST_HELD, Control, Held, ReadyRules, Scanner, ScanResult, take_control
 from spoolama.spool.watch import Wakeups
+from spoolama.stopping import first_of
 
-__all__ = ["Scanning", "rules_for"]
+__all__ = ["IncomingScanner", "priority_of", "rules_for"]
 
 _DEBOUNCE_S = 0.1
-_SETTLE_AGAIN_S = 1.0
+_CHECK_SETTLED_S = 1.0
 _PRIORITY_S = 10.0
 """Maximum time in seconds to read the priorities of new jobs."""
+_PRIORITY_CPU_S = 2.0
+"""Processor time to read a sidecar here, where other jobs wait for it; the executor allows more."""
 _READ_AT_ONCE = 2
 """Sidecars that are read at the same time: each may have 1 MB, and needs several times that in memory."""
 
@@ -48,8 +56,8 @@ def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
     return replace(rules, openai_wait_s=rules.quiet_s, lonely_after_s=rules.quiet_s) if once else rules
 
 
-class Scanning:
-    """Updates the queue from incoming/.
+class IncomingScanner:
+    """Updates the queue from incoming/, and executes command files.
 
     Args:
         spool: The spool.
@@ -84,8 +92,8 @@ class Scanning:
         self._reading = asyncio.Semaphore(_READ_AT_ONCE)
         self._warned: set[tuple[str, str]] = set()
         self._warned_of_more = False
-        self._commands = Commands(spool, state, executor, deaths)
-        self.worked_off = asyncio.Event()
+        self._deaths = deaths
+        self.all_done = asyncio.Event()
         """With `once`: set when all files are processed."""
         self.adopt(settings)
 
@@ -113,33 +121,78 @@ class Scanning:
             while True:
                 self._wake.clear()
                 await self._watched(wakeups)
-                look = await self.look()
+                result = await self.scan()
                 pulse.beat()
-                await self._pause(self._next_look(look))
+                await self._pause(self._next_scan_s(result))
         finally:
             wakeups.stop()
 
-    async def look(self) -> ScanResult:
+    async def scan(self) -> ScanResult:
         """Scan once, and process the result."""
-        look = await asyncio.to_thread(self._scanner.scan)
-        stuck = await self._claim_all(look)
+        result = await asyncio.to_thread(self._scanner.scan)
+        not_claimed = await self._claim_all(result)
         await self._settle_all()
         self._state.queue.release_due(self._clock.monotonic())
-        for control in look.controls:
-            await self._commands.carry_out(control)
-        self._tell_held(look, stuck)
-        coming = len(look.ready) > len(stuck) or look.more_waiting or any(h.waiting for h in look.held)
-        if self._once and not coming and not self._state.queue.busy():
-            self.worked_off.set()
-        return look
+        for control in result.controls:
+            await self._execute(control)
+        self._report_held(result, not_claimed)
+        claimed = len(result.ready) > len(not_claimed)
+        arriving = result.more_waiting or any(held.waiting for held in result.held)
+        if self._once and not claimed and not arriving and not self._state.queue.busy():
+            self.all_done.set()
+        return result
+
+    async def _execute(self, control: Control) -> None:
+        """Apply the command to every matching job, and remove the file."""
+        items = self._state.queue.find(control.target)
+        done = [await self._command(control.command, item) for item in items]
+        what = "; ".join(done) if done else "no claimed job has this name"
+        if not done and any(
+            h.name != control.file and h.name.startswith(control.target) for h in self._state.held
+        ):
+            what = "the file is still in incoming/; remove it there instead"
+        await asyncio.to_thread(take_control, self._spool, control)
+        say("drop.commanded", name=control.file, what=what)
+        self._state.changed.set()
+
+    async def _command(self, command: str, item: Queued) -> str:
+        running = self._state.running
+        name = item.job.name
+        if command == "pause":
+            await asyncio.to_thread(note_pause, item.job)
+            if running is not None and running.item is item:
+                running.stop.set("pause")
+            elif item.state in ("ready", "held"):
+                self._state.queue.pause(item)
+            return f"{name} is paused"
+        if command == "resume":
+            was_paused, was_held = is_paused(item.job), item.record.held
+            await asyncio.to_thread(remove_pause, item.job)
+            if was_held:
+                await self._deaths.release(item)
+            if item.state == "paused":
+                self._state.queue.settled(item, item.priority)
+            if was_held:
+                return f"{name} is released and runs again"
+            return f"{name} continues" if was_paused else f"{name} was not paused"
+        if running is not None and running.item is item:
+            running.stop.set("cancel")
+            return f"{name} ends when its rows in flight have finished"
+        if item.state == "settling":
+            return f"{name} is still being written to; not cancelled"
+        if await reject(self._state, self._executor, item, cancelled()):
+            return f"{name} is cancelled"
+        return f"{name} is not cancelled: {item.reason.rstrip('.')}"
 
     async def _settle_all(self) -> None:
         """Release settled jobs together, so that the one with the highest priority runs first."""
         settled = [item for item in self._state.queue.settling() if await self._is_settled(item)]
         priorities = await asyncio.gather(*(self._priority(item) for item in settled))
         for item, priority in zip(settled, priorities, strict=True):
-            if item.standing == "settling":  # a command may have changed it meanwhile
-                ready_to_run(self._state.queue, item, priority)
+            if item.state == "settling":  # a command may have changed it meanwhile
+                self._state.queue.settled(item, priority)
+                if is_paused(item.job):
+                    self._state.queue.pause(item)
                 self._state.changed.set()
 
     async def _priority(self, item: Queued) -> int:
@@ -171,21 +224,21 @@ class Scanning:
         self._state.changed.set()
         return False
 
-    async def _claim_all(self, look: ScanResult) -> list[Held]:
+    async def _claim_all(self, result: ScanResult) -> list[Held]:
         """Claim the ready drops; returns those that cannot be claimed. A failure does not affect others."""
-        stuck = []
-        for drop in look.ready:
+        not_claimed = []
+        for drop in result.ready:
             try:
                 job = await asyncio.to_thread(claim, self._spool, drop, clock=self._clock)
             except DropGone:
                 continue
             except (SpoolError, ConfigError, OSError) as error:
-                stuck.append(Held(drop.data, "not_claimed", str(error), drop.arrived))
+                not_claimed.append(Held(drop.data, "not_claimed", str(error), drop.arrived))
                 continue
             say("job.claimed", name=drop.data, job=job.name)
             self._state.queue.add(job)
             self._state.changed.set()
-        return stuck
+        return not_claimed
 
     async def _watched(self, wakeups: Wakeups) -> None:
         if not wakeups.healthy():
@@ -195,51 +248,49 @@ class Scanning:
             say("service.unwatched", why=trouble)
         self._state.unwatched = trouble
 
-    def _next_look(self, look: ScanResult) -> float:
+    def _next_scan_s(self, result: ScanResult) -> float:
         wait = self._rescan_s
-        if look.rescan_s is not None:
-            wait = min(wait, look.rescan_s)
+        if result.rescan_s is not None:
+            wait = min(wait, result.rescan_s)
         if self._state.queue.settling():
-            wait = min(wait, _SETTLE_AGAIN_S)
+            wait = min(wait, _CHECK_SETTLED_S)
         return wait
 
     async def _pause(self, seconds: float) -> None:
         """Wait for this time or for an event; then a little longer, because events come in bursts."""
-        woken = asyncio.ensure_future(self._wake.wait())
-        slept = asyncio.ensure_future(self._clock.sleep(seconds))
-        try:
-            await asyncio.wait({woken, slept}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (woken, slept):
-                task.cancel()
-            await asyncio.gather(woken, slept, return_exceptions=True)
+        await first_of(self._wake.wait(), self._clock.sleep(seconds))
         if self._wake.is_set():
             await self._clock.sleep(_DEBOUNCE_S)
 
-    def _tell_held(self, look: ScanResult, stuck: list[Held]) -> None:
+    def _report_held(self, result: ScanResult, not_claimed: list[Held]) -> None:
         """Warn once about each name and reason, and show them; beyond `MOST_HELD` only their number."""
         state = self._state
-        everything = [*look.held, *stuck]
-        found, beyond = everything[:MOST_HELD], everything[MOST_HELD:]
-        waiting = sum(held.waiting for held in beyond)
-        more_held, more_arriving = look.more_held + len(beyond) - waiting, look.more_waiting + waiting
-        now = {(held.name, held.message) for held in found if not held.waiting}
-        for name, message in sorted(now - self._warned):
+        everything = [*result.held, *not_claimed]
+        listed, unlisted = everything[:MOST_HELD], everything[MOST_HELD:]
+        waiting = sum(held.waiting for held in unlisted)
+        more_held = result.more_held + len(unlisted) - waiting
+        more_arriving = result.more_waiting + waiting
+        warnings = {(held.name, held.message) for held in listed if not held.waiting}
+        for name, message in sorted(warnings - self._warned):
             say("drop.held", name=name, reason=message)
-        self._warned = now
+        self._warned = warnings
         if more_held and not self._warned_of_more:
             say("drop.many_held", listed=f"{MOST_HELD:,}", more=f"{more_held:,}")
         self._warned_of_more = more_held > 0
-        if (found, more_held, more_arriving) != (state.held, state.more_held, state.more_arriving):
-            state.held, state.more_held, state.more_arriving = found, more_held, more_arriving
+        if (listed, more_held, more_arriving) != (state.held, state.more_held, state.more_arriving):
+            state.held, state.more_held, state.more_arriving = listed, more_held, more_arriving
             state.changed.set()
 
 
-def ready_to_run(queue: JobQueue, item: Queued, priority: int) -> None:
-    """Mark a job as settled; a paused job stays paused."""
-    queue.settled(item, priority)
-    if is_paused(item.job):
-        item.standing, item.reason = (
-            "paused",
-            f"Paused. To continue, put {item.job.name}.resume into incoming/.",
+async def priority_of(job: JobDir, evaluator: Evaluator) -> int:
+    """A settled job's priority from its sidecar; 0 if it cannot be read: the executor reports why."""
+    if job.sidecar is None:
+        return 0
+    # No sidecar may end the scanner, and with it the service, at each start again.
+    with contextlib.suppress(Exception):
+        kind = await asyncio.to_thread(detect, job.data, job.data.name)
+        sidecar = await evaluator.load_sidecar(
+            job.sidecar, openai=kind.format == "openai", cpu_s=_PRIORITY_CPU_S, begun=True
         )
+        return sidecar.priority
+    return 0

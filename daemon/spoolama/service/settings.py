@@ -1,12 +1,13 @@
 """Defines the service's settings and reads them from a YAML file and from the environment.
 
-The variable `SPOOLAMA_A__B` overrides the key `a: {b: …}`. `config/spoolama.yaml` lists every key with its
-default.
+`config/spoolama.yaml` explains every key and has its default. The variable `SPOOLAMA_A__B` overrides the key
+`a: {b: …}`.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
@@ -19,15 +20,17 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 
+from spoolama.backends.factory import BackendKind
 from spoolama.errors import ConfigError, Problem
 from spoolama.job.rows.reader import MAX_CELL_BYTES
+from spoolama.job.yaml_problems import problems_of
 from spoolama.job.yaml_tree import Tree, read_yaml
 from spoolama.memory.limits import Marks
 from spoolama.regular import NotRegular, open_regular
-from spoolama.service.settings_words import meant, problems_of
 
 __all__ = [
     "PREFIX",
@@ -43,16 +46,17 @@ __all__ = [
 PREFIX = "SPOOLAMA_"
 OLLAMA_URL = "http://127.0.0.1:11434"
 _OTHER_VARIABLES = {"SPOOLAMA_CONFIG"}
-_FOR_TESTS = "SPOOLAMA_TEST_"
 
 
-def _as_path(value: object) -> object:
-    return Path(value) if isinstance(value, str) and value else value
+def _as_path(value: object, info: ValidationInfo) -> object:
+    """A path, relative to the directory in the context of the validation."""
+    return (info.context or Path.cwd()) / value if isinstance(value, str) and value else value
 
 
 FilePath = Annotated[Path, BeforeValidator(_as_path)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Mark = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
+"""Up to 1 a share of the total memory, above that GB (2^30 bytes)."""
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Days = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -64,23 +68,12 @@ class _Section(BaseModel):
 class BackendSection(_Section):
     """The model server."""
 
-    kind: Literal["ollama", "embedded", "openai"] = Field("ollama", description="The kind of model server.")
-    url: str | None = Field(
-        None,
-        pattern="^https?://[^/\\s]+",
-        description="The server's address. Default for ollama: http://127.0.0.1:11434. openai needs one.",
-    )
-    api_key_file: FilePath | None = Field(
-        None,
-        description="A file whose first line is the bearer token. LoadCredential= can provide it.",
-    )
-    shared: bool = Field(
-        False, description="Other programs use this server's models too, so never release them."
-    )
-    threads: int | None = Field(None, ge=1, description="embedded: CPU threads. Default: all cores.")
-    cache_dir: FilePath | None = Field(
-        None, description="embedded: where model packages are unpacked. Default: the user's cache directory."
-    )
+    kind: BackendKind = "ollama"
+    url: str | None = Field(None, pattern="^https?://[^/\\s]+")
+    api_key_file: FilePath | None = None
+    shared: bool = False
+    threads: int | None = Field(None, ge=1)
+    cache_dir: FilePath | None = None
 
     @property
     def address(self) -> str | None:
@@ -89,27 +82,33 @@ class BackendSection(_Section):
             return None
         return self.url or (OLLAMA_URL if self.kind == "ollama" else None)
 
+    def api_key(self) -> str | None:
+        """Read the API key from its file; None: no file is set.
+
+        Raises:
+            ConfigError: the file cannot be read, or is empty.
+        """
+        if self.api_key_file is None:
+            return None
+        try:
+            lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"backend.api_key_file: {self.api_key_file} cannot be read: {error}") from None
+        if not lines or not lines[0].strip():
+            raise ConfigError(f"backend.api_key_file: the first line of {self.api_key_file} is empty")
+        return lines[0].strip()
+
 
 class VramSection(_Section):
-    """Limits of memory pressure. A number up to 1 is a share of the total, above that GB (2^30 bytes)."""
+    """Limits of memory pressure, and the GPUs to watch."""
 
-    high: Mark = Field(
-        0.875, description="From here on no model is loaded or enlarged, and idle models are released."
-    )
-    critical: Mark = Field(
-        0.9375, description="From here on no rows are sent, and the model is released until memory is free."
-    )
-    keep_free_gb: float = Field(
-        0.5,
-        ge=0,
-        allow_inf_nan=False,
-        description="GB that all processes together must leave free; critical begins below that.",
-    )
-    host_high: Share = Field(0.9, description="`high` for this machine's memory, as a share in use.")
-    host_critical: Share = Field(0.95, description="`critical` for this machine's memory, as a share in use.")
-    cards: list[int] = Field(
-        default_factory=list, description="NVML indexes of the GPUs to watch. Default: all."
-    )
+    high: Mark = 0.875
+    critical: Mark = 0.9375
+    keep_free_gb: float = Field(0.5, ge=0, allow_inf_nan=False)
+    host_high: Share = 0.9
+    host_critical: Share = 0.95
+    cards: list[int] = Field(default_factory=list)
+    """NVML indexes; empty: all GPUs."""
 
     @model_validator(mode="after")
     def _in_order(self) -> VramSection:
@@ -133,73 +132,36 @@ class VramSection(_Section):
 class LogSection(_Section):
     """Logging."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Lowest level that is logged. Row content is logged only at level debug."
-    )
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class KeepSection(_Section):
-    """How long results are kept. By default forever."""
+    """How long published jobs are kept; None: forever."""
 
-    done_days: Days | None = Field(None, description="Days until a published job is removed from done/.")
-    failed_days: Days | None = Field(None, description="The same for failed/.")
+    done_days: Days | None = None
+    failed_days: Days | None = None
 
 
 class Settings(_Section):
     """All settings. The defaults apply if there is no file."""
 
-    spool: FilePath = Field(
-        Path("/var/spool/spoolama"), description="The spool directory; must be on one file system."
-    )
-    backend: BackendSection = Field(default_factory=BackendSection, description="The model server.")
-    lanes: int = Field(
-        1, ge=1, le=256, description="Parallel requests; must match the server's OLLAMA_NUM_PARALLEL."
-    )
-    quiet_s: Seconds = Field(
-        2.0, description="Seconds that a file must be unchanged (by ctime) before it is claimed."
-    )
-    rescan_s: float = Field(
-        10.0, gt=0, le=3600, description="Seconds between two scans of incoming/ when no event starts one."
-    )
-    openai_wait_s: Seconds = Field(
-        10.0, description="Seconds that an OpenAI batch file waits for an optional sidecar."
-    )
-    lonely_after_s: Seconds = Field(
-        600.0, description="Seconds until data without a sidecar, or the reverse, causes a warning."
-    )
-    max_bytes: int = Field(
-        10_000_000_000, ge=1, description="Largest data file, in bytes as uploaded; larger ones are held."
-    )
-    min_free_bytes: int = Field(
-        500_000_000,
-        ge=0,
-        description="Minimum free bytes on the disk of the spool; with less, no job is claimed.",
-    )
-    default_sidecar: FilePath | None = Field(
-        None, description="Sidecar for data files without one. Default: such files wait for a sidecar."
-    )
-    max_cell_bytes: int = Field(
-        MAX_CELL_BYTES,
-        ge=100,
-        le=1_000_000,
-        description="Largest value of a row, in bytes; a row with a larger one fails. "
-        "A prompt that does not fit the context window fails in any case.",
-    )
-    final_newline: Literal["require", "accept"] = Field(
-        "require",
-        description="Whether data must end with a newline; without one it may be truncated.",
-    )
-    release_after_s: Seconds = Field(
-        300.0, description="Seconds with an empty queue until the models loaded by the service are released."
-    )
-    drain_s: Seconds = Field(
-        60.0, description="Seconds for rows in flight to finish at stop; must be below TimeoutStopSec."
-    )
-    vram: VramSection = Field(
-        default_factory=VramSection, description="Limits of memory pressure, and the GPUs to watch."
-    )
-    log: LogSection = Field(default_factory=LogSection, description="Logging.")
-    keep: KeepSection = Field(default_factory=KeepSection, description="How long results are kept.")
+    spool: FilePath = Path("/var/spool/spoolama")
+    backend: BackendSection = Field(default_factory=BackendSection)
+    lanes: int = Field(1, ge=1, le=256)
+    quiet_s: Seconds = 2.0
+    rescan_s: float = Field(10.0, gt=0, le=3600)
+    openai_wait_s: Seconds = 10.0
+    lonely_after_s: Seconds = 600.0
+    max_bytes: int = Field(10_000_000_000, ge=1)
+    min_free_bytes: int = Field(500_000_000, ge=0)
+    default_sidecar: FilePath | None = None
+    max_cell_bytes: int = Field(MAX_CELL_BYTES, ge=100, le=1_000_000)
+    final_newline: Literal["require", "accept"] = "require"
+    release_after_s: Seconds = 300.0
+    drain_s: Seconds = 60.0
+    vram: VramSection = Field(default_factory=VramSection)
+    log: LogSection = Field(default_factory=LogSection)
+    keep: KeepSection = Field(default_factory=KeepSection)
 
     @model_validator(mode="after")
     def _address_known(self) -> Settings:
@@ -239,12 +201,12 @@ def load_settings(path: Path | None, env: Mapping[str, str]) -> Settings:
     problems = list(tree.problems) + _overlay(values, env)
     settings: Settings | None = None
     try:
-        settings = Settings.model_validate(values)
+        settings = Settings.model_validate(values, context=path.absolute().parent if path else None)
     except ValidationError as error:
-        problems += problems_of(error, file=name, tree=tree, model=Settings)
+        problems += problems_of(error, name=name, tree=tree, model=Settings)
     if problems or settings is None:
         raise ConfigError("\n".join(str(p) for p in problems))
-    return _anchored(settings, path, env)
+    return settings
 
 
 def _read(path: Path | None, name: str) -> Tree:
@@ -269,10 +231,11 @@ def _overlay(values: dict[str, Any], env: Mapping[str, str]) -> list[Problem]:
     known = {variable: (path, info) for variable, path, info in variables()}
     problems = []
     for variable in sorted(env):
-        if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES or variable.startswith(_FOR_TESTS):
+        if not variable.startswith(PREFIX) or variable in _OTHER_VARIABLES:
             continue
         if variable not in known:
-            hint = meant(variable, known)
+            close = difflib.get_close_matches(variable, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else None
             problems.append(Problem("environment", None, None, variable, "unknown setting", hint))
             continue
         path, info = known[variable]
@@ -303,25 +266,3 @@ def _items(text: str | None) -> list[str]:
 
 def _may_be_absent(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, UnionType) and type(None) in get_args(annotation)
-
-
-def _anchored(settings: Settings, path: Path | None, env: Mapping[str, str]) -> Settings:
-    """Make paths absolute: relative to the file's directory, or to the working directory for variables."""
-    file_base = path.absolute().parent if path else Path.cwd()
-
-    def anchor(value: Path | None, variable: str) -> Path | None:
-        return value and (Path.cwd() if variable in env else file_base) / value
-
-    backend = settings.backend.model_copy(
-        update={
-            "api_key_file": anchor(settings.backend.api_key_file, "SPOOLAMA_BACKEND__API_KEY_FILE"),
-            "cache_dir": anchor(settings.backend.cache_dir, "SPOOLAMA_BACKEND__CACHE_DIR"),
-        }
-    )
-    return settings.model_copy(
-        update={
-            "spool": anchor(settings.spool, "SPOOLAMA_SPOOL"),
-            "default_sidecar": anchor(settings.default_sidecar, "SPOOLAMA_DEFAULT_SIDECAR"),
-            "backend": backend,
-        }
-    )

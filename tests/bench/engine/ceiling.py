@@ -21,8 +21,7 @@ from bench.engine.settings import WINDOW, Review, alone
 from spoolama.backends.embedded_models import find_weights
 from spoolama.backends.embedded_process import EngineProcess
 from spoolama.backends.http import HttpCaller
-from spoolama.backends.openai_errors import checked
-from spoolama.backends.openai_wire import wire_messages
+from spoolama.backends.openai_wire import checked, wire_messages
 from spoolama.clock import Clock
 
 __all__ = ["RAW_PARAMS", "Rendered", "render", "run_raw"]

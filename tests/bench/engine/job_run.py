@@ -21,9 +21,9 @@ from spoolama.job.row import Row
 from spoolama.job.sidecar import Sidecar
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
-from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_format import open_reader
+from spoolama.stopping import Stop
 from support.evaluation import inline_job_evaluator
 
 __all__ = ["TimedBackend", "accepted", "answer", "run_job"]
@@ -179,7 +179,7 @@ async def answer(
             clock=clock,
             progress=progress,
             lanes=lanes,
-            stop=StopSignal(),
+            stop=Stop(),
         )
         began = clock.monotonic()
         await runner.run()

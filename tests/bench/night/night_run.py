@@ -19,7 +19,7 @@ from spoolama.memory.limits import Marks
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd
-from spoolama.service.model import StopSignal
+from spoolama.stopping import Stop
 from support.card_server import CardServer, ModelledCard, seconds_of
 from support.card_users import Users
 from support.clock import VirtualClock
@@ -193,7 +193,7 @@ def run_night(
 
 
 async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar: str) -> RunEnd:
-    server, stop = night.server, StopSignal()
+    server, stop = night.server, Stop()
     thread = CardThread(card, clock)
 
     def told(event: str, facts: dict[str, Any]) -> None:

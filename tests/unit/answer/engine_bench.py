@@ -15,9 +15,9 @@ from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.row import Row
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd
-from spoolama.service.model import StopSignal
 from spoolama.spool.job_ledger import JobLedger, NewRow
 from spoolama.spool.ledger_reader import LedgerReader, Outcome
+from spoolama.stopping import Stop
 from support.backend import Call, ScriptedBackend
 from support.clock import VirtualClock
 from support.evaluation import InlineRunner
@@ -58,7 +58,7 @@ class Bench:
         self.backend = ScriptedBackend(self.clock, **backend)
         self.path = path / "ledger.sqlite"
         self.texts = texts
-        self.stop = StopSignal()
+        self.stop = Stop()
         self.runner = InlineRunner()
         self.on_notice: Callable[[str, str], None] = lambda _kind, _message: None
         self.progress = Progress("job", self.clock, Pulse(self.clock))
@@ -94,7 +94,7 @@ class Bench:
 
     def run(self, lanes: int = 1) -> RunEnd:
         async def main() -> RunEnd:
-            self.stop = StopSignal()
+            self.stop = Stop()
             return await self.clock.run(self._run(lanes))
 
         return asyncio.run(main())

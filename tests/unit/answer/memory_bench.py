@@ -15,7 +15,7 @@ from spoolama.memory.limits import GB
 from spoolama.memory.room import Need, Room, Taken, Where
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd
-from spoolama.service.model import StopSignal
+from spoolama.stopping import Stop
 from support.backend import ScriptedBackend
 from support.card_server import GEMMA3_12B
 from support.clock import VirtualClock
@@ -113,12 +113,12 @@ class MemoryBench:
     def __init__(self, texts: Sequence[str], sidecar: str = SIDECAR, **backend: Any) -> None:
         self.clock = VirtualClock()
         self.sidecar = parse_sidecar(sidecar, "job.yaml")
-        options: dict[str, Any] = {"kind": "ollama", "shape_": GEMMA3_12B, "latency_s": 1.0} | backend
+        options: dict[str, Any] = {"uses_gpus": True, "shape_": GEMMA3_12B, "latency_s": 1.0} | backend
         self.backend = ScriptedBackend(self.clock, **options)
         self.store = MemoryStore([{"text": text} for text in texts])
         self.memory = ScriptedMemory(self.clock, self.backend)
         self.progress = Progress("job", self.clock, Pulse(self.clock))
-        self.stop = StopSignal()
+        self.stop = Stop()
         self.shown: list[tuple[float, str, bool]] = []
         """Second, phase and whether it waits, of each look."""
 
@@ -135,7 +135,7 @@ class MemoryBench:
         return run_quietly(self.clock, self._run(sorted(script, key=lambda s: s[0]), lanes))
 
     async def _run(self, script: list[tuple[float, Callable[[], object]]], lanes: int) -> RunEnd:
-        self.stop = StopSignal()
+        self.stop = Stop()
         runner = JobRunner(
             evaluator=inline_job_evaluator(),
             sidecar=self.sidecar,

@@ -25,7 +25,7 @@ from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.sidecar import Sidecar
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
-from spoolama.service.model import StopSignal
+from spoolama.stopping import Stop
 from support.evaluation import inline_job_evaluator
 from support.store import MemoryStore
 
@@ -69,6 +69,9 @@ class Exact:
     num_ctx: int
     kind: str = "exact"
     releases: bool = True
+    uses_gpus: bool = False
+    sets_slots: bool = False
+    pid: int | None = None
     refused: Counter[str] = field(default_factory=Counter)
     spoiled: int = 0
     """Answers that ran over the end of the window."""
@@ -138,7 +141,7 @@ def answer_all(sidecar: Sidecar, store: MemoryStore, server: Exact) -> None:
         clock=clock,
         progress=Progress("job", clock, Pulse(clock)),
         lanes=2,
-        stop=StopSignal(),
+        stop=Stop(),
     )
     asyncio.run(runner.run())
 

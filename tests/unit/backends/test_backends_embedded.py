@@ -21,7 +21,7 @@ from spoolama.backends.embedded import EmbeddedBackend, _greedy
 from spoolama.backends.embedded_models import find_weights
 from spoolama.backends.embedded_process import EngineProcess
 from spoolama.backends.http import HttpCaller
-from spoolama.backends.prefix_copies import PrefixCopies
+from spoolama.backends.llama_server import PrefixCopies
 from spoolama.clock import SystemClock
 from spoolama.errors import OutOfMemory, RequestRefused, ServerDied
 

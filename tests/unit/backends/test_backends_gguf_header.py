@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spoolama.backends.gguf_header import GgufFacts, read_gguf_facts
+from spoolama.backends.gguf_header import read_gguf
 
 UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 6, 7, 8, 9, 10
 
@@ -30,7 +30,7 @@ def array(kind: int, items: list[bytes], *, count: int | None = None) -> bytes:
 
 def gguf(*pairs: bytes, version: int = 3, count: int | None = None, magic: bytes = b"GGUF") -> bytes:
     """A file with these pairs; `count` says another number than there are."""
-    return magic + struct.pack("<IQQ", version, 7, len(pairs) if count is None else count) + b"".join(pairs)
+    return magic + struct.pack("<IQQ", version, 0, len(pairs) if count is None else count) + b"".join(pairs)
 
 
 ARCHITECTURE = pair("general.architecture", STRING, text("gemma3"))
@@ -40,19 +40,27 @@ TOKENS = pair("tokenizer.ggml.tokens", ARRAY, array(STRING, [text("<bos>"), text
 SCORES = pair("tokenizer.ggml.scores", ARRAY, array(FLOAT32, [struct.pack("<f", 0.5)] * 3))
 TEMPLATE = pair("tokenizer.chat_template", STRING, text("{{ x }}" * 40_000))
 FLAG = pair("tokenizer.ggml.add_bos_token", BOOL, b"\x01")
-GEMMA = GgufFacts("gemma3", 32768, 512)
+Facts = tuple[str | None, int | None, int | None]
+UNKNOWN: Facts = (None, None, None)
+GEMMA: Facts = ("gemma3", 32768, 512)
 
 
-def read(tmp_path: Path, content: bytes) -> GgufFacts:
+def facts_of(path: Path) -> Facts:
+    """Architecture, trained context and sliding window of a file."""
+    header = read_gguf(path)
+    return header.architecture, header.trained_ctx, header.sliding_window
+
+
+def read(tmp_path: Path, content: bytes) -> Facts:
     """The facts of a file with this content."""
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    return read_gguf_facts(path)
+    return facts_of(path)
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_windows_are_read_whatever_stands_around_them(tmp_path: Path, version: int) -> None:
-    """Arrays, long texts and flags before and behind are stepped over, tensors are not looked at."""
+    """Arrays, long texts and flags before and after them are skipped."""
     content = gguf(TOKENS, FLAG, TEMPLATE, ARCHITECTURE, SCORES, TRAINED, SLIDING, version=version)
 
     assert read(tmp_path, content + b"tensors" * 1000) == GEMMA
@@ -61,25 +69,25 @@ def test_windows_are_read_whatever_stands_around_them(tmp_path: Path, version: i
 @pytest.mark.parametrize(
     ("pairs", "facts"),
     [
-        ([ARCHITECTURE], GgufFacts("gemma3")),
-        ([TRAINED, SLIDING], GgufFacts()),  # of whom?
-        ([pair("general.architecture", STRING, text("llama")), TRAINED], GgufFacts("llama")),
+        ([ARCHITECTURE], ("gemma3", None, None)),
+        ([TRAINED, SLIDING], UNKNOWN),  # of whom?
+        ([pair("general.architecture", STRING, text("llama")), TRAINED], ("llama", None, None)),
         (
             [ARCHITECTURE, pair("gemma3.context_length", UINT64, struct.pack("<Q", 131072))],
-            GgufFacts("gemma3", 131072),
+            ("gemma3", 131072, None),
         ),
         (
             [ARCHITECTURE, TRAINED, pair("gemma3.attention.sliding_window", UINT32, struct.pack("<I", 0))],
-            GgufFacts("gemma3", 32768),  # 0 stands for none
+            ("gemma3", 32768, None),  # 0 stands for none
         ),
         (
             [ARCHITECTURE, TRAINED, pair("gemma3.attention.sliding_window", BOOL, b"\x01")],
-            GgufFacts("gemma3", 32768),
+            ("gemma3", 32768, None),
         ),
-        ([pair("general.architecture", UINT32, struct.pack("<I", 3)), TRAINED], GgufFacts()),
+        ([pair("general.architecture", UINT32, struct.pack("<I", 3)), TRAINED], UNKNOWN),
     ],
 )
-def test_what_is_not_there_stays_unknown(tmp_path: Path, pairs: list[bytes], facts: GgufFacts) -> None:
+def test_what_is_not_there_stays_unknown(tmp_path: Path, pairs: list[bytes], facts: Facts) -> None:
     """A key that is missing, belongs to another architecture or is no count of tokens is no fact."""
     assert read(tmp_path, gguf(*pairs)) == facts
 
@@ -89,7 +97,7 @@ def test_a_header_that_ends_early_is_unknown(tmp_path: Path) -> None:
     whole = gguf(ARCHITECTURE, TRAINED, TOKENS, SLIDING)
 
     assert read(tmp_path, whole) == GEMMA
-    assert {read(tmp_path, whole[:size]) for size in range(len(whole))} == {GgufFacts()}
+    assert {read(tmp_path, whole[:size]) for size in range(len(whole))} == {UNKNOWN}
 
 
 HUGE = 2**63
@@ -98,7 +106,7 @@ FOREIGN: dict[str, bytes] = {
     "other magic": gguf(ARCHITECTURE, TRAINED, magic=b"GGML"),
     "first version": gguf(ARCHITECTURE, TRAINED, version=1),
     "later version": gguf(ARCHITECTURE, TRAINED, version=4),
-    "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 7, 2) + ARCHITECTURE + TRAINED,
+    "big-endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 2) + ARCHITECTURE + TRAINED,
     "huge count of pairs": gguf(ARCHITECTURE, TRAINED, count=HUGE),
     "huge key": gguf(ARCHITECTURE, struct.pack("<Q", HUGE) + b"x"),
     "huge text": gguf(ARCHITECTURE, pair("x", STRING, struct.pack("<Q", HUGE) + b"x")),
@@ -116,7 +124,7 @@ FOREIGN: dict[str, bytes] = {
 @pytest.mark.timeout(20)
 def test_a_foreign_file_is_unknown(tmp_path: Path, content: bytes) -> None:
     """No length that a file claims makes us read, keep or wait for more than there is."""
-    assert read(tmp_path, content) == GgufFacts()
+    assert read(tmp_path, content) == UNKNOWN
 
 
 def test_a_text_that_goes_on_for_ever_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,8 +132,8 @@ def test_a_text_that_goes_on_for_ever_is_given_up(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("spoolama.backends.gguf_header.MOST_HEADER", 100_000)
     long = pair("tokenizer.chat_template", STRING, text("x" * 100_000))
 
-    assert read(tmp_path, gguf(long, ARCHITECTURE, TRAINED)) == GgufFacts()
-    assert read(tmp_path, gguf(ARCHITECTURE, TRAINED)) == GgufFacts("gemma3", 32768)
+    assert read(tmp_path, gguf(long, ARCHITECTURE, TRAINED)) == UNKNOWN
+    assert read(tmp_path, gguf(ARCHITECTURE, TRAINED)) == ("gemma3", 32768, None)
 
 
 def test_arrays_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,14 +141,14 @@ def test_arrays_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyP
     texts = pair("x", ARRAY, array(STRING, [text("")] * 5))
 
     monkeypatch.setattr("spoolama.backends.gguf_header.MOST_ITEMS", 10)
-    assert read(tmp_path, gguf(ARCHITECTURE, texts, texts)) == GgufFacts("gemma3")
+    assert read(tmp_path, gguf(ARCHITECTURE, texts, texts)) == ("gemma3", None, None)
     monkeypatch.setattr("spoolama.backends.gguf_header.MOST_ITEMS", 9)
-    assert read(tmp_path, gguf(ARCHITECTURE, texts, texts)) == GgufFacts()
+    assert read(tmp_path, gguf(ARCHITECTURE, texts, texts)) == UNKNOWN
 
 
 def test_a_file_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
     """A missing file is somebody else's error."""
-    assert read_gguf_facts(tmp_path / "nosuch.gguf") == GgufFacts()
+    assert facts_of(tmp_path / "nosuch.gguf") == UNKNOWN
 
 
 @pytest.mark.parametrize(("number", "known"), [(1, True), (4096, True), (4097, False)])
@@ -148,4 +156,4 @@ def test_pairs_are_bounded(tmp_path: Path, number: int, known: bool) -> None:
     """As many pairs as any model may have are read, one more is no header."""
     pairs: list[Any] = [ARCHITECTURE, *[pair("x", BOOL, b"\x00")] * (number - 1)]
 
-    assert (read(tmp_path, gguf(*pairs)) == GgufFacts("gemma3")) is known
+    assert (read(tmp_path, gguf(*pairs)) == ("gemma3", None, None)) is known

@@ -13,10 +13,10 @@ import pytest
 
 from spoolama.backends.base import LoadSpec
 from spoolama.backends.embedded import WHOLE_WINDOW_BYTES, EmbeddedBackend
-from spoolama.backends.gguf_header import GgufHeader, Tensor, read_gguf, read_gguf_facts
+from spoolama.backends.gguf_header import GgufHeader, Tensor, read_gguf
 from spoolama.backends.model_shape import lacks_arrays, shape_of
 from spoolama.backends.ollama import OllamaBackend
-from spoolama.backends.ollama_model import read_show
+from spoolama.backends.ollama_wire import read_show
 from spoolama.backends.openai import OpenAIBackend
 from spoolama.clock import SystemClock
 from support.backend import ScriptedBackend
@@ -246,23 +246,24 @@ def test_a_header_gives_short_lists_the_vocabulary_and_tensors(tmp_path: Path) -
     ids=["ends early", "too many dimensions", "too many", "a long name"],
 )
 def test_a_header_with_broken_tensors_is_none(tmp_path: Path, tensors: bytes, count: int) -> None:
-    """What cannot be read whole is empty, and the facts before it are read as ever."""
+    """What cannot be read whole is empty."""
     path = tmp_path / "model.gguf"
     path.write_bytes(header(tensors=tensors, count=count))
 
     assert read_gguf(path) == GgufHeader()
-    assert read_gguf_facts(path).architecture == "llama"
 
 
 def test_bytes_of_a_token_are_those_of_each_layer(tmp_path: Path) -> None:
-    """With a list of heads the embedded engine's bound counts it instead of all query heads."""
+    """With a list of heads the cache bound of the embedded engine counts these, not all query heads."""
     numbers = {"block_count": 3, "embedding_length": 64, "attention.head_count": 8}
     pairs = [text(f"llama.{name}") + struct.pack("<II", 4, value) for name, value in numbers.items()]
     content = header()
     path = tmp_path / "model.gguf"
     path.write_bytes(content[:16] + struct.pack("<Q", 4 + len(pairs)) + content[24:] + b"".join(pairs))
 
-    assert read_gguf_facts(path).kv_bytes == (1 + 2 + 3) * (8 + 8) * 2
+    shape = shape_of(read_gguf(path).pairs, 1)
+    assert shape is not None
+    assert shape.token_bytes == (1 + 2 + 3) * (8 + 8) * 2
 
 
 def test_lists_that_ollama_leaves_out_are_noticed() -> None:

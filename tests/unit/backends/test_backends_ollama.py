@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import httpx
 import pytest
 
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
-from spoolama.backends.factory import BackendSettings, make_backend
+from spoolama.backends.factory import BackendKind, make_backend
 from spoolama.backends.ollama import OllamaBackend
 from spoolama.clock import SystemClock
 from spoolama.errors import BackendError, RequestRefused, ServerBusy, ServerDied, UnexpectedReply
@@ -291,6 +291,42 @@ def test_a_release_that_failed_is_tried_again() -> None:
     assert run(None, scenario) == ["gemma3:270m", "smollm2:135m"]
 
 
+class _RefusesRelease(httpx.AsyncBaseTransport):
+    """Passes requests to the server, but answers the first release itself."""
+
+    def __init__(self, status: int) -> None:
+        self._network = httpx.AsyncHTTPTransport()
+        self._status: int | None = status
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer or pass on a request."""
+        status = self._status
+        if status is None or b'"keep_alive": 0' not in await request.aread():
+            return await self._network.handle_async_request(request)
+        self._status = None
+        return httpx.Response(status, json={"error": "not now"})
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._network.aclose()
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_model_whose_release_the_server_refuses_is_not_forgotten(status: int) -> None:
+    """The next release tries again; after that it is gone."""
+
+    async def scenario(server: FakeOllama, _: OllamaBackend) -> list[list[str]]:
+        backend = OllamaBackend(server.url, transport=_RefusesRelease(status), clock=SystemClock())
+        await backend.load(SPEC)
+        with pytest.raises(BackendError):
+            await backend.release()
+        released = [list(await backend.release()), list(await backend.release()), server.loaded]
+        await backend.aclose()
+        return released
+
+    assert run(None, scenario) == [["smollm2:135m"], [], []]
+
+
 def test_a_model_that_vanished_after_its_load_is_no_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody unloads it between the load and the look at `/api/ps`: said, not taken for loaded."""
 
@@ -342,12 +378,12 @@ def test_a_row_with_anything_in_it_arrives_as_it_is() -> None:
 def test_the_factory_makes_each_kind() -> None:
     """Settings name the kind; nothing is connected by making one."""
 
+    kinds = get_args(BackendKind)
+
     async def scenario() -> list[str]:
-        backends = [
-            make_backend(BackendSettings(kind), SystemClock()) for kind in ("ollama", "openai", "embedded")
-        ]
+        backends = [make_backend(kind, SystemClock(), url="http://server") for kind in kinds]
         for backend in backends:
             await backend.aclose()
         return [backend.kind for backend in backends]
 
-    assert asyncio.run(scenario()) == ["ollama", "openai", "embedded"]
+    assert asyncio.run(scenario()) == list(kinds)

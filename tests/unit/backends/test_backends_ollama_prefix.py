@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
-from spoolama.backends.logprobs import mean_logprob
 from spoolama.backends.ollama import OllamaBackend
+from spoolama.backends.replies import mean_logprob
 from spoolama.clock import SystemClock
 from spoolama.errors import AnswerUnfinished, ContextOverflow, RequestRefused, UnexpectedReply
 from support.fake_ollama import GEMMA3, SMOLLM2, FakeModel, FakeOllama, Script

@@ -13,9 +13,7 @@ import pytest
 from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, Reply
 from spoolama.backends.http import HttpReply
 from spoolama.backends.openai import OpenAIBackend
-from spoolama.backends.openai_errors import checked
-from spoolama.backends.openai_stream import fold
-from spoolama.backends.openai_wire import read_reply
+from spoolama.backends.openai_wire import checked, fold, read_reply
 from spoolama.clock import SystemClock
 from spoolama.errors import AnswerUnfinished, RequestRefused, ServerDied, UnexpectedReply
 from support.fake_ollama import FakeOllama

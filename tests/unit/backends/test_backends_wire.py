@@ -11,7 +11,7 @@ import pytest
 
 from spoolama.backends.base import Backend, ChatRequest, LoadSpec, Message, Reply
 from spoolama.backends.ollama import OllamaBackend
-from spoolama.backends.ollama_reply import read_reply
+from spoolama.backends.ollama_wire import read_reply
 from spoolama.backends.openai import OpenAIBackend
 from spoolama.backends.openai_wire import read_reply as read_openai
 from spoolama.clock import SystemClock

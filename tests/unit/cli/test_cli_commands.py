@@ -311,7 +311,7 @@ def test_check_config(
     (tmp_path / "c.yaml").write_text("lanse: 2\n")
     status, text = as_a_person(monkeypatch, capsys, "check", "--config", tmp_path / "c.yaml")
     assert status == 78
-    assert 'c.yaml:1:1: lanse: unknown key (did you mean "lanes"?)' in text
+    assert "c.yaml:1:1: lanse: unknown key (did you mean lanes?)" in text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "examples").glob("*.yaml")), ids=lambda p: p.stem)

@@ -81,7 +81,7 @@ def look(
     """What is found with these cards and this server."""
     clock = SystemClock()
     given = {f"SPOOLAMA_{key.upper()}": str(value) for key, value in settings.items()}
-    server = _Server(clock, kind="ollama", shape_=LLAMA_8B)
+    server = _Server(clock, uses_gpus=True, shape_=LLAMA_8B)
     arrange(server)
 
     async def once() -> dict[str, Any]:

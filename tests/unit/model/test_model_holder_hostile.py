@@ -140,7 +140,7 @@ def test_a_server_that_holds_its_model_whatever_we_do_is_not_waited_for(
     level: Level, window: int | None, shape: ModelShape | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It fills the card itself: with a window larger than ours, or without a word of what it holds."""
-    bench = MemoryBench(short_rows(60), kind="openai", shape_=shape, releases=False)
+    bench = MemoryBench(short_rows(60), shape_=shape, releases=False)
     bench.memory.level = level
     bench.backend.fault = once(ServerBusy("503"), "row 10", "row 30")
     held = LoadedModel(name="m", digest=None, num_ctx=window, slots=None, server=ServerInfo("openai", "1"))
@@ -222,7 +222,7 @@ def test_a_release_that_fails_is_tried_again_and_loads_keep_their_pace(
 
 def test_a_model_that_alone_fills_main_memory_is_released_three_times_in_an_hour_at_most() -> None:
     """Each time it comes back memory is critical again: after that rows go on with it as it is."""
-    bench = MemoryBench(short_rows(1500), ONE_LOAD, kind="embedded")
+    bench = MemoryBench(short_rows(1500), ONE_LOAD, uses_gpus=False, sets_slots=True)
     bench.memory.where = "host"
 
     def alone() -> None:

@@ -132,7 +132,9 @@ def test_memory_that_is_high_for_hours_fails_no_long_row_whose_load_fits() -> No
 def test_a_smaller_load_waits_until_no_row_is_in_flight() -> None:
     """Rows of other lanes would lose the process that answers them, and have no try left."""
     faults = runs_out("row 9", "row 60")
-    bench = MemoryBench(short_rows(200), SIDECAR + "retries: 0\n", kind="embedded", fault=faults)
+    bench = MemoryBench(
+        short_rows(200), SIDECAR + "retries: 0\n", uses_gpus=False, sets_slots=True, fault=faults
+    )
 
     def stagger() -> None:
         bench.backend.latency_s = 1.0 + bench.clock.monotonic() * 7 % 23

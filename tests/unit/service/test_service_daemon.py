@@ -18,13 +18,19 @@ from spoolama.job.sidecar import Sidecar
 from spoolama.memory.card_thread import CardThread
 from spoolama.memory.readings import NoCards
 from spoolama.memory.watchdog import MemoryWatchdog
-from spoolama.progress import Progress
-from spoolama.service.memory import Watching
-from spoolama.service.model import JobEnd, StopSignal
+from spoolama.progress import Progress, Pulse
+from spoolama.service.models import ServerProber
+from spoolama.service.retention import Retention
 from spoolama.service.settings import Settings, VramSection
+from spoolama.service.state import JobEnd, ServerState, ServiceState
+from spoolama.service.status import StatusReporter
+from spoolama.service.systemd import Heartbeat
 from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.scanner import Drop
+from spoolama.stopping import Stop
+from support.hand_clock import HandClock
+from support.notify_socket import RecordingNotifier
 from support.service import SIDECAR, Service, in_loop, until
 
 
@@ -66,7 +72,7 @@ async def test_once_works_off_what_is_there_and_ends(service: Service) -> None:
 async def test_a_flood_of_files_that_are_held_is_counted(
     service: Service, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither status/ nor the journal grows with them, and each drop is still taken."""
+    """Neither status/ nor the journal grows with them, and each upload is still claimed."""
     monkeypatch.setattr("spoolama.spool.scanner.MOST_HELD", 3)
     monkeypatch.setattr("spoolama.service.scanning.MOST_HELD", 3)
     for number in range(9):
@@ -83,7 +89,7 @@ async def test_a_flood_of_files_that_are_held_is_counted(
     told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     assert len([one for one in told if one["event"] == "drop.held"]) == 3
     (many,) = [one for one in told if one["event"] == "drop.many_held"]
-    assert many["message"].startswith("3 files in incoming/ are not taken, and 6 more, which are not listed")
+    assert many["message"].startswith("3 files stay in incoming/, and 6 more, which are not listed")
 
 
 @in_loop
@@ -114,7 +120,7 @@ async def test_jobs_go_by_priority_then_by_arrival(service: Service) -> None:
     """And each waiting one's place is in its status."""
     gate = asyncio.Event()
 
-    async def wait(job: JobDir, progress: Progress, stop: StopSignal) -> None:
+    async def wait(job: JobDir, progress: Progress, stop: Stop) -> None:
         await gate.wait()
 
     service.executor.act = wait
@@ -200,7 +206,7 @@ async def test_sidecars_of_many_drops_are_read_two_at_a_time(service: Service) -
 async def test_sigterm_drains_and_leaves_the_rest(service: Service) -> None:
     """The executor is asked to stop, and what it leaves goes on at the next start."""
 
-    async def leave(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
+    async def leave(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
         await stop.wait()
         return JobEnd("left", None, "stopped")
 
@@ -224,7 +230,7 @@ async def test_draining_has_an_end(tmp_path: Path) -> None:
     """An executor that does not stop is cut off after drain_s."""
     service = Service(tmp_path / "spool", drain_s=0.1)
 
-    async def stubborn(job: JobDir, progress: Progress, stop: StopSignal) -> None:
+    async def stubborn(job: JobDir, progress: Progress, stop: Stop) -> None:
         await asyncio.sleep(60)
 
     service.executor.act = stubborn
@@ -253,13 +259,12 @@ async def test_ready_comes_while_the_server_is_away(
 @in_loop
 async def test_a_dead_side_task_stops_the_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit status 1, so that systemd starts it anew."""
-    daemon = service.daemon()
 
-    async def die() -> None:
+    async def die(_: Retention) -> None:
         raise OSError("out of descriptors")
 
-    monkeypatch.setattr(daemon._keeping, "run", die)
-    assert await asyncio.wait_for(daemon.run(), 10) == 1
+    monkeypatch.setattr(Retention, "run", die)
+    assert await asyncio.wait_for(service.daemon().run(), 10) == 1
 
 
 @in_loop
@@ -267,27 +272,26 @@ async def test_a_side_task_that_just_ends_is_dead_too(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None of them may end by itself."""
-    daemon = service.daemon()
 
-    async def end() -> None:
+    async def end(_: ServerProber) -> None:
         return
 
-    monkeypatch.setattr(daemon._probing, "run", end)
-    assert await asyncio.wait_for(daemon.run(), 10) == 1
+    monkeypatch.setattr(ServerProber, "run", end)
+    assert await asyncio.wait_for(service.daemon().run(), 10) == 1
 
 
 @in_loop
 async def test_a_full_disk_keeps_the_job_and_lets_it_wait(service: Service) -> None:
     """It is the disk's fault, not the job's."""
 
-    async def full(job: JobDir, progress: Progress, stop: StopSignal) -> None:
+    async def full(job: JobDir, progress: Progress, stop: Stop) -> None:
         raise DiskFull("no room")
 
     service.executor.act = full
     async with service.running() as daemon:
         service.drop("a")
-        await until(lambda: [i.standing for i in daemon.state.queue.in_line()] == ["held"])
-        (item,) = daemon.state.queue.in_line()
+        await until(lambda: [i.state for i in daemon.state.queue.waiting()] == ["held"])
+        (item,) = daemon.state.queue.waiting()
         assert item.retry_at is not None
         await until(lambda: status_of(service, "a.csv").get("message") == "no room")
     assert len(list(service.spool.processing.iterdir())) == 1
@@ -323,7 +327,7 @@ async def test_sighup_adopts_what_can_change(service: Service) -> None:
         for times in (2, 3):
             signal.raise_signal(signal.SIGHUP)
             await until(partial(said_ready, times))
-        assert (daemon._settings.release_after_s, daemon._settings.lanes) == (9, 1)
+        assert (daemon.settings.release_after_s, daemon.settings.lanes) == (9, 1)
     without_status = [s for s in service.notifier.said if not s.startswith("status")]
     assert without_status[:5] == ["ready", "reloading", "ready", "reloading", "ready"]
 
@@ -331,50 +335,57 @@ async def test_sighup_adopts_what_can_change(service: Service) -> None:
 @in_loop
 async def test_sighup_adopts_the_cards_that_count(service: Service) -> None:
     """What the log says was adopted is: limits and cards alike."""
-    async with service.running() as daemon:
-        clock = daemon._clock
-        thread = CardThread(NoCards(), clock)
-        watchdog = MemoryWatchdog(thread, None, clock, only=(0,))
-        daemon._watching = Watching(watchdog, thread, daemon._backend, daemon.state, clock)
-        vram = VramSection(cards=[1], high=0.8)
-        daemon._adopt(daemon._settings.model_copy(update={"vram": vram}))
+    thread = CardThread(NoCards(), service.clock)
+    watchdog = MemoryWatchdog(thread, None, service.clock, only=(0,))
+    new = service.settings.model_copy(update={"vram": VramSection(cards=[1], high=0.8)})
+    async with service.running(reload=lambda: new, memory=(watchdog, thread)) as daemon:
+        signal.raise_signal(signal.SIGHUP)
+        await until(lambda: daemon.settings == new)
     assert (watchdog.only, watchdog.marks.high) == ((1,), 0.8)
 
 
 @in_loop
-async def test_pings_stop_when_the_job_shows_no_life(service: Service) -> None:
-    """A ping is proof of progress, not of a running timer."""
-    stuck = asyncio.Event()
+async def test_the_watchdog_gets_pings_and_checks_the_pulse_of_the_running_job(service: Service) -> None:
+    """The pulse is checked as long as the job runs."""
+    pulses: list[Pulse] = []
 
-    async def hang(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
-        progress.pulse._liveness_s = 0.05
-        stuck.set()
-        await stop.wait()
-        return JobEnd("left", None, "stopped")
-
-    service.executor.act = hang
-    async with service.running(watchdog_s=0.02) as daemon:
+    async def note(job: JobDir, progress: Progress, stop: Stop) -> None:
+        pulses.append(progress.pulse)
         await until(lambda: service.notifier.said.count("watchdog") >= 2)
+        assert daemon.state.pulses["job"] is progress.pulse
+
+    service.executor.act = note
+    async with service.running(watchdog_s=0.02) as daemon:
         service.drop("a")
-        await stuck.wait()
-        await until(lambda: daemon.state.silent() == ["job"])
-        daemon._heartbeat.beat()
-        before = service.notifier.said.count("watchdog")
-        assert daemon._heartbeat.beat() is False
-        assert service.notifier.said.count("watchdog") == before
+        await until(lambda: service.published() == ["a"])
+        await until(lambda: "job" not in daemon.state.pulses)
+    assert len(pulses) == 1
+
+
+def test_pings_stop_when_a_task_shows_no_progress() -> None:
+    """A ping proves progress, not a running timer."""
+    clock, notifier = HandClock(), RecordingNotifier()
+    state = ServiceState(clock, ServerState("ollama", "x"))
+    state.pulses["job"] = pulse = Pulse(clock, liveness_s=30.0)
+    heartbeat = Heartbeat(state, notifier, clock, interval_s=2.0)
+    assert heartbeat.beat() is True
+    clock.move(31.0)
+    assert state.silent() == ["job"]
+    assert heartbeat.beat() is False
+    assert notifier.said.count("watchdog") == 1
+    pulse.beat()
+    assert heartbeat.beat() is True
+    assert notifier.said.count("watchdog") == 2
 
 
 @in_loop
 async def test_models_are_released_when_the_queue_has_been_empty(tmp_path: Path) -> None:
-    """Once for each time of idleness, not again and again."""
+    """Not only at the end of the service."""
     service = Service(tmp_path / "spool", release_after_s=0)
-    async with service.running() as daemon:
+    async with service.running():
         service.drop("a")
         await until(lambda: service.published() == ["a"])
-        await until(lambda: daemon.state.running is None)
-        await daemon._releasing.look()
-        await daemon._releasing.look()
-        assert service.backend.released == 1
+        await until(lambda: service.backend.released == 1)
 
 
 @pytest.mark.parametrize("last", ["resume", "cancel"])
@@ -383,7 +394,7 @@ async def test_the_last_of_two_commands_counts_while_rows_are_in_flight(service:
     """A pause is taken back before the rows in flight have ended, or becomes a cancel."""
     started, landed = asyncio.Event(), asyncio.Event()
 
-    async def obey(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd | None:
+    async def obey(job: JobDir, progress: Progress, stop: Stop) -> JobEnd | None:
         if started.is_set():
             return None
         started.set()
@@ -406,7 +417,7 @@ async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> Non
     """A paused job stays paused over a restart; a cancelled one is published."""
     started = asyncio.Event()
 
-    async def obey(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
+    async def obey(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
         started.set()
         await stop.wait()
         return JobEnd("left", None, "stopped")
@@ -416,7 +427,7 @@ async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> Non
         service.drop("a")
         await started.wait()
         (service.spool.incoming / "a.pause").touch()
-        await until(lambda: [i.standing for i in daemon.state.queue.in_line()] == ["paused"])
+        await until(lambda: [i.state for i in daemon.state.queue.waiting()] == ["paused"])
     assert await service.daemon(once=True).run() == 0
     assert service.executor.executed == ["a.csv"]
 
@@ -451,7 +462,7 @@ async def test_a_job_that_is_still_written_to_blocks_nobody(service: Service) ->
             slow.write("text\n")
             slow.flush()
             (service.spool.incoming / "slow.yaml").write_text(SIDECAR)
-            await until(lambda: [i.standing for i in daemon.state.queue.in_line()] == ["settling"])
+            await until(lambda: [i.state for i in daemon.state.queue.waiting()] == ["settling"])
             service.drop("b")
             await until(lambda: service.published() == ["a", "b"])
             assert status_of(service, "slow.csv")["state"] == "settling"
@@ -482,10 +493,10 @@ async def test_one_drop_that_cannot_be_claimed_does_not_stop_the_others(
 async def test_a_cancellation_is_not_lost_when_it_comes_together_with_an_event(service: Service) -> None:
     """Else a task that dies while the status changes would leave the service half alive."""
     for _ in range(20):
-        daemon = service.daemon()
-        reporter = asyncio.create_task(daemon._reporting.run())
+        state = ServiceState(service.clock, ServerState("ollama", "x"))
+        reporter = asyncio.create_task(StatusReporter(service.spool, state, service.clock).run())
         await asyncio.sleep(0.02)
-        daemon.state.changed.set()
+        state.changed.set()
         reporter.cancel()
         done, _ = await asyncio.wait({reporter}, timeout=1.0)
         assert done == {reporter}

@@ -15,12 +15,14 @@ import pytest
 
 from spoolama.errors import DiskFull
 from spoolama.progress import Progress
-from spoolama.service.model import JobEnd, StopSignal
 from spoolama.service.queue import JobQueue
+from spoolama.service.retention import Retention
 from spoolama.service.run_record import RunRecord, begun, read_record, write_record
+from spoolama.service.state import JobEnd
 from spoolama.spool.claim import JobDir, read_job
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.lock import HOLDER_FILE, boot_id, oom_kills
+from spoolama.stopping import Stop
 from support.clock import VirtualClock
 from support.published import answered
 from support.quiet_loop import run_quietly
@@ -55,7 +57,7 @@ class Lives:
         """What a side task of the next life does."""
         self._born = 0.0
 
-    async def _execute(self, job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd | None:
+    async def _execute(self, job: JobDir, progress: Progress, stop: Stop) -> JobEnd | None:
         self.starts.append((job.dropped_as, round(self.clock.monotonic() - self._born, 1)))
         if act := self.acts.get(job.dropped_as):
             await act(job)
@@ -70,11 +72,12 @@ class Lives:
     async def _live(self) -> int | None:
         self._born = self.clock.monotonic()
         daemon = self.service.daemon(once=True)
-        if self.side is not None:
-            side, self.side = self.side, None
-            daemon._keeping.run = lambda: side  # type: ignore[method-assign]
+        side, self.side = self.side, None
         try:
-            return await daemon.run()
+            with pytest.MonkeyPatch.context() as patch:
+                if side is not None:
+                    patch.setattr(Retention, "run", lambda _: side)
+                return await daemon.run()
         except BaseExceptionGroup as group:
             self.leave_holder(crashed=group.subgroup(KilledFromOutside) is None)
             return None
@@ -184,7 +187,7 @@ def test_a_job_with_deaths_goes_behind_those_that_come_later(tmp_path: Path) -> 
         item = queue.add(JobDir(path, name, path / "d.csv", None, f"{name}.csv", claimed_at=0.0, arrived=0.0))
         item.record = RunRecord(deaths=count)
         queue.settled(item, priority=count)
-    assert [item.job.name for item in queue.in_line()] == ["new", "once", "old"]
+    assert [item.job.name for item in queue.waiting()] == ["new", "once", "old"]
     first = queue.next(0.0)
     assert first is not None
     assert first.job.name == "new"
@@ -408,7 +411,7 @@ def test_the_holder_file_says_that_the_service_was_asked_to_stop(tmp_path: Path)
     service = Service(tmp_path / "spool")
     said: list[dict[str, Any]] = []
 
-    async def leave(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
+    async def leave(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
         said.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
         await stop.wait()
         said.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
@@ -431,7 +434,7 @@ def test_an_orderly_end_takes_the_mark_away(tmp_path: Path, end: str) -> None:
     service = Service(tmp_path / "spool", drain_s=0.1)
     marks: list[bool] = []
 
-    async def act(job: JobDir, progress: Progress, stop: StopSignal) -> JobEnd:
+    async def act(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
         marks.append(read_record(job).running)
         if end == "full":
             raise DiskFull("no room")

@@ -21,12 +21,13 @@ from spoolama.job.plan import Plan
 from spoolama.progress import Progress, Pulse
 from spoolama.service import execution
 from spoolama.service.execution import JobExecutor
-from spoolama.service.model import JobEnd, StopSignal
+from spoolama.service.state import JobEnd
 from spoolama.spool.claim import claim
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger_format import open_writer
 from spoolama.spool.ledger_thread import LedgerThread
 from spoolama.spool.scanner import Drop
+from spoolama.stopping import Stop
 from support.backend import ScriptedBackend
 from support.evaluation import inline_evaluator
 from support.fake_ollama import Call, FakeOllama, Fault, Script
@@ -49,7 +50,7 @@ def test_a_full_disk_while_results_are_written_leaves_the_job_for_later(
             backend = OllamaBackend(server.url, clock=clock)
             try:
                 executor = JobExecutor(spool, backend, inline_evaluator(), clock)
-                return await executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal())
+                return await executor.execute(job, Progress(job.name, clock, Pulse(clock)), Stop())
             finally:
                 await backend.aclose()
 
@@ -97,7 +98,7 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
             try:
                 executor = JobExecutor(spool, backend, inline_evaluator(), clock, lanes=3)
                 progress = Progress(job.name, clock, Pulse(clock))
-                return await executor.execute(job, progress, StopSignal()), len(server.chats)
+                return await executor.execute(job, progress, Stop()), len(server.chats)
             finally:
                 await backend.aclose()
 
@@ -125,7 +126,7 @@ def test_a_ledger_of_a_newer_version_is_never_published(tmp_path: Path, sidecar:
     before = {path.name: path.read_bytes() for path in job.path.iterdir()}
     executor = JobExecutor(spool, ScriptedBackend(clock), inline_evaluator(), clock)
     with pytest.raises(LedgerVersion, match=f"The ledger of {job.name} has format 9"):
-        asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
+        asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), Stop()))
     for error in (JobError("cancelled", code="cancelled"), LedgerError("damaged")):
         with pytest.raises(LedgerVersion):
             asyncio.run(executor.reject(job, error))
@@ -141,7 +142,7 @@ def test_a_job_whose_sidecar_this_version_refuses_keeps_its_results(tmp_path: Pa
     (spool.incoming / "j.yaml").write_text("model: m\nprompt: '{{ text }}'\n")
     clock = SystemClock()
     job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
-    stop = StopSignal()
+    stop = Stop()
 
     def answer(_: ChatRequest) -> str:
         stop.set()
@@ -154,7 +155,7 @@ def test_a_job_whose_sidecar_this_version_refuses_keeps_its_results(tmp_path: Pa
     job.sidecar.write_text("model: m\nprompt: '{{ text }}'\ntimeout: 0.05\n")
 
     with pytest.raises(LedgerVersion, match=r"refuses the sidecar .*timeout: 0.05 is not a number"):
-        asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
+        asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), Stop()))
     with pytest.raises(LedgerVersion):
         asyncio.run(executor.reject(job, JobError("cancelled", code="cancelled")))
     assert job.ledger.exists()
@@ -187,7 +188,7 @@ def test_a_job_begun_with_a_setting_that_no_longer_exists_goes_on(
             db.execute("INSERT INTO plan VALUES (?, ?)", (plan["version"], json.dumps(plan)))
     executor = JobExecutor(spool, ScriptedBackend(clock, latency_s=0.0), inline_evaluator(), clock)
 
-    ended = asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
+    ended = asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), Stop()))
 
     assert ended.where == "done"
     assert ended.path is not None
@@ -219,7 +220,7 @@ def test_harm_that_was_seen_is_part_of_how_a_job_ended(tmp_path: Path, then: str
     executor = JobExecutor(
         spool, ScriptedBackend(clock, answer=follows, latency_s=0.0), inline_evaluator(), clock
     )
-    ended = asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), StopSignal()))
+    ended = asyncio.run(executor.execute(job, Progress(job.name, clock, Pulse(clock)), Stop()))
 
     assert ended.message.lower().count("the conversation changes about") == 1
     assert ended.message.startswith("40 rows in") == (then == "report")
@@ -236,10 +237,10 @@ def test_a_job_stopped_after_its_last_row_is_looked_at_after_the_restart(
     (spool.incoming / "j.yaml").write_text(
         'model: smollm2:135m\nprompt: "{{ text }}"\naudit: 12\ntrim: {strategy: reset}\n'
     )
-    clock, stop = SystemClock(), StopSignal()
+    clock, stop = SystemClock(), Stop()
     job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
 
-    async def execute(signal: StopSignal) -> JobEnd:
+    async def execute(signal: Stop) -> JobEnd:
         async with FakeOllama(Script(faults=[Fault("busy", when=stops)])) as server:
             asked.append(server)
             backend = OllamaBackend(server.url, clock=clock)
@@ -258,7 +259,7 @@ def test_a_job_stopped_after_its_last_row_is_looked_at_after_the_restart(
         return False
 
     assert asyncio.run(execute(stop)).where != "done"
-    ended = asyncio.run(execute(StopSignal()))
+    ended = asyncio.run(execute(Stop()))
 
     assert ended.where == "done"
     assert ended.path is not None

@@ -16,7 +16,7 @@ import structlog
 
 from spoolama.service import logs
 from spoolama.service.events import EVENTS, sentence
-from spoolama.service.journal import JournalSocket, connected_to_journal, encode_entry
+from spoolama.service.logs import JournalSocket, connected_to_journal, encode_entry
 
 SERVICE = Path(logs.__file__).parent
 
@@ -71,7 +71,7 @@ def test_json_lines_carry_event_fields_and_sentence(capfd: pytest.CaptureFixture
     logs.say("job.claimed", name="a.csv", job="a-1")
     line = json.loads(capfd.readouterr().err)
     assert (line["event"], line["job"], line["level"]) == ("job.claimed", "a-1", "info")
-    assert line["message"] == "a.csv became job a-1."
+    assert line["message"] == "a.csv was claimed as job a-1."
 
 
 def test_the_level_can_be_changed_while_the_service_runs(capfd: pytest.CaptureFixture[str]) -> None:
@@ -97,12 +97,12 @@ def test_a_terminal_shows_the_sentence(capfd: pytest.CaptureFixture[str]) -> Non
     """A person sees words, not fields."""
     logs.configure("info", env={"NO_COLOR": "1"}, rendering="console")
     logs.say("job.claimed", name="a.csv", job="a-1")
-    assert "a.csv became job a-1." in capfd.readouterr().err
+    assert "a.csv was claimed as job a-1." in capfd.readouterr().err
 
 
 def test_a_missing_field_does_not_break_the_log() -> None:
     """A log line is never the reason for a crash."""
-    assert sentence("job.claimed", {"name": "a.csv"}) == "a.csv became job ?."
+    assert sentence("job.claimed", {"name": "a.csv"}) == "a.csv was claimed as job ?."
 
 
 def test_the_journal_is_recognised_by_device_and_inode(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_journal_gets_real_fields(journal: Path) -> None:
     assert fields["SPOOLAMA_EVENT"] == "job.held"
     assert fields["MESSAGE_ID"] == EVENTS["job.held"].message_id
     assert fields["PRIORITY"] == "3"
-    assert fields["MESSAGE"] == "a-1 cannot go on for now: no room"
+    assert fields["MESSAGE"] == "a-1 cannot continue for now: no room"
 
 
 @pytest.mark.usefixtures("journal")
@@ -158,4 +158,4 @@ def test_without_a_journal_the_line_goes_to_stderr(capfd: pytest.CaptureFixture[
     """With the priority in front, as the journal reads plain lines."""
     logs.configure("info", env={}, rendering="journal")
     logs.say("job.held", job="a-1", error="no room")
-    assert capfd.readouterr().err == "<3>a-1 cannot go on for now: no room\n"
+    assert capfd.readouterr().err == "<3>a-1 cannot continue for now: no room\n"

@@ -11,7 +11,7 @@ import pytest
 from spoolama.errors import ServerBusy
 from spoolama.service import models
 from spoolama.service.assembly import server_is_here
-from spoolama.service.models import Releasing
+from spoolama.service.models import ModelReleaser
 from spoolama.service.settings import BackendSection
 from spoolama.service.state import ServerState, ServiceState
 from support.backend import ScriptedBackend
@@ -41,11 +41,11 @@ def test_a_release_that_failed_is_tried_each_minute_and_told_once(monkeypatch: p
     tried_at: list[int] = []
 
     async def work() -> None:
-        releasing = Releasing(server, state, clock, asyncio.Lock(), after_s=300.0)
+        releaser = ModelReleaser(server, state, clock, asyncio.Lock(), after_s=300.0)
         state.idle_since = clock.monotonic() + 1
         for second in range(3600):
             before = server.tried
-            await releasing.look()
+            await releaser.release_if_due()
             tried_at.extend([second] * (server.tried - before))
             clock.move(1.0)
 

@@ -58,9 +58,11 @@ def test_draining_ends_well_before_systemd_loses_patience() -> None:
     assert load_settings(None, {}).drain_s + 20 <= timeout_s
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
+@pytest.mark.system
 def test_systemd_reads_the_unit_without_a_word_and_finds_it_tight(tmp_path: Path) -> None:
     """No key that systemd does not know, and an exposure of at most 2.0."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.fail("systemd-analyze is not installed: apt-get install systemd")
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace("/usr/bin/spoolama", shutil.which("true") or "/bin/true"))
     verify = subprocess.run(["systemd-analyze", "verify", "--man=no", copy], capture_output=True, text=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +28,7 @@ from spoolama.job.sidecar import (
     Vram,
     updated_sidecar,
 )
+from spoolama.job.yaml_problems import YamlErrors, closest, pattern, problem_at
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
 
 __all__ = ["checked_sidecar", "parse_sidecar", "sidecar_schema"]
@@ -103,6 +102,7 @@ class _Check:
     def __init__(self, tree: Tree, name: str, *, openai: bool, begun: bool) -> None:
         self._tree = tree
         self._name = name
+        self._errors = YamlErrors(tree, _MODELS, EXPECTED)
         self._openai = openai
         self._begun = begun
         self.problems = list(tree.problems)
@@ -179,13 +179,11 @@ class _Check:
         if key in self._bad:
             return
         self._bad.add(key)
-        place = self._tree.places.get(path)
-        line, column = (place.line, place.column) if place else (None, None)
-        self.problems.append(Problem(self._name, line, column, key, message, hint))
+        self.problems.append(problem_at(self._tree, self._name, path, message, hint))
 
     def _translate(self, error: Any) -> KeyPath:
         """One of pydantic's errors as a problem of the key it stands at, which is returned."""
-        path = self._known(error["loc"])
+        path = self._errors.key_of(error["loc"])
         if error["type"] == "extra_forbidden":
             self._unknown_key(path)
         elif error["type"] == "missing":
@@ -195,7 +193,7 @@ class _Check:
                 self._bad.add(key)
                 place = self._tree.places.get(path)
                 line, column = (place.line, place.column) if place else (None, None)
-                words = EXPECTED[_general(whole)][0]
+                words = EXPECTED[pattern(whole)][0]
                 self.problems.append(Problem(self._name, line, column, key, f"this key is missing: {words}"))
         elif error["type"] == "value_error":
             message = str(error["ctx"]["error"])
@@ -207,16 +205,7 @@ class _Check:
         elif error["type"] == "string_too_long":
             self._too_long(path, len(error["input"]), error["ctx"]["max_length"])
         else:
-            self._wrong_value(path)
-        return path
-
-    def _known(self, loc: tuple[int | str, ...]) -> KeyPath:
-        """The longest beginning of pydantic's location that is in the file; behind it are names of types."""
-        path: KeyPath = ()
-        for step in loc:
-            if (*path, step) not in self._tree.places:
-                break
-            path = (*path, step)
+            self._wrong_value(error, path)
         return path
 
     def _unknown_key(self, path: KeyPath) -> None:
@@ -227,71 +216,34 @@ class _Check:
         if key in RENAMED:
             self._add(path, *RENAMED[key])
             return
-        parent = _general(path[:-1])
-        model = _MODELS[parent]
-        wanted = str(path[-1])
-        lower = wanted.lower().replace("-", "_")
-        close = difflib.get_close_matches(lower, model.model_fields, n=3)
-        if not parent and (meant := [c for c in close if c in _REQUIRED and c not in self._tree.data]):
+        lower = str(path[-1]).lower().replace("-", "_")
+        close = self._errors.similar_keys(path)
+        whole_file = len(path) == 1
+        if whole_file and (meant := [c for c in close if c in _REQUIRED and c not in self._tree.data]):
             close = meant
             self._meant.add(meant[0])
-        hint = None
         if close:
             self._gone.setdefault(path[:-1], set()).add(close[0])
             hint = f"did you mean {close[0]}?"
-        elif elsewhere := [p for p, m in _MODELS.items() if p and "[" not in p and lower in m.model_fields]:
-            hint = f"it belongs under {elsewhere[0]}: {elsewhere[0]}: {{{lower}: …}}"
-        elif parent and lower in Sidecar.model_fields:
-            hint = "it belongs to the top of the file, without indentation"
-        elif not parent and lower in _SYNONYMS:
+        elif whole_file and lower in _SYNONYMS:
             hint = f"did you mean {_SYNONYMS[lower]}?"
             self._meant.add(_SYNONYMS[lower])
         else:
-            hint = f"known here: {', '.join(model.model_fields)}"
+            hint = self._errors.hint_for_unknown(path)
         self._add(path, "unknown key", hint)
 
     def _too_long(self, path: KeyPath, length: int, most: int) -> None:
         """A name is too long; in `models` it can be the key or its value."""
         self._add(path, f"this name has {length:,} characters; the limit is {most:,}", "use a shorter one")
 
-    def _wrong_value(self, path: KeyPath) -> None:
-        words, example = EXPECTED.get(_general(path), ("something else", ""))
-        place = self._tree.places.get(path)
-        value = self._value(path)
-        shown = _shown(value)
-        hint = (
-            f"for example {path[-1]}: {example}"
-            if path and isinstance(path[-1], str)
-            else f"for example {example}"
-        )
+    def _wrong_value(self, error: Any, path: KeyPath) -> None:
+        message, hint = self._errors.wrong_value(error, path)
+        value = error["input"]
         if isinstance(value, str) and (dotted(path), value) in RETIRED:
             hint = RETIRED[dotted(path), value]
-        elif place is not None and place.style is None and place.source is not None and "text" in words:
-            if value is None:
-                shown = "nothing"
-            elif not isinstance(value, str):
-                shown = f"{place.source}, which YAML reads as {_kind(value)},"
-                hint = f"put it in quotes: {path[-1]}: '{place.source}'"
-        elif path == ("trim",) and isinstance(value, str) and (close := _closest(value, STRATEGY_KEYS)):
+        elif path == ("trim",) and isinstance(value, str) and (close := closest(value, STRATEGY_KEYS)):
             hint = f"did you mean trim: {{strategy: {close}}}?"
-        elif isinstance(value, str) and place is not None and place.style is not None and _is_number(value):
-            hint = f"leave the quotes out: {path[-1]}: {value}"
-        elif isinstance(value, str) and _is_number(value) and "number" in words:
-            shown = f"{value}, which YAML reads as a text,"
-            hint = f"write {float(value):f}".rstrip("0").rstrip(".")
-        elif isinstance(value, str) and "list" in words:
-            hint = f"in brackets: {path[-1]}: [{value}]"
-        elif value is None:
-            shown = "nothing"
-        elif isinstance(value, str) and (close := _closest(value, words.replace(",", "").split())):
-            hint = f"did you mean {close}?"
-        self._add(path, f"{shown} is not {words}", hint)
-
-    def _value(self, path: KeyPath) -> Any:
-        value: Any = self._tree.data
-        for step in path:
-            value = value[step]
-        return value
+        self._add(path, message, hint)
 
     def _traps(self, value: Any, path: KeyPath) -> None:
         """Report `yes` and the like in a schema: YAML reads them as true, but the word is meant."""
@@ -337,39 +289,6 @@ class _Check:
             Score(score)
         except ScoreProblem as problem:
             self._add(("trim", "score"), f"score {problem}")
-
-
-def _general(path: KeyPath) -> str:
-    """The dotted path with `[]` for each list item: `examples[].user`."""
-    out = ""
-    for step in path:
-        out += "[]" if isinstance(step, int) else f".{step}" if out else step
-    return out
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:60] + '…"'
-
-
-def _kind(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, bool) else "a number"
-
-
-def _closest(value: str, names: Iterable[str]) -> str | None:
-    found = difflib.get_close_matches(value.lower(), list(names), n=1)
-    return found[0] if found else None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return abs(float(text)) < 1e15
-    except ValueError:
-        return False
 
 
 def sidecar_schema() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolama.service.notify import SilentNotifier, SystemdNotifier, make_notifier, watchdog_interval
+from spoolama.service.systemd import Notifier, watchdog_interval
 from support.notify_socket import NotifySocket
 
 
@@ -16,7 +16,7 @@ def test_a_status_beyond_latin_1_arrives_as_utf_8(tmp_path: Path, monkeypatch: p
     """sdnotify alone would lose it, and latin-1 would clear the unit's status."""
     with NotifySocket(tmp_path / "n") as systemd:
         monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
-        notifier = SystemdNotifier()
+        notifier = Notifier()
         notifier.status("Bewerber ä, 候補者 … and\na line end \udcff")
         assert systemd.wait_for("STATUS")["STATUS"] == "Bewerber ä, 候補者 … and a line end \\udcff"
         notifier.close()
@@ -26,7 +26,7 @@ def test_a_full_queue_neither_blocks_nor_raises(tmp_path: Path, monkeypatch: pyt
     """A systemd that does not read must not stop the service."""
     with NotifySocket(tmp_path / "n") as systemd:
         monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
-        notifier = SystemdNotifier()
+        notifier = Notifier()
         began = time.monotonic()
         while not notifier.lost and time.monotonic() - began < 5:
             notifier.watchdog()
@@ -34,11 +34,16 @@ def test_a_full_queue_neither_blocks_nor_raises(tmp_path: Path, monkeypatch: pyt
         notifier.close()
 
 
-def test_without_systemd_nothing_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No socket, or a dead one: the service runs all the same."""
+@pytest.mark.parametrize("address", [None, "gone"])
+def test_without_systemd_nothing_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    """The service also runs without a socket, or with one that no longer exists."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    assert isinstance(make_notifier({}), SilentNotifier)
-    assert isinstance(make_notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")}), SilentNotifier)
+    notifier = Notifier({} if address is None else {"NOTIFY_SOCKET": str(tmp_path / address)})
+    notifier.ready()
+    assert notifier.lost == 0
+    notifier.close()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the service says of itself, and what it keeps."""
+"""The status of the service: one line, service.json and service.txt."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from spoolama.clock import duration
 from spoolama.memory.card_thread import CardThread
 from spoolama.memory.level import LevelRules
 from spoolama.memory.readings import Host, NoReading, Runner
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
-from spoolama.service import retention
-from spoolama.service.model import StopSignal
 from spoolama.service.queue import Queued
-from spoolama.service.retention import remove_old
-from spoolama.service.settings import KeepSection
 from spoolama.service.state import Running, ServerState, ServiceState
-from spoolama.service.status_text import (
-    duration,
+from spoolama.service.status import (
     failures_text,
     rows_text,
     service_payload,
@@ -26,7 +22,7 @@ from spoolama.service.status_text import (
     status_line,
 )
 from spoolama.spool.claim import JobDir
-from spoolama.spool.layout import Spool
+from spoolama.stopping import Stop
 from support.cards import GB, Scene, ScriptedCards, card
 from support.clock import VirtualClock
 
@@ -42,19 +38,23 @@ def running(
     progress.durable(ok=0)
     clock._now = 100.0
     progress.durable(ok=ok, failed=failures)
-    state.running = Running(Queued(job, "running"), progress, StopSignal())
+    state.running = Running(Queued(job, "running"), progress, Stop())
     return state
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0.4, "0 s"),
-        (89, "89 s"),
-        (90, "2 min"),
-        (3600, "60 min"),
+        (0.04, "0.0 s"),
+        (4.24, "4.2 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (130, "2 min 10 s"),
+        (3600, "1 h"),
+        (3620, "1 h"),
         (33_000, "9 h 10 min"),
-        (7200, "2 h"),
         (200_000, "2 d 8 h"),
         (345_600, "4 d"),
     ],
@@ -106,14 +106,14 @@ def test_harm_is_shown_while_the_job_runs() -> None:
     state.running.progress.harm = "the conversation changes about 12 % of the answers"
     said = "arning: the conversation changes about 12 % of the answers"
     assert f"; w{said}." in status_line(state)
-    payload = service_payload(state, version="1", pid=1, started_at=0.0)
+    payload = service_payload(state)
     assert payload["running"]["harm"] == state.running.progress.harm
     assert f"  W{said}\n" in service_text(payload, 0.0)
 
 
 def test_before_the_first_row_no_number_is_made_up() -> None:
     """No rate, no time left."""
-    payload = service_payload(running(0, {}, "loading m"), version="1", pid=1, started_at=0.0)
+    payload = service_payload(running(0, {}, "loading m"))
     assert (payload["running"]["rows_per_s"], payload["running"]["eta"]) == (None, None)
     assert rows_text(payload["running"]) == "0 of 170,000 rows (0 %)"
 
@@ -128,8 +128,8 @@ def test_the_text_for_people_has_the_running_job_and_the_server() -> None:
     """One screen, made from the same payload as the JSON."""
     state = running(470, {})
     state.server.away = "connection refused"
-    text = service_text(service_payload(state, version="1", pid=1, started_at=0.0), 1_800_000_000)
-    assert "Now: c.csv (job c-1)" in text
+    text = service_text(service_payload(state), 1_800_000_000)
+    assert "Running: c.csv (job c-1)" in text
     assert "Model server: ollama at http://here - AWAY: connection refused" in text
 
 
@@ -158,9 +158,7 @@ def watched(state: ServiceState, scene: Scene, *, machine: bool = True) -> Servi
 
 
 def service_txt(state: ServiceState) -> list[str]:
-    return service_text(
-        service_payload(state, version="1", pid=1, started_at=0.0), 1_800_000_000
-    ).splitlines()
+    return service_text(service_payload(state), 1_800_000_000).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -200,14 +198,14 @@ def test_the_text_for_people_has_memory() -> None:
         "  GPU 1 MIG 2: 15.0 GB of 24.0 GB in use",
         "  this machine: 16.0 GB of 64.0 GB in use",
     ]
-    told = service_payload(state, version="1", pid=1, started_at=0.0)["memory"]
+    told = service_payload(state)["memory"]
     assert told["cards"][0] == {
         "index": 0,
         "mig": None,
         "used_bytes": round(14.5 * GB),
         "total_bytes": 16 * GB,
     }
-    assert (told["level"], told["holders_rss_bytes"]) == ("ok", 9 * GB)
+    assert (told["level"], told["model_processes_rss_bytes"]) == ("ok", 9 * GB)
 
 
 def test_memory_that_is_not_watched_is_not_told_as_ok() -> None:
@@ -222,31 +220,3 @@ def test_memory_that_is_not_watched_is_not_told_as_ok() -> None:
         == here[here.index("  GPUs are not watched: no NVIDIA driver on this machine")]
     )
     assert not [line for line in service_txt(running(470, {})) if "emory" in line]
-
-
-def test_published_jobs_go_only_when_the_settings_say_so(tmp_path: Path) -> None:
-    """By default everything stays; else what is old goes whole, and its status with it."""
-    spool = Spool(tmp_path)
-    spool.create()
-    (spool.done / "a-1").mkdir()
-    (spool.done / "a-1" / "results.jsonl").touch()
-    (spool.failed / "b-1").mkdir()
-    (spool.status / "a.csv.json").write_text('{"job": "a-1"}')
-    (spool.status / "b.csv.json").write_text('{"job": "b-1"}')
-    born = (spool.done / "a-1").stat().st_ctime
-    in_two_days = born + 2 * 86400 + 60
-    assert remove_old(spool, KeepSection(), in_two_days) == []
-    assert remove_old(spool, KeepSection(done_days=2), born + 86400) == []
-    assert remove_old(spool, KeepSection(done_days=2), in_two_days) == [("done", spool.done / "a-1")]
-    assert not list(spool.done.iterdir())
-    assert [p.name for p in spool.failed.iterdir()] == ["b-1"]
-    assert [p.name for p in spool.status.iterdir()] == ["b.csv.json"]
-
-
-def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path) -> None:
-    """Half a job is never seen under its name, and does not stay for ever."""
-    spool = Spool(tmp_path)
-    spool.create()
-    (spool.done / f"{retention._GOING}a-1").mkdir()
-    remove_old(spool, KeepSection(), 0.0)
-    assert not list(spool.done.iterdir())

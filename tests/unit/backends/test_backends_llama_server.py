@@ -13,8 +13,7 @@ import pytest
 
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
 from spoolama.backends.openai import OpenAIBackend
-from spoolama.backends.openai_stream import fold
-from spoolama.backends.openai_wire import chat_body, read_completion, read_reply
+from spoolama.backends.openai_wire import chat_body, fold, read_completion, read_reply
 from spoolama.clock import SystemClock
 from spoolama.errors import AnswerUnfinished, UnexpectedReply
 

@@ -1,26 +1,34 @@
-"""The service's state in words and as JSON: for `systemctl status`, for status/ and for the terminal."""
+"""Writes the status of the service and of each upload, for systemd, for status/ and for a terminal."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import json
+import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
+from spoolama import __version__
+from spoolama.clock import Clock, duration, moment
+from spoolama.errors import DiskFull
 from spoolama.memory.level import Level
 from spoolama.memory.limits import in_gb
 from spoolama.progress import Snapshot
+from spoolama.service.logs import say
 from spoolama.service.queue import Queued
 from spoolama.service.state import EndedJob, ServiceState
+from spoolama.spool.layout import Spool
 from spoolama.spool.names import readable
 from spoolama.spool.scanner import Held
+from spoolama.spool.status import SERVICE_JSON, StatusBoard
 
 __all__ = [
-    "duration",
+    "StatusReporter",
     "ended_payload",
     "failures_text",
     "held_payload",
     "memory_payload",
-    "moment",
     "more_held_text",
     "queued_payload",
     "rows_text",
@@ -30,23 +38,8 @@ __all__ = [
     "status_line",
 ]
 
-
-def duration(seconds: float) -> str:
-    """A length of time as people say it: `40 s`, `12 min`, `9 h 10 min`, `3 d 4 h`."""
-    if seconds < 90:
-        return f"{round(seconds)} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
-    hours = round(seconds / 3600)
-    return f"{hours // 24} d {hours % 24} h" if hours % 24 else f"{hours // 24} d"
-
-
-def moment(at: float) -> str:
-    """A time of day in UTC, to the second."""
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%dT%H:%M:%SZ}"
+_EVERY_S = 2.0
+_AT_LEAST_S = 30.0
 
 
 def rows_text(snap: Mapping[str, Any]) -> str:
@@ -64,7 +57,7 @@ def rows_text(snap: Mapping[str, Any]) -> str:
 
 
 def failures_text(failures: Mapping[str, int]) -> str:
-    """`30 failed (28 answer_invalid, 2 empty_prompt)`; empty if none did."""
+    """`30 failed (28 answer_invalid, 2 empty_prompt)`; empty without failures."""
     if not failures:
         return ""
     parts = ", ".join(f"{n:,} {code}" for code, n in sorted(failures.items(), key=lambda i: (-i[1], i[0])))
@@ -78,7 +71,7 @@ def _rate(rows_per_s: float) -> str:
 def _snapshot(snap: Snapshot, now: float) -> dict[str, Any]:
     return {
         "phase": snap.phase,
-        "besides": snap.besides,
+        "extra_requests": snap.besides,
         "waiting_for_server": snap.waiting,
         "rows": {
             "total": snap.total,
@@ -115,13 +108,13 @@ def running_payload(state: ServiceState) -> dict[str, Any] | None:
 
 
 def queued_payload(item: Queued, place: int) -> dict[str, Any]:
-    """A job that waits; place 1 is the next."""
-    standing = {"ready": "queued"}.get(item.standing, item.standing)
-    return {"state": standing, "place": place, **_job(item), "message": item.reason or None}
+    """A waiting job; place 1 is the next."""
+    state = "queued" if item.state == "ready" else item.state
+    return {"state": state, "place": place, **_job(item), "message": item.reason or None}
 
 
 def held_payload(held: Held) -> dict[str, Any]:
-    """A name that stays in incoming."""
+    """A file that stays in incoming/."""
     return {
         "state": "arriving" if held.waiting else "held",
         "name": held.name,
@@ -133,7 +126,7 @@ def held_payload(held: Held) -> dict[str, Any]:
 
 
 def ended_payload(done: EndedJob) -> dict[str, Any]:
-    """A published job: where it is and how it went."""
+    """A published job: its directory and its result."""
     payload: dict[str, Any] = {
         "state": done.ended.where,
         "name": done.job.dropped_as,
@@ -151,7 +144,7 @@ def ended_payload(done: EndedJob) -> dict[str, Any]:
 
 
 def memory_payload(state: ServiceState) -> dict[str, Any] | None:
-    """How tense memory is and what was read last, sizes in bytes; None: nobody watches, or not yet."""
+    """Memory pressure and the last readings, in bytes; None: memory is not watched, or not read yet."""
     if state.memory is None or state.memory.latest is None:
         return None
     readings = state.memory.latest
@@ -167,12 +160,12 @@ def memory_payload(state: ServiceState) -> dict[str, Any] | None:
         ],
         "no_cards": readings.blind,
         "machine": None if host is None else {"used_bytes": host.used_bytes, "total_bytes": host.total_bytes},
-        "holders_rss_bytes": sum(r.rss_bytes for r in readings.runners) if readings.runners else None,
+        "model_processes_rss_bytes": sum(r.rss_bytes for r in readings.runners) if readings.runners else None,
     }
 
 
 def _memory_text(memory: Mapping[str, Any]) -> list[str]:
-    """For service.txt: what decides first, then what that leaves out."""
+    """The lines for service.txt: first what determines the level, then the rest."""
     cards, machine = memory["cards"] or [], memory["machine"]
     lines = [f"Memory: {memory['level']}, {memory['message']}" if cards or machine else "Memory: not watched"]
     if len(cards) > 1:
@@ -193,58 +186,58 @@ def _used(of: Mapping[str, int]) -> str:
 def status_line(state: ServiceState) -> str:
     """One line for `systemctl status`."""
     if state.phase == "stopped":
-        left = len(state.queue)
-        return f"Stopped; {left} {'job is' if left == 1 else 'jobs are'} left for the next start."
+        return f"Stopped; {_counted(len(state.queue), 'job continues', 'jobs continue')} at the next start."
     if state.phase == "stopping":
-        text = "Stopping"
-        if state.running is not None:
-            flying = state.running.progress.in_flight
-            text += f": {readable(state.running.item.job.dropped_as)} finishes {flying} rows in flight"
-        return f"{text}."
+        if state.running is None:
+            return "Stopping."
+        in_flight = state.running.progress.in_flight
+        return f"Stopping: {readable(state.running.item.job.dropped_as)} finishes {in_flight} rows in flight."
     running, phase = running_payload(state), ""
     if running is not None:
-        name = readable(running["name"])
-        text = f"{name}: {rows_text(running)}"
+        parts = []
         if running["waiting_for_server"] or not running["rows"]["done"]:
-            phase = running["phase"]
-            text = f"{name}: {phase}"
-            text += f"; {rows_text(running)}" if running["rows"]["total"] else ""
-        elif running["besides"]:
-            text = f"{name}: {running['besides']}; {rows_text(running)}"
-        failed = failures_text(running["failures"])
-        text += f"; {failed}" if failed else ""
-        text += f"; warning: {running['harm']}" if running["harm"] else ""
+            parts.append(phase := running["phase"])
+            parts += [rows_text(running)] if running["rows"]["total"] else []
+        else:
+            parts += [running["extra_requests"]] if running["extra_requests"] else []
+            parts.append(rows_text(running))
+        parts += [failures_text(running["failures"])] if running["failures"] else []
+        parts += [f"warning: {running['harm']}"] if running["harm"] else []
+        parts[0] = f"{readable(running['name'])}: {parts[0]}"
     elif state.server.away is not None:
-        text = f"Ready, but the model server is away: {state.server.away}"
+        parts = [f"Ready, but the model server is away: {state.server.away}"]
     else:
-        text = "Ready"
+        parts = ["Ready"]
     memory = state.memory
-    # A phase that waits for memory, or makes room, says it already.
+    # A phase that waits for memory, or frees some, already says so.
     if memory is not None and memory.level is not Level.OK and "memory" not in phase:
-        text += f"; memory is {memory.level}: {memory.words}"
-    in_line, held = state.queue.in_line(), sum(not h.waiting for h in state.held) + state.more_held
-    held_jobs = sum(item.standing == "held" for item in in_line)
-    waiting = len(in_line) - held_jobs
-    arriving = sum(h.waiting for h in state.held) + state.more_arriving
-    if waiting:
-        more = " more" if running is not None else ""
-        text += f"; {waiting}{more} {'job waits' if waiting == 1 else 'jobs wait'}"
-    if held_jobs:
-        text += f"; {held_jobs} {'job is' if held_jobs == 1 else 'jobs are'} held, see `spoolama status`"
-    if arriving:
-        text += f"; {arriving:,} {'file is' if arriving == 1 else 'files are'} arriving"
-    if held:
-        text += f"; {held:,} {'file' if held == 1 else 'files'} in incoming/ held, see status/service.txt"
-    return f"{text}."
+        parts.append(f"memory is {memory.level}: {memory.words}")
+    queued = state.queue.waiting()
+    held_jobs = sum(item.state == "held" for item in queued)
+    arriving = sum(held.waiting for held in state.held) + state.more_arriving
+    held_files = sum(not held.waiting for held in state.held) + state.more_held
+    more = "" if running is None else "more "
+    for number, one, several in (
+        (len(queued) - held_jobs, f"{more}job waits", f"{more}jobs wait"),
+        (held_jobs, "job is held, see `spoolama status`", "jobs are held, see `spoolama status`"),
+        (arriving, "file is arriving", "files are arriving"),
+        (held_files, "file in incoming/ held", "files in incoming/ held"),
+    ):
+        parts += [_counted(number, one, several)] if number else []
+    return "; ".join(parts) + (", see status/service.txt." if held_files else ".")
 
 
-def service_payload(state: ServiceState, *, version: str, pid: int, started_at: float) -> dict[str, Any]:
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"
+
+
+def service_payload(state: ServiceState) -> dict[str, Any]:
     """status/service.json, without the time of writing."""
     return {
         "service": {
-            "version": version,
-            "pid": pid,
-            "started_at": moment(started_at),
+            "version": __version__,
+            "pid": os.getpid(),
+            "started_at": moment(state.started_at),
             "state": state.phase,
             "status": status_line(state),
             "events": state.unwatched or "ok",
@@ -258,7 +251,7 @@ def service_payload(state: ServiceState, *, version: str, pid: int, started_at: 
         },
         "memory": memory_payload(state),
         "running": running_payload(state),
-        "queue": [queued_payload(item, n) for n, item in enumerate(state.queue.in_line(), 1)],
+        "queue": [queued_payload(item, n) for n, item in enumerate(state.queue.waiting(), 1)],
         "held": [held_payload(h) for h in state.held],
         "more_held": state.more_held,
         "more_arriving": state.more_arriving,
@@ -270,8 +263,8 @@ def more_held_text(payload: Mapping[str, Any]) -> list[str]:
     """For files that service.json does not list: `and 19,000 more files are held`."""
     lines = []
     for key, what in (("more_held", "held"), ("more_arriving", "arriving")):
-        if number := payload.get(key, 0):  # an older service does not say
-            lines.append(f"and {number:,} more {'file is' if number == 1 else 'files are'} {what}")
+        if number := payload.get(key, 0):  # an older service does not report it
+            lines.append("and " + _counted(number, f"more file is {what}", f"more files are {what}"))
     return lines
 
 
@@ -287,12 +280,12 @@ def service_text(payload: Mapping[str, Any], at: float) -> str:
         + (f" - AWAY: {server['away']}" if server["away"] else ""),
     ]
     if payload["service"]["events"] != "ok":
-        lines.append(f"Drops are found by the rescan only: {payload['service']['events']}")
+        lines.append(f"Uploads are found by the periodic scan only: {payload['service']['events']}")
     if payload["memory"]:
         lines += _memory_text(payload["memory"])
     running = payload["running"]
     if running:
-        lines += ["", f"Now: {readable(running['name'])} (job {running['job']})", f"  {running['phase']}"]
+        lines += ["", f"Running: {readable(running['name'])} (job {running['job']})", f"  {running['phase']}"]
         if running["rows"]["total"]:
             lines.append(f"  {rows_text(running)}")
         if running["failures"]:
@@ -300,7 +293,7 @@ def service_text(payload: Mapping[str, Any], at: float) -> str:
         if running["harm"]:
             lines.append(f"  Warning: {running['harm']}")
     if payload["queue"]:
-        lines += ["", "In line:"]
+        lines += ["", "Queue:"]
         for item in payload["queue"]:
             why = f": {item['message']}" if item["message"] else ""
             rank = f", priority {item['priority']}" if item["priority"] else ""
@@ -310,7 +303,80 @@ def service_text(payload: Mapping[str, Any], at: float) -> str:
         lines += [f"  {readable(h['name'])}: {h['message']}" for h in payload["held"]]
         lines += [f"  {text}" for text in more_held_text(payload)]
     if payload["ended"]:
-        lines += ["", "Ended lately:"]
+        lines += ["", "Ended recently:"]
         for e in payload["ended"]:
             lines.append(f"  {e['ended_at']}  {readable(e['name'])} -> {e['where']}: {e['message']}")
     return "\n".join(lines) + "\n"
+
+
+class StatusReporter:
+    """Writes changed status files every two seconds, and at once when the state changes."""
+
+    def __init__(self, spool: Spool, state: ServiceState, clock: Clock) -> None:
+        self._spool = spool
+        self._board = StatusBoard(spool)
+        self._state = state
+        self._clock = clock
+        self._service: dict[str, Any] = {}
+        self._written_at = float("-inf")
+        self._drops: dict[str, Mapping[str, Any]] = {}
+        self._full = False
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        await asyncio.to_thread(self._forget_stale)
+        while True:
+            self._state.changed.clear()
+            await self.write()
+            # Not asyncio.wait_for: in Python 3.11 it swallows a cancellation that comes with the event
+            # (github.com/python/cpython/issues/86296); then a dead worker would not end the service.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVERY_S):
+                    await self._state.changed.wait()
+
+    async def write(self) -> None:
+        """Update the files now."""
+        service = service_payload(self._state)
+        unwritten, self._state.unwritten = self._state.unwritten, []
+        ended = [ended_payload(done) for done in unwritten]
+        drops = {h.name: held_payload(h) for h in self._state.held}
+        # A waiting job hides a later upload of the same name only in NAME.json; service.json has both.
+        for place, item in reversed(list(enumerate(self._state.queue.waiting(), 1))):
+            drops[item.job.dropped_as] = queued_payload(item, place)
+        running = running_payload(self._state)
+        if running is not None:
+            drops[running["name"]] = running
+        try:
+            await asyncio.to_thread(self._put, service, drops, ended)
+            self._full = False
+        except DiskFull as error:
+            self._state.unwritten = unwritten + self._state.unwritten
+            if not self._full:
+                say("spool.disk_full", error=str(error))
+            self._full = True
+
+    def _put(
+        self, service: dict[str, Any], drops: Mapping[str, Mapping[str, Any]], ended: list[dict[str, Any]]
+    ) -> None:
+        for payload in ended:
+            self._board.write(payload["name"], payload)
+        finished = {payload["name"] for payload in ended}
+        for name in self._drops.keys() - drops.keys() - finished:
+            if self._drops[name]["job"] is None:  # the owner removed it from incoming/
+                self._board.forget(name)
+        for name, drop in drops.items():
+            self._board.write(name, drop)
+        self._drops = dict(drops)
+        now = self._clock.time()
+        if service != self._service or now - self._written_at >= _AT_LEAST_S:
+            self._board.write_service({**service, "at": moment(now)}, service_text(service, now))
+            self._service, self._written_at = service, now
+
+    def _forget_stale(self) -> None:
+        """Remove the status of files in incoming/ from an earlier run; the first scan writes it again."""
+        for path in self._spool.status.glob("*.json"):
+            if path.name == SERVICE_JSON:
+                continue
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if json.loads(path.read_bytes()).get("state") in ("held", "arriving"):
+                    path.unlink()
