@@ -14,7 +14,7 @@ from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Reply
 from spoolama.backends.model_shape import ModelShape, shape_of
 from spoolama.errors import OutOfMemory, ServerDied
 from spoolama.memory.estimate import CELL_BYTES, estimate
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB
 from spoolama.memory.readings import Card, Host, Runner
 from support.backend import Call, ScriptedBackend, count_tokens
 from support.card_users import Users

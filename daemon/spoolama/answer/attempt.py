@@ -6,15 +6,121 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spoolama.answer.failures import RetryState
-from spoolama.backends.base import Message, Reply
+from spoolama.answer.shared import Shared
+from spoolama.backends.base import ChatRequest, Message, Reply
 from spoolama.context.budget import bound, message_bytes
 from spoolama.context.conversation import Conversation, Prompt
 from spoolama.errors import BackendError, ContextOverflow, RowError
 from spoolama.evaluation.asking import Ask
 from spoolama.job.plan import Plan
 from spoolama.job.record import Answered, Attempt, StoredRow
+from spoolama.model.gate import Pass
 
-__all__ = ["Lost", "Try", "Won", "end_of", "isolated_tokens_of", "record", "together", "too_long"]
+__all__ = [
+    "Lost",
+    "Sender",
+    "Try",
+    "Won",
+    "check_reply",
+    "check_room",
+    "cut_error",
+    "end_of",
+    "isolated_tokens_of",
+    "looks_halved",
+    "overflow",
+    "record",
+    "together",
+    "too_long",
+]
+
+_BYTES_PER_TOKEN = 32
+"""Maximum average token length of ordinary text; runs of spaces exceed it, so short prompts are exempt."""
+_JUDGED_FROM_BYTES = 4096
+_HALF_SLACK = 8
+"""A truncated prompt keeps a few tokens more than half of the window."""
+
+
+def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> None:
+    """Check by the server's counts that the whole prompt was read and the whole answer was written.
+
+    Raises:
+        RowError: `prompt_truncated` or `answer_cut`.
+    """
+    if reply.prompt_tokens is not None and reply.prompt_tokens < _least_tokens(prompt, conversation):
+        raise cut_error(reply, prompt)
+    if reply.finish == "length":
+        raise RowError(
+            "answer_cut",
+            f"the answer was cut off after {_count(reply.completion_tokens)} tokens (num_predict is "
+            f"{prompt.budget.num_predict})",
+            details={
+                "completion_tokens": reply.completion_tokens,
+                "prompt_tokens": reply.prompt_tokens,
+                "num_predict": prompt.budget.num_predict,
+                "num_ctx": prompt.budget.num_ctx,
+            },
+            answer=reply.text,
+        )
+
+
+def check_room(reply: Reply, prompt: Prompt) -> None:
+    """Check that the answer had enough room if the prompt was longer than its computed bound.
+
+    After such a prompt a server ends the answer early, or silently drops the beginning of the context. An
+    answer that ended by itself within the window is not affected.
+
+    Raises:
+        ContextOverflow: the answer may have run out of room.
+    """
+    tokens, answered, budget = reply.prompt_tokens, reply.completion_tokens, prompt.budget
+    if tokens is None or budget.fits(tokens):
+        return
+    if reply.finish == "stop" and answered is not None and tokens + answered < budget.num_ctx:
+        return
+    raise overflow(tokens, prompt)
+
+
+def overflow(tokens: int | None, prompt: Prompt) -> ContextOverflow:
+    """Return the error for a prompt that leaves too little room for the answer, or may do so."""
+    budget = prompt.budget
+    length = f"has {tokens}" if tokens is not None else f"may have {prompt.tokens} (upper bound)"
+    return ContextOverflow(
+        f"the prompt {length} tokens and the answer may have {budget.num_predict}, "
+        f"together too many for num_ctx {budget.num_ctx}",
+        prompt_tokens=tokens,
+        num_ctx=budget.num_ctx,
+    )
+
+
+def cut_error(reply: Reply, prompt: Prompt) -> RowError:
+    """Return the row's error if the server read only a part of the prompt."""
+    return RowError(
+        "prompt_truncated",
+        f"the server counted only {reply.prompt_tokens} tokens: it silently truncated the prompt",
+        details={"prompt_tokens": reply.prompt_tokens, "num_ctx": prompt.budget.num_ctx},
+    )
+
+
+def looks_halved(reply: Reply, prompt: Prompt) -> bool:
+    """Whether the count is that of a prompt truncated by Ollama: slightly more than half of the window.
+
+    A complete prompt can have that length too, so the caller must check whether a longer one counts more.
+    """
+    if reply.prompt_tokens is None or prompt.fits:
+        return False
+    return 0 <= reply.prompt_tokens - prompt.budget.num_ctx // 2 <= _HALF_SLACK
+
+
+def _least_tokens(prompt: Prompt, conversation: Conversation) -> int:
+    """Return a lower bound of the prompt tokens: more than in the prompt that it extends, or by its bytes."""
+    if prompt.appended and conversation.last_prompt is not None:
+        return conversation.last_prompt + 1
+    size = message_bytes(prompt.messages)
+    return size // _BYTES_PER_TOKEN if size >= _JUDGED_FROM_BYTES else 0
+
+
+def _count(tokens: int | None) -> str:
+    return "an unknown number of" if tokens is None else str(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,3 +287,121 @@ def isolated_tokens_of(error: BackendError, this: Try, plan: Plan) -> int | None
         own = error.prompt_tokens - before
         return own + (prefix if seen is None else min(prefix, seen))
     return error.prompt_tokens
+
+
+_MORE_TEXT = "\nand so on, and so on" * 8
+_MORE_TOKENS = 10
+"""Far fewer tokens than the text above has."""
+_GRACE_S = 180.0
+"""Time in addition to the request timeouts, for other requests of a backend, which take up to 30 s each."""
+
+
+class Sender:
+    """Sends the requests of a lane.
+
+    Args:
+        number: Number of the lane, from 0, for backends that can pin conversations to slots.
+        shared: Objects that the lanes of the job share.
+    """
+
+    def __init__(self, number: int, shared: Shared) -> None:
+        self._number = number
+        self._s = shared
+
+    async def send(self, this: Try, place: Pass) -> Won:
+        """Send the request and return the reply with its measurements.
+
+        Raises:
+            BackendError: the server gave no reply.
+            RowError: the server truncated the prompt.
+        """
+        s = self._s
+        sampling = dict(this.ask.sampling)
+        if this.seed:
+            sampling["seed"] = int(sampling.get("seed") or 0) + this.seed
+        if this.standing.repairs:
+            # At temperature 0 another seed would give the same answer again, so raise the temperature too.
+            sampling["seed"] = int(sampling.get("seed") or 0) + this.standing.repairs
+            sampling["temperature"] = max(float(sampling.get("temperature") or 0.0), s.repair_temperature)
+        request = ChatRequest(
+            load=s.residency.spec,
+            messages=this.prompt.messages,
+            num_predict=this.ask.num_predict,
+            sampling=sampling,
+            format=this.ask.format,
+            think=this.ask.think,
+            timeout_s=s.request_timeout.bound_s,
+            slot=self._number,
+            logprobs=s.turns.logprobs,
+        )
+        front = this.prompt.messages[: this.prompt.front] if not this.row.isolated else ()
+        if this.conversation.anchors and not this.prompt.anchors:
+            front = ()  # the slot would lose the anchors for one row
+        branches = not this.prompt.appended
+        with s.progress.pulse.wait(request.timeout_s + _GRACE_S):
+            began = s.clock.monotonic()
+            if await s.watch.before(self._number, front, branches=branches, timeout_s=request.timeout_s):
+                s.request_timeout.saw(s.clock.monotonic() - began)
+        with s.progress.pulse.wait(request.timeout_s * 3 + _GRACE_S):
+            cold = s.watch.take_cold()
+            began = s.clock.monotonic()
+            counted = None if this.prompt.fits else await self._measure(this, request, branches=branches)
+            reply = await s.backend.chat(request)
+            latency_s = s.clock.monotonic() - began
+            reloaded = await s.watch.after(
+                self._number, reply, this.row.ordinal, branches=branches and counted is None
+            )
+            if counted is not None:
+                reply, reloaded = together(counted[0], reply), reloaded or counted[1]
+            if looks_halved(reply, this.prompt) and not await self._counts_more(request, reply):
+                raise cut_error(reply, this.prompt)
+        check_room(reply, this.prompt)
+        s.request_timeout.saw(latency_s)
+        return Won(reply, latency_s, only_request=place.only_request, cold=cold or reloaded)
+
+    async def _measure(self, this: Try, request: ChatRequest, *, branches: bool) -> tuple[Reply, bool] | None:
+        """Count the tokens of a prompt that may not fit, before an answer is requested.
+
+        If the server cannot count without evaluating, the prompt is sent with an answer of one token; it is
+        then in the server's cache, so that the real request costs little.
+
+        Returns:
+            The reply of that request and whether the model was reloaded for it; None if no request was sent.
+        """
+        found: tuple[Reply, bool] | None = None
+        tokens = await self._s.backend.count_tokens(request.load, request.messages)
+        if tokens is None:
+            reply = await self._s.backend.chat(replace(request, num_predict=1, format=None))
+            found = reply, await self._s.watch.after(self._number, reply, this.row.ordinal, branches=branches)
+            tokens = reply.prompt_tokens
+            if tokens is None and await self._leaves_room(request):
+                return found
+        if tokens is None or not this.prompt.budget.fits(tokens):
+            raise overflow(tokens, this.prompt)  # without a count a truncation would go unnoticed
+        return found
+
+    async def _leaves_room(self, request: ChatRequest) -> bool:
+        """Whether a server without token counts accepts the prompt plus `num_predict` more words.
+
+        The server refuses a prompt that fills its window, and a word is at least one token.
+        """
+        last = request.messages[-1]
+        longer = (
+            *request.messages[:-1],
+            Message(last.role, last.content + " the" * (request.num_predict + 1)),
+        )
+        try:
+            await self._s.backend.chat(replace(request, messages=longer, num_predict=1, format=None))
+        except ContextOverflow:
+            return False
+        return True
+
+    async def _counts_more(self, request: ChatRequest, reply: Reply) -> bool:
+        """Whether the server counts more tokens for the same prompt with more text; if not, it truncates."""
+        last = request.messages[-1]
+        longer = (*request.messages[:-1], Message(last.role, last.content + _MORE_TEXT))
+        try:
+            again = await self._s.backend.chat(replace(request, messages=longer, num_predict=1, format=None))
+        except ContextOverflow:
+            return True  # it refuses prompts that are too long, so it does not truncate
+        return (again.prompt_tokens or 0) > (reply.prompt_tokens or 0) + _MORE_TOKENS

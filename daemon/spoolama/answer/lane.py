@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
-from spoolama.answer.attempt import Lost, Try, Won, end_of, isolated_tokens_of, record, too_long
-from spoolama.answer.checks import (
+from spoolama.answer.attempt import (
+    Lost,
+    Sender,
+    Try,
+    Won,
     check_reply,
+    end_of,
+    isolated_tokens_of,
+    record,
+    too_long,
 )
 from spoolama.answer.failures import POLICIES, Then, retry_state_of
-from spoolama.answer.sender import Sender
 from spoolama.answer.shared import Shared
 from spoolama.answer.store import completed
 from spoolama.backends.base import ChatRequest, Message

@@ -14,8 +14,7 @@ from spoolama.clock import Clock
 from spoolama.context.turns import Turns
 from spoolama.evaluation.asking import Asker
 from spoolama.evaluation.evaluator import JobEvaluator
-from spoolama.model.gate import Gate
-from spoolama.model.request_timeout import RequestTimeout
+from spoolama.model.gate import Gate, RequestTimeout
 from spoolama.model.residency import ModelResidency
 from spoolama.model.watch import Watch
 from spoolama.progress import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from spoolama.memory.limits import GB, Marks, in_gb, stricter
+from spoolama.memory.level import GB, Marks, in_gb, stricter
 
 if TYPE_CHECKING:
     from spoolama.job.sidecar import Vram

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spoolama.memory.limits import GB, in_gb
+from spoolama.memory.level import GB, in_gb
 
 __all__ = ["in_words"]
 

@@ -10,9 +10,8 @@ from spoolama.answer.lane import Lane
 from spoolama.answer.planner import Planner
 from spoolama.answer.row_counts import RowCounts
 from spoolama.answer.store import RowStore
-from spoolama.context.anchors import candidates, choose
 from spoolama.context.budget import bound
-from spoolama.context.spread import Choice
+from spoolama.context.selection import Choice, candidates, choose
 from spoolama.context.trimming import Turn
 from spoolama.context.turns import Turns
 from spoolama.errors import JobError

@@ -35,8 +35,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spoolama.compare.evidence import binomial_at_most, odds_above, refuted_above
-from spoolama.compare.gold import compare
-from spoolama.compare.likeness import Likeness
+from spoolama.compare.likeness import Likeness, compare
 
 __all__ = [
     "CHECKS",

@@ -30,8 +30,8 @@ from spoolama.compare.audit import (
     weigh,
     weigh_by_gold,
 )
-from spoolama.compare.forms import ISOLATED, SEED
 from spoolama.compare.likeness import Likeness, likeness_of
+from spoolama.compare.pilot import ISOLATED, SEED
 from spoolama.context.turns import Turns
 from spoolama.errors import JobError
 from spoolama.job.labels import enum_of

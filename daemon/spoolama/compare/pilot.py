@@ -14,16 +14,198 @@ resume decides the same, and only answers have to be kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from spoolama.compare.evidence import ALPHA, paired_odds
-from spoolama.compare.forms import FORMS, ISOLATED, Form
-from spoolama.compare.gold import Pairs, compare
-from spoolama.compare.sample import BLOCK, Decision, PilotAnswers, PilotRules, Step, TriedForm
+from spoolama.compare.likeness import Pairs, compare
+from spoolama.job.plan import Plan
 from spoolama.job.trim import CANDIDATES
 
-__all__ = ["answers_taken", "least_answers", "next_step"]
+__all__ = [
+    "BLOCK",
+    "FORMS",
+    "ISOLATED",
+    "SEED",
+    "Decision",
+    "Form",
+    "PilotAnswers",
+    "PilotRules",
+    "Step",
+    "TriedForm",
+    "answers_taken",
+    "blocks_of",
+    "form_named",
+    "least_answers",
+    "next_step",
+]
+
+ISOLATED = "isolated"
+"""The form without a conversation: each row behind the shared prefix."""
+
+SEED = 1000
+"""Added to the sampler's seed for an answer that is compared, and twice for a second one: answers drawn with
+the same seed would agree by themselves."""
+
+_ATTENTION = 5e-5
+"""What attention to one more token costs a token, as a share of the rest.
+
+By sizes: 135M parameters read 23 KB of cache for each token before and 270 MB of weights (9e-5), a 12B model
+at 4 bits some 400 KB and 7 GB (6e-5), a 70B one 330 KB and 40 GB (8e-6).
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What stands between the shared prefix and a row."""
+
+    name: str
+    words: str
+    tail: int
+    """Earlier rows at most; when they are there, the next row begins anew."""
+    anchored: bool
+    """Whether the same rows stand in front for the whole job."""
+
+    def plan(
+        self, isolated: Plan, anchors: tuple[int, ...], *, gold: bool, prefix_tokens: int | None
+    ) -> Plan:
+        """The plan under which rows are asked in this form.
+
+        Args:
+            isolated: The plan under which they are asked in isolation.
+            anchors: Ordinals of the rows that would stand in front.
+            gold: Whether they carry their known answers.
+            prefix_tokens: Tokens of the shared prefix, at most.
+        """
+        if not self.anchored:
+            return replace(isolated, strategy="reset", every=self.tail + 1)
+        return replace(
+            isolated,
+            strategy="anchors",
+            every=self.tail + 1,
+            anchors=anchors,
+            gold=gold,
+            prefix_tokens=prefix_tokens,
+        )
+
+
+FORMS = (
+    Form("anchors", "the same rows before each row", 0, anchored=True),
+    Form("anchors-tail-5", "the same rows and up to 5 earlier ones before each row", 5, anchored=True),
+    Form("tail-1", "up to 1 earlier row before each row", 1, anchored=False),
+    Form("tail-5", "up to 5 earlier rows before each row", 5, anchored=False),
+    Form("tail-20", "up to 20 earlier rows before each row", 20, anchored=False),
+)
+"""In the order in which they are tried where not all can be."""
+
+
+def form_named(name: str) -> Form | None:
+    """The form of this name; None for `ISOLATED`."""
+    return next((form for form in FORMS if form.name == name), None)
+
+
+BLOCK = 20
+"""Rows of a block: one conversation of the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class PilotRules:
+    """What is known before the first row is asked."""
+
+    blocks: tuple[tuple[int, ...], ...]
+    """Ordinals of each block that may be asked."""
+    asks: int
+    """Answers that the sample may take."""
+    enum: tuple[str, ...] | None = None
+    """The labels that the schema lists, in its order."""
+    longest: int | None = None
+    """Rows of a segment at most; forms for which that is too short are not tried. None: any number."""
+
+
+@dataclass(frozen=True, slots=True)
+class PilotAnswers:
+    """What the sample has answered so far."""
+
+    labels: Mapping[str, Mapping[int, str]]
+    """By form (or `ISOLATED`), by ordinal."""
+    gold: Mapping[int, str]
+    """Known answers by ordinal."""
+    done: frozenset[tuple[int, str]] = frozenset()
+    """Blocks that were answered, with the form."""
+    left: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """Rows by form that could not be answered in the conversation at the first attempt: they were answered
+    outside it, or after a repair, or not at all. They count against the form, whatever answer they have."""
+    no_anchors: bool = False
+    """Whether the candidates gave no row that fits in front: forms with anchors are then not tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to ask next."""
+
+    block: int
+    kinds: tuple[str, ...]
+    """In this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriedForm:
+    """A form that was tried, compared with isolated answers by gold."""
+
+    form: str
+    words: str
+    rows: int
+    """Rows that were asked in both ways."""
+    conversations: int
+    """Blocks that they come from: rows of one conversation depend on one another."""
+    wins: int
+    losses: int
+    compared: int
+    how: str
+    """What was compared with gold, on rows that had no part in the form's selection."""
+    better: bool
+    """Whether it was proved to agree better with gold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How the pilot ended."""
+
+    form: str
+    """A form's name, or `ISOLATED`."""
+    why: str
+    """`better`, `no_proof`, `none_fits` or `too_small`; ledgers of earlier versions have others as well."""
+    asked: int
+    """Answers it took."""
+    tried: tuple[TriedForm, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For the ledger and metrics.json."""
+        return {**asdict(self), "tried": [asdict(tried) for tried in self.tried]}
+
+
+def blocks_of(total: int, asks: int, seed: int, *, least: int = 1) -> tuple[tuple[int, ...], ...]:
+    """Blocks of consecutive rows, one at a random place of each equal part of the file, in random order.
+
+    Args:
+        total: Rows of the job.
+        asks: Answers that the sample may take.
+        seed: Decides the places and the order.
+        least: Blocks to take in any case.
+    """
+    rng = random.Random(f"pilot {seed}")  # noqa: S311 - a choice of rows, no secret
+    number = max(least, min(total // BLOCK, asks // (2 * BLOCK)))
+    size = min(BLOCK, total)
+    found = []
+    for part in range(number):
+        first, last = total * part // number, total * (part + 1) // number - size
+        start = rng.randint(first, last) if last > first else max(0, min(first, total - size))
+        found.append(tuple(range(start, start + size)))
+    rng.shuffle(found)
+    return tuple(found)
+
 
 _GIVE_UP = 40
 """Rows after which a form that agrees no better with gold than isolated rows do is given up."""

@@ -10,9 +10,20 @@ from spoolama.answer.lane import Lane
 from spoolama.answer.planner import Planner
 from spoolama.answer.store import RowStore
 from spoolama.compare.anchoring import Anchoring, RunLanes
-from spoolama.compare.forms import FORMS, ISOLATED, SEED, Form, form_named
-from spoolama.compare.pilot import answers_taken, next_step
-from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, Step, blocks_of
+from spoolama.compare.pilot import (
+    FORMS,
+    ISOLATED,
+    SEED,
+    Decision,
+    Form,
+    PilotAnswers,
+    PilotRules,
+    Step,
+    answers_taken,
+    blocks_of,
+    form_named,
+    next_step,
+)
 from spoolama.context.trimming import Turn
 from spoolama.context.turns import Turns
 from spoolama.job.labels import enum_of

@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from spoolama.memory.level import Level
-from spoolama.memory.limits import MemoryLimits, in_gb
+from spoolama.memory.level import Level, MemoryLimits, in_gb
 from spoolama.memory.readings import Card, Host
 
 __all__ = [

@@ -6,7 +6,7 @@ It takes no action itself: the engine and the service query it (`gpu/room.Memory
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,14 +16,117 @@ from spoolama.clock import Clock
 from spoolama.memory.card_thread import NOT_YET
 from spoolama.memory.history import MemoryHistory
 from spoolama.memory.host_thread import HostSource, HostThread, SeenHost
-from spoolama.memory.level import Level, LevelRules, LevelState, step
-from spoolama.memory.limits import Marks, MemoryLimits, stricter
-from spoolama.memory.ours import Ours, frees_host
-from spoolama.memory.readings import Card, Readings
+from spoolama.memory.level import Level, LevelRules, LevelState, Marks, MemoryLimits, in_gb, step, stricter
+from spoolama.memory.readings import Card, Host, Readings, Runner
 from spoolama.memory.room import Need, Room, Taken, Where, room_on_cards, room_on_host, together
-from spoolama.memory.words import figures, in_words
 
-__all__ = ["CardSource", "MemoryWatchdog", "Observer"]
+__all__ = ["CardSource", "MemoryWatchdog", "Observer", "Ours", "figures", "frees_host", "in_words"]
+
+HOST_SHARE = 0.1
+
+
+class Ours:
+    """Processes that hold a model that spoolama loaded.
+
+    The process name does not decide, because others can run their own Ollama or llama-server on the same
+    machine. Ours are the process of our own engine and every process that appears during one of our loads. If
+    a load starts no new process, the server already held the model, in any of the existing processes; then
+    all of them count until the model is unloaded and loaded again. Before the first load no process is ours.
+    """
+
+    def __init__(self) -> None:
+        self.pids: frozenset[int] = frozenset()
+        self._before: frozenset[int] | None = None
+        """Processes that existed when a load began; None: no load is in progress or waits for a reading."""
+        self._ended_at: float | None = None
+
+    def begins(self, runners: Collection[Runner]) -> None:
+        """Record that a load of ours begins while these processes exist."""
+        if self._before is None:
+            self._before = frozenset(runner.pid for runner in runners)
+        self._ended_at = None
+
+    def ended(self, at: float) -> None:
+        """Record that the load has ended; a reading after `at` shows the new processes."""
+        self._ended_at = at
+
+    def failed(self) -> None:
+        """Record that the load failed."""
+        self._before = self._ended_at = None
+
+    def released(self) -> None:
+        """Record that our models were unloaded."""
+        self.pids = frozenset()
+
+    def look(self, seen: SeenHost) -> None:
+        """Evaluate a reading; a stale one changes nothing."""
+        if not seen.known:
+            return
+        now = frozenset(runner.pid for runner in seen.runners)
+        self.pids = seen.own or self.pids & now
+        if self._before is None or seen.own:
+            return
+        self.pids |= now - self._before
+        if self._ended_at is not None and seen.at >= self._ended_at:
+            self.pids = self.pids or now
+            self._before = self._ended_at = None
+
+
+def frees_host(host: Host, runners: Collection[Runner]) -> bool:
+    """Whether unloading our models would free at least a tenth of main memory.
+
+    A model on a card uses little main memory. Pages of files, such as mapped weights, do not count, because
+    the kernel reclaims them by itself.
+    """
+    held = sum(r.rss_bytes if r.anonymous_bytes is None else r.anonymous_bytes for r in runners)
+    return held >= HOST_SHARE * host.total_bytes
+
+
+_WORTH_SAYING_S = 600.0
+
+
+def in_words(readings: Readings, place: int | None, state: LevelState) -> str:
+    """Describe in one line the memory that determines the level.
+
+    Args:
+        readings: The latest readings.
+        place: Index of the card in the readings; None: this machine's memory.
+        state: State of that card or of the machine.
+    """
+    card = _card(readings, place)
+    if card is not None:
+        name = "GPU memory" if len(readings.cards or ()) == 1 else f"GPU {card.index}"
+        words = f"{name}: {in_gb(card.used_bytes)} of {in_gb(card.total_bytes)} in use"
+    elif place is None and readings.host is not None and (state.level or not readings.cards):
+        host = readings.host
+        of = f"{host.bound}, " if host.bound else ""
+        words = f"{of}{in_gb(host.used_bytes)} of {in_gb(host.total_bytes)} of this machine's memory in use"
+    else:
+        return readings.blind or "memory cannot be read"
+    if state.full_in_s is not None and 0 < state.full_in_s < _WORTH_SAYING_S:
+        words += f", critical in {state.full_in_s:.0f} s at this rate"
+    return words
+
+
+def figures(readings: Readings, place: int | None, state: LevelState) -> dict[str, Any]:
+    """Return the readings behind a change, for the log and metrics.json."""
+    found: dict[str, Any] = {}
+    if state.full_in_s is not None:
+        found["full_in_s"] = round(state.full_in_s, 1)
+    card = _card(readings, place)
+    if card is not None:
+        found |= {"card": card.index, "used": in_gb(card.used_bytes), "total": in_gb(card.total_bytes)}
+    if readings.host is not None:
+        found["host_used"] = in_gb(readings.host.used_bytes)
+    if readings.runners:
+        found["runner"] = in_gb(sum(runner.rss_bytes for runner in readings.runners))
+    return found
+
+
+def _card(readings: Readings, place: int | None) -> Card | None:
+    cards = readings.cards
+    return cards[place] if cards is not None and place is not None and place < len(cards) else None
+
 
 EVERY_S = 1.0
 _LISTED_FOR_S = 30.0
@@ -225,7 +328,7 @@ class MemoryWatchdog:
                 self._job.tally.changed(self._clock.time(), {"reason": self.words, **facts})
 
     def _mattering(self, readings: Readings) -> list[_Key]:
-        """Return the cards that hold a model of ours (`memory/ours.py`), or the card with most free memory.
+        """Return the cards that hold a model of ours, or the card with most free memory.
 
         A server uses the card with most free memory, or spreads a model over all cards. A card that other
         programs have filled and that holds no model of ours does not count.

@@ -9,7 +9,7 @@ from spoolama.backends.base import Backend, LoadSpec
 from spoolama.backends.model_shape import ModelShape
 from spoolama.errors import BackendError, ServerAway
 from spoolama.memory.estimate import Estimate, estimate, words_of
-from spoolama.memory.limits import in_gb
+from spoolama.memory.level import in_gb
 from spoolama.memory.room import Memory, Need
 
 __all__ = ["EstimatedSize"]

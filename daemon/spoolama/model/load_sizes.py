@@ -1,13 +1,60 @@
-"""Tracks which load of the ladder is selected, and the history of shortages, failed loads and unloads."""
+"""Defines the loads of a model that are tried when memory is short, and tracks which one is in use."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from spoolama.backends.base import LoadSpec
-from spoolama.memory.pacing import HOUR_S, wait_before_load
 
-__all__ = ["OFTEN", "LoadSizes"]
+__all__ = ["HOUR_S", "LEAST_WINDOW", "OFTEN", "LoadSizes", "ladder", "wait_before_load"]
+
+HOUR_S = 3600.0
+_FIRST_S = 60.0
+
+
+def wait_before_load(releases: Sequence[float], now: float) -> float:
+    """Return the seconds until the model may be loaded again.
+
+    After the first unload in the last hour this is 0; then 1 min after the unload, 2 min, 4 min and so on. So
+    there are at most seven such loads in any hour.
+
+    Args:
+        releases: Times at which the model was unloaded because of memory pressure, oldest first.
+        now: The current time of the same clock.
+    """
+    recent = [at for at in releases if now - at < HOUR_S]
+    if len(recent) < 2:
+        return 0.0
+    return max(0.0, recent[-1] + _FIRST_S * 2.0 ** (len(recent) - 2) - now)
+
+
+LEAST_WINDOW = 1024
+"""Minimum context window in tokens: smaller ones free little memory and fit hardly any row."""
+_STEP = 256
+
+
+def ladder(spec: LoadSpec, *, slots_too: bool, num_predict: int) -> tuple[LoadSpec, ...]:
+    """Return the loads from the requested one down to the smallest useful one; never empty.
+
+    If we set the number of slots, it is halved first: each slot has its own KV cache, so half of the slots
+    frees as much memory as half of the window, and every row still fits. Then the window is halved.
+
+    Args:
+        spec: The requested load.
+        slots_too: Whether `spec.slots` determines the slots of the server.
+        num_predict: Tokens of an answer; a window must hold it and a prompt of the same length.
+    """
+    rungs = [spec]
+    while slots_too and rungs[-1].slots > 1:
+        rungs.append(replace(rungs[-1], slots=rungs[-1].slots // 2))
+    least = max(LEAST_WINDOW, 2 * num_predict)
+    while True:
+        window = rungs[-1].num_ctx // 2 // _STEP * _STEP
+        if window < least:
+            return tuple(rungs)
+        rungs.append(replace(rungs[-1], num_ctx=window))
+
 
 OFTEN = 3
 """A load is too large if it makes memory critical this many times in an hour."""
@@ -21,7 +68,7 @@ class LoadSizes:
     """The loads of one model, from the requested one (`asked`) down. All times are monotonic seconds.
 
     Args:
-        specs: The result of `model/ladder.py`; never empty.
+        specs: The result of `model/load_sizes.py`; never empty.
     """
 
     def __init__(self, specs: Sequence[LoadSpec]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec
-from spoolama.memory.limits import GB, in_gb
+from spoolama.memory.level import GB, in_gb
 from spoolama.memory.room import Memory, Need, Taken
 from spoolama.model.estimated_size import EstimatedSize
 

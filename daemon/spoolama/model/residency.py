@@ -12,7 +12,16 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec
 from spoolama.clock import Clock
-from spoolama.errors import BackendError, ModelLost, OutOfMemory, RequestRefused, ServerDied
+from spoolama.errors import (
+    BackendError,
+    ConfigError,
+    JobError,
+    ModelLost,
+    OutOfMemory,
+    RequestRefused,
+    ServerDied,
+    WrongServer,
+)
 from spoolama.memory.level import Level
 from spoolama.memory.room import Memory
 from spoolama.model.gate import LOAD_BOUND_S, Gate, Stopping
@@ -21,7 +30,7 @@ from spoolama.model.measured_size import DESKTOP_BYTES, MeasuredSize
 from spoolama.progress import Progress
 from spoolama.stopping import Stop, until
 
-__all__ = ["WAIT_FOR_MEMORY_S", "ModelResidency"]
+__all__ = ["WAIT_FOR_MEMORY_S", "ModelResidency", "load_model"]
 
 WAIT_FOR_MEMORY_S = 600.0
 """Seconds that a load waits for free memory before a smaller one is tried."""
@@ -42,7 +51,7 @@ class ModelResidency:
 
     Args:
         backend: The model server.
-        rungs: Loads from the requested one down to the smallest; see `model/ladder.py`.
+        rungs: Loads from the requested one down to the smallest; see `model/load_sizes.py`.
         gate: Ensures that no request is in flight while the model is unloaded or replaced.
         progress: Shows what the job waits for.
         memory: The memory watchdog.
@@ -362,3 +371,45 @@ class ModelResidency:
     def figures(self) -> dict[str, object]:
         """Return the current load for the log and the metrics."""
         return {"model": self.spec.model, "num_ctx": self.spec.num_ctx, "slots": self.spec.slots}
+
+
+_DEATHS = 5
+"""Maximum deaths of the model process during the load; then the model does not fit or is damaged."""
+
+
+async def load_model(residency: ModelResidency, gate: Gate, progress: Progress) -> LoadedModel:
+    """Load the model.
+
+    Raises:
+        JobError: the model cannot be loaded; the error has instructions to fix it.
+        ConfigError: the server is of another kind than the settings say.
+        Stopping: the service stops.
+    """
+    name = residency.spec.model
+    progress.phase = f"loading {name}"
+    loaded: list[LoadedModel] = []
+
+    async def attempt() -> None:
+        loaded.append(await residency.load())
+
+    try:
+        try:
+            with progress.pulse.wait(LOAD_BOUND_S):
+                await attempt()
+        except RequestRefused:
+            raise
+        except BackendError as error:
+            await gate.recover(error.message, attempt, max_deaths=_DEATHS)
+    except WrongServer as error:
+        raise ConfigError(f"{error.message}. {error.fix}") from error
+    except RequestRefused as error:
+        raise JobError(error.message, fix=error.fix, code=error.code) from error
+    except BackendError as error:
+        raise JobError(
+            f"{name} cannot be loaded: {error.message}",
+            fix="Free memory on the server, or use a smaller model or a smaller num_ctx.",
+            code=error.code,
+        ) from error
+    if not loaded:
+        raise Stopping
+    return loaded[-1]

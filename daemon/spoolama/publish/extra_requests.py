@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from spoolama.compare.forms import FORMS, ISOLATED
+from spoolama.compare.pilot import FORMS, ISOLATED
 from spoolama.job.sidecar import Sidecar
 from spoolama.spool.ledger_read import LedgerReader
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spoolama.compare.forms import FORMS, ISOLATED, form_named
-from spoolama.compare.sample import BLOCK, blocks_of
+from spoolama.compare.pilot import BLOCK, FORMS, ISOLATED, blocks_of, form_named
 from spoolama.job.plan import PILOT_ROWS, pilot_asks
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.agreed import percent

@@ -24,13 +24,11 @@ from spoolama.evaluation.base import Abandoned
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, JobEvaluator
 from spoolama.job.sidecar import Sidecar
 from spoolama.memory.room import Memory
-from spoolama.model.gate import Gate, Stopping
-from spoolama.model.ladder import ladder
-from spoolama.model.loading import load_model
+from spoolama.model.gate import Gate, RequestTimeout, Stopping
+from spoolama.model.load_sizes import ladder
 from spoolama.model.pressure import PressureHandler
 from spoolama.model.primer import Primer
-from spoolama.model.request_timeout import RequestTimeout
-from spoolama.model.residency import ModelResidency
+from spoolama.model.residency import ModelResidency, load_model
 from spoolama.model.surprises import Surprises
 from spoolama.model.watch import Watch
 from spoolama.progress import Progress

@@ -19,7 +19,7 @@ from spoolama.errors import InputError, JobError, LedgerError, LedgerVersion, Si
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, Evaluator
 from spoolama.job.rows import InputKind, RowLimits, detect
 from spoolama.job.sidecar import Sidecar
-from spoolama.memory.limits import Marks
+from spoolama.memory.level import Marks
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress
 from spoolama.publish.build import build_outputs

@@ -25,7 +25,7 @@ from pydantic import (
 from spoolama.errors import ConfigError, Problem
 from spoolama.job.rows import MAX_CELL_BYTES
 from spoolama.job.yaml_tree import Tree, read_yaml
-from spoolama.memory.limits import Marks
+from spoolama.memory.level import Marks
 from spoolama.regular import NotRegular, open_regular
 from spoolama.service.settings_words import meant, problems_of
 

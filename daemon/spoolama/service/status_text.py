@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from spoolama.memory.level import Level
-from spoolama.memory.limits import in_gb
+from spoolama.memory.level import Level, in_gb
 from spoolama.progress import Snapshot
 from spoolama.service.queue import Queued
 from spoolama.service.state import EndedJob, ServiceState

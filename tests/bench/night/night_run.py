@@ -15,7 +15,7 @@ from spoolama.backends.base import ChatRequest
 from spoolama.errors import JobError
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.memory.card_thread import CardThread
-from spoolama.memory.limits import Marks
+from spoolama.memory.level import Marks
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd

@@ -14,7 +14,7 @@ import pytest
 from spoolama.backends.base import LoadSpec, Message, Reply
 from spoolama.context import trimming
 from spoolama.context.budget import Budget
-from spoolama.context.spread import Choice, spread
+from spoolama.context.selection import Choice, spread
 from spoolama.context.trimming import Turn
 from spoolama.errors import (
     ContextOverflow,

@@ -12,7 +12,7 @@ from spoolama.cli.check_memory import memory_limits
 from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
 from spoolama.job.sidecar import Vram
-from spoolama.memory.limits import GB, Marks
+from spoolama.memory.level import GB, Marks
 from support.cards import ScriptedCards, card
 
 CARD = [16 * GB]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spoolama.compare.forms import FORMS, ISOLATED, form_named
+from spoolama.compare.pilot import FORMS, ISOLATED, form_named
 from spoolama.job.plan import Plan
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spoolama.compare.gold import Pairs, compare
+from spoolama.compare.likeness import Pairs, compare
 
 
 def test_labels_spelled_as_gold_are_won_where_only_the_form_is_right() -> None:

@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spoolama.compare.forms import FORMS, ISOLATED
-from spoolama.compare.pilot import least_answers, next_step
-from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, Step
+from spoolama.compare.pilot import (
+    FORMS,
+    ISOLATED,
+    Decision,
+    PilotAnswers,
+    PilotRules,
+    Step,
+    least_answers,
+    next_step,
+)
 from unit.compare.pilot_bench import WORDS, Run, Says, plain, right, rules_of, run
 
 

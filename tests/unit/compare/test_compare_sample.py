@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolama.compare.sample import BLOCK, blocks_of
+from spoolama.compare.pilot import BLOCK, blocks_of
 
 
 @given(st.integers(1, 5000), st.integers(0, 2000), st.integers(0, 9))

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolama.backends.base import Message
-from spoolama.context.anchors import candidates, choose
 from spoolama.context.budget import Budget
 from spoolama.context.conversation import Conversation, prepare
-from spoolama.context.spread import Choice, best, spread
+from spoolama.context.selection import Choice, best, candidates, choose, spread
 from spoolama.context.trimming import STRATEGIES, Turn, trimmer_of
 from spoolama.evaluation.asking import Ask
 from spoolama.job.plan import Plan

@@ -10,8 +10,7 @@ from collections.abc import Iterable
 
 from spoolama.memory.card_thread import CardThread
 from spoolama.memory.host_thread import HostThread
-from spoolama.memory.level import Level
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB, Level
 from spoolama.memory.readings import Host, Runner
 from spoolama.memory.room import Need
 from spoolama.memory.watchdog import MemoryWatchdog

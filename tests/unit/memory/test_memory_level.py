@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spoolama.memory.level import Level, LevelRules, LevelState, step
-from spoolama.memory.limits import GB, Marks, MemoryLimits, stricter
+from spoolama.memory.level import GB, Level, LevelRules, LevelState, Marks, MemoryLimits, step, stricter
 from support.thorough import cases
 
 RULES = LevelRules()

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolama.memory.level import Level
-from spoolama.memory.limits import GB, Marks
+from spoolama.memory.level import GB, Level, Marks
 from spoolama.memory.readings import Card, Host
 from spoolama.memory.room import Need, Room, Taken, Unwatched, room_on_cards, room_on_host
 from support.cards import card

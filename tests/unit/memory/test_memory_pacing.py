@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spoolama.memory.pacing import HOUR_S, wait_before_load
+from spoolama.model.load_sizes import HOUR_S, wait_before_load
 
 MOST_AN_HOUR = 7
 

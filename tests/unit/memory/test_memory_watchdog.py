@@ -11,8 +11,7 @@ import pytest
 from spoolama.backends.base import HeldModel
 from spoolama.errors import OutOfMemory
 from spoolama.memory.card_thread import CardThread
-from spoolama.memory.level import Level
-from spoolama.memory.limits import GB, Marks
+from spoolama.memory.level import GB, Level, Marks
 from spoolama.memory.readings import Card, Host, NoReading, Runner
 from spoolama.memory.room import Need, Taken
 from spoolama.memory.watchdog import MemoryWatchdog

@@ -6,10 +6,11 @@ small models). Labels are taken in turn, numbers at even distances over their ra
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Choice", "best", "spread"]
+__all__ = ["Choice", "best", "candidates", "choose", "spread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +62,24 @@ def _number(label: str) -> float | None:
     except ValueError:
         return None
     return value if value == value and abs(value) != float("inf") else None
+
+
+def candidates(total: int, number: int, seed: int) -> list[int]:
+    """Return the ordinals of `number` rows spread over the file: a random one from each of equal parts."""
+    rng = random.Random(f"candidates {seed}")  # noqa: S311 - not security-relevant
+    number = min(number, total)
+    return [rng.randrange(total * part // number, total * (part + 1) // number) for part in range(number)]
+
+
+def choose(rows: Sequence[Choice], number: int, how: str, seed: int) -> list[int]:
+    """Return the ordinals of the anchors in prompt order. The order affects answers, so it is shuffled.
+
+    Args:
+        rows: The candidates by ordinal, with label and score.
+        number: How many to choose.
+        how: `spread` over the labels, or `important` by the score.
+        seed: Seed of the shuffle.
+    """
+    chosen = best(rows, number) if how == "important" else spread(rows, number)
+    random.Random(f"anchors {seed}").shuffle(chosen)  # noqa: S311 - not security-relevant
+    return chosen
