@@ -21,7 +21,7 @@ from spoolama.memory.nvml import NvmlCards
 from spoolama.memory.readings import Card, CardProbe, NoCards
 from spoolama.memory.room import Where
 from spoolama.memory.watchdog import MemoryWatchdog
-from spoolama.model.estimated_size import EstimatedSize
+from spoolama.model.model_size import EstimatedSize
 from spoolama.service.assembly import server_is_here
 from spoolama.service.settings import Settings
 

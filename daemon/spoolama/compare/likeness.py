@@ -11,8 +11,9 @@ from typing import Literal
 from rapidfuzz.distance import Indel
 
 from spoolama.job.labels import number_of, order_of
+from spoolama.job.record import StoredRow
 
-__all__ = ["TEXTS", "Kind", "Likeness", "Pairs", "compare", "likeness_of"]
+__all__ = ["TEXTS", "Kind", "Likeness", "Pairs", "compare", "gold_of", "likeness_of"]
 
 TEXTS = "words in common"
 """What is compared of texts, for people."""
@@ -109,6 +110,12 @@ class Pairs:
     """Rows, or pairs of rows, that could be compared."""
     how: str
     """What was compared, for people."""
+
+
+def gold_of(row: StoredRow, column: str | None) -> str:
+    """Return the row's known answer; empty if it has none."""
+    value = row.fields.get(column or "")
+    return "" if value is None else str(value).strip()
 
 
 def compare(

@@ -12,7 +12,7 @@ from spoolama.errors import BackendError, JobError, RequestRefused, ServerDied
 from spoolama.progress import Progress
 from spoolama.stopping import Stop, until
 
-__all__ = ["LOAD_BOUND_S", "Gate", "Pass", "RequestTimeout", "Stopping"]
+__all__ = ["LOAD_BOUND_S", "Admission", "Gate", "RequestTimeout", "Stopping"]
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
@@ -25,7 +25,7 @@ class Stopping(Exception):
     """The service stops; the row is left for the next start."""
 
 
-class Pass:
+class Admission:
     """The permission to send one request."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Gate:
         self._changed = asyncio.Condition()
         self._closed = False
         self._exclusive = 0
-        self._held: set[Pass] = set()
+        self._held: set[Admission] = set()
         self.in_flight = 0
         self.served = 0
         """Number of requests that the server has answered."""
@@ -74,7 +74,7 @@ class Gate:
         return self._limit
 
     @asynccontextmanager
-    async def through(self, *, exclusive: bool = False) -> AsyncIterator[Pass]:
+    async def through(self, *, exclusive: bool = False) -> AsyncIterator[Admission]:
         """Wait for permission to send a request; with `exclusive`, no other request is in flight.
 
         Raises:
@@ -94,15 +94,15 @@ class Gate:
                 self._changed.notify_all()
                 raise
             self._count(+1)
-        place = Pass()
-        self._held.add(place)
+        admission = Admission()
+        self._held.add(admission)
         if len(self._held) > 1:
             for held in self._held:
                 held.only_request = False
         try:
-            yield place
+            yield admission
         finally:
-            self._held.discard(place)
+            self._held.discard(admission)
             # No await before this: a cancelled lane must release its permission.
             self._count(-1)
             self._exclusive -= exclusive
@@ -213,7 +213,7 @@ class Gate:
         Args:
             reason: Text for the status.
             attempt: The call that must succeed.
-            patience: Raise the error of `attempt` after this many deaths of the server; 0: never.
+            max_deaths: Raise the error of `attempt` after this many deaths of the server; 0: never.
             carry: Start with the last delay of the previous wait, if no row was answered since: a server can
                 repeatedly look healthy and still answer no row.
 

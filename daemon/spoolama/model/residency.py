@@ -26,7 +26,7 @@ from spoolama.memory.level import Level
 from spoolama.memory.room import Memory
 from spoolama.model.gate import LOAD_BOUND_S, Gate, Stopping
 from spoolama.model.load_sizes import OFTEN, LoadSizes
-from spoolama.model.measured_size import DESKTOP_BYTES, MeasuredSize
+from spoolama.model.model_size import DESKTOP_BYTES, MeasuredSize
 from spoolama.progress import Progress
 from spoolama.stopping import Stop, until
 

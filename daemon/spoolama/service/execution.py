@@ -14,7 +14,7 @@ from spoolama import __version__
 from spoolama.answer.row_counts import FIRST_ROWS, check_first_failures
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
-from spoolama.compare.auditing import left_to_audit
+from spoolama.compare.audit_phase import left_to_audit
 from spoolama.errors import InputError, JobError, LedgerError, LedgerVersion, SidecarError
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, Evaluator
 from spoolama.job.rows import InputKind, RowLimits, detect

@@ -77,7 +77,7 @@ def _rate(rows_per_s: float) -> str:
 def _snapshot(snap: Snapshot, now: float) -> dict[str, Any]:
     return {
         "phase": snap.phase,
-        "besides": snap.besides,
+        "besides": snap.extra_requests,
         "waiting_for_server": snap.waiting,
         "rows": {
             "total": snap.total,

@@ -190,7 +190,7 @@ def run_job(scenario: Scenario, seed: int) -> Outcome:
 
 
 class _Audit:
-    """As `compare/auditing.py` does it, with one lane, until harm is known."""
+    """As `compare/audit_phase.py` does it, with one lane, until harm is known."""
 
     def __init__(self, job: _Job, found: Outcome) -> None:
         self.job = job

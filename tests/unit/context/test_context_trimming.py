@@ -125,7 +125,7 @@ def test_a_prepared_prompt_keeps_prefix_anchors_pairs_and_order_and_stays_in_its
     if prompt.fits:
         assert prompt.tokens + 32 < num_ctx
     assert prompt.trimmed == (len(prompt.tail) < len(tokens))
-    assert prompt.alone == (not prompt.anchors and not prompt.tail)
+    assert prompt.prefix_only == (not prompt.anchors and not prompt.tail)
 
 
 @pytest.mark.parametrize(
