@@ -1,4 +1,4 @@
-"""Checks whether a model fits into the free memory below the critical mark, on cards or in main memory."""
+"""Checks whether a model fits into the free memory below the critical limit, on cards or in main memory."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Unwatched:
 def room_on_cards(
     need: Need, cards: Sequence[Card], limits: Mapping[int, MemoryLimits], *, reclaimed_bytes: int = 0
 ) -> Room:
-    """Check whether a model fits on one card, or spread over all cards, below their critical marks.
+    """Check whether a model fits on one card, or spread over all cards, below their critical limits.
 
     Args:
         need: The load.
@@ -164,7 +164,7 @@ def together(cards: Sequence[Card], sizes: Sequence[int]) -> int:
 
 
 def room_on_host(need: Need, host: Host, limits: MemoryLimits) -> Room:
-    """Check whether a load fits into this machine's memory below its critical mark."""
+    """Check whether a load fits into this machine's memory below its critical limit."""
     free = max(0, limits.critical_bytes - host.used_bytes)
     there = f"{in_gb(free)} of {in_gb(host.total_bytes)} of this machine's memory may still be taken"
     words = need.words or f"it needs {in_gb(need.size_bytes)}"

@@ -21,11 +21,10 @@ from spoolama.errors import ConfigError
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess, FirstIdle
 from spoolama.job.rows import RowLimits
-from spoolama.memory.card_thread import CardThread
 from spoolama.memory.host import SCAN_EVERY_S, HostProbe
-from spoolama.memory.host_thread import HostThread
 from spoolama.memory.level import LevelRules
 from spoolama.memory.nvml import NvmlCards
+from spoolama.memory.reader_threads import CardThread, HostThread
 from spoolama.memory.readings import CardProbe, NoCards
 from spoolama.memory.watchdog import EVERY_S, MemoryWatchdog
 from spoolama.service.daemon import Daemon
@@ -108,7 +107,7 @@ def memory_for(
         clock,
         pids=lambda: own_pids(backend),
         stale_after_s=max(2.0, 5.0 / pace),
-        wait_s=EVERY_S / pace,
+        every_s=EVERY_S / pace,
     )
     watchdog = MemoryWatchdog(
         thread,
@@ -116,8 +115,8 @@ def memory_for(
         clock,
         rules=_faster(LevelRules(), pace),
         every_s=EVERY_S / pace,
-        marks=vram.marks,
-        host_marks=vram.host_marks,
+        limits=vram.marks,
+        host_limits=vram.host_marks,
         only=vram.cards,
         on_cards=settings.backend.kind != "embedded",
     )

@@ -19,7 +19,7 @@ from spoolama.errors import InputError, JobError, LedgerError, LedgerVersion, Si
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, Evaluator
 from spoolama.job.rows import InputKind, RowLimits, detect
 from spoolama.job.sidecar import Sidecar
-from spoolama.memory.level import Marks
+from spoolama.memory.level import RelativeLimits
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress
 from spoolama.publish.build import build_outputs
@@ -225,7 +225,7 @@ class JobExecutor:
                 stop=stop,
                 memory=self._memory,
             )
-            async with self._watched(job.name, sidecar, ledger):
+            async with self._watched(sidecar, ledger):
                 end = await runner.run()
             if not end.finished:
                 return False
@@ -233,7 +233,7 @@ class JobExecutor:
         return True
 
     @contextlib.asynccontextmanager
-    async def _watched(self, job: str, sidecar: Sidecar, ledger: JobLedger) -> AsyncIterator[None]:
+    async def _watched(self, sidecar: Sidecar, ledger: JobLedger) -> AsyncIterator[None]:
         """Its limits of memory in force, and what memory was like noted now and then: a kill loses little."""
         if self._memory is None:
             yield
@@ -242,8 +242,8 @@ class JobExecutor:
         if sidecar.vram is not None:
             # What it leaves out is the service's: of two limits the lower one counts.
             vram = sidecar.vram
-            marks = Marks(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
-        with self._memory.during(job, marks, await ledger.meta("memory")) as tally:
+            marks = RelativeLimits(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
+        with self._memory.during(marks, await ledger.meta("memory")) as tally:
 
             async def note() -> None:
                 while True:

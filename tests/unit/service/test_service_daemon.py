@@ -15,7 +15,7 @@ from spoolama.clock import Clock
 from spoolama.errors import ConfigError, DiskFull, ServerAway, SpoolHeld
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.sidecar import Sidecar
-from spoolama.memory.card_thread import CardThread
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import NoCards
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress
@@ -338,7 +338,7 @@ async def test_sighup_adopts_the_cards_that_count(service: Service) -> None:
         daemon._watching = Watching(watchdog, thread, daemon._backend, daemon.state, clock)
         vram = VramSection(cards=[1], high=0.8)
         daemon._adopt(daemon._settings.model_copy(update={"vram": vram}))
-    assert (watchdog.only, watchdog.marks.high) == ((1,), 0.8)
+    assert (watchdog.only, watchdog.limits.high) == ((1,), 0.8)
 
 
 @in_loop

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spoolama.memory.card_thread import CardThread
 from spoolama.memory.level import LevelRules
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import Host, NoReading, Runner
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
@@ -29,6 +29,7 @@ from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
 from support.cards import GB, Scene, ScriptedCards, card
 from support.clock import VirtualClock
+from support.inline_host import InlineHost
 
 
 def running(
@@ -151,9 +152,8 @@ def watched(state: ServiceState, scene: Scene, *, machine: bool = True) -> Servi
     """Memory was looked at once, with a level that follows at once."""
     cards = CardThread(ScriptedCards([(0, scene)], state.clock), state.clock)
     cards.read_once()
-    host = _Machine() if machine else None
+    host = InlineHost(_Machine(), state.clock) if machine else None
     state.memory = MemoryWatchdog(cards, host, state.clock, rules=LevelRules(rise_s=0))
-    state.memory._read_host()
     state.memory.look()
     return state
 
