@@ -176,26 +176,17 @@ class Gate:
         async with self._changed:
             while self._closed and not self._stop.is_set():
                 await self._changed.wait()
-            if self._stop.is_set():
-                raise Stopping
-            self._closed = True
-        before, began, lasting = self._progress.phase, self._clock.monotonic(), False
-        self._progress.waiting, self._progress.phase = True, phase
+        if self._stop.is_set():
+            raise Stopping
+        began = self._clock.monotonic()
         try:
-            async with self._changed:
-                while self.in_flight and not self._stop.is_set():
-                    await self._changed.wait()
-            if self._stop.is_set():
-                raise Stopping
-            yield
-        except JobError:
-            lasting = True  # no row may cause another load
-            raise
+            async with self._shut(phase):
+                await self.drained()
+                if self._stop.is_set():
+                    raise Stopping
+                yield
         finally:
             self.held_s += self._clock.monotonic() - began
-            self._closed = lasting
-            self._progress.waiting, self._progress.phase = False, before
-            await self._wake()
 
     async def recover(
         self,
@@ -222,35 +213,43 @@ class Gate:
         """
         if self._closed:
             return
-        self._closed = True
-        before, began, lasting = self._progress.phase, self._clock.monotonic(), False
-        self._progress.waiting, self._progress.phase = True, f"waiting for the server: {reason}"
-        delay, deaths = self._delay if carry else FIRST_DELAY_S, 0
+        delay, deaths, began = self._delay if carry else FIRST_DELAY_S, 0, self._clock.monotonic()
         try:
-            while not self._stop.is_set():
-                await self.pause(delay * self._rng.uniform(1.0, 1.25))
-                if self._stop.is_set():
-                    return
-                delay = min(LONGEST_DELAY_S, delay * 2)
-                if carry:
-                    self._delay = delay
-                try:
-                    with self._progress.pulse.wait(LOAD_BOUND_S):
-                        await attempt()
-                    return
-                except RequestRefused:
-                    raise
-                except BackendError as error:
-                    deaths += isinstance(error, ServerDied)
-                    if max_deaths and deaths >= max_deaths:
+            async with self._shut(f"waiting for the server: {reason}"):
+                while True:
+                    await self.pause(delay * self._rng.uniform(1.0, 1.25))
+                    if self._stop.is_set():
+                        return
+                    delay = min(LONGEST_DELAY_S, delay * 2)
+                    if carry:
+                        self._delay = delay
+                    try:
+                        with self._progress.pulse.wait(LOAD_BOUND_S):
+                            await attempt()
+                        return
+                    except RequestRefused:
                         raise
-                    self._progress.phase = f"waiting for the server: {error.message}"
-        except JobError:
-            lasting = True
-            raise
+                    except BackendError as error:
+                        deaths += isinstance(error, ServerDied)
+                        if max_deaths and deaths >= max_deaths:
+                            raise
+                        self._progress.phase = f"waiting for the server: {error.message}"
         finally:
             self.waited_s += self._clock.monotonic() - began
-            self._closed = lasting
+
+    @asynccontextmanager
+    async def _shut(self, phase: str) -> AsyncIterator[None]:
+        """Close the gate and show this phase; after a `JobError` the gate stays closed."""
+        self._closed = True
+        before, stays_closed = self._progress.phase, False
+        self._progress.waiting, self._progress.phase = True, phase
+        try:
+            yield
+        except JobError:
+            stays_closed = True  # no row may cause another load
+            raise
+        finally:
+            self._closed = stays_closed
             self._progress.waiting, self._progress.phase = False, before
             await self._wake()
 
