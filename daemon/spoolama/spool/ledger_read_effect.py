@@ -88,8 +88,8 @@ class EffectReader:
         found = {}
         for answers in ("results", "replaced"):  # what was taken back is what the conversation gave
             for ordinal, given, isolated, visible_rows, place in self._db.execute(
-                "SELECT t.ordinal, a.answer, t.answer, a.visible_rows, a.place"
-                f" FROM trials t JOIN {answers} a USING (ordinal)"  # noqa: S608 - constants
+                "SELECT t.ordinal, a.answer, t.answer, a.visible_rows, a.place"  # noqa: S608 - constants
+                f" FROM trials t JOIN {answers} a USING (ordinal)"
                 " WHERE t.kind=? AND a.visible_rows != '[]'",
                 (kind,),
             ):

@@ -220,9 +220,9 @@ CASES = {
     "template-filters": Case(_nested(12), COMMON + FILTERS + "mode: isolated\n", ending=".jsonl", calls=5),
     "audit": Case(
         _csv(24),
-        COMMON + PROMPT + "trim: {strategy: window, keep: 3, every: 3}\naudit: 8\non_collapse: redo\n",
+        COMMON + PROMPT + "trim: {strategy: window, keep: 3, every: 3}\naudit: 8\non_harm: isolate\n",
         calls=28,
-        since=3,
+        since=4,
     ),
     "pilot": Case(
         _csv(60),
