@@ -16,7 +16,7 @@ from spoolama.evaluation.base import Abandoned
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT
 from spoolama.memory.room import Memory
 from spoolama.model.gate import RequestTimeout, Stopping
-from spoolama.model.load_sizes import ladder
+from spoolama.model.load_sizes import LoadSizes, load_steps
 from spoolama.model.pressure import PressureHandler
 from spoolama.model.primer import Primer
 from spoolama.model.residency import ModelResidency, load_model
@@ -69,12 +69,16 @@ class ModelRun:
         """
         job, sidecar, spec = self._job, self._job.sidecar, self._spec
         job.gate.open()
-        sizes = ladder(
+        steps = load_steps(
             spec, slots_too=job.backend.kind == "embedded", num_predict=sidecar.options.num_predict
         )
+        sizes = LoadSizes((spec,) if self._second_pass else steps, job.clock)
+        if not self._second_pass and (last := (await job.store.meta("load_sizes", {})).get(spec.model)):
+            # The rest of a segment is asked in the window in which the segment was begun.
+            sizes.start_at(*last)
         residency = ModelResidency(
             job.backend,
-            (spec,) if self._second_pass else sizes,
+            sizes,
             gate=job.gate,
             progress=job.progress,
             memory=self._memory,
@@ -82,9 +86,6 @@ class ModelRun:
             stop=job.stop,
             must_fit=self._second_pass,
         )
-        if not self._second_pass and (last := (await job.store.meta("load_sizes", {})).get(spec.model)):
-            # The rest of a segment is asked in the window in which the segment was begun.
-            residency.begin_at(*last)
         loaded = await load_model(residency, job.gate, job.progress)
         await self._note_size(residency.spec)
         primer = Primer(
@@ -147,7 +148,7 @@ class ModelRun:
         if model.residency.loaded is None:
             # Memory became critical with the last row of the previous phase.
             async with job.gate.hold(f"loading {self._spec.model} again"):
-                await model.residency.load_patiently()
+                await model.residency.load_until_done()
         ended: SpoolamaError | None = None
         try:
             async with asyncio.TaskGroup() as group:
