@@ -10,14 +10,14 @@ __all__ = ["Stop", "until"]
 
 
 class Stop(Protocol):
-    """A wish to stop: rows in flight finish, no new ones begin."""
+    """Set when the service stops: rows in flight finish, no new ones begin."""
 
     def is_set(self) -> bool:
-        """Whether it was wished."""
+        """Whether the service stops."""
         ...
 
     async def wait(self) -> None:
-        """Return once it is."""
+        """Wait until the service stops."""
         ...
 
 
