@@ -10,6 +10,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from spoolama.job.labels import number_of
+
 __all__ = ["Choice", "best", "candidates", "choose", "spread"]
 
 
@@ -33,9 +35,9 @@ def spread(choices: Sequence[Choice], number: int) -> list[int]:
     """
     if number >= len(choices):
         return sorted(c.place for c in choices)
-    values = [_number(c.label) for c in choices]
+    values = [number_of(c.label) for c in choices]
     if len({c.label for c in choices}) > 2 and all(v is not None for v in values):
-        ranked = sorted(choices, key=lambda c: (_number(c.label) or 0.0, c.place))
+        ranked = sorted(choices, key=lambda c: (number_of(c.label) or 0.0, c.place))
         step = (len(ranked) - 1) / max(1, number - 1)
         return sorted({ranked[round(i * step)].place for i in range(number)})
     groups: dict[str, list[Choice]] = {}
@@ -54,14 +56,6 @@ def best(choices: Sequence[Choice], number: int) -> list[int]:
     """Return the places of the choices with the highest scores, ascending; among equal scores the latest."""
     ranked = sorted(choices, key=lambda c: (c.score, c.place), reverse=True)
     return sorted(c.place for c in ranked[:number])
-
-
-def _number(label: str) -> float | None:
-    try:
-        value = float(label)
-    except ValueError:
-        return None
-    return value if value == value and abs(value) != float("inf") else None
 
 
 def candidates(total: int, number: int, seed: int) -> list[int]:
