@@ -95,6 +95,16 @@ def test_before_the_first_look_nothing_is_known() -> None:
     assert dog.words == "memory has not been read yet"
 
 
+def test_a_spike_of_two_seconds_is_the_peak_and_nothing_else() -> None:
+    """It is in the metrics of the job, and changes no level."""
+    watched = Watched(card(6))
+    with watched.dog.during() as history:
+        levels = [watched.looks(3), watched.looks(2, card(15.2)), watched.looks(10, card(6))]
+    assert (levels, watched.told) == ([Level.OK] * 3, [])
+    found = history.to_json()
+    assert (found["peak_bytes"], found["changes"], found["events"]) == (round(15.2 * GB), 0, [])
+
+
 def test_a_full_card_is_critical_after_three_seconds_and_that_is_told_once() -> None:
     """With the reading, and from what to what."""
     watched = Watched(card(15.2))
