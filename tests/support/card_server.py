@@ -185,7 +185,7 @@ class CardServer(ScriptedBackend):
                 self.cut_off += 1
                 raise ServerDied("the model was unloaded", status=500)
             self.answered += 1
-            return self._reply(request)
+            return self.reply_to(request)
         finally:
             self.in_flight -= 1
 

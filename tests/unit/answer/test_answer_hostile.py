@@ -190,7 +190,7 @@ def test_another_clients_larger_window_is_not_taken_for_ours(tmp_path: Path) -> 
     def fault(call: Call) -> Reply | None:
         if call.text.startswith(("row 5", "row 6")):
             bench.backend.held = next(looks)
-            return replace(bench.backend._reply(call.request), load_s=0.4)
+            return replace(bench.backend.reply_to(call.request), load_s=0.4)
         return None
 
     bench.backend.fault = fault
@@ -206,7 +206,7 @@ def test_thinking_is_no_part_of_what_the_conversation_takes(tmp_path: Path) -> N
     bench = Bench(tmp_path, texts(30))
 
     def thinks(call: Call) -> Reply:
-        reply = bench.backend._reply(call.request)
+        reply = bench.backend.reply_to(call.request)
         return replace(
             reply,
             thinking="Hm. " * 50,
@@ -307,7 +307,7 @@ def test_two_reloads_in_a_row_do_not_confirm_each_other(tmp_path: Path) -> None:
     def fault(call: Call) -> Reply | None:
         if call.text.startswith(("row 5", "row 6")):
             bench.backend.held = replace(HELD, num_ctx=128)
-            return replace(bench.backend._reply(call.request), load_s=0.4)
+            return replace(bench.backend.reply_to(call.request), load_s=0.4)
         bench.backend.held = HELD
         return None
 
@@ -421,7 +421,7 @@ def test_a_server_that_wedges_while_a_slot_is_primed_is_known_by_the_learned_bou
     def reloaded(call: Call) -> Reply | None:
         if not call.text.startswith("60 "):
             return None
-        reply = bench.backend._reply(call.request)
+        reply = bench.backend.reply_to(call.request)
         bench.backend.held = HELD
         return replace(reply, load_s=0.4)
 

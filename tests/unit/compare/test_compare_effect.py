@@ -185,7 +185,7 @@ def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: P
         if len(bench.backend.calls) >= 30 and len(met) < 2:
             met.append(1)
             bench.backend.held = smaller
-            return replace(bench.backend._reply(call.request), load_s=0.4)
+            return replace(bench.backend.reply_to(call.request), load_s=0.4)
         return None
 
     bench.backend.fault = fault
