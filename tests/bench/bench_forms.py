@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,7 @@ class Found:
 
 def run_forms(
     base: Path, task: Task, forms: Sequence[str], *, model: str, data: Path | None, rows: int, lanes: int,
-    pilot: int,
+    pilot: int, threads: int,
 ) -> list[Found]:  # fmt: skip
     """Run the job once for each form, in one run of the service."""
     spool = make_spool(base / "spool")
@@ -134,7 +135,8 @@ def run_forms(
             f"segment: {max(60, rows // (4 * lanes))}\n"
             f"options: {{num_ctx: 4096, temperature: 0, seed: 7, {task.more}}}\n"
         )
-    env = clean_env(spool, "", SPOOLAMA_LANES=str(lanes), SPOOLAMA_BACKEND__KIND="embedded")
+    env = clean_env(spool, "", SPOOLAMA_LANES=str(lanes))
+    env |= {"SPOOLAMA_BACKEND__KIND": "embedded", "SPOOLAMA_BACKEND__THREADS": str(threads)}
     env.pop("SPOOLAMA_BACKEND__URL")
     ended = run_once(env, timeout=7200)
     assert ended.returncode == 0, ended.stderr[-2000:]
@@ -220,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2:135m")
     parser.add_argument("--rows", type=int, default=200)
     parser.add_argument("--lanes", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of llama.cpp")
     parser.add_argument("--pilot", type=int, default=600, help="answers that the pilot of auto may take")
     parser.add_argument("--data", type=Path, help="a CSV with the columns that the task's prompt names")
     given = parser.parse_args(arguments)
@@ -234,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = run_forms(
                 Path(base), task, forms,
                 model=given.model, data=data, rows=given.rows, lanes=given.lanes, pilot=given.pilot,
+                threads=given.threads,
             )  # fmt: skip
         print(f"\n{name}, {given.model}, {given.rows} rows\n")
         print(*table(found, "enum" in task.sidecar), sep="\n", flush=True)

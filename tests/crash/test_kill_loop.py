@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from daemons import clean_env, fake_ollama, make_spool, results, run_once, wait_for, write_job
+from support.thorough import cases
 
-KILLS = 100
-ROWS = 2000
-AUDITED = 40
+KILLS = cases(50, 200)
+ROWS = 20 * KILLS
+AUDITED = ROWS // 50
 """Rows that the audit asks again in isolation, some of them twice."""
 LANES = 4
 SIDECAR = """
@@ -82,8 +83,8 @@ def undisturbed(base: Path) -> Calls:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_hundred_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) -> None:
-    """100 × kill -9, a restart each time: 2,000 results, calls repeated only where they were in flight.
+def test_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) -> None:
+    """kill -9 and a restart, over and over: every result is there, only calls in flight are repeated.
 
     Those of the audit as well: which rows it asks follows from the ledger.
     """

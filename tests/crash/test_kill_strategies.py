@@ -14,9 +14,10 @@ import pytest
 
 from crash.test_kill_loop import FAKE, LANES, Calls
 from daemons import clean_env, fake_ollama, make_spool, results, run_once, wait_for, write_job
+from support.thorough import cases
 
-ROWS = 360
-KILLS = 4
+ROWS = 240
+KILLS = cases(3, 10)
 SIDECAR = """
 model: smollm2:135m
 system: Judge.

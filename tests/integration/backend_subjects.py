@@ -103,7 +103,7 @@ class Bench:
         )
 
     async def _real(self, model: str) -> Subject:
-        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=self._cache_dir)
+        backend = EmbeddedBackend(clock=SystemClock(), threads=1, cache_dir=self._cache_dir)
 
         def kill() -> None:
             assert backend.pid is not None
@@ -119,7 +119,7 @@ class Bench:
 
     async def _behind_openai(self) -> Subject:
         """The engine of an embedded backend is a llama-server: spoken to as to any other."""
-        owner = self._owner = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=self._cache_dir)
+        owner = self._owner = EmbeddedBackend(clock=SystemClock(), threads=1, cache_dir=self._cache_dir)
         await owner.load(LoadSpec("smollm2:135m", 1024, slots=2))
         assert owner._http is not None
         key = owner._http._client.headers["authorization"].removeprefix("Bearer ")

@@ -11,7 +11,9 @@ from typing import Any
 
 import zstandard
 
-__all__ = ["ANSWERS", "CASES", "LARGE", "Case", "blank_bomb"]
+from support.thorough import cases
+
+__all__ = ["ALL_CASES", "ANSWERS", "CASES", "KILLED", "LARGE", "Case", "blank_bomb"]
 
 DATA = Path(__file__).parents[1] / "data" / "hostile"
 MB = 1_000_000
@@ -32,6 +34,8 @@ class Case:
     """Parts of its message."""
     answered: bool = False
     """Whether the model's answer is what is hostile, so that `check` finds nothing."""
+    variant: bool = False
+    """Whether another case meets the same limit in the same place; tried with SPOOLAMA_THOROUGH=1 only."""
 
     @property
     def takes_seconds(self) -> bool:
@@ -139,28 +143,27 @@ TOO_MUCH = "the template needed more than 240 MB of memory on line 2"
 FORMAT_TOO_LONG = "checking the answer against format took longer than 2 s on line "
 LIMIT, BAD = "evaluation_limit", "bad_sidecar"
 
-CASES = [
+ALL_CASES = [
     Case("freeze", stored("freeze"), LIMIT, (TOO_LONG,)),
     Case("redos", stored("redos"), LIMIT, (FORMAT_TOO_LONG + "2",), answered=True),
     Case("segv", stored("segv"), LIMIT, ("the template ", "on line 2")),
     Case("doubling-refs", with_format(doubling(34), "{}"), LIMIT, (FORMAT_TOO_LONG,), answered=True),
     Case(
         "unique-objects", with_format(UNIQUE, json.dumps(objects(8000))), LIMIT, (FORMAT_TOO_LONG,),
-        answered=True,
-    ),
+        answered=True, variant=True),
     Case("pattern-properties", with_format(WORD_KEYS, json.dumps({SUMMARY["summary"]: "x"})), LIMIT,
-         (FORMAT_TOO_LONG,), answered=True),
+         (FORMAT_TOO_LONG,), answered=True, variant=True),
     Case("long-reason", with_format({"type": "array", "maxItems": 1}, json.dumps(["x" * 1000] * 200)),
          "answer_invalid", ("$: ['xxx",), answered=True),
     Case("openai-unique-objects", openai(UNIQUE, json.dumps(objects(8000))), LIMIT, (FORMAT_TOO_LONG,),
-         answered=True),
+         answered=True, variant=True),
     Case("openai-doubling-refs", openai(doubling(34), "{}"), LIMIT, (FORMAT_TOO_LONG,), answered=True),
     Case("openai-schema", openai(DRAFT_4, "{}"), LIMIT,
          ("reading the request took longer than 2 s on line 1",)),
-    Case("loops", prompt(LOOP.replace("%{%", "{%")), LIMIT, (TOO_LONG,)),
+    Case("loops", prompt(LOOP.replace("%{%", "{%")), LIMIT, (TOO_LONG,), variant=True),
     Case("output-bomb", prompt(LOOP.replace("%{%", "{{ name * 9999 }}{%")), LIMIT, (TOO_MUCH,)),
-    Case("sort", prompt(SORT), LIMIT, (TOO_LONG,)),
-    Case("macro-tree", prompt(TREE), LIMIT, (TOO_LONG,)),
+    Case("sort", prompt(SORT), LIMIT, (TOO_LONG,), variant=True),
+    Case("macro-tree", prompt(TREE), LIMIT, (TOO_LONG,), variant=True),
     Case("macro-endless", prompt(ENDLESS), "template_error", ("the template has endless recursion",)),
     Case("format-width", prompt("{{ '%999999999d' % 1 }}{{ name }}"), LIMIT, (TOO_MUCH,)),
     Case("constant-text", prompt("{{ 'a' * 10**9 }}{{ name }}"), LIMIT, (TOO_MUCH,)),
@@ -217,7 +220,10 @@ CASES = [
     Case("long-ids", side("prompt: x\nid: name\n", b"name\n" + (b"x" * 200_000 + b"\n") * 20),
          "duplicate_id", ("was already used on line 2", "characters left out")),
 ]  # fmt: skip
-"""Drops that a service takes one after another."""
+"""Drops that a service takes one after another, with those of a kind that another one shows."""
+
+CASES = cases([case for case in ALL_CASES if not case.variant], ALL_CASES)
+"""Those that are tried."""
 
 LARGE = [
     Case("columns", side("prompt: '{{ c1 }}'\nid: c12345x\n",
@@ -246,3 +252,12 @@ LARGE = [
     Case("blank-bomb", blank_bomb, "endless_line", ("1,000,000 blank lines follow",)),
 ]  # fmt: skip
 """Drops that would fill the memory of the service itself; each one gets a service of its own."""
+
+_ONE_OF_EACH = {
+    *("freeze", "segv", "output-bomb", "macro-endless"),  # templates: time, a crash, memory, an error
+    *("redos", "openai-doubling-refs", "openai-schema", "score"),  # schemas, a request, a score
+    *("constant-power", "constant-list", "columns-misspelt"),  # reading the sidecar, and checking it
+    *("long-ids", "long-lines", "lists-below-the-limit", "zstd-bomb"),  # reading the rows
+}
+KILLED = cases([case for case in (*ALL_CASES, *LARGE) if case.name in _ONE_OF_EACH], [*ALL_CASES, *LARGE])
+"""Drops at which the service is killed: one for each place at which it can be."""

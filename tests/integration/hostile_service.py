@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from daemons import clean_env, daemon, make_spool, wait_for
-from integration.hostile_cases import ANSWERS, CASES, LARGE, Case
+from integration.hostile_cases import ALL_CASES, ANSWERS, LARGE, Case
 
 __all__ = [
     "ABOVE_IDLE_KB",
@@ -47,7 +47,7 @@ STOP_S = 90.0
 """TimeoutStopSec of packaging/spoolama.service."""
 PLAIN = {".yaml": b"model: m\nmode: isolated\nprompt: '{{ name }}'\n", ".csv": b"name\na\nb\n"}
 FAKE = ("--model", '{"name": "m:latest", "context_length": 10000000}', "--slots", str(LANES))
-BY_NAME = {case.name: case for case in (*CASES, *LARGE)}
+BY_NAME = {case.name: case for case in (*ALL_CASES, *LARGE)}
 
 
 def status_kb(pid: int, key: str) -> int:

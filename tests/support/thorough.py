@@ -1,14 +1,17 @@
-"""How many random cases a test tries: few by default, many with SPOOLAMA_THOROUGH=1."""
+"""Which cases a test tries: those that show each kind by default, all of them with SPOOLAMA_THOROUGH=1."""
 
 from __future__ import annotations
 
 import os
+from typing import TypeVar
 
 __all__ = ["cases"]
 
+T = TypeVar("T")
 
-def cases(usual: int, thorough: int) -> int:
-    """The number of cases to try.
+
+def cases(usual: T, thorough: T) -> T:
+    """The cases to try, or how many random ones.
 
     Args:
         usual: In `make test`.

@@ -232,7 +232,7 @@ def test_nobody_else_may_use_the_engine(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
 
     async def scenario() -> int:
-        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=tmp_path)
+        backend = EmbeddedBackend(clock=SystemClock(), threads=1, cache_dir=tmp_path)
         try:
             with pytest.raises(RequestRefused, match="8192"):
                 await backend.load(LoadSpec("smollm2:135m", 8192 + 256))
@@ -263,7 +263,7 @@ def test_a_primed_prefix_is_evaluated_once_and_copied(tmp_path: Path, model: str
     rows = [(system, Message("user", text)) for text in ("It broke at once.", "I like it very much.")]
 
     async def scenario() -> tuple[LoadedModel, list[Reply], list[Reply]]:
-        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=tmp_path)
+        backend = EmbeddedBackend(clock=SystemClock(), threads=1, cache_dir=tmp_path)
         try:
             loaded = await backend.load(spec)
             texts = [await backend.render(spec, row) or "" for row in rows]
@@ -316,7 +316,7 @@ def test_the_short_way_gives_the_same_answers(tmp_path: Path, format: dict[str, 
     pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
 
     async def scenario() -> list[set[str]]:
-        backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=tmp_path)
+        backend = EmbeddedBackend(clock=SystemClock(), threads=1, cache_dir=tmp_path)
         try:
             await backend.load(SPEC)
             found = []
@@ -387,7 +387,7 @@ from spoolama.backends.embedded import EmbeddedBackend
 from spoolama.clock import SystemClock
 
 async def main():
-    backend = EmbeddedBackend(clock=SystemClock(), threads=2, cache_dir=Path(sys.argv[1]))
+    backend = EmbeddedBackend(clock=SystemClock(), threads=1, cache_dir=Path(sys.argv[1]))
     await backend.load(LoadSpec("smollm2:135m", 512))
     print(backend.pid, flush=True)
     await asyncio.sleep(600)
