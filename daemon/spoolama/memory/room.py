@@ -20,7 +20,7 @@ __all__ = [
     "Where",
     "room_on_cards",
     "room_on_host",
-    "together",
+    "usable_bytes",
 ]
 
 
@@ -151,14 +151,14 @@ def room_on_cards(
     empty = [limits[n].critical_bytes - (card.reserved_bytes or 0) for n, card in enumerate(cards)]
     best = max(range(len(cards)), key=lambda n: free[n])
     size = need.size_bytes
-    lacks = size - (together(cards, free) + reclaimed_bytes)
-    ever = together(cards, empty) >= size
+    lacks = size - (usable_bytes(cards, free) + reclaimed_bytes)
+    ever = usable_bytes(cards, empty) >= size
     there = f"{in_gb(free[best])} of {in_gb(cards[best].total_bytes)} may still be taken on "
     words = need.words or f"it needs {in_gb(size)}"
     return Room(lacks <= 0, f"{words}; {there}{_name(cards, best)}", ever, max(0, lacks))
 
 
-def together(cards: Sequence[Card], sizes: Sequence[int]) -> int:
+def usable_bytes(cards: Sequence[Card], sizes: Sequence[int]) -> int:
     """Bytes that one model can use on all cards; with MIG on one, as CUDA gives a process one instance."""
     return max(sizes, default=0) if any(card.mig for card in cards) else sum(sizes)
 

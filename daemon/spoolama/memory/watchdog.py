@@ -26,7 +26,7 @@ from spoolama.memory.level import (
 )
 from spoolama.memory.reader_threads import NOT_YET, CardThread, HostReading, HostThread
 from spoolama.memory.readings import Card, Host, Readings, Runner
-from spoolama.memory.room import Need, Room, Taken, Where, room_on_cards, room_on_host, together
+from spoolama.memory.room import Need, Room, Taken, Where, room_on_cards, room_on_host, usable_bytes
 
 __all__ = ["MemoryWatchdog", "Ours", "figures", "frees_host", "in_words"]
 
@@ -196,12 +196,12 @@ class MemoryWatchdog:
         self._every_s = every_s
         self._states: dict[_Key | None, LevelState] = {}
         """State of each card; key None: this machine's memory."""
-        self._mattered: list[_Key] = []
+        self._counted: list[_Key] = []
         """The cards that counted at the last reading."""
         self._looked = asyncio.Event()
         self._models: tuple[float, tuple[HeldModel, ...]] | None = None
         self._job: _Job | None = None
-        self._said_blind: str | None = None
+        self._said_blind = False
         self._seen_host = HostReading(clock.monotonic())
         self._ours = Ours()
         self._host_is_ours = False
@@ -282,11 +282,11 @@ class MemoryWatchdog:
 
     def _settle(self, readings: Readings) -> None:
         """Set the overall level: the highest of the cards that count and of this machine."""
-        self._mattered = self._mattering(readings)
+        self._counted = self._counting(readings)
         keys: list[_Key | None] = [None] if None in self._states and self._host_counts(readings) else []
-        counting = [(key, self._states[key]) for key in (*keys, *self._mattered)]
+        states = [(key, self._states[key]) for key in (*keys, *self._counted)]
         # At equal levels report the card.
-        key, state = max(counting, key=lambda c: (c[1].level, c[0] is not None), default=(None, LevelState()))
+        key, state = max(states, key=lambda c: (c[1].level, c[0] is not None), default=(None, LevelState()))
         place = None if key is None else [*_by_key(readings), key].index(key)
         before, self.level = self.level, state.level
         self.where = "host" if place is None else "card"
@@ -297,7 +297,7 @@ class MemoryWatchdog:
             if self._job is not None:
                 self._job.history.changed(self._clock.time(), {"reason": self.words, **facts})
 
-    def _mattering(self, readings: Readings) -> list[_Key]:
+    def _counting(self, readings: Readings) -> list[_Key]:
         """Return the cards that hold a model of ours, or the card with most free memory.
 
         A server uses the card with most free memory, or spreads a model over all cards. A card that other
@@ -305,7 +305,7 @@ class MemoryWatchdog:
         """
         cards = readings.cards
         if cards is None:
-            return self._mattered  # without readings their level becomes ok after `fall_s`
+            return self._counted  # without readings their level becomes ok after `fall_s`
         by_key = _by_key(readings)
         ours = [key for key, card in by_key.items() if self._ours.pids & set(card.processes or ())]
         if ours or not self._on_cards:
@@ -337,11 +337,11 @@ class MemoryWatchdog:
     def _say_blind(self, readings: Readings) -> None:
         """Log one event when the cards become unreadable and one when they are readable again."""
         lost = readings.cards is None and readings.blind != NOT_YET
-        if lost and self._said_blind is None:
+        if lost and not self._said_blind:
             self.on_change("memory.blind", {"reason": readings.blind or "no reading"})
-        elif not lost and self._said_blind is not None:
+        elif not lost and self._said_blind:
             self.on_change("memory.seen", {"cards": len(readings.cards or ())})
-        self._said_blind = (readings.blind or "no reading") if lost else None
+        self._said_blind = lost
 
     # Interface for the engine and the service.
 
@@ -376,7 +376,7 @@ class MemoryWatchdog:
         if readings.cards is None:
             return None
         empty = [self.limits_of(card).critical_bytes - (card.reserved_bytes or 0) for card in readings.cards]
-        return together(readings.cards, empty)
+        return usable_bytes(readings.cards, empty)
 
     def taken(self) -> Taken:
         """The memory in use now."""
