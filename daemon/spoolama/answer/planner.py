@@ -114,6 +114,15 @@ class Planner:
         if latest.anchors or latest.strategy != "reset" or latest.every != 1:
             await self._add(None, strategy="reset", every=1, keep=0, anchors=(), gold=False)
 
+    def stop_learning(self) -> None:
+        """Keep the bound of tokens per byte for the rest of this run.
+
+        Call it when answers of other segments are taken back: their rows are asked after the segments in
+        work, so a lane that waits for them would wait forever.
+        """
+        self._density = False
+        self._row_ended.set()
+
     async def shrink(self, window: int) -> None:
         """Use the window that the server holds from the next segment that no lane has begun."""
         if self._plans[-1].window != window:
@@ -129,6 +138,8 @@ class Planner:
         last = force_from - _FORCE_AFTER
         if not await self._ended((last + 1) * self._rows):
             return False
+        if not self._density:
+            return True
         measured = await self._store.measured_density(last, self._prefix_bytes)
         if measured is not None:
             density = max(_LEAST_DENSITY, round(measured[0] * _SAFETY, 3))
@@ -140,14 +151,15 @@ class Planner:
         return True
 
     async def _ended(self, rows: int) -> bool:
-        """Wait until the first rows have their results; False if the service stops."""
-        while True:
+        """Wait until the first rows have their results, or learning stops; False if the service stops."""
+        while self._density:
             self._row_ended.clear()
             if not await self._store.pending(0, rows - 1, None, 1):
                 return True
             await until(self._row_ended.wait(), self._stop)
             if self._stop.is_set():
                 return False
+        return True
 
     async def _add(self, from_segment: int | None, **changes: Any) -> None:
         """Write the next version; None: in force from the next segment that no lane has begun."""

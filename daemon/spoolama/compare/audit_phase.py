@@ -314,6 +314,7 @@ class AuditPhase:
                 continue
             evidence = self._weigh(self._of(ordinals))
             if evidence.shows():
+                self._job.planner.stop_learning()
                 verdict = _verdict(segment, None, evidence, harm=True)
                 self._job.counts.undone(await self._store.redo(segment, verdict))
 
