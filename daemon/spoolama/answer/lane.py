@@ -241,17 +241,16 @@ class Lane:
     async def _answered(self, request: RowRequest, answered: AnsweredAttempt, task: _Task) -> Conversation:
         job, reply = self._job, answered.reply
         answer = record(request, answered, task.plan, task.segment, task.place)
-        if task.comparison is not None:
-            job.store.tried(task.comparison, answer)
-        elif task.purpose is Purpose.CANDIDATE:
-            job.store.sampled(answer)
-        else:
+        if task.comparison is None and task.purpose is not Purpose.CANDIDATE:
             job.store.answered(answer)
-        if task.comparison is not None or task.purpose is Purpose.CANDIDATE:
+            job.counts.ok()
+        else:
+            if task.comparison is None:
+                job.store.sampled(answer)
+            else:
+                job.store.tried(task.comparison, answer)
             job.counts.good()
             job.progress.compared()
-        else:
-            job.counts.ok()
         if request.isolated:
             return request.conversation
         row = replace(request.row, logprob=reply.logprob)

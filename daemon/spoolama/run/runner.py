@@ -44,49 +44,27 @@ class RunEnd:
     """Every row has its result; False: the service stops, and the next start continues."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobRunner:
-    """One run of one job.
+    """One run of one job."""
 
-    Args:
-        sidecar: The job's sidecar.
-        openai: Whether the rows are OpenAI batch lines.
-        store: Stores rows, answers and plans.
-        backend: The model server.
-        evaluator: Evaluates templates, schemas and scores of the sidecar.
-        clock: The clock.
-        progress: Shows the state of the job.
-        lanes: Maximum number of requests in flight.
-        stop: Set when the service stops.
-        rng: Random source for jitter; prompts do not depend on it.
-        memory: The memory watchdog; None: memory is not watched.
-    """
-
-    def __init__(
-        self,
-        *,
-        sidecar: Sidecar,
-        openai: bool,
-        store: RowStore,
-        backend: Backend,
-        evaluator: JobEvaluator,
-        clock: Clock,
-        progress: Progress,
-        lanes: int,
-        stop: Stop,
-        rng: random.Random | None = None,
-        memory: Memory | None = None,
-    ) -> None:
-        self._sidecar = sidecar
-        self._openai = openai
-        self._store = store
-        self._backend = backend
-        self._evaluator = evaluator
-        self._clock = clock
-        self._progress = progress
-        self._lanes = lanes
-        self._stop = stop
-        self._gate = Gate(clock, progress, stop, limit=lanes, rng=rng)
-        self._memory = memory or Unwatched()
+    sidecar: Sidecar
+    openai: bool
+    """Whether the rows are OpenAI batch lines."""
+    store: RowStore
+    backend: Backend
+    evaluator: JobEvaluator
+    """Evaluates templates, schemas and scores of the sidecar."""
+    clock: Clock
+    progress: Progress
+    lanes: int
+    """Maximum number of requests in flight."""
+    stop: Stop
+    """Set when the service stops."""
+    rng: random.Random | None = None
+    """Random source for jitter; prompts do not depend on it."""
+    memory: Memory | None = None
+    """The memory watchdog; None: memory is not watched."""
 
     async def run(self) -> RunEnd:
         """Answer every row without a result, until all have one or the service stops.
@@ -94,69 +72,73 @@ class JobRunner:
         Raises:
             JobError: the job cannot continue; its results so far are in the store.
         """
-        store, openai = self._store, self._openai
+        store, openai = self.store, self.openai
         counts = await store.counts()
         total = sum(counts.values())
         models = await store.models()
         if not models and not openai and await left_to_audit(store):
             models = [None]
-        budget = AuditBudget(0, 0) if openai else await audit_budget(self._sidecar, store, total)
+        budget = AuditBudget(0, 0) if openai else await audit_budget(self.sidecar, store, total)
         job = await self._context(models, counts)
-        waker = asyncio.create_task(self._gate.wake_on_stop(), name="wake waiting lanes")
+        waker = asyncio.create_task(job.gate.wake_on_stop(), name="wake waiting lanes")
         try:
             for model in models:
                 await self._run_model(model, job, budget)
             for model, sizes in (await store.deferred_sizes()).items():
-                spec = job.asker.load_spec(model or self._sidecar.model, self._lanes)
+                spec = job.asker.load_spec(model or self.sidecar.model, self.lanes)
                 await answer_long_rows(job, self._memory, spec, model, sizes)
         except (Stopping, Abandoned):
             return RunEnd(finished=False)
         finally:
             waker.cancel()
             await asyncio.gather(waker, return_exceptions=True)
-            await store.add("waited_s", self._gate.waited_s)
-            await store.add("held_s", self._gate.held_s)
+            await store.add("waited_s", job.gate.waited_s)
+            await store.add("held_s", job.gate.held_s)
             await store.flush()
         return RunEnd(finished=not (await store.counts())["pending"])
 
+    @property
+    def _memory(self) -> Memory:
+        return Unwatched() if self.memory is None else self.memory
+
     async def _context(self, models: list[str | None], counts: dict[str, int]) -> JobContext:
-        sidecar, store, total = self._sidecar, self._store, sum(counts.values())
+        sidecar, store, total = self.sidecar, self.store, sum(counts.values())
         # The models of all rows, not of pending ones: what is learned must not depend on resumes.
         asked = await store.meta("asked_models")
         if asked is None:
             asked = models
             await store.note(asked_models=asked)
-        one_model = asked in ([None], []) and not self._openai
-        asker = Asker(sidecar, self._evaluator, openai=self._openai)
+        one_model = asked in ([None], []) and not self.openai
+        asker = Asker(sidecar, self.evaluator, openai=self.openai)
         planner = Planner(
             store,
             first_plan(sidecar, total, pilot=one_model and pilot_asks(sidecar, total) > 0),
             prefix_bytes=message_bytes(asker.prefix),
             total=total,
-            stop=self._stop,
+            stop=self.stop,
             density=asked == [None],
         )
         await planner.open()
         return JobContext(
             sidecar=sidecar,
-            openai=self._openai,
+            openai=self.openai,
             total=total,
             store=store,
-            backend=self._backend,
-            evaluator=self._evaluator,
+            backend=self.backend,
+            evaluator=self.evaluator,
             asker=asker,
-            turns=Turns(sidecar, asker, self._evaluator),
+            turns=Turns(sidecar, asker, self.evaluator),
             planner=planner,
-            gate=self._gate,
+            gate=Gate(self.clock, self.progress, self.stop, limit=self.lanes, rng=self.rng),
             counts=RowCounts(total, ok=counts["ok"], failed=counts["failed"], max_failed=sidecar.max_failed),
-            progress=self._progress,
-            clock=self._clock,
-            stop=self._stop,
+            progress=self.progress,
+            clock=self.clock,
+            stop=self.stop,
             one_model=one_model,
         )
 
     async def _run_model(self, model: str | None, job: JobContext, budget: AuditBudget) -> None:
-        spec = job.asker.load_spec(model or self._sidecar.model, self._lanes)
+        spec = job.asker.load_spec(model or self.sidecar.model, self.lanes)
         run = ModelRun(job, self._memory, spec, model)
         try:
             loaded = await run.open()
@@ -165,18 +147,18 @@ class JobRunner:
             return
         trained = await job.store.meta("trained", {})
         await job.store.note(
-            model=asdict(loaded), lanes=self._lanes, trained={**trained, loaded.name: loaded.trained_ctx}
+            model=asdict(loaded), lanes=self.lanes, trained={**trained, loaded.name: loaded.trained_ctx}
         )
         anchors = AnchorPhase(job)
-        with_conversations = model is None and not self._openai
+        with_conversations = model is None and not self.openai
         try:
             if with_conversations:
-                self._progress.phase = "answering candidates for the anchors"
+                self.progress.phase = "answering candidates for the anchors"
                 await anchors.prepare(run.in_lanes)
-                piloted = pilot_asks(self._sidecar, job.total) or await job.store.meta("pilot") is not None
+                piloted = pilot_asks(self.sidecar, job.total) or await job.store.meta("pilot") is not None
                 if job.one_model and piloted:
                     await PilotPhase(job, anchors).prepare(run.in_lanes)
-            self._progress.phase = "answering"
+            self.progress.phase = "answering"
             audit = AuditPhase(job, budget) if with_conversations and budget.rows else None
             await Segments(model, job, anchors, audit).answer(run.in_lanes)
         except ModelLost as error:
@@ -186,7 +168,7 @@ class JobRunner:
 
     async def _fail_model(self, model: str | None, job: JobContext, error: JobError) -> None:
         """Fail the rows of an OpenAI line's own model that cannot be loaded; otherwise the job fails."""
-        if not self._openai or model is None:
+        if not self.openai or model is None:
             raise error
         message = f"{error.message} {error.fix}".strip()
         while rows := await job.store.pending(0, job.total, model, 256):
