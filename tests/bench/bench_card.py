@@ -163,7 +163,15 @@ def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]
             print(line[:400])
     for job in ended:
         metrics = json.loads((job / "metrics.json").read_text())
-        for name in ("total", "completed", "failed", "skipped", "peak_vram_gb", "mean_vram_gb", "held_s"):
+        for name in (
+            "total",
+            "completed",
+            "failed",
+            "skipped",
+            "peak_vram_gb",
+            "mean_vram_gb",
+            "memory_pause_s",
+        ):
             print(f"{name}: {metrics[name]}")
         print(json.dumps({"memory": metrics["memory"], "loads": metrics["loads"]}, indent=1))
         print((job / "summary.txt").read_text())

@@ -22,10 +22,10 @@ from typing import Any, Literal
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "daemon")]
 
 from daemons import clean_env, make_spool, results, run_once  # noqa: E402 - it is run as a script
-from spoolama.cli.samples import write_sample  # noqa: E402
+from spoolama.cli.sample import write_sample  # noqa: E402
 from spoolama.compare.evidence import wilson  # noqa: E402
 from spoolama.compare.likeness import likeness_of  # noqa: E402
-from spoolama.publish.agreement import Agreement, AnswerTally  # noqa: E402
+from spoolama.publish.agreement import Agreement, AnswerCounts  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,7 +163,7 @@ def run_forms(
 def _agreement(
     found: Found, golds: Mapping[int, str | None], used: frozenset[int], gold: str
 ) -> Agreement | None:
-    tally = AnswerTally(gold, None)
+    tally = AnswerCounts(gold, None)
     for row, answer in found.answers.items():
         if row not in used:
             tally.add(answer, golds.get(row))

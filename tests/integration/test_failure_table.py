@@ -280,7 +280,7 @@ def test_a_server_that_goes_away_is_waited_for(tmp_path: Path) -> None:
     told = run(tmp_path, [], sidecar=SIDECAR.replace("retries: 2", "retries: 0"), beside=_away_for_a_moment)
     assert told.where == "done"
     assert [row["status"] for row in told.rows] == ["ok"] * ROWS
-    assert told.metrics["waited_s"] >= 1.0
+    assert told.metrics["server_wait_s"] >= 1.0
     assert len(told.chats) - ROWS in (0, 1), "at most the call in flight is repeated"
 
 

@@ -37,7 +37,7 @@ def test_a_leak_is_seen_coming_and_the_job_goes_on_when_it_has_ended(tmp_path: P
     assert job.counts == (120, 0, 0)
     assert job.actions == {"paused": 1, "released": 1, "resumed": 1}
     assert min(job.memory["seconds"].values()) > 0
-    assert job.metrics["held_s"] > 0
+    assert job.metrics["memory_pause_s"] > 0
     assert 15 <= job.metrics["peak_vram_gb"] <= 16
     assert "rows were paused" in (job.path / "summary.txt").read_text()
 
@@ -54,7 +54,7 @@ def test_a_spike_changes_nothing(tmp_path: Path) -> None:
     assert job.counts == (80, 0, 0)
     assert job.metrics["peak_vram_gb"] > 15, "nobody looked meanwhile"
     assert scene.levels() == []
-    assert (job.actions, job.memory["changes"], job.metrics["held_s"]) == ({}, 0, 0)
+    assert (job.actions, job.memory["changes"], job.metrics["memory_pause_s"]) == ({}, 0, 0)
     assert scene.asked() == ["load 2048", *["chat"] * 80, "unload"]
 
 

@@ -161,7 +161,7 @@ def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> Non
         job = scene.ended()
     assert job.counts == (80, 0, 0)
     assert scene.asked()[:2] == ["load 2048", "chat"]
-    assert job.metrics["held_s"] == 0, "a load that waits is no pause"
+    assert job.metrics["memory_pause_s"] == 0, "a load that waits is no pause"
 
 
 def test_a_card_that_is_lost_does_not_hand_its_level_on_to_its_neighbour(tmp_path: Path) -> None:

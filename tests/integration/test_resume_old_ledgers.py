@@ -116,7 +116,7 @@ def test_a_job_begun_under_the_old_audit_goes_on_in_the_nearest_form_and_says_so
         "isolate",
     )
     summary = " ".join((spool / "done" / job.name / "summary.txt").read_text().split())
-    assert "An earlier version began this job: its audit is made as segments end." in summary
+    assert "An earlier version began this job: the audit runs as segments end." in summary
 
 
 WAITING = sorted(path.parent for path in LEDGERS.glob("format-*/*/processing") if path.parent not in CASES)

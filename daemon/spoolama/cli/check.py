@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TextIO
 
 import click
 
-from spoolama.cli.check_words import besides, earlier_rows
+from spoolama.cli.checking import CHARACTERS_PER_TOKEN, CheckedFiles, Findings, check_drop, drop_of
+from spoolama.cli.gpu_report import cards_now
 from spoolama.cli.settings_options import settings_from
+from spoolama.clock import SystemClock
+from spoolama.evaluation.evaluator import Evaluator
+from spoolama.evaluation.process import EvaluationProcess
+from spoolama.job.plan import PILOT_ROWS
+from spoolama.job.sidecar import Vram
+from spoolama.job.trim import CANDIDATES
+from spoolama.memory.level import GB, RelativeLimits, in_gb, stricter
+from spoolama.progress import Progress, Pulse
+from spoolama.publish.words import counted
+from spoolama.service.assembly import backend_settings, limits_for
+from spoolama.service.settings import Settings
+from spoolama.service.status_text import duration
+from spoolama.spool.layout import Spool
 
-if TYPE_CHECKING:
-    from spoolama.cli.checking import CheckedFiles, Findings
-    from spoolama.service.settings import Settings
-
-__all__ = ["check", "check_one", "report"]
+__all__ = ["check", "check_one", "memory_limits", "show_phase"]
 
 _FILE = click.Path(exists=True, path_type=Path)
 
@@ -43,10 +54,8 @@ def check(drop: Path | None, data: Path | None, rate: float | None, config: Path
     prompt.
 
     Shows the first two prompts, the rows that will fail and why, and an estimate of the tokens.
-    Does not contact a model server. With --config alone it checks the service's settings.
+    Does not contact a model server. With --config alone it checks the settings of the service.
     """
-    from spoolama.cli.checking import drop_of
-
     if drop is None and config is None:
         raise click.UsageError("give a data file, a sidecar, or --config with a settings file")
     settings = settings_from(config)
@@ -55,91 +64,85 @@ def check(drop: Path | None, data: Path | None, rate: float | None, config: Path
     if drop is not None:
         found = drop_of(drop, data, settings.default_sidecar)
         findings = check_one(found, settings)
-        report(found, findings, rate=rate, lanes=settings.lanes)
+        _report(found, findings, rate=rate, lanes=findings.sidecar.lanes or settings.lanes)
         sys.exit(0 if findings.asked else 1)
 
 
 def check_one(drop: CheckedFiles, settings: Settings) -> Findings:
-    """Check one drop with the service's settings."""
-    from spoolama.cli.checking import check_drop
-    from spoolama.evaluation.evaluator import Evaluator
-    from spoolama.evaluation.process import EvaluationProcess
-    from spoolama.service.assembly import limits_for
+    """Check one drop with the settings of the service. On a terminal it shows the progress."""
+    clock = SystemClock()
+    progress = Progress("check", clock, Pulse(clock))
 
-    async def read() -> Findings:
-        async with Evaluator(EvaluationProcess()) as evaluator:
-            newline = settings.final_newline == "require"
-            return await check_drop(drop, evaluator, limits=limits_for(settings), newline_required=newline)
+    async def run() -> Findings:
+        showing = asyncio.create_task(show_phase(progress, sys.stderr))
+        try:
+            async with Evaluator(EvaluationProcess()) as evaluator:
+                return await check_drop(
+                    drop,
+                    evaluator,
+                    progress,
+                    limits=limits_for(settings),
+                    newline_required=settings.final_newline == "require",
+                )
+        finally:
+            showing.cancel()
+            await asyncio.gather(showing, return_exceptions=True)
 
-    findings = asyncio.run(read())
-    if findings.vram is not None:
-        from spoolama.cli.check_memory import memory_limits
-        from spoolama.cli.gpu_look import cards_now
-
+    findings = asyncio.run(run())
+    if findings.sidecar.vram is not None:
         sizes = [card.total_bytes for card in cards_now(settings)]
-        findings.memory = memory_limits(findings.vram, settings.vram.marks, sizes)
+        findings.memory = memory_limits(findings.sidecar.vram, settings.vram.marks, sizes)
     return findings
 
 
-def _behind(findings: Findings, number: int) -> str:
-    """Describe what precedes a row in its prompt but is known only when the job runs."""
-    if findings.alone:
-        return ""
-    seen = []
-    if findings.anchors:
-        rows = "a row" if findings.anchors == 1 else f"{findings.anchors} rows"
-        seen.append(f"{rows} chosen when the job runs")
-    if number > 1 and findings.strategy != "anchors":
-        seen.append("earlier rows with their answers")
-    return f" (after {' and '.join(seen)})" if seen else ""
+async def show_phase(progress: Progress, stream: TextIO) -> None:
+    """Show the phase on a terminal, once per second until cancelled; then clear the line."""
+    if not stream.isatty():
+        return
+    try:
+        while True:
+            await asyncio.sleep(1)
+            stream.write(f"\r\x1b[K{progress.phase}")
+            stream.flush()
+    finally:
+        stream.write("\r\x1b[K")
+        stream.flush()
 
 
-def report(drop: CheckedFiles, findings: Findings, *, rate: float | None = None, lanes: int = 1) -> None:
-    """Print the findings."""
-    from spoolama.cli.checking import CHARACTERS_PER_TOKEN
-    from spoolama.service.status_text import duration
-
+def _report(drop: CheckedFiles, findings: Findings, *, rate: float | None, lanes: int) -> None:
     sidecar = f" with {drop.sidecar.name}" if drop.sidecar else ""
-    click.echo(f"{drop.data.name}{sidecar}: {findings.rows:,} rows of {findings.format} for {findings.model}")
+    rows = counted(findings.rows, "row")
+    click.echo(f"{drop.data.name}{sidecar}: {rows} of {findings.format} for {findings.model}")
     for number, ask in enumerate(findings.examples, 1):
-        click.echo(f"\nPrompt {number}{_behind(findings, number)}:")
+        click.echo(f"\nPrompt {number}{_before_row(findings, number)}:")
         for message in (*ask.prefix, *ask.own):
             click.echo(f"  [{message.role}]")
             for line in message.content.splitlines():
                 click.echo(f"    {line}")
     if findings.faults:
-        failed = sum(findings.faults.values())
-        classes = ", ".join(f"{count:,} {code}" for code, count in findings.faults.most_common())
-        click.echo(f"\n{failed:,} rows will fail ({classes}); the others will be asked. First failures:")
+        failed = counted(sum(findings.faults.values()), "row")
+        codes = ", ".join(f"{count:,} {code}" for code, count in findings.faults.most_common())
+        click.echo(f"\n{failed} will fail ({codes}). First failures:")
         for fault in findings.first_faults:
             click.echo(f"  line {fault.line}: {fault.code}: {fault.message}")
-    click.echo(
-        f"\nPrompt tokens: about {findings.tokens:,}. This is an estimate with {CHARACTERS_PER_TOKEN} "
-        "characters per token and each row isolated; cached tokens cost less."
-    )
-    if words := earlier_rows(findings):
-        click.echo(words)
-    if findings.perhaps_too_long:
-        click.echo(
-            f"The longest prompt (line {findings.longest_line}, {findings.longest:,} characters) might not "
-            f"fit: num_ctx minus num_predict leaves {findings.room_tokens:,} tokens."
-        )
-    for line in (*besides(findings), *findings.memory):
+    if not findings.asked:
+        click.echo("No row can be sent to the model, so this job would fail.", err=True)
+        return
+    click.echo("")
+    for line in (
+        *_tokens(findings),
+        *_extra_requests(findings),
+        *findings.memory,
+        *_idle_lanes(findings, lanes),
+    ):
         click.echo(line)
-    if idle := findings.idle_lanes(lanes):
-        click.echo(idle)
     if rate is None:
         click.echo("Time: unknown. Use --rate ROWS_PER_SECOND to estimate it.")
     else:
         click.echo(f"Time: about {duration(findings.asked / rate)} at {rate:g} rows/s (--rate).")
-    if not findings.asked:
-        click.echo("No row can be sent to the model, so this job would fail.", err=True)
 
 
 def _show_settings(settings: Settings, config: Path) -> None:
-    from spoolama.service.assembly import backend_settings
-    from spoolama.spool.layout import Spool
-
     made = backend_settings(settings.backend)
     click.echo(f"{config}: the settings are valid.")
     click.echo(f"  spool: {settings.spool}")
@@ -151,3 +154,213 @@ def _show_settings(settings: Settings, config: Path) -> None:
         click.echo(
             f"  The spool does not exist yet ({', '.join(missing)}). Run: spoolama init {settings.spool}"
         )
+
+
+# --- what is in the prompts, pilot and audit ---------------------------------------------------------------
+
+
+def _before_row(findings: Findings, number: int) -> str:
+    """What precedes a row in its prompt but is known only when the job runs."""
+    if not findings.conversation:
+        return ""
+    parts = []
+    if anchors := findings.sidecar.trim.anchor_rows:
+        parts.append(counted(anchors, "anchor"))
+    if number > 1 and findings.sidecar.trim.strategy != "anchors":
+        parts.append("earlier rows with their answers")
+    return f" (after {' and '.join(parts)})" if parts else ""
+
+
+def _tokens(findings: Findings) -> Iterator[str]:
+    """The estimate of the prompt tokens, and what it leaves out."""
+    yield (
+        f"Prompt tokens: about {findings.tokens:,} if each row is isolated, estimated with "
+        f"{CHARACTERS_PER_TOKEN} characters per token. Cached tokens cost less."
+    )
+    trim = findings.sidecar.trim
+    limit = (
+        f"A prompt with earlier rows has at most {findings.high_tokens:,} tokens (trim.high: {trim.high:g})."
+    )
+    if findings.conversation:
+        parts = [counted(trim.anchor_rows, "anchor")] if trim.anchor_rows else []
+        if findings.rows_before is None:
+            parts.append("earlier rows" + (f" within {trim.tokens:,} tokens" if trim.tokens else ""))
+        elif findings.rows_before:
+            parts.append(f"up to {counted(findings.rows_before, 'earlier row')}")
+        if parts:
+            yield f"Each prompt also has {' and '.join(parts)}, with their answers."
+            if findings.rows_before == 0:
+                limit = f"Anchors take at most half of the {findings.room_tokens - 1:,} tokens for a prompt."
+            yield limit
+    elif findings.pilot:
+        yield (
+            "If the pilot chooses a conversation, a prompt also has up to 20 earlier rows, or 6 anchors "
+            f"and up to 5 earlier rows, with their answers. {limit}"
+        )
+    if findings.longest // CHARACTERS_PER_TOKEN >= findings.room_tokens:
+        yield (
+            f"The longest prompt (line {findings.longest_line}, {findings.longest:,} characters) may be too "
+            f"long: num_ctx minus num_predict leaves {findings.room_tokens:,} tokens."
+        )
+
+
+def _extra_requests(findings: Findings) -> Iterator[str]:
+    """The additional requests of pilot, anchors and audit, at most."""
+    sidecar = findings.sidecar
+    if sidecar.mode == "conversation" and not findings.conversation and findings.format != "openai":
+        yield from _pilot(findings)
+    if sidecar.trim.anchor_rows:
+        chosen = sidecar.trim.choose
+        candidates = len(chosen) if isinstance(chosen, tuple) else min(CANDIDATES, findings.rows)
+        yield f"Anchors: chosen from {counted(candidates, 'row')} that are first asked in isolation."
+    if findings.audit.rows:
+        yield from _audit(findings)
+
+
+def _pilot(findings: Findings) -> Iterator[str]:
+    if not findings.sidecar.gold:
+        yield "Each row is asked in isolation."
+        return
+    if not findings.pilot:
+        yield (
+            "Each row is asked in isolation. From "
+            f"{PILOT_ROWS:,} rows on, or with trim.pilot: N, a pilot tests whether earlier rows improve the "
+            "agreement with gold."
+        )
+        return
+    yield (
+        f"Pilot: at most {findings.pilot:,} answers test whether earlier rows improve the agreement with "
+        "gold. Without a clear improvement, each row is asked in isolation."
+    )
+    if findings.pilot_least is None:
+        yield f"Warning: {counted(findings.rows, 'row')} in such segments cannot show it. Set trim.pilot: 0."
+    elif findings.pilot < findings.pilot_least:
+        yield (
+            f"Warning: {findings.pilot:,} answers are too few to show it. Set trim.pilot: "
+            f"{findings.pilot_least} or more."
+        )
+
+
+def _audit(findings: Findings) -> Iterator[str]:
+    noisy = findings.sidecar.options.temperature > 0
+    twice = ", each twice." if noisy else ". Rows whose answer differs are asked twice."
+    yield f"Audit: asks at most {counted(findings.audit.rows, 'row')} again in isolation{twice}"
+    if findings.smallest_harm is None:
+        yield "Warning: so few rows cannot show harm. Set audit to a larger number."
+    else:
+        yield (
+            "With 95 % probability it detects a conversation that changes at least "
+            f"{findings.smallest_harm * 100:.0f} % of the answers."
+        )
+    if findings.sidecar.on_harm == "isolate":
+        yield (
+            "on_harm: isolate: after harm, the rest is asked in isolation, and harmed segments again: at "
+            f"most {findings.rows:,} more answers."
+        )
+
+
+def _idle_lanes(findings: Findings, lanes: int) -> Iterator[str]:
+    """A warning if there are fewer conversations than lanes."""
+    conversations = -(-findings.rows // findings.segment) if findings.segment else 1
+    if findings.conversation and conversations < lanes <= findings.rows:
+        yield (
+            f"Warning: {counted(conversations, 'conversation')} for {lanes} lanes, and each conversation "
+            f"uses one lane. Set `segment: {-(-findings.rows // lanes)}` to use all lanes."
+        )
+
+
+# --- limits of GPU memory ----------------------------------------------------------------------------------
+
+
+def memory_limits(vram: Vram, service: RelativeLimits, totals: Sequence[int]) -> list[str]:
+    """The limits in force while the job runs, and its own limits that have no effect or cannot be met.
+
+    Args:
+        vram: The sidecar's limits.
+        service: The service's limits.
+        totals: Sizes in bytes of the cards that can be read now.
+    """
+    if not totals:
+        return [_unread(vram, service), *_looser(vram, service)]
+    lines = []
+    for total in sorted(set(totals)):
+        job = RelativeLimits(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
+        found = stricter(service.limits(total), job.limits(total))
+        lines.append(
+            f"vram: high from {in_gb(found.high_bytes)}, critical from {in_gb(found.critical_bytes)} "
+            f"on a GPU of {in_gb(total)}, counting all processes."
+        )
+        lines += _useless(vram, service, total)
+    return lines
+
+
+def _useless(vram: Vram, service: RelativeLimits, total: int) -> Iterator[str]:
+    """Values of the job that have no effect on a card of this size, or cannot be met there."""
+    theirs = service.limits(total)
+    for name, mark, alone, limit in (
+        (
+            "high",
+            vram.high,
+            RelativeLimits(vram.high or 1.0, 1.0, 0.0).limits(total).high_bytes,
+            theirs.high_bytes,
+        ),
+        (
+            "critical",
+            vram.critical,
+            RelativeLimits(1.0, vram.critical or 1.0, 0.0).limits(total).critical_bytes,
+            theirs.critical_bytes,
+        ),
+    ):
+        if mark is not None and alone > limit:
+            yield (
+                f"Warning: vram.{name}: {mark:g} exceeds the service's {in_gb(limit)} on a GPU of "
+                f"{in_gb(total)}, so it is ignored there."
+            )
+    kept = vram.keep_free_gb
+    if kept is None:
+        return
+    left = total - theirs.critical_bytes
+    if kept * GB < left:
+        yield (
+            f"Warning: vram.keep_free_gb: {kept:g} is lower than the service's limit, which keeps "
+            f"{in_gb(left)} of a GPU of {in_gb(total)} free, so it is ignored there."
+        )
+    elif kept * GB > total / 2:
+        yield (
+            f"Warning: vram.keep_free_gb: {kept:g} is more than half of a GPU of {in_gb(total)}. "
+            f"At most half is kept free, so critical is at {in_gb(total // 2)} there."
+        )
+
+
+def _looser(vram: Vram, service: RelativeLimits) -> Iterator[str]:
+    """The same without a card, where only values of the same unit can be compared."""
+    pairs = (("high", vram.high, service.high), ("critical", vram.critical, service.critical))
+    for name, mark, theirs in pairs:
+        if mark is not None and (mark <= 1) == (theirs <= 1) and mark > theirs:
+            yield f"Warning: vram.{name}: {mark:g} exceeds the service's {theirs:g}, so it is ignored."
+    if vram.keep_free_gb is not None and vram.keep_free_gb < service.keep_free_gb:
+        yield (
+            f"Warning: vram.keep_free_gb: {vram.keep_free_gb:g} is lower than the service's "
+            f"{service.keep_free_gb:g}, so it is ignored."
+        )
+
+
+def _unread(vram: Vram, service: RelativeLimits) -> str:
+    free = max(vram.keep_free_gb or 0.0, service.keep_free_gb)
+    return (
+        f"vram: high from {_lower(vram.high, service.high)}; critical from "
+        f"{_lower(vram.critical, service.critical)}, or with less than {free:g} GB free. "
+        "No GPU can be read on this machine now, so its size is unknown."
+    )
+
+
+def _lower(job: float | None, service: float) -> str:
+    if job is None or job == service:
+        return _mark(service)
+    if (job <= 1) == (service <= 1):
+        return _mark(min(job, service))
+    return f"{_mark(job)} or {_mark(service)}, whichever is less"
+
+
+def _mark(mark: float) -> str:
+    return f"{mark * 100:g} % of a GPU" if mark <= 1 else f"{mark:g} GB"

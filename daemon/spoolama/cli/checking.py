@@ -1,7 +1,6 @@
-"""Everything the service would say about a drop, before it is dropped: the same readers, the same checks.
+"""Checks a drop as the service does, without a model server.
 
 The rows go through the intake into a ledger in a temporary directory, and each prompt is rendered.
-No model server is asked, so tokens are an estimate and say so.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from spoolama.clock import SystemClock
 from spoolama.compare.audit import AuditBudget, budget_of, smallest_harm
 from spoolama.compare.pilot import least_answers
-from spoolama.errors import ConfigError, InputError, RowError, SidecarError
+from spoolama.errors import ConfigError, InputError, Problem, RowError, SidecarError
 from spoolama.evaluation.asking import Ask, Asker
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.plan import pilot_asks, sees_others
 from spoolama.job.rows import InputKind, RowLimits, detect, read_rows
-from spoolama.job.sidecar import Sidecar, Trim, Vram
-from spoolama.progress import Progress, Pulse
+from spoolama.job.sidecar import Sidecar
+from spoolama.progress import Progress
 from spoolama.service.intake import take_in
 from spoolama.spool.claim import JobDir
 from spoolama.spool.content import sha256_of
@@ -35,11 +33,11 @@ from spoolama.spool.names import data_name, is_sidecar, sidecar_names
 __all__ = ["CHARACTERS_PER_TOKEN", "CheckedFiles", "Fault", "Findings", "check_drop", "drop_of"]
 
 CHARACTERS_PER_TOKEN = 4
-"""A common ratio of English text; only the model's own tokenizer knows better."""
+"""A common ratio of English text."""
 _EXAMPLES = 2
 _FAULTS_KEPT = 20
 _AT_ONCE = 64
-"""Rows that are rendered together."""
+"""Rows that are rendered in parallel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class CheckedFiles:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A row that will not be asked."""
+    """A row that will fail."""
 
     line: int
     code: str
@@ -61,119 +59,86 @@ class Fault:
 
 @dataclass
 class Findings:
-    """What was found in a drop whose job would begin."""
+    """The result of checking a drop whose job would begin."""
 
+    sidecar: Sidecar
     format: str
     model: str
-    mode: str
-    anchors: int = 0
-    """Rows that will stand before every other one."""
-    strategy: str = "auto"
-    pilot: int = 0
-    """Answers that the pilot may take, as asked for; 0: there is none."""
-    gold: bool = False
-    """Whether the sidecar names known answers."""
-    noisy: bool = False
-    """Whether the temperature is above 0."""
-    trim: Trim = field(default_factory=Trim)
-    audit: AuditBudget = field(default_factory=lambda: AuditBudget(0, 0))
-    """Rows that the audit may ask again."""
-    smallest_harm: float | None = None
-    """Share of changed answers that it finds with 95 % probability; None: it finds none."""
-    pilot_least: int | None = None
-    """Answers without which the pilot proves nothing; None: no number is enough."""
-    on_harm: str = "report"
-    segment: int = 0
-    """Rows of one conversation; 0: all are one."""
-    lanes: int | None = None
-    """Requests at once, where the sidecar says so."""
     rows: int = 0
+    pilot: int = 0
+    """Most answers that the pilot may ask for; 0: there is no pilot."""
+    pilot_least: int | None = None
+    """Least number of answers with which the pilot can decide; None: no number is enough."""
+    audit: AuditBudget = field(default_factory=lambda: AuditBudget(0, 0))
+    smallest_harm: float | None = None
+    """Share of changed answers that the audit detects with 95 % probability; None: it detects none."""
     faults: Counter[str] = field(default_factory=Counter)
-    """Rows that will not be asked, by class."""
+    """Rows that will fail, by error code."""
     first_faults: list[Fault] = field(default_factory=list)
-    """The first of them."""
     examples: list[Ask] = field(default_factory=list)
-    """The first questions as they will be asked."""
+    """The first requests."""
     prefix_characters: int = 0
-    """Of the first row's shared part."""
+    """Characters of the prefix of the first row."""
     characters: int = 0
-    """Of all rows' own parts."""
+    """Characters of the rows' own parts."""
     longest: int = 0
-    """Characters of the longest prompt, shared part included."""
+    """Characters of the longest prompt, prefix included."""
     longest_line: int = 0
-    vram: Vram | None = None
-    """The sidecar's limits of GPU memory."""
     memory: list[str] = field(default_factory=list)
-    """What these limits come to beside the service's, in words."""
-    room_tokens: int = 0
-    """What num_ctx leaves for a prompt."""
+    """The limits of GPU memory in words."""
 
     @property
     def asked(self) -> int:
-        """Rows that will be asked."""
+        """Rows that can be sent to the model."""
         return self.rows - sum(self.faults.values())
 
     @property
-    def first_fault(self) -> Fault | None:
-        """The first row that will not be asked."""
-        return self.first_faults[0] if self.first_faults else None
+    def conversation(self) -> bool:
+        """Whether the sidecar itself puts earlier rows into prompts; with `auto` the pilot decides."""
+        return self.sidecar.mode == "conversation" and self.sidecar.trim.strategy != "auto"
 
     @property
-    def alone(self) -> bool:
-        """Whether each row is asked in isolation, or a pilot has yet to say."""
-        return self.mode != "conversation" or self.strategy == "auto"
+    def segment(self) -> int:
+        """Rows of one conversation."""
+        segment = self.sidecar.segment
+        return self.rows if segment == "all" else min(segment, self.rows)
 
     @property
-    def rows_before(self) -> int | None:
-        """Earlier rows before a row at most, those in front not counted; None: any number that fits."""
-        longest = min(self.segment or self.rows, self.rows) - 1
-        rows = self.trim.rows_before
-        return None if rows is None else min(rows, longest)
+    def room_tokens(self) -> int:
+        """Tokens that num_ctx leaves for a prompt."""
+        return self.sidecar.options.num_ctx - self.sidecar.options.num_predict
 
     @property
     def high_tokens(self) -> int:
-        """No earlier rows stand before a row whose prompt would pass this (`context/budget.py`)."""
-        return int((self.room_tokens - 1) * self.trim.high)
+        """Most tokens of a prompt with earlier rows (`context/budget.py`)."""
+        return int((self.room_tokens - 1) * self.sidecar.trim.high)
 
-    def idle_lanes(self, lanes: int) -> str | None:
-        """What to say where there are fewer conversations than lanes; None: every lane has work.
-
-        Args:
-            lanes: Requests at once by the settings.
-        """
-        lanes = self.lanes or lanes
-        conversations = -(-self.rows // self.segment) if self.segment else 1
-        if self.alone or conversations >= lanes or self.rows < lanes:
-            return None
-        made = "1 conversation" if conversations == 1 else f"{conversations} conversations"
-        return (
-            f"These rows are {made}, and a conversation is held by one lane: {conversations} of {lanes} "
-            f"lanes will have work. `segment: {-(-self.rows // lanes)}` would use all."
-        )
+    @property
+    def rows_before(self) -> int | None:
+        """Most earlier rows in a prompt, without anchors; None: any number that fits."""
+        rows = self.sidecar.trim.rows_before
+        return None if rows is None else min(rows, self.segment - 1)
 
     @property
     def tokens(self) -> int:
-        """Prompt tokens of all rows, each behind the shared part, by characters."""
+        """Estimated prompt tokens of all rows in isolation."""
         return (self.prefix_characters * self.asked + self.characters) // CHARACTERS_PER_TOKEN
-
-    @property
-    def perhaps_too_long(self) -> bool:
-        """Whether the longest prompt may not fit the window, by characters."""
-        return self.longest // CHARACTERS_PER_TOKEN >= self.room_tokens
 
 
 def drop_of(given: Path, data: Path | None = None, default_sidecar: Path | None = None) -> CheckedFiles:
-    """Find the other half of a drop, by the names that the service goes by.
+    """Find the data file of a sidecar or the sidecar of a data file, by the naming rules of the service.
 
     Raises:
-        ConfigError: there is none, or there are several.
+        ConfigError: the file type is unknown, or there is no single counterpart.
     """
     if is_sidecar(given.name):
         if data is None:
             near = [p for p in sorted(given.parent.iterdir()) if _fits(p.name, given.name)]
             if len(near) != 1:
                 found = ", ".join(p.name for p in near) or "none"
-                raise ConfigError(f"{given}: name its data file with --data (beside it: {found})")
+                raise ConfigError(
+                    f"{given}: give its data file with --data (found in its directory: {found})"
+                )
             data = near[0]
         return CheckedFiles(data, given)
     name = data_name(given.name)
@@ -195,18 +160,24 @@ def _fits(data: str, sidecar: str) -> bool:
 
 
 async def check_drop(
-    drop: CheckedFiles, evaluator: Evaluator, *, limits: RowLimits, newline_required: bool
+    drop: CheckedFiles,
+    evaluator: Evaluator,
+    progress: Progress,
+    *,
+    limits: RowLimits,
+    newline_required: bool,
 ) -> Findings:
-    """Read everything, as the service would.
+    """Check a drop.
 
     Args:
         drop: The data file and its sidecar.
-        evaluator: Evaluates what the user wrote.
-        limits: Bounds of rows.
-        newline_required: Whether data must end with a line end.
+        evaluator: Evaluates sidecar and templates.
+        progress: Receives the phase.
+        limits: Maximum sizes of rows.
+        newline_required: Whether the data must end with a newline.
 
     Raises:
-        JobError: the job would not begin; with every problem that could be found.
+        JobError: the job would not begin; it has every problem that was found.
         OSError: a file cannot be read.
     """
     kind = await asyncio.to_thread(detect, drop.data, drop.data.name)
@@ -217,35 +188,19 @@ async def check_drop(
         sidecar = Sidecar(model="")
     else:
         raise InputError(
-            f"{drop.data.name} has no sidecar", fix=f"Write {data_stem(drop.data)}.yaml beside it."
+            f"{drop.data.name} has no sidecar.", fix=f"Write {data_stem(drop.data)}.yaml in its directory."
         )
     if sidecar.expect and sidecar.expect.sha256:
         found = await asyncio.to_thread(sha256_of, drop.data)
         if found != sidecar.expect.sha256.lower():
-            raise InputError(f"{drop.data.name} has sha256 {found}, the sidecar expects another")
-    findings = Findings(
-        kind.format,
-        sidecar.model,
-        sidecar.mode,
-        anchors=sidecar.trim.anchor_rows,
-        strategy=sidecar.trim.strategy,
-        segment=0 if sidecar.segment == "all" else sidecar.segment,
-        lanes=sidecar.lanes,
-        trim=sidecar.trim,
-        gold=sidecar.gold is not None,
-        noisy=sidecar.options.temperature > 0,
-        on_harm=sidecar.on_harm,
-        vram=sidecar.vram,
-    )
-    findings.room_tokens = sidecar.options.num_ctx - sidecar.options.num_predict
-    clock = SystemClock()
+            raise InputError(f"{drop.data.name} has the SHA-256 {found}, but the sidecar expects another.")
+    findings = Findings(sidecar, kind.format, sidecar.model)
     with tempfile.TemporaryDirectory(prefix="spoolama-check-") as directory:
         job = JobDir(
             Path(directory), "check", drop.data, drop.sidecar, drop.data.name, claimed_at=0.0, arrived=0.0
         )
-        ledger = JobLedger(job.ledger, clock)
+        ledger = JobLedger(job.ledger, progress.clock)
         try:
-            progress = Progress("check", clock, Pulse(clock))
             await take_in(
                 job,
                 kind,
@@ -258,16 +213,15 @@ async def check_drop(
             )
         finally:
             await ledger.close()
-        await _read_back(
-            job.ledger, Asker(sidecar, evaluator.of_job(job.dropped_as), openai=openai), findings
-        )
+        asker = Asker(sidecar, evaluator.of_job(job.dropped_as), openai=openai)
+        await _render(job.ledger, asker, findings, progress)
     if not openai:
         findings.pilot = pilot_asks(sidecar, findings.rows)
         if sees_others(sidecar, findings.rows):
-            noisy, margin = findings.noisy, sidecar.trim.margin
+            noisy = sidecar.options.temperature > 0
             findings.audit = budget_of(sidecar.audit_rows, findings.rows, noisy=noisy)
-            findings.smallest_harm = smallest_harm(findings.audit.random, margin, noisy=noisy)
-        segment = findings.segment if 0 < findings.segment <= findings.rows else None
+            findings.smallest_harm = smallest_harm(findings.audit.random, sidecar.trim.margin, noisy=noisy)
+        segment = None if sidecar.segment == "all" or sidecar.segment > findings.rows else sidecar.segment
         findings.pilot_least = least_answers(findings.rows, segment)
     return findings
 
@@ -275,21 +229,28 @@ async def check_drop(
 async def _sidecar(
     data: Path, path: Path, kind: InputKind, limits: RowLimits, evaluator: Evaluator
 ) -> Sidecar:
-    """The sidecar; what is wrong in it must not hide the columns that it names and the data does not have."""
+    """Load the sidecar. Its problems do not hide missing columns and unreadable rows of the data."""
     try:
         return await evaluator.load_sidecar(path, openai=kind.format == "openai")
     except SidecarError as error:
-        found = list(error.problems)
+        found, faults = list(error.problems), list[Problem]()
         with contextlib.suppress(SidecarError, InputError):
-            columns = await asyncio.to_thread(_columns, data, kind, limits)
+            columns, faults = await asyncio.to_thread(_unreadable, data, kind, limits)
             if columns:
                 found += await evaluator.column_problems(path, columns, data.name)
-        raise SidecarError(sorted(found, key=lambda p: (p.line or 0, p.column or 0))) from None
+        found.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
+        raise SidecarError([*found, *faults]) from None
 
 
-def _columns(data: Path, kind: InputKind, limits: RowLimits) -> list[str] | None:
+def _unreadable(data: Path, kind: InputKind, limits: RowLimits) -> tuple[list[str] | None, list[Problem]]:
+    """The columns of the data, and its first unreadable rows."""
     with read_rows(data, kind, limits=limits) as reader:
-        return reader.columns
+        faults = ((row.line, row.fault) for row in reader if row.fault is not None)
+        found = [
+            Problem(data.name, line, None, fault.code, fault.message)
+            for line, fault in islice(faults, _FAULTS_KEPT)
+        ]
+        return reader.columns, found
 
 
 def data_stem(data: Path) -> str:
@@ -298,8 +259,8 @@ def data_stem(data: Path) -> str:
     return name.stem if name else data.stem
 
 
-async def _read_back(ledger: Path, asker: Asker, findings: Findings) -> None:
-    """Render every row, several at once: what waits for the evaluation process goes there together."""
+async def _render(ledger: Path, asker: Asker, findings: Findings, progress: Progress) -> None:
+    """Render the prompt of every row."""
     with contextlib.closing(LedgerReader(ledger)) as reader:
         rows = reader.outcomes()
         while batch := await asyncio.to_thread(lambda: list(islice(rows, _AT_ONCE))):
@@ -313,6 +274,7 @@ async def _read_back(ledger: Path, asker: Asker, findings: Findings) -> None:
                 if not findings.model and row.fields is not None:
                     body = row.fields.get("body")
                     findings.model = str(body.get("model", "")) if isinstance(body, Mapping) else ""
+            progress.phase = f"rendering prompts: {findings.rows:,} of {progress.total:,}"
 
 
 async def _asked(row: Outcome, asker: Asker) -> Ask | RowError:

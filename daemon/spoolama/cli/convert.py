@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from spoolama.cli.checking import drop_of
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess
 from spoolama.job.rows import detect
@@ -68,31 +69,22 @@ def _is_output(path: Path) -> bool:
     return is_batch_output(next(json_lines(path), None))
 
 
-async def _requests(data: Path, named: Path | None, out: Path) -> Converted:
+async def _requests(data: Path, given: Path | None, out: Path) -> Converted:
     async with Evaluator(EvaluationProcess()) as evaluator:
-        asked = await _load(data, named, evaluator)
+        asked = await _load(data, given, evaluator)
         if asked is None:
             raise click.ClickException(f"{data} has no sidecar in its directory. Give it with --sidecar.")
         return await requests_of(data, asked, out, evaluator.of_job(data.name))
 
 
-async def _sidecar_of(data: Path | None, named: Path | None) -> Sidecar | None:
+async def _sidecar_of(data: Path | None, given: Path | None) -> Sidecar | None:
     async with Evaluator(EvaluationProcess()) as evaluator:
-        return await _load(data, named, evaluator)
+        return await _load(data, given, evaluator)
 
 
-async def _load(data: Path | None, named: Path | None, evaluator: Evaluator) -> Sidecar | None:
-    if named is not None:
-        return await evaluator.load_sidecar(named)
-    if data is None:
-        return None
-    detect(data, data.name)  # raises the error about the file type before the one about a missing sidecar
-    names, stem = [], data.name
-    while stem:
-        names += [f"{stem}.yaml", f"{stem}.yml"]
-        stem = stem.rpartition(".")[0]
-    for name in names:
-        path = data.with_name(name)
-        if path.exists():
-            return await evaluator.load_sidecar(path)
-    return None
+async def _load(data: Path | None, given: Path | None, evaluator: Evaluator) -> Sidecar | None:
+    path = given
+    if path is None and data is not None:
+        detect(data, data.name)  # raises the error about the file type before the one about a missing sidecar
+        path = drop_of(data).sidecar
+    return None if path is None else await evaluator.load_sidecar(path)

@@ -17,13 +17,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "submit": ("submit:submit", "Check files and place them in a spool."),
     "check": ("check:check", "Check a drop or the settings before an upload."),
     "status": ("status:status", "Show the status of the service or of one file."),
-    "watch": ("watch:watch", "Show the progress of the service live."),
+    "watch": ("status:watch", "Show the progress of the service live."),
     "gpu": ("gpu:gpu", "Show GPU and main memory, and whether a model fits."),
     "init": ("init:init", "Create a spool directory."),
-    "analyze": ("analyze:analyze", "Show the answers, agreement and failures of a published job."),
-    "compare": ("compare:compare", "Show two published jobs side by side."),
+    "analyze": ("published:analyze", "Show the answers, agreement and failures of a published job."),
+    "compare": ("published:compare", "Show two published jobs side by side."),
     "convert": ("convert:convert", "Convert to OpenAI batch requests, and batch outputs to CSV."),
-    "merge": ("merge:merge", "Merge the answers of a retry into the original job."),
+    "merge": ("published:merge", "Merge the answers of a retry into the original job."),
     "sample": ("sample:sample", "Create sample data with a sidecar."),
 }
 """Command name: its location (`module:attribute` in this package) and its line in the help."""

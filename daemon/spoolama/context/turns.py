@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 
 from spoolama.backends.base import Message
@@ -13,11 +12,10 @@ from spoolama.errors import RowError
 from spoolama.evaluation.asking import Asker
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.gold import gold_answers
-from spoolama.job.labels import label_of
+from spoolama.job.labels import label_of_answer
 from spoolama.job.plan import Plan
 from spoolama.job.record import StoredRow
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.strict_json import BadJson, parse_json
 from spoolama.job.trim import BUILT_IN_SCORES
 
 __all__ = ["Turns"]
@@ -85,14 +83,7 @@ class Turns:
 
     def label(self, answer: str) -> str:
         """Return the label of an answer."""
-        parsed: object | None = None
-        if self._sidecar.format is not None:
-            try:
-                parsed = parse_json(answer)
-            except BadJson:
-                parsed = None
-        label = label_of(parsed, answer, self._sidecar.answer_key)
-        return json.dumps(parsed, sort_keys=True) if label is None else label
+        return label_of_answer(answer, self._sidecar)
 
     async def score(self, row: StoredRow, answer: str, logprob: float | None) -> float:
         """Return the importance of a row by the sidecar's score."""

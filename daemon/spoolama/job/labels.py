@@ -9,9 +9,9 @@ from typing import Any
 
 from spoolama.errors import shortened
 from spoolama.job.sidecar import Sidecar
-from spoolama.job.strict_json import canonical
+from spoolama.job.strict_json import BadJson, canonical, parse_json
 
-__all__ = ["enum_of", "label_of", "number_of", "order_of"]
+__all__ = ["enum_of", "label_of", "label_of_answer", "number_of", "order_of"]
 
 _SCALES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
@@ -73,6 +73,23 @@ def label_of(parsed: object | None, text: str, answer_key: str | None) -> str | 
     if isinstance(value, dict | list):
         return canonical(value)
     return json.dumps(value)
+
+
+def label_of_answer(answer: str, sidecar: Sidecar) -> str:
+    """Return the part of an answer that is compared with other answers to the same row.
+
+    Args:
+        answer: As the model wrote it.
+        sidecar: The sidecar of the job.
+    """
+    parsed: object | None = None
+    if sidecar.format is not None:
+        try:
+            parsed = parse_json(answer)
+        except BadJson:
+            parsed = None
+    label = label_of(parsed, answer, sidecar.answer_key)
+    return json.dumps(parsed, sort_keys=True) if label is None else label
 
 
 def number_of(value: Any) -> float | None:

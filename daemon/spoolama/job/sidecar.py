@@ -30,43 +30,51 @@ class _Model(BaseModel):
 
 
 class Example(_Model):
-    """A few-shot turn, part of the shared prefix."""
+    """A few-shot example, part of the prefix."""
 
-    user: str = Field(description="What a user would say.")
-    assistant: str = Field(description="The answer wanted.")
+    user: str = Field(description="Message of the user.")
+    assistant: str = Field(description="Answer of the assistant.")
 
 
 class Expect(_Model):
-    """What the upload must turn out to be; a truncated upload is then always caught."""
+    """Expected row count and checksum of the upload."""
 
-    rows: int | None = Field(None, ge=0, le=10**12, description="Number of records.")
-    sha256: str | None = Field(
-        None, pattern="^[0-9a-fA-F]{64}$", description="sha256 of the data file as uploaded."
-    )
+    rows: int | None = Field(None, ge=0, le=10**12, description="Number of rows.")
+    sha256: str | None = Field(None, pattern="^[0-9a-fA-F]{64}$", description="SHA-256 of the data file.")
 
 
 class Options(_Model):
-    """Options of the model. Load-time ones are frozen for the job."""
+    """Options of the model. Load-time options cannot change during a job."""
 
     num_ctx: int = Field(4096, ge=128, le=10_000_000, description="Context window of a slot, in tokens.")
-    num_predict: int = Field(256, ge=1, le=10_000_000, description="Upper bound of an answer, in tokens.")
-    temperature: float = Field(0.0, ge=0, le=100, description="0: the likeliest token each time.")
-    seed: int = Field(7, ge=-(2**53), le=2**53, description="Seed of the sampler.")
-    top_k: int | None = Field(None, ge=0, lt=2**31, description="Sample from the k likeliest tokens.")
-    top_p: float | None = Field(None, ge=0, le=1, description="Sample from the likeliest mass p.")
-    min_p: float | None = Field(
-        None, ge=0, le=1, description="Drop tokens below this share of the likeliest."
+    num_predict: int = Field(256, ge=1, le=10_000_000, description="Maximum length of an answer, in tokens.")
+    temperature: float = Field(
+        0.0, ge=0, le=100, description="Sampling temperature. 0: always the most likely token."
     )
-    repeat_penalty: float | None = Field(None, ge=0, le=100, description="Above 1: repetition costs.")
-    repeat_last_n: int | None = Field(None, ge=-1, lt=2**31, description="How far back repetition is seen.")
-    presence_penalty: float | None = Field(None, ge=-100, le=100, description="As OpenAI's.")
-    frequency_penalty: float | None = Field(None, ge=-100, le=100, description="As OpenAI's.")
-    stop: list[str] | None = Field(None, max_length=64, description="Strings that end an answer.")
-    num_batch: int | None = Field(None, ge=1, lt=2**31, description="Load-time: tokens evaluated at once.")
-    num_gpu: int | None = Field(None, ge=-1, lt=2**31, description="Load-time: layers on the GPU.")
-    main_gpu: int | None = Field(None, ge=0, lt=2**31, description="Load-time: which GPU.")
-    use_mmap: bool | None = Field(None, description="Load-time: map the weights from disk.")
-    num_thread: int | None = Field(None, ge=1, lt=2**31, description="Load-time: CPU threads.")
+    seed: int = Field(7, ge=-(2**53), le=2**53, description="Random seed for sampling.")
+    top_k: int | None = Field(None, ge=0, lt=2**31, description="Sample from the k most likely tokens.")
+    top_p: float | None = Field(
+        None, ge=0, le=1, description="Sample from the most likely tokens whose probabilities add up to p."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Ignore tokens below this share of the highest probability."
+    )
+    repeat_penalty: float | None = Field(
+        None, ge=0, le=100, description="Penalty for repeated tokens; 1: none."
+    )
+    repeat_last_n: int | None = Field(
+        None, ge=-1, lt=2**31, description="Number of last tokens that repeat_penalty considers."
+    )
+    presence_penalty: float | None = Field(None, ge=-100, le=100, description="As in OpenAI's API.")
+    frequency_penalty: float | None = Field(None, ge=-100, le=100, description="As in OpenAI's API.")
+    stop: list[str] | None = Field(None, max_length=64, description="Strings that end the answer.")
+    num_batch: int | None = Field(
+        None, ge=1, lt=2**31, description="Load-time: batch size for the evaluation of prompts, in tokens."
+    )
+    num_gpu: int | None = Field(None, ge=-1, lt=2**31, description="Load-time: number of layers on the GPU.")
+    main_gpu: int | None = Field(None, ge=0, lt=2**31, description="Load-time: index of the main GPU.")
+    use_mmap: bool | None = Field(None, description="Load-time: map the weights from disk into memory.")
+    num_thread: int | None = Field(None, ge=1, lt=2**31, description="Load-time: number of CPU threads.")
 
     @model_validator(mode="after")
     def _room_for_the_prompt(self) -> Options:
@@ -78,101 +86,124 @@ class Options(_Model):
 
 
 class Repair(_Model):
-    """How a row is asked again whose answer was cut, empty or against the schema."""
+    """How a row is asked again whose answer was truncated, empty or invalid."""
 
     temperature: float = Field(
         0.3,
         ge=0,
         le=100,
-        description="At least this temperature, with another seed each time: at 0 a seed changes nothing.",
+        description=(
+            "Minimum temperature of a retry, which also has another seed. At temperature 0 a seed "
+            "has no effect."
+        ),
     )
 
 
 class Vram(_Model):
-    """When memory of the GPU counts as tense while this job runs."""
+    """Limits of GPU memory while this job runs."""
 
     high: float | None = Field(
         None,
         gt=0,
         le=10_000,
         allow_inf_nan=False,
-        description="From here on nothing is loaded or enlarged: a share of the card, or above 1 GB.",
+        description=(
+            "From this use on, no model is loaded or enlarged. Up to 1: a share of the GPU; above: GB."
+        ),
     )
     critical: float | None = Field(
         None,
         gt=0,
         le=10_000,
         allow_inf_nan=False,
-        description="From here on no rows are sent, and the model is released until there is room.",
+        description=(
+            "From this use on, no rows are sent, and the model is unloaded until memory is free. "
+            "Up to 1: a share of the GPU; above: GB."
+        ),
     )
     keep_free_gb: float | None = Field(
-        None, ge=0, le=10_000, allow_inf_nan=False, description="GB that stay free in any case."
+        None, ge=0, le=10_000, allow_inf_nan=False, description="GB of the GPU that always stay free."
     )
 
 
 class Sidecar(_Model):
-    """What a user asks of a job."""
+    """The sidecar of a job."""
 
     model: str = Field(
         "",
         max_length=MOST_OF_MODEL,
-        description="The model's name, as the server knows it. Only OpenAI batch lines can go without.",
+        description=("Name of the model on the server. Only OpenAI batch lines work without it."),
     )
     models: dict[ModelName, ModelName] = Field(
         default_factory=dict,
-        description="OpenAI lines: the model to take for a name in them (`gpt-4o-mini: gemma3:12b`).",
+        description=("OpenAI lines: the model to use for a name in them (`gpt-4o-mini: gemma3:12b`)."),
     )
-    system: str = Field("", description="The system message: the instruction all rows share.")
+    system: str = Field("", description="System message for all rows.")
     prompt: str | None = Field(
         None,
-        description="Jinja2 template over the row's fields. OpenAI batch lines bring their own messages.",
+        description=(
+            "Jinja2 template of the prompt, with the columns of the row as variables. OpenAI batch "
+            "lines have their own messages."
+        ),
     )
-    examples: tuple[Example, ...] = Field((), description="Few-shot turns, part of the shared prefix.")
+    examples: tuple[Example, ...] = Field((), description="Few-shot examples, part of the prefix.")
     mode: Literal["conversation", "isolated"] = Field(
-        "conversation", description="conversation: rows see earlier rows. isolated: each row alone."
+        "conversation",
+        description=(
+            "conversation: earlier rows can be in the prompt. isolated: each row is asked in isolation."
+        ),
     )
     id: str | None = Field(
         None,
         max_length=_MOST_OF_COLUMN,
-        description="The column that names a row; default: its number from 1.",
+        description="Column with the id of the row. Default: the row number from 1.",
     )
     options: Options = Field(default_factory=Options, description="Options of the model.")
     format: dict[str, Any] | Literal["json"] | None = Field(
-        None, description="JSON Schema that constrains the answer and is checked again, or `json`."
+        None,
+        description=(
+            "JSON Schema of the answer, or `json`. The server is constrained by it, and each "
+            "answer is validated."
+        ),
     )
     think: bool | Literal["low", "medium", "high", "max"] | None = Field(
-        None, description="Thinking models: default off."
+        None, description="Thinking of models that support it. Default: off."
     )
     trim: Trim = Field(
         default_factory=Trim,
-        description="What stands before a row in a conversation, and what is dropped when it grows too long.",
+        description=("Which earlier rows are in the prompt, and how a long conversation is trimmed."),
     )
     prime: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="Have the shared prefix evaluated alone in each slot first. auto: where that is measured "
-        "to pay, as on models with sliding-window attention, and where the embedded engine copies it from "
-        "slot to slot. With think it is never done.",
+        description=(
+            "Evaluate the prefix in each slot before the first row. auto: if measurements show "
+            "that it saves time. Never with think."
+        ),
     )
     long_rows: Literal["fail", "second_pass"] = Field(
         "fail",
-        description="Rows too long for num_ctx. fail: their error, with the sizes. second_pass: "
-        "they are answered at the end, each alone, with the model loaded once more with a window that fits.",
+        description=(
+            "Rows that are too long for num_ctx. fail: they fail. second_pass: they are asked in "
+            "isolation at the end, with a larger context window."
+        ),
     )
     vram: Vram | None = Field(
         None,
-        description="Limits of GPU memory for this job. It may be more careful than the service, not less.",
+        description=("Limits of GPU memory for this job. The stricter one of job and service applies."),
     )
     repair: Repair = Field(
-        default_factory=Repair, description="How a row is asked again whose answer cannot be used."
+        default_factory=Repair, description="How a row is asked again after an unusable answer."
     )
     segment: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["all"] = Field(
-        200, description="Rows of one conversation before a new one starts from the shared prefix, or `all`."
+        200, description="Number of rows in one conversation, or `all`."
     )
     lanes: int | None = Field(
-        None, ge=1, le=256, description="Requests at once; default: the service's setting."
+        None, ge=1, le=256, description="Parallel requests. Default: the setting of the service."
     )
     gold: str | None = Field(
-        None, max_length=_MOST_OF_COLUMN, description="A column of known answers: agreement is reported."
+        None,
+        max_length=_MOST_OF_COLUMN,
+        description="Column of known answers, with which the answers are compared.",
     )
     audit: Annotated[int, Field(ge=0, le=1_000_000)] | Literal["auto", "off", False] = Field(
         "auto",
@@ -182,27 +213,34 @@ class Sidecar(_Model):
     )
     on_harm: Literal["report", "isolate", "fail"] = Field(
         "report",
-        description="What to do when the audit shows that the conversation changes the answers. report: say "
-        "so in log, status, summary and metrics. isolate: ask the remaining rows in isolation, and those of "
-        "harmed segments again. fail: end the job.",
+        description=(
+            "What to do if the audit shows harm. report: report it in log, status, summary and "
+            "metrics. isolate: also ask the remaining rows in isolation, and the rows of harmed "
+            "segments again. fail: end the job."
+        ),
     )
     answer_key: str | None = Field(
         None,
         max_length=_MOST_OF_COLUMN,
-        description="With `format`: the answer's key that is compared with `gold`; default: the only key.",
+        description=("With `format`: key of the answer that is compared with `gold`. Default: the only key."),
     )
-    retries: int = Field(3, ge=0, le=20, description="Tries of a row after the first.")
+    retries: int = Field(3, ge=0, le=20, description="Attempts after the first one.")
     timeout: float | None = Field(
-        None, ge=0.1, le=86_400, description="Seconds for one answer, 0.1 to 86,400; default: learned."
+        None,
+        ge=0.1,
+        le=86_400,
+        description=(
+            "Timeout of a request in seconds, 0.1 to 86,400. Default: learned from earlier answers."
+        ),
     )
     max_failed: Annotated[int, Field(ge=0, le=10**12)] | Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="End the job early past this number (2, 50) or share (0.01) of failed rows."
+        None, description=("End the job early above this number (2, 50) or share (0.01) of failed rows.")
     )
-    expect: Expect | None = Field(None, description="What the upload must turn out to be.")
+    expect: Expect | None = Field(None, description="Expected row count and checksum of the upload.")
     output: tuple[Literal["jsonl", "csv"], ...] = Field(
-        ("jsonl", "csv"), min_length=1, description="Forms of the results."
+        ("jsonl", "csv"), min_length=1, description="File formats of the results."
     )
-    priority: int = Field(0, ge=-100, le=100, description="Higher goes first.")
+    priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher priority run first.")
 
     @property
     def audit_rows(self) -> int | None:

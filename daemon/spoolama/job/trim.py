@@ -61,75 +61,85 @@ class Trim(BaseModel):
 
     strategy: Literal["auto", "reset", "window", "anchors", "important", "hybrid", "budget"] = Field(
         "auto",
-        description="What stands before a row, and what a trim keeps. auto: each row is asked in "
-        "isolation; with `gold`, a pilot on some of the rows takes a form that is proved to agree better. "
-        "reset: the shared prefix alone. window: the latest rows. anchors: a fixed set of rows, the same for "
-        "the whole job. "
-        "important: the rows with the highest score. hybrid: anchors or important rows, and the latest. "
-        "budget: the latest rows within a number of tokens.",
+        description=(
+            "Which earlier rows are in the prompt after a trim. auto: none; with `gold`, a pilot "
+            "can choose a form that agrees better. reset: none. window: the latest rows. anchors: "
+            "a fixed set of rows, the same for the whole job. important: the rows with the highest "
+            "score. hybrid: anchors or important rows, and the latest. budget: the latest rows "
+            "within a number of tokens."
+        ),
     )
     every: int | None = Field(
         None,
         ge=1,
         le=100_000,
-        description="Rows that come between two trims: with keep 20 and every 30 a row sees 20 to 49 earlier "
-        "ones. Default: 20 for reset, 1 for anchors (each row alone behind them), else 30.",
+        description=(
+            "Number of rows between two trims. With keep 20 and every 30, a prompt has 20 to 49 "
+            "earlier rows. Default: 20 for reset, 1 for anchors, otherwise 30."
+        ),
     )
     pilot: Annotated[int, Field(ge=0, le=1_000_000)] | Literal["auto"] = Field(
         "auto",
-        description="auto, with `gold`: answers that the pilot takes at most. auto: 2 % of the rows, in jobs "
-        "of 5,000 rows or more. 0: no pilot, each row in isolation.",
+        description=(
+            "auto, with `gold`: maximum number of answers for the pilot. auto: 2 % of the rows in "
+            "jobs of 5,000 rows or more. 0: no pilot."
+        ),
     )
     margin: float = Field(
         0.05,
         gt=0,
         le=0.5,
-        description="Share of rows whose answer may differ from the one given in isolation before the audit "
-        "reports harm.",
+        description=("Share of answers that the conversation may change before the audit reports harm."),
     )
     keep: int | None = Field(
         None,
         ge=1,
         le=100_000,
-        description="Rows that a trim keeps: the latest, or the best. Default: 20 for window, else 10.",
+        description=("Number of rows that a trim keeps. Default: 20 for window, otherwise 10."),
     )
     anchors: int | None = Field(
         None,
         ge=1,
         le=CANDIDATES,
-        description="Rows that stand behind the prefix for the whole job. Default: 6.",
+        description="Number of anchors. Default: 6.",
     )
     choose: Literal["spread", "important"] | tuple[str | int, ...] | None = Field(
         None,
-        description="Which rows become anchors. spread: such that their answers are spread. important: those "
-        "with the highest score. Or a list of row ids, in their order.",
+        description=(
+            "Which rows become anchors. spread: rows with different answers. important: rows with "
+            "the highest score. Or a list of row ids, in their order."
+        ),
     )
     important: int | None = Field(
-        None, ge=1, le=100_000, description="hybrid: keep so many important rows instead of anchors."
+        None, ge=1, le=100_000, description="hybrid: number of important rows to keep instead of anchors."
     )
     score: str | None = Field(
         None,
-        description="What makes a row important. spread: rows whose answers are spread, labels in turn and "
-        "numbers at even distances. uncertain: the least certain answers, by their log probabilities. Or a "
-        "Jinja2 expression over the row's fields and `answer`.",
+        description=(
+            "Score of a row. spread: rows with different answers score higher. uncertain: answers "
+            "with a lower log probability score higher. Or a Jinja2 expression with the columns of "
+            "the row and `answer`."
+        ),
     )
     tokens: int | None = Field(
         None,
         ge=1,
         le=10_000_000,
-        description="budget: tokens of earlier rows at most; a trim keeps low / high of them, half unless "
-        "you set those. Default: what `high` leaves.",
+        description=(
+            "budget: maximum tokens of earlier rows. A trim keeps low / high of them. Default: as "
+            "many as `high` allows."
+        ),
     )
     high: float = Field(
         0.75,
         gt=0,
         le=1,
-        description="Trim in any case when the prompt would pass this share of the room for prompts (num_ctx "
-        "less num_predict).",
+        description=(
+            "Share of the room for prompts (num_ctx minus num_predict) above which the "
+            "conversation is trimmed."
+        ),
     )
-    low: float = Field(
-        0.375, ge=0, lt=1, description="A trim keeps no more than fits this share of the room."
-    )
+    low: float = Field(0.375, ge=0, lt=1, description="Share of that room that a trim keeps at most.")
 
     @model_validator(mode="after")
     def _fitting_keys(self) -> Trim:

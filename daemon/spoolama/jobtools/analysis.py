@@ -1,136 +1,128 @@
-"""What a published job looks like: spread, agreement, failures, and its slowest and longest rows."""
+"""Analyzes a published job: answers, agreement, failures, and its slowest and longest rows."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from spoolama.job.labels import enum_of
 from spoolama.jobtools.published import open_published
-from spoolama.publish.agreed import along_sentence
-from spoolama.publish.agreement import Agreement, Spread
-from spoolama.publish.effects import effect_sentences, warnings_of
-from spoolama.publish.record import Record
-from spoolama.publish.result_counts import ResultCounts
-from spoolama.publish.summary import balance
-from spoolama.publish.text import csv_line
+from spoolama.publish.encoding import csv_line
+from spoolama.publish.metrics import Metrics
+from spoolama.publish.result_row import ResultRow
+from spoolama.publish.summary import agreement_sentences, balance, context_sentences
 
 __all__ = ["Analysis", "Failure", "analyze_job"]
 
-_MEASURES: dict[str, Callable[[Record], float | None]] = {
-    "slowest": lambda record: record.latency_s,
-    "longest prompt": lambda record: record.prompt_tokens,
-    "longest answer": lambda record: record.completion_tokens,
-    "most tries": lambda record: record.attempts if record.attempts > 1 else None,
+_MEASURES: dict[str, Callable[[ResultRow], float | None]] = {
+    "slowest": lambda result: result.latency_s,
+    "longest prompt": lambda result: result.prompt_tokens,
+    "longest answer": lambda result: result.completion_tokens,
+    "most attempts": lambda result: result.attempts if result.attempts > 1 else None,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A class of failures."""
+    """The failed rows with one error code."""
 
     code: str
     rows: int
-    example: Record
+    example: ResultRow
+
+    @property
+    def message(self) -> str:
+        """The message of the example."""
+        return (self.example.error or {}).get("message", "")
 
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What there is to see."""
+    """The analysis of a job."""
 
-    job: str
-    balance: str
-    """The sentence in which the books balance."""
-    warnings: list[str]
-    """What the audit found wrong with the answers."""
-    spread: Spread
-    agreement: Agreement | None
-    effects: list[tuple[str, str]]
-    """What stood before the rows and what it did to the answers: label and sentence."""
-    along: str | None
-    """The agreement in thirds of the rows."""
+    metrics: Metrics
     failures: list[Failure]
-    """Most first."""
-    extremes: dict[str, list[tuple[float, Record]]]
-    """`slowest` (seconds), `longest prompt`, `longest answer` (tokens, of texts only: labels have one length
-    each), `most tries`: rows of each."""
+    """Most frequent first."""
+    extremes: dict[str, list[tuple[float, ResultRow]]]
+    """Values and rows: `slowest` (seconds), `longest prompt`, `longest answer` (tokens; not for labels),
+    `most attempts`."""
+
+    @property
+    def warning(self) -> str | None:
+        """The harm that the audit found."""
+        return None if self.metrics.audit is None else self.metrics.audit.warning()
 
     def csv(self) -> Iterator[bytes]:
-        """The whole analysis as one table: section, item, value, note."""
+        """The analysis as one table: section, item, value, note."""
         yield csv_line(("section", "item", "value", "note"))
-        for section, item, value, note in self._table():
-            yield csv_line((section, item, value, note))
+        for line in self._table():
+            yield csv_line(line)
 
     def _table(self) -> Iterator[tuple[str, str, str, str]]:
-        yield "rows", self.job, "", self.balance
-        for text in self.warnings:
-            yield "warnings", "", "", text
-        for label, rows in (self.spread.counts or {}).items():
-            yield "answers", label, str(rows), f"{rows / self.spread.rows:.4f}"
-        for label in self.spread.never:
-            yield "answers", label, "0", f"{0:.4f}"
-        if self.spread.counts is None:
-            yield "answers", "", "", self.spread.sentence()
-        if self.agreement is not None:
-            for name, value in self.agreement.to_json().items():
-                if isinstance(value, tuple):
+        yield "rows", self.metrics.job, "", balance(self.metrics)
+        if self.warning:
+            yield "warnings", "", "", self.warning
+        if (answers := self.metrics.answers) is not None:
+            for label, rows in (answers.counts or {}).items():
+                yield "answers", label, str(rows), f"{rows / answers.rows:.4f}"
+            for label in answers.never:
+                yield "answers", label, "0", f"{0:.4f}"
+            if answers.counts is None:
+                yield "answers", "", "", answers.sentence()
+        if (agreement := self.metrics.agreement) is not None:
+            for name, value in asdict(agreement).items():
+                if name.endswith("_interval") and value is not None:
                     yield "agreement", f"{name}_low", f"{value[0]:.6f}", "95 %"
                     yield "agreement", f"{name}_high", f"{value[1]:.6f}", "95 %"
                 elif isinstance(value, int | float | str):
-                    yield "agreement", name, str(value), self.agreement.how.get(name, "")
-            for note in self.agreement.notes:
-                yield "agreement", "note", "", note
-        if self.along is not None:
-            yield "agreement", "along the job", "", self.along
-        for label, sentence in self.effects:
-            yield "effects", label, "", sentence
+                    yield "agreement", name, str(value), agreement.how.get(name, "")
+            for sentence in agreement_sentences(self.metrics):
+                yield "agreement", "in words", "", sentence
+        for label, sentence in context_sentences(self.metrics):
+            yield "context", label, "", sentence
         for failure in self.failures:
-            message = (failure.example.error or {}).get("message", "")
-            yield "failures", failure.code, str(failure.rows), f"row {failure.example.row}: {message}"
+            note = f"row {failure.example.row}: {failure.message}"
+            yield "failures", failure.code, str(failure.rows), note
         for what, rows_of in self.extremes.items():
-            for value, record in rows_of:
-                yield what, f"row {record.row}", f"{value:g}", record.id or ""
+            for value, result in rows_of:
+                yield what, f"row {result.row}", f"{value:g}", result.id or ""
 
 
 def analyze_job(path: Path, *, most: int = 5) -> Analysis:
-    """Look through a published job once.
+    """Analyze a published job.
 
     Args:
         path: Its directory.
-        most: Rows to name of each kind.
+        most: Number of slow and long rows.
 
     Raises:
-        InputError: it is no published job.
+        InputError: it is not a published job.
     """
     job = open_published(path)
-    tally = ResultCounts(job.sidecar, job.parsed)
     labels = enum_of(job.sidecar) is not None
-    heaps: dict[str, list[tuple[float, int, Record]]] = {what: [] for what in _MEASURES}
-    for record in job.records():
-        tally.add(record)
+    heaps: dict[str, list[tuple[float, int, ResultRow]]] = {what: [] for what in _MEASURES}
+    examples: dict[str, ResultRow] = {}
+    for result in job.results():
+        if result.error is not None:
+            examples.setdefault(result.error["code"], result)
         for what, measure in _MEASURES.items():
-            value = measure(record)
+            value = measure(result)
             if value is None or (what == "longest answer" and labels):
                 continue
-            entry = (float(value), -record.row, record)
-            if len(heaps[what]) < most:
-                heapq.heappush(heaps[what], entry)
-            else:
-                heapq.heappushpop(heaps[what], entry)
-    by = tally.by_status
+            heapq.heappush(heaps[what], (float(value), -result.row, result))
+            if len(heaps[what]) > most:
+                heapq.heappop(heaps[what])
     return Analysis(
-        job=job.job,
-        balance=balance(tally.rows, by["ok"], by["failed"], by["skipped"]),
-        warnings=warnings_of(job.metrics),
-        spread=tally.answers.spread(),
-        agreement=tally.answers.agreement(),
-        effects=effect_sentences({**job.metrics, "sight_peak": tally.sight_peak}),
-        along=along_sentence(tally.answers.along_job()),
-        failures=[Failure(code, rows, tally.examples[code]) for code, rows in tally.failures.items()],
+        metrics=job.metrics,
+        failures=[
+            Failure(code, rows, examples[code])
+            for code, rows in job.metrics.errors.items()
+            if code in examples
+        ],
         extremes={
-            what: [(value, record) for value, _, record in sorted(heap, key=lambda e: (-e[0], -e[1]))]
+            what: [(value, result) for value, _, result in sorted(heap, key=lambda e: (-e[0], -e[1]))]
             for what, heap in heaps.items()
             if heap
         },

@@ -1,4 +1,4 @@
-"""Between files: a data file and its sidecar to OpenAI batch requests, and batch outputs back to CSV."""
+"""Converts data files to OpenAI batch requests, batch outputs to CSV, and published jobs to batch outputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,28 +21,29 @@ from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import BadJson, parse_json
 from spoolama.jobtools.published import Published, json_lines
 from spoolama.publish.columns import Columns, KeyUnion, answer_keys
+from spoolama.publish.encoding import csv_line, json_line
 from spoolama.publish.openai_batch import batch_line, is_batch_output
-from spoolama.publish.record import Record
-from spoolama.publish.text import csv_line, json_line
+from spoolama.publish.result_row import ResultRow
 
 __all__ = ["Converted", "answers_to_csv", "job_to_batch", "requests_of"]
 
 _SHOWN = 20
+"""Problems that are reported one by one."""
 _AT_ONCE = 64
-"""Rows that are rendered together."""
+"""Rows that are rendered in parallel."""
 _OPENAI_SAMPLING = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
-"""Sampling options that a chat completion request has by the same name."""
+"""Sampling options that a chat completion request has under the same name."""
 
 
 @dataclass
 class Converted:
-    """What became of the rows."""
+    """The result of a conversion."""
 
     written: int = 0
     left_out: int = 0
     """Rows that could not be converted."""
     problems: list[str] = field(default_factory=list)
-    """The first of them, in words, and what else is to be known."""
+    """The first of these problems, and options that were lost."""
 
     def leave_out(self, problem: str) -> None:
         """Count a row that could not be converted."""
@@ -52,19 +53,19 @@ class Converted:
 
 
 async def requests_of(data: Path, sidecar: Sidecar, target: Path, evaluator: JobEvaluator) -> Converted:
-    """Write a line of OpenAI batch requests for each row that can be asked.
+    """Write an OpenAI batch request for each row that can be asked.
 
-    A line's `custom_id` is the row's id where the sidecar names the column, otherwise `row-1`, `row-2`, ...
+    Its `custom_id` is the id of the row if the sidecar has an id column, otherwise `row-1`, `row-2`, ...
 
     Args:
         data: CSV, TSV or JSONL.
-        sidecar: What to ask.
+        sidecar: The sidecar of the data.
         target: The JSONL file to write.
         evaluator: Renders the template.
     """
     kind = detect(data, data.name)
     if kind.format == "openai":
-        raise InputError(f"{data.name} has OpenAI batch requests already.", code="nothing_to_convert")
+        raise InputError(f"{data.name} already consists of OpenAI batch requests.", code="nothing_to_convert")
     asker = Asker(sidecar, evaluator, openai=False)
     converted = Converted()
     with closing(_Ids()) as ids, read_rows(data, kind) as rows, target.open("wb") as file:
@@ -76,7 +77,7 @@ async def requests_of(data: Path, sidecar: Sidecar, target: Path, evaluator: Job
                 if isinstance(ask, str):
                     converted.leave_out(f"{where}: {ask}")
                 elif not ids.add(name, b""):
-                    converted.leave_out(f"{where}: the id {name!r} was used before")
+                    converted.leave_out(f"{where}: the id {name!r} is used twice")
                 else:
                     file.write(json_line(_request(name, sidecar.model, ask)))
                     converted.written += 1
@@ -88,7 +89,7 @@ async def requests_of(data: Path, sidecar: Sidecar, target: Path, evaluator: Job
 
 
 async def _asked(row: Row, asker: Asker) -> Ask | str:
-    """The row's question, or why it has none."""
+    """The prompt of a row, or why it has none."""
     if row.fields is None or row.fault is not None:
         return row.fault.message if row.fault else "unreadable"
     try:
@@ -129,11 +130,11 @@ def answers_to_csv(
     Args:
         answers: OpenAI batch output and error files, in any order.
         target: The CSV file to write.
-        data: The data file that was asked: its columns stand beside the answers, in its order.
-        sidecar: What was asked: names the id column and the answer's keys.
+        data: The data file of the requests: its columns and its order are kept.
+        sidecar: Its sidecar, which has the id column and the keys of the answer.
 
     Raises:
-        InputError: a file is no batch output, or a request is answered twice.
+        InputError: a file is not a batch output, or a request has two answers.
     """
     keys = answer_keys(sidecar.format) if sidecar is not None else []
     parsed = sidecar is not None and sidecar.format is not None
@@ -146,8 +147,8 @@ def answers_to_csv(
             columns = Columns(["custom_id"], keys)
             file.write(csv_line(columns.header))
             for number, (name, value) in enumerate(found.left(), start=1):
-                record = _record(json.loads(value), number, number, name, parsed=parsed)
-                file.write(columns.line({"custom_id": name}, record))
+                result = _result(json.loads(value), number, number, name, parsed=parsed)
+                file.write(columns.line({"custom_id": name}, result))
                 converted.written += 1
             return converted
         columns = _columns(data, keys)
@@ -159,27 +160,27 @@ def answers_to_csv(
                 number = row.ordinal + 1
                 if answer is None:
                     missing = {"code": "no_answer", "message": "the batch has no answer for it"}
-                    record = Record(number, row.line, name, "failed", error=missing)
+                    result = ResultRow(number, row.line, name, "failed", error=missing)
                     converted.leave_out(f"row {number} (line {row.line}): no answer for {name!r}")
                 else:
-                    record = _record(json.loads(answer), number, row.line, name, parsed=parsed)
+                    result = _result(json.loads(answer), number, row.line, name, parsed=parsed)
                     converted.written += 1
-                file.write(columns.line(row.fields, record))
+                file.write(columns.line(row.fields, result))
         for name, _ in found.left():
-            converted.leave_out(f"the answer of {name!r} belongs to no row of {data.name}")
+            converted.leave_out(f"the answer to {name!r} belongs to no row of {data.name}")
     return converted
 
 
 def _take(found: _Ids, path: Path, line: dict[str, Any]) -> None:
     if not is_batch_output(line):
         raise InputError(
-            f"{path} is not the output of a batch: a line has no `custom_id` and `response`.",
-            fix="Name the file that the batch service gave back.",
+            f"{path} is not the output of a batch: a line has no `custom_id` or no `response`.",
+            fix="Use the output file of the batch service.",
             code="not_batch_output",
         )
     if not found.add(str(line["custom_id"]), json_line(line)):
         raise InputError(
-            f"{path}: the request {line['custom_id']!r} is answered twice.",
+            f"{path}: the request {line['custom_id']!r} has two answers.",
             fix="Remove one of the two lines.",
             code="answered_twice",
         )
@@ -195,8 +196,8 @@ def _columns(data: Path, keys: list[str]) -> Columns:
         return Columns(union.keys, keys, more=union.more)
 
 
-def _record(line: Mapping[str, Any], number: int, at: int, name: str, *, parsed: bool) -> Record:
-    """A line of batch output as a row's end; whatever a service may have put there."""
+def _result(line: Mapping[str, Any], number: int, at: int, name: str, *, parsed: bool) -> ResultRow:
+    """The result in a line of batch output, whatever form a service gave it."""
     response, error = line.get("response"), line.get("error")
     body = response.get("body") if isinstance(response, Mapping) else None
     if not error and isinstance(body, Mapping):
@@ -207,45 +208,40 @@ def _record(line: Mapping[str, Any], number: int, at: int, name: str, *, parsed:
     except (LookupError, TypeError, AttributeError):
         text, finish = None, None
     if error or not isinstance(text, str):
-        told = error if isinstance(error, Mapping) else {}
-        code = told.get("code") or told.get("type") or "no_answer"
-        shown = {"code": str(code), "message": str(told.get("message") or "the line has no answer")}
-        return Record(number, at, name, "failed", error=shown)
+        given = error if isinstance(error, Mapping) else {}
+        code = given.get("code") or given.get("type") or "no_answer"
+        shown = {"code": str(code), "message": str(given.get("message") or "the line has no answer")}
+        return ResultRow(number, at, name, "failed", error=shown)
     if finish == "length":
         cut = {"code": "answer_cut", "message": "the answer was cut at max_completion_tokens"}
-        return Record(number, at, name, "failed", error=cut)
+        return ResultRow(number, at, name, "failed", error=cut)
     answer: Any = text
     if parsed:
         try:
             answer = parse_json(text)
         except BadJson as bad:
             wrong = {"code": "answer_invalid", "message": f"not JSON: {bad.message}"}
-            return Record(number, at, name, "failed", error=wrong)
-    return Record(number, at, name, "ok", answer=answer)
+            return ResultRow(number, at, name, "failed", error=wrong)
+    return ResultRow(number, at, name, "ok", answer=answer)
 
 
 def job_to_batch(job: Published, target: Path) -> Converted:
     """Write every row of a published job as a line of OpenAI batch output, in input order."""
     converted = Converted()
     with target.open("wb") as file:
-        for record in job.records():
-            name = record.id if record.id is not None else f"row-{record.row}"
-            line = batch_line(job.job, _as_text(record, name), model=job.sidecar.model)
+        for result in job.results():
+            answer = result.answer
+            if result.status == "ok" and not isinstance(answer, str):
+                answer = json_line(answer).decode().rstrip("\n")
+            name = result.id if result.id is not None else f"row-{result.row}"
+            line = batch_line(job.job, replace(result, id=name, answer=answer), model=job.sidecar.model)
             file.write(json_line(line))
             converted.written += 1
     return converted
 
 
-def _as_text(record: Record, name: str) -> Record:
-    answer = record.answer
-    if record.status == "ok" and not isinstance(answer, str):
-        answer = json_line(answer).decode().rstrip("\n")
-    changed = {**record.to_json(), "id": name, "answer": answer}
-    return Record.from_json(changed)
-
-
 class _Ids:
-    """Values by a unique name, on disk."""
+    """Stores values under unique names on disk."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("", isolation_level=None)
@@ -253,19 +249,19 @@ class _Ids:
         self._db.execute("BEGIN")
 
     def add(self, name: str, value: bytes) -> bool:
-        """Whether the name is new."""
+        """Add a value; returns whether the name is new."""
         return self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (name, value)).rowcount == 1
 
     def pop(self, name: str) -> bytes | None:
-        """Take the value out."""
+        """Remove and return the value of a name."""
         row = self._db.execute("SELECT value FROM ids WHERE name=?", (name,)).fetchone()
         self._db.execute("DELETE FROM ids WHERE name=?", (name,))
         return None if row is None else row[0]
 
     def left(self) -> Iterator[tuple[str, bytes]]:
-        """What is left, in the order it was added."""
+        """The remaining names and values, in the order they were added."""
         yield from self._db.execute("SELECT name, value FROM ids ORDER BY rowid")
 
     def close(self) -> None:
-        """Forget everything."""
+        """Remove the file."""
         self._db.close()

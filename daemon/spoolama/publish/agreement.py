@@ -1,12 +1,12 @@
-"""How the answers are spread, and how well they agree with known ones (the sidecar's `gold`).
+"""Counts answers, and compares them with known answers (the sidecar's `gold`).
 
-What is compared depends on what both sides are:
+The comparison depends on both sides:
 
-- both labels: accuracy with Wilson's interval; Cohen's kappa with an interval;
-- both numbers: Spearman's rank correlation with an interval, and the mean absolute error;
-- answers labels, gold numbers: Spearman's, if the labels have an order (`job/labels.order_of` has the rule).
+- labels and labels: accuracy with Wilson's interval, and Cohen's kappa with an interval
+- numbers and numbers: Spearman's rank correlation with an interval, and the mean absolute error
+- labels as answers, numbers as gold: Spearman's correlation, if the labels have an order (`job/labels.py`)
 
-Anything else is not compared, and the report says why.
+Everything else is not compared, and a note says why.
 """
 
 from __future__ import annotations
@@ -14,35 +14,204 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 from spoolama.job.labels import number_of, order_of
 from spoolama.publish import statistics
-from spoolama.publish.agreed import MAX_LABELS, Agreement, Spread, Third, short
-from spoolama.publish.labels import word_of
+from spoolama.publish.result_row import counted_label
+from spoolama.publish.words import counted, interval_words, percent, short
 
-__all__ = ["LEAST_ALONG", "Agreement", "AnswerTally", "Spread", "Third"]
+__all__ = [
+    "LEAST_ALONG",
+    "MAX_LABELS",
+    "Agreement",
+    "AnswerCounts",
+    "AnswerDistribution",
+    "Third",
+    "along_sentence",
+]
 
+MAX_LABELS = 1000
+"""More different answers than this are free text."""
 LEAST_ALONG = 30
-"""With fewer rows nothing is said of the agreement along the job."""
+"""Least number of compared rows for the agreement along the job."""
+
+_STRENGTHS = ((0.2, "very weak"), (0.4, "weak"), (0.6, "moderate"), (0.8, "strong"), (1.01, "very strong"))
+"""Upper bounds of the absolute correlation and their names (J. D. Evans 1996, Straightforward Statistics for
+the Behavioral Sciences)."""
+_WEAK = 0.4
+"""Below this correlation `_STRENGTHS` says weak or very weak."""
 
 _SPEARMAN = (
-    "Spearman's rank correlation, mean ranks for ties; 95 % interval by Fisher's z with the standard"
-    " error of Bonett and Wright (approximate where there are many ties)"
+    "Spearman's rank correlation with mean ranks for ties; 95 % interval by Fisher's z with the standard "
+    "error of Bonett and Wright (approximate if there are many ties)"
 )
-_ACCURACY = "share of equal labels (case and space around do not count); 95 % interval by Wilson"
-_KAPPA = "Cohen's kappa; 95 % interval by the standard error of Fleiss, Cohen and Everitt"
-_MAE = "mean of |answer - gold|"
+_ACCURACY = "share of equal labels, without regard to case and surrounding space; 95 % interval by Wilson"
+_KAPPA = "Cohen's kappa; 95 % interval with the standard error of Fleiss, Cohen and Everitt"
+_ERROR = "mean of |answer - gold|"
 
 
-class AnswerTally:
-    """Takes answers one by one and tells spread and agreement at the end; 32 bytes a row with gold.
+@dataclass(frozen=True, slots=True)
+class AnswerDistribution:
+    """Which answers there are, and how often."""
+
+    rows: int = 0
+    """Answered rows with a label."""
+    counts: Mapping[str, int] | None = None
+    """Rows by answer, most frequent first; None: too many different answers to count (free text)."""
+    entropy_bits: float | None = None
+    """0 if all answers are the same, 1 if two answers are equally frequent."""
+    never: tuple[str, ...] = ()
+    """Labels of the schema that are the answer of no row."""
+
+    def sentence(self, most: int = 8) -> str:
+        """`positive 137 (98 %), negative 3 (2 %); never: neutral`."""
+        given = self._given(most)
+        if not self.never:
+            return given
+        named = [short(label) for label in self.never[:most]]
+        if len(self.never) > most:
+            named.append(f"{len(self.never) - most} more")
+        return f"{given}; never: {', '.join(named)}"
+
+    def _given(self, most: int) -> str:
+        if not self.rows:
+            return "no answers to count"
+        if self.counts is None:
+            return f"free text: more than {MAX_LABELS:,} different answers in {self.rows:,} rows"
+        listed = list(self.counts.items())
+        if len(listed) == 1:
+            return f'all {self.rows:,} answers are "{short(listed[0][0])}"'
+        parts = [f"{short(label)} {rows:,} ({percent(rows / self.rows)})" for label, rows in listed[:most]]
+        if len(listed) > most:
+            parts.append(f"{len(listed) - most} more different answers")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well the answers agree with the known ones. Measures that do not apply are None."""
+
+    gold: str = ""
+    """The column of known answers."""
+    rows: int = 0
+    """Rows with an answer and a known one."""
+    kind: str = "none"
+    """`labels`, `numbers`, `scale` (labels compared with numbers), or `none`."""
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    kappa: float | None = None
+    kappa_interval: tuple[float, float] | None = None
+    correlation: float | None = None
+    correlation_interval: tuple[float, float] | None = None
+    mean_absolute_error: float | None = None
+    scale: str | None = None
+    """The order of the labels, in words."""
+    left_out: int = 0
+    """Rows that do not count, because their known answers helped to choose the form of the prompt."""
+    notes: tuple[str, ...] = ()
+    """What could not be compared, and why."""
+    how: Mapping[str, str] = field(default_factory=dict)
+    """How each measure is computed."""
+
+    def sentences(self, choosers: Sequence[str] = ()) -> list[str]:
+        """The measures in words, one sentence each.
+
+        Args:
+            choosers: The jobs for which the rows in `left_out` chose the form; empty: this job.
+        """
+        over = f"over {counted(self.rows, 'row')}"
+        out: list[str] = []
+        if self.accuracy is not None:
+            interval = interval_words(self.accuracy_interval, percent=True)
+            out.append(f"{percent(self.accuracy)} equal to {self.gold}{interval}, {over}.")
+        if self.kappa is not None:
+            interval = interval_words(self.kappa_interval)
+            out.append(f"Cohen's kappa (agreement beyond chance): {self.kappa:.2f}{interval}.")
+        if self.correlation is not None:
+            value = f"{self.correlation:.2f}{interval_words(self.correlation_interval)}"
+            out.append(
+                f"Rank correlation (Spearman) with {self.gold}: {value}, {over}. It is {self.strength()}."
+            )
+        if self.mean_absolute_error is not None:
+            out.append(f"Mean absolute error: {self.mean_absolute_error:.3g}.")
+        if self.scale is not None:
+            out.append(f"Answers ranked as {self.scale}.")
+        if self.left_out:
+            whose = f" of {' and '.join(choosers)}" if choosers else ""
+            out.append(
+                f"Not counted: {counted(self.left_out, 'row')} whose known answers helped to choose the form "
+                f"of the prompts{whose}."
+            )
+        return [*out, *self.notes]
+
+    def strength(self) -> str:
+        """The strength and direction of the correlation in words, and whether it differs from 0."""
+        assert self.correlation is not None
+        words = next(name for bound, name in _STRENGTHS if abs(self.correlation) < bound)
+        if self.correlation < 0:
+            words += " and negative"
+        if self.correlation_interval is not None:
+            low, high = self.correlation_interval
+            words += ", and may be chance" if low <= 0 <= high else ""
+        return words
+
+    def advice(self) -> str | None:
+        """What may help if the answers hardly agree with the known ones; None otherwise."""
+        if self.correlation is None or self.correlation_interval is None:
+            return None
+        if self.correlation <= -_WEAK:
+            return f"The answers are opposite to {self.gold}. Check that both use the same direction."
+        if self.correlation < _WEAK:
+            how = "do not agree" if self.correlation < 0 else "agree only weakly"
+            return f"The answers {how} with {self.gold}. A larger model or a clearer prompt may help."
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Third:
+    """The agreement of a third of the compared rows, in the order of the file."""
+
+    first: int = 0
+    """Number of its first row, from 1."""
+    last: int = 0
+    rows: int = 0
+    """Rows that were compared."""
+    accuracy: float | None = None
+    accuracy_interval: tuple[float, float] | None = None
+    correlation: float | None = None
+    correlation_interval: tuple[float, float] | None = None
+    undefined: str | None = None
+    """Why there is no correlation."""
+
+    def words(self) -> str:
+        """`71 % (64 to 77)`."""
+        if self.accuracy is not None:
+            low, high = self.accuracy_interval or (0.0, 1.0)
+            return f"{percent(self.accuracy)} ({low * 100:.0f} to {high * 100:.0f})"
+        if self.correlation is None:
+            return f"undefined ({self.undefined})" if self.undefined else "undefined"
+        if self.correlation_interval is None:
+            return f"{self.correlation:.2f}"
+        low, high = self.correlation_interval
+        return f"{self.correlation:.2f} ({low:.2f} to {high:.2f})"
+
+
+def along_sentence(thirds: Sequence[Third] | None) -> str | None:
+    """The agreement of each third in words; None without thirds."""
+    if not thirds:
+        return None
+    return f"In the first, middle and last third of the rows: {', '.join(third.words() for third in thirds)}."
+
+
+class AnswerCounts:
+    """Counts answers one by one, and compares them with gold; 32 bytes a row with gold.
 
     Args:
-        gold: The column of known answers; None: only the spread is told.
+        gold: The column of known answers; None: answers are only counted.
         enum: The labels that the schema lists, in its order.
     """
 
@@ -60,17 +229,17 @@ class AnswerTally:
         self._left_out = 0
 
     def add(self, label: Any, gold: Any, *, row: int = 0, used: bool = False) -> None:
-        """The next answered row.
+        """Add an answered row.
 
         Args:
-            label: Its label; None: it has none.
-            gold: Its known answer; None: not known.
+            label: The label of its answer; None: it has none.
+            gold: Its known answer; None: unknown.
             row: Its number, from 1.
-            used: Whether the known answer was used to choose what stands before the rows: it does not count.
+            used: Whether the known answer helped to choose the form of the prompt, so that it does not count.
         """
         if label is None:
             return
-        word = word_of(label)
+        word = counted_label(label)
         self._rows += 1
         if self._counts is not None:
             self._counts[word] += 1
@@ -83,7 +252,7 @@ class AnswerTally:
             return
         self._numbers_of_rows.append(row)
         self._answer_names.append(self._name(word))
-        self._gold_names.append(self._name(word_of(gold)))
+        self._gold_names.append(self._name(counted_label(gold)))
         self._answer_numbers.append(_or_nan(number_of(label)))
         self._gold_numbers.append(_or_nan(number_of(gold)))
 
@@ -93,31 +262,29 @@ class AnswerTally:
             return -1
         return self._names.setdefault(folded, len(self._names))
 
-    def spread(self) -> Spread:
-        """The spread of the answers."""
+    def distribution(self) -> AnswerDistribution:
+        """The distribution of the answers."""
         if self._counts is None:
-            return Spread(self._rows, None, None)
-        shares = [count / self._rows for count in self._counts.values()]
-        entropy = sum(-share * math.log2(share) for share in shares)
+            return AnswerDistribution(self._rows)
+        shares = [rows / self._rows for rows in self._counts.values()]
+        entropy = round(sum(-share * math.log2(share) for share in shares), 4) if self._rows else None
         ordered = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))
         given = {word.casefold() for word in self._counts}
         never = [label for label in self._enum or () if label.casefold() not in given] if self._rows else []
-        return Spread(self._rows, dict(ordered), round(entropy, 4) if self._rows else None, tuple(never))
+        return AnswerDistribution(self._rows, dict(ordered), entropy, tuple(never))
 
     def agreement(self) -> Agreement | None:
-        """The agreement with gold; None where no gold was named."""
-        if self._gold is None:
-            return None
-        return replace(self._agreement(), left_out=self._left_out)
+        """The agreement with gold; None without a gold column."""
+        return None if self._gold is None else replace(self._agreement(), left_out=self._left_out)
 
-    def along_job(self) -> list[Third]:
-        """Agreement in thirds of the rows that can be compared; none where these are under `LEAST_ALONG`."""
+    def along_job(self) -> tuple[Third, ...]:
+        """The agreement in thirds of the compared rows; empty with fewer than `LEAST_ALONG` rows."""
         whole = self.agreement()
         rows = len(self._gold_names)
         if whole is None or whole.kind == "none" or rows < LEAST_ALONG:
-            return []
+            return ()
         ends = [rows * part // 3 for part in range(4)]
-        return [self._third(whole.kind, *part) for part in pairwise(ends)]
+        return tuple(self._third(whole.kind, *part) for part in pairwise(ends))
 
     def _third(self, kind: str, first: int, end: int) -> Third:
         rows, where = end - first, slice(first, end)
@@ -126,10 +293,11 @@ class AnswerTally:
             pairs = zip(self._answer_names[where], self._gold_names[where], strict=True)
             hits = sum(answer == gold for answer, gold in pairs)
             return Third(*names, accuracy=hits / rows, accuracy_interval=statistics.wilson(hits, rows))
-        values = self._answer_numbers if kind == "numbers" else self._ranks()
-        value = statistics.spearman(values[where], self._gold_numbers[where])
+        values = (self._answer_numbers if kind == "numbers" else self._ranks())[where]
+        value = statistics.spearman(values, self._gold_numbers[where])
         if value is None:
-            return Third(*names, undefined=_why_undefined(values[where]))
+            constant = statistics.is_constant(values)
+            return Third(*names, undefined=f"all {'' if constant else 'known '}answers are the same")
         interval = statistics.spearman_interval(value, rows)
         return Third(*names, correlation=value, correlation_interval=interval)
 
@@ -139,54 +307,51 @@ class AnswerTally:
         gold_is_number = not any(math.isnan(value) for value in self._gold_numbers)
         answer_is_number = not any(math.isnan(value) for value in self._answer_numbers)
         if gold_is_number and answer_is_number:
-            return self._numbers()
+            pairs = zip(self._answer_numbers, self._gold_numbers, strict=True)
+            error = sum(abs(answer - gold) for answer, gold in pairs) / len(self._gold_numbers)
+            return self._ranked(self._answer_numbers, "numbers", error=error)
         if self._counts is None or -1 in self._answer_names or -1 in self._gold_names:
             return self._none(
-                f"The answers are free text (over {MAX_LABELS} different ones):"
-                f" they cannot be compared with {self._gold}."
+                f"The answers cannot be compared with {self._gold}: they are free text (more than "
+                f"{MAX_LABELS:,} different ones)."
             )
         return self._scale() if gold_is_number else self._labels()
 
     def _none(self, note: str) -> Agreement:
         assert self._gold is not None
-        return Agreement(self._gold, len(self._gold_names), "none", notes=[note])
+        return Agreement(self._gold, len(self._gold_names), notes=(note,))
 
     def _labels(self) -> Agreement:
         assert self._gold is not None
         rows = len(self._gold_names)
         cells = Counter(zip(self._answer_names, self._gold_names, strict=True))
-        hits = sum(count for (answer, gold), count in cells.items() if answer == gold)
-        beyond = statistics.kappa(cells)
+        hits = sum(same for (answer, gold), same in cells.items() if answer == gold)
+        kappa = statistics.kappa(cells)
         notes = []
         if not set(self._answer_names) & set(self._gold_names):
             notes.append(
-                f"No answer is one of the words in {self._gold}: are they meant to be the same words?"
+                f"No answer is one of the words in {self._gold}. Check that both use the same words."
             )
-        if beyond is None:
-            notes.append("Kappa is undefined: all answers and all known answers are the same one.")
+        if kappa is None:
+            notes.append("Kappa is undefined: all answers and all known answers are the same.")
         return Agreement(
             self._gold,
             rows,
             "labels",
             accuracy=hits / rows,
             accuracy_interval=statistics.wilson(hits, rows),
-            kappa=beyond,
-            kappa_interval=None if beyond is None else statistics.kappa_interval(cells),
-            notes=notes,
+            kappa=kappa,
+            kappa_interval=None if kappa is None else statistics.kappa_interval(cells),
+            notes=tuple(notes),
             how={"accuracy": _ACCURACY, "kappa": _KAPPA},
         )
-
-    def _numbers(self) -> Agreement:
-        pairs = zip(self._answer_numbers, self._gold_numbers, strict=True)
-        error = sum(abs(answer - gold) for answer, gold in pairs) / len(self._gold_numbers)
-        return self._ranked(self._answer_numbers, "numbers", error=error)
 
     def _scale(self) -> Agreement:
         order = self._order()
         if order is None:
             return self._none(
-                f"The answers are labels without a known order and {self._gold} has numbers:"
-                " they cannot be compared."
+                f"The answers cannot be compared with {self._gold}: they are labels without a known order, "
+                f"and {self._gold} has numbers."
             )
         ranks, words_of_order = order
         return self._ranked(self._ranks(), "scale", scale=words_of_order if len(ranks) > 1 else None)
@@ -208,12 +373,6 @@ class AnswerTally:
         assert self._gold is not None
         rows = len(values)
         correlation = statistics.spearman(values, self._gold_numbers)
-        notes = []
-        if correlation is None:
-            notes.append(_undefined(rows, self._gold, statistics.is_constant(values), self._only_word()))
-        how = {"correlation": _SPEARMAN}
-        if error is not None:
-            how["mean_absolute_error"] = _MAE
         return Agreement(
             self._gold,
             rows,
@@ -224,28 +383,20 @@ class AnswerTally:
             else statistics.spearman_interval(correlation, rows),
             mean_absolute_error=error,
             scale=scale,
-            notes=notes,
-            how=how,
+            notes=(self._undefined(values),) if correlation is None else (),
+            how={"correlation": _SPEARMAN} | ({} if error is None else {"mean_absolute_error": _ERROR}),
         )
 
-    def _only_word(self) -> str | None:
-        return next(iter(self._counts)) if self._counts is not None and len(self._counts) == 1 else None
-
-
-def _why_undefined(answers: Sequence[float]) -> str:
-    """In few words."""
-    if len(answers) < 2:
-        return "too few rows"
-    return "all answers alike" if statistics.is_constant(answers) else "all known answers alike"
-
-
-def _undefined(rows: int, gold: str, constant: bool, word: str | None) -> str:
-    if rows == 1:
-        return f"The rank correlation with {gold} is undefined: only one row can be compared."
-    if constant:
-        same = f'"{short(word)}"' if word is not None else "the same"
-        return f"The rank correlation with {gold} is undefined: every answer was {same}."
-    return f"The rank correlation is undefined: every value in {gold} is the same."
+    def _undefined(self, values: array[float]) -> str:
+        """Why the correlation is undefined."""
+        start = f"The rank correlation with {self._gold} is undefined"
+        if len(values) == 1:
+            return f"{start}: only one row can be compared."
+        if not statistics.is_constant(values):
+            return f"{start}: every value in {self._gold} is the same."
+        only = next(iter(self._counts)) if self._counts is not None and len(self._counts) == 1 else None
+        same = "the same" if only is None else f'"{short(only)}"'
+        return f"{start}: every answer is {same}."
 
 
 def _or_nan(number: float | None) -> float:

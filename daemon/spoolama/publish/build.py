@@ -1,7 +1,6 @@
-"""What a job gives back: everything in `done/JOB/` that is made from the ledger.
+"""Builds the published files of a job from its ledger.
 
-Two passes over the ledger at most, one row in memory at a time. Writing again gives the same files: a service
-that died in the middle just starts over.
+It reads the ledger once or twice, with one row in memory at a time. Building again gives the same files.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from typing import Any
 
 from spoolama.errors import LedgerError
 from spoolama.job.sidecar import Sidecar
-from spoolama.publish.agreed import Agreement, along_sentence
 from spoolama.publish.columns import Columns, KeyUnion, answer_keys
-from spoolama.publish.metrics import job_metrics
+from spoolama.publish.encoding import json_document
+from spoolama.publish.job_metrics import job_metrics
+from spoolama.publish.metrics import Metrics
 from spoolama.publish.outputs import OPENAI_COLUMNS, Outputs
 from spoolama.publish.pilot import used_rows
-from spoolama.publish.record import record_of
 from spoolama.publish.result_counts import ResultCounts
+from spoolama.publish.result_row import ResultRow, result_of
 from spoolama.publish.summary import Summary, summary_text
-from spoolama.publish.text import json_document
 from spoolama.spool.ledger_read import LedgerReader
 
-__all__ = ["build_outputs"]
+__all__ = ["build_outputs", "write_summary"]
 
 
 def build_outputs(
@@ -32,86 +31,81 @@ def build_outputs(
     """Write the results, the errors, metrics.json and summary.txt. Slow for a large job: call it in a thread.
 
     Args:
-        out: An existing directory; files of these names are replaced. Making them durable is the caller's.
-        ledger: The job's ledger. Rows still pending are told as skipped if the job ended early.
-        sidecar: What was asked.
+        out: An existing directory; existing files are replaced. The caller syncs them to disk.
+        ledger: The job's ledger. Pending rows count as skipped if the job ended early.
+        sidecar: The job's sidecar.
         ended_early: Why the job ended before its last row (`code`, `message`, `fix`); None: it did not.
 
     Raises:
-        LedgerError: the books do not balance; nothing may be published.
+        LedgerError: the counts do not add up; nothing may be published.
     """
     openai = ledger.meta("input_format") == "openai"
     parsed = sidecar.format is not None and not openai
-    job = str(ledger.meta("job", ""))
-    tally = ResultCounts(sidecar, parsed)
+    gold = None if openai else sidecar.gold
+    counts = ResultCounts(sidecar, parsed)
     outputs = Outputs(
         out,
-        job=job,
+        job=str(ledger.meta("job", "")),
         sidecar=sidecar,
         columns=_columns(ledger, sidecar, openai=openai),
         openai=openai,
         model=str((ledger.meta("model") or {}).get("name") or sidecar.model),
         with_sidecar=ledger.meta("sidecar_name") is not None,
     )
-    used = used_rows(ledger) if sidecar.gold is not None and not openai else set()
+    used = used_rows(ledger) if gold is not None else set()
     with outputs:
         for ordinal, outcome in enumerate(ledger.outcomes()):
             if outcome.ordinal != ordinal:
                 raise _unbalanced(f"row {ordinal + 1} is missing in the ledger")
             if outcome.state == "pending" and ended_early is None:
                 raise _unbalanced(f"row {ordinal + 1} has neither an answer nor an error")
-            gold = None if openai else sidecar.gold
-            record = record_of(outcome, parse_answer=parsed, gold=gold, used=used)
-            tally.add(record)
-            outputs.add(record, outcome.fields, outcome.raw, outcome.details)
-    _check_books(ledger, tally)
-    agreement = tally.answers.agreement()
-    metrics = job_metrics(ledger, tally, agreement, sidecar=sidecar, ended_early=ended_early).to_json()
-    text = summary_text(
-        metrics,
-        examples=tally.examples,
-        answers=tally.answers.spread().sentence(),
-        agreement=_agreement_words(agreement, tally),
-        openai=openai,
-    )
-    (out / "metrics.json").write_bytes(json_document(metrics))
+            result = result_of(outcome, parse_answer=parsed, gold=gold, used=used)
+            counts.add(result)
+            outputs.add(result, outcome.fields, outcome.raw, outcome.details)
+    _check_counts(ledger, counts)
+    metrics = job_metrics(ledger, counts, sidecar, ended_early=ended_early)
+    return write_summary(out, metrics, counts.examples)
+
+
+def write_summary(out: Path, metrics: Metrics, examples: Mapping[str, ResultRow]) -> Summary:
+    """Write metrics.json and summary.txt.
+
+    Args:
+        out: An existing directory.
+        metrics: The metrics of the job.
+        examples: A failed row for each error code.
+    """
+    text = summary_text(metrics, examples)
+    (out / "metrics.json").write_bytes(json_document(metrics.to_json()))
     (out / "summary.txt").write_text(text, encoding="utf-8")
-    by = tally.by_status
-    return Summary(tally.rows, by["ok"], by["failed"], by["skipped"], text, metrics)
-
-
-def _agreement_words(agreement: Agreement | None, tally: ResultCounts) -> list[str]:
-    if agreement is None:
-        return []
-    along = along_sentence(tally.answers.along_job())
-    return [*agreement.sentences(), *([] if along is None else [along])]
+    return Summary(metrics, text)
 
 
 def _columns(ledger: LedgerReader, sidecar: Sidecar, *, openai: bool) -> Columns:
-    keys = answer_keys(sidecar.format)
     if openai:
         return Columns(OPENAI_COLUMNS, [])
-    inputs, redone = ledger.meta("columns"), ledger.replaced() > 0
+    keys = answer_keys(sidecar.format)
+    inputs, asked_again = ledger.meta("columns"), ledger.replaced() > 0
     if inputs is not None:
-        return Columns(inputs, keys, redone=redone)
+        return Columns(inputs, keys, asked_again=asked_again)
     union = KeyUnion()
     if "csv" in sidecar.output:
         for outcome in ledger.outcomes():
             union.add(outcome.fields or {})
-    return Columns(union.keys, keys, more=union.more, redone=redone)
+    return Columns(union.keys, keys, more=union.more, asked_again=asked_again)
 
 
-def _check_books(ledger: LedgerReader, tally: ResultCounts) -> None:
-    counts, by = ledger.counts(), tally.by_status
-    expected = (counts["ok"], counts["failed"], counts["skipped"] + counts["pending"])
+def _check_counts(ledger: LedgerReader, counts: ResultCounts) -> None:
+    states, by = ledger.counts(), counts.by_status
+    expected = (states["ok"], states["failed"], states["skipped"] + states["pending"])
     written = (by["ok"], by["failed"], by["skipped"])
-    if expected != written or sum(written) != tally.rows:
+    if expected != written or sum(written) != counts.rows:
         raise _unbalanced(f"the ledger has {expected} rows (ok, failed, skipped), the results {written}")
 
 
 def _unbalanced(what: str) -> LedgerError:
     return LedgerError(
-        f"The books do not balance: {what}.",
+        f"The counts of the rows do not add up: {what}.",
         fix="The job stays in processing/. Keep its directory and report this.",
         code="books_unbalanced",
     )

@@ -1,299 +1,446 @@
-"""metrics.json: what a job did and cost, and beside every number how it was measured.
+"""Defines the metrics of a job: name, unit and source of each; writes and reads metrics.json.
 
-A number that nobody measured is null, and its `how` says why. The one estimate has it in its name.
+A number that was not measured is null, and its `how` says why. An estimate has `estimated` in its name.
 """
+
+# ruff: noqa: RUF009 - `_metric` returns a field; its calls are definitions
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any
 
-from spoolama import __version__
-from spoolama.job.sidecar import Sidecar
-from spoolama.publish.agreement import LEAST_ALONG, Agreement, Spread
-from spoolama.publish.audit import audit_metrics
-from spoolama.publish.conversation_metrics import conduct_metrics
-from spoolama.publish.extra_requests import besides_metrics
-from spoolama.publish.memory import memory_metrics
-from spoolama.publish.pilot import pilot_metrics
-from spoolama.publish.result_counts import ResultCounts
-from spoolama.spool.ledger_read import LedgerReader, Totals
+from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["Metrics", "job_metrics"]
+from spoolama.publish.agreement import Agreement, AnswerDistribution, Third
+from spoolama.publish.audit import AuditResult
+from spoolama.publish.pilot import PilotResult
+from spoolama.spool.ledger_read_effect import Requests
 
-_ROUND = 6
+__all__ = [
+    "GB",
+    "EndedEarly",
+    "MemoryUse",
+    "MetricDefinition",
+    "Metrics",
+    "SecondPass",
+    "SurpriseCounts",
+    "TrimPlan",
+    "definitions",
+]
 
-
-@dataclass
-class Metrics:
-    """Values by name, and by the same names how each was measured."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    how: dict[str, str] = field(default_factory=dict)
-
-    def put(self, name: str, value: Any, how: str, *, missing: str = "") -> None:
-        """Add a value; `missing` is said in place of `how` where it is null."""
-        if isinstance(value, float):
-            value = round(value, _ROUND)
-        self.values[name] = value
-        self.how[name] = how if value is not None or not missing else f"null: {missing}"
-
-    def to_json(self) -> dict[str, Any]:
-        """The file's content."""
-        return {**self.values, "how": self.how}
+GB = 2**30
+_DIGITS = 6
+_NOT_RECORDED = "not recorded in the ledger of the job"
+_NO_COUNT = "the server gave no such count"
+_NO_ANSWER = "no row was answered"
+_NOT_REPORTED = "the server does not report it, or no model was loaded"
+_NOT_MERGED = "the job is not the result of a merge"
 
 
-def job_metrics(
-    ledger: LedgerReader,
-    tally: ResultCounts,
-    agreement: Agreement | None,
-    *,
-    sidecar: Sidecar,
-    ended_early: Mapping[str, Any] | None,
-) -> Metrics:
-    """The metrics of a job that has ended.
+@dataclass(frozen=True, slots=True)
+class EndedEarly:
+    """Why a job ended before its last row."""
+
+    code: str = ""
+    message: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrimPlan:
+    """The rules by which a conversation was trimmed; the keys are those of `trim` in the sidecar."""
+
+    asked: str = ""
+    """The strategy in the sidecar."""
+    strategy: str = ""
+    """The strategy that was used."""
+    every: int = 0
+    keep: int = 0
+    important: int = 0
+    tokens: int | None = None
+    high: float = 0.0
+    low: float = 0.0
+    gold: bool = False
+    """Whether the anchors have their known answers."""
+    score: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SurpriseCounts:
+    """What other clients did to the loaded model."""
+
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Events by kind."""
+    first: tuple[Mapping[str, Any], ...] = ()
+    """The first events: `kind`, `message`, and `ordinal`, the row (from 0) at which it was detected."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecondPass:
+    """Long rows that were answered with a larger context window."""
+
+    rows: int = 0
+    num_ctx: int = 0
+    """The largest of these windows, in tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Memory while the job ran. Sizes are in bytes; values that were never read are None."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds at each level of memory pressure."""
+    seconds_without_reading: float = 0.0
+    seconds_read: float = 0.0
+    blind: str | None = None
+    """Why GPU memory could not be read."""
+    peak_bytes: int | None = None
+    mean_bytes: int | None = None
+    total_bytes: int | None = None
+    runner_rss_peak_bytes: int | None = None
+    host_peak_bytes: int | None = None
+    hottest_c: int | None = None
+    throttled_seconds: Mapping[str, float] = field(default_factory=dict)
+    changes: int = 0
+    """Changes of the level."""
+    actions: Mapping[str, int] = field(default_factory=dict)
+    """Actions by name."""
+    events: tuple[Mapping[str, Any], ...] = ()
+    """The first 200 changes and actions."""
+
+
+def _metric(unit: str, how: str, missing: str = "", *, default: Any = None) -> Any:
+    """Define a metric.
 
     Args:
-        ledger: The job's ledger.
-        tally: What was counted of the same rows.
-        agreement: How the answers agree with gold, where the sidecar names it.
-        sidecar: What was asked.
-        ended_early: Why the job ended before its last row; None: it did not.
+        unit: Its unit; empty for a text, a list or an object.
+        how: What it means and how it is measured.
+        missing: Why it is null, unless `Metrics.notes` has another reason.
+        default: The value in a metrics.json that lacks it; `dict`: an empty object.
     """
-    metrics = Metrics()
-    totals = ledger.totals()
-    _identity(metrics, ledger, sidecar, ended_early)
-    _rows(metrics, tally, totals)
-    _tokens(metrics, tally, totals)
-    _context(metrics, ledger, tally, totals, sidecar.options.num_ctx)
-    conduct_metrics(metrics.put, ledger, sidecar)
-    _speed(metrics, ledger, tally, totals)
-    besides_metrics(metrics.put, ledger, sidecar)
-    _model(metrics, ledger)
-    _answers(metrics, tally.answers.spread(), agreement)
-    _effect(metrics, ledger, tally, agreement, sidecar)
-    return metrics
+    metadata = {"unit": unit, "how": how, "missing": missing}
+    return field(default_factory=dict if default is dict else lambda: default, metadata=metadata)
 
 
-def _identity(
-    metrics: Metrics, ledger: LedgerReader, sidecar: Sidecar, ended_early: Mapping[str, Any] | None
-) -> None:
-    put = metrics.put
-    put("job", ledger.meta("job"), "the job's name, given when its files were claimed")
-    put("spoolama", __version__, "the version that wrote these files")
-    for name, what in (("data", "data file"), ("sidecar", "sidecar")):
-        absent = f"the job has no {what} of its own"
-        put(
-            f"{name}_name",
-            ledger.meta(f"{name}_name"),
-            f"the {what}'s name as it was dropped",
-            missing=absent,
-        )
-        put(
-            f"{name}_sha256",
-            ledger.meta(f"{name}_sha256"),
-            f"sha256 of the {what} as uploaded",
-            missing=absent,
-        )
-    asked = sidecar.model_dump(mode="json", exclude_unset=True)
-    put("sidecar", asked, "the sidecar as it was used; keys that are absent had their defaults")
-    put("input_format", ledger.meta("input_format"), "by the data file's name and its first readable line")
-    put(
-        "max_cell_bytes",
-        ledger.meta("max_cell_bytes"),
-        "the service's setting by which the data was read",
-        missing="not noted in the job's ledger",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """All metrics of a published job."""
+
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """By metric, in place of its definition: how it was measured in this job, or why it is null."""
+
+    # Identity
+    job: str = _metric("", "name that the job got when its files were claimed", default="")
+    spoolama: str | None = _metric("", "version of spoolama that wrote these files")
+    data_name: str | None = _metric("", "name of the uploaded data file", _NOT_RECORDED)
+    data_sha256: str | None = _metric("", "SHA-256 of the uploaded data file", _NOT_RECORDED)
+    sidecar_name: str | None = _metric(
+        "", "name of the uploaded sidecar", "the job has no sidecar of its own"
     )
-    put(
-        "ended_early",
-        dict(ended_early) if ended_early else None,
-        "why the job ended before its last row",
-        missing="the job did not end early",
+    sidecar_sha256: str | None = _metric(
+        "", "SHA-256 of the uploaded sidecar", "the job has no sidecar of its own"
     )
-    unknown = "not noted in the job's ledger"
-    put("started_at", ledger.meta("started_at"), "seconds since 1970 (UTC), first answering", missing=unknown)
-    put("ended_at", ledger.meta("ended_at"), "seconds since 1970 (UTC), end of answering", missing=unknown)
-    put("runs", ledger.meta("runs"), "how many times a service took the job up", missing=unknown)
-
-
-def _rows(metrics: Metrics, tally: ResultCounts, totals: Totals) -> None:
-    put, by = metrics.put, tally.by_status
-    put("total", tally.rows, "records of the data file, counted as they were written to the results")
-    put("completed", by["ok"], "rows with an answer that passed every check, counted as written")
-    put("failed", by["failed"], "rows that ended with an error, counted as written")
-    put("skipped", by["skipped"], "rows never tried (cancelled, or the job ended early), counted as written")
-    put("errors", tally.failures, "failed rows by class, counted as written")
-    put(
-        "attempts",
-        totals.attempts,
-        "requests sent for what stands in the results, from the ledger; see `besides`",
+    sidecar: Mapping[str, Any] = _metric(
+        "", "the sidecar; keys that are absent had their defaults", default=dict
     )
-    put("retries", totals.retries, "requests beyond each row's first, of those in `attempts`")
-    put("segments", tally.segments, "different segments that have an answered row")
-
-
-def _tokens(metrics: Metrics, tally: ResultCounts, totals: Totals) -> None:
-    put, answered = metrics.put, tally.by_status["ok"]
-
-    def counted(rows: int) -> str:
-        return (
-            f"sum of the server's counts over {rows} of {answered} answered rows; failed tries are not"
-            " included, nor are the answers of `besides`"
-        )
-
-    no_count = "the server gave no such count" if answered else "no row was answered"
-    put("prompt_tokens", totals.prompt_tokens, counted(totals.prompt_rows), missing=no_count)
-    put("cached_tokens", totals.cached_tokens, counted(totals.cached_rows), missing=no_count)
-    put("completion_tokens", totals.completion_tokens, counted(totals.completion_rows), missing=no_count)
-    both = f"over the {tally.both_rows} rows of which the server counted both prompt and cached tokens"
-    evaluated = tally.both_prompt - tally.both_cached if tally.both_rows else None
-    put("evaluated_tokens", evaluated, f"prompt tokens less cached ones, {both}", missing=no_count)
-    rate = tally.both_cached / tally.both_prompt if tally.both_prompt else None
-    put("cache_hit_rate", rate, f"cached tokens / prompt tokens, {both}", missing=no_count)
-
-
-def _context(metrics: Metrics, ledger: LedgerReader, tally: ResultCounts, totals: Totals, limit: int) -> None:
-    put = metrics.put
-    no_count = "the server counted no row's tokens" if tally.by_status["ok"] else "no row was answered"
-    tokens = "the server's counts of prompt and answer tokens together"
-    put("context_current", tally.last_context, f"{tokens}, of the row answered last", missing=no_count)
-    put("context_peak", tally.peak_context, f"{tokens}, the most of any answered row", missing=no_count)
-    loaded = (ledger.meta("model") or {}).get("num_ctx")
-    if loaded is not None:
-        put("context_limit", loaded, "window of one slot in tokens, as the server reported the loaded model")
-    else:
-        put("context_limit", limit, "the sidecar's num_ctx; the server does not report its window")
-    put("sight_peak", tally.sight_peak, "rows in sight of which a row was answered, the most of any")
-    put(
-        "trim_count",
-        totals.trims,
-        "answered rows before which earlier rows were dropped from the conversation, from the ledger",
+    input_format: str | None = _metric("", "from the name of the data file and its first readable line")
+    max_cell_bytes: int | None = _metric("bytes", "the setting when the data was read", _NOT_RECORDED)
+    ended_early: EndedEarly | None = _metric(
+        "", "why the job ended before its last row", "the job did not end early"
     )
-    put("plan_versions", len(plans := ledger.plans()), "numbered versions of the plan in the ledger")
-    put("plans", plans, "the plan's versions as they were in force")
+    started_at: float | None = _metric("seconds since 1970, UTC", "start of answering", _NOT_RECORDED)
+    ended_at: float | None = _metric("seconds since 1970, UTC", "end of answering", _NOT_RECORDED)
+    runs: int | None = _metric("runs", "how often a service started or resumed the job", _NOT_RECORDED)
 
+    # Rows
+    total: int = _metric("rows", "records of the data file, counted as the results were written", default=0)
+    completed: int = _metric("rows", "rows whose answer passed every check, counted as written", default=0)
+    failed: int = _metric("rows", "rows that ended with an error, counted as written", default=0)
+    skipped: int = _metric(
+        "rows", "rows that were never asked because the job ended early, counted as written", default=0
+    )
+    errors: Mapping[str, int] = _metric("rows", "failed rows by error code, counted as written", default=dict)
+    attempts: int | None = _metric(
+        "requests", "requests for the answers and errors in the results, from the ledger"
+    )
+    retries: int | None = _metric(
+        "requests", "those of `attempts` beyond the first of each row, from the ledger"
+    )
+    segments: int | None = _metric("segments", "segments with an answered row, counted as written")
 
-def _speed(metrics: Metrics, ledger: LedgerReader, tally: ResultCounts, totals: Totals) -> None:
-    put = metrics.put
-    active = ledger.meta("active_s")
-    unknown = "the time of answering is not in the ledger"
-    put(
-        "active_s",
-        active,
-        "seconds of answering by the machine's monotonic clock, over all times the job was taken up, for"
-        " answers of `besides` too",
-        missing=unknown,
+    # Tokens
+    prompt_tokens: int | None = _metric("tokens", "sum of the server's counts", _NO_COUNT)
+    cached_tokens: int | None = _metric("tokens", "sum of the server's counts", _NO_COUNT)
+    completion_tokens: int | None = _metric("tokens", "sum of the server's counts", _NO_COUNT)
+    evaluated_tokens: int | None = _metric("tokens", "prompt tokens minus cached tokens", _NO_COUNT)
+    cache_hit_rate: float | None = _metric("share", "cached tokens / prompt tokens", _NO_COUNT)
+    cached_tokens_estimated: int | None = _metric(
+        "tokens",
+        "an estimate: prompt tokens minus evaluation seconds times the speed of the first requests after a "
+        "load, over rows that ran while no other row did",
     )
-    waited = ledger.meta("waited_s")
-    put(
-        "waited_s",
-        waited,
-        "seconds in which the job stood still because the server did not answer; not in active_s",
-        missing="not noted",
+    token_bound: Mapping[str, Any] | None = _metric(
+        "",
+        "upper bound for the tokens of a text, compared with the server's counts: `over` is the mean of "
+        "bound / count, `exceeded` counts the rows with more tokens than the bound",
+        "the server counted the tokens of no row separately",
     )
-    put(
-        "held_s",
-        ledger.meta("held_s"),
-        "seconds in which rows were paused since memory was short; not in active_s. A wait before the first"
-        " load is not in it",
-        missing="not noted",
-    )
-    put("intake_s", ledger.meta("intake_s"), "seconds of reading the data file", missing="not noted")
-    speed = tally.asked / active if active else None
-    put(
-        "rows_per_second",
-        speed,
-        "rows that were asked and ended (completed or failed) / active_s; unreadable rows do not count, nor"
-        " do the answers of `besides`",
-        missing=unknown,
-    )
-    tokens = totals.completion_tokens
-    put(
-        "tokens_per_second",
-        tokens / active if active and tokens is not None else None,
-        "completion_tokens / active_s; those of `besides` do not count",
-        missing=unknown if not active else "the server gave no count of answer tokens",
-    )
-    put(
-        "prompt_eval_s",
-        totals.prompt_s or None,
-        "sum of the server's own times, of answers in the results",
-        missing="the server gave none",
-    )
-    put(
-        "answer_eval_s",
-        totals.eval_s or None,
-        "sum of the server's own times, of answers in the results",
-        missing="the server gave none",
-    )
-    for q in (0.5, 0.9, 0.99):
-        put(
-            f"latency_p{q * 100:.0f}_s",
-            ledger.percentile("latency_s", q),
-            "seconds from sending a row's last request to its answer, by our clock; nearest rank",
-            missing="no row was answered",
-        )
-    put("latency_max_s", tally.max_latency_s, "the longest of them", missing="no row was answered")
-    put("eta_s", None, "seconds to the end", missing="the job has ended")
-    put("reloads", totals.reloads, "replies that waited over 0.1 s for the model, but for the first of all")
-    put("lanes", ledger.meta("lanes"), "requests that were sent at once at most", missing="not noted")
 
-
-def _model(metrics: Metrics, ledger: LedgerReader) -> None:
-    put = metrics.put
-    model: Mapping[str, Any] = ledger.meta("model") or {}
-    server: Mapping[str, Any] = model.get("server") or {}
-    silent = "the model was never loaded" if not model else "the server does not say"
-    put("backend", ledger.meta("backend"), "the service's setting", missing="not noted")
-    put("model", model.get("name"), "as the server names the loaded model", missing=silent)
-    put("model_digest", model.get("digest"), "what identifies the weights, by the server", missing=silent)
-    put("server", server.get("kind"), "which kind of server answered", missing=silent)
-    put("server_version", server.get("version"), "as the server reports it", missing=silent)
-    put("model_load_s", model.get("load_s"), "seconds the model took to load, as reported", missing=silent)
-    put(
-        "model_bytes",
-        model.get("size_bytes"),
-        "memory of the loaded model, as the server reports it",
-        missing=silent,
+    # Context
+    context_current: int | None = _metric(
+        "tokens", "prompt and answer of the row that was answered last, counted by the server", _NO_COUNT
     )
-    put("model_vram_bytes", model.get("vram_bytes"), "the part of it on the GPU, as reported", missing=silent)
-    memory_metrics(put, ledger)
-
-
-def _answers(metrics: Metrics, spread: Spread, agreement: Agreement | None) -> None:
-    metrics.put(
+    context_peak: int | None = _metric(
+        "tokens", "most tokens of prompt and answer of one row, counted by the server", _NO_COUNT
+    )
+    context_limit: int | None = _metric(
+        "tokens", "context window of one slot, as the server reports it for the loaded model"
+    )
+    visible_rows_peak: int | None = _metric("rows", "most other rows in the prompt of one answered row")
+    isolated: bool = _metric("", "whether the plans isolate every row of the job", default=False)
+    trim: TrimPlan | None = _metric(
+        "",
+        "the newest plan with which a row was asked; `asked` is the strategy in the sidecar",
+        "no plan was made",
+    )
+    trim_count: int | None = _metric(
+        "rows", "answered rows before which the conversation was trimmed, from the ledger"
+    )
+    anchors: tuple[int, ...] | None = _metric(
+        "",
+        "row numbers from 1 of the anchors, in the order in which they are in every prompt; their answers in "
+        "isolation are in the results",
+        "the strategy has no anchors",
+    )
+    logprobs: int | None = _metric(
         "answers",
-        spread.to_json(),
-        "answers (with `format`: the compared key) of completed rows, counted; `never`: labels of the schema"
-        " that no row was answered",
+        "answers for which the server returned a log probability",
+        "the strategy does not need them",
     )
-    metrics.put(
-        "agreement",
-        None if agreement is None else agreement.to_json(),
-        "completed rows against the sidecar's gold column; each measure has its own `how`",
-        missing="the sidecar names no gold column",
+    plan_versions: int | None = _metric("plans", "numbered versions of the plan in the ledger")
+    plans: tuple[Mapping[str, Any], ...] | None = _metric("", "the versions of the plan, from the ledger")
+    retired_settings: tuple[str, ...] | None = _metric(
+        "",
+        "settings of the sidecar that no longer exist, and what the job did instead",
+        "the sidecar has none",
+    )
+    second_pass: SecondPass | None = _metric(
+        "", "rows that were answered with a larger context window, and the largest window", "no row needed it"
+    )
+    primer: tuple[Mapping[str, Any], ...] | None = _metric(
+        "",
+        "for each load: requests with only the prefix, the server's token counts, and the medians over four "
+        "prompts without and four prompts with such a request",
+        "no model was loaded",
+    )
+    surprises: SurpriseCounts | None = _metric(
+        "",
+        "reloads, evictions and other changes of the loaded model by other clients, detected from the "
+        "server's load times and its list of loaded models",
+        "no model was loaded",
     )
 
-
-def _effect(
-    metrics: Metrics, ledger: LedgerReader, tally: ResultCounts, agreement: Agreement | None, sidecar: Sidecar
-) -> None:
-    """What the conversation did to the answers."""
-    thirds = tally.answers.along_job()
-    if agreement is None:
-        why = "the sidecar names no gold column"
-    elif agreement.kind == "none":
-        why = "the answers cannot be compared with gold"
-    else:
-        why = f"under {LEAST_ALONG} rows can be compared"
-    metrics.put(
-        "agreement_along_job",
-        [asdict(third) for third in thirds] or None,
-        "`agreement` in thirds of the rows that can be compared, in the order of the file: accuracy, or rank"
-        " correlation, with its 95 % interval as there, or why it is undefined; `first` and `last` are row"
-        " numbers from 1",
-        missing=why,
+    # Speed
+    active_s: float | None = _metric(
+        "seconds",
+        "time of answering, pilot and audit included, by the monotonic clock, over all runs",
+        _NOT_RECORDED,
     )
-    pilot_metrics(metrics.put, ledger, sidecar)
-    audit_metrics(metrics.put, ledger, sidecar, metrics.values["pilot"])
+    server_wait_s: float | None = _metric(
+        "seconds", "time in which the server did not answer; not in `active_s`", _NOT_RECORDED
+    )
+    memory_pause_s: float | None = _metric(
+        "seconds",
+        "time in which rows were paused because memory was short, without waits for the first load; not in "
+        "`active_s`",
+        _NOT_RECORDED,
+    )
+    intake_s: float | None = _metric("seconds", "time of reading the data file", _NOT_RECORDED)
+    rows_per_second: float | None = _metric(
+        "rows per second", "rows that were asked and are completed or failed / `active_s`", _NOT_RECORDED
+    )
+    tokens_per_second: float | None = _metric(
+        "tokens per second", "`completion_tokens` / `active_s`", _NO_COUNT
+    )
+    prompt_eval_s: float | None = _metric(
+        "seconds", "sum of the server's times for the prompts of the results", "the server gave none"
+    )
+    answer_eval_s: float | None = _metric(
+        "seconds", "sum of the server's times for the answers in the results", "the server gave none"
+    )
+    latency_p50_s: float | None = _metric(
+        "seconds", "median time from sending the last request of a row to its answer", _NO_ANSWER
+    )
+    latency_p90_s: float | None = _metric("seconds", "90th percentile of the same (nearest rank)", _NO_ANSWER)
+    latency_p99_s: float | None = _metric("seconds", "99th percentile of the same (nearest rank)", _NO_ANSWER)
+    latency_max_s: float | None = _metric("seconds", "maximum of the same", _NO_ANSWER)
+    eta_s: float | None = _metric("seconds", "time to the end of the job", "the job has ended")
+    reloads: int | None = _metric(
+        "replies", "replies that waited more than 0.1 s for the model to load, without the first"
+    )
+    lanes: int | None = _metric("requests", "most requests in parallel", _NOT_RECORDED)
+    extra_requests: Mapping[str, Requests] | None = _metric(
+        "",
+        "answers that are not in the results, from the ledger: of the pilot, of rows that could have become "
+        "anchors, of the audit, and `withdrawn` because of harm. `seconds` adds up the requests, which "
+        "overlap with several lanes; a sum of tokens is null if the server did not count each answer. "
+        "Requests without an answer are not counted. Of the other metrics, only `active_s` includes these "
+        "requests",
+        "every answer is in the results",
+    )
+
+    # Model and memory
+    backend: str | None = _metric("", "`backend.kind` of the settings", _NOT_RECORDED)
+    model: str | None = _metric("", "name of the loaded model, as the server reports it", _NOT_REPORTED)
+    model_digest: str | None = _metric("", "digest of the weights, as the server reports it", _NOT_REPORTED)
+    server: str | None = _metric("", "kind of the server that answered", _NOT_REPORTED)
+    server_version: str | None = _metric("", "as the server reports it", _NOT_REPORTED)
+    model_load_s: float | None = _metric("seconds", "load time, as the server reports it", _NOT_REPORTED)
+    model_bytes: int | None = _metric(
+        "bytes", "size of the loaded model, as the server reports it", _NOT_REPORTED
+    )
+    model_vram_bytes: int | None = _metric(
+        "bytes", "its part on the GPU, as the server reports it", _NOT_REPORTED
+    )
+    peak_vram_gb: float | None = _metric(
+        "2^30 bytes",
+        "maximum of the used memory of the watched GPUs by all processes, read with NVML every second",
+        "GPU memory was not read",
+    )
+    mean_vram_gb: float | None = _metric(
+        "2^30 bytes", "mean of the same over time", "GPU memory was not read"
+    )
+    memory: MemoryUse | None = _metric(
+        "",
+        "seconds at each level of memory pressure, peaks in bytes, throttled clocks and actions; a run that "
+        "was killed loses its last half minute",
+        "memory was not watched",
+    )
+    loads: tuple[Mapping[str, Any], ...] | None = _metric(
+        "",
+        "the last 16 loads, in bytes: estimated from model shape, window and slots, listed by the server "
+        "(`listed_*`), and measured: memory of its processes on the GPUs, or the growth of all used memory "
+        "(`taken_on_cards_bytes`) if the driver does not report processes",
+        "no load was measured",
+    )
+
+    # Answers
+    answers: AnswerDistribution | None = _metric(
+        "rows", "completed rows by answer; with `format`, by the value of the compared key"
+    )
+    agreement: Agreement | None = _metric(
+        "",
+        "answers compared with the `gold` column; `how` inside says how each measure is computed",
+        "the sidecar has no `gold`",
+    )
+    agreement_along_job: tuple[Third, ...] | None = _metric(
+        "",
+        "accuracy or rank correlation of each third of the compared rows, in the order of the file, with "
+        "95 % intervals; `first` and `last` are row numbers from 1",
+    )
+    pilot: PilotResult | None = _metric(
+        "",
+        "a seeded sample of rows, asked in isolation and in each form in `tried`. `wins` and `losses` count "
+        "the rows where the form agreed better or worse with `gold` than isolation, on rows that were not "
+        "used to select the form; a row that left its conversation or needed a retry is a loss. `better`: "
+        "shown by a test at 5 % that may be read after each row. `seconds` adds up the requests of the pilot",
+    )
+    audit: AuditResult | None = _metric(
+        "",
+        "a random sample of rows with other rows in the prompt, asked again in isolation as segments ended: "
+        "twice above temperature 0, else twice if the answers differed. `agreement`: mean similarity of both "
+        "answers, 0 to 1, with 95 % intervals by Wilson. `repeatability`: similarity of two isolated answers "
+        "above temperature 0. `changed`: estimated share of answers that the conversation changed. `harm`: "
+        "`changed` is above `margin`, and a sequential test during the job or an exact test at its end "
+        "rejects that it is half of `margin` or less. `smallest_harm`: share that such a sample detects with "
+        "95 % probability. `falls_along`: similarity falls with the number of visible rows or along the job "
+        "(Spearman, from 20 rows on). `odd_segments`: one answer has 95 % of the rows while isolated answers "
+        "differ. The audit does not say which of two answers is right",
+    )
+
+    # Merge
+    merged_answers: int | None = _metric(
+        "rows", "answers taken from the retry, counted as written", _NOT_MERGED
+    )
+    merged_already_answered: int | None = _metric(
+        "rows", "rows of the retry whose row in the first job already had an answer", _NOT_MERGED
+    )
+    merged_from: tuple[Mapping[str, Any], ...] | None = _metric("", "metrics of both jobs", _NOT_MERGED)
+
+    @property
+    def openai(self) -> bool:
+        """Whether the input was OpenAI batch requests."""
+        return self.input_format == "openai"
+
+    @property
+    def gold(self) -> str:
+        """The column of known answers; `gold` without one."""
+        return str(self.sidecar.get("gold") or "gold")
+
+    def how(self) -> dict[str, str]:
+        """For each metric: how it was measured, with its unit, or why it is null."""
+        found = {}
+        for one in definitions():
+            note = self.notes.get(one.name)
+            if getattr(self, one.name) is None:
+                found[one.name] = f"null: {note or one.missing}"
+            else:
+                found[one.name] = note or (f"{one.unit}: {one.how}" if one.unit else one.how)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of metrics.json: the value of each metric by name, and `how` for each."""
+        values = asdict(self)
+        del values["notes"]
+        rounded = {k: round(v, _DIGITS) if isinstance(v, float) else v for k, v in values.items()}
+        return {**rounded, "how": self.how()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Metrics:
+        """The metrics in a metrics.json.
+
+        A metric that another version wrote in another form becomes null; unknown metrics are ignored.
+        """
+        known = {one.name for one in definitions()}
+        values = {key: value for key, value in content.items() if key in known}
+        how = content.get("how")
+        notes = how if isinstance(how, dict) else {}
+        notes = {str(key): str(text).removeprefix("null: ") for key, text in notes.items() if key in values}
+        adapter = _adapter()
+        try:
+            return adapter.validate_python({**values, "notes": notes})
+        except ValidationError as error:
+            other = {str(each["loc"][0]) for each in error.errors()}
+        values = {key: value for key, value in values.items() if key not in other}
+        notes |= dict.fromkeys(other, "written by another version of spoolama in another form")
+        return adapter.validate_python({**values, "notes": notes})
+
+
+@cache
+def _adapter() -> TypeAdapter[Metrics]:
+    return TypeAdapter(Metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDefinition:
+    """The definition of one metric."""
+
+    name: str
+    unit: str
+    how: str
+    """What it means and how it is measured."""
+    missing: str
+    """Why it is null, where nothing more is known."""
+
+
+@cache
+def definitions() -> tuple[MetricDefinition, ...]:
+    """The definitions of all metrics, in the order of metrics.json."""
+    return tuple(
+        MetricDefinition(one.name, one.metadata["unit"], one.metadata["how"], one.metadata["missing"])
+        for one in fields(Metrics)
+        if one.name != "notes"
+    )

@@ -1,7 +1,14 @@
-"""The files of a published job that have a line for each row, written in one go in input order."""
+"""Writes the files of a published job that have a line for each row, in input order.
+
+A line of errors.jsonl, skipped.jsonl or retry.jsonl can be uploaded again. It has the original fields of the
+row at its top level, so that the template of the sidecar renders it as before, and the key `_spoolama`: job,
+number and error of the row, and the refused answer. `spoolama merge` needs this key. A row that could not be
+read has no other key; `raw` is its text, for a person to correct.
+"""
 
 from __future__ import annotations
 
+import base64
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -10,42 +17,44 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import yaml
+
+from spoolama.job.row import NOTE_KEY
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.columns import Columns
+from spoolama.publish.encoding import csv_line, json_line
 from spoolama.publish.openai_batch import batch_line
-from spoolama.publish.record import Record
-from spoolama.publish.retry_files import again_line, sidecar_yaml
-from spoolama.publish.text import csv_line, json_line
+from spoolama.publish.result_row import NEVER_ASKED, ResultRow
 
 __all__ = ["OPENAI_COLUMNS", "Outputs", "rows_name"]
 
 OPENAI_COLUMNS = ("custom_id",)
-"""What results.csv has of an OpenAI request; all else in it is nested."""
+"""The columns of an OpenAI request in results.csv; everything else in it is nested."""
 
 _IN_MEMORY = 1024 * 1024
 
 
 def rows_name(*, openai: bool) -> str:
-    """The file with a `Record` for each row: results.jsonl, or rows.jsonl where that name is OpenAI's."""
+    """The file with a `ResultRow` for each row: results.jsonl, or rows.jsonl for OpenAI requests."""
     return "rows.jsonl" if openai else "results.jsonl"
 
 
 class Outputs:
-    """Writes the files. Use it as a context manager: leaving it ends the files.
+    """Writes the files; use it as a context manager.
 
-    A job with a sidecar gets results.jsonl and results.csv (as its `output` says), errors.jsonl with the
-    failed rows and skipped.jsonl with those never tried, each with a sidecar to drop it again.
+    A job with a sidecar gets results.jsonl and results.csv (as `output` says), errors.jsonl with the failed
+    rows and skipped.jsonl with the rows that were never asked, each with a sidecar to upload it again.
     OpenAI batch requests get results.jsonl and errors.jsonl in OpenAI's form, rows.jsonl in ours,
-    results.csv, and retry.jsonl: every request without an answer, to drop again.
+    results.csv, and retry.jsonl with every request without an answer.
 
     Args:
         out: An existing directory.
-        job: The job's name.
-        sidecar: What was asked.
+        job: The name of the job.
+        sidecar: Its sidecar.
         columns: The columns of results.csv.
         openai: Whether the input is OpenAI batch requests.
-        model: The job's model, for OpenAI lines that name none.
-        with_sidecar: OpenAI: whether the job came with a sidecar, so that a retry needs one too.
+        model: The model of the job, for OpenAI lines that name none.
+        with_sidecar: OpenAI: whether the job has a sidecar, so that a retry needs one too.
     """
 
     def __init__(
@@ -90,39 +99,39 @@ class Outputs:
 
     def add(
         self,
-        record: Record,
+        result: ResultRow,
         fields: Mapping[str, Any] | None,
         raw: bytes | None,
         details: Mapping[str, Any],
     ) -> None:
-        """The next row.
+        """Write the next row.
 
         Args:
-            record: How it ended.
+            result: Its result.
             fields: Its fields, if it could be read.
-            raw: Its bytes as they came, if not.
-            details: Of a failed row: sizes and the like.
+            raw: Its bytes, if it could not be read.
+            details: Of a failed row: sizes, and as `answer` the raw answer.
         """
         if (table := self._files.get("results.csv")) is not None:
-            shown = {"custom_id": record.id} if self._openai else fields
-            table.write(self._columns.line(shown, record))
+            shown = {"custom_id": result.id} if self._openai else fields
+            table.write(self._columns.line(shown, result))
         if (rows := self._files.get(rows_name(openai=self._openai))) is not None:
-            rows.write(json_line(record.to_json()))
+            rows.write(json_line(result.to_json()))
         if self._openai:
-            name = "results.jsonl" if record.status == "ok" else "errors.jsonl"
-            self._files[name].write(json_line(batch_line(self._job, record, model=self._model)))
-        if record.status != "ok":
-            again = json_line(again_line(self._job, record, fields, raw, details))
-            self._again(record.status, unreadable=fields is None).write(again)
+            name = "results.jsonl" if result.status == "ok" else "errors.jsonl"
+            self._files[name].write(json_line(batch_line(self._job, result, model=self._model)))
+        if result.status != "ok":
+            line = json_line(_retry_line(self._job, result, fields, raw, details))
+            self._retry_file(result.status, unreadable=fields is None).write(line)
 
-    def _again(self, status: str, *, unreadable: bool) -> IO[bytes]:
+    def _retry_file(self, status: str, *, unreadable: bool) -> IO[bytes]:
         if not self._openai:
             return self._open("errors.jsonl" if status == "failed" else "skipped.jsonl")
         retry = self._open("retry.jsonl")
         if not unreadable:
             return retry
         if self._unreadable is None:
-            # Behind the others: by its first readable line a file is known as OpenAI requests.
+            # After the others: the first readable line identifies a file of OpenAI requests.
             self._unreadable = self._stack.enter_context(
                 tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115 - the stack closes it
             )
@@ -142,10 +151,62 @@ class Outputs:
             self._write_sidecar("skipped")
 
     def _write_sidecar(self, stem: str) -> None:
-        text = sidecar_yaml(self._sidecar, data_name=f"{stem}.jsonl")
+        """Write the sidecar of a retry: that of the job, without `expect`."""
+        values = self._sidecar.model_dump(mode="json", exclude_unset=True, exclude={"expect"})
+        body = yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
+        text = (
+            f"# To ask these rows again: correct them where needed, and upload {stem}.jsonl with this file.\n"
+            "# `spoolama merge JOB RETRY -o OUT` then merges the answers into the job.\n"
+            f"{body}"
+        )
         (self._out / f"{stem}.yaml").write_text(text, encoding="utf-8")
 
     def _open(self, name: str) -> IO[bytes]:
         if name not in self._files:
             self._files[name] = self._stack.enter_context((self._out / name).open("wb"))
         return self._files[name]
+
+
+def _retry_line(
+    job: str,
+    result: ResultRow,
+    fields: Mapping[str, Any] | None,
+    raw: bytes | None,
+    details: Mapping[str, Any],
+) -> dict[str, Any]:
+    error = result.error or {"code": "skipped", "message": NEVER_ASKED}
+    note: dict[str, Any] = {
+        "job": job,
+        "row": result.row,
+        "line": result.line,
+        "id": result.id,
+        "code": error["code"],
+        "message": error["message"],
+        "attempts": result.attempts,
+    }
+    rest = dict(details)
+    answer = rest.pop("answer", None)
+    if answer is not None:
+        note["answer"] = answer
+    if rest:
+        note["details"] = rest
+    if result.origin:
+        note["origin"] = result.origin
+    if fields is None:
+        try:
+            note |= {"raw": (raw or b"").decode(), "raw_encoding": "utf-8"}
+        except UnicodeDecodeError:
+            note |= {"raw": base64.b64encode(raw or b"").decode(), "raw_encoding": "base64"}
+    own = {key: value for key, value in (fields or {}).items() if key != NOTE_KEY}
+    return {**own, NOTE_KEY: note}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines in block form."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)

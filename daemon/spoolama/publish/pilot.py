@@ -1,164 +1,145 @@
-"""What is reported of the pilot: what was tried and chosen, why, and what it cost; or why there was none."""
+"""Reports the pilot: which forms it tried, which it chose and why, and what it cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from spoolama.compare.pilot import BLOCK, FORMS, ISOLATED, blocks_of, form_named
+from spoolama.compare.pilot import BLOCK, FORMS, ISOLATED, TriedForm, blocks_of, form_named
 from spoolama.job.plan import PILOT_ROWS, pilot_asks
 from spoolama.job.sidecar import Sidecar
-from spoolama.publish.agreed import percent
+from spoolama.publish.words import percent
 from spoolama.spool.ledger_read import LedgerReader
 
-__all__ = ["pilot_metrics", "used_rows"]
+__all__ = ["PILOT_KINDS", "PilotResult", "pilot_result", "used_rows", "why_no_pilot"]
 
-Put = Callable[..., None]
-
-_FORMS = tuple(form.name for form in FORMS)
-_KINDS = (ISOLATED, "again", *_FORMS)
-"""Kinds of answers that a pilot asks for; `again` in earlier versions."""
-_HOW = (
-    "the pilot's own record: a seeded sample of the rows was asked in isolation and in each form in "
-    "`tried`. `wins`, `losses`: where the form agreed better or worse with gold than isolated answers "
-    "did, on rows that had no part in its selection; a row that left its conversation or was repaired "
-    "in it is lost; `conversations`: the runs of rows that `rows` come from; `better`: proved by a test "
-    "that may be read after each row, at 5 %; `allowed`: answers that it may take, `all_rows_asked`: "
-    "whether all rows of the sample were; `seconds`: its answered requests added up, and their share of "
-    "all (requests of several lanes overlap: it is no share of the wall time)"
-)
+_FORM_NAMES = tuple(form.name for form in FORMS)
+PILOT_KINDS = (ISOLATED, "again", *_FORM_NAMES)
+"""Kinds of answers that a pilot asks for; `again` by earlier versions."""
 
 
-def pilot_metrics(put: Put, ledger: LedgerReader, sidecar: Sidecar) -> None:
-    """Add `pilot`.
+@dataclass(frozen=True, slots=True)
+class PilotResult:
+    """The result of the pilot."""
 
-    Args:
-        put: Takes name, value, how it was measured and, as `missing`, why there is none.
-        ledger: The job's ledger.
-        sidecar: What was asked.
-    """
+    form: str = ISOLATED
+    """The chosen form, or `isolated`."""
+    why: str = ""
+    """`better`, `no_proof`, `none_fits`, `too_small`, or another word of an earlier version."""
+    asked: int = 0
+    """Answers that the pilot asked for."""
+    asked_share: float = 0.0
+    """The same as a share of the rows."""
+    allowed: int = 0
+    """Answers that it was allowed to ask for."""
+    all_rows_asked: bool = False
+    """Whether every row of the sample was asked."""
+    seconds: float = 0.0
+    time_share: float | None = None
+    """The seconds as a share of the seconds of all requests; not of the elapsed time."""
+    tried: tuple[TriedForm, ...] = ()
+
+    def sentence(self, gold: str) -> str:
+        """The chosen form, the reason and the cost in words.
+
+        Args:
+            gold: The column of known answers.
+        """
+        form = form_named(self.form)
+        parts = [f"Chosen: {'each row in isolation' if form is None else form.words}.", self._reason(gold)]
+        if self.asked:
+            # Not the time: requests of several lanes overlap, and nobody measured the elapsed time.
+            cost = f"It cost {self.asked:,} additional answers ({percent(self.asked_share)} of the rows)"
+            parts.append(f"{cost}{self._early_end()}.")
+        return " ".join(parts)
+
+    def _early_end(self) -> str:
+        """Why it asked for fewer answers than allowed; empty if less than a block was left."""
+        if self.allowed - self.asked < BLOCK * (1 + len(self.tried)):
+            return ""
+        why = {"better": "the result was clear", "no_proof": "more answers would not have decided it"}
+        reason = why.get(self.why, "")
+        if self.why == "no_proof" and self.all_rows_asked:
+            reason = "no rows were left"
+        return f" of at most {self.allowed:,}: {reason}" if reason else ""
+
+    def _reason(self, gold: str) -> str:
+        if self.why == "too_small":
+            return "The allowed number of answers is too small to show a difference."
+        if self.why == "none_fits":
+            return "No other form was possible: segments are too short, or no rows fit as anchors."
+        chosen = next((one for one in self.tried if one.form == self.form), None)
+        if self.why == "better" and chosen:
+            return f"In the sample it agrees better with {gold} than isolated rows: {_comparison(chosen)}."
+        if self.why != "no_proof":
+            return "An earlier version made this choice without known answers, and this version keeps it."
+        first = f"No form was shown to agree better with {gold}."
+        compared = [one for one in self.tried if one.compared]
+        if not compared:
+            return first
+        best = max(compared, key=lambda one: one.wins - one.losses)
+        name = best.words.removesuffix(" before each row")
+        return f"{first} The best of {len(self.tried)} was {name}: {_comparison(best)}."
+
+
+def _comparison(one: TriedForm) -> str:
+    return f"{one.wins:,} better, {one.losses:,} worse, {one.compared:,} compared ({one.how})"
+
+
+def pilot_result(ledger: LedgerReader, sidecar: Sidecar) -> PilotResult | None:
+    """The result of a job's pilot; None if there was none."""
+    recorded = ledger.meta("pilot")
+    if recorded is None:
+        return None
+    tried = tuple(_tried(one) for one in recorded["tried"])
     total = sum(ledger.counts().values())
-    noted = ledger.meta("pilot")
-    put(
-        "pilot",
-        None if noted is None else _value(noted, ledger, sidecar, total),
-        _HOW,
-        missing=_why_none(ledger, sidecar, total),
-    )
-
-
-def used_rows(ledger: LedgerReader) -> set[int]:
-    """Ordinals of the rows by whose known answers could be chosen what stands before the others."""
-    return ledger.chosen_with((ISOLATED, *_FORMS))
-
-
-def _why_none(ledger: LedgerReader, sidecar: Sidecar, total: int) -> str:
-    trim = sidecar.trim
-    if sidecar.mode == "isolated":
-        return "the sidecar says `mode: isolated`"
-    if trim.strategy != "auto":
-        return f"the sidecar names the strategy `{trim.strategy}`"
-    if ledger.meta("input_format") == "openai" or ledger.meta("asked_models", [None]) not in ([None], []):
-        return "rows that bring their own model or requests have none; each row was asked in isolation"
-    if sidecar.gold is None:
-        if ledger.meta("pilot_done"):
-            return (
-                "an earlier version began this job and its pilot without `gold`, which this version does not"
-                " have; each row was asked in isolation"
-            )
-        return "without known answers (`gold`) there is nothing to try; each row was asked in isolation"
-    if trim.pilot == 0:
-        return "the sidecar says `pilot: 0`, so each row was asked in isolation"
-    if not pilot_asks(sidecar, total):
-        return (
-            f"below {PILOT_ROWS:,} rows a sample of 2 % proves little, so each row was asked in isolation."
-            " `trim: {pilot: 300}` spends at most 300 answers on a pilot"
-        )
-    return "the job ended before its pilot did"
-
-
-def _value(noted: Mapping[str, Any], ledger: LedgerReader, sidecar: Sidecar, total: int) -> dict[str, Any]:
-    anchored = any(form.anchored for one in noted["tried"] if (form := form_named(one["form"])))
-    spent = ledger.requests(_KINDS, samples="all" if anchored else "none").seconds
+    anchored = any(form.anchored for one in tried if (form := form_named(one.form)))
+    seconds = ledger.requests(PILOT_KINDS, samples="all" if anchored else "none").seconds
     everything = ledger.all_requests().seconds
     allowed = pilot_asks(sidecar, total)
     blocks = blocks_of(total, allowed, sidecar.options.seed) if allowed else ()
-    value = {
-        "form": noted["form"],
-        "why": noted["why"],
-        "asked": noted["asked"],
-        "asked_share": round(noted["asked"] / max(1, total), 4),
-        "allowed": allowed,
-        "all_rows_asked": len(ledger.trial_answers(ISOLATED)) >= len(blocks) * min(BLOCK, total),
-        "seconds": round(spent, 3),
-        "time_share": round(spent / everything, 4) if everything else None,
-        "tried": noted["tried"],
-    }
-    return {**value, "sentence": _sentence(value, sidecar)}
-
-
-def _sentence(value: Mapping[str, Any], sidecar: Sidecar) -> str:
-    form = form_named(value["form"])
-    parts = [f"Chosen: {'each row in isolation' if form is None else form.words}.", _reason(value, sidecar)]
-    if value["asked"]:
-        # No share of the time: requests of several lanes overlap, and nobody measured how long it took.
-        spent = f"It cost {value['asked']:,} additional answers ({percent(value['asked_share'])} of the rows)"
-        parts.append(f"{spent}{_rest(value)}.")
-    return " ".join(parts)
-
-
-def _rest(value: Mapping[str, Any]) -> str:
-    """Why it did not take all the answers that it may; empty where it did, but for less than a block."""
-    block = BLOCK * (1 + len(value["tried"]))
-    if value["allowed"] - value["asked"] < block:
-        return ""
-    why = {
-        "better": "the proof was complete",
-        "no_proof": "no proof was to be expected of more",
-    }.get(value["why"])
-    if value["why"] == "no_proof" and value["all_rows_asked"]:
-        why = "there were no more rows to take"
-    return "" if why is None else f" of at most {value['allowed']:,}: {why}"
-
-
-def _reason(value: Mapping[str, Any], sidecar: Sidecar) -> str:
-    why, tried = value["why"], value["tried"]
-    if why == "too_small":
-        return "The answers that the pilot may take are too few to prove anything."
-    if why == "none_fits":
-        return (
-            "Nothing else can be tried: segments are too short for it, or no rows fit in front of the others."
-        )
-    chosen = next((one for one in tried if one["form"] == value["form"]), None)
-    if why == "better" and chosen:
-        return (
-            f"Proved in the sample to agree better with {sidecar.gold} than isolated rows: {_duel(chosen)}."
-        )
-    if why != "no_proof" or sidecar.gold is None:
-        return "An earlier version decided this, not by known answers; this version goes on with it."
-    return _no_proof(tried, sidecar)
-
-
-def _no_proof(tried: Sequence[Mapping[str, Any]], sidecar: Sidecar) -> str:
-    """What was seen on gold. Nothing is called best that was not ahead of isolated rows."""
-    first = f"No form was proved to agree better with {sidecar.gold}"
-    compared = [one for one in tried if one["compared"]]
-    if not compared:
-        return f"{first}."
-    near = max(compared, key=lambda one: one["wins"] - one["losses"])
-    ahead = "The best of" if near["wins"] > near["losses"] else "None was ahead; the nearest of"
-    if len(tried) == 1:
-        return f"{first}. Tried: {_named(near)}: {_duel(near)}."
-    return f"{first}. {ahead} {len(tried)} was {_named(near)}: {_duel(near)}."
-
-
-def _named(one: Mapping[str, Any]) -> str:
-    """`up to 5 earlier rows (tail-5)`."""
-    return f"{one['words'].removesuffix(' before each row')} ({one['form']})"
-
-
-def _duel(one: Mapping[str, Any]) -> str:
-    return (
-        f"{one['wins']:,} better, {one['losses']:,} worse, the rest equal"
-        f" ({one['compared']:,} compared: {one['how']})"
+    return PilotResult(
+        form=recorded["form"],
+        why=recorded["why"],
+        asked=recorded["asked"],
+        asked_share=round(recorded["asked"] / max(1, total), 4),
+        allowed=allowed,
+        all_rows_asked=len(ledger.trial_answers(ISOLATED)) >= len(blocks) * min(BLOCK, total),
+        seconds=round(seconds, 3),
+        time_share=round(seconds / everything, 4) if everything else None,
+        tried=tried,
     )
+
+
+def _tried(recorded: Mapping[str, Any]) -> TriedForm:
+    """A tried form in the ledger; an earlier version recorded fewer values."""
+    return TriedForm(**{one.name: recorded.get(one.name, 0) for one in fields(TriedForm)})
+
+
+def used_rows(ledger: LedgerReader) -> set[int]:
+    """Ordinals of the rows whose known answers helped to choose the form of the prompt."""
+    return ledger.chosen_with((ISOLATED, *_FORM_NAMES))
+
+
+def why_no_pilot(ledger: LedgerReader, sidecar: Sidecar) -> str:
+    """Why a job had no pilot."""
+    isolated = "each row was asked in isolation"
+    if sidecar.mode == "isolated":
+        return "the sidecar says `mode: isolated`"
+    if sidecar.trim.strategy != "auto":
+        return f"the sidecar says `strategy: {sidecar.trim.strategy}`"
+    if ledger.meta("input_format") == "openai" or ledger.meta("asked_models", [None]) not in ([None], []):
+        return f"the rows bring their own model or request; {isolated}"
+    if sidecar.gold is None:
+        if ledger.meta("pilot_done"):
+            return f"an earlier version began a pilot without `gold`, which no longer exists; {isolated}"
+        return f"a pilot needs known answers (`gold`); {isolated}"
+    if sidecar.trim.pilot == 0:
+        return f"the sidecar says `pilot: 0`; {isolated}"
+    if not pilot_asks(sidecar, sum(ledger.counts().values())):
+        return (
+            f"below {PILOT_ROWS:,} rows, 2 % of them are too few; {isolated}. With `trim: {{pilot: 300}}`, a "
+            "pilot asks for at most 300 answers"
+        )
+    return "the job ended before the pilot did"

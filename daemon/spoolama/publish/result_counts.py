@@ -1,101 +1,103 @@
-"""What is counted while the rows of a job pass by: for metrics.json and summary.txt, in flat memory."""
+"""Counts the results of a job as they are written, in constant memory."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from spoolama.job.labels import enum_of
 from spoolama.job.sidecar import Sidecar
-from spoolama.publish.agreement import AnswerTally
-from spoolama.publish.labels import label_of_record
-from spoolama.publish.record import Record
+from spoolama.publish.agreement import AnswerCounts
+from spoolama.publish.metrics import Metrics
+from spoolama.publish.result_row import ResultRow, label_of_result
 
 __all__ = ["ResultCounts"]
-
-_STATUSES = ("ok", "failed", "skipped")
 
 
 @dataclass
 class ResultCounts:
-    """Counts of the rows that were written; hand each to `add` once, in input order.
+    """Counts of the written rows; call `add` once for each, in input order.
 
     Args:
-        sidecar: What was asked.
+        sidecar: The job's sidecar.
         parsed: Whether answers are parsed JSON values.
     """
 
     sidecar: Sidecar
     parsed: bool
     rows: int = 0
-    by_status: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_STATUSES, 0))
+    by_status: Counter[str] = field(default_factory=Counter)
     asked: int = 0
-    """Rows with an end of which a request was sent."""
-    errors: dict[str, int] = field(default_factory=dict)
-    """Failed rows by class."""
-    examples: dict[str, Record] = field(default_factory=dict)
-    """The first failed row of each class."""
+    """Rows with a result for which a request was sent."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """Failed rows by error code."""
+    examples: dict[str, ResultRow] = field(default_factory=dict)
+    """The first failed row of each code."""
     both_rows: int = 0
-    """Rows of which the server counted both prompt and cached tokens."""
+    """Rows for which the server counted both prompt tokens and cached tokens."""
     both_prompt: int = 0
-    """Prompt tokens of those rows."""
+    """Prompt tokens of these rows."""
     both_cached: int = 0
-    """Cached tokens of those rows."""
+    """Cached tokens of these rows."""
     peak_context: int | None = None
-    """Most prompt and answer tokens of one row."""
+    """Most tokens of prompt and answer of one row."""
     last_context: int | None = None
-    """Prompt and answer tokens of the row that was answered last."""
-    sight_peak: int = 0
-    """Most rows in sight of which one was answered."""
+    """Tokens of prompt and answer of the row that was answered last."""
+    visible_rows_peak: int = 0
+    """Most other rows in the prompt of one answered row."""
     last_at: float = 0.0
     max_latency_s: float | None = None
 
     def __post_init__(self) -> None:
-        self.answers = AnswerTally(self.sidecar.gold, enum_of(self.sidecar))
+        self.answers = AnswerCounts(self.sidecar.gold, enum_of(self.sidecar))
         self._segments = bytearray()
 
     @property
     def segments(self) -> int:
-        """Different segments that have an answered row."""
+        """Number of segments with an answered row."""
         return self._segments.count(1)
 
-    @property
-    def failures(self) -> dict[str, int]:
-        """Failed rows by class, most first."""
-        return dict(sorted(self.errors.items(), key=lambda item: (-item[1], item[0])))
+    def metrics(self) -> Metrics:
+        """The metrics that need no more than these rows."""
+        return Metrics(
+            total=self.rows,
+            completed=self.by_status["ok"],
+            failed=self.by_status["failed"],
+            skipped=self.by_status["skipped"],
+            errors=dict(sorted(self.errors.items(), key=lambda item: (-item[1], item[0]))),
+            answers=self.answers.distribution(),
+            agreement=self.answers.agreement(),
+            agreement_along_job=self.answers.along_job() or None,
+        )
 
-    def add(self, record: Record, *, gold_used: bool = False) -> None:
-        """The next row.
-
-        Args:
-            record: How it ended.
-            gold_used: Leave it out of the agreement with gold, whatever it says of that itself.
-        """
+    def add(self, result: ResultRow) -> None:
+        """Add the next row."""
         self.rows += 1
-        self.by_status[record.status] += 1
-        self.asked += record.status != "skipped" and record.attempts > 0
-        if record.error is not None:
-            code = record.error["code"]
-            self.errors[code] = self.errors.get(code, 0) + 1
-            self.examples.setdefault(code, record)
-        if record.status == "ok":
-            self._add_answered(record, used=bool(record.gold_used) or gold_used)
+        self.by_status[result.status] += 1
+        self.asked += result.status != "skipped" and result.attempts > 0
+        if result.error is not None:
+            self.errors[result.error["code"]] += 1
+            self.examples.setdefault(result.error["code"], result)
+        if result.status == "ok":
+            self._add_answered(result)
 
-    def _add_answered(self, record: Record, *, used: bool) -> None:
-        label = label_of_record(record, parsed=self.parsed, key=self.sidecar.answer_key)
-        self.answers.add(label, record.gold, row=record.row, used=used)
-        if record.segment is not None:
-            if record.segment >= len(self._segments):
-                self._segments.extend(bytes(record.segment + 1 - len(self._segments)))
-            self._segments[record.segment] = 1
-        self.sight_peak = max(self.sight_peak, sum(last - first + 1 for first, last in record.seen or ()))
-        if record.prompt_tokens is not None and record.cached_tokens is not None:
+    def _add_answered(self, result: ResultRow) -> None:
+        label = label_of_result(result, parsed=self.parsed, key=self.sidecar.answer_key)
+        self.answers.add(label, result.gold, row=result.row, used=bool(result.gold_used))
+        if result.segment is not None:
+            if result.segment >= len(self._segments):
+                self._segments.extend(bytes(result.segment + 1 - len(self._segments)))
+            self._segments[result.segment] = 1
+        visible = sum(last - first + 1 for first, last in result.visible_rows or ())
+        self.visible_rows_peak = max(self.visible_rows_peak, visible)
+        if result.prompt_tokens is not None and result.cached_tokens is not None:
             self.both_rows += 1
-            self.both_prompt += record.prompt_tokens
-            self.both_cached += record.cached_tokens
-        if record.prompt_tokens is not None and record.completion_tokens is not None:
-            context = record.prompt_tokens + record.completion_tokens
+            self.both_prompt += result.prompt_tokens
+            self.both_cached += result.cached_tokens
+        if result.prompt_tokens is not None and result.completion_tokens is not None:
+            context = result.prompt_tokens + result.completion_tokens
             self.peak_context = max(context, self.peak_context or 0)
-            if (record.at or 0.0) >= self.last_at:
-                self.last_at, self.last_context = record.at or 0.0, context
-        if record.latency_s is not None:
-            self.max_latency_s = max(record.latency_s, self.max_latency_s or 0.0)
+            if (result.at or 0.0) >= self.last_at:
+                self.last_at, self.last_context = result.at or 0.0, context
+        if result.latency_s is not None:
+            self.max_latency_s = max(result.latency_s, self.max_latency_s or 0.0)

@@ -1,4 +1,4 @@
-"""The measures of agreement with their 95 % intervals."""
+"""Computes measures of agreement and their 95 % intervals."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["falls_along", "is_constant", "kappa", "kappa_interval", "spearman", 
 
 _Z95 = 1.959963984540054
 _FALLS = 0.01
-"""Probability, one-sided and of both that are looked at, below which a falling likeness is no chance."""
+"""Significance level of a falling similarity, one-sided, for the two tests together."""
 
 Cells = Mapping[tuple[int, int], int]
-"""How often each (answer, gold) pair of labels occurs."""
+"""Number of rows for each pair (answer, gold) of labels."""
 
 
 def kappa(cells: Cells) -> float | None:
-    """Cohen's kappa: agreement beyond chance. None if chance alone would give all of it."""
+    """Cohen's kappa: agreement beyond chance. None if chance agreement is complete."""
     rows = sum(cells.values())
     left, right = _margins(cells)
     same = sum(count for (answer, gold), count in cells.items() if answer == gold)
@@ -38,9 +38,9 @@ def _margins(cells: Cells) -> tuple[dict[int, float], dict[int, float]]:
 
 
 def kappa_interval(cells: Cells) -> tuple[float, float] | None:
-    """By the large-sample standard error of Fleiss, Cohen and Everitt (1969, Psychol. Bull. 72, 323-327).
+    """With the large-sample standard error of Fleiss, Cohen and Everitt (1969, Psychol. Bull. 72, 323-327).
 
-    None where kappa is undefined, or perfect, where that error is 0, and below 10 rows.
+    None if kappa is undefined or 1 (the error is then 0), and for fewer than 10 rows.
     """
     value = kappa(cells)
     if value is None or value >= 1.0 or sum(cells.values()) < 10:
@@ -62,7 +62,7 @@ def is_constant(values: Sequence[float]) -> bool:
 
 
 def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, mean ranks for ties; None where it is undefined: one side is constant."""
+    """Spearman's rank correlation with mean ranks for ties; None if one side is constant."""
     if len(left) < 2 or is_constant(left) or is_constant(right):
         return None
     return correlation(_ranks(left), _ranks(right))
@@ -85,7 +85,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
 def spearman_interval(correlation: float, rows: int) -> tuple[float, float] | None:
     """Fisher's z with the standard error of Bonett and Wright (2000, Psychometrika 65, 23-28).
 
-    None below 10 rows, where it is not to be trusted, and at a perfect correlation, where z has no end.
+    None for fewer than 10 rows, where it is not reliable, and for a perfect correlation, where z is infinite.
     """
     if rows < 10 or abs(correlation) >= 1.0:
         return None
@@ -95,7 +95,7 @@ def spearman_interval(correlation: float, rows: int) -> tuple[float, float] | No
 
 
 def falls_along(along: Sequence[float], values: Sequence[float]) -> bool:
-    """Whether values surely fall along something, by Spearman's correlation.
+    """Whether values fall significantly along `along`, by Spearman's correlation.
 
     Fisher's z with the standard error of Fieller, Hartley and Pearson (1957, Biometrika 44, 470-481).
     """

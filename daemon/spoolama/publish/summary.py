@@ -1,274 +1,309 @@
-"""summary.txt: one screen for a person. Made from metrics.json, so that the two cannot disagree."""
+"""Writes summary.txt from the metrics of a job: one screen for people."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from spoolama.publish.agreed import weakness
-from spoolama.publish.conversation_metrics import server_sentences
-from spoolama.publish.effects import effect_sentences, harm_in_short, stood_alone, warnings_of
-from spoolama.publish.extra_requests import besides_tokens, besides_words
-from spoolama.publish.memory import memory_lines
-from spoolama.publish.record import Record
+from spoolama.publish.agreement import along_sentence
+from spoolama.publish.metrics import GB, Metrics
+from spoolama.publish.result_row import ResultRow
+from spoolama.publish.words import count, counted, duration
 
-__all__ = ["Summary", "balance", "count", "duration", "merged_text", "summary_text"]
+__all__ = [
+    "Summary",
+    "agreement_sentences",
+    "balance",
+    "context_sentences",
+    "extra_requests_words",
+    "summary_text",
+]
 
 _WIDTH = 100
 _LABEL = 11
-_MAX_CLASSES = 8
+_MAX_CODES = 8
+_LEAST_PRESSURE_S = 1.0
+"""Shorter times of high memory pressure are not worth a line."""
+_EXTRA = {"anchor_candidates": "candidates for anchors", "withdrawn": "withdrawn because of harm"}
+_ACTIONS = {
+    "paused": "rows were paused",
+    "idle_released": "idle models were unloaded",
+    "smaller_load": "the model was loaded smaller",
+    "larger_load": "the model was loaded larger again",
+    "out_of_memory": "the server ran out of memory",
+    "loaded_in_spite": "the model was loaded although memory seemed too small",
+    "left_as_it_is": "memory stayed critical, and unloading the model would not have helped",
+}
+
+Entries = Iterator[tuple[str, str]]
+"""Pairs of label and text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What is left to say of a published job."""
+    """The metrics and the summary of a published job."""
 
-    total: int
-    ok: int
-    failed: int
-    skipped: int
+    metrics: Metrics
     text: str
-    """summary.txt."""
-    metrics: Mapping[str, Any]
-    """metrics.json."""
+    """The content of summary.txt."""
 
     @property
     def balance(self) -> str:
         """`200 rows in = 198 ok + 2 failed + 0 skipped`."""
-        return balance(self.total, self.ok, self.failed, self.skipped)
+        return balance(self.metrics)
 
     def outcome(self, early: str | None = None) -> str:
-        """What became of the job, in one line for status and log: harm that was seen is part of it.
+        """One line for status and log; it contains the harm that was found.
 
         Args:
-            early: Why it ended before its last row, in words; None: it did not.
+            early: Why the job ended before its last row; None: it did not.
         """
-        said = self.balance if early is None else early
-        harm = harm_in_short(self.metrics)
-        if harm is None or (self.metrics["ended_early"] or {}).get("code") in (
-            "harm",
-            "collapsed",
-        ):  # it says so itself
-            return said
-        return f"{said.rstrip('.')}. {harm}"
+        text = self.balance if early is None else early
+        audit, ended = self.metrics.audit, self.metrics.ended_early
+        warning = audit.short_warning() if audit is not None else None
+        if warning is None or (ended is not None and ended.code in ("harm", "collapsed")):
+            return text  # or `early` contains the harm
+        return f"{text.rstrip('.')}. {warning}"
 
 
-def count(number: int | None) -> str:
-    """`1,234,567`, or `not counted`."""
-    return "not counted" if number is None else f"{number:,}"
+def balance(m: Metrics) -> str:
+    """The counts of the rows as an equation."""
+    return f"{m.total:,} rows in = {m.completed:,} ok + {m.failed:,} failed + {m.skipped:,} skipped"
 
 
-def balance(total: int, ok: int, failed: int, skipped: int) -> str:
-    """The sentence in which the books balance."""
-    return f"{count(total)} rows in = {count(ok)} ok + {count(failed)} failed + {count(skipped)} skipped"
-
-
-def summary_text(
-    metrics: Mapping[str, Any],
-    *,
-    examples: Mapping[str, Record],
-    answers: str,
-    agreement: Sequence[str],
-    openai: bool,
-) -> str:
-    """The text.
+def summary_text(m: Metrics, examples: Mapping[str, ResultRow]) -> str:
+    """The content of summary.txt.
 
     Args:
-        metrics: metrics.json.
-        examples: A failed row of each class.
-        answers: The spread of the answers, as a sentence.
-        agreement: What there is to say of gold.
-        openai: Whether the input was OpenAI batch requests.
+        m: The metrics of the job.
+        examples: A failed row for each error code.
     """
-    m = metrics
-    books = balance(m["total"], m["completed"], m["failed"], m["skipped"])
-    lines = [str(m["job"] or ""), books, "", *_warned(m)]
-    if m["ended_early"]:
-        lines += _entry("Ended early", _early(m["ended_early"]))
-    for sentence in m["retired_settings"] or ():
-        lines += _entry("Sidecar", sentence)
-    lines += _entry("Model", _model(m))
-    if m["completed"]:  # else there was nothing to measure
-        lines += _entry("Speed", _speed(m))
-        lines += _entry("Tokens", _tokens(m))
-        lines += _entry("Context", _context(m))
-        for label, sentence in effect_sentences(m):
-            lines += _entry(label, sentence)
-        for number, sentence in enumerate(server_sentences(m)):
-            lines += _entry("Server" if number == 0 else "", sentence)
-    for number, sentence in enumerate(memory_lines(m)):
-        lines += _entry("Memory" if number == 0 else "", sentence)
-    if m["completed"]:
-        lines += _entry("Answers", answers)
-    for number, sentence in enumerate(agreement):
-        lines += _entry("Agreement" if number == 0 else "", sentence)
-    lines += _failures(m["errors"], examples)
-    lines += ["", *_entry("Next", _next(m, openai=openai))]
-    if m["failed"] + m["skipped"] and not m["ended_early"]:
-        lines.append(f"{' ' * _LABEL}spoolama merge {m['job']} RETRY -o OUT")
+    lines = [m.job, balance(m), ""]
+    if warning := m.audit.warning() if m.audit is not None else None:
+        lines += [*textwrap.wrap(warning, _WIDTH, break_on_hyphens=False), ""]
+    before = ""
+    for label, text in (*_job_entries(m), *_failure_entries(m, examples)):
+        lines += _entry("" if label == before else label, text)
+        before = label
+    lines += ["", *_entry("Next", _next_step(m))]
+    if m.failed + m.skipped and not m.ended_early:
+        lines.append(f"{' ' * _LABEL}spoolama merge {m.job} RETRY -o OUT")
     return "\n".join(lines).strip() + "\n"
-
-
-def merged_text(
-    metrics: Mapping[str, Any],
-    *,
-    retry: str,
-    answered_before: int,
-    examples: Mapping[str, Record],
-    answers: str,
-    agreement: Sequence[str],
-    openai: bool,
-) -> str:
-    """summary.txt of a job and a retry of its errors.
-
-    Args:
-        metrics: metrics.json of the merged directory.
-        retry: The retry's name.
-        answered_before: Rows of it that had an answer already.
-        examples, answers, agreement, openai: As for `summary_text`.
-    """
-    m = metrics
-    books = balance(m["total"], m["completed"], m["failed"], m["skipped"])
-    lines = [str(m["job"]), books, "", *_warned(m)]
-    brought = f"{count(m['brought_home'])} answers from {retry}"
-    if answered_before:
-        brought += f"; {count(answered_before)} rows of it had an answer already, which stays"
-    lines += _entry("Merged", brought)
-    if m["completed"]:
-        lines += _entry("Answers", answers)
-    for number, sentence in enumerate(agreement):
-        lines += _entry("Agreement" if number == 0 else "", sentence)
-    lines += _failures(m["errors"], examples)
-    lines += ["", *_entry("Next", _next(m, openai=openai))]
-    if m["failed"] + m["skipped"]:
-        lines.append(f"{' ' * _LABEL}spoolama merge {m['job']} RETRY -o OUT")
-    return "\n".join(lines).strip() + "\n"
-
-
-def _warned(m: Mapping[str, Any]) -> list[str]:
-    """It comes before all else."""
-    texts = warnings_of(m)
-    return [line for text in texts for line in (*textwrap.wrap(text, _WIDTH, break_on_hyphens=False), "")]
 
 
 def _entry(label: str, text: str) -> list[str]:
-    indent = " " * _LABEL
     return textwrap.wrap(
         text,
         _WIDTH,
         initial_indent=f"{label:<{_LABEL}}" if len(label) < _LABEL else f"{label} ",
-        subsequent_indent=indent,
+        subsequent_indent=" " * _LABEL,
         break_on_hyphens=False,
     ) or [label]
 
 
-def _early(ended: Mapping[str, Any]) -> str:
-    fix, message = ended.get("fix"), str(ended.get("message", ""))
-    dot = "" if message.endswith((".", "!", "?")) else "."
-    return f"{message}{dot} {fix}" if fix else message
+def _job_entries(m: Metrics) -> Entries:
+    if m.ended_early:
+        message = m.ended_early.message
+        dot = "" if message.endswith((".", "!", "?")) else "."
+        yield "Ended early", f"{message}{dot} {m.ended_early.fix}".strip() if m.ended_early.fix else message
+    for sentence in m.retired_settings or ():
+        yield "Sidecar", sentence
+    if m.merged_from:
+        yield "Merged", _merged(m)
+    else:
+        yield "Model", _model(m)
+        if m.completed:  # otherwise nothing was measured
+            yield from _measured_entries(m)
+        yield from _memory_entries(m)
+    if m.completed and m.answers is not None:
+        yield "Answers", m.answers.sentence()
+    for sentence in agreement_sentences(m):
+        yield "Agreement", sentence
 
 
-def _model(m: Mapping[str, Any]) -> str:
-    if m["model"] is None:
+def _merged(m: Metrics) -> str:
+    retry = m.merged_from[1].get("job") if m.merged_from and len(m.merged_from) > 1 else "the retry"
+    text = f"{counted(m.merged_answers or 0, 'answer')} from {retry}"
+    if m.merged_already_answered:
+        kept = counted(m.merged_already_answered, "row")
+        text += f"; {kept} of it already had an answer, which stays"
+    return text
+
+
+def _model(m: Metrics) -> str:
+    if m.model is None:
         return "never loaded"
-    digest = f" ({m['model_digest'][:19]})" if m["model_digest"] else ""
-    server = f", {m['server']} {m['server_version'] or ''}".rstrip() if m["server"] else ""
-    return f"{m['model']}{digest}{server}"
+    digest = f" ({m.model_digest[:19]})" if m.model_digest else ""
+    server = f", {m.server} {m.server_version or ''}".rstrip() if m.server else ""
+    return f"{m.model}{digest}{server}"
 
 
-def _speed(m: Mapping[str, Any]) -> str:
-    if m["rows_per_second"] is None:
+def _measured_entries(m: Metrics) -> Entries:
+    yield "Speed", _speed(m)
+    if m.latency_p50_s is not None:
+        tail = f"{m.latency_p90_s:.2f} s (p90), {m.latency_p99_s:.2f} s (p99)"
+        yield "Latency", f"{m.latency_p50_s:.2f} s (median), {tail}"
+    waits = [
+        f"{duration(seconds)} for {what}"
+        for seconds, what in ((m.server_wait_s, "the server"), (m.memory_pause_s, "memory"))
+        if seconds
+    ]
+    if waits:
+        yield "Waiting", ", ".join(waits)
+    if m.cache_hit_rate is None:
+        cached = "the server does not count cached tokens"
+    else:
+        cached = f"{count(m.cached_tokens)} of them from the cache ({m.cache_hit_rate * 100:.1f} %)"
+    yield "Tokens", f"{count(m.prompt_tokens)} in prompts, {cached}; {count(m.completion_tokens)} in answers"
+    if words := extra_requests_words(m):
+        yield "Extra", f"{words}; {_extra_tokens(m)}"
+    peak = "not counted" if m.context_peak is None else f"at most {count(m.context_peak)}"
+    context = f"{peak} of {count(m.context_limit)} tokens"
+    if not m.isolated:
+        context += f"; {counted(m.trim_count or 0, 'trim')} in {counted(m.segments or 0, 'segment')}"
+    yield "Context", context
+    yield from context_sentences(m)
+    if m.surprises is not None:
+        for kind, times in m.surprises.counts.items():
+            first = [each["message"] for each in m.surprises.first if each["kind"] == kind]
+            yield "Server", f"{times:,} × {kind}" + (f": {first[0]}" if first else "")
+    if m.second_pass is not None:
+        window = f"a context window of {m.second_pass.num_ctx:,} tokens"
+        yield "Long rows", f"{counted(m.second_pass.rows, 'row')} answered with {window}"
+
+
+def _speed(m: Metrics) -> str:
+    if m.rows_per_second is None or m.active_s is None:
         return "not measured"
-    parts = [f"{m['rows_per_second']:.2f} rows/s"]
-    if m["tokens_per_second"] is not None:
-        parts.append(f"{m['tokens_per_second']:.1f} answer tokens/s")
-    parts.append(f"{duration(m['active_s'])} of answering")
-    if m["waited_s"]:
-        parts.append(f"and {duration(m['waited_s'])} of waiting for the server")
-    if m["held_s"]:
-        parts.append(f"and {duration(m['held_s'])} of waiting for memory")
-    text = ", ".join(parts)
-    if m["latency_p50_s"] is not None:
-        shown = [f"{m[f'latency_p{p}_s']:.2f} s (p{p})" for p in (50, 90, 99)]
-        text += f"; a row took {', '.join(shown)}"
-    if m["retries"]:
-        text += f"; {count(m['retries'])} retries"
-    if besides := besides_words(m):
-        text += f"; in the same time {besides}"
-    return text
+    parts = [f"{m.rows_per_second:.2f} rows/s"]
+    if m.tokens_per_second is not None:
+        parts.append(f"{m.tokens_per_second:.1f} answer tokens/s")
+    parts.append(f"{duration(m.active_s)} of answering")
+    if m.retries:
+        parts.append("1 retry" if m.retries == 1 else f"{m.retries:,} retries")
+    return ", ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """`42.1 s`, `12 min 3 s`, `9 h 58 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+def extra_requests_words(m: Metrics) -> str | None:
+    """`147 answers that are not in the results (pilot 118, audit 29)`; None if there are none."""
+    if not m.extra_requests:
+        return None
+    each = ", ".join(f"{_EXTRA.get(name, name)} {part.answers:,}" for name, part in m.extra_requests.items())
+    answers = sum(part.answers for part in m.extra_requests.values())
+    return f"{counted(answers, 'answer')} not in the results ({each})"
 
 
-def _tokens(m: Mapping[str, Any]) -> str:
-    if m["cache_hit_rate"] is None:
-        cached = "the server does not count cached ones"
-    else:
-        cached = f"{count(m['cached_tokens'])} of them from the cache ({m['cache_hit_rate'] * 100:.1f} %)"
-    text = f"{count(m['prompt_tokens'])} in prompts, {cached}; {count(m['completion_tokens'])} in answers"
-    if besides := besides_tokens(m):
-        text += f". For answers not in the results: {besides}"
-    return text
+def _extra_tokens(m: Metrics) -> str:
+    """`12,300 tokens in prompts, 590 in answers`."""
+    parts = (m.extra_requests or {}).values()
+    prompts, answers = [part.prompt_tokens for part in parts], [part.completion_tokens for part in parts]
+    if None in prompts or None in answers:
+        return "the server did not count all of their tokens"
+    return f"{sum(filter(None, prompts)):,} tokens in prompts, {sum(filter(None, answers)):,} in answers"
 
 
-def _context(m: Mapping[str, Any]) -> str:
-    peak = "not counted" if m["context_peak"] is None else f"at most {count(m['context_peak'])}"
-    if stood_alone(m):
-        return f"{peak} of {count(m['context_limit'])} tokens"
-    trims = "" if m["trim_count"] is None else f"; {count(m['trim_count'])} trims"
-    return f"{peak} of {count(m['context_limit'])} tokens{trims}; {count(m['segments'])} segments"
+def context_sentences(m: Metrics) -> Entries:
+    """What was in the prompts, and what pilot and audit found; or why there was no pilot or audit."""
+    trim = m.trim
+    chosen = trim is not None and trim.asked == "auto"
+    if trim is not None and not (chosen and m.isolated):
+        yield "Trims", _trims(m)
+    if m.pilot is not None:
+        yield "Pilot", m.pilot.sentence(m.gold)
+    elif chosen and (why := m.notes.get("pilot")):
+        yield "Pilot", f"None: {why}."
+    if m.audit is not None:
+        yield "Audit", m.audit.sentence(m.gold)
+    elif (why := m.notes.get("audit")) and (
+        "audit" in m.sidecar or (trim is not None and m.visible_rows_peak)
+    ):
+        yield "Audit", f"None: {why}."
 
 
-def _failures(errors: Mapping[str, int], examples: Mapping[str, Record]) -> list[str]:
-    lines: list[str] = []
-    for number, (code, rows) in enumerate(errors.items()):
-        label = "Failures" if number == 0 else ""
-        if number == _MAX_CLASSES:
-            rest = sum(list(errors.values())[number:])
-            return lines + _entry(
-                label, f"{count(rest)} of {len(errors) - number} more classes: see metrics.json"
-            )
-        example = examples.get(code)
-        shown = "" if example is None else f", e.g. {_example(example)}"
-        lines += _entry(label, textwrap.shorten(f"{count(rows)} × {code}{shown}", 240, placeholder=" …"))
-    return lines
+def _trims(m: Metrics) -> str:
+    """The strategy, how often the conversation was trimmed, and what stayed."""
+    trim = m.trim
+    assert trim is not None
+    parts = [f"strategy {'auto' if trim.asked == 'auto' else trim.strategy}"]
+    if m.anchors:
+        gold = " with their known answers" if trim.gold else ""
+        parts.append(f"{counted(len(m.anchors), 'anchor')}{gold}")
+    if trim.keep:
+        by_score = f", {trim.important} of them by score" if trim.important else ""
+        parts.append(f"{counted(trim.keep, 'row')} kept by a trim{by_score}")
+    if trim.tokens is not None:
+        parts.append(f"at most {trim.tokens:,} tokens of earlier rows")
+    if trim.every == 1:
+        parts.append("no earlier rows")
+    elif trim.every:
+        parts.append(f"a trim every {trim.every} rows")
+    if m.visible_rows_peak and (m.anchors or trim.every != 1):  # else harm ended the conversations
+        parts.append(f"up to {counted(m.visible_rows_peak, 'other row')} in a prompt")
+    if trim.score == "uncertain" and not m.logprobs:
+        parts.append("the server returned no log probabilities, so the latest rows were kept")
+    return "; ".join(parts)
 
 
-def _example(record: Record) -> str:
-    name = "" if record.id is None else f", id {textwrap.shorten(record.id, 40, placeholder='…')}"
-    message = record.error["message"] if record.error else ""
-    return f"row {record.row} (line {record.line}{name}): {message}"
+def _memory_entries(m: Metrics) -> Entries:
+    if m.memory is None:
+        return
+    if m.peak_vram_gb is not None:
+        of = f" of {m.memory.total_bytes / GB:.1f}" if m.memory.total_bytes else ""
+        yield "Memory", f"{m.peak_vram_gb:.1f}{of} GB at most, {m.mean_vram_gb or 0:.1f} GB on average"
+    pressure = [
+        f"{level} for {m.memory.seconds[level]:.0f} s"
+        for level in ("high", "critical")
+        if m.memory.seconds.get(level, 0) >= _LEAST_PRESSURE_S
+    ]
+    if pressure:
+        yield "Memory", f"pressure was {' and '.join(pressure)}"
+    for action, times in m.memory.actions.items():
+        if action in _ACTIONS:
+            yield "Memory", f"{_ACTIONS[action]}{'' if times == 1 else f' ({times:,} times)'}"
 
 
-def _next(m: Mapping[str, Any], *, openai: bool) -> str:
-    if m.get("ended_early"):
-        return "See why it ended early, above. The answers there are stand in the results."
-    if not m["total"]:
+def agreement_sentences(m: Metrics) -> list[str]:
+    """The agreement with gold, and along the job; empty without gold."""
+    if m.agreement is None:
+        return []
+    along = along_sentence(m.agreement_along_job)
+    return [*m.agreement.sentences(), *([] if along is None else [along])]
+
+
+def _failure_entries(m: Metrics, examples: Mapping[str, ResultRow]) -> Entries:
+    for number, (code, rows) in enumerate(m.errors.items()):
+        if number == _MAX_CODES:
+            rest = sum(list(m.errors.values())[number:])
+            codes = counted(len(m.errors) - number, "other code")
+            yield "Failures", f"{rest:,} × {codes}: see metrics.json"
+            return
+        shown = ""
+        if (row := examples.get(code)) is not None:
+            name = "" if row.id is None else f", id {textwrap.shorten(row.id, 40, placeholder='…')}"
+            message = row.error["message"] if row.error else ""
+            shown = f", e.g. row {row.row} (line {row.line}{name}): {message}"
+        yield "Failures", textwrap.shorten(f"{rows:,} × {code}{shown}", 240, placeholder=" …")
+
+
+def _next_step(m: Metrics) -> str:
+    if m.ended_early:
+        return "See above why the job ended early. The results have every answer so far."
+    if not m.total:
         return "The data file had no rows."
-    # Beside a warning the agreement tells nothing: answers that follow each other agree by chance.
-    weak = None if warnings_of(m) else weakness(m.get("agreement"))
-    if m["failed"] + m["skipped"] == 0:
-        if warnings_of(m):
-            return "Mind the warning at the top."
-        return f"Every row has its answer. {weak}" if weak else "Nothing: every row has its answer."
-    if openai:
-        what = "Correct retry.jsonl where needed and upload it again."
-    elif m["failed"] and m["skipped"]:
-        what = (
-            "Correct errors.jsonl where needed."
-            " Drop it with errors.yaml, and skipped.jsonl with skipped.yaml."
-        )
-    elif m["failed"]:
-        what = "Correct errors.jsonl, or the settings in errors.yaml, and upload both again."
+    warned = m.audit is not None and m.audit.harm is not None
+    # After a warning the agreement means nothing: answers that copy each other can agree by chance.
+    advice = m.agreement.advice() if m.agreement is not None and not warned else None
+    if m.failed + m.skipped == 0:
+        if warned:
+            return "Read the warning at the top."
+        return f"Every row has an answer. {advice}" if advice else "Nothing: every row has an answer."
+    if m.openai:
+        step = "Correct retry.jsonl where needed and upload it."
+    elif m.failed and m.skipped:
+        step = "Upload errors.jsonl (corrected) with errors.yaml, and skipped.jsonl with skipped.yaml."
+    elif m.failed:
+        step = "Correct errors.jsonl, or the settings in errors.yaml, and upload both."
     else:
-        what = "Drop skipped.jsonl with skipped.yaml to go on."
-    return f"{weak + ' ' if weak else ''}{what} Then bring the new answers home:"
+        step = "Upload skipped.jsonl with skipped.yaml to continue."
+    return f"{advice + ' ' if advice else ''}{step} Then merge the new answers into the job:"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import shlex
@@ -16,8 +18,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from spoolama.backends.embedded_models import _PACKAGED
+from spoolama.cli.check import show_phase
 from spoolama.cli.main import COMMANDS, main, spoolama
-from spoolama.cli.watch import picture
+from spoolama.cli.status import picture
+from spoolama.clock import SystemClock
+from spoolama.progress import Progress, Pulse
 from spoolama.spool.layout import Spool
 from support.evaluation import load_sidecar
 from support.service import Service
@@ -108,13 +113,13 @@ def test_check_shows_prompts_faults_and_an_estimate(drop: Path) -> None:
     assert "[system]\n    Judge.\n  [user]\n    Say one" in result.output
     assert "Prompt 2" in result.output
     assert "Prompt 3" not in result.output
-    assert "1 rows will fail (1 ragged)" in result.output
+    assert "1 row will fail (1 ragged)" in result.output
     assert "line 4: ragged" in result.output
     assert "estimate" in result.output
     assert "Time: unknown" in result.output
 
 
-def test_check_reckons_time_only_with_a_rate(drop: Path) -> None:
+def test_check_estimates_the_time_only_with_a_rate(drop: Path) -> None:
     """A number from nowhere would be a defect."""
     assert "about 30 s at 0.1 rows/s (--rate)" in call("check", drop, "--rate", "0.1").output
 
@@ -122,14 +127,14 @@ def test_check_reckons_time_only_with_a_rate(drop: Path) -> None:
 @pytest.mark.parametrize(
     ("side", "said"),
     [
-        ("", "Each row is asked in isolation behind the shared part."),
-        ("gold: text\n", "A pilot, which tries whether earlier rows make the answers agree better with"),
-        ("gold: text\ntrim: {pilot: 40}\n", "A pilot of at most 40 answers tries whether earlier rows"),
+        ("", "Each row is asked in isolation."),
+        ("gold: text\n", "a pilot tests whether earlier rows improve the agreement with gold"),
+        ("gold: text\ntrim: {pilot: 40}\n", "Pilot: at most 40 answers test whether earlier rows"),
         ("trim: {strategy: window}\n", "(after earlier rows with their answers)"),
         ("mode: isolated\n", None),
     ],
 )
-def test_check_says_what_will_stand_before_a_row(drop: Path, side: str, said: str | None) -> None:
+def test_check_shows_what_precedes_a_row(drop: Path, side: str, said: str | None) -> None:
     """With `auto` that is known when the pilot has ended, or at once where there is none."""
     sidecar = drop.with_suffix(".yaml")
     sidecar.write_text(sidecar.read_text() + side)
@@ -137,7 +142,7 @@ def test_check_says_what_will_stand_before_a_row(drop: Path, side: str, said: st
     assert said in output if said is not None else "pilot" not in output
 
 
-BOUND = "and are dropped before a prompt passes 2,879 tokens (0.75 of the room, trim.high)."
+HIGH = "A prompt with earlier rows has at most 2,879 tokens (trim.high: 0.75)."
 
 
 @pytest.mark.parametrize(
@@ -146,54 +151,60 @@ BOUND = "and are dropped before a prompt passes 2,879 tokens (0.75 of the room, 
         (
             300,
             "trim: {strategy: window, every: 30}\naudit: 50\non_harm: isolate\n",
-            f"up to 49 earlier ones stand before a row with their answers, {BOUND} "
-            "Audit: at most 50 rows of conversations are asked again in isolation, once, and those that "
-            "differ twice. It finds, with 95 % probability, a conversation that changes 18 % of the answers "
-            "or more. "
-            "on_harm: isolate: then the remaining rows are asked in isolation, and those of harmed segments "
-            "again: at most 300 more answers.",
+            [
+                f"up to 49 earlier rows, with their answers. {HIGH}",
+                "Audit: asks at most 50 rows again in isolation. Rows whose answer differs are asked twice.",
+                "With 95 % probability it detects a conversation that changes at least 18 % of the answers.",
+                "on_harm: isolate",
+                "at most 300 more answers",
+            ],
             "pilot",
         ),
         (
             300,
             "trim: {strategy: anchors}\nsegment: 10\n",
-            "6 fixed rows stand before a row with their answers, in at most half of the room of 3,839 "
-            "tokens. Anchors: 24 rows are answered in isolation first, to choose from. Audit: at most 20",
+            [
+                "Each prompt also has 6 anchors",
+                "at most half of the 3,839 tokens",
+                "chosen from 24 rows",
+                "Audit: asks at most 20 rows",
+            ],
             "on_harm",
         ),
-        (300, "trim: {strategy: window}\nsegment: 12\n", "up to 11 earlier ones stand", "Warning"),
-        (300, "trim: {strategy: window}\naudit: off\n", "up to 49 earlier ones", "Audit"),
-        (300, "trim: {strategy: window}\naudit: 1\n", "Warning: so few rows cannot show harm.", "95 %"),
-        (300, "trim: {strategy: budget, tokens: 500}\n", "earlier ones within 500 tokens stand", "up to 0"),
+        (300, "trim: {strategy: window}\nsegment: 12\n", ["up to 11 earlier rows"], "Warning"),
+        (300, "trim: {strategy: window}\naudit: off\n", ["up to 49 earlier rows"], "Audit"),
+        (300, "trim: {strategy: window}\naudit: 1\n", ["Warning: so few rows cannot show harm."], "95 %"),
+        (300, "trim: {strategy: budget, tokens: 500}\n", ["earlier rows within 500 tokens"], "up to 0"),
         (
             300,
             "trim: {pilot: 400}\ngold: text\naudit: 90\noptions: {temperature: 1}\n",
-            "up to 20 earlier ones, or 6 fixed and up to 5 earlier ones, stand before a row with their "
-            f"answers, {BOUND} A pilot of at most 400 answers tries whether earlier rows make the answers "
-            "agree better with gold. Without proof each row is asked in isolation. Audit: at most 90 rows of "
-            "conversations are asked again in isolation, twice.",
+            [
+                "up to 20 earlier rows, or 6 anchors and up to 5 earlier rows",
+                HIGH,
+                "Pilot: at most 400 answers",
+                "Audit: asks at most 90 rows again in isolation, each twice.",
+            ],
             "Warning",
         ),
-        (300, "trim: {pilot: 30}\ngold: text\n", "Warning: 30 answers are too few for a proof. It takes at "
-         "least trim.pilot: 40.", "Audit: at most 300"),
-        (300, "trim: {pilot: 50}\ngold: text\n", "A pilot of at most 50 answers", "too few"),
-        (6, "trim: {pilot: 300}\ngold: text\n", "Warning: 6 rows in such segments cannot give that proof.",
-         "takes at least"),
-        (300, "gold: text\n", "from 5,000 rows on (trim.pilot: N has one in any case).", "Audit"),
-        (5000, "gold: text\n", "A pilot of at most 100 answers", "Warning"),
-        (7, "trim: {strategy: window}\nsegment: all\n", "up to 6 earlier ones", "pilot"),
-        (300, "audit: 50\n", "Each row is asked in isolation behind the shared part.", "Audit"),
-        (300, "mode: isolated\non_harm: isolate\n", "Time: unknown", "asked again"),
+        (300, "trim: {pilot: 30}\ngold: text\n",
+         ["Warning: 30 answers are too few", "Set trim.pilot: 40 or more."], "Audit: asks at most 300"),
+        (300, "trim: {pilot: 50}\ngold: text\n", ["Pilot: at most 50 answers"], "too few"),
+        (6, "trim: {pilot: 300}\ngold: text\n", ["Warning: 6 rows in such segments"], "too few"),
+        (300, "gold: text\n", ["From 5,000 rows on, or with trim.pilot: N,"], "Audit"),
+        (5000, "gold: text\n", ["Pilot: at most 100 answers"], "Warning"),
+        (7, "trim: {strategy: window}\nsegment: all\n", ["up to 6 earlier rows"], "pilot"),
+        (300, "audit: 50\n", ["Each row is asked in isolation."], "Audit"),
+        (300, "mode: isolated\non_harm: isolate\n", ["Time: unknown"], "asked again"),
     ],
 )  # fmt: skip
-def test_check_says_what_is_asked_besides_the_rows(
-    drop: Path, rows: int, side: str, said: str, unsaid: str
+def test_check_shows_prompts_pilot_and_audit(
+    drop: Path, rows: int, side: str, said: list[str], unsaid: str
 ) -> None:
-    """And how much that is at most, and of which size a pilot can be of any use."""
+    """What a prompt has besides the row, the additional answers at most, and numbers that are too small."""
     drop.write_text("id,text\n" + "".join(f"{n},row {n}\n" for n in range(rows)))
     drop.with_suffix(".yaml").write_text(SIDECAR + side)
     output = " ".join(call("check", drop).output.split())
-    assert said in output
+    assert [words for words in said if words not in output] == []
     assert unsaid not in output
 
 
@@ -202,7 +213,7 @@ def test_check_says_what_is_asked_besides_the_rows(
     [
         (
             "lanes: 2\ntrim: {strategy: reset}\n",
-            "1 conversation, and a conversation is held by one lane: 1 of 2 lanes will",
+            "1 conversation for 2 lanes",
         ),
         ("lanes: 2\ntrim: {strategy: reset}\nsegment: 2\n", None),
         ("lanes: 2\n", None),
@@ -215,10 +226,32 @@ def test_check_says_where_lanes_would_have_no_work(drop: Path, side: str, said: 
     sidecar = drop.with_suffix(".yaml")
     sidecar.write_text(sidecar.read_text() + side)
     output = " ".join(call("check", drop).output.split())
-    assert ("lanes will have work" in output) == (said is not None)
+    assert ("to use all lanes" in output) == (said is not None)
     if said is not None:
         assert said in output
-        assert "`segment: 2` would use all" in output
+        assert "Set `segment: 2` to use all lanes" in output
+
+
+def test_a_long_check_shows_its_progress_on_a_terminal() -> None:
+    """And leaves an empty line; in a file or a pipe nothing is shown."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    async def shown(stream: io.StringIO) -> str:
+        clock = SystemClock()
+        progress = Progress("check", clock, Pulse(clock), phase="reading rows: 64")
+        task = asyncio.create_task(show_phase(progress, stream))
+        await asyncio.wait({task}, timeout=1.2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return stream.getvalue()
+
+    text = asyncio.run(shown(Terminal()))
+    assert "reading rows: 64" in text
+    assert text.endswith("\r\x1b[K")
+    assert asyncio.run(shown(io.StringIO())) == ""
 
 
 def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
@@ -249,6 +282,7 @@ def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
         ("model: m\nprompt: x\nexpect: {rows: 9}\n", DATA, "the sidecar expects 9"),
         ("model: m\nprompt: x\n", DATA + "e,five", "does not end with a newline"),
         ("model: m\nprompt: '{{ name'\n", DATA, "r.yaml:2"),
+        ("model: m\nprompt: '{{ name'\n", DATA, "r.csv:4: ragged: 1 cell where the header has 2 columns"),
     ],
 )
 def test_check_says_what_would_fail_the_job(
@@ -387,8 +421,6 @@ def test_what_is_no_regular_file_is_refused_at_once(
 
 def test_status_and_watch_show_what_became_of_a_drop(tmp_path: Path) -> None:
     """The service at a glance, one name in words, and both for programs."""
-    import asyncio
-
     service = Service(tmp_path / "spool")
     service.drop("a")
     service.drop("lonely", sidecar=None)

@@ -1,4 +1,4 @@
-"""Two jobs side by side, and a look at one."""
+"""Comparison of two published jobs, and analysis of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from spoolama.errors import InputError, RowError
 from spoolama.job.row import Row
 from spoolama.jobtools.analysis import analyze_job
 from spoolama.jobtools.compare import compare_jobs
-from spoolama.publish.conversation_metrics import trim_sentence
+from spoolama.publish.metrics import Metrics, TrimPlan
+from spoolama.publish.summary import balance, context_sentences
 from spoolama.spool.job_ledger import JobLedger
 from support.published import answered, publish_job
 
@@ -43,12 +44,12 @@ def test_the_same_rows_in_conversation_and_alone(tmp_path: Path) -> None:
 
     left, right = comparison.left.cells, comparison.right.cells
     assert (comparison.both, comparison.different) == (20, 10)
-    assert comparison.sentences()[0] == "The same rows got a different answer in 10 of 20 rows (50 %)."
+    assert comparison.sentences()[0] == "10 of 20 rows (50 %) got different answers."
     assert len(comparison.sentences()) == 2
-    assert left["Answers"] == ('every one of the 20 answers is "positive"; never given: negative')
+    assert left["Answers"] == ('all 20 answers are "positive"; never: negative')
     assert "undefined" in left["Agreement"]
-    assert "Rank correlation (Spearman) with gold 0.87 (95 % interval" in right["Agreement"]
-    assert (left["Rows are answered"], right["Rows are answered"]) == ("in conversation", "isolated")
+    assert "Rank correlation (Spearman) with gold: 0.87 (95 % interval" in right["Agreement"]
+    assert (left["Mode"], right["Mode"]) == ("conversation", "isolated")
     assert left["Tokens evaluated"] == "480"
 
 
@@ -63,7 +64,7 @@ def test_two_conversations_are_told_apart_by_their_names_and_trims(tmp_path: Pat
     cost = comparison.sentences()[1]
     assert comparison.left.job in cost
     assert comparison.right.job in cost
-    assert "In sight of" in comparison.left.cells
+    assert "strategy reset" in comparison.left.cells["Context"]
 
 
 def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
@@ -74,15 +75,15 @@ def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
 
     comparison = compare_jobs(tmp_path / "auto", tmp_path / "window")
 
-    assert [side.cells["Rows are answered"] for side in (comparison.left, comparison.right)] == [
+    assert [side.cells["Mode"] for side in (comparison.left, comparison.right)] == [
         "isolated",
-        "in conversation",
+        "conversation",
     ]
-    assert comparison.left.cells["In sight of"] == "strategy auto; each row alone"
+    assert "each row was asked in isolation" in comparison.left.cells["Context"]
 
 
 def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
-    """Rows by which one job chose what stands before the rows are left out of the other's agreement too."""
+    """Rows with which one job chose the form of its prompts are left out of both agreements."""
 
     async def fill(ledger: JobLedger) -> None:
         for ordinal in range(5):
@@ -98,45 +99,45 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
 
     for side in (comparison.left, comparison.right):
         assert "over 15 rows" in side.cells["Agreement"]
-        assert "helped to choose what each row of first is asked in sight of" in side.cells["Agreement"]
+        assert "helped to choose the form of the prompts of first" in side.cells["Agreement"]
 
 
 @pytest.mark.parametrize(
     ("trim", "more", "said"),
     [
-        (None, {}, None),
         (
             {"strategy": "window", "keep": 20, "every": 30},
             {},
-            "strategy window; 20 rows kept at a trim; a trim every 30 rows",
+            "strategy window; 20 rows kept by a trim; a trim every 30 rows",
         ),
         (
             {"strategy": "window", "keep": 20, "every": 30},
-            {"sight_peak": 49},
-            "strategy window; 20 rows kept at a trim; a trim every 30 rows; each row saw up to 49 earlier"
-            " ones",
+            {"visible_rows_peak": 49},
+            "strategy window; 20 rows kept by a trim; a trim every 30 rows; up to 49 other rows in a prompt",
         ),
         (
             {"strategy": "anchors", "every": 1, "gold": True},
-            {"anchors": [4, 9]},
-            "strategy anchors; the same 2 rows before all others, with their known answers;"
-            " each row alone behind them",
+            {"anchors": (4, 9)},
+            "strategy anchors; 2 anchors with their known answers; no earlier rows",
         ),
         (
             {"strategy": "important", "keep": 5, "every": 9, "score": "uncertain"},
             {"logprobs": 0},
-            "strategy important; 5 rows kept at a trim; a trim every 9 rows;"
-            " the server told no log probabilities, so `uncertain` chose the latest rows",
+            "strategy important; 5 rows kept by a trim; a trim every 9 rows;"
+            " the server returned no log probabilities, so the latest rows were kept",
         ),
         ({"strategy": "budget", "tokens": 1500}, {}, "strategy budget; at most 1,500 tokens of earlier rows"),
     ],
 )
-def test_what_stood_before_a_row_is_said_in_words(
-    trim: dict[str, Any] | None, more: dict[str, Any], said: str | None
-) -> None:
-    """How many rows, how rarely they are trimmed, and where what was asked for could not be had."""
-    ordinary = {"keep": 0, "every": 0, "important": 0, "tokens": None, "gold": False}
-    assert trim_sentence({"trim": None if trim is None else ordinary | trim, **more}) == said
+def test_trims_are_described_in_words(trim: dict[str, Any], more: dict[str, Any], said: str) -> None:
+    """How many rows, how often they are trimmed, and what the server did not return."""
+    metrics = Metrics(trim=TrimPlan(asked=trim["strategy"], **trim), **more)
+    assert dict(context_sentences(metrics))["Trims"] == said
+
+
+def test_an_isolated_job_has_no_trims() -> None:
+    """Neither does one without a plan."""
+    assert dict(context_sentences(Metrics(isolated=True))) == {}
 
 
 def test_jobs_about_other_data_are_refused(tmp_path: Path) -> None:
@@ -166,11 +167,11 @@ def test_analysis_names_the_worst_rows(tmp_path: Path) -> None:
 
     analysis = analyze_job(tmp_path / "j", most=3)
 
-    assert analysis.balance == "20 rows in = 18 ok + 2 failed + 0 skipped"
+    assert balance(analysis.metrics) == "20 rows in = 18 ok + 2 failed + 0 skipped"
     assert [(f.code, f.rows, f.example.row) for f in analysis.failures] == [("context_overflow", 2, 4)]
     assert [record.row for _, record in analysis.extremes["slowest"]] == [20, 19, 18]
     assert [record.row for _, record in analysis.extremes["longest prompt"]] == [10, 20, 9]
-    assert "most tries" not in analysis.extremes
+    assert "most attempts" not in analysis.extremes
     table = list(csv.DictReader(io.StringIO(b"".join(analysis.csv()).decode())))
     assert {"rows", "answers", "agreement", "failures", "slowest"} <= {row["section"] for row in table}
     shares = [float(row["note"]) for row in table if row["section"] == "answers"]

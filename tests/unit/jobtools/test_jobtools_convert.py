@@ -61,7 +61,7 @@ def test_requests_are_those_that_spoolama_itself_reads(data: Path, tmp_path: Pat
 
     assert (converted.written, converted.left_out) == (2, 2)
     assert "line 4" in converted.problems[0]
-    assert "the id 'a' was used before" in converted.problems[1]
+    assert "the id 'a' is used twice" in converted.problems[1]
     assert "top_k" in converted.problems[2]
     with read_rows(target, detect(target, target.name)) as rows:
         assert [(row.id, row.fault) for row in rows] == [("a", None), ("b", None)]
@@ -116,7 +116,7 @@ def test_what_a_service_may_put_there(data: Path, tmp_path: Path, line: bytes, e
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (output_line("a", "x") * 2, "answered twice"),
+        (output_line("a", "x") * 2, "has two answers"),
         (b'{"a": 1}\n', "not the output of a batch"),
         (b"{\n", "line 1 is not JSON"),
     ],

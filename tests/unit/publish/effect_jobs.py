@@ -121,5 +121,5 @@ def line_of(summary: Summary, label: str) -> str:
 
 
 def top_of(summary: Summary) -> str:
-    """What stands between the books and the first entry, on one line."""
+    """The text between the counts and the first entry, on one line."""
     return " ".join(" ".join(summary.text.split("\n\nModel")[0].splitlines()[2:]).split())

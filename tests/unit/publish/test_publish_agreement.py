@@ -1,4 +1,4 @@
-"""Agreement with known answers, and the spread of answers."""
+"""Agreement with known answers, and the distribution of answers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 
 from spoolama.publish import statistics
-from spoolama.publish.agreed import along_sentence, strength_words, weakness
-from spoolama.publish.agreement import Agreement, AnswerTally
+from spoolama.publish.agreement import Agreement, AnswerCounts, along_sentence
 
 
 def agreement_of(pairs: Sequence[tuple[Any, Any]], enum: list[str] | None = None) -> Agreement:
-    tally = AnswerTally("gold", enum)
+    counts = AnswerCounts("gold", enum)
     for answer, gold in pairs:
-        tally.add(answer, gold)
-    agreement = tally.agreement()
+        counts.add(answer, gold)
+    agreement = counts.agreement()
     assert agreement is not None
     return agreement
 
@@ -26,14 +25,14 @@ def agreement_of(pairs: Sequence[tuple[Any, Any]], enum: list[str] | None = None
 def test_long_labels_are_shortened_and_stay_different() -> None:
     """A thousand different labels are kept in memory and written to metrics.json."""
     long, other = "word " * 100_000 + "a", "word " * 100_000 + "b"
-    tally = AnswerTally("gold", None)
+    counts = AnswerCounts("gold", None)
     for answer, gold in ((long, long), (long, other), ("short", "short")):
-        tally.add(answer, gold)
-    answers = tally.spread().counts
+        counts.add(answer, gold)
+    answers = counts.distribution().counts
     assert answers is not None
     assert list(answers.values()) == [2, 1]
     assert max(map(len, answers)) < 250
-    agreement = tally.agreement()
+    agreement = counts.agreement()
     assert agreement is not None
     assert agreement.rows == 3
     assert agreement.accuracy == pytest.approx(2 / 3)
@@ -143,7 +142,7 @@ def test_one_answer_for_everything_is_said() -> None:
     agreement = agreement_of([("positive", n) for n in range(20)])
     assert agreement.correlation is None
     assert agreement.sentences() == [
-        'The rank correlation with gold is undefined: every answer was "positive".'
+        'The rank correlation with gold is undefined: every answer is "positive".'
     ]
 
 
@@ -165,30 +164,30 @@ def test_what_cannot_be_compared_is_said(pairs: list[tuple[Any, Any]], words: st
     assert any(words in sentence for sentence in agreement_of(pairs).sentences())
 
 
-def test_spread() -> None:
+def test_distribution() -> None:
     """Counts with most first, entropy in bits, and words."""
-    tally = AnswerTally()
+    counts = AnswerCounts()
     for label in ["a"] * 3 + ["b"]:
-        tally.add(label, None)
-    spread = tally.spread()
-    assert spread.counts == {"a": 3, "b": 1}
-    assert spread.entropy_bits == pytest.approx(0.8113)
-    assert spread.sentence() == "a 3 (75 %), b 1 (25 %)"
-    assert tally.agreement() is None
+        counts.add(label, None)
+    distribution = counts.distribution()
+    assert distribution.counts == {"a": 3, "b": 1}
+    assert distribution.entropy_bits == pytest.approx(0.8113)
+    assert distribution.sentence() == "a 3 (75 %), b 1 (25 %)"
+    assert counts.agreement() is None
 
 
-def test_spread_of_free_text_is_not_counted() -> None:
+def test_distribution_of_free_text_is_not_counted() -> None:
     """Past 1000 different answers counting stops, so that memory stays flat."""
-    tally = AnswerTally()
+    counts = AnswerCounts()
     for n in range(1200):
-        tally.add(f"text {n}", None)
-    assert tally.spread().counts is None
-    assert "over 1000 different answers in 1200 rows" in tally.spread().sentence()
+        counts.add(f"text {n}", None)
+    assert counts.distribution().counts is None
+    assert "more than 1,000 different answers in 1,200 rows" in counts.distribution().sentence()
 
 
 def test_agreement_along_the_job_is_told_in_thirds() -> None:
     """Labels by their accuracy, numbers by their rank correlation, each third with its rows and interval."""
-    labels, numbers = AnswerTally("gold"), AnswerTally("gold")
+    labels, numbers = AnswerCounts("gold"), AnswerCounts("gold")
     for n in range(90):
         labels.add("yes" if n < 60 or n % 2 else "no", "yes", row=2 * n + 1)
         numbers.add(n, n if n < 60 else -n, row=n + 1)
@@ -208,15 +207,19 @@ def test_agreement_along_the_job_is_told_in_thirds() -> None:
 
 def test_a_third_without_a_correlation_says_why() -> None:
     """All answers alike, or all known ones: words in place of a bare `undefined`."""
-    tally = AnswerTally("gold")
+    counts = AnswerCounts("gold")
     for n in range(90):
-        tally.add(7 if n < 30 else n, 3 if 30 <= n < 60 else n, row=n + 1)
-    thirds = tally.along_job()
+        counts.add(7 if n < 30 else n, 3 if 30 <= n < 60 else n, row=n + 1)
+    thirds = counts.along_job()
     assert along_sentence(thirds) == (
-        "In the first, middle and last third of the rows: undefined (all answers alike), undefined (all known"
-        " answers alike), 1.00."
+        "In the first, middle and last third of the rows: undefined (all answers are the same), undefined"
+        " (all known answers are the same), 1.00."
     )
-    assert [third.undefined for third in thirds] == ["all answers alike", "all known answers alike", None]
+    assert [third.undefined for third in thirds] == [
+        "all answers are the same",
+        "all known answers are the same",
+        None,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -225,28 +228,28 @@ def test_a_third_without_a_correlation_says_why() -> None:
         (0.1, None, "very weak"),
         (0.39, (0.2, 0.55), "weak"),
         (0.4, None, "moderate"),
-        (-0.7, (-0.8, -0.5), "strong, but the other way round"),
+        (-0.7, (-0.8, -0.5), "strong and negative"),
         (1.0, None, "very strong"),
-        (0.3, (-0.1, 0.6), "weak; it may as well be none"),
+        (0.3, (-0.1, 0.6), "weak, and may be chance"),
     ],
 )
-def test_a_correlation_is_told_in_words(
+def test_a_correlation_is_described_in_words(
     correlation: float, interval: tuple[float, float] | None, words: str
 ) -> None:
-    """How strong by a stated convention, which way round, and whether it may be chance."""
-    assert strength_words(correlation, interval) == words
-    told = Agreement("gold", 20, "numbers", correlation=correlation, correlation_interval=interval)
-    first, convention = told.sentences()
-    assert first.endswith(f"over 20 rows: {words}.")
-    assert "weak is below 0.4, strong from 0.6" in convention
+    """How strong by the bounds of Evans, the direction, and whether it may be chance."""
+    found = Agreement("gold", 20, "numbers", correlation=correlation, correlation_interval=interval)
+    assert found.strength() == words
+    (sentence,) = found.sentences()
+    assert f"{correlation:.2f}" in sentence
+    assert sentence.endswith(f"over 20 rows. It is {words}.")
 
 
 @pytest.mark.parametrize(
     ("correlation", "rows", "said"),
     [
-        (0.27, 900, "The answers agree only weakly with gold: a larger model or a clearer prompt may help."),
-        (-0.13, 900, "The answers do not agree with gold: a larger model or a clearer prompt may help."),
-        (-0.5, 900, "The answers run against gold: see whether both count the same way up."),
+        (0.27, 900, "agree only weakly with gold"),
+        (-0.13, 900, "do not agree with gold"),
+        (-0.5, 900, "are opposite to gold"),
         (0.4, 900, None),
         (0.27, 9, None),
         (None, 900, None),
@@ -255,41 +258,42 @@ def test_a_correlation_is_told_in_words(
 def test_weak_agreement_says_what_may_help(correlation: float | None, rows: int, said: str | None) -> None:
     """Below what is called moderate, and over enough rows to say so."""
     interval = None if correlation is None else statistics.spearman_interval(correlation, rows)
-    told = Agreement("gold", rows, "numbers", correlation=correlation, correlation_interval=interval)
-    assert weakness(told.to_json()) == said
-    assert weakness(None) is None
+    found = Agreement("gold", rows, "numbers", correlation=correlation, correlation_interval=interval)
+    advice = found.advice()
+    assert (advice is None) == (said is None)
+    assert (said or "") in (advice or "")
 
 
 def test_labels_that_were_never_given_are_named() -> None:
     """The schema's labels that no row was answered, whatever their case; none where nothing was answered."""
-    tally, empty = AnswerTally("gold", ["Negative", "neutral", "positive"]), AnswerTally(None, ["a"])
+    counts, empty = AnswerCounts("gold", ["Negative", "neutral", "positive"]), AnswerCounts(None, ["a"])
     for label in ("negative", "positive", "positive"):
-        tally.add(label, None)
-    assert tally.spread().never == ("neutral",)
-    assert tally.spread().sentence() == "positive 2 (67 %), negative 1 (33 %); never given: neutral"
-    assert empty.spread().sentence() == "no answers to count"
+        counts.add(label, None)
+    assert counts.distribution().never == ("neutral",)
+    assert counts.distribution().sentence() == "positive 2 (67 %), negative 1 (33 %); never: neutral"
+    assert empty.distribution().sentence() == "no answers to count"
 
 
 def test_too_few_rows_have_no_thirds() -> None:
     """Under 30 rows, or without a comparison, nothing is said of the agreement along the job."""
-    tally, text = AnswerTally("gold"), AnswerTally("gold")
+    counts, text = AnswerCounts("gold"), AnswerCounts("gold")
     for n in range(29):
-        tally.add("a", "a", row=n + 1)
+        counts.add("a", "a", row=n + 1)
     for n in range(60):
         text.add(f"word {n}", n, row=n + 1)
-    assert (tally.along_job(), text.along_job()) == ([], [])
+    assert (counts.along_job(), text.along_job()) == ((), ())
     assert along_sentence([]) is None
 
 
 def test_rows_that_were_used_are_counted_and_left_out() -> None:
     """They have no part in any measure, but in the spread of the answers."""
-    tally = AnswerTally("gold")
+    counts = AnswerCounts("gold")
     for n in range(10):
-        tally.add("a", "b" if n < 4 else "a", row=n + 1, used=n < 4)
-    agreement = tally.agreement()
+        counts.add("a", "b" if n < 4 else "a", row=n + 1, used=n < 4)
+    agreement = counts.agreement()
     assert agreement is not None
     assert (agreement.rows, agreement.left_out, agreement.accuracy) == (6, 4, 1.0)
-    assert tally.spread().rows == 10
+    assert counts.distribution().rows == 10
     assert any(
         "Not counted: 4 rows whose known answers helped" in sentence for sentence in agreement.sentences()
     )

@@ -1,4 +1,4 @@
-"""What is reported of the audit: harm first, with what to do; else how sure it is that there is none."""
+"""The report of the audit: harm with what to do, or how certain it is that there is none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 from spoolama.jobtools.analysis import analyze_job
 from spoolama.jobtools.compare import compare_jobs
 from spoolama.jobtools.merge import merge_jobs
-from spoolama.publish.audit import falling, parts_of
+from spoolama.publish.audit import AuditResult, falling, part_of
+from spoolama.publish.metrics import EndedEarly
+from spoolama.publish.summary import Summary, agreement_sentences, context_sentences
 from spoolama.spool.job_ledger import JobLedger
 from support.published import Fill, answered, publish_job
 from unit.publish.effect_jobs import (
@@ -60,79 +62,82 @@ def audited(
     return fill
 
 
-def test_answers_that_stay_the_same_are_said_to_with_the_smallest_harm(tmp_path: Path) -> None:
-    """No row of 100 differs: nothing is warned of, and what such a sample would have found is told."""
+def audit_of(summary: Summary) -> AuditResult:
+    assert summary.metrics.audit is not None
+    return summary.metrics.audit
+
+
+def test_unchanged_answers_are_reported_with_the_smallest_harm(tmp_path: Path) -> None:
+    """No row of 100 differs: no warning, and the share that such a sample detects."""
     summary = publish(tmp_path / "j", WINDOW, fill=audited())
-    assert line_of(summary, "Audit") == (
-        "Asked again in isolation, 100 % of 100 rows got the same answer (95 % interval 96 to 100 %)."
-        " No harm found; a change of 12 % of the answers would be found with 95 % probability."
-    )
-    found = summary.metrics["audit"]
-    assert (found["rows"], found["asked"], found["random"], found["harm"]) == (100, 100, 100, False)
-    assert (found["changed"], found["floor"], found["not_repeated"], found["smallest_harm"]) == (
-        0,
-        None,
-        0,
-        0.12,
-    )
-    assert (top_of(summary), found["warning"]) == ("", None)
-    assert [part["rows"] for part in found["by_depth"]] == [34, 34, 32]
-    assert found["by_depth"][0]["where"] == "after 1 to 10 rows"
-    assert found["along_job"][-1]["where"].startswith("rows ")
+    line = line_of(summary, "Audit")
+    assert line.startswith("100 % of 100 rows got the same answer in isolation (95 % interval 96 to 100 %)")
+    assert "No harm was found" in line
+    assert "a change of 12 % of the answers" in line
+    found = audit_of(summary)
+    assert (found.rows, found.asked, found.random, found.harm) == (100, 100, 100, None)
+    assert (found.changed, found.repeatability, found.not_repeated, found.smallest_harm) == (0, None, 0, 0.12)
+    assert (top_of(summary), found.warning()) == ("", None)
+    assert [part.rows for part in found.by_depth] == [34, 34, 32]
+    assert found.by_depth[0].where == "after 1 to 10 rows"
+    assert found.along_job[-1].where.startswith("rows ")
 
 
 def test_few_rows_say_what_they_cannot_show(tmp_path: Path) -> None:
-    """Seven rows find a change of half of the answers, one row none; beyond the margin it is no all-clear."""
-    for rows, says, end in (
-        (7, own, "a change of 53 % of the answers would be found with 95 % probability."),
-        (1, own, "So few rows cannot show harm."),
+    """Seven rows detect a change of half of the answers, one row none; above the margin nothing is clear."""
+
+    def one_differs(n: int) -> str:
+        return own(n + (n == ROWS[3]))
+
+    cases: tuple[tuple[str, int, Says, str], ...] = (
+        ("seven", 7, own, "a change of 53 % of the answers"),
+        ("one", 1, own, "too small to show harm"),
         (
+            "above",
             7,
-            lambda n: own(n + (n == ROWS[3])),
-            "The best estimate is 14 % changed, more than the 5 % that `margin` allows,"
-            " but so few rows do not"
-            " prove it.",
+            one_differs,
+            "14 % changed answers, above the 5 % of `margin`, but the sample is too small",
         ),
-    ):
-        name = tmp_path / f"j{rows}{end[:3]}"
-        line = line_of(publish(name, WINDOW, fill=audited(says, rows=ROWS[:rows])), "Audit")
-        assert line.endswith(end)
+    )
+    for name, rows, says, words in cases:
+        summary = publish(tmp_path / name, WINDOW, fill=audited(says, rows=ROWS[:rows]))
+        assert words in line_of(summary, "Audit")
 
 
-def test_harm_is_said_before_all_else(tmp_path: Path) -> None:
-    """Right under name and books: what was found, after how many rows, and what to do."""
+def test_harm_comes_first(tmp_path: Path) -> None:
+    """Below name and counts: what was found, after how many rows, and what to do."""
 
     def deep(n: int) -> str:
         return own(n + 1) if n % 30 > 15 else own(n)
 
     summary = publish(tmp_path / "j", WINDOW, fill=audited(deep, harm=harm()))
-    assert top_of(summary) == (
-        "Warning: the conversation changes about 30 % of the answers (known after 120"
-        " rows). The answers stand"
-        " in the results as they came. What to do: nothing, if earlier rows are meant to count; else drop the"
-        " job again with `mode: isolated`."
+    top = top_of(summary)
+    assert top.startswith(
+        "Warning: the conversation changes about 30 % of the answers (known after 120 rows)."
     )
+    assert "What to do: upload the job again with `mode: isolated`" in top
     assert summary.text.splitlines()[1].startswith("300 rows in")
-    assert line_of(summary, "Audit") == (
-        "Asked again in isolation, 50 % of 100 rows got the same answer (95 % interval 40 to 60 %). Harm was"
-        " found after 120 rows: see the top. The more rows stood before a row, the less its answers agree."
-    )
-    found = summary.metrics["audit"]
-    assert (found["harm"], found["known_after"], found["drift"]) == (True, 120, "depth")
+    line = line_of(summary, "Audit")
+    assert "50 % of 100 rows" in line
+    assert "95 % interval 40 to 60 %" in line
+    assert "Harm was found after 120 rows" in line
+    assert "falls with the number of earlier rows" in line
+    found = audit_of(summary)
+    assert (found.known_after, found.falls_along) == (120, "depth")
+    assert found.harm == "the conversation changes about 30 % of the answers"
 
 
 def test_harmed_segments_are_named(tmp_path: Path) -> None:
     """Three of them with their rows and what was odd; the others are in metrics.json."""
     harmed = {2: verdict(2), 4: {**verdict(4, 3.0), "suspicion": ""}, 7: verdict(7), 9: verdict(9)}
     summary = publish(tmp_path / "j", WINDOW, fill=audited(harmed=harmed, harm=harm()))
-    assert (
-        'Harmed by themselves: rows 61 to 90, where 29 of 29 answers are "positive" (6 of 8 audited answers'
-        " changed); rows 121 to 150 (3 of 8 audited answers changed); rows 211 to 240, where"
-    ) in top_of(summary)
-    assert "1 segment more in metrics.json." in top_of(summary)
-    found = summary.metrics["audit"]
-    assert next((v["segment"], v["first_row"], v["last_row"]) for v in found["harmed"]) == (2, 61, 90)
-    assert (found["segments"], found["odd"], len(found["harmed"])) == (10, 3, 4)
+    top = top_of(summary)
+    assert 'rows 61 to 90, where 29 of 29 answers are "positive" (6 of 8 audited answers changed)' in top
+    assert "rows 121 to 150 (3 of 8 audited answers changed)" in top
+    assert "1 more segment in metrics.json." in top
+    found = audit_of(summary)
+    assert (found.harmed[0].segment, found.harmed[0].first_row, found.harmed[0].last_row) == (2, 61, 90)
+    assert (found.segments, found.odd_segments, found.harmed_segments) == (10, 3, 4)
 
 
 def test_status_and_log_hear_of_harm_in_one_line(tmp_path: Path) -> None:
@@ -143,12 +148,12 @@ def test_status_and_log_hear_of_harm_in_one_line(tmp_path: Path) -> None:
     assert summary.outcome("cancelled by j.cancel") == f"cancelled by j.cancel. {short}"
     calm = publish(tmp_path / "calm", WINDOW, fill=audited())
     assert calm.outcome() == "300 rows in = 300 ok + 0 failed + 0 skipped"
-    ended = replace(summary, metrics={**summary.metrics, "ended_early": {"code": "harm"}})
+    ended = replace(summary, metrics=replace(summary.metrics, ended_early=EndedEarly("harm")))
     assert ended.outcome("the conversation harms") == "the conversation harms"
 
 
-def test_isolated_rows_are_told_and_marked(tmp_path: Path) -> None:
-    """With `isolate` the results hold the new answers; those rows, and no others, carry `redone`."""
+def test_rows_that_were_asked_again_are_marked(tmp_path: Path) -> None:
+    """With `isolate` the results hold the new answers; those rows, and no others, have `asked_again`."""
 
     async def fill(ledger: JobLedger) -> None:
         await audited(harm=harm())(ledger)
@@ -160,23 +165,21 @@ def test_isolated_rows_are_told_and_marked(tmp_path: Path) -> None:
 
     summary = publish(tmp_path / "j", WINDOW + "on_harm: isolate\n", fill=fill)
 
-    found, top = summary.metrics["audit"], top_of(summary)
-    assert (found["replaced"], found["answered_again"], found["isolated_from"]) == (29, 29, 151)
-    assert (
-        "From row 151 on, rows were asked in isolation. 29 rows were asked again in"
-        " isolation; the results hold"
-        " those answers, marked `redone`. The other answers stand in the results as they came."
-    ) in top
-    assert summary.outcome().endswith("; 29 rows were asked again in isolation; see summary.txt")
+    found, top = audit_of(summary), top_of(summary)
+    assert (found.withdrawn, found.answered_again, found.isolated_from) == (29, 29, 151)
+    assert "From row 151 on, rows were isolated." in top
+    assert "29 rows were asked again in isolation" in top
+    assert "marked `asked_again`" in top
+    assert summary.outcome().endswith("; 29 rows asked again in isolation; see summary.txt")
     rows = records_of(tmp_path / "j")
-    assert [row["row"] for row in rows if row.get("redone")] == list(range(62, 91))
-    assert all("redone" not in row for row in rows[:61])
-    cells = table_of(tmp_path / "j", "redone")
+    assert [row["row"] for row in rows if row.get("asked_again")] == list(range(62, 91))
+    assert all("asked_again" not in row for row in rows[:61])
+    cells = table_of(tmp_path / "j", "asked_again")
     assert [n for n, cell in enumerate(cells, 1) if cell == "true"] == list(range(62, 91))
     assert set(cells) == {"", "true"}
     publish(tmp_path / "retry", rows=0)
     merge_jobs(tmp_path / "j", tmp_path / "retry", tmp_path / "whole")
-    assert table_of(tmp_path / "whole", "redone") == cells
+    assert table_of(tmp_path / "whole", "asked_again") == cells
 
 
 def table_of(job: Path, column: str) -> list[str]:
@@ -193,12 +196,12 @@ def test_what_the_conversation_answered_is_compared_though_it_was_taken_back(tmp
         for n in range(61, 90):
             ledger.answered(answered(n, json.dumps(own(n + 1)), alone=True, segment=SEGMENT))
 
-    found = publish(tmp_path / "j", WINDOW, fill=fill).metrics["audit"]
-    assert (found["rows"], found["changed"]) == (100, 0.1)
+    found = audit_of(publish(tmp_path / "j", WINDOW, fill=fill))
+    assert (found.rows, found.changed) == (100, 0.1)
 
 
 def test_a_table_without_redone_rows_has_no_column_for_them(tmp_path: Path) -> None:
-    """A job whose answers stand as they came has the columns that it always had."""
+    """Without rows that were asked again, results.csv has no column `asked_again`."""
     publish(tmp_path / "j", WINDOW, fill=audited())
     assert (tmp_path / "j" / "results.csv").read_bytes().startswith(b"text,gold,answer,status,error\n")
 
@@ -206,11 +209,9 @@ def test_a_table_without_redone_rows_has_no_column_for_them(tmp_path: Path) -> N
 def test_a_job_that_was_to_fail_says_how_to_go_on(tmp_path: Path) -> None:
     """With `fail` the end is explained, and what to drop instead."""
     summary = publish(tmp_path / "j", WINDOW + "on_harm: fail\n", fill=audited(harm=harm()))
-    assert top_of(summary).endswith(
-        "The job ended there, as `on_harm: fail` asks. What to do: drop it again with"
-        " `mode: isolated`, or with"
-        " `on_harm: isolate`."
-    )
+    top = top_of(summary)
+    assert "ended there because of `on_harm: fail`" in top
+    assert top.endswith("What to do: upload the job again with `mode: isolated` or `on_harm: isolate`.")
 
 
 def test_a_change_for_the_better_is_no_warning(tmp_path: Path) -> None:
@@ -218,7 +219,10 @@ def test_a_change_for_the_better_is_no_warning(tmp_path: Path) -> None:
     pilot = decision("tail-5", "better", tried(wins=20, losses=2, compared=60))
     side = "gold: gold\ntrim: {strategy: auto}\naudit: 100\n"
     summary = publish(tmp_path / "j", side, fill=audited(lambda n: own(n + 1), pilot=pilot))
-    assert "meant to differ: the pilot chose what agrees better with gold." in line_of(summary, "Audit")
+    assert (
+        "Different answers are intended: the pilot chose the form that agrees better with gold."
+        in line_of(summary, "Audit")
+    )
     assert top_of(summary) == ""
 
 
@@ -230,18 +234,18 @@ def test_noise_is_told_beside_the_agreement(tmp_path: Path) -> None:
 
     side = WINDOW + "options: {temperature: 1.0}\n"
     warm = publish(tmp_path / "warm", side, fill=audited(noisy, own))
-    assert warm.metrics["audit"]["floor"] == 0.95
-    assert "; two isolated answers are 95 % alike. No harm found;" in line_of(warm, "Audit")
+    assert audit_of(warm).repeatability == 0.95
+    assert "two isolated answers are 95 % alike. No harm was found." in line_of(warm, "Audit")
     cold = publish(tmp_path / "cold", WINDOW, fill=audited(noisy, own))
-    assert cold.metrics["audit"]["not_repeated"] == 5
-    assert "; in 5 of them isolated answers did not repeat. No harm found;" in line_of(cold, "Audit")
+    assert audit_of(cold).not_repeated == 5
+    assert "in 5 rows the isolated answer did not repeat. No harm was found." in line_of(cold, "Audit")
     assert (top_of(warm), top_of(cold)) == ("", "")
 
 
 def test_one_depth_is_told_once(tmp_path: Path) -> None:
-    """Behind anchors every row sees as many others: thirds by depth would tell them apart by nothing."""
-    found = publish(tmp_path / "j", WINDOW, fill=audited(rows=ROWS[::10])).metrics["audit"]
-    assert [(part["where"], part["rows"]) for part in found["by_depth"]] == [("after 1 rows", 10)]
+    """If every row has the same number of visible rows, there is one part instead of three thirds."""
+    found = audit_of(publish(tmp_path / "j", WINDOW, fill=audited(rows=ROWS[::10])))
+    assert [(part.where, part.rows) for part in found.by_depth] == [("after 1 rows", 10)]
 
 
 def test_free_text_is_alike_not_equal(tmp_path: Path) -> None:
@@ -251,11 +255,10 @@ def test_free_text_is_alike_not_equal(tmp_path: Path) -> None:
         return f"row {n} is about a thing of number {n * 7}"
 
     summary = publish(tmp_path / "j", WINDOW, says=says, text=True, fill=audited(says, text=True))
-    assert line_of(summary, "Audit").startswith(
-        "Asked again in isolation, 100 rows were answered 100 % alike (words in common; 95 % interval 96 to"
-    )
-    assert line_of(summary, "Audit").endswith("so no harm is concluded from that.")
-    assert summary.metrics["audit"]["smallest_harm"] is None
+    line = line_of(summary, "Audit")
+    assert "100 rows got answers in isolation that are 100 % alike (words in common;" in line
+    assert line.endswith("this does not show harm.")
+    assert audit_of(summary).smallest_harm is None
 
 
 def test_falling_agreement_is_told_where_it_surely_falls() -> None:
@@ -278,45 +281,30 @@ def test_falling_agreement_is_told_where_it_surely_falls() -> None:
 
 def test_a_part_without_rows_says_nothing() -> None:
     """Its interval is everything."""
-    assert (parts_of("x", []).rows, parts_of("x", []).low, parts_of("x", []).high) == (0, 0.0, 1.0)
+    assert (part_of("x", []).rows, part_of("x", []).interval) == (0, (0.0, 1.0))
 
 
 @pytest.mark.parametrize(
     ("side", "meta", "why", "shown"),
     [
-        ("mode: isolated\n", {}, "rows were asked in isolation", ""),
-        (
-            "trim: {strategy: window}\naudit: off\n",
-            {},
-            "the sidecar says `audit: off`",
-            "The sidecar says `audit: off`.",
-        ),
-        (
-            WINDOW,
-            {},
-            "the job ended before a segment was done",
-            "The job ended before a segment was done.",
-        ),
-        (
-            WINDOW,
-            {"asked_models": ["a", None]},
-            "the rows bring their own requests or models, and are not audited",
-            "The rows bring their own requests or models, and are not audited.",
-        ),
+        ("mode: isolated\n", {}, "the sidecar says `mode: isolated`", False),
+        ("trim: {strategy: window}\naudit: off\n", {}, "the sidecar says `audit: off`", True),
+        (WINDOW, {}, "the job ended before a segment did", True),
+        (WINDOW, {"asked_models": ["a", None]}, "the rows bring their own model or request", True),
     ],
 )
 def test_a_job_without_an_audit_says_why(
-    tmp_path: Path, side: str, meta: dict[str, Any], why: str, shown: str
+    tmp_path: Path, side: str, meta: dict[str, Any], why: str, shown: bool
 ) -> None:
-    """null with the reason; where there was a conversation, the summary says it as well."""
+    """null with the reason; the summary has it if there was a conversation or the sidecar has `audit`."""
     summary = publish(tmp_path / "j", side, **meta)
-    assert summary.metrics["audit"] is None
-    assert summary.metrics["how"]["audit"] == f"null: {why}"
-    assert line_of(summary, "Audit") == shown
+    assert summary.metrics.audit is None
+    assert summary.metrics.how()["audit"] == f"null: {why}"
+    assert line_of(summary, "Audit") == (f"None: {why}." if shown else "")
 
 
-def test_an_audit_that_was_asked_for_and_had_nothing_to_look_at_is_told(tmp_path: Path) -> None:
-    """A pilot may isolate every row: whoever asked for an audit is told why there is none."""
+def test_an_audit_without_a_conversation_says_why(tmp_path: Path) -> None:
+    """A pilot may isolate every row: whoever asked for an audit reads why there is none."""
     summary = publish_job(
         tmp_path / "j",
         data_name="d.csv",
@@ -325,64 +313,46 @@ def test_an_audit_that_was_asked_for_and_had_nothing_to_look_at_is_told(tmp_path
         answer=lambda row: str(row.ordinal),
         segment=1,
     )
-    assert summary.metrics["audit"] is None
-    assert (
-        line_of(summary, "Audit") == "No row was answered in sight of others, so there was nothing to audit."
-    )
+    assert summary.metrics.audit is None
+    assert line_of(summary, "Audit") == "None: every row was asked in isolation."
 
 
 def test_a_job_of_an_earlier_version_says_how_it_went_on(tmp_path: Path) -> None:
-    """The guard's checks go on; with `audit` rows are asked as segments end; harm that was seen is told."""
+    """Its checks of odd segments continue; with `audit` rows are asked again as segments end."""
     before = {**BUDGET, "begun_before": True}
     checks = publish(tmp_path / "a", WINDOW, fill=audited(rows=[], audit={**before, "random": 0}))
-    assert line_of(checks, "Audit") == (
-        "An earlier version began this job: only segments that look odd are checked, as its guard did."
-        " No harm seen in 10 segments; no row was asked at random."
-    )
+    assert "An earlier version began this job: only segments that look odd" in line_of(checks, "Audit")
+    assert "No harm was found in 10 segments." in line_of(checks, "Audit")
     asked = publish(tmp_path / "b", WINDOW, fill=audited(audit=before))
-    assert line_of(asked, "Audit").startswith(
-        "An earlier version began this job: its audit is made as segments end. Asked again"
-        " in isolation, 100 %"
-    )
+    assert "An earlier version began this job: the audit runs as segments end." in line_of(asked, "Audit")
+    assert "100 % of 100 rows" in line_of(asked, "Audit")
     old = {**verdict(2), "floor": 0.0, "odd": 0, "told": 0}
     guarded = publish(tmp_path / "c", WINDOW, fill=audited(rows=[], harmed={2: old}, audit=before))
-    assert top_of(guarded).startswith(
-        "Warning: the conversation changed the answers in 1 of 10 segments. Harmed by"
-        " themselves: rows 61 to 90"
-    )
+    assert "Warning: the conversation changed the answers in 1 of 10 segments." in top_of(guarded)
+    assert "rows 61 to 90" in top_of(guarded)
 
 
 def test_a_warning_is_in_analyze_in_compare_and_in_what_comes_next(tmp_path: Path) -> None:
     """Whoever looks at the answers by another way than the summary hears of it too."""
     summary = publish(tmp_path / "j", WINDOW, fill=audited(harm=harm()))
-    assert "Mind the warning at the top." in summary.text
-    (warning,) = analyze_job(tmp_path / "j").warnings
+    assert line_of(summary, "Next") == "Read the warning at the top."
+    warning = analyze_job(tmp_path / "j").warning
+    assert warning is not None
     assert warning.startswith("Warning: the conversation changes about 30 %")
-    assert compare_jobs(tmp_path / "j", tmp_path / "j").left.cells["Mind"] == warning
+    assert compare_jobs(tmp_path / "j", tmp_path / "j").left.cells["Warning"] == warning
 
 
 def test_analyze_has_the_sentences_of_the_summary(tmp_path: Path) -> None:
-    """What stood before the rows, pilot, audit and the thirds, word for word."""
+    """Context, pilot, audit and the agreement along the job are read back from metrics.json."""
     summary = publish(tmp_path / "j", "gold: gold\n" + WINDOW, fill=audited())
-    analysis = analyze_job(tmp_path / "j")
-    assert [label for label, _ in analysis.effects] == ["Trims", "Pilot", "Audit"]
-    for label, sentence in analysis.effects:
+    metrics = analyze_job(tmp_path / "j").metrics
+    sentences = dict(context_sentences(metrics))
+    assert list(sentences) == ["Trims", "Audit"]
+    for label, sentence in sentences.items():
         assert line_of(summary, label) == sentence
-    assert "each row saw up to 29 earlier ones" in dict(analysis.effects)["Trims"]
-    assert summary.metrics["sight_peak"] == 29
-    assert analysis.along is not None
-    assert line_of(summary, "Agreement").endswith(analysis.along)
-    assert analysis.along in b"".join(analysis.csv()).decode()
-
-
-def test_a_job_that_an_earlier_version_published_keeps_its_warning(tmp_path: Path) -> None:
-    """Its metrics.json has a section `guard`, and its sidecar the keys of that version."""
-    publish(tmp_path / "j", WINDOW, fill=audited())
-    path = tmp_path / "j" / "metrics.json"
-    metrics = json.loads(path.read_text())
-    metrics["guard"] = {"warning": "Warning: rows 1 to 30 went wrong.", "sentence": "Harm in 1 segment."}
-    metrics["sidecar"]["on_collapse"] = "redo"
-    path.write_text(json.dumps(metrics))
-    analysis = analyze_job(tmp_path / "j")
-    assert analysis.warnings == ["Warning: rows 1 to 30 went wrong."]
-    assert dict(analysis.effects)["Guard"] == "Harm in 1 segment."
+    assert "up to 29 other rows in a prompt" in sentences["Trims"]
+    assert summary.metrics.visible_rows_peak == 29
+    *_, along = agreement_sentences(metrics)
+    assert along.startswith("In the first, middle and last third")
+    assert line_of(summary, "Agreement").endswith(along)
+    assert along in b"".join(analyze_job(tmp_path / "j").csv()).decode()

@@ -1,4 +1,4 @@
-"""What a job gives back, from a real ledger."""
+"""The published files of a job, from a real ledger."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def table_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_every_row_has_its_line_in_input_order(tmp_path: Path) -> None:
-    """Answered, failed and unreadable rows stand in results.jsonl as they came, and the books balance."""
+    """results.jsonl has answered, failed and unreadable rows in input order, and the counts add up."""
 
     def answer(row: Row) -> str | RowError:
         if row.ordinal == 1:
@@ -67,7 +67,7 @@ def test_every_row_has_its_line_in_input_order(tmp_path: Path) -> None:
     ]
     assert records[0]["answer"] == {"sentiment": "positive"}
     assert records[1]["error"] == {"code": "answer_invalid", "message": "$: no"}
-    assert records[3]["seen"] == [[1, 3]]
+    assert records[3]["visible_rows"] == [[1, 3]]
     assert summary.balance == "4 rows in = 2 ok + 2 failed + 0 skipped"
     assert summary.balance in summary.text
     assert (tmp_path / "j" / "summary.txt").read_text() == summary.text
@@ -249,7 +249,7 @@ def test_any_answer_is_written_as_json(tmp_path: Path, answer: str) -> None:
 
 
 def test_a_row_left_open_stops_the_publication(tmp_path: Path) -> None:
-    """Rule 7: books that do not balance are not published."""
+    """Rule 7: a job whose counts do not add up is not published."""
     publish_job(
         tmp_path / "j", data_name="d.csv", data=b"id,text\na,b\n", sidecar=SIDECAR, answer=lambda _: None
     )
@@ -262,7 +262,7 @@ def test_a_row_left_open_stops_the_publication(tmp_path: Path) -> None:
         with pytest.raises(LedgerError, match="neither an answer nor an error"):
             build_outputs(tmp_path / "j", ledger, asked, ended_early=None)
         ended = {"code": "max_failed", "message": "too many", "fix": ""}
-        assert build_outputs(tmp_path / "j", ledger, asked, ended_early=ended).skipped == 1
+        assert build_outputs(tmp_path / "j", ledger, asked, ended_early=ended).metrics.skipped == 1
 
 
 class _Miscounted(LedgerReader):
@@ -275,7 +275,7 @@ def test_books_are_checked_against_the_ledgers_own_count(tmp_path: Path) -> None
     publish_job(
         tmp_path / "j", data_name="d.csv", data=b"id,text\na,b\n", sidecar=SIDECAR, answer=lambda _: "x"
     )
-    with _Miscounted(tmp_path / "j.sqlite") as ledger, pytest.raises(LedgerError, match="do not balance"):
+    with _Miscounted(tmp_path / "j.sqlite") as ledger, pytest.raises(LedgerError, match="do not add up"):
         build_outputs(tmp_path / "j", ledger, Sidecar(model="m", prompt="x"), ended_early=None)
 
 
@@ -299,7 +299,7 @@ _CELL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 def test_cells_come_back_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
 ) -> None:
-    """Whatever stands in a row and in its answer, a CSV reader gets it back from results.csv."""
+    """A CSV reader gets back any text of a row and of its answer from results.csv."""
     data = b"".join(json.dumps({"text": text, "n": n}).encode() + b"\n" for n, (text, _) in enumerate(rows))
     job = tmp_path_factory.mktemp("cells") / "j"
     sidecar = 'model: m\nprompt: "{{ text }}"\n'

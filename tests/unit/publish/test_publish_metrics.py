@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from spoolama.jobtools.published import open_published
+from spoolama.publish.agreement import AnswerDistribution
+from spoolama.publish.encoding import json_document
+from spoolama.publish.metrics import MemoryUse, definitions
 from support.published import publish_job
 
 SIDECAR = 'model: m\nprompt: "{{ text }}"\n'
@@ -38,7 +43,7 @@ NAMES = {
     "model",
     "model_digest",
     "server",
-    "waited_s",
+    "server_wait_s",
     "lanes",
 }
 
@@ -93,7 +98,7 @@ def test_what_the_server_did_not_count_is_null(tmp_path: Path) -> None:
         assert metrics[name] is None
         assert metrics["how"][name].startswith("null: ")
     text = (tmp_path / "j" / "summary.txt").read_text()
-    assert "not counted in prompts, the server does not count cached ones" in text
+    assert "not counted in prompts, the server does not count cached tokens" in text
 
 
 def test_unreadable_rows_do_not_make_a_job_fast(tmp_path: Path) -> None:
@@ -120,3 +125,41 @@ def test_the_summary_is_one_screen(tmp_path: Path) -> None:
     assert len(lines) <= 40
     assert max(map(len, lines)) <= 100
     assert "60 rows in = 0 ok + 60 failed + 0 skipped" in lines
+
+
+def test_published_metrics_are_read_back_as_they_were(tmp_path: Path) -> None:
+    """Every value with its type, and why it is null: what the commands read is what the service measured."""
+    memory = {"seconds": {"ok": 9.5}, "peak_bytes": 2**30, "actions": {"paused": 2}}
+    metrics_of(tmp_path / "j", memory=memory)
+    content = json.loads((tmp_path / "j" / "metrics.json").read_bytes())
+
+    found = open_published(tmp_path / "j").metrics
+
+    assert json.loads(json_document(found.to_json())) == content
+    assert isinstance(found.answers, AnswerDistribution)
+    assert found.memory == MemoryUse(seconds={"ok": 9.5}, peak_bytes=2**30, actions={"paused": 2})
+    assert found.peak_vram_gb == 1.0
+
+
+def test_metrics_of_another_version_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:
+    """Unknown keys are ignored, missing ones have their default, and one in another form is null."""
+    metrics_of(tmp_path / "j")
+    path = tmp_path / "j" / "metrics.json"
+    content = json.loads(path.read_bytes())
+    del content["segments"]
+    content |= {"unheard_of": 1, "trim": [], "answers": {**content["answers"], "more": 1}}
+    path.write_text(json.dumps(content))
+
+    found = open_published(tmp_path / "j").metrics
+
+    assert (found.total, found.segments, found.trim) == (20, None, None)
+    assert "another version" in found.how()["trim"]
+    assert found.answers is not None
+    assert found.answers.rows == 20
+
+
+def test_each_metric_is_documented_with_its_unit() -> None:
+    """docs/metrics.md has a line for each definition, and no other."""
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
+    lines = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
+    assert lines == [(one.name, one.unit or "–", one.how) for one in definitions()]

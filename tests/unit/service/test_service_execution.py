@@ -179,8 +179,8 @@ def test_a_job_begun_with_a_setting_that_no_longer_exists_goes_on(
     (spool.incoming / "j.yaml").write_text("model: m\nprompt: '{{ text }}'\n" + trim)
     clock = SystemClock()
     job = claim(spool, Drop("j.csv", "j.yaml", 0.0, 9), clock=clock)
-    first = Plan(1, 0, 12, "window", every=30, keep=1).to_json() | {"marks": "safe"}
-    second = first | {"version": 2, "from_segment": 1, "every": learned, "marks": "learned"}
+    first = Plan(1, 0, 12, "window", every=30, keep=1).to_json()
+    second = first | {"version": 2, "from_segment": 1, "every": learned}
     plans = [] if learned is None else [first, second]
     with contextlib.closing(open_writer(job.ledger)) as db:
         for plan in plans:
@@ -194,7 +194,7 @@ def test_a_job_begun_with_a_setting_that_no_longer_exists_goes_on(
     rows = [json.loads(line) for line in (ended.path / "results.jsonl").read_text().splitlines()]
     metrics = json.loads((ended.path / "metrics.json").read_text())
     sentence = f"The setting `every: auto` no longer exists: {said}."
-    assert max(sum(last - first + 1 for first, last in row["seen"]) for row in rows[12:]) == seen
+    assert max(sum(last - first + 1 for first, last in row["visible_rows"]) for row in rows[12:]) == seen
     assert metrics["retired_settings"] == [sentence]
     assert sentence in " ".join((ended.path / "summary.txt").read_text().split())
     assert metrics["plans"][: len(plans)] == plans

@@ -373,6 +373,6 @@ def sidecar_schema() -> dict[str, Any]:
     schema = Sidecar.model_json_schema()
     schema["title"] = "spoolama sidecar"
     schema["description"] = (
-        "What a user asks of a job. model and prompt are required, except for OpenAI batch lines."
+        "The sidecar of a job. `model` and `prompt` are required, except for OpenAI batch lines."
     )
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

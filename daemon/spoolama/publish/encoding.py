@@ -1,4 +1,4 @@
-"""How values are written: JSON lines and CSV lines that every reader takes, whatever stands in the values."""
+"""Encodes any values as JSON and CSV lines that strict readers accept."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["csv_cell", "csv_line", "json_document", "json_line", "plain"]
+__all__ = ["csv_cell", "csv_line", "json_document", "json_line"]
 
 _SPECIAL = frozenset(',"\r\n')
 
 
 def json_line(value: Any) -> bytes:
-    """One line of UTF-8 JSON. NaN and infinity, which JSON does not have, become null."""
+    """One line of UTF-8 JSON. NaN and infinity, which JSON lacks, become null."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode() + b"\n"
-    except ValueError:  # not a number, or half of a surrogate pair
-        text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    except ValueError:  # NaN, infinity or an unpaired surrogate
+        text = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
         return text.encode() + b"\n"
 
 
 def json_document(value: Any) -> bytes:
-    """A file of UTF-8 JSON, indented for a person."""
-    text = json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2)
+    """A file of UTF-8 JSON, indented for people."""
+    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=2)
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def plain(value: Any) -> Any:
-    """The same value with null in place of every number that JSON does not have."""
+def _plain(value: Any) -> Any:
+    """The same value with null for every number that JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     return value
 
 
 def csv_cell(value: Any) -> str:
-    """What a value looks like in a cell: texts as they are, null empty, everything else as JSON."""
+    """The text of a cell: texts unchanged, null as an empty cell, everything else as JSON."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -49,9 +49,9 @@ def csv_cell(value: Any) -> str:
 
 
 def csv_line(cells: Iterable[str]) -> bytes:
-    """One record of CSV as RFC 4180 quotes it, ended by a single newline as Unix tools expect.
+    """One CSV record, quoted as in RFC 4180, with a single newline at its end as Unix tools expect.
 
-    Half surrogate pairs (a JSON input can hold them, UTF-8 cannot) are written as `\\udXXX`.
+    Unpaired surrogates, which JSON can contain and UTF-8 cannot, are written as `\\udXXX`.
     """
     quoted = [
         '"' + cell.replace('"', '""') + '"' if not _SPECIAL.isdisjoint(cell) else cell for cell in cells

@@ -9,10 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from spoolama.cli.analyze import analyze
-from spoolama.cli.compare import compare
 from spoolama.cli.convert import convert
-from spoolama.cli.merge import merge
+from spoolama.cli.published import analyze, compare, merge
 from spoolama.cli.sample import sample
 from spoolama.errors import RowError
 from support.published import publish_job
@@ -57,7 +55,7 @@ def test_analyze_shows_and_writes(job: Path, tmp_path: Path) -> None:
 def test_analyze_says_what_earlier_rows_did(job: Path) -> None:
     """The sentences of the summary stand on the terminal, under the same names."""
     output = " ".join(call(analyze, job).split())
-    assert "Pilot None: " in output
+    assert "Pilot None: a pilot needs known answers" in output
     (job / "metrics.json").write_text(
         (job / "metrics.json").read_text().replace('"asked": "auto"', '"asked": "reset"')
     )
@@ -65,12 +63,12 @@ def test_analyze_says_what_earlier_rows_did(job: Path) -> None:
 
 
 def test_analyze_names_the_labels_that_no_row_was_answered(tmp_path: Path) -> None:
-    """A label of the schema that never came stands in table and CSV with its 0 rows."""
+    """Table and CSV have each label of the schema, also one with 0 rows."""
     sidecar = SIDECAR + 'format: {type: string, enum: ["yes", "no", maybe]}\n'
     publish_job(tmp_path / "j", data_name="d.csv", data=DATA, sidecar=sidecar, answer=lambda _: '"yes"')
     output = call(analyze, tmp_path / "j", "--csv", tmp_path / "a.csv")
     line = next(line for line in output.splitlines() if "maybe" in line)
-    assert "never given" in line
+    assert "never" in line
     assert "answers,maybe,0,0.0000\n" in (tmp_path / "a.csv").read_text()
 
 
@@ -89,12 +87,12 @@ def test_merge_prints_books_that_balance(job: Path, tmp_path: Path) -> None:
 
 
 def test_compare_prints_one_table_and_two_sentences(job: Path, tmp_path: Path) -> None:
-    """Both jobs stand beside each other."""
+    """Both jobs are in one table."""
     publish_job(tmp_path / "other", data_name="d.csv", data=DATA, sidecar=SIDECAR, answer=lambda _: "no")
     output = call(compare, job, tmp_path / "other")
     assert "home" in output
     assert "other" in output
-    assert "The same rows got a different answer in 1 of 1 rows" in output
+    assert "1 of 1 rows (100 %) got different answers." in output
 
 
 def test_sample_then_convert_there_and_back(tmp_path: Path) -> None:
