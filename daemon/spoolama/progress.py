@@ -1,4 +1,4 @@
-"""How far a job is, for whoever shows it: systemd's status, status files, a progress bar."""
+"""Tracks the progress of a job for systemd's status, the status files and the progress bar."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from spoolama.clock import Clock
 __all__ = ["Count", "Progress", "Pulse", "Snapshot"]
 
 
-_NAMED = 2
-"""Tasks of lanes that are named; the others are counted."""
+_MOST_TASKS = 2
+"""Tasks of lanes that are shown; the others are counted."""
 
 
 class Pulse:
-    """Proof of life for the watchdog: progress, or a known wait whose deadline was fixed when it began."""
+    """Proof of life for the systemd watchdog: progress, or a wait whose deadline was fixed when it began."""
 
     def __init__(self, clock: Clock, *, liveness_s: float = 30.0) -> None:
         self._clock = clock
@@ -27,12 +27,12 @@ class Pulse:
         self._next_wait = 0
 
     def beat(self) -> None:
-        """Something moved."""
+        """Record progress."""
         self._last = self._clock.monotonic()
 
     @contextmanager
     def wait(self, seconds: float) -> Iterator[None]:
-        """A wait that may take up to `seconds`; after that it proves nothing any more."""
+        """Announce a wait of up to `seconds`; after that it proves nothing."""
         self._next_wait += 1
         key = self._next_wait
         self._waits[key] = self._clock.monotonic() + seconds
@@ -43,27 +43,24 @@ class Pulse:
             self.beat()
 
     def alive(self) -> bool:
-        """Whether there was progress lately or a known wait is inside its deadline."""
+        """Whether there was progress recently or an announced wait is within its deadline."""
         now = self._clock.monotonic()
         return now - self._last <= self._liveness_s or any(now <= d for d in self._waits.values())
 
 
 @dataclass(slots=True)
 class Count:
-    """Answers that are not the rows' own, in a phase that is about these."""
+    """Answers in a phase whose answers are not the rows' results."""
 
     phase: str
-    done: int
-    """With those that were given before a restart."""
     most: int
-    """How many there are to be."""
-    at_most: bool
-    """Whether the phase may end before."""
+    """Maximum number of answers."""
+    done: int = 0
+    """Including those of earlier runs."""
 
     def words(self) -> str:
         """`pilot: 120 of at most 400 answers`."""
-        most = f"at most {self.most:,}" if self.at_most else f"{self.most:,}"
-        return f"{self.phase}: {min(self.done, self.most):,} of {most} answers"
+        return f"{self.phase}: {min(self.done, self.most):,} of at most {self.most:,} answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,30 +74,30 @@ class Snapshot:
     skipped: int
     in_flight: int
     phase: str
-    """In words: `reading rows`, `loading gemma3:12b`, `answering`, `pilot: 120 of at most 400 answers`,
+    """`reading rows`, `loading gemma3:12b`, `answering`, `pilot: 120 of at most 400 answers`,
     `answering; auditing segment 7`, `waiting for the server: …`."""
     rows_per_s: float | None
     """Over the last minutes of answering; None until measured."""
     eta_s: float | None
-    """Rows left by that rate; None until measured."""
+    """Estimated seconds for the remaining rows; None until measured."""
     failures: dict[str, int]
     """Failed rows by class."""
     waiting: bool = False
-    """Whether the job waits for the server."""
-    besides: str = ""
-    """What of the phase is not the answering of rows: `auditing segment 7`; empty: nothing."""
+    """Whether the job waits for the server or for memory."""
+    extra_requests: str = ""
+    """The part of the phase that does not answer rows in their order: `auditing segment 7`."""
     harm: str = ""
-    """What the audit found the conversation to do to the answers; empty: no harm so far."""
+    """The harm that the audit found; empty: none so far."""
 
     @property
     def done(self) -> int:
-        """Rows that have their end."""
+        """Rows that have their result."""
         return self.ok + self.failed + self.skipped
 
 
 @dataclass
 class Progress:
-    """The job's counters, kept by the engine and read by everybody else."""
+    """The job's counters, written by its run and read by everything that shows them."""
 
     job: str
     clock: Clock
@@ -115,46 +112,40 @@ class Progress:
     failures: dict[str, int] = field(default_factory=dict)
     harm: str = ""
     on_notice: Callable[[str, str], None] = field(default=lambda _kind, _message: None, repr=False)
-    """Told of what happened to the model, or of `harm`: a kind, and a sentence for the log."""
+    """Called with a kind and a message for the log: events of the model, or `harm`."""
     _count: Count | None = field(default=None, repr=False)
     _tasks: list[str] = field(default_factory=list, repr=False)
-    _marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=600), repr=False)
+    _history: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=600), repr=False)
+    """Time and finished rows, once per second at most."""
 
     def durable(self, *, ok: int = 0, failed: dict[str, int] | None = None) -> None:
-        """Rows that reached their end and are on disk."""
+        """Count rows whose results are on disk."""
         self.ok += ok
         for code, count in (failed or {}).items():
             self.failed += count
             self.failures[code] = self.failures.get(code, 0) + count
         now = self.clock.monotonic()
-        if not self._marks or now - self._marks[-1][0] >= 1.0:
-            self._marks.append((now, self.ok + self.failed))
+        if not self._history or now - self._history[-1][0] >= 1.0:
+            self._history.append((now, self.ok + self.failed))
         self.pulse.beat()
 
     @contextmanager
-    def counting(self, phase: str, most: int, *, done: int = 0, at_most: bool = False) -> Iterator[Count]:
-        """A phase whose answers are not the rows' own; `compared` counts them.
-
-        Args:
-            phase: Its name.
-            most: How many answers there are to be.
-            done: How many there are already.
-            at_most: Whether it may end before.
-        """
-        self._count = Count(phase, done, most, at_most)
+    def counting(self, phase: str, most: int) -> Iterator[Count]:
+        """Show a phase whose answers are not the rows' results; `compared` counts them."""
+        self._count = Count(phase, most)
         try:
             yield self._count
         finally:
             self._count = None
 
     def compared(self) -> None:
-        """An answer was given, or could not be, that is not a row's own."""
+        """Count an answer for comparison, or a failure to get one."""
         if self._count is not None:
             self._count.done += 1
 
     @contextmanager
     def task(self, words: str) -> Iterator[None]:
-        """Something that one lane does besides answering rows in their turn."""
+        """Show what one lane does instead of answering rows in their order."""
         self._tasks.append(words)
         try:
             yield
@@ -162,28 +153,25 @@ class Progress:
             self._tasks.remove(words)
 
     @property
-    def besides(self) -> str:
-        """What is done that is not the answering of rows in their turn, in words; empty: nothing."""
+    def _extra_requests(self) -> str:
         if self._count is not None:
             return self._count.words()
-        more = f" and {len(self._tasks) - _NAMED} more" if len(self._tasks) > _NAMED else ""
-        return ", ".join(self._tasks[:_NAMED]) + more
-
-    def _words(self) -> str:
-        if self.waiting or not self.besides:
-            return self.phase
-        return self.besides if self._count is not None else f"{self.phase}; {self.besides}"
+        more = f" and {len(self._tasks) - _MOST_TASKS} more" if len(self._tasks) > _MOST_TASKS else ""
+        return ", ".join(self._tasks[:_MOST_TASKS]) + more
 
     def snapshot(self) -> Snapshot:
-        """The state now, with the rate over at most the last ten minutes of marks."""
+        """Return the current state, with the rate over the last ten minutes at most."""
         rate: float | None = None
         done = self.ok + self.failed
-        if self._marks:
-            since, then = self._marks[0]
+        if self._history:
+            since, then = self._history[0]
             elapsed = self.clock.monotonic() - since
             if elapsed > 0 and done > then:
                 rate = (done - then) / elapsed
         left = self.total - done - self.skipped
+        phase, extra = self.phase, self._extra_requests
+        if extra and not self.waiting:
+            phase = extra if self._count is not None else f"{phase}; {extra}"
         return Snapshot(
             job=self.job,
             total=self.total,
@@ -191,11 +179,11 @@ class Progress:
             failed=self.failed,
             skipped=self.skipped,
             in_flight=self.in_flight,
-            phase=self._words(),
+            phase=phase,
             rows_per_s=rate,
             eta_s=left / rate if rate else None,
             failures=dict(self.failures),
             waiting=self.waiting,
-            besides=self.besides,
+            extra_requests=extra,
             harm=self.harm,
         )

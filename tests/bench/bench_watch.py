@@ -20,9 +20,9 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 
 from nvml_stub import FakeCard, Script  # noqa: E402 - it is run as a script
 from spoolama.clock import SystemClock  # noqa: E402
-from spoolama.memory.card_thread import CardThread  # noqa: E402
 from spoolama.memory.host import HostProbe  # noqa: E402
 from spoolama.memory.nvml import NvmlCards  # noqa: E402
+from spoolama.memory.reader_threads import CardThread, HostThread  # noqa: E402
 from spoolama.memory.watchdog import MemoryWatchdog  # noqa: E402
 
 LOOKS = 300
@@ -42,7 +42,7 @@ def measure(times: int) -> dict[str, float]:
     clock = SystemClock()
     thread = CardThread(NvmlCards(), clock)
     host = HostProbe(clock=clock)
-    watchdog = MemoryWatchdog(thread, host, clock)
+    watchdog = MemoryWatchdog(thread, HostThread(host, clock), clock)
 
     def scan() -> None:
         host._scanned_at = None

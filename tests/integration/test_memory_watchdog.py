@@ -43,12 +43,12 @@ def test_a_leak_is_seen_coming_and_the_job_goes_on_when_it_has_ended(tmp_path: P
 
 
 def test_a_spike_changes_nothing(tmp_path: Path) -> None:
-    """Two of the three seconds that count: seen in the peak, and neither a level nor a row knows of it."""
-    with running(tmp_path, pace=2, latency_ms=50) as scene:
+    """Seen in the peak, but no level and no row changes. The margin is wide: a busy machine sleeps longer."""
+    with running(tmp_path, pace=1, latency_ms=50) as scene:
         scene.submit(ROWS)
         scene.wait_for_chats(10)
         scene.others(8.8)
-        time.sleep(0.6)  # of the 1.5 s after which it would count
+        time.sleep(1.1)  # of the 3 s after which it would count
         scene.others(1)
         job = scene.ended()
     assert job.counts == (80, 0, 0)

@@ -11,8 +11,8 @@ import pytest
 
 from integration.memory_scene import GB, Scene, card, running
 from spoolama.backends.base import HeldModel
-from spoolama.memory.card_thread import CardThread
-from spoolama.memory.limits import MemoryLimits
+from spoolama.memory.level import MemoryLimits
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import Card
 from spoolama.memory.room import Need, room_on_cards
 from spoolama.memory.watchdog import MemoryWatchdog

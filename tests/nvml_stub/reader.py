@@ -33,15 +33,15 @@ class Reader:
             env=os.environ | script.env(),
         )
 
-    def read(self, only: tuple[int, ...] | None = None) -> tuple[Card, ...]:
-        """What `NvmlCards(only=only).read()` says there; one probe for each `only`, kept until the end.
+    def read(self) -> tuple[Card, ...]:
+        """What `NvmlCards().read()` says there; the probe is kept until the end.
 
         Raises:
             NoReading: the child's.
         """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write(json.dumps(only) + "\n")
+        self._child.stdin.write("\n")
         self._child.stdin.flush()
         answer: Any = json.loads(self._child.stdout.readline())
         if isinstance(answer, dict):
@@ -70,11 +70,9 @@ _CHILD = "from nvml_stub.reader import serve; serve()"
 
 
 def serve() -> None:
-    """In the child: a line of JSON for each line asked."""
-    probes: dict[str, NvmlCards] = {}
-    for line in sys.stdin:
-        only = json.loads(line)
-        probe = probes.setdefault(line, NvmlCards(only=None if only is None else tuple(only)))
+    """In the child: a line of JSON for each line that is read."""
+    probe = NvmlCards()
+    for _ in sys.stdin:
         try:
             answer: Any = [asdict(card) for card in probe.read()]
         except NoReading as error:

@@ -148,7 +148,7 @@ class ScriptedBackend:
             reply = self.fault(call)
             if reply is not None:
                 return reply
-            return self._reply(request)
+            return self.reply_to(request)
         finally:
             self.in_flight -= 1
 
@@ -233,7 +233,7 @@ class ScriptedBackend:
             self.in_flight -= 1
             raise
 
-    def _reply(self, request: ChatRequest) -> Reply:
+    def reply_to(self, request: ChatRequest) -> Reply:
         prompt = count_tokens(request.messages)
         _refuse_overflow(prompt, request.load)
         text = self.answer(request)

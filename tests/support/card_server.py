@@ -14,7 +14,7 @@ from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Reply
 from spoolama.backends.model_shape import ModelShape, shape_of
 from spoolama.errors import OutOfMemory, ServerDied
 from spoolama.memory.estimate import CELL_BYTES, estimate
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB
 from spoolama.memory.readings import Card, Host, Runner
 from support.backend import Call, ScriptedBackend, count_tokens
 from support.card_users import Users
@@ -185,7 +185,7 @@ class CardServer(ScriptedBackend):
                 self.cut_off += 1
                 raise ServerDied("the model was unloaded", status=500)
             self.answered += 1
-            return self._reply(request)
+            return self.reply_to(request)
         finally:
             self.in_flight -= 1
 

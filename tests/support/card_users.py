@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB
 
 __all__ = ["Use", "Users", "night_of"]
 

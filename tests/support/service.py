@@ -13,7 +13,7 @@ from typing import Any, ParamSpec
 
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import JobError
-from spoolama.memory.card_thread import CardThread
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress
 from spoolama.service.daemon import Daemon

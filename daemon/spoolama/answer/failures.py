@@ -19,13 +19,13 @@ class Then(Enum):
     """The next action of the engine."""
 
     WAIT = "wait until the server answers again, then ask again"
-    YIELD = "wait, then go on with fewer requests at once"
+    YIELD = "wait, then continue with fewer requests at once"
     REVIVE = "load the model again, then ask the row with nothing else in flight"
-    PROBE = "see by a real generation that the server works, then ask again"
+    PROBE = "check with a real generation that the server works, then ask again"
     END_JOB = "end the job with instructions to fix it"
     SHRINK = "ask without earlier rows; without any, the row's error with the sizes"
-    REPAIR = "ask again with another seed, later apart from the conversation"
-    RETRY = "ask again; ten of the same in a row make the job see whether the server works"
+    REPAIR = "ask again with another seed, later in isolation"
+    RETRY = "ask again; after ten of the same in a row check that the server works"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ POLICIES: dict[str, Policy] = {
 ANSWER_FAILURES = frozenset(code for code, policy in POLICIES.items() if policy.then is Then.REPAIR)
 """The server replied, but the reply is not a valid answer."""
 
-APART_AFTER = 2
+ISOLATED_AFTER = 2
 """After this many invalid answers a row is asked in isolation, because the conversation may be the cause."""
 
 SERVER_DEATHS = 3
@@ -83,10 +83,10 @@ class RetryState:
 
     repairs: int
     """Number of invalid answers; it is added to the configured seed."""
-    apart: bool
+    isolated: bool
     """Ask the row in isolation."""
-    bare: bool
-    """Ask the row without earlier rows, because it did not fit with them."""
+    prefix_only: bool
+    """Put only the prefix before the row, because it did not fit with more; later rows can see it."""
     exclusive: bool
     """Ask the row with no other request in flight, so that a further death is caused by this row."""
     prove: bool
@@ -119,8 +119,8 @@ def retry_state_of(attempts: Sequence[Attempt], retries: int) -> RetryState:
         over = counted[-1].code
     return RetryState(
         repairs=repairs,
-        apart=repairs >= APART_AFTER,
-        bare=overflows > 0,
+        isolated=repairs >= ISOLATED_AFTER,
+        prefix_only=overflows > 0,
         exclusive=deaths > 0 or lost > 1 or away > 2,
         prove=bool(losses),
         last=len(counted) >= retries,

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Protocol, TypeVar
 
-from spoolama.answer.attempt import Lost, Try, Won, end_of, isolated_tokens_of, record, too_long
-from spoolama.answer.checks import (
+from spoolama.answer.attempt import (
+    AnsweredAttempt,
+    FailedAttempt,
+    PreparedRequest,
+    Sender,
     check_reply,
+    end_of,
+    isolated_tokens_of,
+    record,
+    too_long,
 )
 from spoolama.answer.failures import POLICIES, Then, retry_state_of
-from spoolama.answer.sender import Sender
-from spoolama.answer.shared import Shared
+from spoolama.answer.job_context import JobContext, OpenModel
 from spoolama.answer.store import completed
 from spoolama.backends.base import ChatRequest, Message
 from spoolama.context.conversation import Conversation, extended, prepare, rebuild
@@ -31,32 +39,43 @@ from spoolama.evaluation.evaluator import EVALUATION_LIMIT
 from spoolama.job.plan import Plan
 from spoolama.job.row import Attempt, Failed, StoredRow
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "Purpose", "RunLanes"]
+
+T = TypeVar("T")
 
 _CHUNK = 64
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """The position of a row in the job, and the reason why it is asked."""
+class Purpose(Enum):
+    """Why a row is asked."""
 
-    segment: int
-    place: int
-    plan: Plan
-    sample: bool = False
-    """Answered in isolation before the segments."""
-    long: bool = False
-    """In the second pass, with a larger window."""
-    kind: str | None = None
-    """Answered for this comparison."""
-    apart: bool = False
+    RESULT = auto()
+    """For the row's result, in the conversation of its segment."""
+    LONG = auto()
+    """For the result of a long row: in isolation, with the larger window of the second pass."""
+    CANDIDATE = auto()
+    """As a candidate for the anchors, in isolation."""
+    FORM = auto()
+    """For comparison, in a conversation of the form that the pilot tries."""
+    ISOLATED = auto()
     """For comparison, in isolation."""
+
+
+_IN_ISOLATION = (Purpose.LONG, Purpose.CANDIDATE, Purpose.ISOLATED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A row's place in the job, and why it is asked."""
+
+    plan: Plan
+    purpose: Purpose
+    segment: int = 0
+    place: int = 0
+    comparison: str | None = None
+    """The comparison to which the answer belongs; None: the answer is, or may become, the row's result."""
     seed: int = 0
     """Added to the sampler's seed."""
-
-    @property
-    def alone(self) -> bool:
-        return self.sample or self.long or self.apart
 
 
 class Lane:
@@ -64,13 +83,14 @@ class Lane:
 
     Args:
         number: 0-based; a backend that can pin conversations to slots uses it.
-        shared: Objects that the lanes of the job share.
+        job: Objects that all parts of the job share.
+        model: The loaded model.
     """
 
-    def __init__(self, number: int, shared: Shared) -> None:
-        self.number = number
-        self._s = shared
-        self._sender = Sender(number, shared)
+    def __init__(self, number: int, job: JobContext, model: OpenModel) -> None:
+        self._job = job
+        self._model = model
+        self._sender = Sender(number, job, model)
         self._served_at_loss = -1
         """The gate's count of answered requests when the server was last away or busy at the current row."""
 
@@ -83,247 +103,297 @@ class Lane:
             Stopping: the service stops; the next start continues.
             JobError: the job cannot continue.
         """
-        s = self._s
+        job = self._job
         conversation = Conversation(anchors)
         if first < last:  # a single row has no conversation
-            conversation = await rebuild(s.store, s.asker, segment, plan, anchors, s.turns.of)
+            conversation = await rebuild(job.store, job.asker, segment, plan, anchors, job.turns.of)
         after = first
-        while after <= last and (rows := await s.store.pending(after, last, model, _CHUNK)):
+        while after <= last and (rows := await job.store.pending(after, last, model, _CHUNK)):
             for row in rows:
-                place = _Place(segment, row.ordinal - first, plan)
-                conversation = await self._row(row, conversation, place)
+                task = _Task(plan, Purpose.RESULT, segment, row.ordinal - first)
+                conversation, _ = await self._row(row, conversation, task)
                 after = row.ordinal + 1
 
-    async def run_sample(self, row: StoredRow, segment: int, place: int, plan: Plan) -> None:
+    async def run_candidate(self, row: StoredRow, segment: int, place: int, plan: Plan) -> None:
         """Answer a row in isolation before the segments; unless it fails, it stays pending."""
-        await self._row(row, Conversation(), _Place(segment, place, plan, sample=True))
+        await self._row(row, Conversation(), _Task(plan, Purpose.CANDIDATE, segment, place))
 
     async def run_long(self, row: StoredRow, segment: int, place: int, plan: Plan) -> None:
         """Answer a long row in isolation, with the larger window loaded."""
-        await self._row(row, Conversation(), _Place(segment, place, plan, long=True))
+        await self._row(row, Conversation(), _Task(plan, Purpose.LONG, segment, place))
 
-    async def run_trial(
-        self, kind: str, first: int, last: int, plan: Plan, anchors: tuple[Turn, ...]
+    async def run_form(
+        self, comparison: str, first: int, last: int, plan: Plan, anchors: tuple[Turn, ...]
     ) -> None:
         """Answer rows in a separate conversation, for comparison; they stay pending."""
-        s, fixed = self._s, set(plan.anchors)
+        store = self._job.store
         conversation = Conversation(anchors)
         after = first
-        while after <= last and (rows := await s.store.pending(after, last, None, _CHUNK)):
+        while after <= last and (rows := await store.pending(after, last, None, _CHUNK)):
             for row in rows:
-                if row.ordinal not in fixed:  # its prompt would contain the row itself
-                    place = _Place(0, row.ordinal - first, plan, kind=kind)
-                    conversation = await self._row(row, conversation, place)
+                if row.ordinal not in plan.anchors:  # its prompt would contain the row itself
+                    task = _Task(plan, Purpose.FORM, place=row.ordinal - first, comparison=comparison)
+                    conversation, _ = await self._row(row, conversation, task)
                 after = row.ordinal + 1
 
-    async def run_apart(self, kind: str, ordinals: Sequence[int], plan: Plan, *, seed: int = 0) -> None:
+    async def run_isolated(
+        self, comparison: str, ordinals: Sequence[int], plan: Plan, *, seed: int
+    ) -> dict[int, str]:
         """Answer rows in isolation, for comparison; this does not change their results.
 
         Args:
-            kind: The comparison.
+            comparison: The name under which the ledger keeps the answers.
             ordinals: The rows.
             plan: The plan in force, which limits their length.
             seed: Added to the sampler's seed.
-        """
-        for ordinal in ordinals:
-            rows = await self._s.store.pending(ordinal, ordinal, None, 1)
-            for row in rows or await self._s.store.rows_of([ordinal]):
-                if row.state in ("pending", "ok"):
-                    place = _Place(0, 0, plan, kind=kind, apart=True, seed=seed)
-                    await self._row(row, Conversation(), place)
 
-    async def _row(self, row: StoredRow, conversation: Conversation, place: _Place) -> Conversation:
-        async with AsyncExitStack() as room:
-            await room.enter_async_context(self._s.rows_in_work.hold(row.memory))
-            row = await completed(row, self._s.store)
-            return await self._asked(row, conversation, place, room)
+        Returns:
+            The answers by ordinal; rows that failed are left out.
+        """
+        store = self._job.store
+        answers: dict[int, str] = {}
+        for ordinal in ordinals:
+            for row in await store.pending(ordinal, ordinal, None, 1) or await store.rows_of([ordinal]):
+                if row.state in ("pending", "ok"):
+                    task = _Task(plan, Purpose.ISOLATED, comparison=comparison, seed=seed)
+                    _, answer = await self._row(row, Conversation(), task)
+                    if answer is not None:
+                        answers[ordinal] = answer
+        return answers
+
+    async def _row(
+        self, row: StoredRow, conversation: Conversation, task: _Task
+    ) -> tuple[Conversation, str | None]:
+        """Ask a row until it is answered or has failed.
+
+        Returns:
+            The conversation afterwards, and the answer; None: the row failed.
+        """
+        job = self._job
+        async with AsyncExitStack() as memory:
+            await memory.enter_async_context(job.rows_in_work.hold(row.memory))
+            row = await completed(row, job.store)
+            attempts = list(row.attempts)
+            try:
+                request, answered = await self._asked(row, attempts, conversation, task, memory)
+                return await self._answered(request, answered, task), answered.reply.text
+            except RowError as error:
+                self._failed(row, error, len(attempts), task)
+                return conversation, None
+            finally:
+                job.planner.row_ended()
 
     async def _asked(
-        self, row: StoredRow, conversation: Conversation, place: _Place, room: AsyncExitStack
-    ) -> Conversation:
-        """Ask until the row has its result; returns the conversation afterwards."""
-        s, plan = self._s, place.plan
-        attempts = list(row.attempts)
-        self._served_at_loss = 0 if retry_state_of(attempts, s.retries).prove else -1
-        lost: Lost | None = None
-        try:
-            async with s.rendering:  # the size of a prompt is known after rendering
-                ask = await s.asker.ask(row.fields, row.line, row.request)
-                await room.enter_async_context(s.prompts_in_work.hold(ask.memory + conversation.memory))
-            while True:
-                # What was too long for the first window says nothing about the second.
-                told = [a for a in attempts if not (place.long and a.code == "context_overflow")]
-                standing = retry_state_of(told, s.retries)
-                bare = row.isolated or standing.apart or standing.bare or place.alone
-                known = [a.isolated_tokens for a in attempts if a.isolated_tokens is not None]
-                prompt = prepare(
-                    conversation,
-                    ask,
-                    plan if not place.long else replace(plan, window=None),
-                    s.residency.spec.num_ctx,
-                    bare=bare,
-                    isolated_tokens=min(known, default=None),
-                )
-                if standing.over is not None or (lost is not None and lost.final):
-                    raise end_of(standing.over, lost, attempts, prompt, plan)
-                # A row without the anchors must not extend a conversation with anchors.
-                apart = row.isolated or standing.apart or place.alone
-                apart = apart or bool(conversation.anchors and not prompt.anchors)
-                this = Try(
-                    len(attempts) + 1, row, ask, prompt, standing, conversation, apart, place.kind, place.seed
-                )
-                outcome = await self._ask(this, plan)
-                if isinstance(outcome, Won):
-                    return await self._won(this, outcome, place)
-                lost = outcome
-                attempts.append(lost.attempt)
-        except RowError as error:
-            self._lost(row, error, len(attempts), place)
-            return conversation
-        finally:
-            s.row_ended()
+        self,
+        row: StoredRow,
+        attempts: list[Attempt],
+        conversation: Conversation,
+        task: _Task,
+        memory: AsyncExitStack,
+    ) -> tuple[PreparedRequest, AnsweredAttempt]:
+        """Send requests until one is answered, and add the failed attempts to `attempts`.
 
-    async def _won(self, this: Try, won: Won, place: _Place) -> Conversation:
-        s, reply = self._s, won.reply
-        answer = record(this, won, place.plan, place.segment, place.place)
-        if place.kind is not None:
-            s.store.tried(place.kind, answer)
-            s.tally.good()
-            s.progress.compared()
-        elif place.sample:
-            s.store.sampled(answer)
-            s.tally.good()
-            s.progress.compared()
+        Raises:
+            RowError: the row failed.
+        """
+        job, plan = self._job, task.plan
+        long, retries = task.purpose is Purpose.LONG, job.sidecar.retries
+        self._served_at_loss = 0 if retry_state_of(attempts, retries).prove else -1
+        async with job.rendering:
+            ask = await job.asker.ask(row.fields, row.line, row.request)
+            await memory.enter_async_context(job.prompts_in_work.hold(ask.memory + conversation.memory))
+        failed: FailedAttempt | None = None
+        while True:
+            # An overflow of the first window does not count for the larger one.
+            state = retry_state_of(
+                [a for a in attempts if not (long and a.code == "context_overflow")], retries
+            )
+            isolated = row.isolated or state.isolated or task.purpose in _IN_ISOLATION
+            known = [a.isolated_tokens for a in attempts if a.isolated_tokens is not None]
+            prompt = prepare(
+                conversation,
+                ask,
+                replace(plan, window=None) if long else plan,
+                self._model.residency.spec.num_ctx,
+                prefix_only=isolated or state.prefix_only,
+                isolated_tokens=min(known, default=None),
+            )
+            if state.over is not None or (failed is not None and failed.final):
+                raise end_of(state.over, failed, attempts, prompt, plan)
+            request = PreparedRequest(
+                len(attempts) + 1,
+                row,
+                ask,
+                prompt,
+                state,
+                conversation,
+                # A row without the anchors must not extend a conversation with anchors.
+                isolated=isolated or bool(conversation.anchors and not prompt.anchors),
+                comparison=task.comparison,
+                seed=task.seed,
+            )
+            outcome = await self._ask(request, plan)
+            if isinstance(outcome, AnsweredAttempt):
+                return request, outcome
+            failed = outcome
+            attempts.append(failed.attempt)
+
+    async def _answered(
+        self, request: PreparedRequest, answered: AnsweredAttempt, task: _Task
+    ) -> Conversation:
+        job, reply = self._job, answered.reply
+        answer = record(request, answered, task.plan, task.segment, task.place)
+        if task.comparison is None and task.purpose is not Purpose.CANDIDATE:
+            job.store.answered(answer)
+            job.counts.ok()
         else:
-            s.store.answered(answer)
-            s.tally.ok()
-        if this.isolated:
-            return this.conversation
-        row = replace(this.row, logprob=reply.logprob)
-        turn = await s.turns.of(row, this.ask.own, reply.text, answer.turn_tokens)
+            if task.comparison is None:
+                job.store.sampled(answer)
+            else:
+                job.store.tried(task.comparison, answer)
+            job.counts.good()
+            job.progress.compared()
+        if request.isolated:
+            return request.conversation
+        row = replace(request.row, logprob=reply.logprob)
+        turn = await job.turns.of(row, request.ask.own, reply.text, answer.turn_tokens)
         return extended(
-            this.conversation,
-            this.prompt.tail,
+            request.conversation,
+            request.prompt.tail,
             turn,
-            place.plan,
+            task.plan,
             reply.prompt_tokens,
             reply.answer_tokens,
         )
 
-    def _lost(self, row: StoredRow, error: RowError, tries: int, place: _Place) -> None:
-        s = self._s
-        if place.kind is not None:
-            s.store.untried(row.ordinal)  # its result comes from its own segment
-            s.progress.compared()
+    def _failed(self, row: StoredRow, error: RowError, attempts: int, task: _Task) -> None:
+        job = self._job
+        if task.comparison is not None:
+            job.store.untried(row.ordinal)  # its result comes from its own segment
+            job.progress.compared()
             return
         details = dict(error.details)
         tokens = details.get("prompt_tokens") or details.get("prompt_tokens_at_most")
-        if error.code == "context_overflow" and not place.long and isinstance(tokens, int):
+        if error.code == "context_overflow" and task.purpose is not Purpose.LONG and isinstance(tokens, int):
             whole = tokens + int(str(details.get("num_predict") or 0))
-            if s.defers or s.residency.would_fit(whole):
-                s.store.defer(row.ordinal, whole)
+            if self._model.defers or self._model.residency.would_fit(whole):
+                job.store.defer(row.ordinal, whole)
                 return
         if error.answer is not None:
             details["answer"] = error.answer
-        s.store.failed(Failed(row.ordinal, error.code, error.message, tries, details))
-        s.tally.failed(error.code, error.message)
+        job.store.failed(Failed(row.ordinal, error.code, error.message, attempts, details))
+        job.counts.failed(error.code, error.message)
 
-    async def _ask(self, this: Try, plan: Plan) -> Won | Lost:
+    async def _ask(self, request: PreparedRequest, plan: Plan) -> AnsweredAttempt | FailedAttempt:
         """Send one request and check the reply."""
-        s = self._s
-        ordinal, number = this.row.ordinal, this.number
-        async with s.gate.through(exclusive=this.standing.exclusive) as place:
-            await s.store.begin(ordinal, number)
+        job = self._job
+        ordinal, number = request.row.ordinal, request.number
+        async with job.gate.through(exclusive=request.state.exclusive) as admission:
+            await job.store.begin(ordinal, number)
             try:
-                won = await self._sender.send(this, place)
-                check_reply(won.reply, this.prompt, this.conversation)
-                await s.evaluator.check(this.ask.format, won.reply.text, this.row.line)
+                answered = await self._sender.send(request, admission)
+                check_reply(answered.reply, request.prompt, request.conversation)
+                await job.evaluator.check(request.ask.format, answered.reply.text, request.row.line)
             except RowError as error:
                 # The server replied, but the reply is not a valid answer.
-                s.gate.went_well()
-                s.tally.reset_streak()
+                job.gate.went_well()
+                job.counts.reset_streak()
                 if error.code == "prompt_truncated":
-                    s.watch.cut(ordinal, error.message)
-                s.store.end(ordinal, number, error.code, error.message, counted=True)
+                    self._model.watch.cut(ordinal, error.message)
+                job.store.end(ordinal, number, error.code, error.message, counted=True)
                 final = error.code == EVALUATION_LIMIT  # another answer would most likely take as long
-                return Lost(Attempt(error.code, counted=True), error, final=final)
+                return FailedAttempt(Attempt(error.code, counted=True), error, final=final)
             except BackendError as error:
                 failure = error
             except BaseException:
                 # Cancelled because the service stops; the row is not at fault.
-                s.store.end(ordinal, number, "stopped", "the service stopped", counted=False)
+                job.store.end(ordinal, number, "stopped", "the service stopped", counted=False)
                 raise
             else:
-                s.gate.went_well()
-                s.tally.reset_streak()
-                return won
-        return await self._server_failed(this, failure, plan)
+                job.gate.went_well()
+                job.counts.reset_streak()
+                return answered
+        return await self._server_failed(request, failure, plan)
 
-    async def _server_failed(self, this: Try, error: BackendError, plan: Plan) -> Lost:
+    async def _server_failed(
+        self, request: PreparedRequest, error: BackendError, plan: Plan
+    ) -> FailedAttempt:
         """Handle a request without an answer as `POLICIES` defines."""
-        s, gate = self._s, self._s.gate
+        job, gate, residency = self._job, self._job.gate, self._model.residency
         code = error.code
         policy = POLICIES[code]
-        isolated_tokens = isolated_tokens_of(error, this, plan)
         counted = policy.counts
         if policy.then in (Then.WAIT, Then.YIELD):
             counted, self._served_at_loss = gate.served > self._served_at_loss, gate.served
         elif isinstance(error, OutOfMemory):
             # As long as a smaller load is possible, the row may not be the cause.
-            counted = not s.residency.ran_short(error.message)
-        attempt = Attempt(code, counted=counted, isolated_tokens=isolated_tokens)
-        s.store.end(
-            this.row.ordinal,
-            this.number,
+            counted = not residency.ran_short(error.message)
+        attempt = Attempt(code, counted=counted, isolated_tokens=isolated_tokens_of(error, request, plan))
+        job.store.end(
+            request.row.ordinal,
+            request.number,
             code,
             error.message,
             counted=counted,
-            isolated_tokens=isolated_tokens,
+            isolated_tokens=attempt.isolated_tokens,
         )
-        look = self._generate if this.standing.prove else s.residency.reload
+        proof = self._generate if request.state.prove else residency.reload
         final, message = False, error.message
         details: dict[str, object] = {}
         try:
             match policy.then:
                 case Then.WAIT:
-                    await gate.recover(error.message, look, carry=True)
+                    await gate.recover(error.message, proof, carry=True)
                 case Then.YIELD:
                     gate.slow_down()
-                    await gate.recover(error.message, look, carry=True)
+                    await gate.recover(error.message, proof, carry=True)
                 case Then.REVIVE:
-                    await gate.recover(f"the model's process died: {error.message}", s.residency.reload)
+                    await gate.recover(f"the model's process died: {error.message}", residency.reload)
                 case Then.PROBE:
                     await gate.recover(error.message, self._generate)
                 case Then.END_JOB:
                     raise error
                 case Then.SHRINK:
-                    final = this.prompt.alone
+                    final = request.prompt.prefix_only
                     tokens = error.prompt_tokens if isinstance(error, ContextOverflow) else None
-                    message, details = too_long(tokens, this.prompt, plan)
+                    message, details = too_long(tokens, request.prompt, plan)
                 case Then.REPAIR:
-                    s.tally.reset_streak()
+                    job.counts.reset_streak()
                 case Then.RETRY:
-                    if s.tally.streak(error.code):
+                    if job.counts.streak(error.code):
                         await gate.recover(f"ten times in a row: {error.message}", self._generate)
-                    elif not this.standing.last:
-                        await gate.pause(min(8.0, 0.5 * 2**this.number))
+                    elif not request.state.last:
+                        await gate.pause(min(8.0, 0.5 * 2**request.number))
         except WrongServer as wrong:
             raise ConfigError(f"{wrong.message}. {wrong.fix}") from wrong
         except RequestRefused as refused:
             # The request itself or the recovery was refused, for example because the model was deleted.
-            if this.row.request is None and this.kind is None:
+            # All rows have the same options, unless the row brings its own request.
+            if request.row.request is None and request.comparison is None:
                 raise JobError(refused.message, fix=refused.fix, code=refused.code) from refused
-            return Lost(
-                attempt,
-                RowError(refused.code, refused.message, details={"fix": refused.fix}),
-                final=True,
-            )
-        return Lost(attempt, RowError(code, message, details=details), final=final)
+            row_error = RowError(refused.code, refused.message, details={"fix": refused.fix})
+            return FailedAttempt(attempt, row_error, final=True)
+        return FailedAttempt(attempt, RowError(code, message, details=details), final=final)
 
     async def _generate(self) -> None:
         """Run a real generation, because a server can look healthy and still answer nothing."""
-        residency = self._s.residency
+        residency = self._model.residency
         await residency.reload()
         request = ChatRequest(residency.spec, (Message("user", "Say OK."),), num_predict=2, timeout_s=120.0)
-        await self._s.backend.chat(request)
-        self._s.gate.served += 1
+        await self._job.backend.chat(request)
+        self._job.gate.served += 1
+
+
+class RunLanes(Protocol):
+    """Works on pieces in all lanes at once; implemented by `run/model_run.ModelRun.in_lanes`."""
+
+    async def __call__(
+        self, pieces: AsyncIterator[T] | Iterable[T], work: Callable[[Lane, T], Awaitable[None]]
+    ) -> None:
+        """Return when `work` was awaited for each piece.
+
+        Raises:
+            JobError: the job cannot continue.
+            Stopping: the service stops.
+        """
+        ...

@@ -1,4 +1,4 @@
-"""What the engine asks of whoever keeps the rows. `spool.job_ledger.JobLedger` is the one that lasts."""
+"""Defines the interface to the storage of rows; `spool/job_ledger.JobLedger` stores them on disk."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ __all__ = ["RowStore", "completed"]
 
 
 class RowStore(AnsweredRows, Protocol):
-    """Rows, answers, tries and plans of one job. Writes without `await` are kept in order."""
+    """Rows, answers, attempts and plans of one job. Writes without `await` keep their order."""
 
     async def counts(self) -> dict[str, int]:
-        """Rows by state: pending, ok, failed, skipped."""
+        """Return the number of rows by state: pending, ok, failed, skipped."""
         ...
 
     async def models(self) -> list[str | None]:
-        """The models that pending rows ask for; None is the job's own."""
+        """Return the models that pending rows ask for; None is the sidecar's."""
         ...
 
     async def pending_segments(
         self, after: int, segment_rows: int, model: str | None, limit: int
     ) -> list[int]:
-        """Numbers of the next segments with rows to answer, beyond `after`."""
+        """Return the next segments with pending rows, beyond segment `after`."""
         ...
 
     async def pending(self, first: int, last: int, model: str | None, limit: int) -> list[StoredRow]:
-        """Rows to answer between two ordinals, both included, with their earlier tries.
+        """Return pending rows between two ordinals, both included, with their earlier attempts.
 
-        Large rows come without their fields: `completed` reads them.
+        Large rows have no fields; `completed` reads them.
         """
         ...
 
     async def deferred(self, model: str | None, after: int, limit: int) -> list[StoredRow]:
-        """The next rows that were found too long for the window, beyond an ordinal."""
+        """Return the next deferred rows, beyond ordinal `after`."""
         ...
 
     async def deferred_sizes(self) -> dict[str | None, list[tuple[int, int]]]:
-        """By model: (ordinal, tokens) of the rows that were found too long for the window."""
+        """Return (ordinal, tokens) of the deferred rows, by model."""
         ...
 
     async def samples(self) -> list[StoredRow]:
-        """The rows that were answered alone beforehand, with those answers."""
+        """Return the candidates for anchors with their isolated answers."""
         ...
 
     async def trials(self, kind: str, column: str | None = None) -> list[StoredRow]:
-        """The rows answered for this comparison, with those answers; of their fields only this column."""
+        """Return the rows of this comparison with its answers; of their fields only this column."""
         ...
 
     async def isolated_or_retried(self, kind: str) -> list[int]:
@@ -75,31 +75,31 @@ class RowStore(AnsweredRows, Protocol):
         ...
 
     async def rows_of(self, ordinals: Sequence[int]) -> list[StoredRow]:
-        """These rows with their results, in order."""
+        """Return these rows with their results, in order."""
         ...
 
     async def verdicts(self) -> list[dict[str, Any]]:
-        """Segments that were judged by themselves, in order."""
+        """Return the verdicts about single segments, in order."""
         ...
 
     async def unaudited(self) -> list[int]:
-        """Segments with answers in conversation that were not audited yet."""
+        """Return the segments with answers in a conversation that were not audited yet."""
         ...
 
     async def ordinals_of(self, ids: Sequence[str]) -> dict[str, int]:
-        """The first row of each id."""
+        """Return the first row of each id."""
         ...
 
     async def last_segment(self) -> int:
-        """The highest segment that has an answered row; -1 if there is none."""
+        """Return the highest segment that has an answered row; -1 if there is none."""
         ...
 
     async def measured_density(self, last_segment: int, prefix_bytes: int) -> tuple[float, int] | None:
-        """(Most tokens beyond the overhead per byte, rows measured), up to a segment."""
+        """Return (most tokens per byte beyond the overhead, measured rows), up to a segment."""
         ...
 
     async def begin(self, ordinal: int, number: int) -> None:
-        """Mark a try before it is sent."""
+        """Record an attempt before it is sent."""
         ...
 
     def end(
@@ -112,31 +112,31 @@ class RowStore(AnsweredRows, Protocol):
         counted: bool,
         isolated_tokens: int | None = None,
     ) -> None:
-        """Note how a try failed; the row goes on."""
+        """Record how an attempt failed; the row stays pending."""
         ...
 
     def answered(self, answer: Answered) -> None:
-        """The row's end: its answer."""
+        """Store the answer as the row's result."""
         ...
 
     def sampled(self, answer: Answered) -> None:
-        """An answer given alone beforehand; the row itself goes on."""
+        """Store the isolated answer of a candidate; the row stays pending."""
         ...
 
     def tried(self, kind: str, answer: Answered) -> None:
-        """An answer given for comparison; the row itself goes on, or has its end already."""
+        """Store an answer for comparison; the row's state does not change."""
         ...
 
     def untried(self, ordinal: int) -> None:
-        """A row could not be answered for comparison; it goes on, or keeps its end."""
+        """Record that a row was not answered for comparison; the row's state does not change."""
         ...
 
     async def audited(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
-        """A segment was audited; with a verdict, if it was judged by itself."""
+        """Record that a segment was audited, with a verdict if it was judged by itself."""
         ...
 
     async def forget_audits(self) -> None:
-        """Have the segments audited again that were found unharmed without a verdict."""
+        """Forget the audits of segments without a verdict, so that they are audited again."""
         ...
 
     async def withdraw_answers(self, segment: int, verdict: Mapping[str, Any]) -> int:
@@ -148,23 +148,23 @@ class RowStore(AnsweredRows, Protocol):
         ...
 
     def defer(self, ordinal: int, tokens: int) -> None:
-        """The row is too long for the window: it is for the second pass."""
+        """Leave a row that is too long for the window for the second pass."""
         ...
 
     def failed(self, failure: Failed) -> None:
-        """The row's end: its error."""
+        """Store the error as the row's result."""
         ...
 
     async def flush(self) -> None:
-        """Return when everything so far is durable."""
+        """Wait until everything so far is durable."""
         ...
 
     async def plans(self) -> list[dict[str, Any]]:
-        """The plan versions so far, oldest first."""
+        """Return the plan versions, oldest first."""
         ...
 
     async def add_plan(self, version: int, body: Mapping[str, Any]) -> None:
-        """Write a plan version durably, before it is used."""
+        """Store a plan version durably, before it is used."""
         ...
 
     async def add(self, key: str, amount: float) -> None:
@@ -172,7 +172,7 @@ class RowStore(AnsweredRows, Protocol):
         ...
 
     async def meta(self, key: str, default: Any = None) -> Any:
-        """What was noted under this key."""
+        """Return the value that was noted under this key."""
         ...
 
     async def note(self, **values: Any) -> None:
@@ -181,7 +181,7 @@ class RowStore(AnsweredRows, Protocol):
 
 
 async def completed(row: StoredRow, store: RowStore) -> StoredRow:
-    """The row with its fields, which `pending` and `deferred` leave out where they are large."""
+    """Return the row with its fields, which `pending` and `deferred` omit for large rows."""
     if row.complete:
         return row
     (found,) = await store.rows_of([row.ordinal])

@@ -19,7 +19,7 @@ from spoolama.evaluation.process import EvaluationProcess
 from spoolama.job.plan import PILOT_ROWS
 from spoolama.job.rows.reader import RowLimits
 from spoolama.job.sidecar import CANDIDATES, Vram
-from spoolama.memory.limits import GB, Marks, in_gb, stricter
+from spoolama.memory.level import GB, RelativeLimits, in_gb, stricter
 from spoolama.progress import Progress, Pulse
 from spoolama.publish.words import counted
 from spoolama.service.settings import Settings
@@ -270,7 +270,7 @@ def _idle_lanes(findings: Findings, lanes: int) -> Iterator[str]:
 # --- limits of GPU memory ----------------------------------------------------------------------------------
 
 
-def memory_limits(vram: Vram, service: Marks, totals: Sequence[int]) -> list[str]:
+def memory_limits(vram: Vram, service: RelativeLimits, totals: Sequence[int]) -> list[str]:
     """The limits in force while the job runs, and its own limits that have no effect or cannot be met.
 
     Args:
@@ -282,7 +282,7 @@ def memory_limits(vram: Vram, service: Marks, totals: Sequence[int]) -> list[str
         return [_unread(vram, service), *_looser(vram, service)]
     lines = []
     for total in sorted(set(totals)):
-        job = Marks(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
+        job = RelativeLimits(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
         found = stricter(service.limits(total), job.limits(total))
         lines.append(
             f"vram: high from {in_gb(found.high_bytes)}, critical from {in_gb(found.critical_bytes)} "
@@ -292,15 +292,20 @@ def memory_limits(vram: Vram, service: Marks, totals: Sequence[int]) -> list[str
     return lines
 
 
-def _useless(vram: Vram, service: Marks, total: int) -> Iterator[str]:
+def _useless(vram: Vram, service: RelativeLimits, total: int) -> Iterator[str]:
     """Values of the job that have no effect on a card of this size, or cannot be met there."""
     theirs = service.limits(total)
     for name, mark, alone, limit in (
-        ("high", vram.high, Marks(vram.high or 1.0, 1.0, 0.0).limits(total).high_bytes, theirs.high_bytes),
+        (
+            "high",
+            vram.high,
+            RelativeLimits(vram.high or 1.0, 1.0, 0.0).limits(total).high_bytes,
+            theirs.high_bytes,
+        ),
         (
             "critical",
             vram.critical,
-            Marks(1.0, vram.critical or 1.0, 0.0).limits(total).critical_bytes,
+            RelativeLimits(1.0, vram.critical or 1.0, 0.0).limits(total).critical_bytes,
             theirs.critical_bytes,
         ),
     ):
@@ -325,7 +330,7 @@ def _useless(vram: Vram, service: Marks, total: int) -> Iterator[str]:
         )
 
 
-def _looser(vram: Vram, service: Marks) -> Iterator[str]:
+def _looser(vram: Vram, service: RelativeLimits) -> Iterator[str]:
     """The same without a card, where only values of the same unit can be compared."""
     pairs = (("high", vram.high, service.high), ("critical", vram.critical, service.critical))
     for name, mark, theirs in pairs:
@@ -338,7 +343,7 @@ def _looser(vram: Vram, service: Marks) -> Iterator[str]:
         )
 
 
-def _unread(vram: Vram, service: Marks) -> str:
+def _unread(vram: Vram, service: RelativeLimits) -> str:
     free = max(vram.keep_free_gb or 0.0, service.keep_free_gb)
     return (
         f"vram: high from {_lower(vram.high, service.high)}; critical from "

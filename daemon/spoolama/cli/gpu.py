@@ -18,7 +18,7 @@ from spoolama.backends.base import LoadSpec
 from spoolama.cli.gpu_report import GpuReport
 from spoolama.cli.settings_options import config_option, settings_from
 from spoolama.clock import SystemClock
-from spoolama.memory.limits import GB, in_gb
+from spoolama.memory.level import GB, in_gb
 from spoolama.service.assembly import backend_for
 from spoolama.service.settings import Settings
 

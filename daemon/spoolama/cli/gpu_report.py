@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,15 +12,14 @@ from spoolama.backends.base import Backend, HeldModel, LoadSpec
 from spoolama.backends.model_shape import ModelShape
 from spoolama.clock import SystemClock
 from spoolama.errors import BackendError, RequestRefused, WrongServer
-from spoolama.memory.card_thread import CardThread
 from spoolama.memory.host import HostProbe
-from spoolama.memory.host_thread import HostThread
 from spoolama.memory.level import LevelRules
 from spoolama.memory.nvml import NvmlCards
+from spoolama.memory.reader_threads import CardThread, HostThread
 from spoolama.memory.readings import Card, CardProbe, NoCards
 from spoolama.memory.room import Where
 from spoolama.memory.watchdog import MemoryWatchdog
-from spoolama.model.estimated_size import EstimatedSize
+from spoolama.model.model_size import EstimatedSize
 from spoolama.service.assembly import server_is_here
 from spoolama.service.settings import Settings
 
@@ -57,7 +55,7 @@ class GpuReport:
         self._backend = backend
         self._spec = spec
         self._here = server_is_here(settings.backend)
-        self._host = HostThread(HostProbe(clock=clock), clock, pids=_engines, wait_s=WAIT_S)
+        self._host = HostThread(HostProbe(clock=clock), clock, pids=_engines)
         elsewhere = NoCards("the model server is on another machine")
         self._cards = CardThread(
             (probe or NvmlCards()) if self._here else elsewhere, clock, stale_after_s=WAIT_S
@@ -66,8 +64,8 @@ class GpuReport:
             self._cards,
             self._host if self._here else None,
             clock,
-            marks=vram.marks,
-            host_marks=vram.host_marks,
+            limits=vram.marks,
+            host_limits=vram.host_marks,
             rules=_AT_ONCE,
             only=vram.cards,
             on_cards=backend.uses_gpus,
@@ -87,14 +85,15 @@ class GpuReport:
         """Read every second until cancelled, first when the cards are read or time out.
 
         Args:
-            keep_on: Read the cards and ask the server repeatedly, not only once.
+            keep_on: Ask the server repeatedly, not only once.
         """
-        # Not in asyncio's thread pool: Python waits for it at exit, and a driver may hang forever.
-        reading = threading.Thread(target=self._cards.read_once, name="first GPU reading", daemon=True)
-        reading.start()
-        await asyncio.gather(self._ask(), asyncio.to_thread(reading.join, WAIT_S), self._host.refresh())
-        if keep_on and not reading.is_alive():
-            self._cards.start()
+        self._cards.start()
+        self._host.start()
+        await asyncio.gather(
+            self._ask(),
+            asyncio.to_thread(self._cards.wait_for_first, WAIT_S),
+            asyncio.to_thread(self._host.wait_for_first, WAIT_S),
+        )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watchdog.run())
             if keep_on:
@@ -157,7 +156,7 @@ class GpuReport:
             "free_bytes": card.free_bytes,
             "high_bytes": limits.high_bytes,
             "critical_bytes": limits.critical_bytes,
-            "keep_free_gb": self._watchdog.marks.keep_free_gb,
+            "keep_free_gb": self._watchdog.limits.keep_free_gb,
             "counts": not only or card.index in only,
             "processes": processes,
         }
@@ -167,7 +166,7 @@ class GpuReport:
         host = self._host.latest().host
         if host is None:
             return None
-        limits = self._watchdog.host_marks.limits(host.total_bytes)
+        limits = self._watchdog.host_limits.limits(host.total_bytes)
         return {
             **asdict(host),
             "used_bytes": host.used_bytes,
@@ -234,9 +233,9 @@ def cards_now(settings: Settings, probe: CardProbe | None = None) -> tuple[Card,
     if not server_is_here(settings.backend):
         return ()
     cards = CardThread(probe or NvmlCards())
-    reading = threading.Thread(target=cards.read_once, name="GPU reading", daemon=True)
-    reading.start()
-    reading.join(WAIT_S)
+    cards.start()
+    cards.wait_for_first(WAIT_S)
+    cards.stop()
     only = settings.vram.cards
     found = cards.latest().cards or ()
     return tuple(card for card in found if card.total_bytes > 0 and (not only or card.index in only))

@@ -1,27 +1,28 @@
-"""The audit: some rows of each conversation are asked again in isolation, and the answers compared.
+"""Decides the audit: which rows are asked again in isolation, and whether the answers prove harm.
 
 Two draws, kept apart:
 
-- A random sample, spread evenly over the job (`AuditBudget.random`). Only these rows feed the test for the
-  whole job and the reported shares. It is read after every segment, and once more at the end of the job by an
-  exact test, which sees smaller harm.
-- A few rows of segments that look odd: nearly all rows have one answer, and isolated ones do not
+- A random sample, spread evenly over the job (`AuditBudget.random`). Only these rows count for the test of
+  the whole job and for the reported shares. It is evaluated after every segment, and once more at the end of
+  the job by an exact test, which detects smaller harm.
+- A few rows of segments that look odd: nearly all rows have one answer, and isolated rows do not
   (`AuditBudget.odd`). They decide about that segment alone.
 
-At most one job in twenty has a false alarm: one in fifty by each look at the sample, one in a hundred by
-segments (`evidence.py` says for which rows that holds).
+At most one job in twenty has a false alarm: one in fifty by each evaluation of the sample, one in a hundred
+by segments (`evidence.py` says for which rows that holds).
 
-Harm is shown when the best estimate of changed answers is beyond the margin, and it is refuted that they are
+Harm is proved when the best estimate of changed answers exceeds the margin, and it is refuted that they are
 at most half the margin:
 
-- Temperature 0: isolated answers repeat, so a row that differs was changed. Such a row is asked in isolation
-  once more. If isolated answers turn out not to repeat, the conversation's answer must also be the odd one
-  out of three more often than an isolated one is.
+- Temperature 0: isolated answers repeat, so a row with a different answer was changed. Such a row is asked in
+  isolation once more. If isolated answers turn out not to repeat, the conversation's answer must also be the
+  odd one out of three more often than an isolated one is.
 - Above 0: every row is asked in isolation twice. If the conversation changes nothing, any of the three
-  answers is as likely to be the odd one out; its own must be so more often than one time in three.
-- Where the pilot chose a form because it agrees better with gold, answers are meant to differ: harm is that
+  answers is equally likely to be the odd one out; the conversation's must be so more often than one time in
+  three.
+- If the pilot chose a form because it agrees better with gold, answers are meant to differ: harm means that
   the isolated ones agree better with gold.
-- Free texts are worded otherwise where they mean the same, so the sample shows how far they differ, and no
+- Free texts with the same meaning differ in their words, so the sample shows how much they differ, but no
   harm. Only segments that look odd are judged.
 """
 
@@ -35,8 +36,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spoolama.compare.evidence import binomial_at_most, odds_above, refuted_above
-from spoolama.compare.gold import compare
-from spoolama.compare.likeness import Likeness
+from spoolama.compare.likeness import Likeness, compare
 
 __all__ = [
     "CHECKS",
@@ -55,24 +55,25 @@ __all__ = [
 ]
 
 SURE = 50.0
-"""Odds at which harm is shown while the job runs: a false alarm in one job in fifty."""
+"""Odds that prove harm while the job runs: a false alarm in one job in fifty."""
 _SURE_AT_END = 0.02
-"""Probability at which it is at the end, by an exact test."""
+"""Probability that proves it at the end, by an exact test."""
 _SURE_OF_SEGMENT = 100.0
 CHECKS = 8
-"""Audited rows by which a segment that looks odd is judged."""
+"""Audited rows that decide about a segment that looks odd."""
 _SHARE, _LEAST, _MOST = 0.02, 20, 400
-"""Of the rows, `audit: auto` asks this share again, ..."""
+"""Share of the rows that `audit: auto` asks again, at least 20 and at most 400 rows, ..."""
 _NOISY_SHARE = 0.04
-"""... and above temperature 0, where a row proves less, this one."""
+"""... and the share above temperature 0, where a row proves less."""
 _ODD_FROM, _ODD_SHARE = 80, 10
-"""With at least 80 audited rows, one in ten is kept for segments that look odd."""
+"""From 80 audited rows on, one in ten is reserved for segments that look odd."""
 _LEAST_ODD = 15
-"""A segment with fewer answers in company does not look odd: few rows may well have one answer."""
+"""A segment with fewer answers in a conversation does not look odd: few rows may well have one answer."""
 _ONE_ANSWER, _ISOLATED_SO = 0.95, 0.8
-"""A segment looks odd if one answer has this share, unless it has that one of isolated answers."""
+"""A segment looks odd if one answer has the first share of its answers, but not the second of isolated
+ones."""
 _FOUND = 0.95
-"""Probability with which the smallest harm is found."""
+"""Probability with which the smallest harm is detected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +83,19 @@ class AuditBudget:
     random: int
     """The random sample."""
     odd: int
-    """More rows of segments that look odd, at most."""
+    """Maximum number of other rows, of segments that look odd."""
 
     @property
     def rows(self) -> int:
-        """All of them."""
+        """Both together."""
         return self.random + self.odd
 
 
 def budget_of(asked: int | None, total: int, *, noisy: bool) -> AuditBudget:
-    """What the audit of a job may ask.
+    """Return how many rows the audit of a job may ask.
 
     Args:
-        asked: Rows that the sidecar asks for; None: `auto`.
+        asked: Rows that the sidecar sets; None: `auto`.
         total: Rows of the job.
         noisy: Whether the temperature is above 0.
     """
@@ -107,11 +108,11 @@ def budget_of(asked: int | None, total: int, *, noisy: bool) -> AuditBudget:
 
 
 def needed_in_segment(first: int, last: int, total: int, sample: int) -> int:
-    """Rows of the random sample that fall into a segment, spread evenly over the job.
+    """Return the rows of the random sample in a segment; the sample is spread evenly over the job.
 
     Args:
         first: Ordinal of its first row.
-        last: Of its last one.
+        last: Ordinal of its last row.
         total: Rows of the job.
         sample: Rows of the whole sample.
     """
@@ -121,11 +122,11 @@ def needed_in_segment(first: int, last: int, total: int, sample: int) -> int:
 def rows_to_audit(
     ordinals: Sequence[int], done: Collection[int], number: int, segment: int, seed: int
 ) -> list[int]:
-    """`number` of these rows, at random; rows that were audited before come first.
+    """Return `number` random ones of these rows; rows that were audited before come first.
 
-    A restart in the middle of a segment takes the same rows.
+    A restart in the middle of a segment chooses the same rows.
     """
-    rng = random.Random(f"audit {seed} {segment}")  # noqa: S311 - a choice of rows, no secret
+    rng = random.Random(f"audit {seed} {segment}")  # noqa: S311 - not security-relevant
     order = list(ordinals)
     rng.shuffle(order)
     order.sort(key=lambda n: n not in done)
@@ -138,70 +139,71 @@ class AuditedRow:
 
     ordinal: int
     given: str
-    """In the conversation, as everything here a label."""
+    """The label of the answer in the conversation."""
     isolated: str
+    """The label in isolation."""
     again: str | None = None
-    """In isolation a second time; None: it was not asked."""
+    """The label in isolation a second time; None: not asked."""
     gold: str = ""
-    """Its known answer; empty: not known."""
+    """The known answer; empty: not known."""
 
     def changed(self, like: Likeness) -> float:
-        """Share of the answer that the conversation changed: below 0 where isolated ones differ more."""
+        """Return how much the conversation changed the answer; negative if isolated answers differ more."""
         once = like.of(self.given, self.isolated)
         if self.again is None:
             return 1 - once
         return like.of(self.isolated, self.again) - (once + like.of(self.given, self.again)) / 2
 
     def odd_one(self, like: Likeness, margin: float) -> int | None:
-        """Which of three answers is further from both others than these are from each other.
+        """Return which of three answers is further from both others than these are from each other.
 
-        0: the conversation's; None: none is, or there are only two.
+        0: the conversation's; None: none, or there are only two answers.
         """
         if self.again is None:
             return None
-        apart = (
+        likeness = (
             like.of(self.isolated, self.again),
             like.of(self.given, self.again),
             like.of(self.given, self.isolated),
         )
         for one in range(3):
-            if apart[one] > max(apart[one - 1], apart[one - 2]) + margin:
+            if likeness[one] > max(likeness[one - 1], likeness[one - 2]) + margin:
                 return one
         return None
 
     def repeats(self, like: Likeness) -> bool:
-        """Whether both isolated answers are the same, as far as known."""
+        """Whether both isolated answers are the same; true if there is only one."""
         return self.again is None or like.of(self.isolated, self.again) == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What audited rows say."""
+    """The evidence of audited rows."""
 
     rows: int
     changed: float
-    """Best estimate of the share of answers that the conversation changed; by gold: that it made worse."""
+    """Best estimate of the share of answers that the conversation changed, or by gold: made worse."""
     odds: float
-    """Odds against "it changed at most half the margin", to be read at any time."""
+    """Odds against "it changed at most half the margin"; valid at any time."""
     chance: float
-    """Probability of such rows if it changed half the margin; to be read once."""
+    """Probability of such rows if it changed half the margin; valid only once, at the end."""
     margin: float
 
     def shows(self, sure: float = SURE) -> bool:
-        """Whether harm is shown at these odds."""
+        """Whether harm is proved at these odds."""
         return self.changed > self.margin and self.odds >= sure
 
     def shows_at_end(self) -> bool:
-        """Whether harm is shown when no more rows come."""
+        """Whether harm is proved if no more rows follow."""
         return self.shows() or (self.changed > self.margin and self.chance <= _SURE_AT_END)
 
 
 def weigh(rows: Sequence[AuditedRow], like: Likeness, margin: float, *, noisy: bool) -> Evidence:
-    """What these rows say of the conversation.
+    """Weigh the evidence of these rows.
 
     Args:
         rows: In any order.
-        like: What being alike means.
+        like: How answers are compared.
         margin: Share of rows that may be answered differently.
         noisy: Whether the temperature is above 0.
     """
@@ -230,10 +232,10 @@ def _at_least(hits: int, rows: int, chance: float) -> float:
 
 
 def weigh_by_gold(rows: Sequence[AuditedRow], enum: Sequence[str] | None) -> Evidence:
-    """Likewise, by known answers: whether the isolated answers agree better with them.
+    """Weigh by known answers: whether the isolated answers agree better with them.
 
     Args:
-        rows: In any order; those without a known answer do not count.
+        rows: In ascending order; those without a known answer do not count.
         enum: The labels that the schema lists, in its order.
     """
     pairs = compare(
@@ -247,12 +249,12 @@ def weigh_by_gold(rows: Sequence[AuditedRow], enum: Sequence[str] | None) -> Evi
 
 
 def looks_odd(labels: Sequence[str], own: Sequence[str], others: Sequence[str]) -> str | None:
-    """What is odd about a segment's answers, in words; None: nothing.
+    """Return what is odd about a segment's answers, as text; None: nothing.
 
     Args:
         labels: Its answers in the conversation.
         own: Isolated answers to rows of this segment.
-        others: Isolated answers to rows of others; they count only where it has none of its own.
+        others: Isolated answers of other segments, used if `own` is empty.
     """
     if len(labels) < _LEAST_ODD:
         return None
@@ -266,19 +268,19 @@ def looks_odd(labels: Sequence[str], own: Sequence[str], others: Sequence[str]) 
 
 
 def sure_of_segment(unfounded: int) -> float:
-    """Odds at which a segment is shown to be harmed while the job is not.
+    """Return the odds that prove harm in a segment as long as the job shows none.
 
-    Segments that look odd may be many: after each one that proves unharmed the next one needs more, such that
-    one job in a hundred at most has one by chance (the sum of 1 / (k + 1) (k + 2) is 1).
+    There may be many segments that look odd: after each unharmed one the next needs higher odds, so that at
+    most one job in a hundred has a false alarm (the sum of 1 / (k + 1) (k + 2) is 1).
     """
     return _SURE_OF_SEGMENT * (unfounded + 1) * (unfounded + 2)
 
 
 @lru_cache(maxsize=256)
 def smallest_harm(rows: int, margin: float, *, noisy: bool, floor: float = 1.0) -> float | None:
-    """The smallest share of changed answers that `rows` audited rows show with 95 % probability.
+    """Return the smallest share of changed answers that `rows` audited rows prove with 95 % probability.
 
-    For answers that are equal or not. None: not even a change of all answers.
+    It applies to labels. None: not even a change of all answers would be proved.
 
     Args:
         rows: Audited rows.
@@ -303,7 +305,7 @@ def smallest_harm(rows: int, margin: float, *, noisy: bool, floor: float = 1.0) 
 
 @lru_cache(maxsize=1024)
 def _least_changed(rows: int, margin: float, *, noisy: bool) -> int | None:
-    """How many of `rows` must be changed (or the odd one out) to show harm at the end of the job."""
+    """Return how many rows must be changed (or the odd one out) to prove harm at the end of the job."""
     least = 1 if noisy else math.floor(rows * margin) + 1
     for changed in range(least, rows + 1):
         if _at_least(changed, rows, 1 / 3 if noisy else margin / 2) <= _SURE_AT_END:

@@ -1,13 +1,13 @@
-"""How sure a share is: tests that may be read after every row, and intervals.
+"""Tests hypotheses about shares of rows, by tests that are valid at any time, and computes intervals.
 
 The tests are by betting (Waudby-Smith and Ramdas 2024, J. R. Stat. Soc. B 86, 1-27): a gambler stakes a part
-of his money on each row; if the claim to be refuted is true he cannot expect to win, so the chance that he
-ever holds 1 / alpha times his money is at most alpha (Ville's inequality). Rows may come in any number, and
-the decision to go on may depend on what was seen. Values lie between 0 and 1, and need not be hits or misses.
+of his money on each row. If the claim to be refuted is true, he cannot expect to win, so the probability that
+he ever holds 1 / alpha times his money is at most alpha (Ville's inequality). So the number of rows need not
+be fixed, and the decision to continue may depend on the rows so far. Values lie between 0 and 1.
 
-What they cannot know: rows of one conversation depend on one another, so they prove less than as many rows of
-many conversations, and the bound does not hold for them. That is why the pilot takes its rows from several
-places of the file, and the audit takes a few of each segment.
+The bound requires independent rows. Rows of one conversation depend on one another, so they prove less than
+the same number of rows of many conversations. Therefore the pilot takes its rows from several places of the
+file, and the audit takes a few of each segment.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from collections.abc import Iterable
 __all__ = ["ALPHA", "binomial_at_most", "odds_above", "paired_odds", "refuted_above", "wilson"]
 
 ALPHA = 0.05
-"""Chance that a wrong claim is accepted, whenever it is read."""
+"""Probability of a false proof, at whatever time the test is read."""
 
 _STAKES = ((0.03, 0.2), (0.1, 0.2), (0.25, 0.3), (0.5, 0.3))
-"""(Part of the stake that would lose everything, share of the money that plays it): for proofs that more rows
-differ than may, be it a few or nearly all."""
+"""(Part of the stake that could lose everything, share of the money that bets it): several stakes, so that
+both a few and many different rows can be a proof."""
 
 _MOST = 700.0
-"""Odds are given up to e to this power: a float holds no more."""
+"""Odds are at most e to this power, because of the range of a float."""
 _Z95 = 1.959963984540054
 
 
 def refuted_above(values: Iterable[float], claim: float) -> float:
-    """Odds against "the mean is at least `claim`" from values between 0 and 1: 20 refutes it at alpha 0.05.
+    """Return the odds against "the mean is at least `claim`"; 20 refutes it at alpha 0.05.
 
-    The order of the values makes no difference.
+    The order of the values does not matter.
 
     Args:
-        values: What was seen.
-        claim: Between 0 and 1, both excluded.
+        values: Between 0 and 1.
+        claim: Above 0 and below 1.
     """
     money = [share for _, share in _STAKES]
     for value in values:
@@ -48,15 +48,15 @@ def refuted_above(values: Iterable[float], claim: float) -> float:
 
 
 def paired_odds(wins: int, losses: int) -> float:
-    """Odds against "a win is no likelier than a loss" (McNemar's pairs)."""
+    """Return the odds against "a win is no likelier than a loss" (McNemar's pairs)."""
     return odds_above(wins, losses, 0.5)
 
 
 def odds_above(hits: int, misses: int, chance: float) -> float:
-    """Odds against "a hit has at most this chance", by a bet spread evenly over all chances above it.
+    """Return the odds against "a hit has at most this chance", with bets on all chances above it.
 
     The mean over p from `chance` to 1 of (p / chance)^hits ((1 - p) / (1 - chance))^misses. That is a beta
-    integral, and its tail is a sum of binomial terms. It may be read after every row; 1 without rows.
+    integral, and its tail is a sum of binomial terms. Valid after every row; 1 without rows.
     """
     rows = hits + misses
     beta = math.lgamma(hits + 1) + math.lgamma(misses + 1) - math.lgamma(rows + 2)
@@ -66,7 +66,8 @@ def odds_above(hits: int, misses: int, chance: float) -> float:
 
 
 def binomial_at_most(hits: int, rows: int, chance: float) -> float:
-    """Probability of so many hits or fewer, where each row is one with this chance (above 0 and below 1)."""
+    """Return the probability of at most `hits` hits, if each row is one with this chance (above 0, below
+    1)."""
     return 0.0 if hits < 0 else min(1.0, math.exp(_log_at_most(hits, rows, chance)))
 
 
@@ -84,10 +85,11 @@ def _log_at_most(hits: int, rows: int, chance: float) -> float:
 
 
 def wilson(total: float, rows: int) -> tuple[float, float]:
-    """95 % interval of a mean of values between 0 and 1 (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
+    """Return the 95 % interval of a mean of values from 0 to 1 (Wilson 1927, J. Am. Stat. Assoc. 22,
+    209-212).
 
-    For hits and misses it is his. Where values lie between, the sum stands for the hits: such values vary
-    less than hits and misses of the same mean do, so the interval is rather too wide.
+    It is exact for hits and misses. Other values vary less than hits and misses with the same mean, so for
+    them the interval is slightly too wide.
     """
     share, z2 = total / rows, _Z95**2
     middle = (share + z2 / (2 * rows)) / (1 + z2 / rows)

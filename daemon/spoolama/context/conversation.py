@@ -24,7 +24,7 @@ TurnOf = Callable[[StoredRow, tuple[Message, ...], str, int], Awaitable[Turn]]
 
 
 class AnsweredRows(Protocol):
-    """Read access to a job's rows for rebuilding a conversation; implemented by `engine/store.RowStore`."""
+    """Read access to a job's rows for rebuilding a conversation; implemented by `answer/store.RowStore`."""
 
     async def last_turn(self, segment: int) -> StoredRow | None:
         """Return the last answered row of a segment's conversation; None if there is none."""
@@ -91,7 +91,7 @@ class Prompt:
         return ranges_of(turn.ordinal for turn in (*self.anchors, *self.tail))
 
     @property
-    def alone(self) -> bool:
+    def prefix_only(self) -> bool:
         """Whether only the prefix is before the row."""
         return not self.anchors and not self.tail
 
@@ -102,7 +102,7 @@ def prepare(
     plan: Plan,
     num_ctx: int,
     *,
-    bare: bool = False,
+    prefix_only: bool = False,
     isolated_tokens: int | None = None,
 ) -> Prompt:
     """Build the prompt of a row in this conversation; trims it if a trim is due or it exceeds the high mark.
@@ -112,33 +112,33 @@ def prepare(
         ask: The row's request.
         plan: The plan in force.
         num_ctx: The context window, in tokens.
-        bare: Put only the shared prefix before the row.
-        bare_tokens: Upper bound of prefix and row in tokens, from a count of the server; None: unknown.
+        prefix_only: Put only the shared prefix before the row.
+        isolated_tokens: Upper bound of prefix and row in tokens, from a count of the server; None: unknown.
     """
     window = min(num_ctx, plan.window or num_ctx)
-    alone = Budget(window, ask.num_predict, bound(plan, ask.prefix), bound(plan, ask.own))
+    plain = Budget(window, ask.num_predict, bound(plan, ask.prefix), bound(plan, ask.own))
     if plan.prefix_tokens is not None:
-        alone = replace(alone, prefix=min(alone.prefix, plan.prefix_tokens))
+        plain = replace(plain, prefix=min(plain.prefix, plan.prefix_tokens))
     if isolated_tokens is not None:
         # Ignore the learned bound: it may be the reason why the server refused this row.
         sure = bound(replace(plan, tokens_per_byte=1.0), (*ask.prefix, *ask.own))
-        alone = replace(alone, prefix=0, own=min(isolated_tokens, sure))
-    tail = () if bare else conversation.tail
-    anchors = () if bare else conversation.anchors
-    front = alone.prefix + sum(turn.tokens for turn in anchors)
-    if conversation.front_seen is not None and not bare:
+        plain = replace(plain, prefix=0, own=min(isolated_tokens, sure))
+    tail = () if prefix_only else conversation.tail
+    anchors = () if prefix_only else conversation.anchors
+    front = plain.prefix + sum(turn.tokens for turn in anchors)
+    if conversation.front_seen is not None and not prefix_only:
         front = min(front, conversation.front_seen)
-    budget = replace(alone, prefix=front)
+    budget = replace(plain, prefix=front)
     appended = bool(tail)
-    tokens = _reckon(conversation if appended else None, tail, budget)
+    tokens = _size_of(conversation if appended else None, tail, budget)
     trimmer = trimmer_of(plan)
     while tail and (trimmer.due(tail) or not budget.fits(tokens, plan.high)):
         tail, appended = trimmer.trim(tail, budget), False
-        tokens = _reckon(None, tail, budget)
-    if anchors and not budget.fits(tokens) and not alone.fits(alone.prefix + alone.own):
+        tokens = _size_of(None, tail, budget)
+    if anchors and not budget.fits(tokens) and not plain.fits(plain.prefix + plain.own):
         # If the row may not fit even without anchors, count it without them; otherwise count it with them.
-        anchors, budget = (), alone
-        tokens = _reckon(None, (), budget)
+        anchors, budget = (), plain
+        tokens = _size_of(None, (), budget)
     before = (*ask.prefix, *(m for turn in anchors for m in turn.messages))
     return Prompt(
         messages=(*before, *(m for turn in tail for m in turn.messages), *ask.own),
@@ -146,14 +146,14 @@ def prepare(
         anchors=anchors,
         tail=tail,
         appended=appended,
-        trimmed=len(tail) < len(conversation.tail) and not bare,
+        trimmed=len(tail) < len(conversation.tail) and not prefix_only,
         tokens=tokens,
         fits=budget.fits(tokens),
         budget=budget,
     )
 
 
-def _reckon(conversation: Conversation | None, tail: tuple[Turn, ...], budget: Budget) -> int:
+def _size_of(conversation: Conversation | None, tail: tuple[Turn, ...], budget: Budget) -> int:
     if conversation is not None and conversation.used is not None:
         return conversation.used + budget.own
     return budget.prefix + sum(turn.tokens for turn in tail) + budget.own

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from spoolama.backends.base import Message
 from spoolama.context.budget import Budget
-from spoolama.context.spread import Choice, best, spread
+from spoolama.context.selection import Choice, best, spread
 from spoolama.job.plan import Plan
 
 __all__ = ["STRATEGIES", "Trimmer", "Turn", "trimmer_of"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from spoolama.backends.model_shape import ModelShape
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB
 
 __all__ = ["Estimate", "estimate", "ollama_batch", "words_of"]
 

@@ -2,10 +2,10 @@
 
 Each reading is one step.
 
-- *Up*: after `rise_s` of readings at or above a mark. A short spike changes nothing.
-- *Down*: one level at a time, after `fall_s` of readings below the mark minus `hysteresis`.
-- *Trend*: if the readings of the last `trend_s` seconds rise so fast that they reach the critical mark within
-  `horizon_s`, the level is already high.
+- *Up*: after `rise_s` of readings at or above a limit. A short spike changes nothing.
+- *Down*: one level at a time, after `fall_s` of readings below the limit minus `hysteresis`.
+- *Trend*: if the readings of the last `trend_s` seconds rise so fast that they reach the critical limit
+  within `horizon_s`, the level is already high.
 - *Blind*: without readings the level stays for `fall_s` and then becomes ok, so that a missing reading does
   not stop a job.
 
@@ -20,9 +20,62 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import pairwise
 
-from spoolama.memory.limits import MemoryLimits
+__all__ = [
+    "GB",
+    "Level",
+    "LevelRules",
+    "LevelState",
+    "MemoryLimits",
+    "RelativeLimits",
+    "in_gb",
+    "step",
+    "stricter",
+]
 
-__all__ = ["Level", "LevelRules", "LevelState", "step"]
+GB = 2**30
+"""Memory sizes are reported in units of 2**30 bytes, as cards are sold: a 16 GB card has 16 x 2**30 bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeLimits:
+    """The thresholds for high and critical. A number up to 1 is a fraction of the total, above 1 it is GB."""
+
+    high: float = 0.875
+    critical: float = 0.9375
+    keep_free_gb: float = 0.5
+    """GB that always stay free: the critical limit is at least this far below the total."""
+
+    def limits(self, total_bytes: int) -> MemoryLimits:
+        """Return the limits in bytes for memory of this size. High is never above critical."""
+        # On a card of less than 1 GB, keep at most half of it free.
+        spared = max(total_bytes - int(self.keep_free_gb * GB), total_bytes // 2)
+        critical = min(_bytes(self.critical, total_bytes), spared)
+        return MemoryLimits(total_bytes, min(_bytes(self.high, total_bytes), critical), critical)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """The limits of one card, or of the machine's memory, in bytes in use."""
+
+    total_bytes: int
+    high_bytes: int
+    critical_bytes: int
+
+
+def stricter(one: MemoryLimits, other: MemoryLimits) -> MemoryLimits:
+    """Return the lower of both limits each: a job can lower the service's limits, not raise them."""
+    critical = min(one.critical_bytes, other.critical_bytes)
+    high = min(one.high_bytes, other.high_bytes, critical)
+    return MemoryLimits(one.total_bytes, high, critical)
+
+
+def in_gb(size: int) -> str:
+    """Format a size for people: `14.2 GB`, `0.4 GB`."""
+    return f"{size / GB:.1f} GB"
+
+
+def _bytes(limit: float, total_bytes: int) -> int:
+    return min(total_bytes, round(limit * total_bytes if limit <= 1 else limit * GB))
 
 
 class Level(IntEnum):
@@ -61,17 +114,17 @@ class LevelState:
     at: float | None = None
     """Time of the last step with a reading."""
     over_high: float | None = None
-    """Since when all readings are at or above the high mark or rise towards the critical mark."""
+    """Since when all readings are at or above the high limit or rise towards the critical limit."""
     over_critical: float | None = None
     under_high: float | None = None
-    """Since when all readings are below the high mark minus the hysteresis and do not rise."""
+    """Since when all readings are below the high limit minus the hysteresis and do not rise."""
     under_critical: float | None = None
     blind: float | None = None
     """Since when there is no reading."""
-    marks: tuple[tuple[float, int], ...] = ()
+    history: tuple[tuple[float, int], ...] = ()
     """Time and bytes in use of each reading of the last `trend_s` seconds."""
     full_in_s: float | None = None
-    """Seconds until the critical mark at the slope of `marks`; None: no rise, or too few readings."""
+    """Seconds until the critical limit at the slope of `history`; None: no rise, or too few readings."""
 
 
 def step(
@@ -91,15 +144,15 @@ def step(
         return _without(state, now, rules)
     if state.at is not None and now - state.at > rules.gap_s:
         state = LevelState(state.level, state.since)
-    marks = (*(m for m in state.marks if trend and now - m[0] <= rules.trend_s), (now, used_bytes))
-    full_in_s = _until(marks, limits.critical_bytes, rules)
+    history = (*(r for r in state.history if trend and now - r[0] <= rules.trend_s), (now, used_bytes))
+    full_in_s = _until(history, limits.critical_bytes, rules)
     climbing = full_in_s is not None and full_in_s <= rules.horizon_s
     margin = int(rules.hysteresis * limits.total_bytes)
     seen = replace(
         state,
         at=now,
         blind=None,
-        marks=marks,
+        history=history,
         full_in_s=full_in_s,
         over_high=_since(state.over_high, used_bytes >= limits.high_bytes or climbing, now),
         over_critical=_since(state.over_critical, used_bytes >= limits.critical_bytes, now),
@@ -143,20 +196,20 @@ def _since(since: float | None, holds: bool, now: float) -> float | None:
     return now if since is None else since
 
 
-def _until(marks: Sequence[tuple[float, int]], full: int, rules: LevelRules) -> float | None:
-    """Seconds until `full` at the slope of a least-squares line through the marks.
+def _until(history: Sequence[tuple[float, int]], full: int, rules: LevelRules) -> float | None:
+    """Seconds until `full` at the slope of a least-squares line through the readings.
 
-    None if the marks span less than half of `trend_s`, or if a single step accounts for more than half of the
+    None if they span less than half of `trend_s`, or if a single step accounts for more than half of the
     rise: loading a model raises memory use once and is not a trend.
     """
-    if len(marks) < 4 or marks[-1][0] - marks[0][0] < rules.trend_s / 2:
+    if len(history) < 4 or history[-1][0] - history[0][0] < rules.trend_s / 2:
         return None
-    mean_t = sum(t for t, _ in marks) / len(marks)
-    mean_u = sum(u for _, u in marks) / len(marks)
-    spread = sum((t - mean_t) ** 2 for t, _ in marks)
-    slope = sum((t - mean_t) * (u - mean_u) for t, u in marks) / spread
-    rises = [after[1] - before[1] for before, after in pairwise(marks)]
+    mean_t = sum(t for t, _ in history) / len(history)
+    mean_u = sum(u for _, u in history) / len(history)
+    spread = sum((t - mean_t) ** 2 for t, _ in history)
+    slope = sum((t - mean_t) * (u - mean_u) for t, u in history) / spread
+    rises = [after[1] - before[1] for before, after in pairwise(history)]
     whole = sum(rise for rise in rises if rise > 0)
     if slope <= 0 or whole <= 0 or max(rises) > whole / 2:
         return None
-    return max(0.0, (full - marks[-1][1]) / slope)
+    return max(0.0, (full - history[-1][1]) / slope)

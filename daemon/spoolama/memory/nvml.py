@@ -72,12 +72,10 @@ class NvmlCards:
 
     Args:
         nvml: The module to call; None: `pynvml`.
-        only: NVML indices of the cards to read; None: all. (CUDA may number cards in another order.)
     """
 
-    def __init__(self, nvml: Any = None, *, only: tuple[int, ...] | None = None) -> None:
+    def __init__(self, nvml: Any = None) -> None:
         self._nvml = nvml
-        self._only = only
         self._ready = False
         self._reads_with_a_loss = 0
 
@@ -118,19 +116,14 @@ class NvmlCards:
         count = self._nvml.nvmlDeviceGetCount()
         if not count:
             raise NoReading(_NO_CARD, lasting=True)
-        wanted = range(count) if self._only is None else [i for i in self._only if i < count]
-        if not wanted:
-            asked = ", ".join(str(i) for i in self._only or ())
-            raise NoReading(f"no GPU has the number {asked}; the driver lists {count}, counted from 0")
         cards: list[Card] = []
         lost: dict[int, Any] = {}
-        for index in wanted:
+        for index in range(count):
             try:
                 cards += self._cards_at(index)
             except self._nvml.NVMLError as error:
                 lost[index] = error
-        complete = not lost and len(wanted) == (count if self._only is None else len(self._only))
-        self._reads_with_a_loss = 0 if complete else self._reads_with_a_loss + 1
+        self._reads_with_a_loss = self._reads_with_a_loss + 1 if lost else 0
         if not cards:
             index, first = next(iter(lost.items()))
             silent = all(error.value == _NOT_SUPPORTED for error in lost.values())
@@ -254,8 +247,8 @@ class NvmlCards:
     def _first(self, *calls: Callable[[], T]) -> T | None:
         """Return the result of the first of these calls that works."""
         for call in calls:
-            if (told := self._optional(call)) is not None:
-                return told
+            if (value := self._optional(call)) is not None:
+                return value
         return None
 
     def _optional(self, call: Callable[[], T]) -> T | None:

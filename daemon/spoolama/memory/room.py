@@ -1,4 +1,4 @@
-"""Checks whether a model fits into the free memory below the critical mark, on cards or in main memory."""
+"""Checks whether a model fits into the free memory below the critical limit, on cards or in main memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from spoolama.memory.level import Level
-from spoolama.memory.limits import MemoryLimits, in_gb
+from spoolama.memory.level import Level, MemoryLimits, in_gb
 from spoolama.memory.readings import Card, Host
 
 __all__ = [
@@ -21,7 +20,7 @@ __all__ = [
     "Where",
     "room_on_cards",
     "room_on_host",
-    "together",
+    "usable_bytes",
 ]
 
 
@@ -140,7 +139,7 @@ class Unwatched:
 def room_on_cards(
     need: Need, cards: Sequence[Card], limits: Mapping[int, MemoryLimits], *, reclaimed_bytes: int = 0
 ) -> Room:
-    """Check whether a model fits on one card, or spread over all cards, below their critical marks.
+    """Check whether a model fits on one card, or spread over all cards, below their critical limits.
 
     Args:
         need: The load.
@@ -152,20 +151,20 @@ def room_on_cards(
     empty = [limits[n].critical_bytes - (card.reserved_bytes or 0) for n, card in enumerate(cards)]
     best = max(range(len(cards)), key=lambda n: free[n])
     size = need.size_bytes
-    lacks = size - (together(cards, free) + reclaimed_bytes)
-    ever = together(cards, empty) >= size
+    lacks = size - (usable_bytes(cards, free) + reclaimed_bytes)
+    ever = usable_bytes(cards, empty) >= size
     there = f"{in_gb(free[best])} of {in_gb(cards[best].total_bytes)} may still be taken on "
     words = need.words or f"it needs {in_gb(size)}"
     return Room(lacks <= 0, f"{words}; {there}{_name(cards, best)}", ever, max(0, lacks))
 
 
-def together(cards: Sequence[Card], sizes: Sequence[int]) -> int:
+def usable_bytes(cards: Sequence[Card], sizes: Sequence[int]) -> int:
     """Bytes that one model can use on all cards; with MIG on one, as CUDA gives a process one instance."""
     return max(sizes, default=0) if any(card.mig for card in cards) else sum(sizes)
 
 
 def room_on_host(need: Need, host: Host, limits: MemoryLimits) -> Room:
-    """Check whether a load fits into this machine's memory below its critical mark."""
+    """Check whether a load fits into this machine's memory below its critical limit."""
     free = max(0, limits.critical_bytes - host.used_bytes)
     there = f"{in_gb(free)} of {in_gb(host.total_bytes)} of this machine's memory may still be taken"
     words = need.words or f"it needs {in_gb(need.size_bytes)}"

@@ -12,7 +12,7 @@ from spoolama.errors import BackendError, JobError, RequestRefused, ServerDied
 from spoolama.progress import Progress
 from spoolama.stopping import Stop, until
 
-__all__ = ["LOAD_BOUND_S", "Gate", "Pass", "Stopping"]
+__all__ = ["LOAD_BOUND_S", "Admission", "Gate", "RequestTimeout", "Stopping"]
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
@@ -25,7 +25,7 @@ class Stopping(Exception):
     """The service stops; the row is left for the next start."""
 
 
-class Pass:
+class Admission:
     """The permission to send one request."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Gate:
         self._changed = asyncio.Condition()
         self._closed = False
         self._exclusive = 0
-        self._held: set[Pass] = set()
+        self._held: set[Admission] = set()
         self.in_flight = 0
         self.served = 0
         """Number of requests that the server has answered."""
@@ -74,7 +74,7 @@ class Gate:
         return self._limit
 
     @asynccontextmanager
-    async def through(self, *, exclusive: bool = False) -> AsyncIterator[Pass]:
+    async def through(self, *, exclusive: bool = False) -> AsyncIterator[Admission]:
         """Wait for permission to send a request; with `exclusive`, no other request is in flight.
 
         Raises:
@@ -94,15 +94,15 @@ class Gate:
                 self._changed.notify_all()
                 raise
             self._count(+1)
-        place = Pass()
-        self._held.add(place)
+        admission = Admission()
+        self._held.add(admission)
         if len(self._held) > 1:
             for held in self._held:
                 held.only_request = False
         try:
-            yield place
+            yield admission
         finally:
-            self._held.discard(place)
+            self._held.discard(admission)
             # No await before this: a cancelled lane must release its permission.
             self._count(-1)
             self._exclusive -= exclusive
@@ -176,26 +176,17 @@ class Gate:
         async with self._changed:
             while self._closed and not self._stop.is_set():
                 await self._changed.wait()
-            if self._stop.is_set():
-                raise Stopping
-            self._closed = True
-        before, began, lasting = self._progress.phase, self._clock.monotonic(), False
-        self._progress.waiting, self._progress.phase = True, phase
+        if self._stop.is_set():
+            raise Stopping
+        began = self._clock.monotonic()
         try:
-            async with self._changed:
-                while self.in_flight and not self._stop.is_set():
-                    await self._changed.wait()
-            if self._stop.is_set():
-                raise Stopping
-            yield
-        except JobError:
-            lasting = True  # no row may cause another load
-            raise
+            async with self._shut(phase):
+                await self.drained()
+                if self._stop.is_set():
+                    raise Stopping
+                yield
         finally:
             self.held_s += self._clock.monotonic() - began
-            self._closed = lasting
-            self._progress.waiting, self._progress.phase = False, before
-            await self._wake()
 
     async def recover(
         self,
@@ -213,7 +204,7 @@ class Gate:
         Args:
             reason: Text for the status.
             attempt: The call that must succeed.
-            patience: Raise the error of `attempt` after this many deaths of the server; 0: never.
+            max_deaths: Raise the error of `attempt` after this many deaths of the server; 0: never.
             carry: Start with the last delay of the previous wait, if no row was answered since: a server can
                 repeatedly look healthy and still answer no row.
 
@@ -222,35 +213,43 @@ class Gate:
         """
         if self._closed:
             return
-        self._closed = True
-        before, began, lasting = self._progress.phase, self._clock.monotonic(), False
-        self._progress.waiting, self._progress.phase = True, f"waiting for the server: {reason}"
-        delay, deaths = self._delay if carry else FIRST_DELAY_S, 0
+        delay, deaths, began = self._delay if carry else FIRST_DELAY_S, 0, self._clock.monotonic()
         try:
-            while not self._stop.is_set():
-                await self.pause(delay * self._rng.uniform(1.0, 1.25))
-                if self._stop.is_set():
-                    return
-                delay = min(LONGEST_DELAY_S, delay * 2)
-                if carry:
-                    self._delay = delay
-                try:
-                    with self._progress.pulse.wait(LOAD_BOUND_S):
-                        await attempt()
-                    return
-                except RequestRefused:
-                    raise
-                except BackendError as error:
-                    deaths += isinstance(error, ServerDied)
-                    if max_deaths and deaths >= max_deaths:
+            async with self._shut(f"waiting for the server: {reason}"):
+                while True:
+                    await self.pause(delay * self._rng.uniform(1.0, 1.25))
+                    if self._stop.is_set():
+                        return
+                    delay = min(LONGEST_DELAY_S, delay * 2)
+                    if carry:
+                        self._delay = delay
+                    try:
+                        with self._progress.pulse.wait(LOAD_BOUND_S):
+                            await attempt()
+                        return
+                    except RequestRefused:
                         raise
-                    self._progress.phase = f"waiting for the server: {error.message}"
-        except JobError:
-            lasting = True
-            raise
+                    except BackendError as error:
+                        deaths += isinstance(error, ServerDied)
+                        if max_deaths and deaths >= max_deaths:
+                            raise
+                        self._progress.phase = f"waiting for the server: {error.message}"
         finally:
             self.waited_s += self._clock.monotonic() - began
-            self._closed = lasting
+
+    @asynccontextmanager
+    async def _shut(self, phase: str) -> AsyncIterator[None]:
+        """Close the gate and show this phase; after a `JobError` the gate stays closed."""
+        self._closed = True
+        before, stays_closed = self._progress.phase, False
+        self._progress.waiting, self._progress.phase = True, phase
+        try:
+            yield
+        except JobError:
+            stays_closed = True  # no row may cause another load
+            raise
+        finally:
+            self._closed = stays_closed
             self._progress.waiting, self._progress.phase = False, before
             await self._wake()
 
@@ -258,3 +257,37 @@ class Gate:
         """Sleep until the time is over or the service stops."""
         with self._progress.pulse.wait(seconds + 5):
             await until(self._clock.sleep(seconds), self._stop)
+
+
+_UNLEARNED_S = 900.0
+"""Timeout in seconds before any answer: enough to load a model of 12 GB from a slow disk first."""
+_LEAST_S = 60.0
+_FACTOR = 10.0
+_ENOUGH = 20
+
+
+class RequestTimeout:
+    """Learns the timeout from earlier answers: ten times the longest, at least 60 s.
+
+    Args:
+        fixed_s: A timeout set by the user; then nothing is learned.
+    """
+
+    def __init__(self, fixed_s: float | None = None) -> None:
+        self._fixed_s = fixed_s
+        self._seen = 0
+        self._longest_s = 0.0
+
+    def saw(self, seconds: float) -> None:
+        """Record the duration of an answer."""
+        self._seen += 1
+        self._longest_s = max(self._longest_s, seconds)
+
+    @property
+    def bound_s(self) -> float:
+        """Timeout of a request in seconds."""
+        if self._fixed_s is not None:
+            return self._fixed_s
+        if self._seen < _ENOUGH:
+            return _UNLEARNED_S
+        return max(_LEAST_S, _FACTOR * self._longest_s)

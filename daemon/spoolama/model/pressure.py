@@ -33,7 +33,7 @@ class PressureHandler:
     - *ok for a long time*: a model that was loaded smaller is loaded one step larger.
 
     Args:
-        holder: The model.
+        residency: The model.
         gate: The gate to the server.
         memory: The memory watchdog.
         clock: The clock.
@@ -76,7 +76,7 @@ class PressureHandler:
             if level is not Level.OK:
                 self._calm_since = self._clock.monotonic()
             if level is Level.CRITICAL and self._residency.loaded is not None and self._helps():
-                await self._step_back()
+                await self._relieve()
                 self._calm_since = self._clock.monotonic()  # there were no looks while it was unloaded
             elif level is Level.HIGH and not self._idle_released:
                 self._idle_released = True
@@ -84,17 +84,19 @@ class PressureHandler:
             elif level is Level.OK:
                 self._idle_released = False
                 if self._clock.monotonic() - self._calm_since >= CALM_S:
-                    await self._climb()
+                    await self._enlarge()
 
     def _helps(self) -> bool:
         """Whether unloading the model would free memory lastingly; if not, logs the reason once."""
-        residency, sizes = self._residency, self._residency.size
-        alone = sizes.fills_alone(residency.spec)
+        residency, measured = self._residency, self._residency.measured
+        alone = measured.fills_alone(residency.spec)
         if not self._releases:
             why = "spoolama does not unload models of this server"
-        elif sizes.leaves_hardly_any(residency.spec) and alone and not residency.can_shrink:
+        elif measured.leaves_hardly_any(residency.spec) and alone and not residency.sizes.can_shrink:
             why = "the model by itself needs this memory, and no smaller load is possible"
-        elif self._memory.where == "host" and not residency.can_shrink and residency.released_often:
+        elif (
+            self._memory.where == "host" and not residency.sizes.can_shrink and residency.sizes.unloaded_often
+        ):
             why = "unloading the model did not help for long, and no smaller load is possible"
         elif alone and residency.spilled:
             why = "a part of the model is in main memory, so a smaller load would also fill the GPU"
@@ -111,30 +113,30 @@ class PressureHandler:
         self._looks += 1
         residency = self._residency
         if self._looks == _MEASURED_AFTER and residency.loaded is not None:
-            await self._on_measured(residency.size.measure(residency.spec, residency.loaded))
+            await self._on_measured(residency.measured.measure(residency.spec, residency.loaded))
 
-    async def _step_back(self) -> None:
+    async def _relieve(self) -> None:
         residency, memory = self._residency, self._memory
         async with self._gate.hold(f"memory is critical ({memory.words}): finishing requests in flight"):
             if memory.level is not Level.CRITICAL:
                 return  # the pressure is gone
             memory.did("paused", **residency.figures())
-            await residency.let_go_for_memory()
-            await residency.load_patiently()
+            await residency.unload_for_memory()
+            await residency.load_until_done()
             memory.did("resumed", **residency.figures())
 
-    async def _climb(self) -> None:
+    async def _enlarge(self) -> None:
         self._calm_since = self._clock.monotonic()
-        if not self._residency.could_climb():
+        if not self._residency.can_enlarge():
             return
         async with self._gate.hold(f"loading {self._residency.spec.model} larger again"):
-            if not self._residency.could_climb():
+            if not self._residency.can_enlarge():
                 return  # memory changed while requests finished
-            await self._residency.let_go()
+            await self._residency.unload()
             for _ in range(_SEEN_AFTER):
                 await self._residency.look()
-            self._residency.climb()
+            self._residency.sizes.enlarge()
             larger = self._residency.spec
-            await self._residency.load_patiently()
+            await self._residency.load_until_done()
             if self._residency.spec == larger:
                 self._memory.did("larger_load", **self._residency.figures())

@@ -18,7 +18,7 @@ import asyncio
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from spoolama.backends.base import Backend, LoadSpec, Message, Reply
@@ -63,15 +63,6 @@ class PrimerNotes:
         return asdict(self)
 
 
-@dataclass
-class _Trial:
-    costs: list[float] = field(default_factory=list)
-
-    @property
-    def full(self) -> bool:
-        return len(self.costs) >= _TRIALS
-
-
 class Primer:
     """Keeps the shared prefix primed.
 
@@ -100,7 +91,10 @@ class Primer:
         self._texts: dict[tuple[Message, ...], str | None] = {}
         self._primed: dict[int, str] = {}
         self._seen: set[int] = set()
-        self._without, self._with = _Trial(), _Trial()
+        self._without: list[float] = []
+        """Costs of branching prompts before priming."""
+        self._with: list[float] = []
+        """Costs of branching prompts with a primed slot."""
         self._branches = self._losses = 0
         self._tokens = 0
         self.notes = PrimerNotes()
@@ -139,10 +133,7 @@ class Primer:
         """
         if not front or not branches:
             return False
-        if self._trying:
-            if not self._without.full:
-                return False
-        elif not self._on:
+        if not self._on and not (self._trying and len(self._without) >= _TRIALS):
             return False
         try:
             # One timeout for everything: renderings and the priming of another lane each have their own.
@@ -194,15 +185,15 @@ class Primer:
             self._give_up("the server reports neither cached tokens nor times")
             return
         self.notes.unit = "evaluated tokens" if reply.cached_tokens is not None else "seconds"
-        if not self._without.full:
-            self._without.costs.append(cost)
+        if len(self._without) < _TRIALS:
+            self._without.append(cost)
         elif lane in self._primed:
-            self._with.costs.append(cost)
-            if self._with.full:
+            self._with.append(cost)
+            if len(self._with) == _TRIALS:
                 self._judge()
 
     def _judge(self) -> None:
-        without, primed = statistics.median(self._without.costs), statistics.median(self._with.costs)
+        without, primed = statistics.median(self._without), statistics.median(self._with)
         self.notes.without, self.notes.primed = without, primed
         if primed <= _PAYS * without:
             self._trying, self._on = False, True

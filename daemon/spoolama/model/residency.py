@@ -8,20 +8,29 @@ context window or fewer slots.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from spoolama.backends.base import Backend, LoadedModel, LoadSpec
 from spoolama.clock import Clock
-from spoolama.errors import BackendError, ModelLost, OutOfMemory, RequestRefused, ServerDied
+from spoolama.errors import (
+    BackendError,
+    ConfigError,
+    JobError,
+    ModelLost,
+    OutOfMemory,
+    RequestRefused,
+    ServerDied,
+    WrongServer,
+)
 from spoolama.memory.level import Level
 from spoolama.memory.room import Memory
 from spoolama.model.gate import LOAD_BOUND_S, Gate, Stopping
 from spoolama.model.load_sizes import OFTEN, LoadSizes
-from spoolama.model.measured_size import DESKTOP_BYTES, MeasuredSize
+from spoolama.model.model_size import DESKTOP_BYTES, MeasuredSize
 from spoolama.progress import Progress
 from spoolama.stopping import Stop, until
 
-__all__ = ["WAIT_FOR_MEMORY_S", "ModelResidency"]
+__all__ = ["WAIT_FOR_MEMORY_S", "ModelResidency", "load_model"]
 
 WAIT_FOR_MEMORY_S = 600.0
 """Seconds that a load waits for free memory before a smaller one is tried."""
@@ -42,7 +51,7 @@ class ModelResidency:
 
     Args:
         backend: The model server.
-        rungs: Loads from the requested one down to the smallest; see `model/ladder.py`.
+        sizes: The loads that may be tried.
         gate: Ensures that no request is in flight while the model is unloaded or replaced.
         progress: Shows what the job waits for.
         memory: The memory watchdog.
@@ -54,7 +63,7 @@ class ModelResidency:
     def __init__(
         self,
         backend: Backend,
-        rungs: Sequence[LoadSpec],
+        sizes: LoadSizes,
         *,
         gate: Gate,
         progress: Progress,
@@ -64,13 +73,13 @@ class ModelResidency:
         must_fit: bool = False,
     ) -> None:
         self._backend = backend
-        self._rungs = LoadSizes(rungs)
+        self.sizes = sizes
         self._gate = gate
         self._progress = progress
         self._memory = memory
         self._clock = clock
         self._stop = stop
-        self.size = MeasuredSize(memory)
+        self.measured = MeasuredSize(memory)
         self._must_fit = must_fit
         self._short: tuple[int, bool] = (-1, False)
         """Number of the load in which an answer last ran short, and whether a smaller one was left."""
@@ -87,26 +96,12 @@ class ModelResidency:
     @property
     def spec(self) -> LoadSpec:
         """The current load settings."""
-        return self._rungs.spec
-
-    @property
-    def smaller(self) -> bool:
-        """Whether the current load is smaller than the requested one."""
-        return self._rungs.larger is not None
-
-    @property
-    def can_shrink(self) -> bool:
-        """Whether a smaller load is possible."""
-        return self._rungs.can_shrink
-
-    def begin_at(self, num_ctx: int, slots: int) -> None:
-        """Start with the last load of an earlier run of the job; ignores unknown values."""
-        self._rungs.begin_at(num_ctx, slots)
+        return self.sizes.spec
 
     def would_fit(self, tokens: int) -> bool:
         """Whether a row of this length fits the requested context window but not the current one."""
-        asked = self._rungs.asked.num_ctx
-        return self.spec.num_ctx < asked and tokens < asked
+        requested = self.sizes.requested.num_ctx
+        return self.spec.num_ctx < requested and tokens < requested
 
     async def load(self) -> LoadedModel:
         """Load the model as soon as memory allows, and smaller if it runs out of memory.
@@ -116,7 +111,7 @@ class ModelResidency:
             BackendError: it cannot be loaded now for another reason.
             Stopping: the service stops.
         """
-        await self.size.ask(self._backend, self.spec)
+        await self.measured.ask(self._backend, self.spec)
         waits = 0
         while True:
             if waits and self._stop.is_set():
@@ -125,13 +120,13 @@ class ModelResidency:
             if self._in_force != self.spec:
                 await self._gate.drained()  # requests in flight need the loaded model
             if not await self._is_held():
-                self.size.before_load()
+                self.measured.before_load()
             try:
                 with self._progress.pulse.wait(LOAD_BOUND_S), self._memory.loading():
                     self.loaded = await self._backend.load(self.spec)
             except OutOfMemory as error:
                 self.loaded = None
-                self._rungs.failed(self._clock.monotonic())
+                self.sizes.load_failed()
                 if self._ran_short(f"the load ran out of memory: {error.message}"):
                     await self._gate.pause(1.0)
                     continue
@@ -164,25 +159,25 @@ class ModelResidency:
     def ran_short(self, message: str) -> bool:
         """Record that an answer ran out of memory; returns whether a smaller load is left to try."""
         if self._short[0] != self.loads:  # count the failure of several lanes once
-            self._short = (self.loads, self.can_shrink)
+            self._short = (self.loads, self.sizes.can_shrink)
             self._ran_short(message)
         return self._short[1]
 
     def _ran_short(self, message: str) -> bool:
         """Count a shortage; returns whether to try again, with this load or the next smaller one."""
         self._memory.did("out_of_memory", error=message, **self.figures())
-        often = self._rungs.short(self._clock.monotonic())
-        return not often or self.descend("the model ran out of memory")
+        often = self.sizes.shortage()
+        return not often or self._shrink("the model ran out of memory")
 
     def _lost(self, message: str, fix: str = "", code: str = OutOfMemory.code) -> ModelLost:
         if not fix:
             fix = "Free memory on the server, or use a smaller model or num_ctx."
-            fix = f"{self.size.shortage(self._rungs.asked)} {fix}".strip()
+            fix = f"{self.measured.shortage(self.sizes.requested)} {fix}".strip()
         return ModelLost(message, fix=fix, code=code)
 
-    def descend(self, why: str) -> bool:
+    def _shrink(self, why: str) -> bool:
         """Select the next smaller load; False if there is none."""
-        if not self._rungs.down():
+        if not self.sizes.shrink():
             return False
         self._memory.did("smaller_load", why=why, **self.figures())
         return True
@@ -200,28 +195,28 @@ class ModelResidency:
             return
         before = self._progress.phase
         began = self._clock.monotonic()
-        wait_for_memory_s = WAIT_FOR_MEMORY_S * (_LONGER if self._must_fit else 1)
+        most_s = WAIT_FOR_MEMORY_S * (_LONGER if self._must_fit else 1)
         await self._release_others()
         try:
             while not self._stop.is_set():
                 if await self._fits_now():
                     return
-                room, level = self._memory.room(self.size.need(self.spec)), self._memory.level
+                room, level = self._memory.room(self.measured.need(self.spec)), self._memory.level
                 why = room.why if level is Level.OK else self._memory.words
-                if (room.fits or not room.ever) and (paced := self._rungs.paced(self._clock.monotonic())):
+                if (room.fits or not room.ever) and (wait_s := self.sizes.wait_s):
                     began = self._clock.monotonic()  # this wait does not count as waiting for memory
-                    times = self._rungs.releases(began)
-                    why = f"critical {times} times in an hour, the next load starts in {paced:.0f} s"
+                    times = self.sizes.unloads
+                    why = f"critical {times} times in an hour, the next load starts in {wait_s:.0f} s"
                 elif level is Level.OK and not room.ever:
                     if self._must_fit:
                         raise self._lost(f"{self.spec.model} is larger than memory: {why}")
                     # Try it anyway: the estimate may be wrong, or the server may put a part on the CPU.
                     self._memory.did("loaded_in_spite", why=why, **self.figures())
                     return
-                elif self._clock.monotonic() - began >= wait_for_memory_s and level < Level.CRITICAL:
+                elif self._clock.monotonic() - began >= most_s and level < Level.CRITICAL:
                     if self._must_fit and not room.fits:
-                        raise self._lost(f"no memory for {wait_for_memory_s / 60:.0f} min: {why}")
-                    if not room.fits and self.descend(
+                        raise self._lost(f"no memory for {most_s / 60:.0f} min: {why}")
+                    if not room.fits and self._shrink(
                         f"no memory for {WAIT_FOR_MEMORY_S / 60:.0f} min: {why}"
                     ):
                         began = self._clock.monotonic()
@@ -238,11 +233,10 @@ class ModelResidency:
 
     async def _fits_now(self) -> bool:
         """Whether to try the load now: memory is ok, it fits, and it was not unloaded too often recently."""
-        fits = self._memory.room(self.size.need(self.spec)).fits
-        paced = self._rungs.paced(self._clock.monotonic())
-        if self._memory.level is Level.OK and fits and not paced:
+        fits = self._memory.room(self.measured.need(self.spec)).fits
+        if self._memory.level is Level.OK and fits and not self.sizes.wait_s:
             return True
-        if not self._backend.releases and self.size.need(self.spec) is None:
+        if not self._backend.releases and self.measured.need(self.spec) is None:
             return True  # such a server always keeps its model loaded
         # A model that could not be unloaded is still loaded and may be the cause of the pressure.
         return self._unreleased is None and await self._is_held()
@@ -263,27 +257,22 @@ class ModelResidency:
 
     # Used by `model/pressure.py` while the job runs.
 
-    async def let_go_for_memory(self) -> None:
+    async def unload_for_memory(self) -> None:
         """Unload the model because memory is critical; if that happens often, the next load is smaller."""
-        alone = self.size.fills_alone(self.spec)
-        await self.let_go()
-        self._rungs.released(self._clock.monotonic())
+        alone = self.measured.fills_alone(self.spec)
+        await self.unload()
+        self.sizes.unloaded()
         if alone:
-            self.descend("the model by itself made memory critical")
-        elif self.released_often:
-            self.descend(f"memory became critical {OFTEN} times in an hour")
+            self._shrink("the model by itself made memory critical")
+        elif self.sizes.unloaded_often:
+            self._shrink(f"memory became critical {OFTEN} times in an hour")
 
-    @property
-    def released_often(self) -> bool:
-        """Whether this load was unloaded often in the last hour because of memory pressure."""
-        return self._rungs.released_often(self._clock.monotonic())
-
-    def could_climb(self) -> bool:
+    def can_enlarge(self) -> bool:
         """Whether the next larger load fits instead of this one."""
-        larger = self._rungs.larger
+        larger = self.sizes.larger
         if larger is None or self._memory.level is not Level.OK:
             return False
-        return self._rungs.may_climb(self._clock.monotonic()) and self.size.would_fit(larger, self.spec)
+        return self.sizes.may_enlarge() and self.measured.would_fit(larger, self.spec)
 
     @property
     def spilled(self) -> bool:
@@ -293,11 +282,7 @@ class ModelResidency:
             return False
         return 0 < model.vram_bytes < model.size_bytes
 
-    def climb(self) -> None:
-        """Select the next larger load."""
-        self._rungs.up()
-
-    async def load_patiently(self) -> None:
+    async def load_until_done(self) -> None:
         """Load the model while the gate is closed; retries with growing delays if the server is away or busy.
 
         Raises:
@@ -322,7 +307,7 @@ class ModelResidency:
                 delay = min(30.0, delay * 2)
         raise Stopping
 
-    async def let_go(self) -> None:
+    async def unload(self) -> None:
         """Unload the model. If the server does not answer, the next load reports it."""
         self.loaded = None
         try:
@@ -338,7 +323,7 @@ class ModelResidency:
     async def _release_again(self) -> None:
         """Retry an unload that failed: waiting for memory that our own model occupies would never end."""
         if self._unreleased is not None and self._clock.monotonic() - self._unreleased >= _AGAIN_S:
-            await self.let_go()
+            await self.unload()
 
     async def _release_others(self) -> None:
         """Unload models of this service before the first load, including those of a killed process."""
@@ -362,3 +347,45 @@ class ModelResidency:
     def figures(self) -> dict[str, object]:
         """Return the current load for the log and the metrics."""
         return {"model": self.spec.model, "num_ctx": self.spec.num_ctx, "slots": self.spec.slots}
+
+
+_DEATHS = 5
+"""Maximum deaths of the model process during the load; then the model does not fit or is damaged."""
+
+
+async def load_model(residency: ModelResidency, gate: Gate, progress: Progress) -> LoadedModel:
+    """Load the model.
+
+    Raises:
+        JobError: the model cannot be loaded; the error has instructions to fix it.
+        ConfigError: the server is of another kind than the settings say.
+        Stopping: the service stops.
+    """
+    name = residency.spec.model
+    progress.phase = f"loading {name}"
+    loaded: list[LoadedModel] = []
+
+    async def attempt() -> None:
+        loaded.append(await residency.load())
+
+    try:
+        try:
+            with progress.pulse.wait(LOAD_BOUND_S):
+                await attempt()
+        except RequestRefused:
+            raise
+        except BackendError as error:
+            await gate.recover(error.message, attempt, max_deaths=_DEATHS)
+    except WrongServer as error:
+        raise ConfigError(f"{error.message}. {error.fix}") from error
+    except RequestRefused as error:
+        raise JobError(error.message, fix=error.fix, code=error.code) from error
+    except BackendError as error:
+        raise JobError(
+            f"{name} cannot be loaded: {error.message}",
+            fix="Free memory on the server, or use a smaller model or a smaller num_ctx.",
+            code=error.code,
+        ) from error
+    if not loaded:
+        raise Stopping
+    return loaded[-1]

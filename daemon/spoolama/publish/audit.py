@@ -9,8 +9,8 @@ from typing import Any
 
 from spoolama.compare.audit import AuditedRow, smallest_harm, weigh
 from spoolama.compare.evidence import wilson
-from spoolama.compare.forms import ISOLATED
 from spoolama.compare.likeness import TEXTS, Likeness, likeness_of
+from spoolama.compare.pilot import ISOLATED
 from spoolama.job.answer import enum_of, label_of_answer
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.statistics import falls_along

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from spoolama.compare.forms import FORMS, ISOLATED, form_named
-from spoolama.compare.sample import BLOCK, TriedForm, blocks_of
+from spoolama.compare.pilot import BLOCK, FORMS, ISOLATED, TriedForm, blocks_of, form_named
 from spoolama.job.plan import PILOT_ROWS, pilot_asks
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.words import percent

@@ -1,22 +1,21 @@
-"""Runs a job: loads its model, hands segments to lanes, and says how it ended."""
+"""Runs a job: loads its models one after another, and distributes their rows to lanes."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
-from spoolama.answer.handout import Handout
-from spoolama.answer.lane import Lane
+from spoolama.answer.job_context import JobContext
 from spoolama.answer.planner import Planner
 from spoolama.answer.row_counts import RowCounts
 from spoolama.answer.store import RowStore
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
-from spoolama.compare.anchoring import Anchoring, RunLanes
-from spoolama.compare.auditing import Auditing, audit_budget, left_to_audit
-from spoolama.compare.piloting import Piloting
+from spoolama.compare.anchor_phase import AnchorPhase
+from spoolama.compare.audit import AuditBudget
+from spoolama.compare.audit_phase import AuditPhase, audit_budget, left_to_audit
+from spoolama.compare.pilot_phase import PilotPhase
 from spoolama.context.budget import message_bytes
 from spoolama.context.turns import Turns
 from spoolama.errors import JobError, ModelLost
@@ -24,19 +23,17 @@ from spoolama.evaluation.asking import Asker
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.evaluation.protocol import Abandoned
 from spoolama.job.plan import first_plan, pilot_asks
-from spoolama.job.row import Failed, StoredRow
+from spoolama.job.row import Failed
 from spoolama.job.sidecar import Sidecar
 from spoolama.memory.room import Memory, Unwatched
 from spoolama.model.gate import Gate, Stopping
 from spoolama.progress import Progress
-from spoolama.run.model_run import ModelRun, Terms
-from spoolama.run.second_pass import sort_out
+from spoolama.run.model_run import ModelRun
+from spoolama.run.second_pass import answer_long_rows
 from spoolama.run.segments import Segments
 from spoolama.stopping import Stop
 
 __all__ = ["JobRunner", "RunEnd"]
-
-_AHEAD = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,235 +41,133 @@ class RunEnd:
     """How a run ended."""
 
     finished: bool
-    """Every row has its end; False: the service stops and the rest is for the next start."""
+    """Every row has its result; False: the service stops, and the next start continues."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JobRunner:
-    """One run of one job.
+    """One run of one job."""
 
-    Args:
-        sidecar: What the user asked for.
-        store: Rows, answers and plans.
-        backend: The model server.
-        evaluator: Evaluates what the user wrote.
-        clock: Time.
-        progress: Where to tell how far it is.
-        lanes: Requests in flight at once.
-        stop: A wish to stop.
-        rng: For jitter only; nothing that is asked depends on it.
-        memory: The memory watchdog; None: nobody watches.
-    """
-
-    def __init__(
-        self,
-        *,
-        sidecar: Sidecar,
-        store: RowStore,
-        backend: Backend,
-        evaluator: JobEvaluator,
-        clock: Clock,
-        progress: Progress,
-        lanes: int,
-        stop: Stop,
-        rng: random.Random | None = None,
-        memory: Memory | None = None,
-    ) -> None:
-        self._sidecar = sidecar
-        self._store = store
-        self._backend = backend
-        self._clock = clock
-        self._progress = progress
-        self._lanes = lanes
-        self._stop = stop
-        self._gate = Gate(clock, progress, stop, limit=lanes, rng=rng)
-        self._evaluator = evaluator
-        self._asker = Asker(sidecar, evaluator)
-        self._turns = Turns(sidecar, self._asker, evaluator)
-        self._memory = memory or Unwatched()
+    sidecar: Sidecar
+    store: RowStore
+    backend: Backend
+    evaluator: JobEvaluator
+    """Evaluates templates, schemas and scores of the sidecar."""
+    clock: Clock
+    progress: Progress
+    lanes: int
+    """Maximum number of requests in flight."""
+    stop: Stop
+    """Set when the service stops."""
+    rng: random.Random | None = None
+    """Random source for jitter; prompts do not depend on it."""
+    memory: Memory | None = None
+    """The memory watchdog; None: memory is not watched."""
 
     async def run(self) -> RunEnd:
-        """Answer every row that has no end yet, or stop when asked to.
+        """Answer every row without a result, until all have one or the service stops.
 
         Raises:
-            JobError: the job cannot go on; its results so far are in the store.
+            JobError: the job cannot continue; its results so far are in the store.
         """
-        counts = await self._store.counts()
+        store = self.store
+        counts = await store.counts()
         total = sum(counts.values())
-        models = await self._store.models()
-        if not models and await left_to_audit(self._store):
+        models = await store.models()
+        if not models and await left_to_audit(store):
             models = [None]
-        # Of all rows, not of those that are left: what is learned must not depend on where a resume begins.
-        asked = await self._store.meta("asked_models")
-        if asked is None:
-            asked = models
-            await self._store.note(asked_models=asked)
-        one_model = not await self._store.meta("own_requests", False)
-        pilot = one_model and pilot_asks(self._sidecar, total) > 0
-        budget = await audit_budget(self._sidecar, self._store, total)
-        planner = Planner(
-            self._store,
-            first_plan(self._sidecar, total, pilot=pilot),
-            prefix_bytes=message_bytes(self._asker.prefix),
-            total=total,
-            stop=self._stop,
-            density=asked == [None],
-        )
-        await planner.open()
-        tally = RowCounts(
-            total, ok=counts["ok"], failed=counts["failed"], max_failed=self._sidecar.max_failed
-        )
-        terms = Terms(
-            sidecar=self._sidecar,
-            store=self._store,
-            backend=self._backend,
-            memory=self._memory,
-            clock=self._clock,
-            progress=self._progress,
-            stop=self._stop,
-            gate=self._gate,
-            asker=self._asker,
-            evaluator=self._evaluator,
-            turns=self._turns,
-            planner=planner,
-            tally=tally,
-            one_model=one_model,
-            audit=budget,
-        )
-        waker = asyncio.create_task(self._gate.wake_on_stop(), name="wake waiting lanes")
+        budget = await audit_budget(self.sidecar, store, total)
+        job = await self._context(models, counts)
+        waker = asyncio.create_task(job.gate.wake_on_stop(), name="wake waiting lanes")
         try:
             for model in models:
-                await self._run_model(model, terms, total)
-            for long_model, sizes in (await self._store.deferred_sizes()).items():
-                await self._run_long(long_model, sizes, terms)
+                await self._run_model(model, job, budget)
+            for model, sizes in (await store.deferred_sizes()).items():
+                spec = job.asker.load_spec(model or self.sidecar.model, self.lanes)
+                await answer_long_rows(job, self._memory, spec, model, sizes)
         except (Stopping, Abandoned):
             return RunEnd(finished=False)
         finally:
             waker.cancel()
             await asyncio.gather(waker, return_exceptions=True)
-            await self._store.add("waited_s", self._gate.waited_s)
-            await self._store.add("held_s", self._gate.held_s)
-            await self._store.flush()
-        return RunEnd(finished=not (await self._store.counts())["pending"])
+            await store.add("waited_s", job.gate.waited_s)
+            await store.add("held_s", job.gate.held_s)
+            await store.flush()
+        return RunEnd(finished=not (await store.counts())["pending"])
 
-    async def _run_model(self, model: str | None, terms: Terms, total: int) -> None:
-        planner, tally = terms.planner, terms.tally
-        spec = self._asker.load_spec(model or self._sidecar.model, self._lanes)
-        run = ModelRun(terms, spec, model, defers=self._sidecar.long_rows == "second_pass")
+    @property
+    def _memory(self) -> Memory:
+        return Unwatched() if self.memory is None else self.memory
+
+    async def _context(self, models: list[str | None], counts: dict[str, int]) -> JobContext:
+        sidecar, store, total = self.sidecar, self.store, sum(counts.values())
+        # The models of all rows, not of pending ones: what is learned must not depend on resumes.
+        asked = await store.meta("asked_models")
+        if asked is None:
+            asked = models
+            await store.note(asked_models=asked)
+        one_model = not await store.meta("own_requests", False)
+        asker = Asker(sidecar, self.evaluator)
+        planner = Planner(
+            store,
+            first_plan(sidecar, total, pilot=one_model and pilot_asks(sidecar, total) > 0),
+            prefix_bytes=message_bytes(asker.prefix),
+            total=total,
+            stop=self.stop,
+            density=asked == [None],
+        )
+        await planner.open()
+        return JobContext(
+            sidecar=sidecar,
+            total=total,
+            store=store,
+            backend=self.backend,
+            evaluator=self.evaluator,
+            asker=asker,
+            turns=Turns(sidecar, asker, self.evaluator),
+            planner=planner,
+            gate=Gate(self.clock, self.progress, self.stop, limit=self.lanes, rng=self.rng),
+            counts=RowCounts(total, ok=counts["ok"], failed=counts["failed"], max_failed=sidecar.max_failed),
+            progress=self.progress,
+            clock=self.clock,
+            stop=self.stop,
+            one_model=one_model,
+        )
+
+    async def _run_model(self, model: str | None, job: JobContext, budget: AuditBudget) -> None:
+        spec = job.asker.load_spec(model or self.sidecar.model, self.lanes)
+        run = ModelRun(job, self._memory, spec, model)
         try:
             loaded = await run.open()
         except JobError as error:
-            if model is None:
-                raise
-            await self._fail_model(model, tally, total, error)
+            await self._fail_model(model, job, error)
             return
-        await self._store.note(model=asdict(loaded), lanes=self._lanes)
-        trained = await self._store.meta("trained", {})
-        await self._store.note(trained={**trained, loaded.name: loaded.trained_ctx})
-        anchoring = Anchoring(
-            self._sidecar, self._store, planner, self._asker, self._turns, tally, total=total
+        trained = await job.store.meta("trained", {})
+        await job.store.note(
+            model=asdict(loaded), lanes=self.lanes, trained={**trained, loaded.name: loaded.trained_ctx}
         )
-        watched = terms.one_model
-        auditing = None
-        if watched and terms.audit.rows:
-            auditing = Auditing(
-                self._sidecar,
-                self._store,
-                planner,
-                self._turns,
-                tally,
-                self._progress,
-                total=total,
-                budget=terms.audit,
-            )
-        segments = Segments(model, self._store, planner, anchoring, auditing, self._stop, total=total)
+        anchors = AnchorPhase(job)
         try:
-            if watched:
-                self._progress.phase = "answering rows of which the anchors are chosen"
-                await anchoring.prepare(run.in_lanes)
-                await self._pilot(planner, anchoring, run.in_lanes, total)
-            self._progress.phase = "answering"
-            await segments.answer(run.in_lanes)
+            if job.one_model:
+                self.progress.phase = "answering candidates for the anchors"
+                await anchors.prepare(run.in_lanes)
+                piloted = pilot_asks(self.sidecar, job.total) or await job.store.meta("pilot") is not None
+                if piloted:
+                    await PilotPhase(job, anchors).prepare(run.in_lanes)
+            self.progress.phase = "answering"
+            audit = AuditPhase(job, budget) if job.one_model and budget.rows else None
+            await Segments(model, job, anchors, audit).answer(run.in_lanes)
         except ModelLost as error:
-            if model is None:
-                raise
-            await self._fail_model(model, tally, total, error)
+            await self._fail_model(model, job, error)
         finally:
             await run.close()
 
-    async def _pilot(self, planner: Planner, anchoring: Anchoring, run: RunLanes, total: int) -> None:
-        if not pilot_asks(self._sidecar, total) and await self._store.meta("pilot") is None:
-            return
-        piloting = Piloting(
-            self._sidecar, self._store, planner, anchoring, self._turns, self._progress, total=total
-        )
-        await piloting.prepare(run)
-
-    async def _run_long(self, model: str | None, sizes: list[tuple[int, int]], terms: Terms) -> None:
-        """The second pass: rows too long for the window, each alone, in one that fits them."""
-        planner, tally = terms.planner, terms.tally
-        name = model or self._sidecar.model
-        trained = (await self._store.meta("trained", {})).get(name)
-        rows = sort_out(sizes, trained)
-        for ordinal, tokens in rows.too_long:
-            self._too_long(ordinal, tokens, f"the model's own window has {trained:,}", tally)
-        if not rows.fitting:
-            return
-        spec = self._asker.load_spec(name, min(self._lanes, len(rows.fitting) or 1))
-        run = ModelRun(terms, replace(spec, num_ctx=rows.window), model, defers=False, long=True)
-        try:
-            await run.open()
-        except JobError as error:
-            await self._none_fits(model, sizes, rows.window, error, tally)
-            return
-        waiting = Handout(self._long_rows(model))
-        size = planner.segment_rows
-
-        async def work(lane: Lane) -> None:
-            while not self._stop.is_set():
-                row = await waiting.take()
-                if row is None:
-                    return
-                await lane.run_long(row, row.ordinal // size, row.ordinal % size, planner.latest)
-
-        self._progress.phase = f"answering {len(rows.fitting)} long rows with a window of {rows.window:,}"
-        try:
-            await run.in_lanes(work)
-        except ModelLost as error:
-            await self._none_fits(model, sizes, rows.window, error, tally)
-        finally:
-            await run.close()
-
-    async def _none_fits(
-        self,
-        model: str | None,
-        sizes: list[tuple[int, int]],
-        window: int,
-        error: JobError,
-        tally: RowCounts,
-    ) -> None:
-        """The larger window is not to be had: the rows that wait for it fail with their sizes."""
-        tokens = dict(sizes)
-        async for row in self._long_rows(model):
-            if row.ordinal in tokens:
-                why = f"a window of {window:,} cannot be loaded: {error.message}"
-                self._too_long(row.ordinal, tokens[row.ordinal], why, tally)
-
-    def _too_long(self, ordinal: int, tokens: int, why: str, tally: RowCounts) -> None:
-        message = f"prompt and answer may have {tokens:,} tokens; {why}. Shorten the row."
-        self._store.failed(Failed(ordinal, "context_overflow", message, 1, {"tokens": tokens}))
-        tally.failed("context_overflow", message)
-
-    async def _long_rows(self, model: str | None) -> AsyncIterator[StoredRow]:
-        after = -1
-        while found := await self._store.deferred(model, after, _AHEAD):
-            for row in found:
-                yield row
-            after = found[-1].ordinal
-
-    async def _fail_model(self, model: str, tally: RowCounts, total: int, error: JobError) -> None:
-        """A model that rows request cannot be loaded: that is an error of these rows, not of the job."""
-        while rows := await self._store.pending(0, total, model, 256):
+    async def _fail_model(self, model: str | None, job: JobContext, error: JobError) -> None:
+        """Fail the rows of an OpenAI line's own model that cannot be loaded; otherwise the job fails."""
+        if model is None:
+            raise error
+        message = f"{error.message} {error.fix}".strip()
+        while rows := await job.store.pending(0, job.total, model, 256):
             for row in rows:
-                message = f"{error.message} {error.fix}".strip()
-                self._store.failed(Failed(row.ordinal, "request_refused", message, len(row.attempts)))
-                tally.failed("request_refused", message)
+                job.store.failed(Failed(row.ordinal, "request_refused", message, len(row.attempts)))
+                job.counts.failed("request_refused", message)

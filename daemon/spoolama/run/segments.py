@@ -1,17 +1,14 @@
-"""Hands the segments of a model to lanes, and has each one audited when it is done."""
+"""Distributes the segments of a model's rows to lanes, and has each one audited when it is finished."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from spoolama.answer.handout import Handout
-from spoolama.answer.lane import Lane
-from spoolama.answer.planner import Planner
-from spoolama.answer.store import RowStore
-from spoolama.compare.anchoring import Anchoring, RunLanes
-from spoolama.compare.auditing import Auditing
+from spoolama.answer.job_context import JobContext
+from spoolama.answer.lane import Lane, RunLanes
+from spoolama.compare.anchor_phase import AnchorPhase
+from spoolama.compare.audit_phase import AuditPhase
 from spoolama.job.plan import Plan
-from spoolama.stopping import Stop
 
 __all__ = ["Segments"]
 
@@ -22,97 +19,64 @@ class Segments:
     """The segments of one model's rows.
 
     Args:
-        model: The model that these rows ask for; None is the job's own.
-        store: Has the rows.
-        planner: Has the plan of each segment.
-        anchoring: Has the turns in front.
-        auditing: Audits conversations; None: nobody does.
-        stop: A wish to stop.
-        total: Rows of the job.
+        model: The model that these rows ask for; None: the sidecar's.
+        job: Objects that all parts of the job share.
+        anchors: Provides the turns of the anchors.
+        audit: Audits conversations; None: there is no audit.
     """
 
     def __init__(
-        self,
-        model: str | None,
-        store: RowStore,
-        planner: Planner,
-        anchoring: Anchoring,
-        auditing: Auditing | None,
-        stop: Stop,
-        *,
-        total: int,
+        self, model: str | None, job: JobContext, anchors: AnchorPhase, audit: AuditPhase | None
     ) -> None:
         self._model = model
-        self._store = store
-        self._planner = planner
-        self._anchoring = anchoring
-        self._auditing = auditing
-        self._stop = stop
-        self._total = total
+        self._job = job
+        self._anchors = anchors
+        self._audit = audit
 
     async def answer(self, run: RunLanes) -> None:
-        """Have every row answered that has no end yet, and every conversation audited.
+        """Answer every row without a result, and audit every conversation.
 
         Raises:
-            JobError: the job cannot go on.
+            JobError: the job cannot continue.
+            Stopping: the service stops.
         """
-        if self._auditing is not None:
-            await self._auditing.open()
+        if self._audit is None:
+            await run(self._pending(), self._one)
+            return
+        await self._audit.open()
         while True:
-            waiting = Handout(self._pending())
-
-            async def work(lane: Lane, waiting: Handout[int] = waiting) -> None:
-                while (segment := await waiting.take()) is not None:
-                    if self._stop.is_set() or not await self._one(lane, segment):
-                        return
-
-            await run(work)
-            if self._auditing is None or (self._stop.is_set() and await self._left()):
-                return
+            await run(self._pending(), self._one)
             # The service may have ended between a segment's last row and its audit.
-            left = Handout(_each(await self._store.unaudited()))
-
-            async def look(lane: Lane, left: Handout[int] = left) -> None:
-                while (segment := await left.take()) is not None:
-                    await self._one(lane, segment)
-
-            await run(look)
-            await self._auditing.finish()
-            # An audit may have taken back answers of segments that were done.
-            if not await self._left():
+            await run(await self._job.store.unaudited(), self._one)
+            await self._audit.finish()
+            # An audit may have taken back answers of finished segments.
+            if not await self._next(-1, 1):
                 return
 
-    async def _left(self) -> bool:
-        """Whether a row has no end yet."""
-        return bool(await self._store.pending_segments(-1, self._planner.segment_rows, self._model, 1))
-
-    async def _one(self, lane: Lane, segment: int) -> bool:
-        """False if the service stops before its plan can be known."""
-        plan = await self._planner.plan_for(segment)
+    async def _one(self, lane: Lane, segment: int) -> None:
+        """Answer and audit a segment; nothing if the service stops before its plan can be known."""
+        planner = self._job.planner
+        plan = await planner.plan_for(segment)
         if plan is None:
-            return False
-        first = segment * self._planner.segment_rows
-        last = min(self._total, first + self._planner.segment_rows) - 1
+            return
+        first = segment * planner.segment_rows
+        last = min(self._job.total, first + planner.segment_rows) - 1
         await self._rows(lane, segment, first, last, plan)
-        if self._auditing is None or first >= last:
-            return True
-        if await self._auditing.look(segment, first, last, lane):
-            with self._auditing.isolating(segment):
+        if self._audit is not None and first < last and await self._audit.check(segment, first, last, lane):
+            with self._audit.isolating(segment):
                 await self._rows(lane, segment, first, last, plan)
-        return True
 
     async def _rows(self, lane: Lane, segment: int, first: int, last: int, plan: Plan) -> None:
-        anchors = await self._anchoring.turns_of(plan)
+        anchors = await self._anchors.turns_of(plan)
         await lane.run_segment(segment, first, last, self._model, plan, anchors)
 
     async def _pending(self) -> AsyncIterator[int]:
-        after, rows = -1, self._planner.segment_rows
-        while found := await self._store.pending_segments(after, rows, self._model, _AHEAD):
+        after = -1
+        while found := await self._next(after, _AHEAD):
             for segment in found:
                 yield segment
             after = found[-1]
 
-
-async def _each(segments: list[int]) -> AsyncIterator[int]:
-    for segment in segments:
-        yield segment
+    async def _next(self, after: int, limit: int) -> list[int]:
+        rows = self._job.planner.segment_rows
+        return await self._job.store.pending_segments(after, rows, self._model, limit)

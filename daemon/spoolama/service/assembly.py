@@ -21,11 +21,10 @@ from spoolama.errors import ConfigError
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess, FirstIdle
 from spoolama.job.rows.reader import RowLimits
-from spoolama.memory.card_thread import CardThread
 from spoolama.memory.host import SCAN_EVERY_S, HostProbe
-from spoolama.memory.host_thread import HostThread
 from spoolama.memory.level import LevelRules
 from spoolama.memory.nvml import NvmlCards
+from spoolama.memory.reader_threads import CardThread, HostThread
 from spoolama.memory.readings import CardProbe, NoCards
 from spoolama.memory.watchdog import EVERY_S, MemoryWatchdog
 from spoolama.service.daemon import Daemon
@@ -90,7 +89,7 @@ def memory_for(
         clock,
         pids=lambda: [] if backend.pid is None else [backend.pid],
         stale_after_s=stale_after_s,
-        wait_s=EVERY_S / speed,
+        every_s=EVERY_S / speed,
     )
     rules = LevelRules()
     watchdog = MemoryWatchdog(
@@ -105,8 +104,8 @@ def memory_for(
             horizon_s=rules.horizon_s / speed,
         ),
         every_s=EVERY_S / speed,
-        marks=vram.marks,
-        host_marks=vram.host_marks,
+        limits=vram.marks,
+        host_limits=vram.host_marks,
         only=vram.cards,
         on_cards=backend.uses_gpus,
     )

@@ -19,7 +19,7 @@ from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.errors import ConfigError, SpoolError
 from spoolama.evaluation.evaluator import Evaluator
-from spoolama.memory.card_thread import CardThread
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Pulse
 from spoolama.service.deaths import Deaths
@@ -257,8 +257,8 @@ class Daemon:
         self._retention.keep = new.keep
         self._releaser.after_s = new.release_after_s
         if self._monitor is not None:
-            self._monitor.watchdog.marks = new.vram.marks
-            self._monitor.watchdog.host_marks = new.vram.host_marks
+            self._monitor.watchdog.limits = new.vram.marks
+            self._monitor.watchdog.host_limits = new.vram.host_marks
             self._monitor.watchdog.only = tuple(new.vram.cards)
         words = ", ".join(key for key in changed if key not in later) or "nothing changed"
         if later:

@@ -16,13 +16,13 @@ from spoolama import __version__
 from spoolama.answer.row_counts import FIRST_ROWS, check_first_failures
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
-from spoolama.compare.auditing import left_to_audit
+from spoolama.compare.audit_phase import left_to_audit
 from spoolama.errors import InputError, JobError, LedgerError, LedgerVersion, SidecarError
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT, Evaluator
 from spoolama.job.rows.data_file import InputKind, detect
 from spoolama.job.rows.reader import RowLimits
 from spoolama.job.sidecar import Sidecar
-from spoolama.memory.limits import Marks
+from spoolama.memory.level import RelativeLimits
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress
 from spoolama.publish.build import build_outputs
@@ -224,7 +224,7 @@ class JobExecutor:
                 stop=stop,
                 memory=self._memory,
             )
-            async with self._memory_noted(job.name, sidecar, ledger):
+            async with self._memory_noted(sidecar, ledger):
                 end = await runner.run()
             if not end.finished:
                 return False
@@ -232,7 +232,7 @@ class JobExecutor:
         return True
 
     @contextlib.asynccontextmanager
-    async def _memory_noted(self, job: str, sidecar: Sidecar, ledger: JobLedger) -> AsyncIterator[None]:
+    async def _memory_noted(self, sidecar: Sidecar, ledger: JobLedger) -> AsyncIterator[None]:
         """Apply the job's memory limits, and note memory use regularly, so that a kill loses little of it."""
         if self._memory is None:
             yield
@@ -241,8 +241,8 @@ class JobExecutor:
         if sidecar.vram is not None:
             # An omitted limit does not bind, because of this limit and the service's the lower one counts.
             vram = sidecar.vram
-            marks = Marks(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
-        with self._memory.during(job, marks, await ledger.meta("memory")) as tally:
+            marks = RelativeLimits(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
+        with self._memory.during(marks, await ledger.meta("memory")) as tally:
 
             async def note() -> None:
                 while True:

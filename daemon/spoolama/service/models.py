@@ -8,8 +8,8 @@ from typing import Any
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.errors import BackendError
-from spoolama.memory.card_thread import CardThread
 from spoolama.memory.level import Level
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.service.logs import say
 from spoolama.service.state import ServiceState

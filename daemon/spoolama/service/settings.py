@@ -29,7 +29,7 @@ from spoolama.errors import ConfigError, Problem
 from spoolama.job.rows.reader import MAX_CELL_BYTES
 from spoolama.job.yaml_problems import problems_of
 from spoolama.job.yaml_tree import Tree, read_yaml
-from spoolama.memory.limits import Marks
+from spoolama.memory.level import RelativeLimits
 from spoolama.regular import NotRegular, open_regular
 
 __all__ = [
@@ -119,14 +119,14 @@ class VramSection(_Section):
         return self
 
     @property
-    def marks(self) -> Marks:
+    def marks(self) -> RelativeLimits:
         """The limits of cards."""
-        return Marks(self.high, self.critical, self.keep_free_gb)
+        return RelativeLimits(self.high, self.critical, self.keep_free_gb)
 
     @property
-    def host_marks(self) -> Marks:
+    def host_marks(self) -> RelativeLimits:
         """The limits of this machine's memory."""
-        return Marks(self.host_high, self.host_critical, 0.0)
+        return RelativeLimits(self.host_high, self.host_critical, 0.0)
 
 
 class LogSection(_Section):

@@ -12,8 +12,7 @@ from typing import Any
 from spoolama import __version__
 from spoolama.clock import Clock, duration, moment
 from spoolama.errors import DiskFull
-from spoolama.memory.level import Level
-from spoolama.memory.limits import in_gb
+from spoolama.memory.level import Level, in_gb
 from spoolama.progress import Snapshot
 from spoolama.service.logs import say
 from spoolama.service.queue import Queued
@@ -71,7 +70,7 @@ def _rate(rows_per_s: float) -> str:
 def _snapshot(snap: Snapshot, now: float) -> dict[str, Any]:
     return {
         "phase": snap.phase,
-        "extra_requests": snap.besides,
+        "extra_requests": snap.extra_requests,
         "waiting_for_server": snap.waiting,
         "rows": {
             "total": snap.total,

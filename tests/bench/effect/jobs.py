@@ -24,12 +24,18 @@ from spoolama.compare.audit import (
     weigh,
     weigh_by_gold,
 )
-from spoolama.compare.forms import ISOLATED, Form, form_named
 from spoolama.compare.likeness import likeness_of
-from spoolama.compare.pilot import next_step
-from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, blocks_of
-from spoolama.context.anchors import candidates, choose
-from spoolama.context.spread import Choice
+from spoolama.compare.pilot import (
+    ISOLATED,
+    Decision,
+    Form,
+    PilotAnswers,
+    PilotRules,
+    blocks_of,
+    form_named,
+    next_step,
+)
+from spoolama.context.selection import Choice, candidates, choose
 from spoolama.job.sidecar import ANCHORS, CANDIDATES
 from support.effects import LABELS, Behaviour, FollowsPrevious, Ignores, Labels, Row, Scores, Sight, file_of
 
@@ -184,7 +190,7 @@ def run_job(scenario: Scenario, seed: int) -> Outcome:
 
 
 class _Audit:
-    """As `compare/auditing.py` does it, with one lane, until harm is known."""
+    """As `compare/audit_phase.py` does it, with one lane, until harm is known."""
 
     def __init__(self, job: _Job, found: Outcome) -> None:
         self.job = job

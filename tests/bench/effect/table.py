@@ -9,7 +9,7 @@ from statistics import median
 
 from bench.effect.jobs import Outcome, Scenario
 from spoolama.compare.evidence import wilson
-from spoolama.compare.forms import ISOLATED
+from spoolama.compare.pilot import ISOLATED
 
 __all__ = ["HARM", "NOTHING", "Counted", "counted", "markdown", "small_table", "totals"]
 

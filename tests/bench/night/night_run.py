@@ -14,8 +14,8 @@ from typing import Any
 from spoolama.backends.base import ChatRequest
 from spoolama.errors import JobError
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
-from spoolama.memory.card_thread import CardThread
-from spoolama.memory.limits import Marks
+from spoolama.memory.level import RelativeLimits
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd
@@ -24,6 +24,7 @@ from support.card_server import CardServer, ModelledCard, seconds_of
 from support.card_users import Users
 from support.clock import VirtualClock
 from support.evaluation import inline_job_evaluator
+from support.inline_host import InlineHost
 from support.quiet_loop import run_quietly
 from support.store import MemoryStore
 
@@ -203,7 +204,7 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
         elif event == "memory.action":
             night.notes[facts["action"]] += 1
 
-    watchdog = MemoryWatchdog(thread, server, clock, on_change=told)
+    watchdog = MemoryWatchdog(thread, InlineHost(server, clock), clock, on_change=told)
 
     async def read() -> None:
         while True:
@@ -230,7 +231,7 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
     work = [read(), watchdog.run(), listed(), _watch(night, clock, card)]
     tasks = [asyncio.create_task(each) for each in work]
     try:
-        with watchdog.during("night") as tally:
+        with watchdog.during() as tally:
             return await runner.run()
     finally:
         night.tally = tally.to_json()
@@ -243,7 +244,7 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
 
 async def _watch(night: Night, clock: VirtualClock, card: ModelledCard) -> None:
     """Look at the card itself, past the watchdog, and see how long it is too full with our model on it."""
-    critical = Marks().limits(card.total_bytes).critical_bytes
+    critical = RelativeLimits().limits(card.total_bytes).critical_bytes
     begin: float | None = None
     loading = False
     while True:

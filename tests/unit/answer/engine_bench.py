@@ -143,7 +143,7 @@ def reloads(bench: Bench, at: str, held: LoadedModel | None) -> Callable[[Call],
         if call.text.startswith(at) and not met:
             met.append(call)
             bench.backend.held = held
-            return replace(bench.backend._reply(call.request), load_s=0.4)
+            return replace(bench.backend.reply_to(call.request), load_s=0.4)
         return None
 
     met: list[Call] = []

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
-from spoolama.memory.level import Level
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB, Level
 from spoolama.memory.room import Need, Room, Taken, Where
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd

@@ -236,7 +236,7 @@ def test_a_model_put_partly_on_the_cpu_is_noticed(tmp_path: Path) -> None:
     def fault(call: Call) -> Reply | None:
         if call.text.startswith(("row 5", "row 6")):
             bench.backend.held = next(calls)
-            return replace(bench.backend._reply(call.request), load_s=0.4)
+            return replace(bench.backend.reply_to(call.request), load_s=0.4)
         return None
 
     bench.backend.fault = fault
@@ -349,7 +349,7 @@ def test_rows_of_one_to_two_hundred_thousand_tokens_all_have_their_end(tmp_path:
     bench = Bench(tmp_path, rows, side)
     bench.backend.trained_ctx = 131_072
     refused: dict[str, int] = {}
-    real = bench.backend._reply
+    real = bench.backend.reply_to
 
     def counting(request: ChatRequest) -> Reply:
         try:
@@ -358,7 +358,7 @@ def test_rows_of_one_to_two_hundred_thousand_tokens_all_have_their_end(tmp_path:
             refused[request.messages[-1].content] = refused.get(request.messages[-1].content, 0) + 1
             raise
 
-    bench.backend._reply = counting  # type: ignore[method-assign]  # it counts what it refuses
+    bench.backend.reply_to = counting  # type: ignore[method-assign]  # it counts what it refuses
     assert bench.run(3).finished
     for outcome, size in zip(bench.outcomes, sizes, strict=True):
         if size > 131_072:

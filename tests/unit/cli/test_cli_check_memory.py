@@ -12,14 +12,14 @@ from spoolama.cli.check import memory_limits
 from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
 from spoolama.job.sidecar import Vram
-from spoolama.memory.limits import GB, Marks
+from spoolama.memory.level import GB, RelativeLimits
 from support.cards import ScriptedCards, card
 
 CARD = [16 * GB]
 
 
 def said(*totals: int, **vram: float) -> str:
-    return "\n".join(memory_limits(Vram(**vram), Marks(), totals))
+    return "\n".join(memory_limits(Vram(**vram), RelativeLimits(), totals))
 
 
 def test_check_echoes_the_limits_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

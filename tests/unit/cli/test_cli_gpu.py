@@ -26,7 +26,7 @@ from spoolama.cli.main import spoolama
 from spoolama.clock import SystemClock
 from spoolama.errors import RequestRefused, ServerAway
 from spoolama.memory.readings import NoCards, NoReading
-from spoolama.model.estimated_size import EstimatedSize
+from spoolama.model.model_size import EstimatedSize
 from spoolama.service.settings import load_settings
 from support.backend import ScriptedBackend
 from support.cards import GB, Scene, ScriptedCards, card

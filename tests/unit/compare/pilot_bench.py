@@ -6,9 +6,17 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from spoolama.compare.forms import FORMS, ISOLATED, form_named
-from spoolama.compare.pilot import next_step
-from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, Step, blocks_of
+from spoolama.compare.pilot import (
+    FORMS,
+    ISOLATED,
+    Decision,
+    PilotAnswers,
+    PilotRules,
+    Step,
+    blocks_of,
+    form_named,
+    next_step,
+)
 from spoolama.job.sidecar import CANDIDATES
 
 __all__ = ["WORDS", "Run", "Says", "plain", "right", "rules_of", "run"]

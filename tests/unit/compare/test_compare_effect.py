@@ -185,7 +185,7 @@ def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: P
         if len(bench.backend.calls) >= 30 and len(met) < 2:
             met.append(1)
             bench.backend.held = smaller
-            return replace(bench.backend._reply(call.request), load_s=0.4)
+            return replace(bench.backend.reply_to(call.request), load_s=0.4)
         return None
 
     bench.backend.fault = fault
@@ -450,3 +450,39 @@ def test_answers_that_are_compared_do_not_share_their_seed(tmp_path: Path) -> No
     for request in isolated:
         seeds.setdefault(request.messages[-1].content, []).append(int(request.sampling["seed"]))
     assert sorted(seeds.values()) == [[1007, 2007]] * 20
+
+
+def shifts_from(first: int) -> Callable[[ChatRequest], str]:
+    """From this row on a row that sees others has another label than in isolation; no segment looks odd."""
+
+    def answer(request: ChatRequest) -> str:
+        label = request.messages[-1].content[0]
+        seen = any(m.role == "assistant" for m in request.messages)
+        late = int(request.messages[-1].content.split()[-1]) >= first
+        return json.dumps({"a": "b", "b": "c", "c": "a"}[label] if seen and late else label)
+
+    return answer
+
+
+def test_lanes_that_wait_to_learn_go_on_when_answers_are_taken_back(tmp_path: Path) -> None:
+    """Segment 36 waits for segment 20, whose harmed answers are asked again only after all other segments."""
+    side = "trim: {strategy: window, keep: 5, every: 5}\nsegment: 20\naudit: 400\non_harm: isolate\n"
+    bench = bench_of(tmp_path, side, rows=800, answer=shifts_from(340))
+    assert bench.run(2).finished
+    harm = meta_of(bench, "harm")
+    assert harm["segment"] is None
+    assert 170 < harm["audited"] < 260
+    taken_back = rows_of(bench, "SELECT DISTINCT segment FROM replaced")
+    assert {segment for (segment,) in taken_back} & {17, 18, 19, 20}
+
+
+@pytest.mark.slow
+def test_harm_that_begins_late_is_found_in_a_large_sample(tmp_path: Path) -> None:
+    """Beyond 1,000 audited rows the sample is evaluated when it has grown by 1 %."""
+    side = WINDOW + "audit: 1600\non_harm: isolate\n"
+    bench = bench_of(tmp_path, side, rows=3200, answer=shifts_from(2200))
+    assert bench.run(2).finished
+    harm = meta_of(bench, "harm")
+    assert harm["segment"] is None
+    assert 1000 < harm["audited"] < 1150
+    assert plans_of(bench)[-1]["every"] == 1

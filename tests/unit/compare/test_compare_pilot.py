@@ -1,17 +1,29 @@
-"""Pilot: what it asks, what it decides, and that neither budget nor interruptions change it."""
+"""The pilot: its forms, its sample, and which form it chooses."""
 
 from __future__ import annotations
 
 import json
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spoolama.compare.forms import FORMS, ISOLATED
-from spoolama.compare.pilot import least_answers, next_step
-from spoolama.compare.sample import Decision, PilotAnswers, PilotRules, Step
+from spoolama.compare.pilot import (
+    BLOCK,
+    FORMS,
+    ISOLATED,
+    Decision,
+    PilotAnswers,
+    PilotRules,
+    Step,
+    blocks_of,
+    form_named,
+    least_answers,
+    next_step,
+)
+from spoolama.job.plan import Plan
 from unit.compare.pilot_bench import WORDS, Run, Says, plain, right, rules_of, run
 
 
@@ -226,3 +238,44 @@ def test_nothing_to_ask_is_decided_at_once() -> None:
     decision = next_step(PilotRules((), 0), PilotAnswers({}, {}))
     assert isinstance(decision, Decision)
     assert decision.why == "too_small"
+
+
+def test_each_form_is_found_by_its_name_and_isolated_is_none() -> None:
+    """The names in a ledger lead back to the forms."""
+    assert [form_named(form.name) for form in FORMS] == list(FORMS)
+    assert form_named(ISOLATED) is None
+
+
+def test_a_form_is_a_plan_in_which_a_row_sees_at_most_its_tail() -> None:
+    """Tails begin anew after one row more than they show; anchors stand in front of all."""
+    isolated = Plan(1, 0, 200, "reset", 0.8, 0.5, every=1, keep=0)
+    tail, anchored = form_named("tail-5"), form_named("anchors-tail-5")
+    assert tail is not None
+    assert anchored is not None
+    plan = tail.plan(isolated, (1, 2), gold=True, prefix_tokens=9)
+    assert (plan.strategy, plan.every, plan.anchors) == ("reset", 6, ())
+    plan = anchored.plan(isolated, (1, 2), gold=True, prefix_tokens=9)
+    assert (plan.strategy, plan.every, plan.anchors, plan.gold) == ("anchors", 6, (1, 2), True)
+    assert plan.prefix_tokens == 9
+
+
+@given(st.integers(1, 5000), st.integers(0, 2000), st.integers(0, 9))
+def test_blocks_lie_within_the_file_and_share_no_row(total: int, asks: int, seed: int) -> None:
+    """Consecutive rows, 20 of them or all there are; as many as the answers allow, and at least one."""
+    blocks = blocks_of(total, asks, seed)
+    rows = [n for block in blocks for n in block]
+    assert len(set(rows)) == len(rows)
+    assert min(rows) >= 0
+    assert max(rows) < total
+    assert all(b == a + 1 for block in blocks for a, b in pairwise(block))
+    assert {len(block) for block in blocks} == {min(BLOCK, total)}
+    assert 1 <= len(blocks) <= max(1, asks // (2 * BLOCK))
+    assert blocks == blocks_of(total, asks, seed), "a resume has the same ones"
+
+
+def test_blocks_are_spread_over_the_file_and_come_in_no_order() -> None:
+    """One in each fifth of the file; a pilot that ends early has not seen its beginning alone."""
+    blocks = blocks_of(10_000, 200, 4)
+    assert sorted(block[0] // 2000 for block in blocks) == [0, 1, 2, 3, 4]
+    orders = {tuple(block[0] // 2000 for block in blocks_of(10_000, 200, seed)) for seed in range(10)}
+    assert len(orders) > 5

@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spoolama.backends.base import Message
-from spoolama.context.anchors import candidates, choose
 from spoolama.context.budget import Budget
 from spoolama.context.conversation import Conversation, prepare
-from spoolama.context.spread import Choice, best, spread
+from spoolama.context.selection import Choice, best, candidates, choose, spread
 from spoolama.context.trimming import STRATEGIES, Turn, trimmer_of
 from spoolama.evaluation.asking import Ask
 from spoolama.job.plan import Plan
@@ -126,7 +125,7 @@ def test_a_prepared_prompt_keeps_prefix_anchors_pairs_and_order_and_stays_in_its
     if prompt.fits:
         assert prompt.tokens + 32 < num_ctx
     assert prompt.trimmed == (len(prompt.tail) < len(tokens))
-    assert prompt.alone == (not prompt.anchors and not prompt.tail)
+    assert prompt.prefix_only == (not prompt.anchors and not prompt.tail)
 
 
 @pytest.mark.parametrize(

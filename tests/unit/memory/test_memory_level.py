@@ -8,12 +8,20 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spoolama.memory.level import Level, LevelRules, LevelState, step
-from spoolama.memory.limits import GB, Marks, MemoryLimits, stricter
+from spoolama.memory.level import (
+    GB,
+    Level,
+    LevelRules,
+    LevelState,
+    MemoryLimits,
+    RelativeLimits,
+    step,
+    stricter,
+)
 from support.thorough import cases
 
 RULES = LevelRules()
-LIMITS = Marks().limits(16 * GB)
+LIMITS = RelativeLimits().limits(16 * GB)
 MOST_A_MINUTE = 8
 
 
@@ -41,19 +49,19 @@ def test_the_marks_of_a_card_of_16_gb_are_14_and_15() -> None:
 
 def test_marks_may_be_shares_or_gb() -> None:
     """A number above 1 is GB; what has to stay free bounds both marks."""
-    limits = Marks(high=10, critical=15.9, keep_free_gb=1.0).limits(16 * GB)
+    limits = RelativeLimits(high=10, critical=15.9, keep_free_gb=1.0).limits(16 * GB)
     assert (limits.high_bytes, limits.critical_bytes) == (10 * GB, 15 * GB)
 
 
 def test_gb_are_gb_on_any_card() -> None:
     """What has to stay free takes half of a small card at most, and lifts no mark of a large one."""
-    assert Marks(high=14, critical=15).limits(140 * GB) == MemoryLimits(140 * GB, 14 * GB, 15 * GB)
-    assert Marks(keep_free_gb=2).limits(1 * GB).critical_bytes == GB // 2
+    assert RelativeLimits(high=14, critical=15).limits(140 * GB) == MemoryLimits(140 * GB, 14 * GB, 15 * GB)
+    assert RelativeLimits(keep_free_gb=2).limits(1 * GB).critical_bytes == GB // 2
 
 
 def test_a_job_may_only_be_more_careful() -> None:
     """Of two limits the lower one counts, mark by mark."""
-    job = Marks(high=12, critical=1.0, keep_free_gb=0).limits(16 * GB)
+    job = RelativeLimits(high=12, critical=1.0, keep_free_gb=0).limits(16 * GB)
     assert stricter(LIMITS, job) == MemoryLimits(16 * GB, 12 * GB, 15 * GB)
 
 

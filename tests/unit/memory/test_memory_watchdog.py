@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from spoolama.backends.base import HeldModel
 from spoolama.errors import OutOfMemory
-from spoolama.memory.card_thread import CardThread
-from spoolama.memory.level import Level
-from spoolama.memory.limits import GB, Marks
+from spoolama.memory.level import GB, Level, RelativeLimits
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import Card, Host, NoReading, Runner
 from spoolama.memory.room import Need, Taken
 from spoolama.memory.watchdog import MemoryWatchdog
 from support.cards import Scene, ScriptedCards, card
 from support.clock import VirtualClock
 from support.hand_clock import HandClock
+from support.inline_host import InlineHost
 from support.quiet_loop import run_quietly
 
 OURS, OTHER = 4711, 99
+Pids = Callable[[], Iterable[int]]
 
 
 class Machine:
@@ -46,7 +47,7 @@ class Machine:
 class Watched:
     """A watchdog that is looked after second by second."""
 
-    def __init__(self, *cards: Card, machine: bool = False, **more: Any) -> None:
+    def __init__(self, *cards: Card, machine: bool = False, pids: Pids = tuple, **more: Any) -> None:
         self.clock = HandClock()
         self.scene: Scene = cards
         self.machine = Machine()
@@ -54,7 +55,7 @@ class Watched:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.dog = MemoryWatchdog(
             self.thread,
-            self.machine if machine else None,
+            InlineHost(self.machine, self.clock, pids=pids) if machine else None,
             self.clock,
             on_change=lambda event, facts: self.told.append((event, facts)),
             **more,
@@ -71,7 +72,6 @@ class Watched:
         self.scene = cards or self.scene
         for _ in range(seconds):
             self.thread.read_once()
-            self.dog._read_host()
             self.dog.look()
             self.clock.move(1.0)
         return self.dog.level
@@ -93,6 +93,16 @@ def test_before_the_first_look_nothing_is_known() -> None:
     dog = Watched(card(15.5)).dog
     assert (dog.level, dog.taken(), dog.most_bytes("card")) == (Level.OK, Taken(), None)
     assert dog.words == "memory has not been read yet"
+
+
+def test_a_spike_of_two_seconds_is_the_peak_and_nothing_else() -> None:
+    """It is in the metrics of the job, and changes no level."""
+    watched = Watched(card(6))
+    with watched.dog.during() as history:
+        levels = [watched.looks(3), watched.looks(2, card(15.2)), watched.looks(10, card(6))]
+    assert (levels, watched.told) == ([Level.OK] * 3, [])
+    found = history.to_json()
+    assert (found["peak_bytes"], found["changes"], found["events"]) == (round(15.2 * GB), 0, [])
 
 
 def test_a_full_card_is_critical_after_three_seconds_and_that_is_told_once() -> None:
@@ -219,7 +229,7 @@ def test_a_jobs_own_limits_are_in_force_while_it_runs() -> None:
     """It may be more careful than the service, and what it set is gone with it."""
     watched = Watched(card(10))
     assert watched.looks(10) is Level.OK
-    with watched.dog.during("careful", Marks(high=6, critical=8)) as tally:
+    with watched.dog.during(RelativeLimits(high=6, critical=8)) as tally:
         assert watched.looks(4) is Level.CRITICAL
         assert not watched.dog.room(Need(GB, "card")).fits
         assert watched.dog.most_bytes("card") == 8 * GB
@@ -231,7 +241,7 @@ def test_a_jobs_own_limits_are_in_force_while_it_runs() -> None:
 def test_a_job_may_not_be_less_careful_than_the_service() -> None:
     """Higher marks than the service's change nothing."""
     watched = Watched(card(15.2))
-    with watched.dog.during("careless", Marks(high=1.0, critical=1.0, keep_free_gb=0.0)):
+    with watched.dog.during(RelativeLimits(high=1.0, critical=1.0, keep_free_gb=0.0)):
         assert watched.looks(4) is Level.CRITICAL
 
 
@@ -239,7 +249,7 @@ def test_what_is_done_is_told_and_kept_with_the_job() -> None:
     """With the memory that was the reason; a job that is over keeps nothing more."""
     watched = Watched(card(10))
     watched.looks(2)
-    with watched.dog.during("job", before={"actions": {"released": 2}}) as tally:
+    with watched.dog.during(before={"actions": {"released": 2}}) as tally:
         watched.dog.did("released", num_ctx=8192)
     watched.dog.did("idle_released")
     reason = "GPU memory: 10.0 GB of 16.0 GB in use"
@@ -339,7 +349,7 @@ def test_it_looks_once_a_second_and_wakes_whoever_waits() -> None:
     """By itself, on a clock that jumps."""
     clock = VirtualClock()
     thread = CardThread(ScriptedCards(lambda s: (card(s),), clock), clock)
-    dog = MemoryWatchdog(thread, Machine(), clock)
+    dog = MemoryWatchdog(thread, InlineHost(Machine(), clock), clock)
     seen = []
 
     async def work() -> None:

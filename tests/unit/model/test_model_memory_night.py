@@ -15,7 +15,7 @@ from bench import bench_night
 from bench.night.night_run import LANES, Night, run_night
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
 from spoolama.errors import OutOfMemory
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB
 from support.card_server import CardServer, ModelledCard, seconds_of
 from support.card_users import Use, Users, night_of
 from support.clock import VirtualClock

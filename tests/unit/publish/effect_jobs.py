@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from spoolama.compare.sample import Decision, TriedForm
+from spoolama.compare.pilot import Decision, TriedForm
 from spoolama.publish.summary import Summary
 from spoolama.spool.job_ledger import JobLedger
 from support.published import Fill, answered, publish_job

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from spoolama.compare.sample import TriedForm
+from spoolama.compare.pilot import TriedForm
 from spoolama.spool.job_ledger import JobLedger
 from unit.publish.effect_jobs import again, decision, line_of, own, publish, records_of, tried
 

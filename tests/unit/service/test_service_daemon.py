@@ -15,7 +15,7 @@ from spoolama.clock import Clock
 from spoolama.errors import ConfigError, DiskFull, ServerAway, SpoolHeld
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.sidecar import Sidecar
-from spoolama.memory.card_thread import CardThread
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import NoCards
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
@@ -341,7 +341,7 @@ async def test_sighup_adopts_the_cards_that_count(service: Service) -> None:
     async with service.running(reload=lambda: new, memory=(watchdog, thread)) as daemon:
         signal.raise_signal(signal.SIGHUP)
         await until(lambda: daemon.settings == new)
-    assert (watchdog.only, watchdog.marks.high) == ((1,), 0.8)
+    assert (watchdog.only, watchdog.limits.high) == ((1,), 0.8)
 
 
 @in_loop

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from spoolama.clock import duration
-from spoolama.memory.card_thread import CardThread
 from spoolama.memory.level import LevelRules
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import Host, NoReading, Runner
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
@@ -25,6 +25,7 @@ from spoolama.spool.claim import JobDir
 from spoolama.stopping import Stop
 from support.cards import GB, Scene, ScriptedCards, card
 from support.clock import VirtualClock
+from support.inline_host import InlineHost
 
 
 def running(
@@ -91,11 +92,12 @@ def test_the_status_line_says_what_is_done_besides_rows(waiting: bool) -> None:
             return
         assert line.startswith("c.csv: auditing segment 7, auditing segment 9 and 1 more; 470 of")
         assert progress.snapshot().phase.startswith("answering; auditing segment 7, ")
-    with progress.counting("pilot", 1250, done=29) as count:
+    with progress.counting("pilot", 1250) as count:
+        count.done = 29
         progress.compared()
-        assert status_line(state).startswith("c.csv: pilot: 30 of 1,250 answers; 470 of 170,000 rows")
+        assert status_line(state).startswith("c.csv: pilot: 30 of at most 1,250 answers; 470 of 170,000 rows")
         count.done = 2000
-        assert progress.snapshot().phase == "pilot: 1,250 of 1,250 answers"
+        assert progress.snapshot().phase == "pilot: 1,250 of at most 1,250 answers"
     assert status_line(state).startswith("c.csv: 470 of 170,000 rows")
 
 
@@ -150,9 +152,8 @@ def watched(state: ServiceState, scene: Scene, *, machine: bool = True) -> Servi
     """Memory was looked at once, with a level that follows at once."""
     cards = CardThread(ScriptedCards([(0, scene)], state.clock), state.clock)
     cards.read_once()
-    host = _Machine() if machine else None
+    host = InlineHost(_Machine(), state.clock) if machine else None
     state.memory = MemoryWatchdog(cards, host, state.clock, rules=LevelRules(rise_s=0))
-    state.memory._read_host()
     state.memory.look()
     return state
 

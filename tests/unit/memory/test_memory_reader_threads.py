@@ -1,4 +1,4 @@
-"""The thread that reads the cards: what it keeps, how old that may be, and a driver that hangs."""
+"""The threads that read cards and /proc: what they keep, how old that may be, and reads that hang."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from nvml_stub import Script
-from spoolama.memory.card_thread import CardThread
-from spoolama.memory.readings import Card, NoReading
+from spoolama.memory.level import Level
+from spoolama.memory.reader_threads import CardThread, HostThread
+from spoolama.memory.readings import Card, Host, NoReading, Runner
+from spoolama.memory.room import Need
+from spoolama.memory.watchdog import MemoryWatchdog
 from support.cards import GB, ScriptedCards, card
 from support.hand_clock import HandClock
 
@@ -170,9 +174,9 @@ def test_what_was_stopped_reads_no_more() -> None:
     assert probe.reads == 0
 
 
-_HANGS = """
+_NVML_HANGS = """
 import sys, threading
-from spoolama.memory.card_thread import CardThread
+from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.nvml import NvmlCards
 
 cards = CardThread(NvmlCards())
@@ -190,7 +194,7 @@ def test_a_process_ends_while_nvml_hangs(tmp_path: Path, call: str) -> None:
     script = Script(tmp_path / "script", hanging=[call])
     script.write()
     child = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", _HANGS],
+        [sys.executable, "-W", "error", "-c", _NVML_HANGS],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -202,7 +206,8 @@ def test_a_process_ends_while_nvml_hangs(tmp_path: Path, call: str) -> None:
     began = time.monotonic()
     out, _ = child.communicate("\n", timeout=50)
     took = time.monotonic() - began
-    assert out.startswith("['gpu readings'] Latest(cards=None, blind='the GPUs have not been read yet'")
+    assert out.startswith("['gpu readings'] CardReading(at=")
+    assert "cards=None, blind='the GPUs have not been read yet'" in out
     assert child.returncode == 0
     assert took < 20  # the call would hang for 60 s
 
@@ -219,3 +224,104 @@ def test_scripted_cards_follow_their_scenes() -> None:
         probe.read()
     assert caught.value.lasting
     assert probe.reads == 3
+
+
+class StuckProc:
+    """Reads memory, and hangs in the look for processes while `go` is not set."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.back = threading.Event()
+        self.calls = 0
+
+    def host(self) -> Host | None:
+        return Host(64 * GB, GB)
+
+    def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
+        self.calls += 1
+        if self.calls == 3:
+            self.back.set()  # the thread reads again, so the result of the second call is kept
+        self.go.wait()
+        return (Runner(7, "llama-server", GB),)
+
+    def look_again(self) -> None:
+        """Nothing is kept."""
+
+
+def test_a_reading_that_grew_old_is_none() -> None:
+    """After 5 s neither machine nor processes are known; what was not read yet is something else."""
+    clock, source = HandClock(), StuckProc()
+    source.go.set()
+    host = HostThread(source, clock)
+    assert (host.latest().not_yet, host.latest().known) == (True, False)
+    host.read_once()
+    assert host.latest().host == Host(64 * GB, GB)
+    clock.move(5.1)
+    assert (host.latest().host, host.latest().runners, host.latest().known) == (None, (), False)
+    assert not host.latest().not_yet
+
+
+def test_the_watchdog_looks_on_while_a_read_of_proc_hangs() -> None:
+    """It looks each second though the first reading never came; a load waits for it for 5 s only."""
+    clock, source = HandClock(), StuckProc()
+    cards = CardThread(ScriptedCards(lambda _: (card(15.5),), clock), clock)
+    host = HostThread(source, clock, every_s=0.01)
+    dog = MemoryWatchdog(cards, host, clock)
+
+    def look(times: int) -> None:
+        for _ in range(times):
+            cards.read_once()
+            dog.look()
+            clock.move(1.0)
+
+    host.start()
+    try:
+        look(5)
+        assert dog.level is Level.CRITICAL
+        assert not dog.room(Need(GB, "host")).fits
+        look(3)
+        assert dog.room(Need(GB, "host")).fits
+        source.go.set()
+        assert source.back.wait(30)
+        dog.look()
+        assert dog.latest is not None
+        assert [runner.pid for runner in dog.latest.runners] == [7]
+    finally:
+        source.go.set()
+        host.stop()
+
+
+_PROC_HANGS = """
+import asyncio, threading
+from spoolama.clock import SystemClock
+from spoolama.memory.reader_threads import CardThread
+from spoolama.memory.reader_threads import HostThread
+from spoolama.memory.readings import NoCards
+from spoolama.memory.watchdog import MemoryWatchdog
+
+class Stuck:
+    def host(self): threading.Event().wait()
+    def runners(self, pids=()): return ()
+    def look_again(self): pass
+
+async def main():
+    clock = SystemClock()
+    cards = CardThread(NoCards(), clock)
+    dog = MemoryWatchdog(cards, HostThread(Stuck(), clock), clock, every_s=0.01)
+    task = asyncio.create_task(dog.run())
+    await dog.looked()
+    await dog.looked()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    print("looked")
+
+asyncio.run(main())
+"""
+
+
+def test_python_ends_though_a_read_of_proc_hangs() -> None:
+    """The thread is left behind; asyncio's pool would be waited for, for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", _PROC_HANGS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.returncode) == ("looked\n", 0), done.stderr

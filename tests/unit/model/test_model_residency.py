@@ -8,7 +8,7 @@ import pytest
 
 from spoolama.backends.base import LoadSpec, Reply
 from spoolama.errors import JobError, ModelLost, OutOfMemory, ServerAway
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB
 from support.backend import Call
 from unit.answer.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
 

@@ -6,10 +6,13 @@ small models). Labels are taken in turn, numbers at even distances over their ra
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Choice", "best", "spread"]
+from spoolama.job.answer import number_of
+
+__all__ = ["Choice", "best", "candidates", "choose", "spread"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,9 @@ def spread(choices: Sequence[Choice], number: int) -> list[int]:
     """
     if number >= len(choices):
         return sorted(c.place for c in choices)
-    values = [_number(c.label) for c in choices]
+    values = [number_of(c.label) for c in choices]
     if len({c.label for c in choices}) > 2 and all(v is not None for v in values):
-        ranked = sorted(choices, key=lambda c: (_number(c.label) or 0.0, c.place))
+        ranked = sorted(choices, key=lambda c: (number_of(c.label) or 0.0, c.place))
         step = (len(ranked) - 1) / max(1, number - 1)
         return sorted({ranked[round(i * step)].place for i in range(number)})
     groups: dict[str, list[Choice]] = {}
@@ -55,9 +58,22 @@ def best(choices: Sequence[Choice], number: int) -> list[int]:
     return sorted(c.place for c in ranked[:number])
 
 
-def _number(label: str) -> float | None:
-    try:
-        value = float(label)
-    except ValueError:
-        return None
-    return value if value == value and abs(value) != float("inf") else None
+def candidates(total: int, number: int, seed: int) -> list[int]:
+    """Return the ordinals of `number` rows spread over the file: a random one from each of equal parts."""
+    rng = random.Random(f"candidates {seed}")  # noqa: S311 - not security-relevant
+    number = min(number, total)
+    return [rng.randrange(total * part // number, total * (part + 1) // number) for part in range(number)]
+
+
+def choose(rows: Sequence[Choice], number: int, how: str, seed: int) -> list[int]:
+    """Return the ordinals of the anchors in prompt order. The order affects answers, so it is shuffled.
+
+    Args:
+        rows: The candidates by ordinal, with label and score.
+        number: How many to choose.
+        how: `spread` over the labels, or `important` by the score.
+        seed: Seed of the shuffle.
+    """
+    chosen = best(rows, number) if how == "important" else spread(rows, number)
+    random.Random(f"anchors {seed}").shuffle(chosen)  # noqa: S311 - not security-relevant
+    return chosen

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolama.memory.level import Level
-from spoolama.memory.limits import GB, Marks
+from spoolama.memory.level import GB, Level, RelativeLimits
 from spoolama.memory.readings import Card, Host
 from spoolama.memory.room import Need, Room, Taken, Unwatched, room_on_cards, room_on_host
 from support.cards import card
 
-MARKS = Marks()
+MARKS = RelativeLimits()
 
 
 def on(cards: tuple[Card, ...], gb: float, *, back: float = 0.0, words: str = "") -> Room:
@@ -71,7 +70,7 @@ def test_what_fits_leaves_every_card_below_its_mark(cards: list[tuple[float, int
 
 def test_main_memory_has_a_mark_as_well() -> None:
     """Of 64 GB at 95 % 60.8 may be in use, whatever is mapped from files."""
-    limits = Marks(high=0.9, critical=0.95, keep_free_gb=0.0).limits(64 * GB)
+    limits = RelativeLimits(high=0.9, critical=0.95, keep_free_gb=0.0).limits(64 * GB)
     host = Host(64 * GB, 44 * GB)
     fits = room_on_host(Need(40 * GB, "host", "m"), host, limits)
     assert (fits.fits, fits.why) == (

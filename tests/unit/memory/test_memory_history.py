@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from spoolama.memory.history import MOST_EVENTS, MemoryHistory
-from spoolama.memory.level import Level, LevelState
-from spoolama.memory.limits import GB
+from spoolama.memory.level import GB, Level, LevelState
 from spoolama.memory.readings import Host, Readings, Runner
-from spoolama.memory.words import figures, in_words
+from spoolama.memory.watchdog import figures, in_words
 from support.cards import card
 
 HOST = Host(64 * GB, 40 * GB)

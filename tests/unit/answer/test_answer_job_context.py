@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from spoolama.answer.byte_budget import ByteBudget
+from spoolama.answer.job_context import ByteBudget
 
 
 def test_rows_wait_until_there_is_room_and_the_largest_goes_alone() -> None:
