@@ -15,8 +15,6 @@ from typing import Any
 
 from spoolama.spool.layout import Spool
 
-__all__ = ["clean_env", "daemon", "fake_ollama", "make_spool", "results", "run_once", "wait_for", "write_job"]
-
 DAEMON = Path(__file__).parents[1] / "daemon"
 
 

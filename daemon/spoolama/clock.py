@@ -7,8 +7,6 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "duration", "moment"]
-
 
 class Clock(Protocol):
     """The clock functions that the service uses."""

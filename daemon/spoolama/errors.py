@@ -37,38 +37,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = [
-    "AnswerUnfinished",
-    "BackendError",
-    "ConfigError",
-    "ContextOverflow",
-    "DiskFailed",
-    "DiskFull",
-    "DropGone",
-    "EvaluationFailed",
-    "InputError",
-    "JobError",
-    "LedgerError",
-    "LedgerVersion",
-    "ModelLost",
-    "OutOfMemory",
-    "Problem",
-    "RequestRefused",
-    "RowError",
-    "ServerAway",
-    "ServerBusy",
-    "ServerDied",
-    "SidecarError",
-    "SpoolError",
-    "SpoolHeld",
-    "SpoolamaError",
-    "Stalled",
-    "UnexpectedReply",
-    "WrongServer",
-    "shortened",
-    "shortened_details",
-]
-
 _MOST_IN_PART = 500
 _MOST_IN_DETAILS = 1_000
 _MOST_OF_ROW = 2_000

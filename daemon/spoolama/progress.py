@@ -9,9 +9,6 @@ from dataclasses import dataclass, field
 
 from spoolama.clock import Clock
 
-__all__ = ["Count", "Progress", "Pulse", "Snapshot"]
-
-
 _MOST_TASKS = 2
 """Tasks of lanes that are shown; the others are counted."""
 

@@ -10,8 +10,6 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-__all__ = ["NotRegular", "open_regular"]
-
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-__all__ = ["Stop", "first_of", "until"]
-
 
 class Stop:
     """A request to stop that several tasks can check and wait for. Once set it stays set.

@@ -17,8 +17,6 @@ from spoolama.backends.openai import OpenAIBackend
 from spoolama.clock import SystemClock
 from support.fake_ollama import FakeOllama, Fault, Latency, Script
 
-__all__ = ["Bench", "Subject", "common_beginning"]
-
 SYSTEM = Message(
     "system",
     "You judge the sentiment of a product review. Answer with one word: positive, negative or neutral. "

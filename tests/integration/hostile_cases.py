@@ -13,8 +13,6 @@ import zstandard
 
 from support.thorough import cases
 
-__all__ = ["ALL_CASES", "ANSWERS", "CASES", "KILLED", "LARGE", "Case", "blank_bomb"]
-
 DATA = Path(__file__).parents[1] / "data" / "hostile"
 MB = 1_000_000
 

@@ -15,28 +15,6 @@ from typing import Any
 from daemons import clean_env, daemon, make_spool, wait_for
 from integration.hostile_cases import ALL_CASES, ANSWERS, LARGE, Case
 
-__all__ = [
-    "ABOVE_IDLE_KB",
-    "BY_NAME",
-    "EVALUATION_KB",
-    "FAKE",
-    "LANES",
-    "NEXT_S",
-    "PLAIN",
-    "STOP_S",
-    "Watched",
-    "children",
-    "cpu_s",
-    "drop",
-    "ends_in_time_and_memory",
-    "fake_arguments",
-    "held_up",
-    "outcome",
-    "published",
-    "service",
-    "status_kb",
-]
-
 LANES = 16
 NEXT_S = 30.0
 """A job dropped meanwhile is done this long after the hostile one met its limit, at the latest. It takes 2 s

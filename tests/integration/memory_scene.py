@@ -15,8 +15,6 @@ from daemons import clean_env, daemon, fake_ollama, make_spool, results, wait_fo
 from nvml_stub import FakeCard, Script
 from support.card_model import Habits
 
-__all__ = ["GB", "MODEL", "Scene", "card", "gb", "running", "words"]
-
 GB = 1 << 30
 MODEL: Mapping[str, Any] = {
     "name": "judge:12b",

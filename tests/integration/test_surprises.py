@@ -15,8 +15,9 @@ from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
-from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_reader import LedgerReader
+from spoolama.spool.ledger_rows import NewRow
 from spoolama.stopping import Stop
 from support.evaluation import inline_job_evaluator
 from support.fake_ollama import GEMMA3, SMOLLM2, Asked, FakeOllama, Latency, Script

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["SONAME", "build"]
-
 SONAME = "libnvidia-ml.so.1"
 """What pynvml asks the loader for."""
 

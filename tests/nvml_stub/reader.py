@@ -14,8 +14,6 @@ from nvml_stub.script import Script
 from spoolama.memory.nvml import NvmlCards
 from spoolama.memory.readings import Card, NoReading
 
-__all__ = ["Reader"]
-
 
 class Reader:
     """A child process with real pynvml over the stand-in. A `CardProbe` whose `read` asks the child.

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from nvml_stub.build import build
 
-__all__ = ["FakeCard", "Script"]
-
 Sizes = list[tuple[int, int | None]]
 """Process ids and bytes, None where NVML does not tell; one id may come twice."""
 

@@ -13,8 +13,6 @@ from spoolama.backends.model_shape import ModelShape
 from spoolama.clock import Clock
 from spoolama.errors import ContextOverflow
 
-__all__ = ["Call", "ScriptedBackend", "count_tokens", "render"]
-
 Answer = Callable[[ChatRequest], str]
 
 FRAME = 4

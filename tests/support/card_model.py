@@ -19,8 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["CUDA_BYTES", "CardModel", "CardsFull", "Habits", "Held"]
-
 GB = 1 << 30
 CUDA_BYTES = 632_000_000
 """CUDA's own memory on the card of a loaded model."""

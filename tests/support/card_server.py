@@ -20,8 +20,6 @@ from support.backend import Call, ScriptedBackend, count_tokens
 from support.card_users import Users
 from support.clock import VirtualClock
 
-__all__ = ["GEMMA3_12B", "CardServer", "ModelledCard", "gemma3_12b", "seconds_of"]
-
 _DRIVER_BYTES = 480 * 2**20
 """The driver's own, as on an H100 (`reserved` of NVML's second memory call)."""
 _HOST_BYTES = 64 * GB

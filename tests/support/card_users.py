@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from spoolama.memory.level import GB
 
-__all__ = ["Use", "Users", "night_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Use:

@@ -9,8 +9,6 @@ from typing import Any
 from spoolama.clock import Clock
 from spoolama.memory.readings import Card, NoReading
 
-__all__ = ["GB", "Scene", "Script", "ScriptedCards", "card"]
-
 GB = 1 << 30
 """Cards are sold in these: 16 GB are 16 x 2^30 bytes."""
 

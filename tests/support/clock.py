@@ -8,8 +8,6 @@ import itertools
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["VirtualClock"]
-
 T = TypeVar("T")
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from spoolama.spool.durable import Disk
 
-__all__ = ["Killed", "ScriptedDisk"]
-
 
 class Killed(BaseException):
     """The process ended here, as by kill -9: no handler of errors may do anything any more."""

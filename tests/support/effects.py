@@ -14,23 +14,6 @@ from typing import Literal, Protocol
 
 from spoolama.job.answer import number_of
 
-__all__ = [
-    "LABELS",
-    "Behaviour",
-    "Better",
-    "Drifts",
-    "FollowsMajority",
-    "FollowsPrevious",
-    "Ignores",
-    "Labels",
-    "Noisy",
-    "Row",
-    "Scale",
-    "Scores",
-    "Sight",
-    "file_of",
-]
-
 LABELS = ("negative", "neutral", "positive")
 
 

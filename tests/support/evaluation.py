@@ -13,8 +13,6 @@ from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
 from spoolama.evaluation.protocol import Abandoned, LimitMet
 from spoolama.job.sidecar import Sidecar
 
-__all__ = ["InlineRunner", "inline_evaluator", "inline_job_evaluator", "load_sidecar"]
-
 
 class InlineRunner:
     """Runs tasks where it is called, with the same JSON in between as the process has."""

@@ -11,8 +11,6 @@ from typing import Any
 
 from support.fake_ollama_script import Answer, Asked
 
-__all__ = ["bad_schema", "hashed", "named_answer"]
-
 _TYPES = {"object", "array", "string", "integer", "number", "boolean", "null"}
 _SHAPES = (
     "type",

@@ -9,8 +9,6 @@ from typing import Any
 
 from support.fake_ollama_chat import Generation, Generator, now, version_of
 
-__all__ = ["chat_body", "generate_body", "lines", "rendered_body", "v1_body", "v1_options"]
-
 
 def chat_body(body: Mapping[str, Any], done: Generation, generator: Generator) -> dict[str, Any]:
     return {

@@ -8,8 +8,6 @@ from typing import Any
 from support.fake_ollama_engine import Runner
 from support.fake_ollama_script import FakeModel, Script
 
-__all__ = ["details", "ps_entry", "show_body", "tags_entry"]
-
 _TEMPLATES = {
     "chatml": "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n"
     "{{ end }}<|im_start|>assistant\n",

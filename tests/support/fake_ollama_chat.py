@@ -20,8 +20,6 @@ from support.fake_ollama_faults import ON_THE_ANSWER, RUNNER_DIED, late
 from support.fake_ollama_http import Connection
 from support.fake_ollama_script import Asked, Call, FakeModel, Fault, Script
 
-__all__ = ["Generation", "Generator", "now"]
-
 
 @dataclass(slots=True)
 class Generation:

@@ -10,8 +10,6 @@ from typing import Any
 from support.fake_ollama_answers import bad_schema
 from support.fake_ollama_script import FakeModel, Script
 
-__all__ = ["Refused", "check_format", "check_options", "check_think", "find_model", "keep_alive", "read_body"]
-
 _INTEGERS = {
     "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "num_predict", "seed", "top_k",
     "repeat_last_n",

@@ -23,8 +23,6 @@ from typing import Any
 
 from support.fake_ollama_script import FakeModel, Script
 
-__all__ = ["LOAD_OPTIONS", "Engine", "Prompt", "QueueFull", "Runner", "Segment", "Slot", "segments_of"]
-
 LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 DEFAULT_NUM_CTX = 4096
 

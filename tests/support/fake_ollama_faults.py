@@ -12,8 +12,6 @@ from support.fake_ollama_engine import Engine, Runner
 from support.fake_ollama_http import Connection
 from support.fake_ollama_script import Call, Fault, Script
 
-__all__ = ["EARLY", "ON_THE_ANSWER", "QUEUE_FULL", "RUNNER_DIED", "early", "late", "struck_by"]
-
 EARLY = {"http", "busy", "cloud", "missing"}
 """Kinds that strike before a slot is taken."""
 

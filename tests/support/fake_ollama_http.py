@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import h11
 
-__all__ = ["Connection", "Handler", "HttpServer", "Incoming"]
-
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 

@@ -10,8 +10,6 @@ from types import TracebackType
 
 from support.fake_ollama_script import Call
 
-__all__ = ["CallLog"]
-
 
 class CallLog:
     """JSON lines, each one written by one system call before the answer is sent.

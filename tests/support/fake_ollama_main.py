@@ -16,8 +16,6 @@ from support.fake_ollama import FakeOllama
 from support.fake_ollama_answers import named_answer
 from support.fake_ollama_script import GEMMA3, SMOLLM2, FakeModel, Fault, Latency, Script
 
-__all__ = ["main"]
-
 _LOOK_S = 0.02
 
 

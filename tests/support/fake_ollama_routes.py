@@ -33,8 +33,6 @@ from support.fake_ollama_http import TEXT, Connection, Incoming
 from support.fake_ollama_script import Call, Fault, Script
 from support.fake_ollama_template import parse_raw, render
 
-__all__ = ["Routes"]
-
 Watcher = Callable[[Call], None]
 
 RENDER = "/api/chat (render)"

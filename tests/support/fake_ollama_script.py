@@ -10,19 +10,6 @@ from typing import Any, Literal
 
 from support.card_model import CardModel
 
-__all__ = [
-    "GEMMA3",
-    "SMOLLM2",
-    "Answer",
-    "Asked",
-    "Call",
-    "FakeModel",
-    "Fault",
-    "FaultKind",
-    "Latency",
-    "Script",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:

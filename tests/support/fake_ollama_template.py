@@ -8,8 +8,6 @@ from typing import Literal
 
 from support.fake_ollama_engine import Prompt, Segment
 
-__all__ = ["parse_raw", "render"]
-
 _CHATML = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>\n", re.DOTALL)
 _GEMMA = re.compile(r"<start_of_turn>(\w+)\n(.*?)<end_of_turn>\n", re.DOTALL)
 _CHATML_CUT = re.compile(r"<\|im_start\|>(\w+)\n(.*)\Z", re.DOTALL)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-__all__ = ["BEGIN", "END", "index", "with_index"]
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "daemon" / "spoolama"
 BEGIN, END = "<!-- modules: made by `make index` -->", "<!-- end of modules -->"

@@ -9,8 +9,6 @@ from types import TracebackType
 
 from spoolama.service.systemd import Notifier
 
-__all__ = ["NotifySocket", "RecordingNotifier"]
-
 
 class NotifySocket:
     """A real datagram socket that keeps what it is sent, in order.

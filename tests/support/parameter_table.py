@@ -5,8 +5,6 @@ from __future__ import annotations
 from spoolama.evaluation.child.openai_lines import PARAMETERS
 from spoolama.job.strict_json import canonical
 
-__all__ = ["parameter_table"]
-
 
 def parameter_table() -> str:
     """Return the table of parameters in Markdown."""

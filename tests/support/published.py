@@ -16,12 +16,11 @@ from spoolama.job.rows.data_file import detect, read_rows
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.build import build_outputs
 from spoolama.publish.summary import Summary
-from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.layout import UPLOADED
 from spoolama.spool.ledger_reader import LedgerReader
+from spoolama.spool.ledger_rows import NewRow
 from support.clock import VirtualClock
-
-__all__ = ["Fill", "Script", "answered", "publish_job"]
 
 Script = Callable[[Row], str | RowError | None]
 """What becomes of a readable row: its answer, its error, or nothing (it is never tried)."""

@@ -15,8 +15,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from support.clock import VirtualClock
 
-__all__ = ["run_quietly"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -29,8 +29,6 @@ from support.backend import ScriptedBackend
 from support.evaluation import inline_evaluator
 from support.notify_socket import RecordingNotifier
 
-__all__ = ["SIDECAR", "FakeExecutor", "Service", "in_loop", "until"]
-
 P = ParamSpec("P")
 
 SIDECAR = "model: m\nprompt: '{{ text }}'\n"

@@ -9,8 +9,6 @@ from typing import Any
 from spoolama.job.row import Answered, Attempt, Failed, Ranges, StoredRow
 from spoolama.spool.ledger_rows import only_column
 
-__all__ = ["MemoryStore"]
-
 
 class MemoryStore:
     """What `spool.job_ledger.JobLedger` is to the engine, without a file.

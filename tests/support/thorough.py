@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TypeVar
 
-__all__ = ["cases"]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Case", "all_cases", "case"]
-
 _HERE = Path(__file__).parent
 _SHORTENED = re.compile(r"(?s)(.*)… \((\d+) characters\)")
 

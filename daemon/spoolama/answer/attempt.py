@@ -16,18 +16,6 @@ from spoolama.job.plan import Plan
 from spoolama.job.row import Answered, Attempt, StoredRow
 from spoolama.model.gate import Admission
 
-__all__ = [
-    "AnsweredAttempt",
-    "FailedAttempt",
-    "PreparedRequest",
-    "Sender",
-    "check_reply",
-    "end_of",
-    "isolated_tokens_of",
-    "record",
-    "too_long",
-]
-
 _BYTES_PER_TOKEN = 32
 """Maximum average token length of ordinary text; runs of spaces exceed it, so short prompts are exempt."""
 _JUDGED_FROM_BYTES = 4096

@@ -12,8 +12,6 @@ from enum import Enum
 
 from spoolama.job.row import Attempt
 
-__all__ = ["ANSWER_FAILURES", "POLICIES", "Policy", "RetryState", "Then", "retry_state_of"]
-
 
 class Then(Enum):
     """The next action of the engine."""

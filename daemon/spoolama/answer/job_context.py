@@ -22,8 +22,6 @@ from spoolama.model.watch import Watch
 from spoolama.progress import Progress
 from spoolama.stopping import Stop
 
-__all__ = ["PROMPT_BYTES", "ByteBudget", "JobContext", "OpenModel"]
-
 _ROW_BYTES, _FREE_ROW_BYTES = 1024 * 1024, 16 * 1024
 PROMPT_BYTES, _FREE_PROMPT_BYTES = 4 * 1024 * 1024, 64 * 1024
 """At 4 bytes a token, the context of more prompts than this exceeds the memory of a 16 GB card."""

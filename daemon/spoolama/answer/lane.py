@@ -39,8 +39,6 @@ from spoolama.evaluation.evaluator import EVALUATION_LIMIT
 from spoolama.job.plan import Plan
 from spoolama.job.row import Attempt, Failed, StoredRow
 
-__all__ = ["Lane", "Purpose", "RunLanes"]
-
 T = TypeVar("T")
 
 _CHUNK = 64

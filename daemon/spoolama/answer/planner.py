@@ -20,8 +20,6 @@ from spoolama.answer.store import RowStore
 from spoolama.job.plan import Plan
 from spoolama.stopping import Stop, until
 
-__all__ = ["Planner"]
-
 _LEARN_ROWS = 100
 _FORCE_AFTER = 16
 _LEAST_MEASURED = 20

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from spoolama.errors import JobError
 
-__all__ = ["FIRST_ROWS", "RowCounts", "check_first_failures"]
-
 FIRST_ROWS = 10
 """If this many rows fail with the same error before any is answered, the job fails."""
 _STREAK = 10

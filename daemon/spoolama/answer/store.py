@@ -9,8 +9,6 @@ from typing import Any, Protocol
 from spoolama.context.conversation import AnsweredRows
 from spoolama.job.row import Answered, Failed, StoredRow
 
-__all__ = ["RowStore", "completed"]
-
 
 class RowStore(AnsweredRows, Protocol):
     """Rows, answers, attempts and plans of one job. Writes without `await` keep their order."""

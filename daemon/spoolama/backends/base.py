@@ -13,18 +13,6 @@ from typing import Any, Literal, Protocol
 
 from spoolama.backends.model_shape import ModelShape
 
-__all__ = [
-    "MOST_COUNTED",
-    "Backend",
-    "ChatRequest",
-    "HeldModel",
-    "LoadSpec",
-    "LoadedModel",
-    "Message",
-    "Reply",
-    "ServerInfo",
-]
-
 MOST_COUNTED = 2**53 - 1
 """Larger counts are discarded: the ledger cannot store them exactly (RFC 8259, section 6)."""
 

@@ -24,8 +24,6 @@ from spoolama.backends.openai_wire import chat_body, checked, fold, read_reply
 from spoolama.clock import Clock
 from spoolama.errors import RequestRefused, ServerAway, ServerDied, UnexpectedReply
 
-__all__ = ["EmbeddedBackend"]
-
 T = TypeVar("T")
 
 LOAD_TIMEOUT_S = 600.0

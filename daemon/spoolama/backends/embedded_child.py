@@ -16,8 +16,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main"]
-
 PR_SET_PDEATHSIG = 1
 _OPEN_FILES = "/proc/self/fd/"
 HOST_CACHE_MIB = 512

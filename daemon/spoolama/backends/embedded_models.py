@@ -14,8 +14,6 @@ from pathlib import Path
 from spoolama.errors import RequestRefused
 from spoolama.regular import open_regular
 
-__all__ = ["Weights", "default_cache_dir", "find_weights"]
-
 BLOCK = 1 << 20
 
 

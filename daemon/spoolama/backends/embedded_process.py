@@ -16,8 +16,6 @@ from spoolama.backends.http import excerpt
 from spoolama.backends.replies import is_out_of_memory
 from spoolama.errors import BackendError, OutOfMemory, RequestRefused, ServerDied, Stalled
 
-__all__ = ["EngineProcess"]
-
 TAIL_BYTES = 16 * 1024
 STOP_TIMEOUT_S = 5.0
 

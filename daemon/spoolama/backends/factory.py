@@ -8,8 +8,6 @@ from typing import Literal, assert_never
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 
-__all__ = ["BackendKind", "make_backend"]
-
 BackendKind = Literal["ollama", "embedded", "openai"]
 """`ollama`: its own API. `openai`: vLLM, llama-server and the like. `embedded`: llama.cpp in a child."""
 

@@ -19,8 +19,6 @@ from typing import Any
 
 from spoolama.regular import open_regular
 
-__all__ = ["GgufHeader", "Tensor", "read_gguf"]
-
 MAGIC = b"GGUF"
 VERSIONS = {2, 3}
 MOST_PAIRS = 4096

@@ -17,8 +17,6 @@ import httpx
 
 from spoolama.errors import ServerAway, Stalled, UnexpectedReply
 
-__all__ = ["HttpCaller", "HttpReply", "excerpt"]
-
 MAX_BODY_BYTES = 64 * 1024 * 1024
 """Longer replies are rejected, so that a faulty server cannot fill our memory."""
 _CONNECT_TIMEOUT_S = 5.0

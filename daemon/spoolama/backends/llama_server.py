@@ -15,8 +15,6 @@ from spoolama.backends.http import HttpCaller
 from spoolama.backends.openai_wire import checked, read_completion, wire_messages
 from spoolama.errors import BackendError, ServerAway, ServerDied, UnexpectedReply
 
-__all__ = ["LlamaServerFacts", "PrefixCopies", "count_tokens", "prime", "read_facts", "render"]
-
 COUNT_TIMEOUT_S = 30.0
 
 

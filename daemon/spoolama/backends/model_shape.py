@@ -13,8 +13,6 @@ from typing import Any
 
 from spoolama.backends.gguf_header import Tensor
 
-__all__ = ["ModelShape", "lacks_arrays", "shape_of"]
-
 _MOST_LAYERS = 1024
 _REPACKED = {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
 """Types that llama.cpp copies into a layout for the CPU (AVX2; `ggml-cpu/repack.cpp`)."""

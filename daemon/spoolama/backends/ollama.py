@@ -43,8 +43,6 @@ from spoolama.backends.ollama_wire import (
 from spoolama.clock import Clock
 from spoolama.errors import BackendError, ServerBusy, UnexpectedReply
 
-__all__ = ["OllamaBackend"]
-
 PROBE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 30.0
 LOAD_TIMEOUT_S = 1800.0

@@ -16,21 +16,6 @@ from spoolama.backends.http import HttpReply
 from spoolama.backends.replies import ErrorRules, checked_reply, count, integer, mean_logprob
 from spoolama.errors import AnswerUnfinished, RequestRefused, UnexpectedReply
 
-__all__ = [
-    "ModelFacts",
-    "checked",
-    "held_models",
-    "listed",
-    "loaded_model",
-    "read_generated",
-    "read_rendered",
-    "read_reply",
-    "read_show",
-    "refuse_cloud_name",
-    "size_of",
-    "too_small",
-]
-
 _REFUSED_IN_500 = ("must be of type", "invalid format", "failed to parse grammar", "failed to load grammar")
 _DIED_IN_500 = (
     "model runner has unexpectedly stopped",

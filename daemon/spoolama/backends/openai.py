@@ -21,8 +21,6 @@ from spoolama.backends.replies import integer
 from spoolama.clock import Clock
 from spoolama.errors import BackendError, RequestRefused, UnexpectedReply, WrongServer
 
-__all__ = ["OpenAIBackend"]
-
 PROBE_TIMEOUT_S = 10.0
 DESCRIBE_TIMEOUT_S = 30.0
 

@@ -15,17 +15,6 @@ from spoolama.backends.http import HttpReply
 from spoolama.backends.replies import ErrorRules, checked_reply, count, mean_logprob
 from spoolama.errors import AnswerUnfinished, RequestRefused, UnexpectedReply
 
-__all__ = [
-    "Dialect",
-    "chat_body",
-    "checked",
-    "dialect_of",
-    "fold",
-    "read_completion",
-    "read_reply",
-    "wire_messages",
-]
-
 Dialect = Literal["llamacpp", "vllm", "sglang", "unknown"]
 
 _DIED_IN_500 = ("engine core", "enginecore", "enginedead", "engine process", "engine loop", "scheduler died")

@@ -27,17 +27,6 @@ from spoolama.errors import (
     UnexpectedReply,
 )
 
-__all__ = [
-    "ErrorRules",
-    "checked_reply",
-    "count",
-    "error_object",
-    "integer",
-    "is_out_of_memory",
-    "mean_logprob",
-    "overflow",
-]
-
 _ROUNDING = 1e-3
 """A log probability may be up to this much above 0 because of float arithmetic in the server."""
 

@@ -25,8 +25,6 @@ from spoolama.publish.words import counted
 from spoolama.service.settings import Settings
 from spoolama.spool.layout import Spool
 
-__all__ = ["check", "check_one", "memory_limits", "show_phase"]
-
 _FILE = click.Path(exists=True, path_type=Path)
 
 

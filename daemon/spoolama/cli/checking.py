@@ -30,8 +30,6 @@ from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_reader import LedgerReader, Outcome
 from spoolama.spool.names import data_name, is_sidecar, sidecar_names
 
-__all__ = ["CHARACTERS_PER_TOKEN", "CheckedFiles", "Fault", "Findings", "check_drop", "drop_of"]
-
 CHARACTERS_PER_TOKEN = 4
 """A common ratio of English text."""
 _EXAMPLES = 2

@@ -16,8 +16,6 @@ from spoolama.jobtools.convert import Converted, answers_to_csv, job_to_batch, r
 from spoolama.jobtools.published import json_lines, open_published
 from spoolama.publish.openai_batch import is_batch_output
 
-__all__ = ["convert"]
-
 _FILE = click.Path(exists=True, path_type=Path)
 
 

@@ -22,8 +22,6 @@ from spoolama.memory.level import GB, in_gb
 from spoolama.service.assembly import backend_for
 from spoolama.service.settings import Settings
 
-__all__ = ["gpu", "in_words"]
-
 DEFAULT_WINDOW = 4096
 """The default of `num_ctx` in a sidecar."""
 

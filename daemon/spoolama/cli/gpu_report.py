@@ -23,8 +23,6 @@ from spoolama.model.model_size import EstimatedSize
 from spoolama.service.assembly import server_is_here
 from spoolama.service.settings import Settings
 
-__all__ = ["WAIT_S", "GpuReport", "cards_now"]
-
 T = TypeVar("T")
 
 WAIT_S = 2.0

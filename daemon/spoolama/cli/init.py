@@ -6,8 +6,6 @@ from pathlib import Path
 
 import click
 
-__all__ = ["init"]
-
 
 @click.command(epilog="Example: spoolama init spool")
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))

@@ -10,8 +10,6 @@ import click
 
 from spoolama import __version__
 
-__all__ = ["COMMANDS", "main", "spoolama"]
-
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("run:run", "Run the service, or with --once process the present files and exit."),
     "submit": ("submit:submit", "Check files and place them in a spool."),

@@ -14,8 +14,6 @@ from spoolama.service.state import EndedJob, ServiceState
 from spoolama.service.status import status_line
 from spoolama.spool.names import readable
 
-__all__ = ["ended_line", "print_ended", "show_progress"]
-
 _EVERY_S = 0.2
 
 

@@ -14,8 +14,6 @@ from spoolama.jobtools.compare import Comparison, compare_jobs
 from spoolama.jobtools.merge import merge_jobs
 from spoolama.publish.summary import agreement_sentences, balance, context_sentences
 
-__all__ = ["analyze", "compare", "merge"]
-
 _DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 _UNITS = {
     "slowest": ("seconds", "{:.2f}"),

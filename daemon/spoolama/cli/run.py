@@ -13,8 +13,6 @@ from spoolama.cli.settings_options import config_option, settings_from, spool_op
 if TYPE_CHECKING:
     from spoolama.service.settings import Settings
 
-__all__ = ["run"]
-
 
 @click.command(
     epilog="""\b

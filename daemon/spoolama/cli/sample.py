@@ -13,8 +13,6 @@ import click
 
 from spoolama.publish.encoding import csv_line
 
-__all__ = ["reviews", "sample", "write_sample"]
-
 _ROLES: dict[str, tuple[str, ...]] = {
     "backend engineer": ("Python", "Go", "PostgreSQL", "Kafka", "Docker", "REST", "Redis", "gRPC"),
     "data engineer": ("SQL", "Spark", "Airflow", "dbt", "Python", "Snowflake", "Kafka", "Terraform"),

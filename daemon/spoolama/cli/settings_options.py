@@ -12,8 +12,6 @@ import click
 if TYPE_CHECKING:
     from spoolama.service.settings import Settings
 
-__all__ = ["SYSTEM_CONFIG", "config_option", "settings_from", "spool_option"]
-
 SYSTEM_CONFIG = Path("/etc/spoolama/spoolama.yaml")
 
 config_option = click.option(

@@ -18,8 +18,6 @@ from rich.table import Table
 
 from spoolama.cli.settings_options import config_option, settings_from, spool_option
 
-__all__ = ["picture", "status", "watch"]
-
 _STALE_S = 90.0
 
 

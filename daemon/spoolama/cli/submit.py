@@ -18,8 +18,6 @@ from spoolama.spool.durable import DISK, in_words
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import data_name, is_sidecar, sidecar_names
 
-__all__ = ["submit"]
-
 _CHUNK = 1024 * 1024
 
 

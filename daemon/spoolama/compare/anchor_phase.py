@@ -14,8 +14,6 @@ from spoolama.job.plan import Plan
 from spoolama.job.row import StoredRow
 from spoolama.job.sidecar import ANCHORS, CANDIDATES
 
-__all__ = ["AnchorPhase", "ProposedAnchors"]
-
 _MOST_OF_THE_ROOM = 0.5
 """Maximum share of the room for prompts that the anchors take. They also leave room for the longest
 candidate, because a row that does not fit behind the anchors is asked twice and without them."""

@@ -38,22 +38,6 @@ from functools import lru_cache
 from spoolama.compare.evidence import binomial_at_most, odds_above, refuted_above
 from spoolama.compare.likeness import Likeness, compare
 
-__all__ = [
-    "CHECKS",
-    "SURE",
-    "AuditBudget",
-    "AuditedRow",
-    "Evidence",
-    "budget_of",
-    "looks_odd",
-    "needed_in_segment",
-    "rows_to_audit",
-    "smallest_harm",
-    "sure_of_segment",
-    "weigh",
-    "weigh_by_gold",
-]
-
 SURE = 50.0
 """Odds that prove harm while the job runs: a false alarm in one job in fifty."""
 _SURE_AT_END = 0.02

@@ -37,8 +37,6 @@ from spoolama.job.plan import sees_others
 from spoolama.job.row import StoredRow
 from spoolama.job.sidecar import Sidecar
 
-__all__ = ["AUDIT", "ODD", "AuditPhase", "audit_budget", "left_to_audit"]
-
 AUDIT = "audit"
 """The comparison of the random sample with isolated answers."""
 ODD = "odd"

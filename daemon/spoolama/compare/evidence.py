@@ -15,8 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-__all__ = ["ALPHA", "binomial_at_most", "odds_above", "paired_odds", "refuted_above", "wilson"]
-
 ALPHA = 0.05
 """Probability of a false proof, at whatever time the test is read."""
 

@@ -13,8 +13,6 @@ from rapidfuzz.distance import Indel
 from spoolama.job.answer import number_of, order_of
 from spoolama.job.row import StoredRow
 
-__all__ = ["TEXTS", "Kind", "Likeness", "Pairs", "compare", "gold_of", "likeness_of"]
-
 TEXTS = "words in common"
 """What is compared if the answers are texts, for people."""
 

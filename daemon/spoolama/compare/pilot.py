@@ -24,24 +24,6 @@ from spoolama.compare.likeness import Pairs, compare
 from spoolama.job.plan import Plan
 from spoolama.job.sidecar import CANDIDATES
 
-__all__ = [
-    "BLOCK",
-    "FORMS",
-    "ISOLATED",
-    "SEED",
-    "Decision",
-    "Form",
-    "PilotAnswers",
-    "PilotRules",
-    "Step",
-    "TriedForm",
-    "answers_taken",
-    "blocks_of",
-    "form_named",
-    "least_answers",
-    "next_step",
-]
-
 ISOLATED = "isolated"
 """The form without a conversation: each row behind the shared prefix."""
 SEED = 1000

@@ -26,8 +26,6 @@ from spoolama.compare.pilot import (
 from spoolama.job.answer import enum_of
 from spoolama.job.plan import Plan, pilot_asks
 
-__all__ = ["PilotPhase"]
-
 
 class PilotPhase:
     """Runs a job's pilot.

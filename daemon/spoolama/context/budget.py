@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from spoolama.backends.base import Message
 from spoolama.job.plan import Plan
 
-__all__ = ["Budget", "bound", "message_bytes"]
-
 
 def message_bytes(messages: Iterable[Message]) -> int:
     """Return the UTF-8 bytes of the texts."""

@@ -17,8 +17,6 @@ from spoolama.evaluation.asking import Ask, Asker, memory_of
 from spoolama.job.plan import Plan
 from spoolama.job.row import Ranges, StoredRow, ranges_of
 
-__all__ = ["AnsweredRows", "Conversation", "Prompt", "TurnOf", "extended", "prepare", "rebuild"]
-
 TurnOf = Callable[[StoredRow, tuple[Message, ...], str, int], Awaitable[Turn]]
 """Creates a turn from a row, its own messages, its answer and the tokens of both."""
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from spoolama.job.answer import number_of
 
-__all__ = ["Choice", "best", "candidates", "choose", "spread"]
-
 
 @dataclass(frozen=True, slots=True)
 class Choice:

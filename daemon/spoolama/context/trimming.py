@@ -26,8 +26,6 @@ from spoolama.context.budget import Budget
 from spoolama.context.selection import Choice, best, spread
 from spoolama.job.plan import Plan
 
-__all__ = ["STRATEGIES", "Trimmer", "Turn", "trimmer_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Turn:

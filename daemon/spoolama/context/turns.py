@@ -16,8 +16,6 @@ from spoolama.job.plan import Plan
 from spoolama.job.row import StoredRow
 from spoolama.job.sidecar import BUILT_IN_SCORES, Sidecar
 
-__all__ = ["Turns"]
-
 
 class Turns:
     """Creates turns with the settings of a job's sidecar.

@@ -13,8 +13,6 @@ from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.row import RowRequest
 from spoolama.job.sidecar import LOAD_TIME_OPTIONS, Sidecar
 
-__all__ = ["Ask", "Asker", "memory_of"]
-
 _TOKEN_BYTES = 4
 """Estimated bytes of one answer token."""
 

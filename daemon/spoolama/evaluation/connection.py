@@ -15,9 +15,6 @@ from typing import Any
 
 from spoolama.evaluation.protocol import HEADER, MAX_REPLY_BYTES, frame
 
-__all__ = ["Connection", "ProcessEnded", "ProcessLimits"]
-
-
 KILLED = "was killed (SIGKILL, by the kernel where memory runs out)"
 
 

@@ -19,8 +19,6 @@ from spoolama.job.sidecar import Sidecar
 from spoolama.job.yaml_tree import MAX_BYTES, too_large
 from spoolama.regular import open_regular
 
-__all__ = ["EVALUATION_LIMIT", "Evaluator", "JobEvaluator"]
-
 EVALUATION_LIMIT = "evaluation_limit"
 """Error code of a row whose template, schema or score exceeded a limit."""
 

@@ -17,8 +17,6 @@ from spoolama.errors import EvaluationFailed
 from spoolama.evaluation.connection import Connection, ProcessEnded, ProcessLimits
 from spoolama.evaluation.protocol import Abandoned, LimitMet, TaskLost
 
-__all__ = ["EvaluationProcess", "FirstIdle"]
-
 _BATCH_ITEMS = 64
 _BATCH_BYTES = 256 * 1024
 _MOST_DEATHS = 3

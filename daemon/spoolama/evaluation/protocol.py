@@ -13,9 +13,6 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["HEADER", "MAX_REPLY_BYTES", "Abandoned", "LimitMet", "TaskLost", "TaskRunner", "frame"]
-
-
 HEADER = struct.Struct("!I")
 MAX_REPLY_BYTES = 32 * 1024 * 1024
 """Maximum length of a reply; the process of a longer one is killed."""

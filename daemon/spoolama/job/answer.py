@@ -11,8 +11,6 @@ from spoolama.errors import RowError, shortened
 from spoolama.job.sidecar import Sidecar
 from spoolama.job.strict_json import BadJson, canonical, parse_json
 
-__all__ = ["enum_of", "gold_answers", "label_of", "label_of_answer", "number_of", "order_of", "parse_answer"]
-
 
 def parse_answer(text: str, *, json: bool) -> object | None:
     """Return the value of an answer if JSON was requested; None for free text.

@@ -12,8 +12,6 @@ from typing import Any
 
 from spoolama.job.sidecar import Sidecar
 
-__all__ = ["PILOT_ROWS", "Plan", "first_plan", "pilot_asks", "sees_others"]
-
 _SAFE_TOKENS_PER_BYTE = 1.0
 """A text rarely has more tokens than bytes; the counts of the server reduce this bound."""
 

@@ -8,22 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = [
-    "NOTE_KEY",
-    "Answered",
-    "Attempt",
-    "Failed",
-    "LineRequest",
-    "Ranges",
-    "Row",
-    "RowFault",
-    "RowRequest",
-    "StoredRow",
-    "digest_of",
-    "memory_of",
-    "ranges_of",
-]
-
 NOTE_KEY = "_spoolama"
 """The only reserved key of a JSONL row. In errors.jsonl it names the row and the job of the line.
 

@@ -7,24 +7,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = [
-    "ANCHORS",
-    "BUILT_IN_SCORES",
-    "CANDIDATES",
-    "EVERY",
-    "LOAD_TIME_OPTIONS",
-    "MOST_OF_MODEL",
-    "RETIRED",
-    "STRATEGY_KEYS",
-    "Example",
-    "Expect",
-    "Options",
-    "Repair",
-    "Sidecar",
-    "Trim",
-    "updated_sidecar",
-]
-
 CANDIDATES = 24
 """Rows answered in isolation before the first segment; the anchors are chosen from them."""
 

@@ -11,8 +11,6 @@ import math
 import re
 from typing import Any, NoReturn
 
-__all__ = ["BadJson", "canonical", "parse_json"]
-
 MAX_DEPTH = 100
 """Maximum nesting depth; serializing deeper values would hit the recursion limit of the interpreter."""
 

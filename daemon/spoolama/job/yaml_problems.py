@@ -13,8 +13,6 @@ from pydantic import BaseModel, ValidationError
 from spoolama.errors import Problem
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted
 
-__all__ = ["YamlErrors", "closest", "pattern", "problem_at", "problems_of"]
-
 _EXPECTED = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",

@@ -16,8 +16,6 @@ import yaml
 
 from spoolama.errors import Problem
 
-__all__ = ["MAX_BYTES", "Place", "Tree", "dotted", "read_yaml", "too_large"]
-
 KeyPath = tuple[str | int, ...]
 
 MAX_BYTES = 1_000_000

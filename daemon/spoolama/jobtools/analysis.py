@@ -14,8 +14,6 @@ from spoolama.publish.metrics import Metrics
 from spoolama.publish.result_row import ResultRow
 from spoolama.publish.summary import agreement_sentences, balance, context_sentences
 
-__all__ = ["Analysis", "Failure", "analyze_job"]
-
 _MEASURES: dict[str, Callable[[ResultRow], float | None]] = {
     "slowest": lambda result: result.latency_s,
     "longest prompt": lambda result: result.prompt_tokens,

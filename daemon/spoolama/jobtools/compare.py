@@ -15,8 +15,6 @@ from spoolama.publish.result_row import label_of_result
 from spoolama.publish.summary import context_sentences, extra_requests_words
 from spoolama.publish.words import count
 
-__all__ = ["Comparison", "Side", "compare_jobs"]
-
 
 @dataclass(frozen=True, slots=True)
 class Side:

@@ -25,8 +25,6 @@ from spoolama.publish.encoding import csv_line, json_line
 from spoolama.publish.openai_batch import batch_line, is_batch_output
 from spoolama.publish.result_row import ResultRow
 
-__all__ = ["Converted", "answers_to_csv", "job_to_batch", "requests_of"]
-
 _SHOWN = 20
 """Problems that are reported one by one."""
 _AT_ONCE = 64

@@ -24,8 +24,6 @@ from spoolama.publish.result_row import ResultRow
 from spoolama.publish.summary import Summary
 from spoolama.spool.layout import UPLOADED
 
-__all__ = ["merge_jobs"]
-
 _KEPT = (
     "job",
     "data_name",

@@ -22,8 +22,6 @@ from spoolama.publish.result_row import ResultRow
 from spoolama.regular import open_regular
 from spoolama.spool.layout import UPLOADED
 
-__all__ = ["Published", "json_lines", "open_published", "pairs"]
-
 _COPY_AGAIN = "Copy the directory from done/ again, without changes."
 
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from spoolama.backends.model_shape import ModelShape
 from spoolama.memory.level import GB
 
-__all__ = ["Estimate", "estimate", "ollama_batch", "words_of"]
-
 PAD = 256
 """llama.cpp rounds the number of KV cells up to a multiple of this."""
 CELL_BYTES = 2

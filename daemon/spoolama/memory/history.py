@@ -9,8 +9,6 @@ from typing import Any
 from spoolama.memory.level import Level
 from spoolama.memory.readings import Readings
 
-__all__ = ["MOST_EVENTS", "MemoryHistory"]
-
 MOST_EVENTS = 200
 """How many changes and actions are kept in full; further ones are only counted."""
 

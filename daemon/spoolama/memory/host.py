@@ -11,8 +11,6 @@ from pathlib import Path, PurePosixPath
 from spoolama.clock import Clock, SystemClock
 from spoolama.memory.readings import Host, Runner
 
-__all__ = ["HostProbe"]
-
 SCAN_EVERY_S = 10.0
 
 

@@ -20,18 +20,6 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from itertools import pairwise
 
-__all__ = [
-    "GB",
-    "Level",
-    "LevelRules",
-    "LevelState",
-    "MemoryLimits",
-    "RelativeLimits",
-    "in_gb",
-    "step",
-    "stricter",
-]
-
 GB = 2**30
 """Memory sizes are reported in units of 2**30 bytes, as cards are sold: a 16 GB card has 16 x 2**30 bytes."""
 

@@ -12,8 +12,6 @@ from typing import Any, TypeVar
 
 from spoolama.memory.readings import Card, NoReading
 
-__all__ = ["NvmlCards", "throttle_words"]
-
 T = TypeVar("T")
 
 _NOT_SUPPORTED, _NO_PERMISSION, _NOT_FOUND, _DRIVER_NOT_LOADED = 3, 4, 6, 9

@@ -17,8 +17,6 @@ from typing import Protocol
 from spoolama.clock import Clock, SystemClock
 from spoolama.memory.readings import Card, CardProbe, Host, NoReading, Runner
 
-__all__ = ["NOT_YET", "CardReading", "CardThread", "HostReading", "HostSource", "HostThread", "ReaderThread"]
-
 NOT_YET = "the GPUs have not been read yet"
 """The reason reported until the first reading arrives or times out."""
 _LONGEST_STOP_S = 0.2

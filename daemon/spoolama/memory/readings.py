@@ -11,8 +11,6 @@ from typing import Protocol
 
 from spoolama.backends.base import HeldModel
 
-__all__ = ["Card", "CardProbe", "Host", "NoCards", "NoReading", "Readings", "Runner"]
-
 
 @dataclass(frozen=True, slots=True)
 class Card:

@@ -11,19 +11,6 @@ from typing import Literal, Protocol
 from spoolama.memory.level import Level, MemoryLimits, in_gb
 from spoolama.memory.readings import Card, Host
 
-__all__ = [
-    "Memory",
-    "Need",
-    "Room",
-    "Taken",
-    "Unwatched",
-    "Where",
-    "room_on_cards",
-    "room_on_host",
-    "usable_bytes",
-]
-
-
 Where = Literal["card", "host"]
 
 

@@ -28,8 +28,6 @@ from spoolama.memory.reader_threads import NOT_YET, CardThread, HostReading, Hos
 from spoolama.memory.readings import Card, Host, Readings, Runner
 from spoolama.memory.room import Need, Room, Taken, Where, room_on_cards, room_on_host, usable_bytes
 
-__all__ = ["MemoryWatchdog", "Ours", "figures", "frees_host", "in_words"]
-
 _HOST_SHARE = 0.1
 _WORTH_SAYING_S = 600.0
 """A level that is reached later than this at the current rate is not mentioned."""

@@ -12,8 +12,6 @@ from spoolama.errors import BackendError, JobError, RequestRefused, ServerDied
 from spoolama.progress import Progress
 from spoolama.stopping import Stop, until
 
-__all__ = ["LOAD_BOUND_S", "Admission", "Gate", "RequestTimeout", "Stopping"]
-
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 30.0
 LOAD_BOUND_S = 2400.0

@@ -8,8 +8,6 @@ from dataclasses import replace
 from spoolama.backends.base import LoadSpec
 from spoolama.clock import Clock
 
-__all__ = ["LEAST_WINDOW", "OFTEN", "LoadSizes", "load_steps"]
-
 LEAST_WINDOW = 1024
 """Minimum context window in tokens: smaller ones free little memory and fit hardly any row."""
 OFTEN = 3

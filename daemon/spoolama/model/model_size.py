@@ -12,8 +12,6 @@ from spoolama.memory.estimate import Estimate, estimate, words_of
 from spoolama.memory.level import GB, in_gb
 from spoolama.memory.room import Memory, Need, Taken
 
-__all__ = ["DESKTOP_BYTES", "EstimatedSize", "MeasuredSize"]
-
 
 @dataclass(frozen=True, slots=True)
 class EstimatedSize:

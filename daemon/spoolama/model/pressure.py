@@ -11,8 +11,6 @@ from spoolama.memory.room import Memory
 from spoolama.model.gate import Gate
 from spoolama.model.residency import ModelResidency
 
-__all__ = ["CALM_S", "PressureHandler"]
-
 CALM_S = 900.0
 """Seconds for which memory must be ok before a model that was loaded smaller is loaded larger again."""
 _MEASURED_AFTER = 3

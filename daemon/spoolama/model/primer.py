@@ -24,8 +24,6 @@ from typing import Any, Literal
 from spoolama.backends.base import Backend, LoadSpec, Message, Reply
 from spoolama.errors import BackendError, ServerAway, ServerBusy, ServerDied
 
-__all__ = ["Primer", "PrimerNotes"]
-
 _TRIALS = 4
 """Number of branching prompts measured without priming, and again with it."""
 _PAYS = 0.9

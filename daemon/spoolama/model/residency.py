@@ -30,8 +30,6 @@ from spoolama.model.model_size import DESKTOP_BYTES, MeasuredSize
 from spoolama.progress import Progress
 from spoolama.stopping import Stop, until
 
-__all__ = ["WAIT_FOR_MEMORY_S", "ModelResidency", "load_model"]
-
 WAIT_FOR_MEMORY_S = 600.0
 """Seconds that a load waits for free memory before a smaller one is tried."""
 _LONGER = 6

@@ -17,8 +17,6 @@ from spoolama.errors import BackendError
 from spoolama.model.primer import Primer
 from spoolama.progress import Progress
 
-__all__ = ["Surprise", "Watch"]
-
 _RELOAD_S = 0.1
 """If a reply waited longer than this for its model, the model was reloaded."""
 _OFTEN = 5

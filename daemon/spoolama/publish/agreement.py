@@ -19,20 +19,11 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from spoolama.compare.evidence import wilson
 from spoolama.job.answer import number_of, order_of
 from spoolama.publish import statistics
 from spoolama.publish.result_row import counted_label
 from spoolama.publish.words import counted, interval_words, percent, short
-
-__all__ = [
-    "LEAST_ALONG",
-    "MAX_LABELS",
-    "Agreement",
-    "AnswerCounts",
-    "AnswerDistribution",
-    "Third",
-    "along_sentence",
-]
 
 MAX_LABELS = 1000
 """More different answers than this are free text."""
@@ -292,7 +283,7 @@ class AnswerCounts:
         if kind == "labels":
             pairs = zip(self._answer_names[where], self._gold_names[where], strict=True)
             hits = sum(answer == gold for answer, gold in pairs)
-            return Third(*names, accuracy=hits / rows, accuracy_interval=statistics.wilson(hits, rows))
+            return Third(*names, accuracy=hits / rows, accuracy_interval=wilson(hits, rows))
         values = (self._answer_numbers if kind == "numbers" else self._ranks())[where]
         value = statistics.spearman(values, self._gold_numbers[where])
         if value is None:
@@ -339,7 +330,7 @@ class AnswerCounts:
             rows,
             "labels",
             accuracy=hits / rows,
-            accuracy_interval=statistics.wilson(hits, rows),
+            accuracy_interval=wilson(hits, rows),
             kappa=kappa,
             kappa_interval=None if kappa is None else statistics.kappa_interval(cells),
             notes=tuple(notes),

@@ -17,16 +17,6 @@ from spoolama.publish.statistics import falls_along
 from spoolama.publish.words import counted, percent, percent_range
 from spoolama.spool.ledger_reader import Compared, LedgerReader
 
-__all__ = [
-    "AuditResult",
-    "AuditedPart",
-    "HarmedSegment",
-    "audit_result",
-    "falling",
-    "part_of",
-    "why_no_audit",
-]
-
 _MOST_SEGMENTS = 100
 """Harmed segments that are listed in metrics.json."""
 _NAMED = 3

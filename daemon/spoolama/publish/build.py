@@ -22,8 +22,6 @@ from spoolama.publish.result_row import ResultRow, result_of
 from spoolama.publish.summary import Summary, summary_text
 from spoolama.spool.ledger_reader import LedgerReader
 
-__all__ = ["build_outputs", "write_summary"]
-
 
 def build_outputs(
     out: Path, ledger: LedgerReader, sidecar: Sidecar, *, ended_early: Mapping[str, Any] | None

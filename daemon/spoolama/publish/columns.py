@@ -9,8 +9,6 @@ from spoolama.job.row import NOTE_KEY
 from spoolama.publish.encoding import csv_cell, csv_line
 from spoolama.publish.result_row import ResultRow
 
-__all__ = ["MORE", "Columns", "KeyUnion", "answer_keys"]
-
 MORE = "more"
 """Column for the keys of a JSONL row without a column of their own, as a JSON object."""
 

@@ -7,8 +7,6 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["csv_cell", "csv_line", "json_document", "json_line"]
-
 _SPECIAL = frozenset(',"\r\n')
 
 

@@ -17,8 +17,6 @@ from spoolama.publish.pilot import PILOT_KINDS, pilot_result, why_no_pilot
 from spoolama.publish.result_counts import ResultCounts
 from spoolama.spool.ledger_reader import LedgerReader, Requests, Totals
 
-__all__ = ["job_metrics"]
-
 
 def job_metrics(
     ledger: LedgerReader, counts: ResultCounts, sidecar: Sidecar, *, ended_early: Mapping[str, Any] | None

@@ -19,18 +19,6 @@ from spoolama.publish.audit import AuditResult
 from spoolama.publish.pilot import PilotResult
 from spoolama.spool.ledger_reader import Requests
 
-__all__ = [
-    "GB",
-    "EndedEarly",
-    "MemoryUse",
-    "MetricDefinition",
-    "Metrics",
-    "SecondPass",
-    "SurpriseCounts",
-    "TrimPlan",
-    "definitions",
-]
-
 GB = 2**30
 _DIGITS = 6
 _NOT_RECORDED = "not recorded in the ledger of the job"

@@ -12,8 +12,6 @@ from typing import Any
 
 from spoolama.publish.result_row import NEVER_ASKED, ResultRow
 
-__all__ = ["batch_line", "is_batch_output"]
-
 
 def batch_line(job: str, result: ResultRow, *, model: str) -> dict[str, Any]:
     """The line of one row. Its ids depend only on job and row, so writing it again gives the same line.

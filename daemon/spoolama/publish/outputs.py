@@ -26,8 +26,6 @@ from spoolama.publish.encoding import csv_line, json_line
 from spoolama.publish.openai_batch import batch_line
 from spoolama.publish.result_row import NEVER_ASKED, ResultRow
 
-__all__ = ["OPENAI_COLUMNS", "Outputs", "rows_name"]
-
 OPENAI_COLUMNS = ("custom_id",)
 """The columns of an OpenAI request in results.csv; everything else in it is nested."""
 

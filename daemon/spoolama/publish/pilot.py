@@ -12,8 +12,6 @@ from spoolama.job.sidecar import Sidecar
 from spoolama.publish.words import percent
 from spoolama.spool.ledger_reader import LedgerReader
 
-__all__ = ["PILOT_KINDS", "PilotResult", "pilot_result", "used_rows", "why_no_pilot"]
-
 _FORM_NAMES = tuple(form.name for form in FORMS)
 PILOT_KINDS = (ISOLATED, "again", *_FORM_NAMES)
 """Kinds of answers that a pilot asks for; `again` by earlier versions."""

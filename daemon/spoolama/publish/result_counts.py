@@ -11,8 +11,6 @@ from spoolama.publish.agreement import AnswerCounts
 from spoolama.publish.metrics import Metrics
 from spoolama.publish.result_row import ResultRow, label_of_result
 
-__all__ = ["ResultCounts"]
-
 
 @dataclass
 class ResultCounts:

@@ -13,8 +13,6 @@ from spoolama.job.strict_json import BadJson, parse_json
 from spoolama.publish.encoding import csv_cell
 from spoolama.spool.ledger_reader import Outcome
 
-__all__ = ["NEVER_ASKED", "ResultRow", "counted_label", "label_of_result", "origin_of", "result_of"]
-
 NEVER_ASKED = "never asked: the job ended early"
 """Message of a skipped row."""
 _OPTIONAL = ("gold", "origin", "model", "thinking", "answered_by", "fields", "asked_again", "gold_used")

@@ -6,10 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist, correlation
 
-from spoolama.compare.evidence import wilson
-
-__all__ = ["falls_along", "is_constant", "kappa", "kappa_interval", "spearman", "spearman_interval", "wilson"]
-
 _Z95 = 1.959963984540054
 _FALLS = 0.01
 """Significance level of a falling similarity, one-sided, for the two tests together."""

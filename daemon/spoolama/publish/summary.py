@@ -12,15 +12,6 @@ from spoolama.publish.metrics import GB, Metrics
 from spoolama.publish.result_row import ResultRow
 from spoolama.publish.words import count, counted
 
-__all__ = [
-    "Summary",
-    "agreement_sentences",
-    "balance",
-    "context_sentences",
-    "extra_requests_words",
-    "summary_text",
-]
-
 _WIDTH = 100
 _LABEL = 11
 _MAX_CODES = 8

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["count", "counted", "interval_words", "percent", "percent_range", "short"]
-
 
 def count(number: int | None) -> str:
     """`1,234,567`, or `not counted`."""

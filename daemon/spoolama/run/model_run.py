@@ -22,8 +22,6 @@ from spoolama.model.primer import Primer
 from spoolama.model.residency import ModelResidency, load_model
 from spoolama.model.watch import Watch
 
-__all__ = ["ModelRun"]
-
 T = TypeVar("T")
 
 _EXAMPLES = 16

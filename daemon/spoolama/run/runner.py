@@ -33,8 +33,6 @@ from spoolama.run.second_pass import answer_long_rows
 from spoolama.run.segments import Segments
 from spoolama.stopping import Stop
 
-__all__ = ["JobRunner", "RunEnd"]
-
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:

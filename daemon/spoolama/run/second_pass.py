@@ -13,8 +13,6 @@ from spoolama.job.row import Failed, StoredRow
 from spoolama.memory.room import Memory
 from spoolama.run.model_run import ModelRun
 
-__all__ = ["LongRows", "answer_long_rows", "select_long_rows"]
-
 _STEP = 256
 """Windows are multiples of this many tokens."""
 _AHEAD = 64

@@ -10,8 +10,6 @@ from spoolama.compare.anchor_phase import AnchorPhase
 from spoolama.compare.audit_phase import AuditPhase
 from spoolama.job.plan import Plan
 
-__all__ = ["Segments"]
-
 _AHEAD = 64
 
 

@@ -36,8 +36,6 @@ from spoolama.service.state import ServiceState
 from spoolama.service.systemd import Notifier, watchdog_interval
 from spoolama.spool.layout import Spool
 
-__all__ = ["backend_for", "memory_for", "serve", "server_is_here"]
-
 MemoryMaker = Callable[[Settings, Backend, Clock], tuple[MemoryWatchdog, CardThread]]
 
 

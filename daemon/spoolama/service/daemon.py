@@ -38,8 +38,6 @@ from spoolama.spool.lock import SpoolLock, tracing_crashes
 from spoolama.spool.recovery import recover
 from spoolama.stopping import first_of
 
-__all__ = ["Daemon"]
-
 _NEEDS_RESTART = ("spool", "backend", "lanes", "max_cell_bytes", "final_newline")
 _DRAIN_SPARE_S = 10.0
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

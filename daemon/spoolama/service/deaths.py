@@ -32,8 +32,6 @@ from spoolama.spool.claim import JobDir
 from spoolama.spool.ledger_reader import job_progress
 from spoolama.spool.lock import LeftBy, boot_id
 
-__all__ = ["Deaths"]
-
 
 class Deaths:
     """Maintains the run records of the jobs in the queue.

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["EVENTS", "EventKind", "sentence"]
-
 Level = Literal["debug", "info", "warning", "error", "critical"]
 
 

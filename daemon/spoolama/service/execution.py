@@ -39,8 +39,6 @@ from spoolama.spool.ledger_thread import Durable
 from spoolama.spool.publish import open_out, publish
 from spoolama.stopping import Stop
 
-__all__ = ["JobExecutor"]
-
 _MIN_LIVENESS_S = 120.0
 _SLOW_BYTES_PER_S = 1e6
 """Rate of hashing, sorting and writing results on a slow and busy disk."""

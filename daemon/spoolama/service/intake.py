@@ -15,10 +15,9 @@ from spoolama.job.rows.reader import RowLimits, RowReader
 from spoolama.job.sidecar import Sidecar
 from spoolama.progress import Progress
 from spoolama.spool.claim import JobDir
-from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.job_ledger import JobLedger
+from spoolama.spool.ledger_rows import NewRow
 from spoolama.stopping import Stop
-
-__all__ = ["add_requests", "take_in"]
 
 _BATCH_ROWS = 1000
 _BATCH_BYTES = 1024 * 1024

@@ -28,17 +28,6 @@ import structlog
 
 from spoolama.service.events import EVENTS, sentence
 
-__all__ = [
-    "JournalSocket",
-    "Rendering",
-    "configure",
-    "connected_to_journal",
-    "encode_entry",
-    "rendering_for",
-    "say",
-    "set_level",
-]
-
 Rendering = Literal["journal", "console", "json"]
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}

@@ -14,8 +14,6 @@ from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.service.logs import say
 from spoolama.service.state import ServiceState
 
-__all__ = ["MemoryMonitor", "ModelReleaser", "ServerProber", "release"]
-
 _PROBE_EVERY_S = 30.0
 _LIST_EVERY_S = 10.0
 _ANSWER_S = 10.0

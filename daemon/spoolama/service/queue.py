@@ -15,8 +15,6 @@ from spoolama.service.run_record import RunRecord
 from spoolama.spool.claim import JobDir
 from spoolama.spool.durable import write_atomic
 
-__all__ = ["JobQueue", "JobState", "Queued", "is_paused", "note_pause", "remove_pause"]
-
 JobState = Literal["settling", "ready", "running", "paused", "held"]
 _PAUSED: Final = "paused"
 

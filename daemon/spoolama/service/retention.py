@@ -13,8 +13,6 @@ from spoolama.service.logs import say
 from spoolama.service.settings import KeepSection
 from spoolama.spool.layout import Spool
 
-__all__ = ["Retention", "remove_old"]
-
 _EVERY_S = 3600.0
 _GOING = ".going-"
 

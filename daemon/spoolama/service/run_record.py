@@ -21,23 +21,6 @@ from spoolama.spool.durable import write_atomic, write_replace
 from spoolama.spool.layout import Spool
 from spoolama.spool.ledger_reader import JobProgress
 
-__all__ = [
-    "MAX_DEATHS",
-    "RunRecord",
-    "begun",
-    "cleared",
-    "delay_reason",
-    "ended",
-    "forget_record",
-    "held_reason",
-    "must_hold",
-    "probation_s",
-    "read_record",
-    "released",
-    "restarted",
-    "write_record",
-]
-
 RECORD_FILE: Final = "run.json"
 
 MAX_DEATHS: Final = 3

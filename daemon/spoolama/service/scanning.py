@@ -31,8 +31,6 @@ from spoolama.spool.scanner import MOST_HELD, Control, Held, ReadyRules, Scanner
 from spoolama.spool.watch import Wakeups
 from spoolama.stopping import first_of
 
-__all__ = ["IncomingScanner", "priority_of", "rules_for"]
-
 _DEBOUNCE_S = 0.1
 _CHECK_SETTLED_S = 1.0
 _PRIORITY_S = 10.0

@@ -32,17 +32,6 @@ from spoolama.job.yaml_tree import Tree, read_yaml
 from spoolama.memory.level import RelativeLimits
 from spoolama.regular import NotRegular, open_regular
 
-__all__ = [
-    "PREFIX",
-    "BackendSection",
-    "KeepSection",
-    "LogSection",
-    "Settings",
-    "VramSection",
-    "load_settings",
-    "variables",
-]
-
 PREFIX = "SPOOLAMA_"
 OLLAMA_URL = "http://127.0.0.1:11434"
 _OTHER_VARIABLES = {"SPOOLAMA_CONFIG"}

@@ -16,8 +16,6 @@ from spoolama.spool.claim import JobDir
 from spoolama.spool.scanner import Held
 from spoolama.stopping import Stop
 
-__all__ = ["EndedJob", "JobEnd", "Running", "ServerState", "ServiceState"]
-
 
 @dataclass(frozen=True, slots=True)
 class JobEnd:

@@ -22,21 +22,6 @@ from spoolama.spool.names import readable
 from spoolama.spool.scanner import Held
 from spoolama.spool.status import SERVICE_JSON, StatusBoard
 
-__all__ = [
-    "StatusReporter",
-    "ended_payload",
-    "failures_text",
-    "held_payload",
-    "memory_payload",
-    "more_held_text",
-    "queued_payload",
-    "rows_text",
-    "running_payload",
-    "service_payload",
-    "service_text",
-    "status_line",
-]
-
 _EVERY_S = 2.0
 _AT_LEAST_S = 30.0
 

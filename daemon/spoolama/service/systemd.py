@@ -29,8 +29,6 @@ from spoolama.service.logs import say
 from spoolama.service.state import ServiceState
 from spoolama.service.status import status_line
 
-__all__ = ["Heartbeat", "Notifier", "watchdog_interval"]
-
 _SEND_TIMEOUT_S = 0.2
 _STATUS_LENGTH = 500
 _TICK_S = 2.0

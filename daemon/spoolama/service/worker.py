@@ -18,8 +18,6 @@ from spoolama.service.state import JobEnd, Running, ServiceState
 from spoolama.spool.claim import JobDir
 from spoolama.stopping import Stop, first_of
 
-__all__ = ["Executor", "Worker", "cancelled", "reject"]
-
 _RETRY_S: Final = 30.0
 
 

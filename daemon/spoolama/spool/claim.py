@@ -40,20 +40,6 @@ from spoolama.spool.layout import (
 from spoolama.spool.names import job_name, readable
 from spoolama.spool.scanner import Drop
 
-__all__ = [
-    "JobDir",
-    "Lease",
-    "Refused",
-    "SettledFiles",
-    "Settling",
-    "ask_lease",
-    "claim",
-    "random_token",
-    "read_job",
-    "settle",
-    "unclaim",
-]
-
 _TRIES = 20
 
 

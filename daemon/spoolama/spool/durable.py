@@ -23,19 +23,6 @@ from pathlib import Path
 from spoolama.errors import DiskFailed, DiskFull, SpoolError
 from spoolama.regular import open_regular
 
-__all__ = [
-    "DISK",
-    "Disk",
-    "exists",
-    "in_words",
-    "is_regular",
-    "is_temp",
-    "names_in",
-    "sha256_of",
-    "write_atomic",
-    "write_replace",
-]
-
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 # The errors of a kernel or a file system that does not support the flag of renameat2.

@@ -28,8 +28,6 @@ from spoolama.spool.ledger_rows import (
 )
 from spoolama.spool.ledger_thread import Durable, LedgerThread
 
-__all__ = ["JobLedger", "NewRow"]
-
 _COMPARED = 40_000
 """Characters of an answer that are compared; all answers of a segment are in memory at once."""
 

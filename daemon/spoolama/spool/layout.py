@@ -45,22 +45,6 @@ from typing import Any
 from spoolama.errors import SpoolError
 from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, names_in
 
-__all__ = [
-    "CLAIM_FILE",
-    "DEFAULT_SIDECAR",
-    "LEDGER",
-    "OUT",
-    "PROBE",
-    "QUARANTINE",
-    "UPLOADED",
-    "Claim",
-    "DiskState",
-    "Spool",
-    "published_at",
-    "read_claim",
-    "state_of",
-]
-
 PROBE = ".spoolama-probe-"
 """Prefix of the names of probe files; the next start removes one that a crash left."""
 QUARANTINE = ".quarantine"

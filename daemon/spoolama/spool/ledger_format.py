@@ -22,17 +22,6 @@ from pathlib import Path
 from spoolama import __version__
 from spoolama.errors import DiskFailed, DiskFull, LedgerError, LedgerVersion, SpoolamaError
 
-__all__ = [
-    "FORMAT",
-    "MIGRATIONS",
-    "Migration",
-    "check_format",
-    "format_of",
-    "ledger_error",
-    "open_reader",
-    "open_writer",
-]
-
 FORMAT = 4
 """The format that this version writes."""
 

@@ -16,17 +16,6 @@ from spoolama.job.row import RowRequest
 from spoolama.spool.ledger_format import open_reader
 from spoolama.spool.ledger_rows import count_failures, count_states, read_meta, read_plans
 
-__all__ = [
-    "AuditedSegments",
-    "Compared",
-    "JobProgress",
-    "LedgerReader",
-    "Outcome",
-    "Requests",
-    "Totals",
-    "job_progress",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

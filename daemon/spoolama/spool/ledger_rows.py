@@ -12,22 +12,6 @@ from typing import Any
 from spoolama.errors import shortened, shortened_details
 from spoolama.job.row import Answered, Attempt, Failed, Row, RowRequest, StoredRow, digest_of, memory_of
 
-__all__ = [
-    "MOST_BYTES_AT_ONCE",
-    "NewRow",
-    "count_failures",
-    "count_states",
-    "insert_answer",
-    "insert_failure",
-    "insert_row",
-    "only_column",
-    "read_meta",
-    "read_plans",
-    "rows_with_attempts",
-    "stored_row",
-    "stored_rows",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class NewRow:

@@ -25,8 +25,6 @@ from typing import Any, TypeVar
 from spoolama.errors import SpoolamaError
 from spoolama.spool.ledger_format import ledger_error, open_writer
 
-__all__ = ["Durable", "LedgerThread"]
-
 T = TypeVar("T")
 _MAX_BATCH = 256
 

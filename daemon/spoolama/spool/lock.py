@@ -25,8 +25,6 @@ from spoolama.errors import SpoolError, SpoolHeld
 from spoolama.spool.durable import write_replace
 from spoolama.spool.layout import Spool
 
-__all__ = ["HOLDER_FILE", "LeftBy", "SpoolLock", "boot_id", "crash_trace", "oom_kills", "tracing_crashes"]
-
 HOLDER_FILE = "daemon.json"
 """File in status/ with the holder of the lock. It is only for information."""
 LeftBy = Literal["released", "stopping", "killed", "crashed"]

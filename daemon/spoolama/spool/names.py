@@ -14,21 +14,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-__all__ = [
-    "DATA_ENDINGS",
-    "DataName",
-    "Pairing",
-    "control_of",
-    "cut",
-    "data_name",
-    "ignored",
-    "is_sidecar",
-    "job_name",
-    "pair",
-    "readable",
-    "sidecar_names",
-]
-
 DATA_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _SIDECAR_ENDINGS = (".yaml", ".yml")

@@ -19,8 +19,6 @@ from spoolama.spool.claim import JobDir
 from spoolama.spool.durable import DISK, Disk, exists, in_words, is_regular, names_in, sha256_of, write_atomic
 from spoolama.spool.layout import CLAIM_FILE, LEDGER, OUT, UPLOADED, Claim, Spool, published_at, read_claim
 
-__all__ = ["SUMS", "clean", "open_out", "publish", "take_apart"]
-
 SUMS = "SHA256SUMS"
 """Name of the checksum file, in the format of `sha256sum -c`."""
 _LEDGER_FILES = {LEDGER + tail for tail in ("", "-wal", "-shm", "-journal")}

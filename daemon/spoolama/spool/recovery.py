@@ -17,8 +17,6 @@ from spoolama.spool.layout import PROBE, QUARANTINE, DiskState, Spool, read_clai
 from spoolama.spool.names import readable
 from spoolama.spool.publish import clean, take_apart
 
-__all__ = ["Recovered", "recover"]
-
 
 @dataclass(frozen=True)
 class Recovered:

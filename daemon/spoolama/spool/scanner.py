@@ -25,20 +25,6 @@ from spoolama.spool.durable import DISK, Disk
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import DATA_ENDINGS, control_of, cut, data_name, ignored, is_sidecar, pair, readable
 
-__all__ = [
-    "MOST_HELD",
-    "Control",
-    "Drop",
-    "Held",
-    "Note",
-    "ReadyRules",
-    "ScanResult",
-    "Scanner",
-    "can_read",
-    "free_bytes",
-    "take_control",
-]
-
 _JUMP_S = 1.0
 _CONTROL_BYTES = 4096
 

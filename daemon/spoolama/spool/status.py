@@ -13,8 +13,6 @@ from spoolama.spool.durable import DISK, Disk, write_replace
 from spoolama.spool.layout import Spool
 from spoolama.spool.lock import HOLDER_FILE
 
-__all__ = ["SERVICE_JSON", "SERVICE_TEXT", "StatusBoard", "status_name"]
-
 SERVICE_JSON = "service.json"
 SERVICE_TEXT = "service.txt"
 _TAKEN = {SERVICE_JSON, SERVICE_TEXT, HOLDER_FILE}

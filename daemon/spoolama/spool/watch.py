@@ -27,8 +27,6 @@ from watchdog.events import (
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
-__all__ = ["Wakeups"]
-
 _log = logging.getLogger(__name__)
 _JOIN_S = 5.0
 

@@ -39,8 +39,6 @@ from spoolama.context.selection import Choice, candidates, choose
 from spoolama.job.sidecar import ANCHORS, CANDIDATES
 from support.effects import LABELS, Behaviour, FollowsPrevious, Ignores, Labels, Row, Scores, Sight, file_of
 
-__all__ = ["MARGIN", "Outcome", "Scenario", "run_job"]
-
 SEGMENT = 200
 MARGIN = 0.05
 PILOT_SHARE = 0.02

@@ -8,8 +8,6 @@ from bench.effect.jobs import MARGIN, Scenario
 from spoolama.compare.audit import budget_of, smallest_harm
 from support.effects import Better, Drifts, FollowsMajority, FollowsPrevious, Ignores, Labels, Noisy, Scores
 
-__all__ = ["SCENARIOS", "SMALL", "by_name", "of_size", "small"]
-
 _L, _S = Labels(), Scores()
 
 SCENARIOS = (

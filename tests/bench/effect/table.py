@@ -11,8 +11,6 @@ from bench.effect.jobs import Outcome, Scenario
 from spoolama.compare.evidence import wilson
 from spoolama.compare.pilot import ISOLATED
 
-__all__ = ["HARM", "NOTHING", "Counted", "counted", "markdown", "small_table", "totals"]
-
 HARM = 0.10
 """Points of agreement with isolated answers that a job may not lose unseen."""
 NOTHING = 0.025

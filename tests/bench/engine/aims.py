@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from bench.engine.settings import CONFIGURATIONS
 from bench.engine.table import CEILING, LOOP, Summary
 
-__all__ = ["best_lines", "verdicts"]
-
 CEILING_SHARE = 0.90
 CEILING_SLOTS = 4
 MOST_SHARE = 1.02

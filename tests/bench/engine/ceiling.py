@@ -24,8 +24,6 @@ from spoolama.backends.http import HttpCaller
 from spoolama.backends.openai_wire import checked, wire_messages
 from spoolama.clock import Clock
 
-__all__ = ["RAW_PARAMS", "Rendered", "render", "run_raw"]
-
 RAW_PARAMS: Mapping[str, Any] = {"swa_full": True, "n_ctx_checkpoints": 0, "cache_ram_mib": 0}
 """A full cache even for layers that look through a sliding window, so that the prefix stays usable to its
 last token; nothing is copied aside. On plain attention this changes nothing of what is evaluated."""

@@ -14,8 +14,6 @@ from bench.engine.settings import NUM_PREDICT, PREFIX, SAMPLING, WINDOW, Review
 from spoolama.backends.base import ChatRequest, LoadSpec, Message
 from spoolama.clock import Clock
 
-__all__ = ["run_loop"]
-
 TRIM_ROWS = 50
 KEPT_MESSAGES = 40
 _OVERHEAD = 16

@@ -21,12 +21,11 @@ from spoolama.job.row import Row
 from spoolama.job.sidecar import Sidecar
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner
-from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_format import open_reader
+from spoolama.spool.ledger_rows import NewRow
 from spoolama.stopping import Stop
 from support.evaluation import inline_job_evaluator
-
-__all__ = ["TimedBackend", "accepted", "answer", "run_job"]
 
 
 class TimedBackend(EmbeddedBackend):

@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["Neighbours"]
-
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _IDLE = (3, 4)
 """Fields of the line `cpu` in /proc/stat that are no work: idle, iowait (proc_stat(5))."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 from bench.engine.settings import LABELS, Review
 
-__all__ = ["Counts", "Measured", "RowCount", "agreement", "label_of", "labels", "steady", "trims"]
-
 
 @dataclass(frozen=True, slots=True)
 class RowCount:

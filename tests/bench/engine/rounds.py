@@ -18,8 +18,6 @@ from bench.engine.table import CEILING, LOOP, RAW
 from spoolama.clock import SystemClock
 from spoolama.errors import SpoolamaError
 
-__all__ = ["Given", "Rounds"]
-
 
 @dataclass(frozen=True, slots=True)
 class Given:

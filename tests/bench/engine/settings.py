@@ -10,23 +10,6 @@ from typing import Any
 
 from spoolama.backends.base import Message
 
-__all__ = [
-    "CONFIGURATIONS",
-    "EXAMPLES",
-    "FORMAT",
-    "LABELS",
-    "NUM_PREDICT",
-    "PREFIX",
-    "RUBRIC",
-    "SAMPLING",
-    "WINDOW",
-    "Configuration",
-    "Review",
-    "alone",
-    "read_reviews",
-    "sidecar_text",
-]
-
 WINDOW = 4096
 NUM_PREDICT = 8
 SAMPLING: dict[str, Any] = {"temperature": 0, "seed": 7, "stop": ["\n", "<"]}

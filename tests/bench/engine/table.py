@@ -10,20 +10,6 @@ from bench.engine.ceiling import RAW_PARAMS
 from bench.engine.measured import Measured, agreement, labels
 from bench.engine.settings import CONFIGURATIONS, NUM_PREDICT, WINDOW, Review
 
-__all__ = [
-    "CEILING",
-    "CEILING_AS_LOADED",
-    "DEFAULT_NAMES",
-    "LOOP",
-    "NAMES",
-    "RAW",
-    "Summary",
-    "how",
-    "summaries",
-    "table",
-    "with_loops",
-]
-
 LOOP = "loop"
 CEILING = "ceiling"
 CEILING_AS_LOADED = "ceiling-as-loaded"

@@ -28,8 +28,6 @@ from support.inline_host import InlineHost
 from support.quiet_loop import run_quietly
 from support.store import MemoryStore
 
-__all__ = ["LANES", "Night", "NightStore", "Stretch", "rows_of", "run_night"]
-
 LANES = 4
 SAMPLE_S = 0.5
 """How often the simulation itself looks at the card; half a reading's distance."""

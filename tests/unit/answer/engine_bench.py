@@ -15,27 +15,13 @@ from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.row import Row
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd
-from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_reader import LedgerReader, Outcome
+from spoolama.spool.ledger_rows import NewRow
 from spoolama.stopping import Stop
 from support.backend import Call, ScriptedBackend
 from support.clock import VirtualClock
 from support.evaluation import InlineRunner
-
-__all__ = [
-    "ANCHORS",
-    "HELD",
-    "LONG",
-    "SIDECAR",
-    "Bench",
-    "meta_of",
-    "plans_of",
-    "primed",
-    "primer_of",
-    "reloads",
-    "seen_by",
-    "texts",
-]
 
 SIDECAR = """
 model: m

@@ -22,8 +22,6 @@ from support.evaluation import inline_job_evaluator
 from support.quiet_loop import run_quietly
 from support.store import MemoryStore
 
-__all__ = ["CRITICAL", "HIGH", "OK", "SIDECAR", "MemoryBench", "ScriptedMemory", "short_rows"]
-
 OK, HIGH, CRITICAL = Level.OK, Level.HIGH, Level.CRITICAL
 
 SIDECAR = """

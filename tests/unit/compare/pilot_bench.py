@@ -19,8 +19,6 @@ from spoolama.compare.pilot import (
 )
 from spoolama.job.sidecar import CANDIDATES
 
-__all__ = ["WORDS", "Run", "Says", "plain", "right", "rules_of", "run"]
-
 WORDS = ("negative", "neutral", "positive")
 
 Says = Callable[[str, int], str]

@@ -7,8 +7,6 @@ import pytest
 from spoolama.errors import SidecarError
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 
-__all__ = ["OK", "problems"]
-
 OK = "model: m\nprompt: x\n"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spoolama.compare.evidence import wilson
 from spoolama.publish import statistics
 from spoolama.publish.agreement import Agreement, AnswerCounts, along_sentence
 
@@ -49,8 +50,8 @@ def test_an_enum_of_any_length_is_named_in_a_line() -> None:
 
 def test_wilson_interval() -> None:
     """The interval of 8 in 10 as tables have it; at the ends it stays inside 0 and 1."""
-    assert statistics.wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)
-    low, high = statistics.wilson(0, 5)
+    assert wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)
+    low, high = wilson(0, 5)
     assert low == 0.0
     assert 0 < high < 0.5
 
@@ -194,7 +195,7 @@ def test_agreement_along_the_job_is_told_in_thirds() -> None:
     first, _, last = labels.along_job()
     assert (first.first, first.last, first.rows, first.accuracy) == (1, 59, 30, 1.0)
     assert (last.first, last.last, last.accuracy) == (121, 179, 0.5)
-    assert last.accuracy_interval == statistics.wilson(15, 30)
+    assert last.accuracy_interval == wilson(15, 30)
     assert along_sentence([first, last]) == (
         "In the first, middle and last third of the rows: 100 % (89 to 100), 50 % (33 to 67)."
     )

@@ -18,8 +18,9 @@ from spoolama.answer.store import completed
 from spoolama.clock import SystemClock
 from spoolama.errors import LedgerError, RowError
 from spoolama.job.row import Answered, Failed, Row, RowFault, RowRequest
-from spoolama.spool.job_ledger import JobLedger, NewRow
+from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_reader import LedgerReader
+from spoolama.spool.ledger_rows import NewRow
 from spoolama.spool.ledger_thread import Durable
 
 

@@ -16,8 +16,6 @@ import resource
 import signal
 import struct
 
-__all__ = ["die_with_parent", "lock_down"]
-
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_SECCOMP = 22

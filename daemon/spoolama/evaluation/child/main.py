@@ -29,8 +29,6 @@ from spoolama.evaluation.child.templates import PromptTemplate, Score, TemplateP
 from spoolama.evaluation.protocol import HEADER, frame
 from spoolama.job.yaml_tree import read_yaml
 
-__all__ = ["main", "run_task"]
-
 Prepared = Callable[..., Any]
 
 _MOST_CACHED = 64

@@ -21,8 +21,6 @@ from spoolama.job.row import LineRequest, RowRequest
 from spoolama.job.sidecar import MOST_OF_MODEL
 from spoolama.job.strict_json import canonical, parse_json
 
-__all__ = ["PARAMETERS", "Parameter", "read_line"]
-
 _URL = "/v1/chat/completions"
 
 

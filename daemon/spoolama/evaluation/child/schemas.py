@@ -13,8 +13,6 @@ import referencing
 from spoolama.errors import RowError
 from spoolama.job.answer import parse_answer
 
-__all__ = ["AnswerSchema", "dialect_problem", "schema_problems"]
-
 _MAX_PROBLEMS = 10
 
 _MAX_DIGITS = 9

@@ -31,8 +31,6 @@ from spoolama.job.sidecar import (
 from spoolama.job.yaml_problems import YamlErrors, closest, pattern, problem_at
 from spoolama.job.yaml_tree import KeyPath, Tree, dotted, read_yaml
 
-__all__ = ["checked_sidecar", "parse_sidecar", "sidecar_schema"]
-
 _MODELS: dict[str, type[BaseModel]] = {
     "": Sidecar,
     "examples[]": Example,

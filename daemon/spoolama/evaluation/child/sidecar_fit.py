@@ -10,8 +10,6 @@ from spoolama.job.plan import sees_others
 from spoolama.job.sidecar import Sidecar, Trim
 from spoolama.job.yaml_tree import Tree
 
-__all__ = ["Misfit", "column_problems", "misfits"]
-
 Misfit = tuple[tuple[str, ...], str, str]
 """Path of the key, problem, and hint."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["EXPECTED", "NOT_YET", "RENAMED"]
-
 _TEXT = "a text"
 _COLUMN = "the name of a column"
 

@@ -30,15 +30,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from spoolama.errors import RowError
 from spoolama.job.strict_json import BadJson, parse_json
 
-__all__ = [
-    "FieldUndefinedError",
-    "PromptTemplate",
-    "SandboxEnvironment",
-    "Score",
-    "ScoreProblem",
-    "TemplateProblem",
-]
-
 _FILTERS = frozenset(
     re.findall(
         r"\w+",

@@ -17,9 +17,6 @@ from spoolama.job.row import Row, RowFault
 from spoolama.job.rows.reader import RowLimits, RowReader, broken, utf8
 from spoolama.job.rows.stream import BrokenStream, content
 
-__all__ = ["CsvReader"]
-
-
 _MOST_NAMED = 10
 """Maximum number of names, and of columns for each name, in a message."""
 

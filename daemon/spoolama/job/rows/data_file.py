@@ -15,8 +15,6 @@ from spoolama.job.rows.csv_rows import CsvReader
 from spoolama.job.rows.reader import JsonReader, RowLimits, RowReader, broken, parse_line
 from spoolama.job.rows.stream import BrokenStream, Lines, chunks, content, refuse_foreign
 
-__all__ = ["InputKind", "detect", "read_rows"]
-
 _FORMATS: dict[str, Literal["csv", "tsv", "jsonl"]] = {
     ".csv": "csv",
     ".tsv": "tsv",

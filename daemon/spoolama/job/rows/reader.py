@@ -14,8 +14,6 @@ from spoolama.job.row import NOTE_KEY, Row, RowFault
 from spoolama.job.rows.stream import BrokenStream, EndlessLine, Lines, chunks, content
 from spoolama.job.strict_json import BadJson, canonical, parse_json
 
-__all__ = ["MAX_CELL_BYTES", "JsonReader", "RowLimits", "RowReader", "broken", "parse_line", "utf8"]
-
 MAX_CELL_BYTES = 256 * 1024
 """About 60,000 tokens of text. Whether a row fits the job's context window is checked separately."""
 

@@ -13,8 +13,6 @@ import zstandard
 from spoolama.errors import InputError
 from spoolama.regular import open_regular
 
-__all__ = ["BrokenStream", "EndlessLine", "Lines", "chunks", "content", "refuse_foreign"]
-
 _CHUNK = 256 * 1024
 
 _ZSTD_FEED = 256
