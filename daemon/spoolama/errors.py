@@ -185,10 +185,10 @@ class JobError(SpoolamaError):
             self.code = code
 
 
-class ModelLost(JobError):
+class ModelUnavailable(JobError):
     """A model cannot be loaded, or no longer; rows with another model may continue."""
 
-    code = "model_lost"
+    code = "model_unavailable"
 
 
 class SidecarError(JobError):

@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 from daemons import clean_env, make_spool, results, run_once  # noqa: E402 - it is run as a script
 from spoolama.cli.sample import write_sample  # noqa: E402
 from spoolama.compare.evidence import wilson  # noqa: E402
-from spoolama.compare.likeness import likeness_of  # noqa: E402
+from spoolama.compare.similarity import similarity_of  # noqa: E402
 from spoolama.publish.agreement import Agreement, AnswerCounts  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,7 @@ def _agreement(
 def table(found: Sequence[Found], listed: bool) -> list[str]:
     """Markdown, one line for each form."""
     alone = next(f for f in found if f.form == "alone").answers
-    like = likeness_of(list(alone.values()), listed=listed)
+    like = similarity_of(list(alone.values()), listed=listed)
     lines = [
         f"| in sight of | answers | {like.words} with alone | agreement with gold | rows/s |",
         "|---|---|---:|---:|---:|",

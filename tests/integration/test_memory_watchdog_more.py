@@ -14,7 +14,7 @@ from spoolama.backends.base import HeldModel
 from spoolama.memory.level import MemoryLimits
 from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import Card
-from spoolama.memory.room import Need, room_on_cards
+from spoolama.memory.room import RequiredMemory, room_on_cards
 from spoolama.memory.watchdog import MemoryWatchdog
 from support.card_model import Habits
 from support.cards import ScriptedCards
@@ -32,7 +32,7 @@ def test_a_driver_that_goes_and_comes_back_stops_no_row(tmp_path: Path) -> None:
         scene.wait_for_chats(10)
         scene.script.errors = {"*": _DRIVER_NOT_LOADED}
         scene.script.write()
-        blind = scene.wait_for_event("memory.blind", reason="the NVIDIA driver is not loaded")
+        unreadable = scene.wait_for_event("memory.unreadable", reason="the NVIDIA driver is not loaded")
         scene.wait_for_chats(30)
         scene.script.errors = {}
         scene.script.epoch += 1
@@ -40,9 +40,9 @@ def test_a_driver_that_goes_and_comes_back_stops_no_row(tmp_path: Path) -> None:
         scene.wait_for_event("memory.critical")
         scene.others(1)
         job = scene.ended()
-    assert "not watched" in blind["message"]
-    names = [e["event"] for e in scene.events() if e["event"] in ("memory.blind", "memory.seen")]
-    assert names == ["memory.blind", "memory.seen"]
+    assert "not watched" in unreadable["message"]
+    names = [e["event"] for e in scene.events() if e["event"] in ("memory.unreadable", "memory.readable")]
+    assert names == ["memory.unreadable", "memory.readable"]
     assert job.counts == (80, 0, 0)
     assert job.memory["seconds_without_reading"] > 0.3
     assert job.metrics["peak_vram_gb"] > 15
@@ -55,7 +55,7 @@ def test_a_driver_that_hangs_holds_up_neither_the_job_nor_the_end_of_the_service
         scene.script.hanging = ["nvmlDeviceGetMemoryInfo"]
         scene.script.write()
         scene.script.wait_until_a_call_hangs()
-        scene.wait_for_event("memory.blind", reason="NVML has not answered for ")
+        scene.wait_for_event("memory.unreadable", reason="NVML has not answered for ")
         scene.submit(ROWS)
         job = scene.ended()
         began = time.monotonic()
@@ -115,7 +115,7 @@ def test_a_machine_without_nvidias_library_says_so_once_and_answers_every_row(tm
     with running(tmp_path, LD_LIBRARY_PATH=str(broken)) as scene:
         scene.submit(ROWS)
         job = scene.ended()
-    said = [e["reason"] for e in scene.events("memory.blind")]
+    said = [e["reason"] for e in scene.events("memory.unreadable")]
     assert said == ["no NVIDIA driver on this machine (libnvidia-ml.so.1 was not found)"]
     assert scene.levels() == []
     assert job.counts == (80, 0, 0)
@@ -201,7 +201,7 @@ def test_instances_of_a_card_are_not_room_for_one_model_together() -> None:
     whole = [Card(n, "A100", 10 * GB, GB // 2) for n in range(2)]
     cut = [Card(0, "A100 MIG", 10 * GB, GB // 2, mig=str(n)) for n in range(2)]
     limits = dict.fromkeys(range(2), MemoryLimits(10 * GB, 9 * GB, 9 * GB))
-    need = Need(12 * GB, "card")
+    need = RequiredMemory(12 * GB, "card")
     assert room_on_cards(need, whole, limits).fits
     assert not room_on_cards(need, cut, limits).fits
     assert not room_on_cards(need, cut, limits).ever
@@ -212,7 +212,7 @@ def test_a_released_model_is_not_counted_as_room_once_more() -> None:
     clock = HandClock()
     cards = CardThread(ScriptedCards([(0, (card_of(12),)), (1, (card_of(6),))], clock), clock)
     watchdog = MemoryWatchdog(cards, None, clock)
-    need = Need(12 * GB, "card")
+    need = RequiredMemory(12 * GB, "card")
     cards.read_once()
     watchdog.listed((HeldModel("idle", 6 * GB, 6 * GB, 4096),))
     watchdog.look()
@@ -222,7 +222,7 @@ def test_a_released_model_is_not_counted_as_room_once_more() -> None:
     cards.read_once()
     watchdog.look()
     assert not watchdog.room(need).fits, "9 GB may be taken"
-    assert watchdog.room(Need(8 * GB, "card")).fits
+    assert watchdog.room(RequiredMemory(8 * GB, "card")).fits
 
 
 def test_a_driver_that_goes_does_not_make_cards_of_others_count(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_driver_that_goes_does_not_make_cards_of_others_count(tmp_path: Path) 
         scene.wait_for_chats(30)
         scene.script.errors = {"*": _DRIVER_NOT_LOADED}
         scene.script.write()
-        scene.wait_for_event("memory.blind")
+        scene.wait_for_event("memory.unreadable")
         job = scene.ended()
     assert scene.levels() == []
     assert job.counts == (80, 0, 0)

@@ -10,7 +10,7 @@ from typing import Any
 from spoolama.evaluation.child.main import run_task
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
-from spoolama.evaluation.protocol import Abandoned, LimitMet
+from spoolama.evaluation.protocol import Abandoned, LimitExceeded
 from spoolama.job.sidecar import Sidecar
 
 
@@ -33,7 +33,7 @@ class InlineRunner:
         if unwanted is not None and unwanted():
             raise Abandoned
         if (limit := self.meets(kind, arguments)) is not None:
-            raise LimitMet(limit)
+            raise LimitExceeded(limit)
         result = run_task(kind, definition, json.loads(json.dumps(arguments)))
         replied: list[Any] = json.loads(json.dumps(result))
         return replied

@@ -11,7 +11,7 @@ from spoolama.backends.base import ChatRequest, Message, Reply
 from spoolama.context.budget import bound, message_bytes
 from spoolama.context.conversation import Conversation, Prompt
 from spoolama.errors import BackendError, ContextOverflow, RowError
-from spoolama.evaluation.asking import Ask
+from spoolama.evaluation.asking import RowMessages
 from spoolama.job.plan import Plan
 from spoolama.job.row import Answered, Attempt, StoredRow
 from spoolama.model.gate import Admission
@@ -35,7 +35,7 @@ class PreparedRequest:
     number: int
     """1 for the row's first attempt."""
     row: StoredRow
-    ask: Ask
+    ask: RowMessages
     prompt: Prompt
     state: RetryState
     conversation: Conversation

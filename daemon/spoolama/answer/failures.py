@@ -13,7 +13,7 @@ from enum import Enum
 from spoolama.job.row import Attempt
 
 
-class Then(Enum):
+class RetryAction(Enum):
     """The next action of the engine."""
 
     WAIT = "wait until the server answers again, then ask again"
@@ -34,26 +34,26 @@ class Policy:
     """`server`, `row` or `job`."""
     counts: bool
     """Whether the attempt counts against the row's retries."""
-    then: Then
+    then: RetryAction
 
 
 POLICIES: dict[str, Policy] = {
-    "server_away": Policy("server", counts=False, then=Then.WAIT),
-    "server_busy": Policy("server", counts=False, then=Then.YIELD),
-    "server_died": Policy("server", counts=True, then=Then.REVIVE),
-    "out_of_memory": Policy("server", counts=True, then=Then.REVIVE),
-    "stalled": Policy("server", counts=True, then=Then.PROBE),
-    "request_refused": Policy("job", counts=True, then=Then.END_JOB),
-    "context_overflow": Policy("row", counts=True, then=Then.SHRINK),
-    "answer_unfinished": Policy("row", counts=True, then=Then.REPAIR),
-    "answer_cut": Policy("row", counts=True, then=Then.REPAIR),
-    "answer_empty": Policy("row", counts=True, then=Then.REPAIR),
-    "answer_invalid": Policy("row", counts=True, then=Then.REPAIR),
-    "prompt_truncated": Policy("row", counts=True, then=Then.REPAIR),
-    "unexpected": Policy("row", counts=True, then=Then.RETRY),
+    "server_away": Policy("server", counts=False, then=RetryAction.WAIT),
+    "server_busy": Policy("server", counts=False, then=RetryAction.YIELD),
+    "server_died": Policy("server", counts=True, then=RetryAction.REVIVE),
+    "out_of_memory": Policy("server", counts=True, then=RetryAction.REVIVE),
+    "stalled": Policy("server", counts=True, then=RetryAction.PROBE),
+    "request_refused": Policy("job", counts=True, then=RetryAction.END_JOB),
+    "context_overflow": Policy("row", counts=True, then=RetryAction.SHRINK),
+    "answer_unfinished": Policy("row", counts=True, then=RetryAction.REPAIR),
+    "answer_cut": Policy("row", counts=True, then=RetryAction.REPAIR),
+    "answer_empty": Policy("row", counts=True, then=RetryAction.REPAIR),
+    "answer_invalid": Policy("row", counts=True, then=RetryAction.REPAIR),
+    "prompt_truncated": Policy("row", counts=True, then=RetryAction.REPAIR),
+    "unexpected": Policy("row", counts=True, then=RetryAction.RETRY),
 }
 
-ANSWER_FAILURES = frozenset(code for code, policy in POLICIES.items() if policy.then is Then.REPAIR)
+ANSWER_FAILURES = frozenset(code for code, policy in POLICIES.items() if policy.then is RetryAction.REPAIR)
 """The server replied, but the reply is not a valid answer."""
 
 ISOLATED_AFTER = 2

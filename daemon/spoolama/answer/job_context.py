@@ -13,12 +13,12 @@ from spoolama.answer.store import RowStore
 from spoolama.backends.base import Backend
 from spoolama.clock import Clock
 from spoolama.context.turns import Turns
-from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.asking import MessageBuilder
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.sidecar import Sidecar
 from spoolama.model.gate import Gate, RequestTimeout
 from spoolama.model.residency import ModelResidency
-from spoolama.model.watch import Watch
+from spoolama.model.watch import ModelWatch
 from spoolama.progress import Progress
 from spoolama.stopping import Stop
 
@@ -73,7 +73,7 @@ class JobContext:
     store: RowStore
     backend: Backend
     evaluator: JobEvaluator
-    asker: Asker
+    asker: MessageBuilder
     turns: Turns
     planner: Planner
     gate: Gate
@@ -93,7 +93,7 @@ class OpenModel:
     """A loaded model, as its lanes use it."""
 
     residency: ModelResidency
-    watch: Watch
+    watch: ModelWatch
     request_timeout: RequestTimeout
     defers: bool
     """Whether long rows are left for the second pass."""

@@ -19,7 +19,7 @@ from spoolama.answer.attempt import (
     record,
     too_long,
 )
-from spoolama.answer.failures import POLICIES, Then, retry_state_of
+from spoolama.answer.failures import POLICIES, RetryAction, retry_state_of
 from spoolama.answer.job_context import JobContext, OpenModel
 from spoolama.answer.store import completed
 from spoolama.backends.base import ChatRequest, Message
@@ -321,7 +321,7 @@ class Lane:
         code = error.code
         policy = POLICIES[code]
         counted = policy.counts
-        if policy.then in (Then.WAIT, Then.YIELD):
+        if policy.then in (RetryAction.WAIT, RetryAction.YIELD):
             counted, self._served_at_loss = gate.served > self._served_at_loss, gate.served
         elif isinstance(error, OutOfMemory):
             # As long as a smaller load is possible, the row may not be the cause.
@@ -340,24 +340,24 @@ class Lane:
         details: dict[str, object] = {}
         try:
             match policy.then:
-                case Then.WAIT:
+                case RetryAction.WAIT:
                     await gate.recover(error.message, proof, carry=True)
-                case Then.YIELD:
+                case RetryAction.YIELD:
                     gate.slow_down()
                     await gate.recover(error.message, proof, carry=True)
-                case Then.REVIVE:
+                case RetryAction.REVIVE:
                     await gate.recover(f"the model's process died: {error.message}", residency.reload)
-                case Then.PROBE:
+                case RetryAction.PROBE:
                     await gate.recover(error.message, self._generate)
-                case Then.END_JOB:
+                case RetryAction.END_JOB:
                     raise error
-                case Then.SHRINK:
+                case RetryAction.SHRINK:
                     final = request.prompt.prefix_only
                     tokens = error.prompt_tokens if isinstance(error, ContextOverflow) else None
                     message, details = too_long(tokens, request.prompt, plan)
-                case Then.REPAIR:
+                case RetryAction.REPAIR:
                     job.counts.reset_streak()
-                case Then.RETRY:
+                case RetryAction.RETRY:
                     if job.counts.streak(error.code):
                         await gate.recover(f"ten times in a row: {error.message}", self._generate)
                     elif not request.state.last:

@@ -17,7 +17,7 @@ from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec
 from spoolama.backends.embedded_models import default_cache_dir, find_weights
 from spoolama.backends.embedded_process import EngineProcess
 from spoolama.backends.gguf_header import GgufHeader, read_gguf
-from spoolama.backends.http import HttpCaller
+from spoolama.backends.http import HttpClient
 from spoolama.backends.llama_server import PrefixCopies
 from spoolama.backends.model_shape import ModelShape, shape_of
 from spoolama.backends.openai_wire import chat_body, checked, fold, read_reply
@@ -63,7 +63,7 @@ class EmbeddedBackend:
         self._cache_dir = cache_dir or default_cache_dir()
         self._lock = asyncio.Lock()
         self._process: EngineProcess | None = None
-        self._http: HttpCaller | None = None
+        self._http: HttpClient | None = None
         self._loaded: tuple[LoadSpec, LoadedModel] | None = None
         self._copies: PrefixCopies | None = None
 
@@ -104,7 +104,7 @@ class EmbeddedBackend:
                 given["params"].setdefault("swa_full", True)
             self._process = await EngineProcess.start(given, timeout_s=LOAD_TIMEOUT_S)
             # The server closes a connection after each stream; reusing it would race with the close.
-            self._http = HttpCaller(
+            self._http = HttpClient(
                 self._process.url, headers={"Authorization": f"Bearer {key}"}, reuse=False
             )
             facts = llama_server.read_facts(
@@ -210,7 +210,7 @@ class EmbeddedBackend:
         """The child's process id while it runs, for memory readings."""
         return self._process.pid if self._process is not None and self._process.alive else None
 
-    def _running(self, spec: LoadSpec) -> tuple[EngineProcess, HttpCaller]:
+    def _running(self, spec: LoadSpec) -> tuple[EngineProcess, HttpClient]:
         if self._process is None or self._http is None or self._loaded is None:
             raise ServerDied("the embedded engine is not running; it starts with the next load")
         if self._loaded[0] != spec:

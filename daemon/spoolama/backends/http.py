@@ -97,7 +97,7 @@ class _Body(httpx.AsyncByteStream):
                 released()
 
 
-class HttpCaller:
+class HttpClient:
     """An HTTP client for one server.
 
     It ignores proxies and netrc of the environment, so that rows go only to the configured server. It sends

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolama.backends.base import Message, Reply
-from spoolama.backends.http import HttpCaller
+from spoolama.backends.http import HttpClient
 from spoolama.backends.openai_wire import checked, read_completion, wire_messages
 from spoolama.errors import BackendError, ServerAway, ServerDied, UnexpectedReply
 
@@ -44,7 +44,7 @@ def read_facts(props: Mapping[str, Any]) -> LlamaServerFacts:
     )
 
 
-async def render(http: HttpCaller, messages: Sequence[Message]) -> str | None:
+async def render(http: HttpClient, messages: Sequence[Message]) -> str | None:
     """Render the prompt with the model's own template, as the chat route does with thinking off."""
     rendered = checked(
         await http.post(
@@ -56,7 +56,7 @@ async def render(http: HttpCaller, messages: Sequence[Message]) -> str | None:
     return rendered if isinstance(rendered, str) else None
 
 
-async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | None:
+async def count_tokens(http: HttpClient, messages: Sequence[Message]) -> int | None:
     """Count the tokens of a prompt with llama-server's own template and tokenizer."""
     rendered = await render(http, messages)
     if rendered is None:
@@ -72,7 +72,7 @@ async def count_tokens(http: HttpCaller, messages: Sequence[Message]) -> int | N
     return len(tokens) if isinstance(tokens, list) else None
 
 
-async def prime(http: HttpCaller, text: str, *, slot: int | None, timeout_s: float) -> Reply:
+async def prime(http: HttpClient, text: str, *, slot: int | None, timeout_s: float) -> Reply:
     """Evaluate a rendered text with an answer of one token. It is tokenized like a chat prompt."""
     body: dict[str, Any] = {"prompt": text, "n_predict": 1, "cache_prompt": True, "stream": False}
     if slot is not None:
@@ -80,12 +80,12 @@ async def prime(http: HttpCaller, text: str, *, slot: int | None, timeout_s: flo
     return read_completion(checked(await http.post("/completion", body, timeout_s=timeout_s)))
 
 
-async def _save(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> None:
+async def _save(http: HttpClient, name: str, *, slot: int, timeout_s: float) -> None:
     """Save the content of an idle slot to a file of the server."""
     checked(await http.post(f"/slots/{slot}?action=save", {"filename": name}, timeout_s=timeout_s))
 
 
-async def _restore(http: HttpCaller, name: str, *, slot: int, timeout_s: float) -> Reply:
+async def _restore(http: HttpClient, name: str, *, slot: int, timeout_s: float) -> Reply:
     """Restore saved content into an idle slot; all tokens of the returned reply count as cached."""
     found = checked(await http.post(f"/slots/{slot}?action=restore", {"filename": name}, timeout_s=timeout_s))
     tokens, timings = found.get("n_restored"), found.get("timings")
@@ -116,7 +116,7 @@ class PrefixCopies:
         most_tokens: Longer prefixes are not copied, because a copy takes as much memory as a slot.
     """
 
-    def __init__(self, http: HttpCaller, name: str, *, most_tokens: int) -> None:
+    def __init__(self, http: HttpClient, name: str, *, most_tokens: int) -> None:
         self._http = http
         self._name = name
         self._most_tokens = most_tokens

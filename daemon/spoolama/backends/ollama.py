@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 
 from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
-from spoolama.backends.http import HttpCaller
+from spoolama.backends.http import HttpClient
 from spoolama.backends.model_shape import ModelShape, lacks_arrays, shape_of
 from spoolama.backends.ollama_wire import (
     ModelFacts,
@@ -77,7 +77,7 @@ class OllamaBackend:
         clock: Clock,
         shared: bool = False,
     ) -> None:
-        self._http = HttpCaller(url, transport=transport)
+        self._http = HttpClient(url, transport=transport)
         self._clock = clock
         self.releases = not shared
         self._server = ServerInfo(self.kind, None)

@@ -14,7 +14,7 @@ import httpx
 
 from spoolama.backends import llama_server
 from spoolama.backends.base import ChatRequest, HeldModel, LoadedModel, LoadSpec, Message, Reply, ServerInfo
-from spoolama.backends.http import HttpCaller
+from spoolama.backends.http import HttpClient
 from spoolama.backends.model_shape import ModelShape
 from spoolama.backends.openai_wire import Dialect, chat_body, checked, dialect_of, read_reply, wire_messages
 from spoolama.backends.replies import integer
@@ -50,7 +50,7 @@ class OpenAIBackend:
         clock: Clock,
     ) -> None:
         self._root = url.rstrip("/").removesuffix("/v1")
-        self._http = HttpCaller(
+        self._http = HttpClient(
             self._root,
             transport=transport,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else None,

@@ -16,7 +16,7 @@ from pathlib import Path
 from spoolama.compare.audit import AuditBudget, budget_of, smallest_harm
 from spoolama.compare.pilot import least_answers
 from spoolama.errors import ConfigError, InputError, Problem, RowError, SidecarError
-from spoolama.evaluation.asking import Ask, Asker
+from spoolama.evaluation.asking import MessageBuilder, RowMessages
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.plan import pilot_asks, sees_others
 from spoolama.job.rows.data_file import InputKind, detect, read_rows
@@ -47,7 +47,7 @@ class CheckedFiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class RowProblem:
     """A row that will fail."""
 
     line: int
@@ -72,8 +72,8 @@ class Findings:
     """Share of changed answers that the audit detects with 95 % probability; None: it detects none."""
     faults: Counter[str] = field(default_factory=Counter)
     """Rows that will fail, by error code."""
-    first_faults: list[Fault] = field(default_factory=list)
-    examples: list[Ask] = field(default_factory=list)
+    first_faults: list[RowProblem] = field(default_factory=list)
+    examples: list[RowMessages] = field(default_factory=list)
     """The first requests."""
     prefix_characters: int = 0
     """Characters of the prefix of the first row."""
@@ -208,7 +208,7 @@ async def check_drop(
                 limits=limits,
                 newline_required=newline_required,
             )
-        asker = Asker(sidecar, evaluator.of_job(job.dropped_as))
+        asker = MessageBuilder(sidecar, evaluator.of_job(job.dropped_as))
         await _render(job.ledger, asker, findings, progress)
     if not openai:
         findings.pilot = pilot_asks(sidecar, findings.rows)
@@ -254,7 +254,7 @@ def data_stem(data: Path) -> str:
     return name.stem if name else data.stem
 
 
-async def _render(ledger: Path, asker: Asker, findings: Findings, progress: Progress) -> None:
+async def _render(ledger: Path, asker: MessageBuilder, findings: Findings, progress: Progress) -> None:
     """Render the prompt of every row."""
     with contextlib.closing(LedgerReader(ledger)) as reader:
         rows = reader.outcomes()
@@ -270,7 +270,7 @@ async def _render(ledger: Path, asker: Asker, findings: Findings, progress: Prog
             progress.phase = f"rendering prompts: {findings.rows:,} of {progress.total:,}"
 
 
-async def _asked(row: Outcome, asker: Asker) -> Ask | RowError:
+async def _asked(row: Outcome, asker: MessageBuilder) -> RowMessages | RowError:
     if row.state == "failed" or row.fields is None:
         return RowError(row.code or "unreadable", row.message or "")
     try:
@@ -282,10 +282,10 @@ async def _asked(row: Outcome, asker: Asker) -> Ask | RowError:
 def _count_fault(findings: Findings, line: int, code: str, message: str) -> None:
     findings.faults[code] += 1
     if len(findings.first_faults) < _FAULTS_KEPT:
-        findings.first_faults.append(Fault(line, code, message))
+        findings.first_faults.append(RowProblem(line, code, message))
 
 
-def _count_ask(findings: Findings, line: int, ask: Ask) -> None:
+def _count_ask(findings: Findings, line: int, ask: RowMessages) -> None:
     shared = sum(len(m.content) for m in ask.prefix)
     own = sum(len(m.content) for m in ask.own)
     if not findings.examples:

@@ -137,7 +137,7 @@ class GpuReport:
             "level": str(dog.level) if watched else None,
             "why": dog.words,
             "cards": None if seen.cards is None else [self._card(card, names) for card in seen.cards],
-            "no_cards": seen.blind or readings.blind,
+            "no_cards": seen.unreadable or readings.unreadable,
             "machine": self._machine(),
             "holders": [asdict(runner) for runner in self._host.latest().runners],
             "server": self._server(),

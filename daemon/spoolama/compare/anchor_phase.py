@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from spoolama.answer.job_context import JobContext
 from spoolama.answer.lane import Lane, RunLanes
 from spoolama.context.budget import bound
-from spoolama.context.selection import Choice, candidates, choose
+from spoolama.context.selection import Candidate, candidates, choose
 from spoolama.context.trimming import Turn
 from spoolama.errors import JobError
 from spoolama.job.plan import Plan
@@ -135,7 +135,7 @@ class AnchorPhase:
             chosen = [ordinal for ordinal in ordinals if ordinal in rows]
         else:
             choices = [
-                Choice(
+                Candidate(
                     row.ordinal,
                     turns.label(row.answer or ""),
                     await turns.score(row, row.answer or "", row.logprob),

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from spoolama.compare.evidence import binomial_at_most, odds_above, refuted_above
-from spoolama.compare.likeness import Likeness, compare
+from spoolama.compare.similarity import Similarity, compare
 
 SURE = 50.0
 """Odds that prove harm while the job runs: a false alarm in one job in fifty."""
@@ -131,31 +131,31 @@ class AuditedRow:
     gold: str = ""
     """The known answer; empty: not known."""
 
-    def changed(self, like: Likeness) -> float:
+    def changed(self, like: Similarity) -> float:
         """Return how much the conversation changed the answer; negative if isolated answers differ more."""
         once = like.of(self.given, self.isolated)
         if self.again is None:
             return 1 - once
         return like.of(self.isolated, self.again) - (once + like.of(self.given, self.again)) / 2
 
-    def odd_one(self, like: Likeness, margin: float) -> int | None:
+    def odd_one(self, like: Similarity, margin: float) -> int | None:
         """Return which of three answers is further from both others than these are from each other.
 
         0: the conversation's; None: none, or there are only two answers.
         """
         if self.again is None:
             return None
-        likeness = (
+        similarity = (
             like.of(self.isolated, self.again),
             like.of(self.given, self.again),
             like.of(self.given, self.isolated),
         )
         for one in range(3):
-            if likeness[one] > max(likeness[one - 1], likeness[one - 2]) + margin:
+            if similarity[one] > max(similarity[one - 1], similarity[one - 2]) + margin:
                 return one
         return None
 
-    def repeats(self, like: Likeness) -> bool:
+    def repeats(self, like: Similarity) -> bool:
         """Whether both isolated answers are the same; true if there is only one."""
         return self.again is None or like.of(self.isolated, self.again) == 1
 
@@ -182,7 +182,7 @@ class Evidence:
         return self.shows() or (self.changed > self.margin and self.chance <= _SURE_AT_END)
 
 
-def weigh(rows: Sequence[AuditedRow], like: Likeness, margin: float, *, noisy: bool) -> Evidence:
+def weigh(rows: Sequence[AuditedRow], like: Similarity, margin: float, *, noisy: bool) -> Evidence:
     """Weigh the evidence of these rows.
 
     Args:

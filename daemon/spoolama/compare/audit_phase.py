@@ -29,8 +29,8 @@ from spoolama.compare.audit import (
     weigh,
     weigh_by_gold,
 )
-from spoolama.compare.likeness import Likeness, gold_of, likeness_of
 from spoolama.compare.pilot import ISOLATED, SEED
+from spoolama.compare.similarity import Similarity, gold_of, similarity_of
 from spoolama.errors import JobError
 from spoolama.job.answer import enum_of
 from spoolama.job.plan import sees_others
@@ -117,8 +117,8 @@ class AuditPhase:
         self._deciding = asyncio.Lock()
         self._evaluated = 0
         """Audited rows when the sample was last evaluated."""
-        self._likeness: tuple[int, Likeness] | None = None
-        """Number of isolated answers when the likeness was last derived from them, and the likeness."""
+        self._similarity: tuple[int, Similarity] | None = None
+        """Number of isolated answers when the similarity was last derived from them, and the likeness."""
 
     async def open(self) -> None:
         """Read the results of earlier runs from the ledger.
@@ -348,12 +348,12 @@ class AuditPhase:
         """Whether different answers are harm; texts with the same meaning differ in their words."""
         return self._by_gold or self._like().kind != "texts"
 
-    def _like(self) -> Likeness:
+    def _like(self) -> Similarity:
         number = len(self._others) + sum(len(rows) for rows in self._rows.values())
-        if self._likeness is None or number <= _EACH_UP_TO or number > 1.01 * self._likeness[0]:
+        if self._similarity is None or number <= _EACH_UP_TO or number > 1.01 * self._similarity[0]:
             answers = list(self._isolated().values())
-            self._likeness = number, likeness_of(answers, listed=self._enum is not None)
-        return self._likeness[1]
+            self._similarity = number, similarity_of(answers, listed=self._enum is not None)
+        return self._similarity[1]
 
     def _isolated(self) -> dict[int, str]:
         """Return all isolated answers by ordinal."""

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from spoolama.compare.evidence import ALPHA, paired_odds
-from spoolama.compare.likeness import Pairs, compare
+from spoolama.compare.similarity import PairedCounts, compare
 from spoolama.job.plan import Plan
 from spoolama.job.sidecar import CANDIDATES
 
@@ -340,7 +340,7 @@ class _Pilot:
     def fresh_rows(self, fresh: int) -> set[int]:
         return {n for block in self.rules.blocks[fresh:] for n in block}
 
-    def pairs(self, form: Form, within: set[int]) -> Pairs:
+    def pairs(self, form: Form, within: set[int]) -> PairedCounts:
         """Return wins and losses by gold on these rows; a row that left its conversation is a loss."""
         left, gold = self.left(form), self.seen.gold
         given = {n: label for n, label in self.labels(form.name).items() if n in within - left}

@@ -8,7 +8,6 @@ from typing import Any
 from spoolama.answer.job_context import JobContext
 from spoolama.answer.lane import Lane, RunLanes
 from spoolama.compare.anchor_phase import AnchorPhase
-from spoolama.compare.likeness import gold_of
 from spoolama.compare.pilot import (
     FORMS,
     ISOLATED,
@@ -23,6 +22,7 @@ from spoolama.compare.pilot import (
     form_named,
     next_step,
 )
+from spoolama.compare.similarity import gold_of
 from spoolama.job.answer import enum_of
 from spoolama.job.plan import Plan, pilot_asks
 

@@ -13,7 +13,7 @@ from typing import Protocol
 from spoolama.backends.base import Message
 from spoolama.context.budget import Budget, bound
 from spoolama.context.trimming import Turn, trimmer_of
-from spoolama.evaluation.asking import Ask, Asker, memory_of
+from spoolama.evaluation.asking import MessageBuilder, RowMessages, memory_of
 from spoolama.job.plan import Plan
 from spoolama.job.row import Ranges, StoredRow, ranges_of
 
@@ -96,7 +96,7 @@ class Prompt:
 
 def prepare(
     conversation: Conversation,
-    ask: Ask,
+    ask: RowMessages,
     plan: Plan,
     num_ctx: int,
     *,
@@ -190,7 +190,12 @@ def extended(
 
 
 async def rebuild(
-    rows: AnsweredRows, asker: Asker, segment: int, plan: Plan, anchors: tuple[Turn, ...], turn_of: TurnOf
+    rows: AnsweredRows,
+    asker: MessageBuilder,
+    segment: int,
+    plan: Plan,
+    anchors: tuple[Turn, ...],
+    turn_of: TurnOf,
 ) -> Conversation:
     """Rebuild the conversation of a segment from its answered rows."""
     last = await rows.last_turn(segment)

@@ -14,7 +14,7 @@ from spoolama.job.answer import number_of
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Candidate:
     """A row that can be selected."""
 
     place: int
@@ -25,7 +25,7 @@ class Choice:
     """Its importance, for selection by score."""
 
 
-def spread(choices: Sequence[Choice], number: int) -> list[int]:
+def spread(choices: Sequence[Candidate], number: int) -> list[int]:
     """Return the places of `number` choices with diverse labels, ascending.
 
     Numbers are taken at even distances over their ranks. Other labels are taken in turn, the rarest first,
@@ -38,7 +38,7 @@ def spread(choices: Sequence[Choice], number: int) -> list[int]:
         ranked = sorted(choices, key=lambda c: (number_of(c.label) or 0.0, c.place))
         step = (len(ranked) - 1) / max(1, number - 1)
         return sorted({ranked[round(i * step)].place for i in range(number)})
-    groups: dict[str, list[Choice]] = {}
+    groups: dict[str, list[Candidate]] = {}
     for choice in sorted(choices, key=lambda c: c.place):
         groups.setdefault(choice.label, []).append(choice)
     order = sorted(groups.values(), key=lambda g: (len(g), -g[-1].place))
@@ -50,7 +50,7 @@ def spread(choices: Sequence[Choice], number: int) -> list[int]:
     return sorted(chosen)
 
 
-def best(choices: Sequence[Choice], number: int) -> list[int]:
+def best(choices: Sequence[Candidate], number: int) -> list[int]:
     """Return the places of the choices with the highest scores, ascending; among equal scores the latest."""
     ranked = sorted(choices, key=lambda c: (c.score, c.place), reverse=True)
     return sorted(c.place for c in ranked[:number])
@@ -63,7 +63,7 @@ def candidates(total: int, number: int, seed: int) -> list[int]:
     return [rng.randrange(total * part // number, total * (part + 1) // number) for part in range(number)]
 
 
-def choose(rows: Sequence[Choice], number: int, how: str, seed: int) -> list[int]:
+def choose(rows: Sequence[Candidate], number: int, how: str, seed: int) -> list[int]:
     """Return the ordinals of the anchors in prompt order. The order affects answers, so it is shuffled.
 
     Args:

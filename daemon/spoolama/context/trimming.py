@@ -23,7 +23,7 @@ from typing import Protocol
 
 from spoolama.backends.base import Message
 from spoolama.context.budget import Budget
-from spoolama.context.selection import Choice, best, spread
+from spoolama.context.selection import Candidate, best, spread
 from spoolama.job.plan import Plan
 
 
@@ -68,7 +68,7 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class KeepRows:
     """Keeps important rows and the latest rows, as far as they fit below the low mark."""
 
     every: int
@@ -101,7 +101,7 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
-class Within:
+class KeepTokens:
     """Keeps the latest rows within a number of tokens."""
 
     tokens: int | None
@@ -128,7 +128,7 @@ def _latest(tail: tuple[Turn, ...], most: int, left: int) -> tuple[Turn, ...]:
 
 
 def _choose(turns: Sequence[Turn], number: int, score: str | None) -> tuple[Turn, ...]:
-    choices = [Choice(place, turn.label, turn.score) for place, turn in enumerate(turns)]
+    choices = [Candidate(place, turn.label, turn.score) for place, turn in enumerate(turns)]
     places = spread(choices, number) if score in (None, "spread") else best(choices, number)
     return tuple(turns[place] for place in places)
 
@@ -136,10 +136,10 @@ def _choose(turns: Sequence[Turn], number: int, score: str | None) -> tuple[Turn
 STRATEGIES: dict[str, Callable[[Plan], Trimmer]] = {
     "reset": lambda plan: Reset(plan.every),
     "anchors": lambda plan: Reset(plan.every),
-    "window": lambda plan: Keep(plan.every, plan.keep, 0, None, plan.low),
-    "important": lambda plan: Keep(plan.every, 0, plan.keep, plan.score, plan.low),
-    "hybrid": lambda plan: Keep(plan.every, plan.keep, plan.important, plan.score, plan.low),
-    "budget": lambda plan: Within(plan.tokens, plan.low / plan.high, plan.low),
+    "window": lambda plan: KeepRows(plan.every, plan.keep, 0, None, plan.low),
+    "important": lambda plan: KeepRows(plan.every, 0, plan.keep, plan.score, plan.low),
+    "hybrid": lambda plan: KeepRows(plan.every, plan.keep, plan.important, plan.score, plan.low),
+    "budget": lambda plan: KeepTokens(plan.tokens, plan.low / plan.high, plan.low),
 }
 """Name of each strategy and the factory of its trimmer."""
 

@@ -9,7 +9,7 @@ from spoolama.backends.base import Message
 from spoolama.context.budget import bound
 from spoolama.context.trimming import Turn
 from spoolama.errors import RowError
-from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.asking import MessageBuilder
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.answer import gold_answers, label_of_answer
 from spoolama.job.plan import Plan
@@ -26,7 +26,7 @@ class Turns:
         evaluator: Scores rows, and checks answers against `format`.
     """
 
-    def __init__(self, sidecar: Sidecar, asker: Asker, evaluator: JobEvaluator) -> None:
+    def __init__(self, sidecar: Sidecar, asker: MessageBuilder, evaluator: JobEvaluator) -> None:
         self._sidecar = sidecar
         self._asker = asker
         self._evaluator = evaluator

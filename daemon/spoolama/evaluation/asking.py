@@ -18,7 +18,7 @@ _TOKEN_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RowMessages:
     """The request for one row. Rows of a conversation share `prefix`; earlier rows follow it before `own`."""
 
     prefix: tuple[Message, ...]
@@ -46,7 +46,7 @@ def _format_bytes(format: Mapping[str, Any] | Literal["json"] | None) -> int:
     return len(json.dumps(format)) if isinstance(format, Mapping) else 0
 
 
-class Asker:
+class MessageBuilder:
     """Converts the fields of a row into a request, with the sidecar of a job.
 
     Args:
@@ -76,7 +76,9 @@ class Asker:
         """The prefix of every row, except of rows whose own request has more than one message."""
         return self._prefix
 
-    async def ask(self, fields: Mapping[str, Any], line: int, request: RowRequest | None = None) -> Ask:
+    async def ask(
+        self, fields: Mapping[str, Any], line: int, request: RowRequest | None = None
+    ) -> RowMessages:
         """Build the request for one row.
 
         Args:
@@ -92,7 +94,7 @@ class Asker:
             return self._own(request)
         own = (Message("user", await self._evaluator.render(self._sidecar.prompt or "", fields, line)),)
         memory = memory_of(own) + self._prefix_bytes + self._format_bytes
-        return Ask(
+        return RowMessages(
             prefix=self._prefix,
             own=own,
             num_predict=self._num_predict,
@@ -102,7 +104,7 @@ class Asker:
             memory=memory + self._num_predict * _TOKEN_BYTES,
         )
 
-    def _own(self, request: RowRequest) -> Ask:
+    def _own(self, request: RowRequest) -> RowMessages:
         """Complete a row's own request with the values of the sidecar."""
         messages = tuple(Message(role, content) for role, content in request.messages)
         prefix, own = messages[:-1] or self._prefix, messages[-1:]
@@ -110,7 +112,7 @@ class Asker:
         format = self._sidecar.format if request.format is None else request.format
         if format == "text":
             format = None
-        return Ask(
+        return RowMessages(
             prefix=prefix,
             own=own,
             num_predict=num_predict,

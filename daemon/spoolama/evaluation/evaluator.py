@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from spoolama.errors import JobError, Problem, RowError, SidecarError
-from spoolama.evaluation.protocol import Abandoned, LimitMet, TaskLost, TaskRunner
+from spoolama.evaluation.protocol import Abandoned, LimitExceeded, TaskInterrupted, TaskRunner
 from spoolama.job.answer import parse_answer
 from spoolama.job.row import LineRequest, RowRequest
 from spoolama.job.sidecar import Sidecar
@@ -116,9 +116,9 @@ class Evaluator:
     async def _file(self, kind: str, arguments: list[Any], name: str, cpu_s: float) -> Any:
         try:
             return _value(await self._runner.run(kind, "", arguments, cpu_s))
-        except LimitMet as limit:
+        except LimitExceeded as limit:
             message = f"reading this file {limit}"
-        except TaskLost as lost:
+        except TaskInterrupted as lost:
             message = f"this file was not read: the evaluation process ended {lost}"
         except _Defect as defect:
             message = f"reading this file failed because of a defect in spoolama: {defect}"
@@ -236,10 +236,10 @@ class JobEvaluator:
             if self._over():
                 raise self._too_many() from None
             raise
-        except LimitMet as limit:
+        except LimitExceeded as limit:
             message = self._met[kind, line] = f"{what} {limit}{self._on(line)}"
             raise RowError(EVALUATION_LIMIT, message) from None
-        except TaskLost as lost:
+        except TaskInterrupted as lost:
             text = f"{what} failed{self._on(line)}: the evaluation process ended {lost}"
             raise RowError("evaluation_failed", text) from None
         except _Defect as defect:

@@ -15,7 +15,7 @@ from typing import Any
 
 from spoolama.errors import EvaluationFailed
 from spoolama.evaluation.connection import Connection, ProcessEnded, ProcessLimits
-from spoolama.evaluation.protocol import Abandoned, LimitMet, TaskLost
+from spoolama.evaluation.protocol import Abandoned, LimitExceeded, TaskInterrupted
 
 _BATCH_ITEMS = 64
 _BATCH_BYTES = 256 * 1024
@@ -202,7 +202,7 @@ class EvaluationProcess:
                 left.insert(0, item)
             else:
                 megabytes = self._limits.memory_bytes // 1_000_000
-                _set(item, LimitMet(f"needed more than {megabytes} MB of memory"))
+                _set(item, LimitExceeded(f"needed more than {megabytes} MB of memory"))
         self._queue.extendleft(reversed(left))
         return full
 
@@ -224,9 +224,9 @@ class EvaluationProcess:
             (item,) = batch
             item.deaths += 1
             if ended.why is not None:
-                _set(item, LimitMet(ended.why.format(cpu_s=item.cpu_s)))
+                _set(item, LimitExceeded(ended.why.format(cpu_s=item.cpu_s)))
             elif item.deaths >= _MOST_DEATHS:
-                _set(item, TaskLost(f"{item.deaths} times; the last time it {ended.outside}"))
+                _set(item, TaskInterrupted(f"{item.deaths} times; the last time it {ended.outside}"))
             else:
                 pause_s = _AFTER_DEATH_S[item.deaths]
         self._queue.extendleft(reversed([item for item in batch if not item.result.done()]))
@@ -281,7 +281,7 @@ class EvaluationProcess:
             self._stopping = loop.create_task(child.stop(), name="stop of the evaluation process")
 
 
-class FirstIdle:
+class ProcessPair:
     """Two processes: the second one is started and used only while the first one is busy."""
 
     def __init__(self, first: EvaluationProcess, second: EvaluationProcess) -> None:

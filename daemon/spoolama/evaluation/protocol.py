@@ -22,11 +22,11 @@ class Abandoned(Exception):
     """A task did not start, because its owner cancelled it."""
 
 
-class LimitMet(Exception):
+class LimitExceeded(Exception):
     """A task exceeded a limit or crashed its process; the text continues a sentence that names the task."""
 
 
-class TaskLost(Exception):
+class TaskInterrupted(Exception):
     """The process ended several times during the task, but the task may not be the cause."""
 
 

@@ -54,7 +54,7 @@ _SCANNER_WORDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Position:
     """Position of a key and its value. All numbers are 1-based."""
 
     line: int
@@ -73,7 +73,7 @@ class Tree:
     """The content of a YAML file with the positions of its keys."""
 
     data: dict[str, Any]
-    places: Mapping[KeyPath, Place]
+    places: Mapping[KeyPath, Position]
     problems: list[Problem]
 
 
@@ -202,7 +202,7 @@ class _Builder:
         self._constructor = yaml.constructor.SafeConstructor()
         self._nodes = 0
         self._characters = 0
-        self.places: dict[KeyPath, Place] = {}
+        self.places: dict[KeyPath, Position] = {}
         self.problems: list[Problem] = []
 
     def _too_large(self, path: KeyPath) -> _Broken:
@@ -236,7 +236,7 @@ class _Builder:
     def _note(self, path: KeyPath, key: yaml.Node, value: yaml.Node) -> None:
         at, to = key.start_mark, value.start_mark
         scalar = value if isinstance(value, yaml.ScalarNode) else None
-        self.places[path] = Place(
+        self.places[path] = Position(
             line=at.line + 1,
             column=at.column + 1,
             value_line=to.line + 1,

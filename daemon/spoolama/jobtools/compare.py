@@ -17,7 +17,7 @@ from spoolama.publish.words import count
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class ComparedJob:
     """One of the two jobs."""
 
     job: str
@@ -31,8 +31,8 @@ class Side:
 class Comparison:
     """The comparison of two jobs."""
 
-    left: Side
-    right: Side
+    left: ComparedJob
+    right: ComparedJob
     both: int
     """Rows that both jobs answered."""
     different: int
@@ -96,7 +96,7 @@ def compare_jobs(left: Path, right: Path) -> Comparison:
     return Comparison(sides[0], sides[1], both, different)
 
 
-def _side(job: Published, agreement: Agreement | None, choosers: Sequence[str]) -> Side:
+def _side(job: Published, agreement: Agreement | None, choosers: Sequence[str]) -> ComparedJob:
     m = job.metrics
     context = [f"{label}: {sentence}" for label, sentence in context_sentences(m) if label != "Audit"]
     cells = {
@@ -119,7 +119,7 @@ def _side(job: Published, agreement: Agreement | None, choosers: Sequence[str]) 
         cells["Agreement"] = "\n".join(agreement.sentences(choosers))
     if warning := m.audit.warning() if m.audit is not None else None:
         cells["Warning"] = warning
-    return Side(job.job, m.isolated, cells)
+    return ComparedJob(job.job, m.isolated, cells)
 
 
 def _tokens(value: int | None) -> str:

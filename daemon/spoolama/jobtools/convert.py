@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spoolama.errors import InputError, RowError
-from spoolama.evaluation.asking import Ask, Asker
+from spoolama.evaluation.asking import MessageBuilder, RowMessages
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.row import Row
 from spoolama.job.rows.data_file import detect, read_rows
@@ -64,7 +64,7 @@ async def requests_of(data: Path, sidecar: Sidecar, target: Path, evaluator: Job
     kind = detect(data, data.name)
     if kind.format == "openai":
         raise InputError(f"{data.name} already consists of OpenAI batch requests.", code="nothing_to_convert")
-    asker = Asker(sidecar, evaluator)
+    asker = MessageBuilder(sidecar, evaluator)
     converted = Converted()
     with closing(_Ids()) as ids, read_rows(data, kind) as rows, target.open("wb") as file:
         while batch := list(islice(rows, _AT_ONCE)):
@@ -86,7 +86,7 @@ async def requests_of(data: Path, sidecar: Sidecar, target: Path, evaluator: Job
     return converted
 
 
-async def _asked(row: Row, asker: Asker) -> Ask | str:
+async def _asked(row: Row, asker: MessageBuilder) -> RowMessages | str:
     """The prompt of a row, or why it has none."""
     if row.fields is None or row.fault is not None:
         return row.fault.message if row.fault else "unreadable"
@@ -101,7 +101,7 @@ def _custom_id(row: Row, id_column: str | None) -> str:
     return f"row-{row.ordinal + 1}" if value in (None, "") else str(value)
 
 
-def _request(name: str, model: str, ask: Ask) -> dict[str, Any]:
+def _request(name: str, model: str, ask: RowMessages) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
         "messages": [message.wire() for message in (*ask.prefix, *ask.own)],

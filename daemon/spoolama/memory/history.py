@@ -23,15 +23,15 @@ class MemoryHistory:
     def __init__(self, before: Mapping[str, Any] | None = None) -> None:
         known = before or {}
         self._seconds = {level: float(known.get("seconds", {}).get(str(level), 0.0)) for level in Level}
-        self._blind_s = float(known.get("seconds_without_reading", 0.0))
+        self._unreadable_s = float(known.get("seconds_without_reading", 0.0))
         self._card_s = float(known.get("seconds_read", 0.0))
         self._card_byte_s = float(known.get("mean_bytes") or 0.0) * self._card_s
         self._peak: int | None = known.get("peak_bytes")
         self._total: int | None = known.get("total_bytes")
         self._runner_peak: int | None = known.get("runner_rss_peak_bytes")
         self._host_peak: int | None = known.get("host_peak_bytes")
-        self._blind: str | None = known.get("blind")
-        self._hottest: int | None = known.get("hottest_c")
+        self._unreadable: str | None = known.get("unreadable")
+        self._max_temperature: int | None = known.get("max_temperature_c")
         self._throttled_s = Counter[str](known.get("throttled_seconds", {}))
         self._actions = Counter[str](known.get("actions", {}))
         self._events: list[dict[str, Any]] = list(known.get("events", []))
@@ -41,8 +41,8 @@ class MemoryHistory:
         """Add a reading that covers this many seconds."""
         self._seconds[level] += seconds
         if readings.cards is None:
-            self._blind_s += seconds
-            self._blind = readings.blind
+            self._unreadable_s += seconds
+            self._unreadable = readings.unreadable
         else:
             used = sum(card.used_bytes for card in readings.cards)
             self._card_s += seconds
@@ -50,7 +50,9 @@ class MemoryHistory:
             self._peak = max(self._peak or 0, used)
             self._total = sum(card.total_bytes for card in readings.cards)
             heat = [c.temperature_c for c in readings.cards if c.temperature_c is not None]
-            self._hottest = max([*heat, *([] if self._hottest is None else [self._hottest])], default=None)
+            self._max_temperature = max(
+                [*heat, *([] if self._max_temperature is None else [self._max_temperature])], default=None
+            )
             for why in {why for card in readings.cards for why in card.throttled or ()}:
                 self._throttled_s[why] += seconds  # type: ignore[assignment]  # a Counter may hold floats
         if readings.runners:
@@ -82,15 +84,15 @@ class MemoryHistory:
         """Return plain values; null for values that were never read."""
         return {
             "seconds": {str(level): round(self._seconds[level], 1) for level in Level},
-            "seconds_without_reading": round(self._blind_s, 1),
+            "seconds_without_reading": round(self._unreadable_s, 1),
             "seconds_read": round(self._card_s, 1),
-            "blind": self._blind,
+            "unreadable": self._unreadable,
             "peak_bytes": self._peak,
             "mean_bytes": round(self._card_byte_s / self._card_s) if self._card_s else None,
             "total_bytes": self._total,
             "runner_rss_peak_bytes": self._runner_peak,
             "host_peak_bytes": self._host_peak,
-            "hottest_c": self._hottest,
+            "max_temperature_c": self._max_temperature,
             "throttled_seconds": {why: round(s, 1) for why, s in sorted(self._throttled_s.items())},
             "changes": self._changes,
             "actions": dict(sorted(self._actions.items())),

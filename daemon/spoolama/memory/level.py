@@ -107,7 +107,7 @@ class LevelState:
     under_high: float | None = None
     """Since when all readings are below the high limit minus the hysteresis and do not rise."""
     under_critical: float | None = None
-    blind: float | None = None
+    unreadable: float | None = None
     """Since when there is no reading."""
     history: tuple[tuple[float, int], ...] = ()
     """Time and bytes in use of each reading of the last `trend_s` seconds."""
@@ -139,7 +139,7 @@ def step(
     seen = replace(
         state,
         at=now,
-        blind=None,
+        unreadable=None,
         history=history,
         full_in_s=full_in_s,
         over_high=_since(state.over_high, used_bytes >= limits.high_bytes or climbing, now),
@@ -171,9 +171,9 @@ def _level(state: LevelState, now: float, rules: LevelRules) -> Level:
 
 
 def _without(state: LevelState, now: float, rules: LevelRules) -> LevelState:
-    blind = now if state.blind is None else state.blind
-    lost = LevelState(state.level, state.since, blind=blind)
-    if state.level is not Level.OK and now - max(blind, state.since) >= rules.fall_s:
+    unreadable = now if state.unreadable is None else state.unreadable
+    lost = LevelState(state.level, state.since, unreadable=unreadable)
+    if state.level is not Level.OK and now - max(unreadable, state.since) >= rules.fall_s:
         return replace(lost, level=Level.OK, since=now)
     return lost
 

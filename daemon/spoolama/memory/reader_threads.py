@@ -81,8 +81,8 @@ class CardReading:
     at: float
     """Monotonic seconds when the reading began; the values can be that old."""
     cards: tuple[Card, ...] | None
-    """None if the cards cannot be read or the last reading is too old; `blind` has the reason."""
-    blind: str | None
+    """None if the cards cannot be read or the last reading is too old; `unreadable` has the reason."""
+    unreadable: str | None
     """Why `cards` is None, as text; None if there are cards."""
     lasting: bool = False
     """True if there is no card or no driver; False if a driver does not answer."""

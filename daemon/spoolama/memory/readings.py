@@ -77,8 +77,8 @@ class Readings:
     at: float
     """Monotonic seconds."""
     cards: tuple[Card, ...] | None
-    """None: no card can be read, and `blind` has the reason."""
-    blind: str | None = None
+    """None: no card can be read, and `unreadable` has the reason."""
+    unreadable: str | None = None
     """Why the cards cannot be read now."""
     host: Host | None = None
     runners: tuple[Runner, ...] = ()

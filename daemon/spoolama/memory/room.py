@@ -15,7 +15,7 @@ Where = Literal["card", "host"]
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class RequiredMemory:
     """The memory that a load needs, as known before the load."""
 
     size_bytes: int
@@ -38,7 +38,7 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class UsedMemory:
     """Memory in use at one moment; None: not known."""
 
     cards_bytes: int | None = None
@@ -67,7 +67,7 @@ class Memory(Protocol):
         """The reason for the level, as text."""
         ...
 
-    def room(self, need: Need | None) -> Room:
+    def room(self, need: RequiredMemory | None) -> Room:
         """Whether a load of this size fits; a load of unknown size (None) always does."""
         ...
 
@@ -75,7 +75,7 @@ class Memory(Protocol):
         """The bytes that a load may take there if the memory is otherwise empty; None: not known."""
         ...
 
-    def taken(self) -> Taken:
+    def taken(self) -> UsedMemory:
         """The memory in use now."""
         ...
 
@@ -92,14 +92,14 @@ class Memory(Protocol):
         ...
 
 
-class Unwatched:
+class UnlimitedMemory:
     """Memory without a watchdog: everything fits. For tests, and for servers whose memory is unknown."""
 
     level = Level.OK
     where: Where = "card"
     words = "memory is not watched"
 
-    def room(self, need: Need | None) -> Room:  # noqa: ARG002
+    def room(self, need: RequiredMemory | None) -> Room:  # noqa: ARG002
         """Always fits."""
         return Room(fits=True, why=self.words)
 
@@ -107,9 +107,9 @@ class Unwatched:
         """Not known."""
         return None
 
-    def taken(self) -> Taken:
+    def taken(self) -> UsedMemory:
         """Not known."""
-        return Taken()
+        return UsedMemory()
 
     def loading(self) -> AbstractContextManager[None]:
         """A context manager without effect."""
@@ -124,7 +124,11 @@ class Unwatched:
 
 
 def room_on_cards(
-    need: Need, cards: Sequence[Card], limits: Mapping[int, MemoryLimits], *, reclaimed_bytes: int = 0
+    need: RequiredMemory,
+    cards: Sequence[Card],
+    limits: Mapping[int, MemoryLimits],
+    *,
+    reclaimed_bytes: int = 0,
 ) -> Room:
     """Check whether a model fits on one card, or spread over all cards, below their critical limits.
 
@@ -150,7 +154,7 @@ def usable_bytes(cards: Sequence[Card], sizes: Sequence[int]) -> int:
     return max(sizes, default=0) if any(card.mig for card in cards) else sum(sizes)
 
 
-def room_on_host(need: Need, host: Host, limits: MemoryLimits) -> Room:
+def room_on_host(need: RequiredMemory, host: Host, limits: MemoryLimits) -> Room:
     """Check whether a load fits into this machine's memory below its critical limit."""
     free = max(0, limits.critical_bytes - host.used_bytes)
     there = f"{in_gb(free)} of {in_gb(host.total_bytes)} of this machine's memory may still be taken"

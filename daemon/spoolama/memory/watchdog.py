@@ -26,7 +26,15 @@ from spoolama.memory.level import (
 )
 from spoolama.memory.reader_threads import NOT_YET, CardThread, HostReading, HostThread
 from spoolama.memory.readings import Card, Host, Readings, Runner
-from spoolama.memory.room import Need, Room, Taken, Where, room_on_cards, room_on_host, usable_bytes
+from spoolama.memory.room import (
+    RequiredMemory,
+    Room,
+    UsedMemory,
+    Where,
+    room_on_cards,
+    room_on_host,
+    usable_bytes,
+)
 
 _HOST_SHARE = 0.1
 _WORTH_SAYING_S = 600.0
@@ -111,7 +119,7 @@ def in_words(readings: Readings, place: int | None, state: LevelState) -> str:
         of = f"{host.bound}, " if host.bound else ""
         words = f"{of}{in_gb(host.used_bytes)} of {in_gb(host.total_bytes)} of this machine's memory in use"
     else:
-        return readings.blind or "memory cannot be read"
+        return readings.unreadable or "memory cannot be read"
     if state.full_in_s is not None and 0 < state.full_in_s < _WORTH_SAYING_S:
         words += f", critical in {state.full_in_s:.0f} s at this rate"
     return words
@@ -199,7 +207,7 @@ class MemoryWatchdog:
         self._looked = asyncio.Event()
         self._models: tuple[float, tuple[HeldModel, ...]] | None = None
         self._job: _Job | None = None
-        self._said_blind = False
+        self._said_unreadable = False
         self._seen_host = HostReading(clock.monotonic())
         self._ours = Ours()
         self._host_is_ours = False
@@ -239,7 +247,7 @@ class MemoryWatchdog:
         self.latest = readings = Readings(
             at=now,
             cards=cards,
-            blind=None if cards else seen.blind or "none of the selected cards is present",
+            unreadable=None if cards else seen.unreadable or "none of the selected cards is present",
             host=self._seen_host.host,
             runners=self._seen_host.runners,
             models=models[1] if models is not None and now - models[0] <= _LISTED_FOR_S else None,
@@ -247,7 +255,7 @@ class MemoryWatchdog:
         for key, used, limits in self._gauges(readings):
             state = self._states.get(key) or LevelState(since=now - self._rules.fall_s)
             self._states[key] = step(state, used, limits, now, self._rules, trend=not self._loading)
-        self._say_blind(readings)
+        self._say_unreadable(readings)
         self._settle(readings)
         if self._job is not None:
             self._job.history.add(readings, self.level, self._every_s)
@@ -332,21 +340,21 @@ class MemoryWatchdog:
         self._said_left = left
         return counts
 
-    def _say_blind(self, readings: Readings) -> None:
+    def _say_unreadable(self, readings: Readings) -> None:
         """Log one event when the cards become unreadable and one when they are readable again."""
-        lost = readings.cards is None and readings.blind != NOT_YET
-        if lost and not self._said_blind:
-            self.on_change("memory.blind", {"reason": readings.blind or "no reading"})
-        elif not lost and self._said_blind:
-            self.on_change("memory.seen", {"cards": len(readings.cards or ())})
-        self._said_blind = lost
+        lost = readings.cards is None and readings.unreadable != NOT_YET
+        if lost and not self._said_unreadable:
+            self.on_change("memory.unreadable", {"reason": readings.unreadable or "no reading"})
+        elif not lost and self._said_unreadable:
+            self.on_change("memory.readable", {"cards": len(readings.cards or ())})
+        self._said_unreadable = lost
 
     # Interface for the engine and the service.
 
-    def room(self, need: Need | None) -> Room:
+    def room(self, need: RequiredMemory | None) -> Room:
         """Whether a load of this size fits now; this does not consider the level."""
         readings = self.latest
-        if readings is None or readings.blind == NOT_YET:
+        if readings is None or readings.unreadable == NOT_YET:
             # The service has just started: without a reading a full card would look empty.
             return Room(fits=False, why=NOT_YET)
         if need is not None and need.where == "host" and self._seen_host.not_yet:
@@ -376,22 +384,22 @@ class MemoryWatchdog:
         empty = [self.limits_of(card).critical_bytes - (card.reserved_bytes or 0) for card in readings.cards]
         return usable_bytes(readings.cards, empty)
 
-    def taken(self) -> Taken:
+    def taken(self) -> UsedMemory:
         """The memory in use now."""
         readings = self.latest
         if readings is None:
-            return Taken()
+            return UsedMemory()
         pids = {runner.pid for runner in readings.runners}
         rss = sum(runner.rss_bytes for runner in readings.runners) if pids else None
         if readings.cards is None:
-            return Taken(runners_rss_bytes=rss)
+            return UsedMemory(runners_rss_bytes=rss)
         ours = [
             size
             for card in readings.cards
             for pid, size in (card.processes or {}).items()
             if pid in pids and size is not None
         ]
-        return Taken(sum(card.used_bytes for card in readings.cards), sum(ours) if ours else None, rss)
+        return UsedMemory(sum(card.used_bytes for card in readings.cards), sum(ours) if ours else None, rss)
 
     @contextmanager
     def loading(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from spoolama.backends.model_shape import ModelShape
 from spoolama.errors import BackendError, ServerAway
 from spoolama.memory.estimate import Estimate, estimate, words_of
 from spoolama.memory.level import GB, in_gb
-from spoolama.memory.room import Memory, Need, Taken
+from spoolama.memory.room import Memory, RequiredMemory, UsedMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class EstimatedSize:
             return None
         return estimate(self.shape, spec.num_ctx, spec.slots, batch=self._batch(spec), on_card=self.on_card)
 
-    def need(self, spec: LoadSpec) -> Need | None:
-        """Return the estimate as a `Need`."""
+    def need(self, spec: LoadSpec) -> RequiredMemory | None:
+        """Return the estimate as a `RequiredMemory`."""
         found = self.estimate(spec)
         if found is None:
             return None
@@ -54,7 +54,7 @@ class EstimatedSize:
             # Weights are mapped from their file, and the kernel reclaims such memory under pressure.
             size -= found.weights_bytes
         where = f"{spec.model} with a window of {spec.num_ctx:,} needs {words_of(found)}"
-        return Need(size, "card" if self.on_card else "host", where)
+        return RequiredMemory(size, "card" if self.on_card else "host", where)
 
     def shortage(self, spec: LoadSpec, memory: Memory) -> str:
         """Describe what this load needs and what is available; empty if unknown."""
@@ -93,7 +93,7 @@ class MeasuredSize:
         self._estimated: EstimatedSize | None = None
         self._seen: dict[tuple[int, int], int] = {}
         """Measured card memory of loads in bytes."""
-        self._before: Taken | None = None
+        self._before: UsedMemory | None = None
         """Memory in use before the last load."""
 
     async def ask(self, backend: Backend, spec: LoadSpec) -> None:
@@ -109,14 +109,14 @@ class MeasuredSize:
         """Record the memory in use before a load; the model is not in memory."""
         self._before = self._memory.taken()
 
-    def need(self, spec: LoadSpec) -> Need | None:
+    def need(self, spec: LoadSpec) -> RequiredMemory | None:
         """Return the memory of this load: the measured size if it exceeds the estimate. None: not known."""
         if self._estimated is None:
             return None
         need, seen = self._estimated.need(spec), self._of(spec) or 0
         if need is None or need.where == "host" or seen <= need.size_bytes:
             return need
-        return Need(seen, need.where, f"{spec.model} took {in_gb(seen)} when it was loaded last")
+        return RequiredMemory(seen, need.where, f"{spec.model} took {in_gb(seen)} when it was loaded last")
 
     def shortage(self, spec: LoadSpec) -> str:
         """Describe what this load needs and what is available; empty if unknown."""
@@ -163,7 +163,7 @@ class MeasuredSize:
         """Whether a larger load fits instead of the current one."""
         need, now = self.need(larger), self.need(spec)
         if need is not None and now is not None:
-            need = Need(max(0, need.size_bytes - now.size_bytes), need.where, need.words)
+            need = RequiredMemory(max(0, need.size_bytes - now.size_bytes), need.where, need.words)
             most, taken = self._memory.most_bytes("card"), self._memory.taken().cards_bytes
             if need.where == "card" and most is not None and taken is not None:
                 # Not `room`: it counts this model as memory that the server frees for a load.

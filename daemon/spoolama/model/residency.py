@@ -16,7 +16,7 @@ from spoolama.errors import (
     BackendError,
     ConfigError,
     JobError,
-    ModelLost,
+    ModelUnavailable,
     OutOfMemory,
     RequestRefused,
     ServerDied,
@@ -167,11 +167,11 @@ class ModelResidency:
         often = self.sizes.shortage()
         return not often or self._shrink("the model ran out of memory")
 
-    def _lost(self, message: str, fix: str = "", code: str = OutOfMemory.code) -> ModelLost:
+    def _lost(self, message: str, fix: str = "", code: str = OutOfMemory.code) -> ModelUnavailable:
         if not fix:
             fix = "Free memory on the server, or use a smaller model or num_ctx."
             fix = f"{self.measured.shortage(self.sizes.requested)} {fix}".strip()
-        return ModelLost(message, fix=fix, code=code)
+        return ModelUnavailable(message, fix=fix, code=code)
 
     def _shrink(self, why: str) -> bool:
         """Select the next smaller load; False if there is none."""

@@ -24,7 +24,7 @@ _MOST_KEPT = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Surprise:
+class ExternalChange:
     """An event that this job did not cause."""
 
     kind: str
@@ -34,7 +34,7 @@ class Surprise:
     """The row at which it was detected."""
 
 
-class Watch:
+class ModelWatch:
     """Observes every request and reply of a model.
 
     Args:
@@ -68,7 +68,7 @@ class Watch:
         self._cold = self._fresh
         """Whether no request was sent since the model was loaded."""
         self._counts: Counter[str] = Counter()
-        self._first: list[Surprise] = []
+        self._first: list[ExternalChange] = []
 
     async def before(
         self, lane: int, front: tuple[Message, ...], *, branches: bool, timeout_s: float
@@ -89,7 +89,7 @@ class Watch:
         reloaded = (reply.load_s or 0.0) > _RELOAD_S
         window = self._window
         if reloaded:
-            self._surprise(
+            self._note_change(
                 "reloaded",
                 f"the model had to be loaded again ({reply.load_s:.1f} s): another client unloaded it or "
                 "loaded it with other options",
@@ -107,7 +107,7 @@ class Watch:
 
     def cut(self, ordinal: int, message: str) -> None:
         """Record that the server silently truncated a prompt."""
-        self._surprise("prompt_cut", message, ordinal)
+        self._note_change("prompt_cut", message, ordinal)
 
     def loaded(self, model: LoadedModel, load: LoadSpec) -> None:
         """Record that we loaded the model again, after a server failure or memory pressure."""
@@ -119,7 +119,7 @@ class Watch:
     def notes(self) -> dict[str, Any]:
         """Return the observations for the metrics."""
         return {
-            "surprises": {"counts": dict(self._counts), "first": [asdict(s) for s in self._first]},
+            "external_changes": {"counts": dict(self._counts), "first": [asdict(s) for s in self._first]},
             "primer": self._primer.notes.to_json(),
         }
 
@@ -156,17 +156,17 @@ class Watch:
             self._window = window
         if believed:
             message = f"the server now holds a window of {window} tokens instead of {known}"
-            self._surprise("window_smaller", message, ordinal)
+            self._note_change("window_smaller", message, ordinal)
         before, after = _gpu_share(self._held), _gpu_share(now)
         if before is not None and after is not None and after < before - 0.01:
             message = f"only {after:.0%} of the model is on the GPU now, {before:.0%} before; this is slower"
-            self._surprise("offloaded", message, ordinal)
+            self._note_change("offloaded", message, ordinal)
         self._held = now
 
-    def _surprise(self, kind: str, message: str, ordinal: int) -> None:
+    def _note_change(self, kind: str, message: str, ordinal: int) -> None:
         self._counts[kind] += 1
         if len(self._first) < _MOST_KEPT:
-            self._first.append(Surprise(kind, message, ordinal))
+            self._first.append(ExternalChange(kind, message, ordinal))
         self._progress.on_notice(kind, message)
         if (times := self._counts["reloaded"]) >= _OFTEN:
             self._progress.phase = (

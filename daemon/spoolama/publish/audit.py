@@ -9,8 +9,8 @@ from typing import Any
 
 from spoolama.compare.audit import AuditedRow, smallest_harm, weigh
 from spoolama.compare.evidence import wilson
-from spoolama.compare.likeness import TEXTS, Likeness, likeness_of
 from spoolama.compare.pilot import ISOLATED
+from spoolama.compare.similarity import TEXTS, Similarity, similarity_of
 from spoolama.job.answer import enum_of, label_of_answer
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.statistics import falls_along
@@ -300,7 +300,7 @@ def _sample(ledger: LedgerReader, sidecar: Sidecar, compared: Sequence[Compared]
 
 def _rows(
     ledger: LedgerReader, sidecar: Sidecar, compared: Sequence[Compared]
-) -> tuple[list[AuditedRow], Likeness]:
+) -> tuple[list[AuditedRow], Similarity]:
     def label(answer: str) -> str:
         return label_of_answer(answer, sidecar)
 
@@ -316,10 +316,10 @@ def _rows(
     ]
     others = {**ledger.sample_answers(), **ledger.trial_answers(ISOLATED), **ledger.trial_answers("odd")}
     known = {n: label(answer) for n, answer in others.items()} | {row.ordinal: row.isolated for row in rows}
-    return rows, likeness_of(list(known.values()), listed=enum_of(sidecar) is not None)
+    return rows, similarity_of(list(known.values()), listed=enum_of(sidecar) is not None)
 
 
-def _similarity(row: AuditedRow, like: Likeness, *, noisy: bool) -> float:
+def _similarity(row: AuditedRow, like: Similarity, *, noisy: bool) -> float:
     once = like.of(row.given, row.isolated)
     return once if row.again is None or not noisy else (once + like.of(row.given, row.again)) / 2
 

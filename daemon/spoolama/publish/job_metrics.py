@@ -12,7 +12,7 @@ from spoolama.job.plan import Plan
 from spoolama.job.sidecar import EVERY, Sidecar
 from spoolama.publish.agreement import LEAST_ALONG
 from spoolama.publish.audit import audit_result, why_no_audit
-from spoolama.publish.metrics import GB, EndedEarly, MemoryUse, Metrics, SecondPass, SurpriseCounts, TrimPlan
+from spoolama.publish.metrics import GB, EndedEarly, ExternalChanges, MemoryUse, Metrics, SecondPass, TrimPlan
 from spoolama.publish.pilot import PILOT_KINDS, pilot_result, why_no_pilot
 from spoolama.publish.result_counts import ResultCounts
 from spoolama.spool.ledger_reader import LedgerReader, Requests, Totals
@@ -77,7 +77,7 @@ def job_metrics(
         retired_settings=_retired(ledger.meta("retired") or (), plans) or None,
         second_pass=SecondPass(**long) if (long := ledger.second_pass(sidecar.options.num_ctx)) else None,
         primer=tuple({"num_ctx": load["num_ctx"], **load["primer"]} for load in watch) or None,
-        surprises=_surprises(watch),
+        external_changes=_external_changes(watch),
         active_s=seconds,
         server_wait_s=ledger.meta("waited_s"),
         memory_pause_s=ledger.meta("held_s"),
@@ -136,8 +136,8 @@ def _notes(
         null["anchors"] = "no candidate was answered and fits into half of the room for prompts"
     if sidecar.long_rows != "second_pass":
         null |= {"second_pass": "the sidecar does not ask for a second pass"}
-    if metrics.memory is not None and metrics.memory.blind:
-        null |= dict.fromkeys(("peak_vram_gb", "mean_vram_gb"), metrics.memory.blind)
+    if metrics.memory is not None and metrics.memory.unreadable:
+        null |= dict.fromkeys(("peak_vram_gb", "mean_vram_gb"), metrics.memory.unreadable)
     measured = {
         name: f"tokens: sum of the server's counts over {rows:,} of {answered:,} answered rows"
         for name, rows in (
@@ -179,13 +179,15 @@ def _memory(ledger: LedgerReader) -> MemoryUse | None:
     return MemoryUse(**{**known, "events": tuple(known.get("events", ()))}) if recorded else None
 
 
-def _surprises(watch: Sequence[Mapping[str, Any]]) -> SurpriseCounts | None:
+def _external_changes(watch: Sequence[Mapping[str, Any]]) -> ExternalChanges | None:
     if not watch:
         return None
     counts: Counter[str] = Counter()
     for load in watch:
-        counts.update(load["surprises"]["counts"])
-    return SurpriseCounts(dict(counts), tuple(each for load in watch for each in load["surprises"]["first"]))
+        counts.update(load["external_changes"]["counts"])
+    return ExternalChanges(
+        dict(counts), tuple(each for load in watch for each in load["external_changes"]["first"])
+    )
 
 
 def _extra_requests(ledger: LedgerReader, sidecar: Sidecar) -> dict[str, Requests]:

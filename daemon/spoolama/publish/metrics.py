@@ -57,7 +57,7 @@ class TrimPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class SurpriseCounts:
+class ExternalChanges:
     """What other clients did to the loaded model."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -83,14 +83,14 @@ class MemoryUse:
     """Seconds at each level of memory pressure."""
     seconds_without_reading: float = 0.0
     seconds_read: float = 0.0
-    blind: str | None = None
+    unreadable: str | None = None
     """Why GPU memory could not be read."""
     peak_bytes: int | None = None
     mean_bytes: int | None = None
     total_bytes: int | None = None
     runner_rss_peak_bytes: int | None = None
     host_peak_bytes: int | None = None
-    hottest_c: int | None = None
+    max_temperature_c: int | None = None
     throttled_seconds: Mapping[str, float] = field(default_factory=dict)
     changes: int = 0
     """Changes of the level."""
@@ -224,7 +224,7 @@ class Metrics:
         "prompts without and four prompts with such a request",
         "no model was loaded",
     )
-    surprises: SurpriseCounts | None = _metric(
+    external_changes: ExternalChanges | None = _metric(
         "",
         "reloads, evictions and other changes of the loaded model by other clients, detected from the "
         "server's load times and its list of loaded models",

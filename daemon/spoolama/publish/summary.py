@@ -156,9 +156,9 @@ def _measured_entries(m: Metrics) -> Entries:
         context += f"; {counted(m.trim_count or 0, 'trim')} in {counted(m.segments or 0, 'segment')}"
     yield "Context", context
     yield from context_sentences(m)
-    if m.surprises is not None:
-        for kind, times in m.surprises.counts.items():
-            first = [each["message"] for each in m.surprises.first if each["kind"] == kind]
+    if m.external_changes is not None:
+        for kind, times in m.external_changes.counts.items():
+            first = [each["message"] for each in m.external_changes.first if each["kind"] == kind]
             yield "Server", f"{times:,} × {kind}" + (f": {first[0]}" if first else "")
     if m.second_pass is not None:
         window = f"a context window of {m.second_pass.num_ctx:,} tokens"

@@ -20,7 +20,7 @@ from spoolama.model.load_sizes import LoadSizes, load_steps
 from spoolama.model.pressure import PressureHandler
 from spoolama.model.primer import Primer
 from spoolama.model.residency import ModelResidency, load_model
-from spoolama.model.watch import Watch
+from spoolama.model.watch import ModelWatch
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class ModelRun:
         """Load the model.
 
         Raises:
-            JobError: it cannot be loaded; `ModelLost` if only this model cannot.
+            JobError: it cannot be loaded; `ModelUnavailable` if only this model cannot.
             Stopping: the service stops.
         """
         job, sidecar, spec = self._job, self._job.sidecar, self._spec
@@ -96,7 +96,7 @@ class ModelRun:
         shrink = job.planner.shrink if job.one_model else None
         self._open = OpenModel(
             residency,
-            Watch(job.backend, residency.spec, loaded, primer, job.progress, shrink),
+            ModelWatch(job.backend, residency.spec, loaded, primer, job.progress, shrink),
             RequestTimeout(sidecar.timeout),
             defers=not self._second_pass and sidecar.long_rows == "second_pass",
         )

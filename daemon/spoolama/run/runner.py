@@ -18,14 +18,14 @@ from spoolama.compare.audit_phase import AuditPhase, audit_budget, left_to_audit
 from spoolama.compare.pilot_phase import PilotPhase
 from spoolama.context.budget import message_bytes
 from spoolama.context.turns import Turns
-from spoolama.errors import JobError, ModelLost
-from spoolama.evaluation.asking import Asker
+from spoolama.errors import JobError, ModelUnavailable
+from spoolama.evaluation.asking import MessageBuilder
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.evaluation.protocol import Abandoned
 from spoolama.job.plan import first_plan, pilot_asks
 from spoolama.job.row import Failed
 from spoolama.job.sidecar import Sidecar
-from spoolama.memory.room import Memory, Unwatched
+from spoolama.memory.room import Memory, UnlimitedMemory
 from spoolama.model.gate import Gate, Stopping
 from spoolama.progress import Progress
 from spoolama.run.model_run import ModelRun
@@ -95,7 +95,7 @@ class JobRunner:
 
     @property
     def _memory(self) -> Memory:
-        return Unwatched() if self.memory is None else self.memory
+        return UnlimitedMemory() if self.memory is None else self.memory
 
     async def _context(self, models: list[str | None], counts: dict[str, int]) -> JobContext:
         sidecar, store, total = self.sidecar, self.store, sum(counts.values())
@@ -105,7 +105,7 @@ class JobRunner:
             asked = models
             await store.note(asked_models=asked)
         one_model = not await store.meta("own_requests", False)
-        asker = Asker(sidecar, self.evaluator)
+        asker = MessageBuilder(sidecar, self.evaluator)
         planner = Planner(
             store,
             first_plan(sidecar, total, pilot=one_model and pilot_asks(sidecar, total) > 0),
@@ -155,7 +155,7 @@ class JobRunner:
             self.progress.phase = "answering"
             audit = AuditPhase(job, budget) if job.one_model and budget.rows else None
             await Segments(model, job, anchors, audit).answer(run.in_lanes)
-        except ModelLost as error:
+        except ModelUnavailable as error:
             await self._fail_model(model, job, error)
         finally:
             await run.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from spoolama.answer.job_context import JobContext
 from spoolama.answer.lane import Lane
 from spoolama.backends.base import LoadSpec
-from spoolama.errors import JobError, ModelLost
+from spoolama.errors import JobError, ModelUnavailable
 from spoolama.job.row import Failed, StoredRow
 from spoolama.memory.room import Memory
 from spoolama.run.model_run import ModelRun
@@ -87,7 +87,7 @@ async def answer_long_rows(
     try:
         job.progress.phase = f"answering {len(rows.fitting)} long rows with a window of {rows.window:,}"
         await run.in_lanes(_deferred(job, model), work)
-    except ModelLost as error:
+    except ModelUnavailable as error:
         await _fail_all(job, model, sizes, rows.window, error)
     finally:
         await run.close()

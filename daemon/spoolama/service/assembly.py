@@ -19,7 +19,7 @@ from spoolama.backends.factory import make_backend
 from spoolama.clock import Clock, SystemClock
 from spoolama.errors import ConfigError
 from spoolama.evaluation.evaluator import Evaluator
-from spoolama.evaluation.process import EvaluationProcess, FirstIdle
+from spoolama.evaluation.process import EvaluationProcess, ProcessPair
 from spoolama.job.rows.reader import RowLimits
 from spoolama.memory.host import SCAN_EVERY_S, HostProbe
 from spoolama.memory.level import LevelRules
@@ -179,7 +179,7 @@ def _daemon(
     # Evaluating a new sidecar must not delay the rows of the running job.
     process = EvaluationProcess(report=_report)
     of_jobs = Evaluator(process)
-    of_arrivals = Evaluator(FirstIdle(process, EvaluationProcess(idle_s=10.0, report=_report)))
+    of_arrivals = Evaluator(ProcessPair(process, EvaluationProcess(idle_s=10.0, report=_report)))
     executor = JobExecutor(
         spool,
         backend,

@@ -12,7 +12,7 @@ from dataclasses import replace
 from spoolama.clock import Clock, moment
 from spoolama.errors import SpoolamaError
 from spoolama.service.logs import say
-from spoolama.service.queue import JobQueue, Queued
+from spoolama.service.queue import JobQueue, QueuedJob
 from spoolama.service.run_record import (
     RunRecord,
     begun,
@@ -82,7 +82,7 @@ class Deaths:
             if new != on_disk[item.job.name]:
                 await self._store(item)
 
-    async def begin(self, item: Queued) -> None:
+    async def begin(self, item: QueuedJob) -> None:
         """Mark the job as running.
 
         Raises:
@@ -92,12 +92,12 @@ class Deaths:
         async with self._writing:
             await asyncio.to_thread(write_record, item.job, item.record)
 
-    async def end(self, item: Queued) -> None:
+    async def end(self, item: QueuedJob) -> None:
         """Remove the mark: the run ended without a crash."""
         item.record = ended(item.record)
         await self._store(item)
 
-    async def note_error(self, item: Queued, error: str) -> None:
+    async def note_error(self, item: QueuedJob, error: str) -> None:
         """Record the exception that ends the service; the mark stays, so the next start counts the crash."""
         item.record = replace(item.record, error=error)
         await self._store(item)
@@ -111,7 +111,7 @@ class Deaths:
         for item in blamed:
             await self._store(item)
 
-    async def release(self, item: Queued) -> None:
+    async def release(self, item: QueuedJob) -> None:
         """Let a held job run again."""
         item.record, item.not_before, item.after_deaths = released(item.record), 0.0, ""
         if item.state == "held":
@@ -136,10 +136,10 @@ class Deaths:
                 if item.state == "ready":
                     self._queue.settled(item, item.priority)
 
-    def _others(self, item: Queued) -> list[RunRecord]:
+    def _others(self, item: QueuedJob) -> list[RunRecord]:
         return [other.record for other in self._queue.jobs() if other is not item]
 
-    async def _store(self, item: Queued) -> None:
+    async def _store(self, item: QueuedJob) -> None:
         """Write the newest record. If that fails, remove it, because an old record may blame the job."""
         async with self._writing:
             try:

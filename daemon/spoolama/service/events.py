@@ -86,10 +86,10 @@ EVENTS: Mapping[str, EventKind] = {
         "Memory pressure is critical: {reason}. The model is unloaded to free memory.",
         "05517df525ad4078b6136920ad1db035",
     ),
-    "memory.blind": EventKind(
+    "memory.unreadable": EventKind(
         "info", "GPU memory is not watched: {reason}.", "d0240c0058fb451199ce8037e43318dc"
     ),
-    "memory.seen": EventKind(
+    "memory.readable": EventKind(
         "info", "GPU memory is watched: {cards} card(s).", "1022aaa46ec84b84a338e13e8f22ebf7"
     ),
     "memory.action": EventKind(
@@ -124,7 +124,7 @@ EVENTS: Mapping[str, EventKind] = {
     "job.ended": EventKind("info", "{job} is in {where}/: {outcome}", "47834122b73449d0bdc8c7c3326f81f5"),
     "job.failed": EventKind("warning", "{job} is in failed/: {outcome}", "6ca32ada00da42409e2c52f606fdd1a2"),
     "job.harm": EventKind("warning", "{job}: {harm}.", "b046bcb3dc534b6bb24921a6affcb6de"),
-    "model.surprise": EventKind("warning", "{job}: {notice} ({kind})", "c1f0c2a8f7c34a6e9d0a3b1e5b7d2c94"),
+    "model.changed": EventKind("warning", "{job}: {notice} ({kind})", "c1f0c2a8f7c34a6e9d0a3b1e5b7d2c94"),
     "job.left": EventKind(
         "info", "{job} stopped and keeps its results: {outcome}", "44809291975d4ce1a0f67ede10c0077c"
     ),

@@ -20,7 +20,7 @@ _PAUSED: Final = "paused"
 
 
 @dataclass
-class Queued:
+class QueuedJob:
     """One claimed job."""
 
     job: JobDir
@@ -49,33 +49,33 @@ class JobQueue:
     """All jobs in processing/."""
 
     def __init__(self) -> None:
-        self._items: dict[str, Queued] = {}
+        self._items: dict[str, QueuedJob] = {}
         self.changed = asyncio.Event()
         """Set whenever a job may have become ready; the waiting task clears it."""
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def add(self, job: JobDir) -> Queued:
+    def add(self, job: JobDir) -> QueuedJob:
         """Add a claimed job."""
-        item = Queued(job)
+        item = QueuedJob(job)
         self._items[job.name] = item
         self.changed.set()
         return item
 
-    def settled(self, item: Queued, priority: int) -> None:
+    def settled(self, item: QueuedJob, priority: int) -> None:
         """Mark a job as settled: it may run, unless it is held after crashes of the service."""
         item.state = "held" if item.record.held else "ready"
         item.priority, item.reason, item.retry_at = priority, item.after_deaths, None
         self.changed.set()
 
-    def pause(self, item: Queued) -> None:
+    def pause(self, item: QueuedJob) -> None:
         """Keep it in processing/ until a user resumes it."""
         item.state, item.retry_at = "paused", None
         item.reason = f"Paused. To continue, put {item.job.name}.resume into incoming/."
         self.changed.set()
 
-    def hold(self, item: Queued, reason: str, *, retry_at: float | None = None) -> None:
+    def hold(self, item: QueuedJob, reason: str, *, retry_at: float | None = None) -> None:
         """Keep it in processing/ without running it."""
         item.state, item.reason, item.retry_at = "held", reason, retry_at
         self.changed.set()
@@ -86,15 +86,15 @@ class JobQueue:
             if item.state == "held" and item.retry_at is not None and item.retry_at <= now:
                 self.settled(item, item.priority)
 
-    def jobs(self) -> list[Queued]:
+    def jobs(self) -> list[QueuedJob]:
         """All jobs."""
         return list(self._items.values())
 
-    def ready(self) -> list[Queued]:
+    def ready(self) -> list[QueuedJob]:
         """Jobs that can run."""
         return [item for item in self._items.values() if item.state == "ready"]
 
-    def next(self, now: float) -> Queued | None:
+    def next(self, now: float) -> QueuedJob | None:
         """The job to run at this monotonic time, or None."""
         due = [item for item in self.ready() if item.not_before <= now]
         return min(due, key=lambda item: item.sort_key, default=None)
@@ -103,16 +103,16 @@ class JobQueue:
         """Monotonic time from which the first ready job may run, or None."""
         return min((item.not_before for item in self.ready()), default=None)
 
-    def remove(self, item: Queued) -> None:
+    def remove(self, item: QueuedJob) -> None:
         """Remove a job that has left processing/."""
         self._items.pop(item.job.name, None)
         self.changed.set()
 
-    def settling(self) -> list[Queued]:
+    def settling(self) -> list[QueuedJob]:
         """Jobs that are not settled yet."""
         return [item for item in self._items.values() if item.state == "settling"]
 
-    def waiting(self) -> list[Queued]:
+    def waiting(self) -> list[QueuedJob]:
         """All jobs in order, without the running job."""
         waiting = [item for item in self._items.values() if item.state != "running"]
         return sorted(waiting, key=lambda item: item.sort_key)
@@ -124,7 +124,7 @@ class JobQueue:
             for item in self._items.values()
         )
 
-    def find(self, target: str) -> list[Queued]:
+    def find(self, target: str) -> list[QueuedJob]:
         """The jobs that match a job's name, an uploaded file's name or its stem."""
         return [
             item

@@ -21,14 +21,14 @@ from spoolama.evaluation.evaluator import Evaluator
 from spoolama.job.rows.data_file import detect
 from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
-from spoolama.service.queue import Queued, is_paused, note_pause, remove_pause
+from spoolama.service.queue import QueuedJob, is_paused, note_pause, remove_pause
 from spoolama.service.settings import Settings
 from spoolama.service.state import ServiceState
 from spoolama.service.worker import Executor, cancelled, reject
-from spoolama.spool.claim import JobDir, Refused, Settling, claim, settle
+from spoolama.spool.claim import JobDir, RefusedFiles, Settling, claim, settle
 from spoolama.spool.layout import Spool
-from spoolama.spool.scanner import MOST_HELD, Control, Held, ReadyRules, Scanner, ScanResult, take_control
-from spoolama.spool.watch import Wakeups
+from spoolama.spool.scanner import MOST_HELD, CommandFile, Held, ReadyRules, Scanner, ScanResult, take_control
+from spoolama.spool.watch import DirectoryEvents
 from spoolama.stopping import first_of
 
 _DEBOUNCE_S = 0.1
@@ -46,12 +46,12 @@ def rules_for(settings: Settings, *, once: bool) -> ReadyRules:
     rules = ReadyRules(
         quiet_s=settings.quiet_s,
         openai_wait_s=settings.openai_wait_s,
-        lonely_after_s=settings.lonely_after_s,
+        unpaired_after_s=settings.unpaired_after_s,
         max_bytes=settings.max_bytes,
         min_free_bytes=settings.min_free_bytes,
         default_sidecar=settings.default_sidecar,
     )
-    return replace(rules, openai_wait_s=rules.quiet_s, lonely_after_s=rules.quiet_s) if once else rules
+    return replace(rules, openai_wait_s=rules.quiet_s, unpaired_after_s=rules.quiet_s) if once else rules
 
 
 class IncomingScanner:
@@ -112,7 +112,7 @@ class IncomingScanner:
         def wake_from_thread() -> None:
             loop.call_soon_threadsafe(self._wake.set)
 
-        wakeups = Wakeups(self._spool.incoming, wake_from_thread)
+        wakeups = DirectoryEvents(self._spool.incoming, wake_from_thread)
         pulse = self._state.pulses["scanner"]
         try:
             await asyncio.to_thread(wakeups.start)  # watch before the first scan, so that no file is missed
@@ -140,7 +140,7 @@ class IncomingScanner:
             self.all_done.set()
         return result
 
-    async def _execute(self, control: Control) -> None:
+    async def _execute(self, control: CommandFile) -> None:
         """Apply the command to every matching job, and remove the file."""
         items = self._state.queue.find(control.target)
         done = [await self._command(control.command, item) for item in items]
@@ -153,7 +153,7 @@ class IncomingScanner:
         say("drop.commanded", name=control.file, what=what)
         self._state.changed.set()
 
-    async def _command(self, command: str, item: Queued) -> str:
+    async def _command(self, command: str, item: QueuedJob) -> str:
         running = self._state.running
         name = item.job.name
         if command == "pause":
@@ -193,7 +193,7 @@ class IncomingScanner:
                     self._state.queue.pause(item)
                 self._state.changed.set()
 
-    async def _priority(self, item: Queued) -> int:
+    async def _priority(self, item: QueuedJob) -> int:
         """The job's priority; 0 if its sidecar takes too long to read, because other drops wait."""
         try:
             async with asyncio.timeout(_PRIORITY_S), self._reading:
@@ -201,7 +201,7 @@ class IncomingScanner:
         except TimeoutError:
             return 0
 
-    async def _is_settled(self, item: Queued) -> bool:
+    async def _is_settled(self, item: QueuedJob) -> bool:
         """Whether a claimed job is settled, so that it may run."""
         try:
             verdict = await asyncio.to_thread(settle, item.job)
@@ -214,7 +214,7 @@ class IncomingScanner:
                 if not item.reason:
                     say("job.settling", job=item.job.name)
                 item.reason = reason
-            case Refused(code=code, message=message):
+            case RefusedFiles(code=code, message=message):
                 say("drop.rejected", name=item.job.dropped_as, job=item.job.name, reason=message)
                 await reject(self._state, self._executor, item, InputError(message, code=code))
             case _:
@@ -238,7 +238,7 @@ class IncomingScanner:
             self._state.changed.set()
         return not_claimed
 
-    async def _watched(self, wakeups: Wakeups) -> None:
+    async def _watched(self, wakeups: DirectoryEvents) -> None:
         if not wakeups.healthy():
             await asyncio.to_thread(wakeups.start)
         trouble = wakeups.trouble

@@ -140,7 +140,7 @@ class Settings(_Section):
     quiet_s: Seconds = 2.0
     rescan_s: float = Field(10.0, gt=0, le=3600)
     openai_wait_s: Seconds = 10.0
-    lonely_after_s: Seconds = 600.0
+    unpaired_after_s: Seconds = 600.0
     max_bytes: int = Field(10_000_000_000, ge=1)
     min_free_bytes: int = Field(500_000_000, ge=0)
     default_sidecar: FilePath | None = None

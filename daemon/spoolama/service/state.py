@@ -11,7 +11,7 @@ from typing import Literal
 from spoolama.clock import Clock
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
-from spoolama.service.queue import JobQueue, Queued
+from spoolama.service.queue import JobQueue, QueuedJob
 from spoolama.spool.claim import JobDir
 from spoolama.spool.scanner import Held
 from spoolama.stopping import Stop
@@ -30,10 +30,10 @@ class JobEnd:
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningJob:
     """The job that is being executed."""
 
-    item: Queued
+    item: QueuedJob
     progress: Progress
     stop: Stop
     """Stops only this job."""
@@ -74,7 +74,7 @@ class ServiceState:
     """Seconds since the epoch."""
     queue: JobQueue = field(default_factory=JobQueue)
     phase: Literal["starting", "working", "stopping", "stopped"] = "starting"
-    running: Running | None = None
+    running: RunningJob | None = None
     held: list[Held] = field(default_factory=list)
     """Held files in incoming/ with the reason; at most `MOST_HELD`, further ones are only counted."""
     more_held: int = 0

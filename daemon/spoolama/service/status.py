@@ -15,7 +15,7 @@ from spoolama.errors import DiskFull
 from spoolama.memory.level import Level, in_gb
 from spoolama.progress import Snapshot
 from spoolama.service.logs import say
-from spoolama.service.queue import Queued
+from spoolama.service.queue import QueuedJob
 from spoolama.service.state import EndedJob, ServiceState
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import readable
@@ -73,7 +73,7 @@ def _snapshot(snap: Snapshot, now: float) -> dict[str, Any]:
     }
 
 
-def _job(item: Queued) -> dict[str, Any]:
+def _job(item: QueuedJob) -> dict[str, Any]:
     job = item.job
     return {
         "name": job.dropped_as,
@@ -91,7 +91,7 @@ def running_payload(state: ServiceState) -> dict[str, Any] | None:
     return {"state": "running", "place": 0, **_job(state.running.item), **_snapshot(snap, state.clock.time())}
 
 
-def queued_payload(item: Queued, place: int) -> dict[str, Any]:
+def queued_payload(item: QueuedJob, place: int) -> dict[str, Any]:
     """A waiting job; place 1 is the next."""
     state = "queued" if item.state == "ready" else item.state
     return {"state": state, "place": place, **_job(item), "message": item.reason or None}
@@ -142,7 +142,7 @@ def memory_payload(state: ServiceState) -> dict[str, Any] | None:
             {"index": c.index, "mig": c.mig, "used_bytes": c.used_bytes, "total_bytes": c.total_bytes}
             for c in readings.cards
         ],
-        "no_cards": readings.blind,
+        "no_cards": readings.unreadable,
         "machine": None if host is None else {"used_bytes": host.used_bytes, "total_bytes": host.total_bytes},
         "model_processes_rss_bytes": sum(r.rss_bytes for r in readings.runners) if readings.runners else None,
     }

@@ -13,8 +13,8 @@ from spoolama.errors import DiskFull, EvaluationFailed, JobError, LedgerVersion,
 from spoolama.progress import Progress, Pulse
 from spoolama.service.deaths import Deaths
 from spoolama.service.logs import say
-from spoolama.service.queue import Queued, is_paused
-from spoolama.service.state import JobEnd, Running, ServiceState
+from spoolama.service.queue import QueuedJob, is_paused
+from spoolama.service.state import JobEnd, RunningJob, ServiceState
 from spoolama.spool.claim import JobDir
 from spoolama.stopping import Stop, first_of
 
@@ -55,7 +55,7 @@ def cancelled() -> JobError:
     )
 
 
-async def reject(state: ServiceState, executor: Executor, item: Queued, error: JobError) -> bool:
+async def reject(state: ServiceState, executor: Executor, item: QueuedJob, error: JobError) -> bool:
     """Publish the job in failed/ for this reason.
 
     Returns:
@@ -130,7 +130,7 @@ class Worker:
                 Pulse(self._clock),
                 on_notice=partial(_say_notice, item.job.name),
             )
-            running = Running(item, progress, Stop())
+            running = RunningJob(item, progress, Stop())
             item.state = "running"
             self._state.running, self._state.pulses["job"] = running, progress.pulse
             self._state.changed.set()
@@ -146,7 +146,7 @@ class Worker:
             waits.append(self._clock.sleep(max(0.0, at - self._clock.monotonic())))
         await first_of(*waits)
 
-    async def _execute(self, running: Running) -> None:
+    async def _execute(self, running: RunningJob) -> None:
         item, progress, stop = running.item, running.progress, running.stop
         job = item.job
         try:
@@ -178,7 +178,7 @@ class Worker:
             self._state.pulses.pop("job", None)
             self._state.changed.set()
 
-    def _note_end(self, item: Queued, ended: JobEnd, progress: Progress, stop: Stop) -> None:
+    def _note_end(self, item: QueuedJob, ended: JobEnd, progress: Progress, stop: Stop) -> None:
         job, queue = item.job, self._state.queue
         if ended.where != "left":
             queue.remove(item)
@@ -197,7 +197,7 @@ class Worker:
         else:
             raise RuntimeError(f"the executor left {job.name} without a request to stop")
 
-    def _hold(self, item: Queued, error: SpoolamaError) -> None:
+    def _hold(self, item: QueuedJob, error: SpoolamaError) -> None:
         """Hold a job that cannot continue for a reason outside the job; the next one runs."""
         queue, retry_at = self._state.queue, self._clock.monotonic() + _RETRY_S
         match error:
@@ -219,4 +219,4 @@ def _say_notice(job: str, kind: str, message: str) -> None:
     if kind == "harm":
         say("job.harm", job=job, harm=message)
     else:
-        say("model.surprise", job=job, kind=kind, notice=message)
+        say("model.changed", job=job, kind=kind, notice=message)

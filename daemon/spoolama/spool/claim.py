@@ -237,7 +237,7 @@ class Settling:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedFiles:
     """These files cannot become a job."""
 
     code: str
@@ -280,7 +280,7 @@ def ask_lease(fd: int) -> Lease:
 
 def settle(
     job: JobDir, *, ask: Callable[[int], Lease] = ask_lease, disk: Disk = DISK
-) -> SettledFiles | Settling | Refused:
+) -> SettledFiles | Settling | RefusedFiles:
     """Find out whether a claimed job's files can still change; if not, sync them to disk.
 
     Args:
@@ -298,18 +298,20 @@ def settle(
     return SettledFiles(denied)
 
 
-def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> SettledFiles | Settling | Refused:
+def _settle_file(
+    path: Path, ask: Callable[[int], Lease], disk: Disk
+) -> SettledFiles | Settling | RefusedFiles:
     name = readable(path.name)
     try:
         # Without O_NONBLOCK, a FIFO that replaced the file would block the open forever.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except PermissionError:
-        return Refused(
+        return RefusedFiles(
             "unreadable",
             f"The service has no permission to read {name}. Run chmod 644 on your copy and upload it again.",
         )
     except FileNotFoundError:
-        return Refused("vanished", f"{name} is no longer in the job's directory. Upload it again.")
+        return RefusedFiles("vanished", f"{name} is no longer in the job's directory. Upload it again.")
     except OSError as e:
         if e.errno in (errno.ELOOP, errno.ENXIO):
             return _not_regular(name)
@@ -322,7 +324,7 @@ def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> Settled
         if lease.writer:
             return Settling(f"{name} is still being written to")
         if os.fstat(fd).st_nlink != 1:
-            return Refused(
+            return RefusedFiles(
                 "hard_linked",
                 f"{name} has more than one hard link, so it could be changed through another name. "
                 "Upload a copy, not a hard link.",
@@ -338,7 +340,7 @@ def _settle_file(path: Path, ask: Callable[[int], Lease], disk: Disk) -> Settled
     return SettledFiles()
 
 
-def _not_regular(name: str) -> Refused:
-    return Refused(
+def _not_regular(name: str) -> RefusedFiles:
+    return RefusedFiles(
         "not_regular", f"{name} is not a regular file. Upload the file itself, not a link or a directory."
     )

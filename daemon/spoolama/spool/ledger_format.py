@@ -142,6 +142,10 @@ WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS
             "UPDATE trials SET kind = replace(kind, 'guard', 'odd') WHERE kind IN ('guard', 'guard-again')",
             "UPDATE meta SET value = replace(value, '\"alone\"', '\"isolated\"')"
             " WHERE key IN ('pilot', 'pilot_done')",
+            "UPDATE meta SET value = replace(value, '\"surprises\"', '\"external_changes\"')"
+            " WHERE key = 'watch'",
+            "UPDATE meta SET value = replace(replace(value, '\"blind\"', '\"unreadable\"'),"
+            " '\"hottest_c\"', '\"max_temperature_c\"') WHERE key = 'memory'",
             "UPDATE meta SET key = 'load_sizes' WHERE key = 'rungs'",
             "UPDATE plan SET body = json_remove(body, '$.marks')",  # of versions that learned `every`
             "ALTER TABLE rows ADD COLUMN request TEXT",  # `service/intake.py` stores the requests

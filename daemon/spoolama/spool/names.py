@@ -45,7 +45,7 @@ class Pairing:
     """Each unambiguous data name, with its sidecar or None."""
     ambiguous: Mapping[str, str]
     """Each ambiguous name (data or sidecar), with the reason as a sentence."""
-    lonely: Collection[str]
+    unpaired: Collection[str]
     """Sidecars without a data file."""
 
 
@@ -123,7 +123,7 @@ def pair(names: Collection[str]) -> Pairing:
     return Pairing(
         sidecar={n: (found[0] if found else None) for n, found in fits.items() if n not in ambiguous},
         ambiguous=ambiguous,
-        lonely=[s for found in sidecars.values() for s in found if s not in users],
+        unpaired=[s for found in sidecars.values() for s in found if s not in users],
     )
 
 

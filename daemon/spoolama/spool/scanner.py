@@ -46,7 +46,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class CommandFile:
     """A command by file: `NAME.cancel` and the like."""
 
     file: str
@@ -69,7 +69,7 @@ class ScanResult:
     """Number of further held files that need action by the user."""
     more_waiting: int = 0
     """Number of further held files whose reason may still disappear by itself."""
-    controls: list[Control] = field(default_factory=list)
+    controls: list[CommandFile] = field(default_factory=list)
     """Commands, oldest first. The service calls `take_control` after each."""
     rescan_s: float | None = None
     """Seconds until the next scan is due even without an event; None: no scan is due."""
@@ -83,7 +83,7 @@ class ReadyRules:
     """Minimum time without a change."""
     openai_wait_s: float = 10.0
     """How long a drop that needs no sidecar of its own waits for one."""
-    lonely_after_s: float = 600.0
+    unpaired_after_s: float = 600.0
     """After this time a missing data file or sidecar is reported."""
     max_bytes: int | None = None
     """Larger data files are held."""
@@ -130,9 +130,11 @@ class _Notes:
     """
 
     def __init__(self) -> None:
-        self._found: list[tuple[int, int, str, bool, Callable[[], Note]]] = []
+        self._found: list[tuple[int, int, str, bool, Callable[[], HeldReason]]] = []
 
-    def add(self, name: str, file: _KnownFile, make: Callable[[], Note], *, waiting: bool = False) -> None:
+    def add(
+        self, name: str, file: _KnownFile, make: Callable[[], HeldReason], *, waiting: bool = False
+    ) -> None:
         """Add a name once.
 
         Args:
@@ -143,7 +145,7 @@ class _Notes:
         """
         self._found.append((file.changed_ns, len(self._found), name, waiting, make))
 
-    def result(self) -> tuple[dict[str, Note], int, int]:
+    def result(self) -> tuple[dict[str, HeldReason], int, int]:
         """The notes of the oldest files, and the number of other files: held, and waiting."""
         self._found.sort(key=itemgetter(0, 1))
         others = [waiting for *_, waiting, _ in self._found[MOST_HELD:]]
@@ -168,7 +170,7 @@ def free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def take_control(spool: Spool, control: Control, *, disk: Disk = DISK) -> None:
+def take_control(spool: Spool, control: CommandFile, *, disk: Disk = DISK) -> None:
     """Remove the file of a command that was executed, or whose failure is in the status."""
     try:
         disk.unlink(spool.incoming / control.file)
@@ -210,7 +212,7 @@ class Scanner:
         self._due = []
         self._list()
         notes = _Notes()
-        controls: list[Control] = []
+        controls: list[CommandFile] = []
         paired: list[str] = []
         for name, file in sorted(self._known.items(), key=itemgetter(0)):
             if not stat.S_ISREG(file.mode):
@@ -220,15 +222,15 @@ class Scanner:
             elif not self._unchanged_for(file, self._rules.quiet_s):
                 notes.add(name, file, partial(arriving, name), waiting=True)
             elif (control := control_of(name)) is not None and file.size <= _CONTROL_BYTES:
-                controls.append(Control(name, *control))
+                controls.append(CommandFile(name, *control))
             else:
                 notes.add(name, file, partial(unsupported, name))
         pairing = pair(paired)
         for name, why in pairing.ambiguous.items():
-            notes.add(name, self._known[name], partial(Note, "ambiguous", why))
-        for name in pairing.lonely:
+            notes.add(name, self._known[name], partial(HeldReason, "ambiguous", why))
+        for name in pairing.unpaired:
             file = self._known[name]
-            waiting = not self._unchanged_for(file, self._rules.lonely_after_s)
+            waiting = not self._unchanged_for(file, self._rules.unpaired_after_s)
             notes.add(name, file, partial(no_data, name, waiting=waiting), waiting=waiting)
         ready: list[Drop] = []
         for data, sidecar in pairing.sidecar.items():
@@ -251,7 +253,7 @@ class Scanner:
             rescan_s=max(0.05, min(self._due)) if self._due else None,
         )
 
-    def _judge(self, data: str, sidecar: str | None) -> Drop | Note:
+    def _judge(self, data: str, sidecar: str | None) -> Drop | HeldReason:
         """The drop if it can be claimed, else why not. Checks in the order in which a person fixes things."""
         rules = self._rules
         names = [data] if sidecar is None else [data, sidecar]
@@ -277,7 +279,7 @@ class Scanner:
             default = None if openai else rules.default_sidecar
             needed = not openai and default is None
             if not self._unchanged_for(
-                self._known[data], rules.lonely_after_s if needed else rules.openai_wait_s
+                self._known[data], rules.unpaired_after_s if needed else rules.openai_wait_s
             ):
                 return no_sidecar(data, waiting=True)
             if needed:
@@ -328,7 +330,7 @@ class Scanner:
                 file.openai = False
         return file.openai
 
-    def _remember(self, notes: dict[str, Note]) -> list[Held]:
+    def _remember(self, notes: dict[str, HeldReason]) -> list[Held]:
         """Convert notes to `Held`, with the time since which the reason has been the same."""
         before, self._held = self._held, {}
         for name, note in notes.items():
@@ -362,7 +364,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class HeldReason:
     """A reason to hold something."""
 
     code: str
@@ -372,62 +374,62 @@ class Note:
     """The affected name, if it is not the data file."""
 
 
-def odd_kind(name: str, mode: int) -> Note:
+def odd_kind(name: str, mode: int) -> HeldReason:
     """The note about a name that is not a regular file; `mode` is the st_mode of stat(2)."""
     shown = readable(name)
     if stat.S_ISDIR(mode):
-        return Note(
+        return HeldReason(
             "directory", f"{shown} is a directory. Put the data file and its sidecar directly into incoming."
         )
     if stat.S_ISLNK(mode):
-        return Note("not_regular", f"{shown} is a symbolic link. Upload the file itself.")
-    return Note("not_regular", f"{shown} is not a regular file. Upload a regular file.")
+        return HeldReason("not_regular", f"{shown} is a symbolic link. Upload the file itself.")
+    return HeldReason("not_regular", f"{shown} is not a regular file. Upload a regular file.")
 
 
-def arriving(name: str) -> Note:
+def arriving(name: str) -> HeldReason:
     """The file changed within the quiet time."""
-    return Note("arriving", f"{readable(name)} is still being uploaded.", waiting=True, about=name)
+    return HeldReason("arriving", f"{readable(name)} is still being uploaded.", waiting=True, about=name)
 
 
-def unsupported(name: str) -> Note:
+def unsupported(name: str) -> HeldReason:
     """The name is neither a data file's nor a sidecar's."""
     shown = readable(name)
     if control_of(name) is not None:
-        return Note(
+        return HeldReason(
             "unsupported",
             f"{shown} has the name of a command, but it is not empty. A command is an empty file.",
         )
     endings = ", ".join(DATA_ENDINGS)
-    return Note(
+    return HeldReason(
         "unsupported",
         f"{shown} is not a supported file type. The name of a data file ends in {endings} "
         "(optionally followed by .gz or .zst), that of a sidecar in .yaml or .yml.",
     )
 
 
-def no_data(name: str, *, waiting: bool) -> Note:
+def no_data(name: str, *, waiting: bool) -> HeldReason:
     """A sidecar without a data file."""
     shown, stem = readable(name), readable(cut(name)[0])
     known = stem if data_name(cut(name)[0]) else f"{stem}.csv or {stem}.jsonl"
     if waiting:
-        return Note("no_data", f"{shown} waits for its data file, such as {known}.", waiting=True)
-    return Note("no_data", f"{shown} has no data file. Upload {known}, or remove it.")
+        return HeldReason("no_data", f"{shown} waits for its data file, such as {known}.", waiting=True)
+    return HeldReason("no_data", f"{shown} has no data file. Upload {known}, or remove it.")
 
 
-def no_sidecar(name: str, *, waiting: bool) -> Note:
+def no_sidecar(name: str, *, waiting: bool) -> HeldReason:
     """A data file without a sidecar."""
     parts = data_name(name)
     shown, wanted = readable(name), readable(parts.stem if parts else name) + ".yaml"
     if waiting:
-        return Note("no_sidecar", f"{shown} waits for its sidecar, {wanted}.", waiting=True)
-    return Note(
+        return HeldReason("no_sidecar", f"{shown} waits for its sidecar, {wanted}.", waiting=True)
+    return HeldReason(
         "no_sidecar", f"{shown} has no sidecar. Upload {wanted}, which says what to ask about each row."
     )
 
 
-def hard_linked(name: str) -> Note:
+def hard_linked(name: str) -> HeldReason:
     """The file has a second hard link, through which it could be changed after the claim."""
-    return Note(
+    return HeldReason(
         "hard_linked",
         f"{readable(name)} has more than one hard link, so it could be changed through another name. "
         "Remove the other link, or upload a copy.",
@@ -435,36 +437,38 @@ def hard_linked(name: str) -> Note:
     )
 
 
-def empty(name: str) -> Note:
+def empty(name: str) -> HeldReason:
     """The file has no bytes."""
-    return Note("empty", f"{readable(name)} is empty. Upload it again.", about=name)
+    return HeldReason("empty", f"{readable(name)} is empty. Upload it again.", about=name)
 
 
-def unreadable(name: str) -> Note:
+def unreadable(name: str) -> HeldReason:
     """The service has no permission to read the file."""
     shown = readable(name)
-    return Note(
+    return HeldReason(
         "unreadable", f"The service has no permission to read {shown}. Run: chmod 644 {shown}", about=name
     )
 
 
-def too_large(name: str, size: int, limit: int) -> Note:
+def too_large(name: str, size: int, limit: int) -> HeldReason:
     """The file is larger than `max_bytes`."""
-    return Note(
+    return HeldReason(
         "too_large",
         f"{readable(name)} has {_size(size)}; the limit is {_size(limit)}. "
         "Split it, or ask the administrator to raise max_bytes.",
     )
 
 
-def sidecar_too_large(name: str, size: int) -> Note:
+def sidecar_too_large(name: str, size: int) -> HeldReason:
     """The sidecar is larger than the limit; it is not opened."""
-    return Note("too_large", f"{readable(name)}: {yaml_too_large(size)}. Upload a smaller one.", about=name)
+    return HeldReason(
+        "too_large", f"{readable(name)}: {yaml_too_large(size)}. Upload a smaller one.", about=name
+    )
 
 
-def disk_full(name: str, free: int, wanted: int) -> Note:
+def disk_full(name: str, free: int, wanted: int) -> HeldReason:
     """The disk does not have enough space for the job."""
-    return Note(
+    return HeldReason(
         "disk_full",
         f"The disk of the spool has {_size(free)} free, but {readable(name)} needs {_size(wanted)}. "
         "The service starts the job as soon as the administrator has freed enough space.",

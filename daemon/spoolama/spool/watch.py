@@ -45,7 +45,7 @@ _EVENTS: list[type[FileSystemEvent]] = [
 ]
 
 
-class Wakeups:
+class DirectoryEvents:
     """Calls `on_wake` when something happens in a directory.
 
     Args:

@@ -24,7 +24,6 @@ from spoolama.compare.audit import (
     weigh,
     weigh_by_gold,
 )
-from spoolama.compare.likeness import likeness_of
 from spoolama.compare.pilot import (
     ISOLATED,
     Decision,
@@ -35,7 +34,8 @@ from spoolama.compare.pilot import (
     form_named,
     next_step,
 )
-from spoolama.context.selection import Choice, candidates, choose
+from spoolama.compare.similarity import similarity_of
+from spoolama.context.selection import Candidate, candidates, choose
 from spoolama.job.sidecar import ANCHORS, CANDIDATES
 from support.effects import LABELS, Behaviour, FollowsPrevious, Ignores, Labels, Row, Scores, Sight, file_of
 
@@ -109,7 +109,7 @@ class _Job:
         if self.fixed is None:
             asked = candidates(len(self.file), CANDIDATES, self.seed)
             answers = {n: self.isolated(n) for n in asked}
-            chosen = choose([Choice(n, answers[n]) for n in sorted(answers)], ANCHORS, "spread", self.seed)
+            chosen = choose([Candidate(n, answers[n]) for n in sorted(answers)], ANCHORS, "spread", self.seed)
             self.fixed = {n: self.file[n].gold for n in chosen}
         return self.fixed
 
@@ -240,13 +240,13 @@ class _Audit:
         if self.found.better:
             return weigh_by_gold(list(rows), LABELS if self.listed else None)
         known = [row.isolated for row in (*self.sample.values(), *self.odd.values())]
-        like = likeness_of(known, listed=self.listed)
+        like = similarity_of(known, listed=self.listed)
         return weigh(list(rows), like, MARGIN, noisy=self.job.s.noisy)
 
 
 def _lost(job: _Job, given: dict[int, str]) -> float:
     once = [job.isolated(n) for n in given]
-    like = likeness_of(once[:500], listed=not isinstance(job.s.scale, Scores))
+    like = similarity_of(once[:500], listed=not isinstance(job.s.scale, Scores))
     floor = float(len(once))
     if job.s.noisy:
         floor = sum(map(like.of, once, [job.isolated(n) for n in given]))

@@ -20,7 +20,7 @@ from bench.engine.measured import Counts, Measured, RowCount
 from bench.engine.settings import WINDOW, Review, alone
 from spoolama.backends.embedded_models import find_weights
 from spoolama.backends.embedded_process import EngineProcess
-from spoolama.backends.http import HttpCaller
+from spoolama.backends.http import HttpClient
 from spoolama.backends.openai_wire import checked, wire_messages
 from spoolama.clock import Clock
 
@@ -53,7 +53,7 @@ class _Server:
 
     def __init__(self, process: EngineProcess) -> None:
         self._process = process
-        self._http = HttpCaller(process.url, headers={"Authorization": f"Bearer {_KEY}"}, reuse=False)
+        self._http = HttpClient(process.url, headers={"Authorization": f"Bearer {_KEY}"}, reuse=False)
 
     @classmethod
     async def start(

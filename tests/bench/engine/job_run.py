@@ -15,7 +15,7 @@ from spoolama.backends.base import Backend, ChatRequest, LoadedModel, LoadSpec, 
 from spoolama.backends.embedded import EmbeddedBackend
 from spoolama.clock import Clock
 from spoolama.errors import SpoolamaError
-from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.asking import MessageBuilder
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.row import Row
 from spoolama.job.sidecar import Sidecar
@@ -114,7 +114,7 @@ async def run_job(
         backend: Loads the model anew.
         clock: Time.
     """
-    await backend.cold(Asker(sidecar, inline_job_evaluator()).load_spec(sidecar.model, slots))
+    await backend.cold(MessageBuilder(sidecar, inline_job_evaluator()).load_spec(sidecar.model, slots))
     seconds: float | None
     wrong: str | None = None
     with tempfile.TemporaryDirectory() as base:

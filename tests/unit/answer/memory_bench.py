@@ -11,7 +11,7 @@ from typing import Any
 
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.memory.level import GB, Level
-from spoolama.memory.room import Need, Room, Taken, Where
+from spoolama.memory.room import RequiredMemory, Room, UsedMemory, Where
 from spoolama.progress import Progress, Pulse
 from spoolama.run.runner import JobRunner, RunEnd
 from spoolama.stopping import Stop
@@ -61,7 +61,7 @@ class ScriptedMemory:
     _seen: tuple[float, float] = (1.0, 0.0)
     _looked: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def room(self, need: Need | None) -> Room:
+    def room(self, need: RequiredMemory | None) -> Room:
         if need is None:
             return Room(fits=True, why="not known")
         words = f"{need.words}; {self.free_gb:.1f} GB may still be taken"
@@ -71,10 +71,10 @@ class ScriptedMemory:
     def most_bytes(self, where: Where) -> int | None:
         return round(self.most_gb * GB)
 
-    def taken(self) -> Taken:
+    def taken(self) -> UsedMemory:
         """As of the last look."""
         others, ours = (round(gb * GB) for gb in self._seen)
-        return Taken(others + ours, ours if ours and self.sizes_told else None)
+        return UsedMemory(others + ours, ours if ours and self.sizes_told else None)
 
     def loading(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -18,7 +18,7 @@ from spoolama.backends import embedded, ollama
 from spoolama.backends.base import LoadedModel, LoadSpec, Message, Reply
 from spoolama.context import trimming
 from spoolama.context.budget import Budget
-from spoolama.context.selection import Choice, spread
+from spoolama.context.selection import Candidate, spread
 from spoolama.context.trimming import Turn
 from spoolama.errors import (
     ContextOverflow,
@@ -141,14 +141,14 @@ def test_a_trim_of_a_long_tail_takes_no_time_to_speak_of() -> None:
     )
     chosen = 0
 
-    def counting(choices: Sequence[Choice], number: int) -> list[int]:
+    def counting(choices: Sequence[Candidate], number: int) -> list[int]:
         nonlocal chosen
         chosen += 1
         return spread(choices, number)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trimming, "spread", counting)
-        kept = trimming.Keep(100, 0, 3000, None, 0.4).trim(tail, Budget(20_000, 10, 0, 10))
+        kept = trimming.KeepRows(100, 0, 3000, None, 0.4).trim(tail, Budget(20_000, 10, 0, 10))
     assert 0 < sum(turn.tokens for turn in kept) <= 8000
     assert chosen < 10
 
@@ -196,7 +196,7 @@ def test_another_clients_larger_window_is_not_taken_for_ours(tmp_path: Path) -> 
     bench.texts[50:] = [f"late {n}" for n in range(10)]
     bench.run()
     (notes,) = meta_of(bench, "watch")
-    assert set(notes["surprises"]["counts"]) == {"reloaded"}
+    assert set(notes["external_changes"]["counts"]) == {"reloaded"}
     assert {p["window"] for p in plans_of(bench)} == {None}
 
 

@@ -211,8 +211,8 @@ def test_a_reload_by_somebody_else_is_noticed_at_that_row(tmp_path: Path) -> Non
     bench.on_notice = lambda kind, message: said.append((kind, message))
     bench.run()
     (notes,) = meta_of(bench, "watch")
-    assert notes["surprises"]["counts"] == {"reloaded": 1}
-    assert notes["surprises"]["first"][0]["ordinal"] == 5
+    assert notes["external_changes"]["counts"] == {"reloaded": 1}
+    assert notes["external_changes"]["first"][0]["ordinal"] == 5
     assert [kind for kind, _ in said] == ["reloaded"]
 
 
@@ -242,7 +242,7 @@ def test_a_model_put_partly_on_the_cpu_is_noticed(tmp_path: Path) -> None:
     bench.backend.fault = fault
     bench.run()
     (notes,) = meta_of(bench, "watch")
-    assert notes["surprises"]["counts"] == {"reloaded": 2, "offloaded": 1}
+    assert notes["external_changes"]["counts"] == {"reloaded": 2, "offloaded": 1}
 
 
 # the primer

@@ -20,7 +20,7 @@ from spoolama.backends.base import ChatRequest, LoadedModel, LoadSpec, Message, 
 from spoolama.backends.embedded import EmbeddedBackend, _greedy
 from spoolama.backends.embedded_models import find_weights
 from spoolama.backends.embedded_process import EngineProcess
-from spoolama.backends.http import HttpCaller
+from spoolama.backends.http import HttpClient
 from spoolama.backends.llama_server import PrefixCopies
 from spoolama.clock import SystemClock
 from spoolama.errors import OutOfMemory, RequestRefused, ServerDied
@@ -356,7 +356,7 @@ def test_a_copy_that_fails_is_evaluated_instead() -> None:
         refused.clear()
         refused.update(refuse)
         copies = PrefixCopies(
-            HttpCaller("http://s", transport=httpx.MockTransport(answer)), "7", most_tokens=most
+            HttpClient("http://s", transport=httpx.MockTransport(answer)), "7", most_tokens=most
         )
         for slot in range(3):
             reply = await copies.prime("Judge.", slot=slot, timeout_s=5)

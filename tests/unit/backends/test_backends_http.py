@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from spoolama.backends.http import HttpCaller
+from spoolama.backends.http import HttpClient
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])
@@ -21,7 +21,7 @@ def test_a_body_is_sent_whole_and_with_its_length(size: int) -> None:
         return httpx.Response(200, json={"ok": True})
 
     async def run() -> None:
-        caller = HttpCaller("http://server", transport=httpx.MockTransport(answer))
+        caller = HttpClient("http://server", transport=httpx.MockTransport(answer))
         assert (await caller.post("/path", {"text": "x" * size}, timeout_s=5)).payload == {"ok": True}
         await caller.aclose()
 

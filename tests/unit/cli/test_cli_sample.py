@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spoolama.cli.sample import reviews, write_sample
-from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.asking import MessageBuilder
 from spoolama.job.plan import pilot_asks
 from spoolama.job.rows.data_file import detect, read_rows
 from support.evaluation import inline_job_evaluator, load_sidecar
@@ -24,7 +24,7 @@ def test_samples_are_sound_jobs(tmp_path: Path, kind: str) -> None:
         write_sample(kind, 450, 3, tmp_path / name)  # type: ignore[arg-type]
     data = tmp_path / "one" / f"{kind}.csv"
     sidecar = load_sidecar(data.with_suffix(".yaml"))
-    asker = Asker(sidecar, inline_job_evaluator())
+    asker = MessageBuilder(sidecar, inline_job_evaluator())
     with read_rows(data, detect(data, data.name)) as rows:
         read = list(rows)
     assert len(read) == 450

@@ -23,9 +23,9 @@ from spoolama.compare.audit import (
     weigh,
     weigh_by_gold,
 )
-from spoolama.compare.likeness import Likeness, likeness_of
+from spoolama.compare.similarity import Similarity, similarity_of
 
-LABELS = Likeness("labels")
+LABELS = Similarity("labels")
 OTHER = {"a": "b", "b": "c", "c": "a"}
 
 
@@ -192,7 +192,7 @@ def test_above_temperature_0_a_row_without_a_second_answer_says_nothing() -> Non
 def test_numbers_count_by_how_near_they_are() -> None:
     """All of them a little off is little; all of them far off is harm."""
     isolated = [str(n % 50) for n in range(100)]
-    like = likeness_of(isolated)
+    like = similarity_of(isolated)
 
     def off(points: int) -> Evidence:
         rows = [AuditedRow(n, str(int(v) + points), v, v) for n, v in enumerate(isolated)]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from spoolama.backends.base import Message
 from spoolama.context.budget import Budget
 from spoolama.context.conversation import Conversation, prepare
-from spoolama.context.selection import Choice, best, candidates, choose, spread
+from spoolama.context.selection import Candidate, best, candidates, choose, spread
 from spoolama.context.trimming import STRATEGIES, Turn, trimmer_of
-from spoolama.evaluation.asking import Ask
+from spoolama.evaluation.asking import RowMessages
 from spoolama.job.plan import Plan
 
 sizes = st.lists(st.integers(1, 400), min_size=1, max_size=60)
@@ -104,7 +104,7 @@ def test_a_prepared_prompt_keeps_prefix_anchors_pairs_and_order_and_stays_in_its
     rules: Plan, tokens: list[int], fixed: list[int], num_ctx: int, system: str, text: str
 ) -> None:
     """Prefix, all anchors or none, whole pairs in order, then the row; over budget only if it says so."""
-    ask = Ask((Message("system", system),), (Message("user", text),), 32, {}, None, None)
+    ask = RowMessages((Message("system", system),), (Message("user", text),), 32, {}, None, None)
     anchors = turns_of(fixed, 1000)
     conversation = Conversation(
         anchors, turns_of(tokens), used=sum(tokens) + 50, last_prompt=sum(tokens), front_seen=60 + sum(fixed)
@@ -142,7 +142,7 @@ def test_a_spread_choice_has_as_many_different_answers_as_there_are(
     labels: list[str] | str, number: int, chosen: list[str] | str | None
 ) -> None:
     """Labels in turn, the rarest first; numbers at even distances over their ranks."""
-    places = spread([Choice(i, label) for i, label in enumerate(labels)], number)
+    places = spread([Candidate(i, label) for i, label in enumerate(labels)], number)
     assert places == sorted(set(places))
     assert len(places) == min(number, len(labels))
     if chosen is not None:
@@ -151,7 +151,7 @@ def test_a_spread_choice_has_as_many_different_answers_as_there_are(
 
 def test_the_best_are_those_with_the_highest_scores_and_among_equals_the_latest() -> None:
     """Scores decide, not labels."""
-    choices = [Choice(i, "same", score) for i, score in enumerate((1.0, 5.0, 1.0, 3.0, 1.0))]
+    choices = [Candidate(i, "same", score) for i, score in enumerate((1.0, 5.0, 1.0, 3.0, 1.0))]
     assert best(choices, 3) == [1, 3, 4]
 
 
@@ -166,7 +166,7 @@ def test_candidates_are_spread_over_the_file_and_the_seed_decides() -> None:
 
 def test_the_order_of_anchors_is_seeded() -> None:
     """The same rows in an order that the seed decides."""
-    rows = [Choice(i, "ab"[i % 2]) for i in range(24)]
+    rows = [Candidate(i, "ab"[i % 2]) for i in range(24)]
     one, other = choose(rows, 6, "spread", 1), choose(rows, 6, "spread", 2)
     assert sorted(one) == sorted(other)
     assert one != other

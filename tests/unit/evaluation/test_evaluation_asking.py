@@ -10,7 +10,7 @@ import pytest
 
 from spoolama.backends.base import Message
 from spoolama.errors import RowError
-from spoolama.evaluation.asking import Asker
+from spoolama.evaluation.asking import MessageBuilder
 from spoolama.evaluation.child.openai_lines import read_line
 from spoolama.job.answer import gold_answers, label_of
 from spoolama.job.plan import Plan, first_plan
@@ -38,7 +38,7 @@ def request(messages: list[dict[str, str]], **body: Any) -> RowRequest:
 
 def test_a_rows_question_is_prefix_and_prompt() -> None:
     """System and examples are shared, load options stay out of sampling, and nothing unset is sent."""
-    asker = Asker(SIDECAR, inline_job_evaluator())
+    asker = MessageBuilder(SIDECAR, inline_job_evaluator())
 
     ask = asyncio.run(asker.ask({"name": "Ann"}, 2))
 
@@ -51,7 +51,7 @@ def test_a_rows_question_is_prefix_and_prompt() -> None:
 
 def test_openai_lines_take_the_sidecars_values_where_they_say_nothing() -> None:
     """A line's own words win; a lone user message gets the sidecar's instruction."""
-    asker = Asker(SIDECAR, inline_job_evaluator())
+    asker = MessageBuilder(SIDECAR, inline_job_evaluator())
     user = {"role": "user", "content": "hi"}
 
     bare = asyncio.run(asker.ask({}, 2, request([user])))

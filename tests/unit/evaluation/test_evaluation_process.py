@@ -19,8 +19,8 @@ from spoolama.errors import EvaluationFailed, JobError, RowError, SidecarError
 from spoolama.evaluation.child.templates import SandboxEnvironment
 from spoolama.evaluation.connection import ProcessLimits
 from spoolama.evaluation.evaluator import Evaluator
-from spoolama.evaluation.process import EvaluationProcess, FirstIdle
-from spoolama.evaluation.protocol import Abandoned, LimitMet
+from spoolama.evaluation.process import EvaluationProcess, ProcessPair
+from spoolama.evaluation.protocol import Abandoned, LimitExceeded
 from support.evaluation import InlineRunner
 from support.thorough import cases
 
@@ -94,8 +94,8 @@ def test_a_task_that_meets_a_limit_takes_no_other_with_it(template: str, words: 
     async def work(process: EvaluationProcess) -> None:
         tasks = [render(process, template if n == 3 else "{{ a }}", a=n) for n in range(8)]
         replies = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [str(reply) for reply in replies if isinstance(reply, LimitMet)] == [words]
-        assert isinstance(replies[3], LimitMet)
+        assert [str(reply) for reply in replies if isinstance(reply, LimitExceeded)] == [words]
+        assert isinstance(replies[3], LimitExceeded)
         assert [reply for n, reply in enumerate(replies) if n != 3] == [
             ["ok", str(n)] for n in range(8) if n != 3
         ]
@@ -138,7 +138,7 @@ def test_a_task_that_crashes_the_process_is_named_by_the_signal() -> None:
                     await asyncio.sleep(0.005)
             await computing(process)
             os.kill(process.pid, signal.SIGSEGV)
-        with pytest.raises(LimitMet, match=r"crashed the evaluation process \(SIGSEGV\)"):
+        with pytest.raises(LimitExceeded, match=r"crashed the evaluation process \(SIGSEGV\)"):
             await waiting
 
     with_process(work)
@@ -209,12 +209,12 @@ def test_waiting_tasks_can_be_given_up() -> None:
     """What nobody wants any more is not begun: a hundred hostile rows do not take two seconds each."""
 
     async def work(process: EvaluationProcess) -> None:
-        met: list[LimitMet] = []
+        met: list[LimitExceeded] = []
 
         async def one() -> None:
             try:
                 await process.run("render", FREEZE, [{"a": 1}], 0.1, lambda: len(met) >= 2)
-            except LimitMet as limit:
+            except LimitExceeded as limit:
                 met.append(limit)
 
         done = await asyncio.gather(*(one() for _ in range(100)), return_exceptions=True)
@@ -336,7 +336,7 @@ def test_the_second_process_is_for_when_the_first_is_busy() -> None:
 
     async def main() -> None:
         first, second = EvaluationProcess(), EvaluationProcess()
-        both = FirstIdle(first, second)
+        both = ProcessPair(first, second)
         try:
             await both.run("render", "{{ a }}", [{"a": 1}], SOON)
             assert (first.starts, second.starts) == (1, 0)

@@ -27,13 +27,13 @@ def test_time_peak_and_mean_are_kept_by_what_was_read() -> None:
     tally = MemoryHistory()
     tally.add(reading(4.0), Level.OK, 3.0)
     tally.add(reading(8.0, host=HOST, runners=(Runner(7, "r", GB),)), Level.HIGH, 1.0)
-    tally.add(Readings(at=0.0, cards=None, blind="NVML is away"), Level.OK, 6.0)
+    tally.add(Readings(at=0.0, cards=None, unreadable="NVML is away"), Level.OK, 6.0)
     found = tally.to_json()
     assert found["seconds"] == {"ok": 9.0, "high": 1.0, "critical": 0.0}
     assert (found["seconds_read"], found["seconds_without_reading"]) == (4.0, 6.0)
     assert (found["peak_bytes"], found["mean_bytes"], found["total_bytes"]) == (8 * GB, 5 * GB, 16 * GB)
     assert (found["runner_rss_peak_bytes"], found["host_peak_bytes"]) == (GB, 24 * GB)
-    assert (found["blind"], found["hottest_c"]) == ("NVML is away", 60)
+    assert (found["unreadable"], found["max_temperature_c"]) == ("NVML is away", 60)
 
 
 def test_what_was_never_read_is_null() -> None:
@@ -45,7 +45,7 @@ def test_what_was_never_read_is_null() -> None:
         "total_bytes",
         "runner_rss_peak_bytes",
         "host_peak_bytes",
-        "hottest_c",
+        "max_temperature_c",
     )
     assert [found[name] for name in names] == [None] * 6
 
@@ -62,7 +62,7 @@ def test_cards_are_added_up_and_the_hottest_is_kept() -> None:
     tally.add(Readings(at=0.0, cards=cards), Level.OK, 2.0)
     tally.add(reading(1.0), Level.OK, 2.0)
     found = tally.to_json()
-    assert (found["peak_bytes"], found["hottest_c"]) == (11 * GB, 80)
+    assert (found["peak_bytes"], found["max_temperature_c"]) == (11 * GB, 80)
     assert found["throttled_seconds"] == {"heat": 2.0, "power": 2.0}
 
 
@@ -76,7 +76,7 @@ def test_a_resumed_tally_goes_on_where_it_stopped() -> None:
     resumed = MemoryHistory(json.loads(json.dumps(first.to_json())))
     for tally in (whole, resumed):
         tally.add(reading(13.0, runners=(Runner(7, "r", GB),)), Level.CRITICAL, 1.0)
-        tally.add(Readings(at=0.0, cards=None, blind="gone"), Level.OK, 1.0)
+        tally.add(Readings(at=0.0, cards=None, unreadable="gone"), Level.OK, 1.0)
         tally.did(5.0, "released", {})
         tally.changed(6.0, {"from": "high", "to": "critical"})
     assert resumed.to_json() == whole.to_json()

@@ -127,13 +127,13 @@ def test_no_flapping(seed: int, jump: float, lost: float, start: float) -> None:
     state, gb, changes = LevelState(), start, []
     for second in range(130):
         gb = min(16.0, max(0.0, gb + rng.uniform(-jump, jump)))
-        blind = rng.random() < lost
-        used, limits = (None, None) if blind else (round(gb * GB), LIMITS)
+        unreadable = rng.random() < lost
+        used, limits = (None, None) if unreadable else (round(gb * GB), LIMITS)
         after = step(state, used, limits, float(second), RULES)
         if after.level is not state.level:
             changes.append(second)
             if after.level < state.level:
-                assert state.level - after.level == 1 or blind
+                assert state.level - after.level == 1 or unreadable
                 assert second - state.since >= RULES.fall_s
         state = after
     assert all(sum(a <= b < a + 60 for b in changes) <= MOST_A_MINUTE for a in changes)

@@ -16,7 +16,7 @@ from nvml_stub import Script
 from spoolama.memory.level import Level
 from spoolama.memory.reader_threads import CardThread, HostThread
 from spoolama.memory.readings import Card, Host, NoReading, Runner
-from spoolama.memory.room import Need
+from spoolama.memory.room import RequiredMemory
 from spoolama.memory.watchdog import MemoryWatchdog
 from support.cards import GB, ScriptedCards, card
 from support.hand_clock import HandClock
@@ -48,7 +48,7 @@ def test_the_latest_reading_is_kept() -> None:
     assert cards.read_once() == 1.0
     clock.move(4.0)
     latest = cards.latest()
-    assert (latest.cards, latest.blind) == ((card(0),), None)
+    assert (latest.cards, latest.unreadable) == ((card(0),), None)
     cards.read_once()
     assert cards.latest().cards == (card(4),)
 
@@ -57,9 +57,9 @@ def test_before_the_first_reading_nothing_is_known() -> None:
     """No cards, and words for it; without any reading for long, NVML does not answer."""
     clock = HandClock()
     cards = CardThread(ScriptedCards([(0, (card(1),))], clock), clock)
-    assert (cards.latest().cards, cards.latest().blind) == (None, "the GPUs have not been read yet")
+    assert (cards.latest().cards, cards.latest().unreadable) == (None, "the GPUs have not been read yet")
     clock.move(6)
-    assert cards.latest().blind == "NVML has not answered for 6 s"
+    assert cards.latest().unreadable == "NVML has not answered for 6 s"
 
 
 def test_an_old_reading_is_no_reading() -> None:
@@ -72,12 +72,12 @@ def test_an_old_reading_is_no_reading() -> None:
     assert cards.latest().cards == (card(1),)
     clock.move(7.0)
     latest = cards.latest()
-    assert (latest.cards, latest.blind) == (None, "NVML has not answered for 12 s")
+    assert (latest.cards, latest.unreadable) == (None, "NVML has not answered for 12 s")
     clock.move(100)
     cards.read_once()
-    assert cards.latest().blind == "away"
+    assert cards.latest().unreadable == "away"
     clock.move(6)
-    assert cards.latest().blind == "NVML has not answered for 6 s"
+    assert cards.latest().unreadable == "NVML has not answered for 6 s"
 
 
 def test_a_machine_without_cards_is_looked_at_once_a_minute() -> None:
@@ -88,7 +88,7 @@ def test_a_machine_without_cards_is_looked_at_once_a_minute() -> None:
     assert cards.read_once() == 60.0
     clock.move(60)
     latest = cards.latest()
-    assert (latest.blind, latest.lasting) == ("no NVIDIA driver on this machine", True)
+    assert (latest.unreadable, latest.lasting) == ("no NVIDIA driver on this machine", True)
     assert cards.read_once() == 1.0
     assert (cards.latest().cards, cards.latest().lasting) == ((card(2),), False)
 
@@ -106,7 +106,7 @@ def test_a_slow_reading_is_as_old_as_its_begin_and_leaves_half_the_time() -> Non
     clock.move(2.0)
     assert cards.latest().cards == (card(1),)
     clock.move(1.0)
-    assert cards.latest().blind == "NVML has not answered for 6 s"
+    assert cards.latest().unreadable == "NVML has not answered for 6 s"
 
 
 def test_a_defect_in_a_probe_is_told_and_passes() -> None:
@@ -120,7 +120,7 @@ def test_a_defect_in_a_probe_is_told_and_passes() -> None:
 
     cards = CardThread(ScriptedCards(broken, clock), clock)
     cards.read_once()
-    assert cards.latest().blind == "reading the GPUs failed: ZeroDivisionError: division by zero"
+    assert cards.latest().unreadable == "reading the GPUs failed: ZeroDivisionError: division by zero"
     clock.move(1)
     cards.read_once()
     assert cards.latest().cards == (card(1),)
@@ -135,10 +135,10 @@ def test_while_a_call_hangs_the_age_grows_until_it_answers() -> None:
         assert probe.hanging.wait(30)
         assert cards.latest().cards == (card(1),)
         clock.move(12)
-        assert cards.latest().blind == "NVML has not answered for 12 s"
+        assert cards.latest().unreadable == "NVML has not answered for 12 s"
         probe.gate.set()
         assert probe.back.wait(30)
-        assert cards.latest().blind is None
+        assert cards.latest().unreadable is None
     finally:
         probe.gate.set()
         cards.stop()
@@ -278,9 +278,9 @@ def test_the_watchdog_looks_on_while_a_read_of_proc_hangs() -> None:
     try:
         look(5)
         assert dog.level is Level.CRITICAL
-        assert not dog.room(Need(GB, "host")).fits
+        assert not dog.room(RequiredMemory(GB, "host")).fits
         look(3)
-        assert dog.room(Need(GB, "host")).fits
+        assert dog.room(RequiredMemory(GB, "host")).fits
         source.go.set()
         assert source.back.wait(30)
         dog.look()

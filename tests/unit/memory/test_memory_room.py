@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from spoolama.memory.level import GB, Level, RelativeLimits
 from spoolama.memory.readings import Card, Host
-from spoolama.memory.room import Need, Room, Taken, Unwatched, room_on_cards, room_on_host
+from spoolama.memory.room import (
+    RequiredMemory,
+    Room,
+    UnlimitedMemory,
+    UsedMemory,
+    room_on_cards,
+    room_on_host,
+)
 from support.cards import card
 
 MARKS = RelativeLimits()
@@ -18,7 +25,7 @@ MARKS = RelativeLimits()
 
 def on(cards: tuple[Card, ...], gb: float, *, back: float = 0.0, words: str = "") -> Room:
     limits = {n: MARKS.limits(each.total_bytes) for n, each in enumerate(cards)}
-    need = Need(round(gb * GB), "card", words)
+    need = RequiredMemory(round(gb * GB), "card", words)
     return room_on_cards(need, cards, limits, reclaimed_bytes=round(back * GB))
 
 
@@ -72,22 +79,22 @@ def test_main_memory_has_a_mark_as_well() -> None:
     """Of 64 GB at 95 % 60.8 may be in use, whatever is mapped from files."""
     limits = RelativeLimits(high=0.9, critical=0.95, keep_free_gb=0.0).limits(64 * GB)
     host = Host(64 * GB, 44 * GB)
-    fits = room_on_host(Need(40 * GB, "host", "m"), host, limits)
+    fits = room_on_host(RequiredMemory(40 * GB, "host", "m"), host, limits)
     assert (fits.fits, fits.why) == (
         True,
         "m; 40.8 GB of 64.0 GB of this machine's memory may still be taken",
     )
-    missing = room_on_host(Need(41 * GB, "host"), host, limits)
+    missing = room_on_host(RequiredMemory(41 * GB, "host"), host, limits)
     assert (missing.fits, missing.ever) == (False, True)
     assert missing.why.startswith("it needs 41.0 GB; ")
-    assert not room_on_host(Need(61 * GB, "host"), host, limits).ever
+    assert not room_on_host(RequiredMemory(61 * GB, "host"), host, limits).ever
 
 
 def test_where_nobody_watches_everything_fits() -> None:
     """Nothing is known, nothing is waited for, and what is done is kept by nobody."""
-    memory = Unwatched()
-    assert memory.room(Need(1 << 60, "card")).fits
-    assert (memory.level, memory.most_bytes("card"), memory.taken()) == (Level.OK, None, Taken())
+    memory = UnlimitedMemory()
+    assert memory.room(RequiredMemory(1 << 60, "card")).fits
+    assert (memory.level, memory.most_bytes("card"), memory.taken()) == (Level.OK, None, UsedMemory())
     memory.did("released", model="m")
 
     async def looks() -> None:

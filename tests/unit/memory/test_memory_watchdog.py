@@ -13,7 +13,7 @@ from spoolama.errors import OutOfMemory
 from spoolama.memory.level import GB, Level, RelativeLimits
 from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import Card, Host, NoReading, Runner
-from spoolama.memory.room import Need, Taken
+from spoolama.memory.room import RequiredMemory, UsedMemory
 from spoolama.memory.watchdog import MemoryWatchdog
 from support.cards import Scene, ScriptedCards, card
 from support.clock import VirtualClock
@@ -91,7 +91,7 @@ def four(*used: float, ours: int | None = None) -> tuple[Card, ...]:
 def test_before_the_first_look_nothing_is_known() -> None:
     """No size, and no word of memory that is full."""
     dog = Watched(card(15.5)).dog
-    assert (dog.level, dog.taken(), dog.most_bytes("card")) == (Level.OK, Taken(), None)
+    assert (dog.level, dog.taken(), dog.most_bytes("card")) == (Level.OK, UsedMemory(), None)
     assert dog.words == "memory has not been read yet"
 
 
@@ -180,10 +180,10 @@ def test_only_the_cards_that_are_named_count() -> None:
     """By NVML's numbers; where none of them is there, that is what is said."""
     watched = Watched(*four(2.0, 15.5, 2.0, 2.0), only=(1,))
     assert watched.looks(4) is Level.CRITICAL
-    assert watched.dog.taken() == Taken(round(15.5 * GB))
+    assert watched.dog.taken() == UsedMemory(round(15.5 * GB))
     other = Watched(*four(2.0), only=(7,))
     other.looks(1)
-    assert other.events("memory.blind") == [{"reason": "none of the selected cards is present"}]
+    assert other.events("memory.unreadable") == [{"reason": "none of the selected cards is present"}]
 
 
 def test_a_card_of_others_does_not_count_while_cards_cannot_be_read_either() -> None:
@@ -214,10 +214,10 @@ def test_a_card_that_cannot_be_read_is_told_once_and_stops_nobody_for_long() -> 
     assert watched.looks(20) is Level.CRITICAL
     assert watched.looks(2) is Level.OK
     watched.looks(30)
-    assert watched.events("memory.blind") == [{"reason": "NVML does not answer"}]
-    assert watched.dog.room(Need(99 * GB, "card")).fits, "what is not seen stops no load"
+    assert watched.events("memory.unreadable") == [{"reason": "NVML does not answer"}]
+    assert watched.dog.room(RequiredMemory(99 * GB, "card")).fits, "what is not seen stops no load"
     assert watched.looks(4, card(15.5)) is Level.CRITICAL
-    assert watched.events("memory.seen") == [{"cards": 1}]
+    assert watched.events("memory.readable") == [{"cards": 1}]
     levels = [facts["to"] for facts in watched.events("memory.level")]
     assert levels == ["critical", "ok", "critical"]
 
@@ -231,10 +231,10 @@ def test_a_jobs_own_limits_are_in_force_while_it_runs() -> None:
     assert watched.looks(10) is Level.OK
     with watched.dog.during(RelativeLimits(high=6, critical=8)) as tally:
         assert watched.looks(4) is Level.CRITICAL
-        assert not watched.dog.room(Need(GB, "card")).fits
+        assert not watched.dog.room(RequiredMemory(GB, "card")).fits
         assert watched.dog.most_bytes("card") == 8 * GB
     assert watched.looks(50) is Level.OK
-    assert watched.dog.room(Need(4 * GB, "card")).fits
+    assert watched.dog.room(RequiredMemory(4 * GB, "card")).fits
     assert (tally.to_json()["changes"], tally.to_json()["seconds"]["critical"]) == (1, 1.0)
 
 
@@ -294,8 +294,8 @@ def test_a_machine_without_cards_is_watched_by_its_main_memory() -> None:
     watched.looks(3)
     dog = watched.dog
     assert dog.words == "24.0 GB of 64.0 GB of this machine's memory in use"
-    assert dog.room(Need(36 * GB, "host")).fits
-    assert not dog.room(Need(37 * GB, "host")).fits
+    assert dog.room(RequiredMemory(36 * GB, "host")).fits
+    assert not dog.room(RequiredMemory(37 * GB, "host")).fits
     assert (dog.most_bytes("host"), dog.most_bytes("card")) == (round(0.95 * 64 * GB), None)
 
 
@@ -306,9 +306,9 @@ def test_what_is_taken_is_told_apart_by_whose_it_is() -> None:
     """All cards together, of it the models' processes, and their resident memory."""
     watched = Watched(*four(4.0, 10.0, ours=1), machine=True).runs()
     watched.looks(1)
-    assert watched.dog.taken() == Taken(14 * GB, 8 * GB, GB)
+    assert watched.dog.taken() == UsedMemory(14 * GB, 8 * GB, GB)
     watched.looks(1, card(10, processes={OURS: None}))
-    assert watched.dog.taken() == Taken(10 * GB, None, GB)
+    assert watched.dog.taken() == UsedMemory(10 * GB, None, GB)
 
 
 def test_pids_of_our_own_engine_are_asked_for() -> None:
@@ -321,7 +321,7 @@ def test_pids_of_our_own_engine_are_asked_for() -> None:
 def test_models_that_the_server_lists_make_room_for_half_a_minute() -> None:
     """It puts them out by itself for a load; what it listed long ago says nothing."""
     watched = Watched(card(14))
-    need = Need(8 * GB, "card")
+    need = RequiredMemory(8 * GB, "card")
     watched.looks(1)
     assert not watched.dog.room(need).fits
     watched.dog.listed((HeldModel("other", 8 * GB, 7 * GB, 4096),))
@@ -463,10 +463,10 @@ def test_main_memory_of_ours_counts_until_it_is_ok_again() -> None:
 
 def test_main_memory_counts_where_no_card_can_be_read_and_where_the_engine_is_ours() -> None:
     """The model may be there, or is."""
-    blind = Watched(machine=True)
-    blind.scene = NoReading("no NVIDIA GPU on this machine", lasting=True)
+    unreadable = Watched(machine=True)
+    unreadable.scene = NoReading("no NVIDIA GPU on this machine", lasting=True)
     embedded = Watched(card(1), machine=True, on_cards=False)
-    for watched in (blind, embedded):
+    for watched in (unreadable, embedded):
         watched.machine.now = Host(64 * GB, 2 * GB)
         assert watched.looks(5) is Level.CRITICAL
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from spoolama.backends.base import LoadSpec, Reply
-from spoolama.errors import JobError, ModelLost, OutOfMemory, ServerAway
+from spoolama.errors import JobError, ModelUnavailable, OutOfMemory, ServerAway
 from spoolama.memory.level import GB
 from support.backend import Call
 from unit.answer.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
@@ -133,7 +133,7 @@ def test_after_a_model_that_does_not_come_back_no_row_is_sent() -> None:
             out_of_memory(spec)
 
     bench.backend.load_fault = gone
-    with pytest.raises(ModelLost, match="does not fit"):
+    with pytest.raises(ModelUnavailable, match="does not fit"):
         bench.run([(5, bench.set(level=CRITICAL)), (30, bench.set(level=OK, others_gb=0.5))])
     assert max(call.at for call in bench.backend.calls) < min(bench.memory.times_of("released"))
 

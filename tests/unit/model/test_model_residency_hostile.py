@@ -9,7 +9,7 @@ import pytest
 
 from spoolama.backends.base import LoadedModel, LoadSpec, Reply, ServerInfo
 from spoolama.backends.model_shape import ModelShape
-from spoolama.errors import ModelLost, OutOfMemory, RequestRefused, ServerBusy, ServerDied
+from spoolama.errors import ModelUnavailable, OutOfMemory, RequestRefused, ServerBusy, ServerDied
 from spoolama.job.row import RowRequest
 from spoolama.job.sidecar import Options, Sidecar
 from spoolama.memory.level import Level
@@ -74,7 +74,7 @@ def test_a_load_that_runs_out_of_memory_from_some_answer_on_ends_the_job_after_a
     bench = MemoryBench(short_rows(40), ONE_LOAD, fault=runs_out("row 10"))
     bench.memory.others_gb = 0.5
     bench.backend.load_fault = lambda _: out_of_memory() if bench.windows[1:] else None
-    with pytest.raises(ModelLost, match="m does not fit: cudaMalloc failed"):
+    with pytest.raises(ModelUnavailable, match="m does not fit: cudaMalloc failed"):
         bench.run([(DAY_S, lambda: bench.stop.set())])
     assert HOUR_S / 2 < bench.clock.monotonic() < 2 * HOUR_S
     assert states(bench) == {"ok": 11, "pending": 29}
@@ -90,7 +90,7 @@ def test_a_load_that_always_dies_after_a_release_ends_the_job_within_two_hours()
 
     bench.backend.load_fault = dies
     script = [(5, bench.set(level=CRITICAL)), (30, bench.set(level=OK)), (DAY_S, lambda: bench.stop.set())]
-    with pytest.raises(ModelLost, match="m cannot be loaded again: runner terminated: exit status 2"):
+    with pytest.raises(ModelUnavailable, match="m cannot be loaded again: runner terminated: exit status 2"):
         bench.run(script)
     assert HOUR_S / 6 < bench.clock.monotonic() < 2 * HOUR_S
     assert states(bench) == {"ok": 10, "pending": 30}

@@ -12,8 +12,8 @@ from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import Host, NoReading, Runner
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
-from spoolama.service.queue import Queued
-from spoolama.service.state import Running, ServerState, ServiceState
+from spoolama.service.queue import QueuedJob
+from spoolama.service.state import RunningJob, ServerState, ServiceState
 from spoolama.service.status import (
     failures_text,
     rows_text,
@@ -39,7 +39,7 @@ def running(
     progress.durable(ok=0)
     clock._now = 100.0
     progress.durable(ok=ok, failed=failures)
-    state.running = Running(Queued(job, "running"), progress, Stop())
+    state.running = RunningJob(QueuedJob(job, "running"), progress, Stop())
     return state
 
 

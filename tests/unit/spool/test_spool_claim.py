@@ -16,7 +16,7 @@ from spoolama.errors import ConfigError, DropGone, SpoolError
 from spoolama.spool.claim import (
     JobDir,
     Lease,
-    Refused,
+    RefusedFiles,
     SettledFiles,
     Settling,
     ask_lease,
@@ -209,7 +209,7 @@ def test_settling_refuses_what_cannot_be_frozen(spool: Spool, tmp_path: Path) ->
         elif kind == "fifo":
             os.mkfifo(job.data)
         answer = settle(job)
-        assert isinstance(answer, Refused)
+        assert isinstance(answer, RefusedFiles)
         found[kind] = answer.code
         assert "pload" in answer.message
     assert found == {
@@ -237,7 +237,7 @@ def test_settling_refuses_what_it_may_not_read(tmp_path: Path) -> None:
         answer = settle(job)
     finally:
         os.seteuid(0)
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, RefusedFiles)
     assert answer.code == "unreadable"
 
 

@@ -64,7 +64,7 @@ def test_controls() -> None:
 
 
 PAIRS: list[tuple[list[str], dict[str, str | None], set[str], set[str]]] = [
-    # names; data and its sidecar; ambiguous; lonely
+    # names; data and its sidecar; ambiguous; unpaired
     (["a.csv", "a.yaml"], {"a.csv": "a.yaml"}, set(), set()),
     (["a.csv", "a.yml"], {"a.csv": "a.yml"}, set(), set()),
     (["a.csv", "a.csv.yaml"], {"a.csv": "a.csv.yaml"}, set(), set()),
@@ -89,14 +89,14 @@ PAIRS: list[tuple[list[str], dict[str, str | None], set[str], set[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("names", "sidecars", "ambiguous", "lonely"), PAIRS, ids=[" ".join(p[0]) for p in PAIRS]
+    ("names", "sidecars", "ambiguous", "unpaired"), PAIRS, ids=[" ".join(p[0]) for p in PAIRS]
 )
 def test_pairing(
-    names: list[str], sidecars: dict[str, str | None], ambiguous: set[str], lonely: set[str]
+    names: list[str], sidecars: dict[str, str | None], ambiguous: set[str], unpaired: set[str]
 ) -> None:
     """Each data file finds its sidecar, and nothing is decided that the user left open."""
     found = pair(names)
-    assert (dict(found.sidecar), set(found.ambiguous), set(found.lonely)) == (sidecars, ambiguous, lonely)
+    assert (dict(found.sidecar), set(found.ambiguous), set(found.unpaired)) == (sidecars, ambiguous, unpaired)
 
 
 def test_ambiguity_is_said_in_words() -> None:
@@ -112,9 +112,9 @@ def test_ambiguity_is_said_in_words() -> None:
 
 @given(st.lists(DATA_NAMES | NAMES | NAMES.map(lambda n: n[:200] + ".yaml"), max_size=8))
 def test_every_name_is_placed_once(names: list[str]) -> None:
-    """Whatever the names, each is paired, ambiguous or lonely, and none is two of these."""
+    """Whatever the names, each is paired, ambiguous or unpaired, and none is two of these."""
     found = pair(set(names))
-    placed = [*found.sidecar, *(s for s in found.sidecar.values() if s), *found.ambiguous, *found.lonely]
+    placed = [*found.sidecar, *(s for s in found.sidecar.values() if s), *found.ambiguous, *found.unpaired]
     assert sorted(placed) == sorted(n for n in set(names) if data_name(n) or is_sidecar(n))
 
 

@@ -13,7 +13,7 @@ import zstandard
 
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import cut
-from spoolama.spool.scanner import Control, ReadyRules, Scanner, can_read, free_bytes, take_control
+from spoolama.spool.scanner import CommandFile, ReadyRules, Scanner, can_read, free_bytes, take_control
 from support.hand_clock import HandClock
 
 BATCH = (
@@ -401,7 +401,7 @@ def test_controls_are_reported_and_taken(spool: Spool, clock: HandClock) -> None
     drop(spool, clock, "big.pause", data=b"x" * 5000)
     clock.move(3)
     look = scanner.scan()
-    assert look.controls == [Control("a.csv.cancel", "a.csv", "cancel")]
+    assert look.controls == [CommandFile("a.csv.cancel", "a.csv", "cancel")]
     assert codes(scanner) == {"big.pause": "unsupported"}
     take_control(spool, look.controls[0])
     take_control(spool, look.controls[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spoolama.spool.watch import Wakeups
+from spoolama.spool.watch import DirectoryEvents
 
 WAIT_S = 10.0
 
@@ -22,10 +22,10 @@ def woken() -> threading.Event:
 
 
 @pytest.fixture
-def watch(tmp_path: Path, woken: threading.Event) -> Iterator[Wakeups]:
+def watch(tmp_path: Path, woken: threading.Event) -> Iterator[DirectoryEvents]:
     """A running watch on tmp_path/incoming."""
     (tmp_path / "incoming").mkdir()
-    made = Wakeups(tmp_path / "incoming", woken.set)
+    made = DirectoryEvents(tmp_path / "incoming", woken.set)
     yield made
     made.stop()
 
@@ -53,7 +53,7 @@ def take_away(incoming: Path) -> None:
 
 @pytest.mark.parametrize("arrive", [write, move_in, move_within, link, take_away])
 def test_every_way_of_arriving_wakes(
-    tmp_path: Path, watch: Wakeups, woken: threading.Event, arrive: Callable[[Path], None]
+    tmp_path: Path, watch: DirectoryEvents, woken: threading.Event, arrive: Callable[[Path], None]
 ) -> None:
     """Written in place, moved in, renamed, hard-linked (SFTP's rename): each is noticed."""
     (tmp_path / "incoming" / ".a.csv").write_bytes(b"x")
@@ -76,7 +76,7 @@ def test_looking_does_not_wake(tmp_path: Path) -> None:
             woken.set()
 
     (incoming / "a.csv").write_bytes(b"x")
-    watch = Wakeups(incoming, count)
+    watch = DirectoryEvents(incoming, count)
     assert watch.start()
     try:
         (incoming / "a.csv").read_bytes()
@@ -100,7 +100,7 @@ def test_a_handler_that_raises_does_not_end_the_wakeups(
         calls.release()
         raise ValueError("nobody listens")
 
-    watch = Wakeups(tmp_path, fail)
+    watch = DirectoryEvents(tmp_path, fail)
     assert watch.start()
     try:
         for name in ("a", "b"):
@@ -125,7 +125,7 @@ def until(true: Callable[[], bool]) -> bool:
 
 @pytest.mark.parametrize("way", ["replaced", "moved away", "removed"])
 def test_a_directory_that_was_replaced_is_noticed(
-    tmp_path: Path, watch: Wakeups, woken: threading.Event, way: str
+    tmp_path: Path, watch: DirectoryEvents, woken: threading.Event, way: str
 ) -> None:
     """The watch looks alive, but it watches what is gone: unhealthy, and a restart mends it."""
     incoming = tmp_path / "incoming"
@@ -149,7 +149,7 @@ def test_a_directory_that_was_replaced_is_noticed(
     assert woken.wait(WAIT_S)
 
 
-def test_a_dead_thread_is_noticed(watch: Wakeups) -> None:
+def test_a_dead_thread_is_noticed(watch: DirectoryEvents) -> None:
     """The observer lives while the thread that reads for it is dead."""
     assert watch.start()
     assert watch._observer is not None
@@ -159,7 +159,7 @@ def test_a_dead_thread_is_noticed(watch: Wakeups) -> None:
     assert watch._observer.is_alive()
 
 
-def test_not_started_and_stopped(watch: Wakeups) -> None:
+def test_not_started_and_stopped(watch: DirectoryEvents) -> None:
     """Before and after there are no wake-ups, and no harm in stopping twice."""
     assert (watch.healthy(), watch.trouble) == (False, "not started")
     assert watch.start()
@@ -168,7 +168,9 @@ def test_not_started_and_stopped(watch: Wakeups) -> None:
     assert (watch.healthy(), watch.trouble) == (False, "stopped")
 
 
-def test_a_refused_watch_is_no_error(watch: Wakeups, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_refused_watch_is_no_error(
+    watch: DirectoryEvents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """An unreadable directory, or no watches left on this machine: said, and left to the rescan."""
 
     def refuse(path: Path) -> None:

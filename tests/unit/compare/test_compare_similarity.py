@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolama.compare.likeness import Likeness, Pairs, compare, likeness_of
+from spoolama.compare.similarity import PairedCounts, Similarity, compare, similarity_of
 
 TEXTS = [f"the parcel came {n} days late and nobody answered" for n in range(12)]
 
@@ -35,7 +35,7 @@ KINDS = [
 @pytest.mark.parametrize(("alone", "listed", "kind"), KINDS)
 def test_the_answers_given_alone_say_what_is_compared(alone: list[str], listed: bool, kind: str) -> None:
     """Labels, numbers or texts, with empty, odd and mixed answers among them."""
-    found = likeness_of(alone, listed=listed)
+    found = similarity_of(alone, listed=listed)
     assert found.kind == kind
     assert found.words
 
@@ -45,7 +45,7 @@ def test_likeness_lies_between_0_and_1_and_does_not_depend_on_the_order(
     alone: list[str], left: str, right: str, listed: bool
 ) -> None:
     """Whatever answers there are, and whichever two are compared; an answer is like itself."""
-    like = likeness_of(alone, listed=listed)
+    like = similarity_of(alone, listed=listed)
     assert 0 <= like.of(left, right) <= 1
     assert like.of(left, right) == like.of(right, left)
     assert like.of(left, left) == 1
@@ -53,38 +53,38 @@ def test_likeness_lies_between_0_and_1_and_does_not_depend_on_the_order(
 
 def test_labels_are_equal_or_not_whatever_their_case() -> None:
     """Nothing in between."""
-    like = Likeness("labels")
+    like = Similarity("labels")
     assert like.of("Positive ", "positive") == 1
     assert like.of("positive", "very positive") == 0
 
 
 def test_numbers_are_far_apart_by_value_or_by_rank_whichever_is_more() -> None:
     """A step of one among 0 to 10 costs a tenth or so; a step over most of the answers costs nearly all."""
-    like = likeness_of([str(n) for n in range(11)])
+    like = similarity_of([str(n) for n in range(11)])
     assert like.of("4", "5") == pytest.approx(1 - 1 / 10)
     assert like.of("5", "5.0") == 1
     assert like.of("0", "10") == 0
-    crowded = likeness_of(["0", *["5"] * 18, "6", "100"])
+    crowded = similarity_of(["0", *["5"] * 18, "6", "100"])
     assert crowded.of("4", "6.5") < 0.2, "nearly all answers lie between the two"
 
 
 def test_three_spellings_of_one_number_are_numbers_of_no_spread() -> None:
     """Equal ones are alike, others not at all; nothing is divided by zero."""
-    like = likeness_of(["1", "1.0", "1.00"])
+    like = similarity_of(["1", "1.0", "1.00"])
     assert like.kind == "numbers"
     assert (like.of("1", "1.000"), like.of("1", "2")) == (1, 0)
 
 
 def test_huge_numbers_are_compared_by_rank() -> None:
     """A difference that no float holds is no excuse for calling neighbours unlike."""
-    like = likeness_of(["-1.7e308", "-1e308", "0", "1e308", "1.7e308"])
+    like = similarity_of(["-1.7e308", "-1e308", "0", "1e308", "1.7e308"])
     assert like.of("1e308", "-1.7e308") == pytest.approx(1 - 3 / 5)
     assert like.of("1e308", "1.7e308") == pytest.approx(1 - 1 / 5)
 
 
 def test_among_numbers_an_answer_that_is_none_is_like_itself_alone() -> None:
     """`NaN` and words are equal to their own kind, and unlike any number."""
-    like = likeness_of(["1", "2", "3"])
+    like = similarity_of(["1", "2", "3"])
     assert like.of("NaN", "nan") == 1
     assert like.of("NaN", "2") == 0
     assert like.of("", "2") == 0
@@ -92,7 +92,7 @@ def test_among_numbers_an_answer_that_is_none_is_like_itself_alone() -> None:
 
 def test_texts_are_alike_by_the_words_that_both_have_in_one_order() -> None:
     """Two of three words in common are two thirds; two empty texts are the same."""
-    like = Likeness("texts")
+    like = Similarity("texts")
     assert like.of("late and broken", "LATE and cheap") == pytest.approx(2 / 3)
     assert like.of("", "") == 1
     assert like.of("", "late") == 0
@@ -100,7 +100,7 @@ def test_texts_are_alike_by_the_words_that_both_have_in_one_order() -> None:
 
 def test_of_long_texts_only_the_beginning_is_compared() -> None:
     """A comparison of whole texts of 100,000 words would stop the service for 12 s."""
-    like = Likeness("texts")
+    like = Similarity("texts")
     words = [f"w{n}" for n in range(100_000)]
     assert like.of(" ".join(words), " ".join([*words[:2000], *reversed(words[2000:])])) == 1
     assert like.of(" ".join(words), " ".join(reversed(words))) < 0.01
@@ -110,7 +110,7 @@ def test_of_long_texts_only_the_beginning_is_compared() -> None:
 @given(st.lists(st.integers(-50, 50).map(str), min_size=4, max_size=30, unique=True))
 def test_the_distance_of_numbers_keeps_the_triangle(alone: list[str]) -> None:
     """The proof at temperatures above 0 leans on it (`trials.odds`)."""
-    like = likeness_of(alone)
+    like = similarity_of(alone)
     for a, b, c in itertools.permutations(alone[:4], 3):
         assert (1 - like.of(a, c)) <= (1 - like.of(a, b)) + (1 - like.of(b, c)) + 1e-9
     assert not math.isnan(like.of(alone[0], alone[1]))
@@ -121,7 +121,7 @@ def test_labels_spelled_as_gold_are_won_where_only_the_form_is_right() -> None:
     gold = {0: "Yes", 1: "no", 2: "no", 3: "yes"}
     form = {0: "yes", 1: "yes", 2: "no ", 3: "no"}
     alone = {0: "no", 1: "no", 2: "no", 3: "no"}
-    assert compare(form, alone, gold) == Pairs(1, 1, 4, "rows answered right")
+    assert compare(form, alone, gold) == PairedCounts(1, 1, 4, "rows answered right")
 
 
 def test_rows_without_gold_or_without_an_answer_alone_are_left_out() -> None:

@@ -93,12 +93,12 @@ class Job:
 
     @property
     def counts(self) -> dict[str, int]:
-        found: dict[str, int] = self.watch["surprises"]["counts"]
+        found: dict[str, int] = self.watch["external_changes"]["counts"]
         return found
 
     @property
     def noticed_at(self) -> int:
-        found: int = self.watch["surprises"]["first"][0]["ordinal"]
+        found: int = self.watch["external_changes"]["first"][0]["ordinal"]
         return found
 
 

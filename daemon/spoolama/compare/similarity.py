@@ -28,7 +28,7 @@ _WORDS, _CHARACTERS = 2000, 40_000
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class Similarity:
     """How the answers of a job are compared."""
 
     kind: Kind
@@ -36,7 +36,7 @@ class Likeness:
     """Isolated answers, ascending: the scale for distances."""
 
     def of(self, left: str, right: str) -> float:
-        """Return the likeness of two answers, from 0 to 1 (the same).
+        """Return the similarity of two answers, from 0 to 1 (the same).
 
         - Labels are equal or not, ignoring case.
         - Numbers: 1 minus the larger of two distances: that of the values as a share of the middle 90 % of
@@ -74,7 +74,7 @@ class Likeness:
         return {"labels": "equal answers", "numbers": "nearness of the numbers", "texts": TEXTS}[self.kind]
 
 
-def likeness_of(isolated: Sequence[str], *, listed: bool = False) -> Likeness:
+def similarity_of(isolated: Sequence[str], *, listed: bool = False) -> Similarity:
     """Return how answers are compared, derived from the isolated answers.
 
     Args:
@@ -85,13 +85,13 @@ def likeness_of(isolated: Sequence[str], *, listed: bool = False) -> Likeness:
     numbers = sorted(value for answer in isolated if (value := values[answer]) is not None)
     distinct = {_folded(answer) for answer in isolated}
     if isolated and len(numbers) == len(isolated) and (len(distinct) > 2 or not listed):
-        return Likeness("numbers", tuple(numbers)) if len(distinct) > 2 else Likeness("labels")
+        return Similarity("numbers", tuple(numbers)) if len(distinct) > 2 else Similarity("labels")
     few = len(distinct) <= max(2, _FEW * len(isolated)) and all(len(a) <= _SHORT for a in isolated)
-    return Likeness("labels" if listed or few else "texts")
+    return Similarity("labels" if listed or few else "texts")
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
+class PairedCounts:
     """How often answers in a form agree better with gold than isolated ones, and how often worse."""
 
     wins: int
@@ -114,7 +114,7 @@ def compare(
     gold: Mapping[int, str],
     *,
     enum: Sequence[str] | None = None,
-) -> Pairs:
+) -> PairedCounts:
     """Count where a form's answers agree better with gold than isolated answers do, and where worse.
 
     - If gold is spelled like the answers, a row is won if only the form's answer is right.
@@ -142,16 +142,16 @@ def compare(
     answers = [_folded(answer) for answer in (*left, *right)]
     order = order_of(answers, None if enum is None else [_folded(label) for label in enum])
     if order is None:
-        return Pairs(0, 0, 0, "labels without an order cannot be compared with numbers")
+        return PairedCounts(0, 0, 0, "labels without an order cannot be compared with numbers")
     ranks = [order[0][answer] for answer in answers]
     return _ordered(ranks[: len(rows)], ranks[len(rows) :], known)
 
 
-def _count(gains: Sequence[float], how: str) -> Pairs:
-    return Pairs(sum(g > 0 for g in gains), sum(g < 0 for g in gains), len(gains), how)
+def _count(gains: Sequence[float], how: str) -> PairedCounts:
+    return PairedCounts(sum(g > 0 for g in gains), sum(g < 0 for g in gains), len(gains), how)
 
 
-def _ordered(form: Sequence[float], isolated: Sequence[float], gold: Sequence[float]) -> Pairs:
+def _ordered(form: Sequence[float], isolated: Sequence[float], gold: Sequence[float]) -> PairedCounts:
     gains = []
     for one in range(0, len(gold) - 1, 2):
         two = one + 1
