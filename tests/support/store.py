@@ -167,11 +167,11 @@ class MemoryStore:
         self._state(answer.ordinal, "ok")
         self.tries.pop(answer.ordinal, None)
 
-    def tried(self, kind: str, answer: Answered) -> None:
+    def add_trial(self, kind: str, answer: Answered) -> None:
         self.trial_answers.setdefault(kind, {})[answer.ordinal] = answer
         self.tries.pop(answer.ordinal, None)
 
-    def untried(self, ordinal: int) -> None:
+    def skip_trial(self, ordinal: int) -> None:
         self.tries.pop(ordinal, None)
 
     async def audited(self, segment: int, verdict: Mapping[str, Any] | None) -> None:

@@ -248,7 +248,7 @@ class Lane:
             if task.comparison is None:
                 job.store.sampled(answer)
             else:
-                job.store.tried(task.comparison, answer)
+                job.store.add_trial(task.comparison, answer)
             job.counts.good()
             job.progress.compared()
         if request.isolated:
@@ -267,7 +267,7 @@ class Lane:
     def _failed(self, row: StoredRow, error: RowError, attempts: int, task: _Task) -> None:
         job = self._job
         if task.comparison is not None:
-            job.store.untried(row.ordinal)  # its result comes from its own segment
+            job.store.skip_trial(row.ordinal)  # its result comes from its own segment
             job.progress.compared()
             return
         details = dict(error.details)

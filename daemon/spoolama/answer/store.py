@@ -51,22 +51,22 @@ class RowStore(AnsweredRows, Protocol):
         ...
 
     async def isolated_or_retried(self, kind: str) -> list[int]:
-        """Rows of this comparison that were not answered in their conversation at the first try."""
+        """Return the rows of this comparison that were isolated, or not answered at the first attempt."""
         ...
 
     async def has_conversation_answers(self) -> bool:
-        """Whether a row was answered in sight of others and stands so in the results."""
+        """Whether the results have an answer whose prompt contained other rows."""
         ...
 
     async def conversation_answers(self, kind: str, column: str | None = None) -> list[StoredRow]:
-        """The rows of this comparison with the answers of their conversation, taken back or not.
+        """Return the rows of this comparison with the answers of their conversation, withdrawn or not.
 
         Of their fields they have only this column.
         """
         ...
 
     async def segment_answers(self, segment: int, column: str | None = None) -> list[StoredRow]:
-        """The rows of a segment that were answered in its conversation, in sight of others.
+        """Return the rows of a segment that were answered in its conversation.
 
         Of their fields they have only this column.
         """
@@ -121,16 +121,16 @@ class RowStore(AnsweredRows, Protocol):
         """Store the isolated answer of a candidate; the row stays pending."""
         ...
 
-    def tried(self, kind: str, answer: Answered) -> None:
+    def add_trial(self, kind: str, answer: Answered) -> None:
         """Store an answer for comparison; the row's state does not change."""
         ...
 
-    def untried(self, ordinal: int) -> None:
+    def skip_trial(self, ordinal: int) -> None:
         """Record that a row was not answered for comparison; the row's state does not change."""
         ...
 
     async def audited(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
-        """Record that a segment was audited, with a verdict if it was judged by itself."""
+        """Record that a segment was audited, with a verdict if it looked odd."""
         ...
 
     async def forget_audits(self) -> None:
@@ -138,11 +138,15 @@ class RowStore(AnsweredRows, Protocol):
         ...
 
     async def withdraw_answers(self, segment: int, verdict: Mapping[str, Any]) -> int:
-        """Have the segment's rows that had others in sight asked again in isolation; how many they are."""
+        """Have the rows of a segment that were answered in its conversation asked again in isolation.
+
+        Returns:
+            The number of these rows.
+        """
         ...
 
     def use_sample(self, ordinal: int) -> None:
-        """The row's answer given alone is its end."""
+        """Use the isolated answer of a candidate as the row's result."""
         ...
 
     def defer(self, ordinal: int, tokens: int) -> None:

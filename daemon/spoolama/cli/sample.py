@@ -52,7 +52,7 @@ system: |
   40 points: experience as a data engineer; 5 points for each year, fewer for a neighbouring role.
   40 points: skills; SQL, Python, Spark and Airflow count most.
   10 points: education that fits the work, or proof that it was learned on the job.
-  10 points: what the note says of how they work.
+  10 points: what the note says about their work.
   Score what is written, nothing else. Where they live does not count.
 prompt: |
   Role: {{ role }}, {{ years }} years

@@ -412,7 +412,7 @@ class JobLedger:
 
     # --- trials: answers that pilot and audit compare ----------------------------------------------------
 
-    def tried(self, kind: str, answer: Answered) -> None:
+    def add_trial(self, kind: str, answer: Answered) -> None:
         """Record an answer for a comparison; the state of the row does not change.
 
         Args:
@@ -427,7 +427,7 @@ class JobLedger:
 
         self._thread.post(run)
 
-    def untried(self, ordinal: int) -> None:
+    def skip_trial(self, ordinal: int) -> None:
         """Record that a row could not be answered for a comparison; its state does not change."""
         self._thread.post(lambda db: _delete_attempts(db, ordinal))
 
@@ -480,7 +480,7 @@ class JobLedger:
         return [segment for (segment,) in rows]
 
     async def audited(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
-        """Record that a segment was audited, with a verdict if it was judged by itself."""
+        """Record that a segment was audited, with a verdict if it looked odd."""
         await self._thread.do(lambda db: _add_verdict(db, segment, verdict), sync=True)
 
     async def withdraw_answers(self, segment: int, verdict: Mapping[str, Any]) -> int:
@@ -505,7 +505,7 @@ class JobLedger:
         return rows
 
     async def verdicts(self) -> list[dict[str, Any]]:
-        """The verdicts on segments that were judged by themselves, in order."""
+        """The verdicts on segments that looked odd, in order."""
         rows = await self._all(
             "SELECT verdict FROM audited_segments WHERE verdict != 'null' ORDER BY segment"
         )

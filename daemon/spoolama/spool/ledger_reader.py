@@ -98,7 +98,7 @@ class AuditedSegments:
     audited: int
     """Number of segments whose audit is over."""
     verdicts: list[dict[str, Any]]
-    """The verdicts on segments that were judged by themselves, in order."""
+    """The verdicts on segments that looked odd, in order."""
     replaced: int
     """Number of rows whose answer in a conversation was withdrawn."""
     answered_again: int

@@ -87,7 +87,7 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
 
     async def fill(ledger: JobLedger) -> None:
         for ordinal in range(5):
-            ledger.tried("isolated", answered(ordinal, '{"s": "positive"}', alone=True))
+            ledger.add_trial("isolated", answered(ordinal, '{"s": "positive"}', alone=True))
 
     for name, filled in (("first", fill), ("second", None)):
         sidecar = SIDECAR.replace("MODE", "conversation")

@@ -61,7 +61,7 @@ def again(ledger: JobLedger, kind: str, rows: Iterable[int], says: Says, *, text
     """These rows are answered for comparison."""
     for n in rows:
         spelled = says(n) if text else json.dumps(says(n))
-        ledger.tried(kind, answered(n, spelled, alone=True, segment=SEGMENT))
+        ledger.add_trial(kind, answered(n, spelled, alone=True, segment=SEGMENT))
 
 
 def tried(form: str = "tail-5", words: str = TAIL, **more: Any) -> TriedForm:

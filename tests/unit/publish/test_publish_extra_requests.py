@@ -75,7 +75,7 @@ def test_a_count_that_the_server_did_not_give_is_unknown(tmp_path: Path) -> None
 
     async def fill(ledger: JobLedger) -> None:
         await everything(ledger)
-        ledger.tried("audit", answered(110, '"neutral"', alone=True, segment=SEGMENT, counts=False))
+        ledger.add_trial("audit", answered(110, '"neutral"', alone=True, segment=SEGMENT, counts=False))
 
     summary = publish(tmp_path / "j", REDO, fill=fill)
     assert extra_of(summary)["audit"].prompt_tokens is None

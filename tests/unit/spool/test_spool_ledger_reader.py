@@ -26,7 +26,7 @@ async def job(path: Path) -> None:
         ledger.answered(answered(n, f"given {n}", segment=3))
     for kind, ordinals in (("isolated", (0, 1)), ("tail-1", (1,)), ("odd", (4,)), ("audit", (0, 1, 2, 4))):
         for n in ordinals:
-            ledger.tried(kind, answered(n, f"{kind} {n}", alone=True, segment=3))
+            ledger.add_trial(kind, answered(n, f"{kind} {n}", alone=True, segment=3))
     ledger.sampled(answered(6, "sample 6", alone=True, segment=3))
     await ledger.audited(0, None)
     await ledger.withdraw_answers(1, {"segment": 1, "harm": True})
@@ -84,8 +84,8 @@ def test_tokens_are_added_up_only_where_each_answer_was_counted(tmp_path: Path) 
     async def fill() -> None:
         ledger = JobLedger(tmp_path / "l.sqlite", HandClock())
         for n in range(3):
-            ledger.tried("audit", answered(n, "a", alone=True, segment=3))
-            ledger.tried("odd", answered(n, "a", alone=True, segment=3, counts=n != 1))
+            ledger.add_trial("audit", answered(n, "a", alone=True, segment=3))
+            ledger.add_trial("odd", answered(n, "a", alone=True, segment=3, counts=n != 1))
         await ledger.close()
 
     asyncio.run(fill())
@@ -139,7 +139,7 @@ def test_rows_and_every_kind_of_answer_count(tmp_path: Path) -> None:
         ledger.defer(8, 5000)
         await look()
         ledger.sampled(answered(6, "three", alone=True, segment=3))
-        ledger.tried("isolated", answered(6, "three", alone=True, segment=3))
+        ledger.add_trial("isolated", answered(6, "three", alone=True, segment=3))
         await look()
         await ledger.withdraw_answers(1, {"segment": 1, "harm": True})
         await look()

@@ -196,9 +196,9 @@ class _Check:
         elif error["type"] == "value_error":
             message = str(error["ctx"]["error"])
             child = next((w for w in message.split() if (*path, w) in self._tree.places), None)
-            told = self._gone_with(path, message)
+            reported = self._gone_with(path, message)
             path = path if child is None else (*path, child)
-            if not told:
+            if not reported:
                 self._add(path, message)
         elif error["type"] == "string_too_long":
             self._too_long(path, len(error["input"]), error["ctx"]["max_length"])
