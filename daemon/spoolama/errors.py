@@ -12,7 +12,7 @@
     ├── LedgerVersion          only another version of spoolama can finish a job: it waits in processing/
     ├── DropGone               the uploader removed a drop during its claim; nothing has changed
     ├── JobError               this job cannot continue; it is published in failed/
-    │   ├── ModelLost          a model of the job cannot be loaded, or no longer
+    │   ├── ModelUnavailable   a model of the job cannot be loaded, or no longer
     │   ├── SidecarError       the sidecar is wrong: reports all problems at once
     │   ├── InputError         the data file as a whole cannot be used
     │   └── LedgerError        the ledger is damaged, or its input changed

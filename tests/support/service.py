@@ -17,13 +17,13 @@ from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress
 from spoolama.service.daemon import Daemon
+from spoolama.service.incoming import priority_of
 from spoolama.service.logs import configure
-from spoolama.service.scanning import priority_of
 from spoolama.service.settings import Settings, load_settings
 from spoolama.service.state import JobEnd
 from spoolama.spool.claim import JobDir
 from spoolama.spool.layout import Spool
-from spoolama.spool.publish import open_out, publish
+from spoolama.spool.publication import open_out, publish
 from spoolama.stopping import Stop
 from support.backend import ScriptedBackend
 from support.evaluation import inline_evaluator

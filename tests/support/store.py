@@ -26,6 +26,8 @@ class MemoryStore:
         self.sampled_answers: dict[int, Answered] = {}
         self.failures: dict[int, Failed] = {}
         self.deferred_tokens: dict[int, int] = {}
+        self.attempt_messages: list[str] = []
+        """Of failed attempts, in their order."""
         self.tries: dict[int, dict[int, Attempt]] = {}
         self.notes: dict[str, Any] = {}
         self.plan_bodies: list[dict[str, Any]] = []
@@ -160,6 +162,7 @@ class MemoryStore:
         isolated_tokens: int | None = None,
     ) -> None:
         self.tries[ordinal][number] = Attempt(code, counted, isolated_tokens)
+        self.attempt_messages.append(message)
 
     def answered(self, answer: Answered) -> None:
         assert answer.ordinal not in self.results, "the same row twice is a defect"

@@ -226,7 +226,7 @@ def _overflow(tokens: int | None, prompt: Prompt) -> ContextOverflow:
     length = f"has {tokens}" if tokens is not None else f"may have {prompt.tokens} (upper bound)"
     return ContextOverflow(
         f"the prompt {length} tokens and the answer may have {budget.num_predict}, "
-        f"_combined too many for num_ctx {budget.num_ctx}",
+        f"together too many for num_ctx {budget.num_ctx}",
         prompt_tokens=tokens,
         num_ctx=budget.num_ctx,
     )

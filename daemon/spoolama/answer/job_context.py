@@ -17,8 +17,8 @@ from spoolama.evaluation.asking import MessageBuilder
 from spoolama.evaluation.evaluator import JobEvaluator
 from spoolama.job.sidecar import Sidecar
 from spoolama.model.gate import Gate, RequestTimeout
+from spoolama.model.observer import ModelObserver
 from spoolama.model.residency import ModelResidency
-from spoolama.model.watch import ModelWatch
 from spoolama.progress import Progress
 from spoolama.stopping import Stop
 
@@ -93,7 +93,7 @@ class OpenModel:
     """A loaded model, as its lanes use it."""
 
     residency: ModelResidency
-    watch: ModelWatch
+    watch: ModelObserver
     request_timeout: RequestTimeout
     defers: bool
     """Whether long rows are left for the second pass."""

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spoolama.jobtools.analysis import Analysis, analyze_job
-from spoolama.jobtools.compare import Comparison, compare_jobs
+from spoolama.jobtools.comparison import Comparison, compare_jobs
 from spoolama.jobtools.merge import merge_jobs
 from spoolama.publish.summary import agreement_sentences, balance, context_sentences
 

@@ -74,7 +74,7 @@ def _read_service(directory: Path) -> tuple[dict[str, Any], str]:
 
 def _of_name(directory: Path, name: str) -> dict[str, Any]:
     from spoolama.spool.names import DATA_ENDINGS, readable
-    from spoolama.spool.status import status_name
+    from spoolama.spool.status_files import status_name
 
     name = Path(name).name
     packed = ("", ".gz", ".zst")

@@ -1,4 +1,4 @@
-"""Evaluates what users wrote in the evaluation process: sidecars, templates, schemas and scores."""
+"""Has the evaluation process evaluate sidecars, templates, schemas and scores, with a limit of CPU time."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ class EvaluationProcess:
 
         Raises:
             Abandoned: it was cancelled before it started.
-            LimitMet: it exceeded its time or memory limit, or crashed the process.
-            TaskLost: the process ended several times during the task for another reason.
+            LimitExceeded: it exceeded its time or memory limit, or crashed the process.
+            TaskInterrupted: the process ended several times during the task for another reason.
             EvaluationFailed: the process cannot be started.
         """
         loop = asyncio.get_running_loop()

@@ -105,7 +105,7 @@ class ModelResidency:
         """Load the model as soon as memory allows, and smaller if it runs out of memory.
 
         Raises:
-            ModelLost: even the smallest load runs out of memory.
+            ModelUnavailable: even the smallest load runs out of memory.
             BackendError: it cannot be loaded now for another reason.
             Stopping: the service stops.
         """
@@ -186,7 +186,7 @@ class ModelResidency:
         """Wait until the load fits; after too long a wait select a smaller load, and finally try it anyway.
 
         Raises:
-            ModelLost: it must fit, but memory is not available.
+            ModelUnavailable: it must fit, but memory is not available.
             Stopping: the service stops.
         """
         if await self._fits_now():
@@ -284,7 +284,7 @@ class ModelResidency:
         """Load the model while the gate is closed; retries with growing delays if the server is away or busy.
 
         Raises:
-            ModelLost: the model cannot be loaded again.
+            ModelUnavailable: the model cannot be loaded again.
             Stopping: the service stops.
         """
         delay, deaths = 1.0, 0

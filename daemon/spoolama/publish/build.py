@@ -16,7 +16,7 @@ from spoolama.publish.encoding import json_document
 from spoolama.publish.job_metrics import job_metrics
 from spoolama.publish.metrics import Metrics
 from spoolama.publish.outputs import OPENAI_COLUMNS, Outputs
-from spoolama.publish.pilot import used_rows
+from spoolama.publish.pilot_report import used_rows
 from spoolama.publish.result_counts import ResultCounts
 from spoolama.publish.result_row import ResultRow, result_of
 from spoolama.publish.summary import Summary, summary_text

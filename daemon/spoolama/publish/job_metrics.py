@@ -11,9 +11,9 @@ from spoolama import __version__
 from spoolama.job.plan import Plan
 from spoolama.job.sidecar import EVERY, Sidecar
 from spoolama.publish.agreement import LEAST_ALONG
-from spoolama.publish.audit import audit_result, why_no_audit
+from spoolama.publish.audit_report import audit_result, why_no_audit
 from spoolama.publish.metrics import GB, EndedEarly, ExternalChanges, MemoryUse, Metrics, SecondPass, TrimPlan
-from spoolama.publish.pilot import PILOT_KINDS, pilot_result, why_no_pilot
+from spoolama.publish.pilot_report import PILOT_KINDS, pilot_result, why_no_pilot
 from spoolama.publish.result_counts import ResultCounts
 from spoolama.spool.ledger_reader import LedgerReader, Requests, Totals
 

@@ -15,8 +15,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from spoolama.publish.agreement import Agreement, AnswerDistribution, Third
-from spoolama.publish.audit import AuditResult
-from spoolama.publish.pilot import PilotResult
+from spoolama.publish.audit_report import AuditResult
+from spoolama.publish.pilot_report import PilotResult
 from spoolama.spool.ledger_reader import Requests
 
 GB = 2**30

@@ -17,10 +17,10 @@ from spoolama.evaluation.protocol import Abandoned
 from spoolama.memory.room import Memory
 from spoolama.model.gate import RequestTimeout, Stopping
 from spoolama.model.load_sizes import LoadSizes, load_steps
+from spoolama.model.observer import ModelObserver
 from spoolama.model.pressure import PressureHandler
 from spoolama.model.primer import Primer
 from spoolama.model.residency import ModelResidency, load_model
-from spoolama.model.watch import ModelWatch
 
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class ModelRun:
         shrink = job.planner.shrink if job.one_model else None
         self._open = OpenModel(
             residency,
-            ModelWatch(job.backend, residency.spec, loaded, primer, job.progress, shrink),
+            ModelObserver(job.backend, residency.spec, loaded, primer, job.progress, shrink),
             RequestTimeout(sidecar.timeout),
             defers=not self._second_pass and sidecar.long_rows == "second_pass",
         )

@@ -29,8 +29,8 @@ from spoolama.memory.readings import CardProbe, NoCards
 from spoolama.memory.watchdog import EVERY_S, MemoryWatchdog
 from spoolama.service.daemon import Daemon
 from spoolama.service.execution import JobExecutor
+from spoolama.service.incoming import priority_of
 from spoolama.service.logs import say
-from spoolama.service.scanning import priority_of
 from spoolama.service.settings import BackendSection, Settings
 from spoolama.service.state import ServiceState
 from spoolama.service.systemd import Notifier, watchdog_interval

@@ -23,10 +23,10 @@ from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Pulse
 from spoolama.service.deaths import Deaths
+from spoolama.service.incoming import IncomingScanner
 from spoolama.service.logs import say, set_level
-from spoolama.service.models import MemoryMonitor, ModelReleaser, ServerProber, release
+from spoolama.service.monitors import MemoryMonitor, ModelReleaser, ServerProber, release
 from spoolama.service.retention import Retention
-from spoolama.service.scanning import IncomingScanner
 from spoolama.service.settings import Settings
 from spoolama.service.state import ServerState, ServiceState
 from spoolama.service.status import StatusReporter

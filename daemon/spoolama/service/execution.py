@@ -36,7 +36,7 @@ from spoolama.spool.layout import Spool
 from spoolama.spool.ledger_format import check_format
 from spoolama.spool.ledger_reader import LedgerReader, job_progress
 from spoolama.spool.ledger_thread import Durable
-from spoolama.spool.publish import open_out, publish
+from spoolama.spool.publication import open_out, publish
 from spoolama.stopping import Stop
 
 _MIN_LIVENESS_S = 120.0

@@ -20,7 +20,7 @@ from spoolama.service.state import EndedJob, ServiceState
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import readable
 from spoolama.spool.scanner import Held
-from spoolama.spool.status import SERVICE_JSON, StatusBoard
+from spoolama.spool.status_files import SERVICE_JSON, StatusBoard
 
 _EVERY_S = 2.0
 _AT_LEAST_S = 30.0

@@ -77,7 +77,7 @@ def is_sidecar(name: str) -> bool:
     return name.lower().endswith(_SIDECAR_ENDINGS)
 
 
-def control_of(name: str) -> tuple[str, str] | None:
+def command_of(name: str) -> tuple[str, str] | None:
     """`(target, command)` if the name is a command's, else None."""
     target, _, command = name.rpartition(".")
     return (target, command.lower()) if target and command.lower() in _CONTROLS else None

@@ -15,7 +15,7 @@ from spoolama.spool.claim import JobDir, read_job, unclaim
 from spoolama.spool.durable import DISK, Disk, exists, in_words, is_temp, names_in
 from spoolama.spool.layout import PROBE, QUARANTINE, DiskState, Spool, read_claim, state_of
 from spoolama.spool.names import readable
-from spoolama.spool.publish import clean, take_apart
+from spoolama.spool.publication import clean, take_apart
 
 
 @dataclass(frozen=True)

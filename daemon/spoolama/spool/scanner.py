@@ -23,7 +23,7 @@ from spoolama.job.yaml_tree import MAX_BYTES
 from spoolama.job.yaml_tree import too_large as yaml_too_large
 from spoolama.spool.durable import DISK, Disk
 from spoolama.spool.layout import Spool
-from spoolama.spool.names import DATA_ENDINGS, control_of, cut, data_name, ignored, is_sidecar, pair, readable
+from spoolama.spool.names import DATA_ENDINGS, command_of, cut, data_name, ignored, is_sidecar, pair, readable
 
 _JUMP_S = 1.0
 _CONTROL_BYTES = 4096
@@ -69,8 +69,8 @@ class ScanResult:
     """Number of further held files that need action by the user."""
     more_waiting: int = 0
     """Number of further held files whose reason may still disappear by itself."""
-    controls: list[CommandFile] = field(default_factory=list)
-    """Commands, oldest first. The service calls `take_control` after each."""
+    commands: list[CommandFile] = field(default_factory=list)
+    """Commands, oldest first. The service calls `remove_command` after each."""
     rescan_s: float | None = None
     """Seconds until the next scan is due even without an event; None: no scan is due."""
 
@@ -170,7 +170,7 @@ def free_bytes(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def take_control(spool: Spool, control: CommandFile, *, disk: Disk = DISK) -> None:
+def remove_command(spool: Spool, control: CommandFile, *, disk: Disk = DISK) -> None:
     """Remove the file of a command that was executed, or whose failure is in the status."""
     try:
         disk.unlink(spool.incoming / control.file)
@@ -212,7 +212,7 @@ class Scanner:
         self._due = []
         self._list()
         notes = _Notes()
-        controls: list[CommandFile] = []
+        commands: list[CommandFile] = []
         paired: list[str] = []
         for name, file in sorted(self._known.items(), key=itemgetter(0)):
             if not stat.S_ISREG(file.mode):
@@ -221,8 +221,8 @@ class Scanner:
                 paired.append(name)
             elif not self._unchanged_for(file, self._rules.quiet_s):
                 notes.add(name, file, partial(arriving, name), waiting=True)
-            elif (control := control_of(name)) is not None and file.size <= _CONTROL_BYTES:
-                controls.append(CommandFile(name, *control))
+            elif (control := command_of(name)) is not None and file.size <= _CONTROL_BYTES:
+                commands.append(CommandFile(name, *control))
             else:
                 notes.add(name, file, partial(unsupported, name))
         pairing = pair(paired)
@@ -249,7 +249,7 @@ class Scanner:
             held=self._remember(oldest),
             more_held=more_held,
             more_waiting=more_waiting,
-            controls=sorted(controls, key=lambda c: (self._known[c.file].changed_ns, c.file)),
+            commands=sorted(commands, key=lambda c: (self._known[c.file].changed_ns, c.file)),
             rescan_s=max(0.05, min(self._due)) if self._due else None,
         )
 
@@ -394,7 +394,7 @@ def arriving(name: str) -> HeldReason:
 def unsupported(name: str) -> HeldReason:
     """The name is neither a data file's nor a sidecar's."""
     shown = readable(name)
-    if control_of(name) is not None:
+    if command_of(name) is not None:
         return HeldReason(
             "unsupported",
             f"{shown} has the name of a command, but it is not empty. A command is an empty file.",

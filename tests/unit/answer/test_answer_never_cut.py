@@ -161,6 +161,9 @@ def test_rows_denser_than_the_learned_bound_are_answered_whole_or_fail() -> None
     assert server.spoiled > 5
     assert not [a for a in store.results.values() if SPOILED in a.answer]
     assert len(store.results) + len(store.failures) == len(store.rows)
+    assert f"tokens and the answer may have {NUM_PREDICT}, together too many for num_ctx 512" in " ".join(
+        store.attempt_messages
+    )
     # One that ended inside the window by itself may stand; what failed is said with its length.
     assert len(store.results) > len(latin) + 12
     assert {f.code for f in store.failures.values()} == {"context_overflow"}

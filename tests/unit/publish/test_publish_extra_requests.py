@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spoolama.jobtools.compare import compare_jobs
+from spoolama.jobtools.comparison import compare_jobs
 from spoolama.publish.summary import Summary
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_reader import Requests

@@ -19,7 +19,7 @@ from spoolama.memory.reader_threads import CardThread
 from spoolama.memory.readings import NoCards
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
-from spoolama.service.models import ServerProber
+from spoolama.service.monitors import ServerProber
 from spoolama.service.retention import Retention
 from spoolama.service.settings import Settings, VramSection
 from spoolama.service.state import JobEnd, ServerState, ServiceState
@@ -74,7 +74,7 @@ async def test_a_flood_of_files_that_are_held_is_counted(
 ) -> None:
     """Neither status/ nor the journal grows with them, and each upload is still claimed."""
     monkeypatch.setattr("spoolama.spool.scanner.MOST_HELD", 3)
-    monkeypatch.setattr("spoolama.service.scanning.MOST_HELD", 3)
+    monkeypatch.setattr("spoolama.service.incoming.MOST_HELD", 3)
     for number in range(9):
         (service.spool.incoming / f"{number}.txt").write_text("x")
     text = service.spool.status / "service.txt"
@@ -175,7 +175,7 @@ async def test_a_sidecar_that_takes_long_holds_up_no_other_job(service: Service)
     service.drop("good")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evaluator, "load_sidecar", never)
-        patch.setattr("spoolama.service.scanning._PRIORITY_S", 0.1)
+        patch.setattr("spoolama.service.incoming._PRIORITY_S", 0.1)
         assert await service.daemon(once=True).run() == 0
     assert service.executor.executed == ["good.csv", "odd.csv"]
 
@@ -481,7 +481,7 @@ async def test_one_drop_that_cannot_be_claimed_does_not_stop_the_others(
             raise PermissionError(1, "Operation not permitted")
         return claim(spool, drop, clock=clock)
 
-    monkeypatch.setattr("spoolama.service.scanning.claim", odd)
+    monkeypatch.setattr("spoolama.service.incoming.claim", odd)
     service.drop("odd")
     service.drop("good")
     assert await service.daemon(once=True).run() == 0

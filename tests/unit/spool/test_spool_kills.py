@@ -15,7 +15,7 @@ from spoolama.clock import SystemClock
 from spoolama.errors import DiskFailed, DiskFull
 from spoolama.spool.claim import JobDir, claim
 from spoolama.spool.layout import DiskState, Spool, state_of
-from spoolama.spool.publish import SUMS, open_out, publish
+from spoolama.spool.publication import SUMS, open_out, publish
 from spoolama.spool.recovery import recover
 from spoolama.spool.scanner import Drop
 from support.disk import Killed, ScriptedDisk

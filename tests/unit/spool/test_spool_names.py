@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spoolama.spool.names import control_of, data_name, ignored, is_sidecar, job_name, pair, readable
-from spoolama.spool.status import SERVICE_JSON, SERVICE_TEXT, status_name
+from spoolama.spool.names import command_of, data_name, ignored, is_sidecar, job_name, pair, readable
+from spoolama.spool.status_files import SERVICE_JSON, SERVICE_TEXT, status_name
 
 # Any name that a Linux directory can hold: bytes without / and NUL, not only UTF-8.
 NAMES = (
@@ -57,10 +57,10 @@ def test_ignored_names(name: str) -> None:
 
 def test_controls() -> None:
     """A command names a target; a bare command names none."""
-    assert control_of("a.cancel") == ("a", "cancel")
-    assert control_of("a.csv.PAUSE") == ("a.csv", "pause")
-    assert control_of("cancel") is None
-    assert control_of("a.cancelled") is None
+    assert command_of("a.cancel") == ("a", "cancel")
+    assert command_of("a.csv.PAUSE") == ("a.csv", "pause")
+    assert command_of("cancel") is None
+    assert command_of("a.cancelled") is None
 
 
 PAIRS: list[tuple[list[str], dict[str, str | None], set[str], set[str]]] = [

@@ -13,7 +13,7 @@ import zstandard
 
 from spoolama.spool.layout import Spool
 from spoolama.spool.names import cut
-from spoolama.spool.scanner import CommandFile, ReadyRules, Scanner, can_read, free_bytes, take_control
+from spoolama.spool.scanner import CommandFile, ReadyRules, Scanner, can_read, free_bytes, remove_command
 from support.hand_clock import HandClock
 
 BATCH = (
@@ -73,7 +73,7 @@ def test_of_many_held_files_only_the_oldest_are_told_one_by_one(
     look = scanner.scan()
     assert [h.name for h in look.held] == ["a.txt", "b.yaml", "c.txt"]
     assert (look.more_held, look.more_waiting) == (2, 1)
-    assert [control.file for control in look.controls] == ["f.cancel"]
+    assert [control.file for control in look.commands] == ["f.cancel"]
     (spool.incoming / "a.txt").unlink()
     assert [h.name for h in scanner.scan().held] == ["0.txt", "b.yaml", "c.txt"]
 
@@ -401,10 +401,10 @@ def test_controls_are_reported_and_taken(spool: Spool, clock: HandClock) -> None
     drop(spool, clock, "big.pause", data=b"x" * 5000)
     clock.move(3)
     look = scanner.scan()
-    assert look.controls == [CommandFile("a.csv.cancel", "a.csv", "cancel")]
+    assert look.commands == [CommandFile("a.csv.cancel", "a.csv", "cancel")]
     assert codes(scanner) == {"big.pause": "unsupported"}
-    take_control(spool, look.controls[0])
-    take_control(spool, look.controls[0])
+    remove_command(spool, look.commands[0])
+    remove_command(spool, look.commands[0])
     assert [p.name for p in spool.incoming.iterdir()] == ["big.pause"]
 
 

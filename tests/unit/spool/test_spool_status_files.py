@@ -7,7 +7,7 @@ import os
 import stat
 
 from spoolama.spool.layout import Spool
-from spoolama.spool.status import StatusBoard
+from spoolama.spool.status_files import StatusBoard
 
 
 def test_status_is_replaced_readable_by_all_and_only_when_changed(spool: Spool) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from spoolama.jobtools.analysis import analyze_job
-from spoolama.jobtools.compare import compare_jobs
+from spoolama.jobtools.comparison import compare_jobs
 from spoolama.jobtools.merge import merge_jobs
-from spoolama.publish.audit import AuditResult, falling, part_of
+from spoolama.publish.audit_report import AuditResult, falling, part_of
 from spoolama.publish.metrics import EndedEarly
 from spoolama.publish.summary import Summary, agreement_sentences, context_sentences
 from spoolama.spool.job_ledger import JobLedger

@@ -27,7 +27,15 @@ from spoolama.service.state import ServiceState
 from spoolama.service.worker import Executor, cancelled, reject
 from spoolama.spool.claim import JobDir, RefusedFiles, Settling, claim, settle
 from spoolama.spool.layout import Spool
-from spoolama.spool.scanner import MOST_HELD, CommandFile, Held, ReadyRules, Scanner, ScanResult, take_control
+from spoolama.spool.scanner import (
+    MOST_HELD,
+    CommandFile,
+    Held,
+    ReadyRules,
+    Scanner,
+    ScanResult,
+    remove_command,
+)
 from spoolama.spool.watch import DirectoryEvents
 from spoolama.stopping import first_of
 
@@ -131,7 +139,7 @@ class IncomingScanner:
         not_claimed = await self._claim_all(result)
         await self._settle_all()
         self._state.queue.release_due(self._clock.monotonic())
-        for control in result.controls:
+        for control in result.commands:
             await self._execute(control)
         self._report_held(result, not_claimed)
         claimed = len(result.ready) > len(not_claimed)
@@ -149,7 +157,7 @@ class IncomingScanner:
             h.name != control.file and h.name.startswith(control.target) for h in self._state.held
         ):
             what = "the file is still in incoming/; remove it there instead"
-        await asyncio.to_thread(take_control, self._spool, control)
+        await asyncio.to_thread(remove_command, self._spool, control)
         say("drop.commanded", name=control.file, what=what)
         self._state.changed.set()
 

@@ -12,7 +12,7 @@ import pytest
 from spoolama.errors import InputError, RowError
 from spoolama.job.row import Row
 from spoolama.jobtools.analysis import analyze_job
-from spoolama.jobtools.compare import compare_jobs
+from spoolama.jobtools.comparison import compare_jobs
 from spoolama.publish.metrics import Metrics, TrimPlan
 from spoolama.publish.summary import balance, context_sentences
 from spoolama.spool.job_ledger import JobLedger

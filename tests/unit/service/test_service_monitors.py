@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from spoolama.errors import ServerBusy
-from spoolama.service import models
+from spoolama.service import monitors
 from spoolama.service.assembly import server_is_here
-from spoolama.service.models import ModelReleaser
+from spoolama.service.monitors import ModelReleaser
 from spoolama.service.settings import BackendSection
 from spoolama.service.state import ServerState, ServiceState
 from support.backend import ScriptedBackend
@@ -34,7 +34,7 @@ class _Refusing(ScriptedBackend):
 def test_a_release_that_failed_is_tried_each_minute_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else an idle model would stay for ever; the next time of idleness begins anew."""
     said: list[str] = []
-    monkeypatch.setattr(models, "say", lambda event, **_: said.append(event))
+    monkeypatch.setattr(monitors, "say", lambda event, **_: said.append(event))
     clock = HandClock()
     server = _Refusing(clock)
     state = ServiceState(clock, ServerState("ollama", "x"))
@@ -65,9 +65,9 @@ class _Hanging(ScriptedBackend):
 def test_a_server_that_hangs_holds_up_no_release_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has a bound of its own, whatever the backend's are: who waits for the models would seem dead."""
     said: list[str] = []
-    monkeypatch.setattr(models, "say", lambda _, error: said.append(error))
-    monkeypatch.setattr(models, "_ANSWER_S", 0.02)
-    assert asyncio.run(models.release(_Hanging(HandClock()))) is False
+    monkeypatch.setattr(monitors, "say", lambda _, error: said.append(error))
+    monkeypatch.setattr(monitors, "_ANSWER_S", 0.02)
+    assert asyncio.run(monitors.release(_Hanging(HandClock()))) is False
     assert said == ["no answer in 0 s"]
 
 

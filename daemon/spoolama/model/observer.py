@@ -34,7 +34,7 @@ class ExternalChange:
     """The row at which it was detected."""
 
 
-class ModelWatch:
+class ModelObserver:
     """Observes every request and reply of a model.
 
     Args:

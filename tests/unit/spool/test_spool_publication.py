@@ -13,7 +13,7 @@ from spoolama.clock import SystemClock
 from spoolama.errors import SpoolError
 from spoolama.spool.claim import JobDir, SettledFiles, claim, settle
 from spoolama.spool.layout import CLAIM_FILE, Spool
-from spoolama.spool.publish import SUMS, clean, open_out, publish, take_apart
+from spoolama.spool.publication import SUMS, clean, open_out, publish, take_apart
 from spoolama.spool.scanner import Drop
 
 
