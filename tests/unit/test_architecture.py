@@ -1,4 +1,4 @@
-"""The house is as ARCHITECTURE.md draws it."""
+"""The packages are as ARCHITECTURE.md describes them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "daemon" / "spoolama"
 
 
-def room_of(module: str) -> str | None:
-    """`spoolama.spool.claim` is in the room `spool`; top modules (errors, clock, ...) are the `ground`."""
+def package_of(module: str) -> str | None:
+    """`spoolama.spool.claim` is in the package `spool`; top modules (errors, clock, ...) are the `ground`."""
     parts = module.split(".")
     if parts[0] != "spoolama" or len(parts) < 2:
         return None
@@ -24,19 +24,19 @@ def room_of(module: str) -> str | None:
 
 
 def imports_of(file: Path) -> set[str]:
-    """The rooms a file imports from, lazily or not."""
-    rooms: set[str | None] = set()
+    """The packages that a file imports from, lazily or not."""
+    packages: set[str | None] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            rooms.add(room_of(node.module))
+            packages.add(package_of(node.module))
         elif isinstance(node, ast.Import):
-            rooms.update(room_of(alias.name) for alias in node.names)
-    return {room for room in rooms if room}
+            packages.update(package_of(alias.name) for alias in node.names)
+    return {package for package in packages if package}
 
 
 @cache
 def arrows() -> frozenset[tuple[str, str]]:
-    """Room to room, as the code has it; arrows to the ground are left out."""
+    """From package to package, as the code has it; arrows to the top modules are left out."""
     found = set()
     for file in PACKAGE.rglob("*.py"):
         here = file.relative_to(PACKAGE).parts[0] if file.parent != PACKAGE else "ground"
@@ -45,7 +45,7 @@ def arrows() -> frozenset[tuple[str, str]]:
 
 
 def drawn() -> set[tuple[str, str]]:
-    """Room to room, as the picture in ARCHITECTURE.md has it."""
+    """From package to package, as the picture in ARCHITECTURE.md has it."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     picture = re.search(r"```mermaid\n(.*?)```", text, re.DOTALL)
     assert picture, "ARCHITECTURE.md has a picture"
@@ -60,8 +60,8 @@ def test_the_picture_shows_exactly_the_imports_there_are() -> None:
     assert drawn() == arrows()
 
 
-def test_rooms_do_not_lean_on_each_other_in_circles() -> None:
-    """The rooms can be read from the ground up."""
+def test_packages_have_no_import_cycles() -> None:
+    """They can be read one after another, each with what it needs before it."""
     graph: dict[str, set[str]] = {}
     for here, there in arrows():
         graph.setdefault(here, set()).add(there)
@@ -69,9 +69,12 @@ def test_rooms_do_not_lean_on_each_other_in_circles() -> None:
 
 
 def test_answering_knows_no_files_and_the_spool_no_models() -> None:
-    """The two walls that the rest leans on."""
-    rooms = ("answer", "model", "compare", "run")
-    forbidden = {*((room, "spool") for room in rooms), *(("spool", room) for room in (*rooms, "backends"))}
+    """The separations that ARCHITECTURE.md promises."""
+    packages = ("answer", "model", "compare", "run")
+    forbidden = {
+        *((package, "spool") for package in packages),
+        *(("spool", package) for package in (*packages, "backends")),
+    }
     assert forbidden & arrows() == set()
 
 
@@ -110,7 +113,7 @@ def test_a_module_of_more_than_600_lines_is_thought_about_again() -> None:
     assert long == {}
 
 
-def test_every_module_and_room_that_the_page_names_exists() -> None:
+def test_every_module_and_package_that_the_page_names_exists() -> None:
     """A path in backticks is a file or a directory of the package, or of the repository."""
     text = (ROOT / "ARCHITECTURE.md").read_text().partition(BEGIN)[0]
     named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_]+(?:\.py|/))`", text))
@@ -148,8 +151,21 @@ def test_no_two_classes_share_a_name() -> None:
     assert [name for name, count in names.items() if count > 1] == []
 
 
-def test_every_room_is_described() -> None:
-    """ARCHITECTURE.md says of each room what it is for."""
+def test_every_package_is_described() -> None:
+    """ARCHITECTURE.md says of each package what it is for."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
-    rooms = {f.name for f in PACKAGE.iterdir() if f.is_dir() and f.name != "__pycache__"}
-    assert {room for room in rooms if f"`{room}/`" not in text} == set()
+    packages = {f.name for f in PACKAGE.iterdir() if f.is_dir() and f.name != "__pycache__"}
+    assert {package for package in packages if f"`{package}/`" not in text} == set()
+
+
+def test_every_module_that_a_docstring_names_exists() -> None:
+    """`compare/audit.py` in a docstring or comment leads a reader somewhere."""
+    known = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py")}
+    heads = {name.split("/")[0] for name in known}
+    missing = {
+        (file.name, name)
+        for file in PACKAGE.rglob("*.py")
+        for name in re.findall(r"`([a-z_]+/[a-z_/]+)(?:\.py)?(?:\.[A-Za-z_]+)?`", file.read_text())
+        if name.split("/")[0] in heads and f"{name}.py" not in known and not (PACKAGE / name).is_dir()
+    }
+    assert missing == set()

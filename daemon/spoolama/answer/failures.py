@@ -22,7 +22,7 @@ class RetryAction(Enum):
     PROBE = "check with a real generation that the server works, then ask again"
     END_JOB = "end the job with instructions to fix it"
     SHRINK = "ask without earlier rows; without any, the row's error with the sizes"
-    REPAIR = "ask again with another seed, later in isolation"
+    REPAIR = "ask again with another seed and temperature, later in isolation"
     RETRY = "ask again; after ten of the same in a row check that the server works"
 
 
@@ -80,7 +80,7 @@ class RetryState:
     """What a row's earlier attempts mean for the next one."""
 
     repairs: int
-    """Number of invalid answers; it is added to the configured seed."""
+    """Number of invalid answers; it is added to the configured seed, and from 1 on `repair.temperature` applies."""
     isolated: bool
     """Ask the row in isolation."""
     prefix_only: bool

@@ -130,7 +130,7 @@ class Reply:
     """Prompt tokens served from the prefix cache."""
     completion_tokens: int | None
     load_s: float | None = None
-    """Seconds until the model was ready; over 1 for a loaded model means that it was loaded again."""
+    """Seconds until the model was ready; over 0.1 for a loaded model means that it was loaded again."""
     prompt_s: float | None = None
     """Seconds to evaluate the prompt."""
     eval_s: float | None = None

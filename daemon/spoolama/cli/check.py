@@ -87,7 +87,7 @@ def check_one(drop: CheckedFiles, settings: Settings) -> Findings:
     findings = asyncio.run(run())
     if findings.sidecar.vram is not None:
         sizes = [card.total_bytes for card in cards_now(settings)]
-        findings.memory = memory_limits(findings.sidecar.vram, settings.vram.marks, sizes)
+        findings.memory = memory_limits(findings.sidecar.vram, settings.vram.limits, sizes)
     return findings
 
 

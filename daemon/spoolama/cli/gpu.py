@@ -150,7 +150,7 @@ def _card(card: Mapping[str, Any]) -> Iterator[str]:
         f"  {_size(card['used_bytes'])} of {_size(card['total_bytes'])} in use{driver}; "
         f"{_size(card['free_bytes'])} free"
     )
-    yield f"  {_marks(card)}"
+    yield f"  {_limits_line(card)}"
     yield f"  at least {card['keep_free_gb']:g} GB stay free for all processes together (vram.keep_free_gb)"
     if state := list(_state(card)):
         yield f"  {', '.join(state)}"
@@ -163,7 +163,7 @@ def _card(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"  process {process['pid']}{_named(process['name'])}: {size}"
 
 
-def _marks(of: Mapping[str, Any]) -> str:
+def _limits_line(of: Mapping[str, Any]) -> str:
     high, critical, used = of["high_bytes"], of["critical_bytes"], of["used_bytes"]
     now = "critical" if used >= critical else "high" if used >= high else "ok"
     return f"high from {_size(high)}, critical from {_size(critical)}; now {now}"
@@ -196,7 +196,7 @@ def _machine(machine: Mapping[str, Any] | None, *, here: bool) -> Iterator[str]:
         f"{_size(machine['available_bytes'])} available; {swapped}"
     )
     if here:
-        yield f"  {_marks(machine)}"
+        yield f"  {_limits_line(machine)}"
 
 
 def _holders(holders: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -118,7 +118,7 @@ class AuditPhase:
         self._evaluated = 0
         """Audited rows when the sample was last evaluated."""
         self._similarity: tuple[int, Similarity] | None = None
-        """Number of isolated answers when the similarity was last derived from them, and the likeness."""
+        """Number of isolated answers when the similarity was last derived from them, and the similarity."""
 
     async def open(self) -> None:
         """Read the results of earlier runs from the ledger.

@@ -119,7 +119,7 @@ def compare(
 
     - If gold is spelled like the answers, a row is won if only the form's answer is right.
     - If both are numbers, a row is won if the form's answer is nearer.
-    - If answers are labels with an order (`job/labels.order_of`) and gold is numbers, a pair of neighbouring
+    - If answers are labels with an order (`job/answer.order_of`) and gold is numbers, a pair of neighbouring
       rows with different gold is won if the form's answers put it into the right order more clearly.
 
     Args:

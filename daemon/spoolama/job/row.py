@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,11 +13,6 @@ NOTE_KEY = "_spoolama"
 It must stay in the line when the line is uploaded again, so that `merge` can merge the answer into the job.
 Its value can exceed the limit of a cell, because it contains the bytes of a row that could not be read.
 """
-
-
-def digest_of(raw: bytes) -> bytes:
-    """Return the digest of a row's content: the first 16 bytes of its sha256."""
-    return hashlib.sha256(raw).digest()[:16]
 
 
 def memory_of(record: bytes) -> int:
@@ -150,7 +144,7 @@ class StoredRow:
     isolated: bool
     """The row is asked outside of conversations: it sees no other row, and no other row sees it."""
     state: str
-    """`pending` or `ok`."""
+    """`pending`, `ok` or `failed`."""
     attempts: tuple[Attempt, ...] = ()
     """Earlier failed attempts; only for pending rows."""
     answer: str | None = None

@@ -1,4 +1,4 @@
-"""Checks whether a model fits into the free memory below the critical limit, on cards or in main memory."""
+"""Defines the watchdog's interface for the engine (`Memory`), and checks whether a model fits."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ def memory_for(
             horizon_s=rules.horizon_s / speed,
         ),
         every_s=EVERY_S / speed,
-        limits=vram.marks,
-        host_limits=vram.host_marks,
+        limits=vram.limits,
+        host_limits=vram.host_limits,
         only=vram.cards,
         on_cards=backend.uses_gpus,
     )

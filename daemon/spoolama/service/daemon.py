@@ -255,8 +255,8 @@ class Daemon:
         self._retention.keep = new.keep
         self._releaser.after_s = new.release_after_s
         if self._monitor is not None:
-            self._monitor.watchdog.limits = new.vram.marks
-            self._monitor.watchdog.host_limits = new.vram.host_marks
+            self._monitor.watchdog.limits = new.vram.limits
+            self._monitor.watchdog.host_limits = new.vram.host_limits
             self._monitor.watchdog.only = tuple(new.vram.cards)
         words = ", ".join(key for key in changed if key not in later) or "nothing changed"
         if later:

@@ -235,12 +235,12 @@ class JobExecutor:
         if self._memory is None:
             yield
             return
-        marks = None
+        limits = None
         if sidecar.vram is not None:
             # An omitted limit does not bind, because of this limit and the service's the lower one counts.
             vram = sidecar.vram
-            marks = RelativeLimits(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
-        with self._memory.during(marks, await ledger.meta("memory")) as tally:
+            limits = RelativeLimits(vram.high or 1.0, vram.critical or 1.0, vram.keep_free_gb or 0.0)
+        with self._memory.during(limits, await ledger.meta("memory")) as tally:
 
             async def note() -> None:
                 while True:

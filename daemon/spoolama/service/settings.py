@@ -108,12 +108,12 @@ class VramSection(_Section):
         return self
 
     @property
-    def marks(self) -> RelativeLimits:
+    def limits(self) -> RelativeLimits:
         """The limits of cards."""
         return RelativeLimits(self.high, self.critical, self.keep_free_gb)
 
     @property
-    def host_marks(self) -> RelativeLimits:
+    def host_limits(self) -> RelativeLimits:
         """The limits of this machine's memory."""
         return RelativeLimits(self.host_high, self.host_critical, 0.0)
 

@@ -416,7 +416,7 @@ class JobLedger:
         """Record an answer for a comparison; the state of the row does not change.
 
         Args:
-            kind: What it is for: a form of the pilot, or a part of the audit (`compare/auditing.py`).
+            kind: What it is for: a form of the pilot, or a part of the audit (`compare/audit_phase.py`).
             answer: The answer. A second one of the same kind takes the place of the first.
         """
         at = self._clock.time()

@@ -177,7 +177,7 @@ LEDGER = "ledger.sqlite"
 OUT = "out"
 """The output directory before it is published."""
 UPLOADED = "uploaded"
-"""Directory of the uploads in a published job, so that no name can clash with a file of the report."""
+"""Directory of the uploads in a published job, so that no name can clash with a file of the results."""
 DEFAULT_SIDECAR = "default.yaml"
 """Name of the copy of the administrator's default sidecar, in a job without its own sidecar."""
 

@@ -42,7 +42,6 @@ CREATE TABLE rows (
   line INTEGER NOT NULL,
   id TEXT,
   unique_id TEXT UNIQUE,          -- only if ids must be unique; null for a duplicate
-  digest BLOB NOT NULL,
   fields TEXT,                    -- JSON; null if the row could not be read
   raw BLOB,                       -- the original bytes of a row that could not be read
   model TEXT,
@@ -136,6 +135,7 @@ WHERE json_type(body, '$.gold') IS NULL OR json_type(body, '$.prefix_tokens') IS
                 )
             ),
             "ALTER TABLE rows RENAME COLUMN alone TO isolated",
+            "ALTER TABLE rows DROP COLUMN digest",  # nothing read it
             "ALTER TABLE attempts RENAME COLUMN bare_tokens TO isolated_tokens",
             "ALTER TABLE guarded RENAME TO audited_segments",
             "UPDATE trials SET kind = 'isolated' WHERE kind = 'alone'",

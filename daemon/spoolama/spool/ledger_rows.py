@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spoolama.errors import shortened, shortened_details
-from spoolama.job.row import Answered, Attempt, Failed, Row, RowRequest, StoredRow, digest_of, memory_of
+from spoolama.job.row import Answered, Attempt, Failed, Row, RowRequest, StoredRow, memory_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,6 @@ def insert_row(db: sqlite3.Connection, new: NewRow, now: float) -> None:
         "line": row.line,
         "id": new.id,
         "unique_id": new.id if new.unique and fault is None else None,
-        "digest": digest_of(row.raw),
         "fields": json.dumps(row.fields, ensure_ascii=False) if readable else None,
         "raw": None if readable else row.raw,
         "model": row.model,

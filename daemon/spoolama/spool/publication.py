@@ -2,7 +2,7 @@
 
 The report writes into the job's `out/`. This module adds the uploads and SHA256SUMS, syncs everything to
 disk, and renames `out/` to `done/JOB`. Uploads are always in `uploaded/`, so that their names cannot clash
-with those of the report.
+with those of the results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NO_LINK = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EMLINK, errno.ENO
 
 
 def open_out(job: JobDir, *, disk: Disk = DISK) -> Path:
-    """Create an empty `out/` for the report; undoes an unfinished `out/` of an earlier attempt first."""
+    """Create an empty `out/` for the results; undoes an unfinished `out/` of an earlier attempt first."""
     if exists(job.out):
         take_apart(job.path, disk=disk)
     with in_words(f"publishing {job.name}"):
