@@ -80,7 +80,7 @@ class RetryState:
     """What a row's earlier attempts mean for the next one."""
 
     repairs: int
-    """Number of invalid answers; it is added to the configured seed, and from 1 on `repair.temperature` applies."""
+    """Number of invalid answers. It is added to the seed; from the first on `repair.temperature` applies."""
     isolated: bool
     """Ask the row in isolation."""
     prefix_only: bool
