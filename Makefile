@@ -11,7 +11,7 @@ MODELS := $(VENV)/.models
 # module share what it sets up, so they stay together.
 WORKERS := -n $(shell expr 1 + $$(nproc)) --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test quick index check docs bench bench-engine bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
+.PHONY: help demo test quick index schema check docs bench bench-engine bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -74,6 +74,9 @@ system-packages:
 	    echo "installing for the tests:$$missing"; \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	  fi; fi
+
+schema: $(STAMP)  ## write config/sidecar.schema.json from the definition of the sidecar
+	PYTHONPATH=daemon $(PY) -c "import json; from spoolama.evaluation.child.sidecar_file import sidecar_schema; print(json.dumps(sidecar_schema(), indent=2, ensure_ascii=False))" > config/sidecar.schema.json
 
 index: $(STAMP)  ## write the index of modules in ARCHITECTURE.md
 	PYTHONPATH=daemon:tests $(PY) -m support.module_index

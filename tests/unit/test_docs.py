@@ -16,6 +16,7 @@ import yaml
 from spoolama.answer.failures import POLICIES
 from spoolama.cli.main import COMMANDS, spoolama
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
+from spoolama.evaluation.child.templates import FILTERS
 from spoolama.evaluation.evaluator import EVALUATION_LIMIT
 from spoolama.job.sidecar import STRATEGY_KEYS, Options, Sidecar, Trim
 from spoolama.service.events import EVENTS
@@ -218,3 +219,10 @@ def test_retired_words_do_not_come_back(name: str) -> None:
     """One term for one thing; these made people read a sentence twice."""
     words = r"in sight of|reckon\w*|fares?|mend\w*|told|tells?|so many|set aside|apart from|besides the"
     assert re.findall(rf"\b(?:{words})\b", FOR_USERS[name], re.IGNORECASE) == []
+
+
+def test_the_filters_of_templates_are_listed() -> None:
+    """docs/sidecar.md names each filter that the sandbox has, and no other."""
+    line = re.search(r"^- Filters: (.*)\. Others", FOR_USERS["docs/sidecar.md"], re.M)
+    assert line is not None
+    assert set(re.findall(r"`(\w+)`", line[1])) == FILTERS

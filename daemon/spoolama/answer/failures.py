@@ -64,7 +64,8 @@ SERVER_DEATHS = 3
 request is in flight."""
 
 SERVICE_DEATHS = 20
-"""The same for deaths of the service, which usually have other causes, such as a power failure."""
+"""After this many deaths of the service during a row, the row fails; from the third attempt on, no other
+request is in flight. They count less than deaths of the server: most have other causes, such as a power failure."""
 
 
 SERVER_LOSSES = 20

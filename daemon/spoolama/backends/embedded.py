@@ -1,4 +1,4 @@
-"""Runs llama.cpp (xllamacpp) in a child process, so that a crash ends only the child."""
+"""Implements the backend for llama.cpp (xllamacpp) in a child process; a crash ends only the child."""
 
 from __future__ import annotations
 

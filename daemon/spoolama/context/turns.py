@@ -37,7 +37,11 @@ class Turns:
         return self._sidecar.trim.score == "uncertain"
 
     async def of(self, row: StoredRow, own: tuple[Message, ...], answer: str, tokens: int) -> Turn:
-        """Return the turn of an answered row."""
+        """Return the turn of an answered row.
+
+        Of `row` it uses the fields and `logprob` only: a row that was just answered has no counts yet, and a
+        resume must build the same turn.
+        """
         return Turn(
             row.ordinal,
             (*own, Message("assistant", answer)),

@@ -1,4 +1,4 @@
-"""Has the evaluation process evaluate sidecars, templates, schemas and scores, with a limit of CPU time."""
+"""Sends sidecars, templates, schemas and scores to the evaluation process, with limits of CPU time."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ class JobEvaluator:
         Raises:
             RowError: `answer_empty`, `answer_invalid` with location and reason, `evaluation_limit`.
             JobError: too many rows exceeded a limit.
-            Abandoned: the job stops since 10 s, and the task had not started.
+            Abandoned: the job has been stopping for 10 s, and the task had not started.
         """
         value = parse_answer(answer, json=format is not None)
         if isinstance(format, Mapping):
@@ -210,7 +210,7 @@ class JobEvaluator:
 
         Raises:
             JobError: too many rows exceeded a limit.
-            Abandoned: the job stops since 10 s, and the task had not started.
+            Abandoned: the job has been stopping for 10 s, and the task had not started.
         """
         try:
             return float(await self._row("score", expression, [fields, answer], "the score", line))

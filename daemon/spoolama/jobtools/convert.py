@@ -29,7 +29,7 @@ _SHOWN = 20
 """Problems that are reported one by one."""
 _AT_ONCE = 64
 """Rows that are rendered in parallel."""
-_OPENAI_SAMPLING = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
+OPENAI_SAMPLING = ("temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty")
 """Sampling options that a chat completion request has under the same name."""
 
 
@@ -80,7 +80,7 @@ async def requests_of(data: Path, sidecar: Sidecar, target: Path, evaluator: Job
                     file.write(json_line(_request(name, sidecar.model, ask)))
                     converted.written += 1
     options = sidecar.options.model_dump(exclude_unset=True)
-    lost = [key for key in options if key not in (*_OPENAI_SAMPLING, "num_ctx", "num_predict")]
+    lost = [key for key in options if key not in (*OPENAI_SAMPLING, "num_ctx", "num_predict")]
     if lost:
         converted.problems.append(f"OpenAI requests have no {', '.join(lost)}: left out of every request")
     return converted
@@ -107,7 +107,7 @@ def _request(name: str, model: str, ask: RowMessages) -> dict[str, Any]:
         "messages": [message.wire() for message in (*ask.prefix, *ask.own)],
         "max_completion_tokens": ask.num_predict,
     }
-    body |= {key: ask.sampling[key] for key in _OPENAI_SAMPLING if key in ask.sampling}
+    body |= {key: ask.sampling[key] for key in OPENAI_SAMPLING if key in ask.sampling}
     if isinstance(ask.format, Mapping):
         schema = {"name": "answer", "schema": dict(ask.format)}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}

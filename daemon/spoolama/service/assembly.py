@@ -73,14 +73,14 @@ def memory_for(
         backend: The model server.
         clock: Time.
         proc: Where the kernel describes the processes of this machine.
-        speed: All times are divided by this factor.
+        speed: Factor by which intervals and delays are shorter.
     """
     here, vram = server_is_here(settings.backend), settings.vram
     cards: CardProbe = NvmlCards() if here else NoCards("the model server is on another machine")
     # On a busy machine readings may be late although the driver does not hang, so the limits have a minimum.
     stale_after_s = max(2.0, 5.0 / speed)
     thread = CardThread(
-        cards, clock, every_s=1.0 / speed, stale_after_s=stale_after_s, absent_every_s=60.0 / speed
+        cards, clock, every_s=EVERY_S / speed, stale_after_s=stale_after_s, absent_every_s=60.0 / speed
     )
     host = HostThread(
         HostProbe(proc, clock=clock, scan_every_s=SCAN_EVERY_S / speed),

@@ -54,7 +54,6 @@ def configure(level: str, *, env: Mapping[str, str] = os.environ, rendering: Ren
     rendering = rendering or rendering_for(env)
     set_level(level)
     common: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
         _drop_below_level,
         structlog.processors.add_log_level,
     ]

@@ -1,4 +1,4 @@
-"""Classifies the file names in incoming/ as data files, sidecars and commands, and pairs them.
+"""Classifies names in incoming/ as data files, sidecars and commands, pairs them, and names jobs.
 
 Data: `.csv`, `.tsv`, `.jsonl`, `.ndjson`, each also as `.gz` and `.zst`. The ending may be upper case.
 Sidecars of `a.csv.gz`: `a.yaml`, `a.csv.yaml`, `a.csv.gz.yaml`, and each as `.yml`.

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from spoolama.errors import InputError
+from spoolama.evaluation.child.openai_lines import PARAMETERS
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.job.rows.data_file import detect, read_rows
-from spoolama.jobtools.convert import answers_to_csv, job_to_batch, requests_of
+from spoolama.jobtools.convert import OPENAI_SAMPLING, answers_to_csv, job_to_batch, requests_of
 from spoolama.jobtools.published import open_published
 from support.evaluation import inline_job_evaluator
 from support.published import publish_job
@@ -145,3 +146,9 @@ def test_a_job_becomes_batch_output_and_comes_back(tmp_path: Path) -> None:
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         assert [(r["custom_id"], r["answer.word"]) for r in csv.DictReader(file)] == [("a", "a"), ("b", "b")]
     assert converted.written == 2
+
+
+def test_convert_keeps_each_option_that_openai_lines_can_have() -> None:
+    """What comes back from OpenAI lines can go there."""
+    mapped = {parameter.option for parameter in PARAMETERS.values() if parameter.option}
+    assert set(OPENAI_SAMPLING) == mapped

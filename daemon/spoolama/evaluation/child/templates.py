@@ -30,7 +30,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from spoolama.errors import RowError
 from spoolama.job.strict_json import BadJson, parse_json
 
-_FILTERS = frozenset(
+FILTERS = frozenset(
     re.findall(
         r"\w+",
         """
@@ -122,7 +122,7 @@ class SandboxEnvironment(ImmutableSandboxedEnvironment):
             finalize=_printed,
             cache_size=0,
         )
-        self.filters = {name: function for name, function in self.filters.items() if name in _FILTERS}
+        self.filters = {name: function for name, function in self.filters.items() if name in FILTERS}
         self.filters |= {"join": _join, "wordwrap": _wordwrap, "_concat": _concat}
         self.globals = {
             key: value for key, value in self.globals.items() if key in ("range", "dict", "namespace")
