@@ -65,7 +65,7 @@ request is in flight."""
 
 SERVICE_DEATHS = 20
 """After this many deaths of the service during a row, the row fails; from the third attempt on, no other
-request is in flight. They count less than deaths of the server: most have other causes, such as a power failure."""
+request is in flight. They count less than deaths of the server, because most have other causes."""
 
 
 SERVER_LOSSES = 20
