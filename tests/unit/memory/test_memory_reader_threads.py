@@ -207,7 +207,7 @@ def test_a_process_ends_while_nvml_hangs(tmp_path: Path, call: str) -> None:
     out, _ = child.communicate("\n", timeout=50)
     took = time.monotonic() - began
     assert out.startswith("['gpu readings'] CardReading(at=")
-    assert "cards=None, blind='the GPUs have not been read yet'" in out
+    assert "cards=None, unreadable='the GPUs have not been read yet'" in out
     assert child.returncode == 0
     assert took < 20  # the call would hang for 60 s
 
