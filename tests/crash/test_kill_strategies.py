@@ -17,7 +17,7 @@ from daemons import clean_env, fake_ollama, make_spool, results, run_once, wait_
 from support.thorough import cases
 
 ROWS = 240
-KILLS = cases(3, 10)
+KILLS = cases(2, 10)
 SIDECAR = """
 model: smollm2:135m
 system: Judge.
