@@ -1,4 +1,6 @@
-"""Run a job with a simulated clock and scripted memory, for the tests of model residency and memory pressure."""
+"""Run a job with a simulated clock and scripted memory, for the tests of model residency and
+memory pressure.
+"""
 
 from __future__ import annotations
 

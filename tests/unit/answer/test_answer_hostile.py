@@ -476,7 +476,9 @@ def test_an_uncounted_prompt_that_may_not_fit_is_not_sent(tmp_path: Path) -> Non
 
 
 def refuses(tokens: int | None, text: str) -> Callable[[Call], None]:
-    """Refuse a row that does not fit the first window; the refusal has more tokens with more rows before it."""
+    """Refuse a row that does not fit the first window; the refusal has more tokens with more
+    rows before it.
+    """
 
     def fault(call: Call) -> None:
         if call.text.startswith(text) and call.request.load.num_ctx == 256:
@@ -533,7 +535,9 @@ def killed_at(bench: Bench, ledger: type, method: str, patch: pytest.MonkeyPatch
 def test_a_kill_between_the_last_refusal_and_the_deferral_loses_no_second_pass(
     tmp_path: Path, told: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill after the last refusal loses no second pass, because the ledger has the attempts and the sizes."""
+    """A kill after the last refusal loses no second pass, because the ledger has the attempts
+    and the sizes.
+    """
     rows = texts(40)
     rows[25] = "d" * 60
     bench = Bench(tmp_path, rows, LONG + "segment: 10\n")
@@ -598,7 +602,9 @@ def meets(kinds: tuple[str, ...], rows: Collection[int]) -> Callable[[str, Seque
 def test_a_row_that_hits_an_evaluation_limit_fails_alone(
     tmp_path: Path, lanes: int, kind: str, side: str, words: str
 ) -> None:
-    """A row that hits an evaluation limit fails with its line in the error, and the other rows are answered."""
+    """A row that hits an evaluation limit fails with its line in the error, and the other rows
+    are answered.
+    """
     answer = (lambda request: json.dumps(request.messages[-1].content)) if side else None
     bench = Bench(tmp_path, texts(20), SIDECAR + side, **({"answer": answer} if answer else {}))
     bench.runner.meets = meets((kind,), (3, 17))

@@ -36,7 +36,9 @@ from unit.answer.engine_bench import (
 
 
 def test_every_row_sees_the_same_anchors(tmp_path: Path) -> None:
-    """24 rows are asked in isolation, four of them become anchors, and all other rows see exactly these four."""
+    """24 rows are asked in isolation, four of them become anchors, and all other rows see
+    exactly these four.
+    """
     bench = Bench(tmp_path, texts(100), ANCHORS)
     assert bench.run(2).finished
     (plan,) = [p for p in plans_of(bench) if p["anchors"]]
