@@ -1,4 +1,4 @@
-"""What is kept of a job's memory, across restarts, and how memory is told in words."""
+"""The recorded memory of a job, across restarts, and how memory is described."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ HOST = Host(64 * GB, 40 * GB)
 
 
 def reading(*gb: float, **fields: Any) -> Readings:
-    """Cards of 16 GB with so much in use."""
+    """Cards of 16 GB with this much in use."""
     cards = tuple(card(used, index=n, temperature_c=60 + n) for n, used in enumerate(gb))
     return Readings(at=0.0, cards=cards or None, **fields)
 
 
-def test_time_peak_and_mean_are_kept_by_what_was_read() -> None:
-    """Each record stands for its seconds; time without a reading counts for no mean."""
+def test_time_peak_and_mean_follow_the_readings() -> None:
+    """Each reading is weighted by its seconds, and time without a reading does not count in the mean."""
     tally = MemoryHistory()
     tally.add(reading(4.0), Level.OK, 3.0)
     tally.add(reading(8.0, host=HOST, runners=(Runner(7, "r", GB),)), Level.HIGH, 1.0)
@@ -37,7 +37,7 @@ def test_time_peak_and_mean_are_kept_by_what_was_read() -> None:
 
 
 def test_what_was_never_read_is_null() -> None:
-    """No number stands for the lack of one."""
+    """A value that was never read is null."""
     found = MemoryHistory().to_json()
     names = (
         "peak_bytes",
@@ -50,8 +50,10 @@ def test_what_was_never_read_is_null() -> None:
     assert [found[name] for name in names] == [None] * 6
 
 
-def test_cards_are_added_up_and_the_hottest_is_kept() -> None:
-    """Of several the sum; why clocks are lowered counts once a second, however many cards say so."""
+def test_cards_are_added_up_and_the_hottest_counts() -> None:
+    """Several cards are added up, the highest temperature is recorded, and throttling counts
+    once a second.
+    """
     tally = MemoryHistory()
     slow: dict[str, Any] = {"throttled": ("power", "heat")}
     cards = (
@@ -66,8 +68,8 @@ def test_cards_are_added_up_and_the_hottest_is_kept() -> None:
     assert found["throttled_seconds"] == {"heat": 2.0, "power": 2.0}
 
 
-def test_a_resumed_tally_goes_on_where_it_stopped() -> None:
-    """Two runs of a job, the ledger between them, come to the same as one."""
+def test_a_resumed_record_continues() -> None:
+    """Two runs of a job with the ledger between them give the same record as one run."""
     whole, first = MemoryHistory(), MemoryHistory()
     for tally in (whole, first):
         tally.add(reading(4.0, host=HOST), Level.HIGH, 3.0)
@@ -85,8 +87,8 @@ def test_a_resumed_tally_goes_on_where_it_stopped() -> None:
     assert (whole.to_json()["changes"], whole.to_json()["mean_bytes"]) == (2, round(6.25 * GB))
 
 
-def test_only_so_many_events_are_kept_one_by_one() -> None:
-    """All of them are counted, after a restart as well."""
+def test_the_number_of_stored_events_is_limited() -> None:
+    """Events beyond the limit are counted but not stored, also after a restart."""
     tally = MemoryHistory()
     for n in range(MOST_EVENTS + 50):
         tally.did(float(n), "released", {})
@@ -98,7 +100,7 @@ def test_only_so_many_events_are_kept_one_by_one() -> None:
     assert (found["actions"], found["changes"]) == ({"released": MOST_EVENTS + 51}, MOST_EVENTS + 50)
 
 
-# Words.
+# text
 
 CALM = LevelState()
 STEEP = LevelState(level=Level.HIGH, full_in_s=41.7)
@@ -128,15 +130,17 @@ SLOW = LevelState(level=Level.HIGH, full_in_s=4000.0)
         (Readings(0.0, None), 3, CALM, "memory cannot be read"),
     ],
 )
-def test_the_memory_that_decides_is_said_in_one_line(
+def test_the_critical_memory_is_described_in_one_line(
     readings: Readings, place: int | None, state: LevelState, words: str
 ) -> None:
-    """Its sizes in GB; how soon it is full only where that is soon."""
+    """One line gives the sizes of the critical memory in GB, and the time until it is full if
+    that is soon.
+    """
     assert in_words(readings, place, state) == words
 
 
-def test_a_change_is_told_with_the_figures_behind_it() -> None:
-    """Those that were read; nothing stands for the others."""
+def test_a_change_is_described_with_its_readings() -> None:
+    """A change is described with its readings, and nothing replaces missing ones."""
     everything = reading(1.0, 14.2, host=HOST, runners=(Runner(7, "r", 2 * GB), Runner(8, "r", GB)))
     assert figures(everything, 1, STEEP) == {
         "full_in_s": 41.7,
