@@ -1,4 +1,4 @@
-"""The report of the pilot: the chosen form, why, and what it cost."""
+"""The report of the pilot: the chosen form, the reason, and the cost."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
 def test_each_result_is_described(
     tmp_path: Path, side: str, form: str, why: str, forms: list[TriedForm], said: list[str]
 ) -> None:
-    """What was chosen comes first, then why, then the cost; decisions of earlier versions are read."""
+    """The choice comes first, then the reason, then the cost, also for decisions of earlier versions."""
 
     async def fill(ledger: JobLedger) -> None:
         await ledger.note(pilot=decision(form, why, *forms))
@@ -91,10 +91,10 @@ def test_each_result_is_described(
         (130, "no_proof", 40, "."),
     ],
 )
-def test_why_a_pilot_stopped_early_is_said(
+def test_the_reason_of_an_early_stop_is_reported(
     tmp_path: Path, pilot: int, why: str, isolated: int, said: str
 ) -> None:
-    """Beside what it cost: a proof, no prospect of one, or no more rows; nothing where too few were left."""
+    """The report gives the reason of an early stop: proof, no prospect of one, or no more rows."""
 
     async def fill(ledger: JobLedger) -> None:
         again(ledger, "isolated", range(isolated), own)
@@ -119,8 +119,10 @@ def test_why_a_pilot_stopped_early_is_said(
         (AUTO, {"own_requests": True}, "each row was asked in isolation"),
     ],
 )
-def test_a_job_without_a_pilot_says_why(tmp_path: Path, side: str, meta: dict[str, Any], why: str) -> None:
-    """null with the reason; the summary has it where a pilot could have chosen the form."""
+def test_a_job_without_a_pilot_has_a_reason(
+    tmp_path: Path, side: str, meta: dict[str, Any], why: str
+) -> None:
+    """The value is null with the reason; the summary gives it if a pilot could have chosen the form."""
     summary = publish(tmp_path / "j", side, **meta)
     assert summary.metrics.pilot is None
     assert why in summary.metrics.how()["pilot"]
@@ -133,7 +135,7 @@ def test_a_job_without_a_pilot_says_why(tmp_path: Path, side: str, meta: dict[st
 
 
 def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
-    """Known answers of the pilot's rows are left out of the agreement, and how many is said."""
+    """Agreement leaves out the rows of the pilot, and the report gives their number."""
 
     async def fill(ledger: JobLedger) -> None:
         again(ledger, "isolated", range(40), own)
@@ -154,7 +156,7 @@ def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
 
 
 def test_only_conversations_have_segments_and_trims(tmp_path: Path) -> None:
-    """Where each row stands alone, how the file was cut says nothing of the context."""
+    """The report of an isolated job does not mention segments and trims."""
     for name, side in (("isolated", "mode: isolated\n"), ("auto", AUTO)):
         line = line_of(publish(tmp_path / name, side), "Context")
         assert line.endswith(" tokens")
@@ -162,8 +164,8 @@ def test_only_conversations_have_segments_and_trims(tmp_path: Path) -> None:
     assert line.endswith(" tokens; 0 trims in 10 segments")
 
 
-def test_what_comes_next_has_weak_agreement_in_it(tmp_path: Path) -> None:
-    """Not "nothing" where the answers hardly follow the known ones; but where they do."""
+def test_the_next_steps_mention_weak_agreement(tmp_path: Path) -> None:
+    """The next steps mention weak agreement, and say "nothing" only without it."""
 
     def says(n: int) -> str:
         return own(n + n % 7)

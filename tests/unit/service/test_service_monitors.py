@@ -1,4 +1,4 @@
-"""Models that are released while nothing runs, and which servers are on this machine."""
+"""The release of models while no job runs, and which servers are on this machine."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class _Refusing(ScriptedBackend):
         return await super().release(keep=keep)
 
 
-def test_a_release_that_failed_is_tried_each_minute_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else an idle model would stay for ever; the next time of idleness begins anew."""
+def test_a_failed_release_is_tried_each_minute_and_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed release is tried each minute and reported once, and the next idle time starts again."""
     said: list[str] = []
     monkeypatch.setattr(monitors, "say", lambda event, **_: said.append(event))
     clock = HandClock()
@@ -62,8 +62,8 @@ class _Hanging(ScriptedBackend):
         raise AssertionError("nobody sets it")
 
 
-def test_a_server_that_hangs_holds_up_no_release_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a bound of its own, whatever the backend's are: who waits for the models would seem dead."""
+def test_a_server_that_hangs_delays_a_release_by_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release has its own timeout, so that a server that hangs does not stop the service's pings."""
     said: list[str] = []
     monkeypatch.setattr(monitors, "say", lambda _, error: said.append(error))
     monkeypatch.setattr(monitors, "_ANSWER_S", 0.02)
@@ -72,7 +72,7 @@ def test_a_server_that_hangs_holds_up_no_release_for_long(monkeypatch: pytest.Mo
 
 
 def _own_address() -> str:
-    """An address of this machine, as the kernel would choose it; nothing is sent."""
+    """Return an address of this machine, chosen by the kernel; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -95,7 +95,7 @@ def _own_address() -> str:
         ("gpu.example", False),
     ],
 )
-def test_a_server_at_any_address_of_this_machine_is_here(host: str, here: bool) -> None:
-    """Its memory is this machine's, whichever way it is written."""
+def test_a_server_at_any_address_of_this_machine_is_local(host: str, here: bool) -> None:
+    """A server at any address of this machine, in any spelling, is local."""
     section: Any = BackendSection(kind="ollama", url=f"http://{host}:11434")
     assert server_is_here(section) is here
