@@ -11,7 +11,7 @@ from spoolama.spool.ledger_rows import only_column
 
 
 class MemoryStore:
-    """What `spool.job_ledger.JobLedger` is to the engine, without a file.
+    """The interface of `spool.job_ledger.JobLedger` for the engine, without a file.
 
     Args:
         fields: The rows, in order.
@@ -27,7 +27,7 @@ class MemoryStore:
         self.failures: dict[int, Failed] = {}
         self.deferred_tokens: dict[int, int] = {}
         self.attempt_messages: list[str] = []
-        """Of failed attempts, in their order."""
+        """Messages of failed attempts, in order."""
         self.tries: dict[int, dict[int, Attempt]] = {}
         self.notes: dict[str, Any] = {}
         self.plan_bodies: list[dict[str, Any]] = []
@@ -206,7 +206,7 @@ class MemoryStore:
         self._state(failure.ordinal, "failed")
 
     async def flush(self) -> None:
-        """Nothing waits."""
+        """There is nothing to flush."""
 
     async def add_plan(self, version: int, body: Mapping[str, Any]) -> None:
         assert version == len(self.plan_bodies) + 1
