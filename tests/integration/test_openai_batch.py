@@ -1,4 +1,4 @@
-"""OpenAI batch files end to end: what comes back is in OpenAI's own form, and refused lines come home."""
+"""OpenAI batch files end to end: results in OpenAI's form, and refused lines that are fixed and merged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 
 def request(name: str, *turns: str, model: str | None = MODEL, **body: Any) -> Line:
-    """A line of a batch: a system message, then turns of user and assistant."""
+    """A line of a batch: a system message, then alternating turns of user and assistant."""
     messages = [{"role": "system", "content": "Judge."}]
     messages += [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
     asked = {"messages": messages, "max_tokens": 16, **body}
@@ -34,7 +34,7 @@ ODD = {
     "schema": request("schema", "odd: schema", response_format=FORMAT),
     "other model": request("other model", "odd: gemma", model="gemma3:270m"),
 }
-"""Lines that are answered, each alone."""
+"""Lines that are answered, each in isolation."""
 REFUSED: dict[str, tuple[bytes, str, str]] = {
     "unknown": (json.dumps(request("unknown", "x", top_z=1)).encode(), "unsupported_request", "top_z"),
     "two": (json.dumps(request("two", "x", n=2)).encode(), "unsupported_request", "n: "),
@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
         "model: ",
     ),
 }
-"""The line, the class of its error, and words of it."""
+"""The line, the class of its error, and words of its message."""
 
 
 def batch() -> list[tuple[str, bytes]]:
@@ -80,7 +80,7 @@ def texts(body: Line) -> list[str]:
 
 
 def check_answered(line: Line, *, model: str = MODEL) -> str:
-    """The form of OpenAI's output file, key by key; the answer's text."""
+    """Check OpenAI's output format key by key; return the answer's text."""
     assert list(line) == ["id", "custom_id", "response", "error"]
     assert line["id"].startswith("batch_req_")
     assert line["error"] is None
@@ -103,13 +103,13 @@ def check_answered(line: Line, *, model: str = MODEL) -> str:
 
 
 def mended(line: Line, number: int) -> Line:
-    """A refused line as a person would send it again, its note left where it is."""
+    """Return a refused line as a user fixes it, with its note unchanged."""
     return request(f"mended {number}", f"mended {number}") | {"_spoolama": line["_spoolama"]}
 
 
 @pytest.mark.timeout(600)
-def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: Path) -> None:
-    """Each line is asked alone, refused ones tell why, are mended and come home."""
+def test_a_batch_without_a_sidecar_is_published_in_the_form_of_openai(tmp_path: Path) -> None:
+    """Each line is asked in isolation, and refused lines have reasons, are fixed and are merged."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
     sent = batch()
     with fake_ollama(log) as url:
@@ -176,7 +176,7 @@ def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: 
 
 @pytest.mark.timeout(600)
 def test_a_sidecar_names_the_models_and_gives_defaults(tmp_path: Path) -> None:
-    """What a line says goes before the sidecar; the sidecar's name for a model goes before the line's."""
+    """A line's value overrides the sidecar's, except that the sidecar's model overrides the line's."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
     sidecar = """
 model: gemma3:270m
