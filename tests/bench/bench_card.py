@@ -1,8 +1,9 @@
 """The watchdog on a real NVIDIA card: real NVML, real allocations, the real service, a fake model server.
 
-The server's model and its neighbours are processes that hold memory on the card (`card/hold.py`); of the card
-only the first 16 GB are used, with `vram: {high: 14, critical: 15}`. Neighbours come, fill the 16 GB, and go.
-It prints what was in use each second, and what the service did. Needs a card with 17 GB free.
+The server's model and other programs are processes that hold memory on the card (`card/hold.py`); only the
+first 16 GB of the card are used, with `vram: {high: 14, critical: 15}`. Other programs start, fill the 16 GB,
+and end. It prints the memory in use each second, and the actions of the service. Needs a card with 17 GB
+free.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Holder:
     """A process that holds memory on the card.
 
     Args:
-        name: As /proc shall show it.
+        name: Its name in /proc.
     """
 
     def __init__(self, name: str) -> None:
@@ -49,7 +50,7 @@ class Holder:
         )  # fmt: skip
 
     def hold(self, size: int) -> bool:
-        """Hold so many bytes; whether there was room."""
+        """Hold this many bytes; return whether there was room."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{size}\n")
@@ -57,7 +58,7 @@ class Holder:
         return self._process.stdout.readline().strip() == "held"
 
     def end(self) -> None:
-        """Give all of it back."""
+        """Free all of it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(20)
@@ -65,20 +66,20 @@ class Holder:
 
 @dataclass
 class Mirror:
-    """Has the model's memory, as the fake server models it, really held on the card."""
+    """Holds the model's memory, as the fake server models it, on the real card."""
 
     said: Path
     stop: threading.Event = field(default_factory=threading.Event)
     _runner: Holder | None = None
 
     def run(self) -> None:
-        """Until stopped."""
+        """Run until stopped."""
         while not self.stop.wait(0.05):
             text = self.said.read_text() if self.said.exists() else ""
             size = sum(int(line.split()[2]) for line in text.splitlines())
             if size and self._runner is None:
                 self._runner = Holder("llama-server")
-                self._runner.hold(size - 632_000_000)  # CUDA's own comes with the process
+                self._runner.hold(size - 632_000_000)  # CUDA's own memory comes with the process
             elif not size and self._runner is not None:
                 self._runner.end()
                 self._runner = None
@@ -88,7 +89,7 @@ class Mirror:
 
 @dataclass
 class Seen:
-    """What was in use on the card."""
+    """The memory in use on the card."""
 
     stop: threading.Event = field(default_factory=threading.Event)
     marks: list[tuple[float, int]] = field(default_factory=list)
@@ -101,7 +102,7 @@ class Seen:
             self.marks.append((time.monotonic() - began, card.used_bytes - (card.reserved_bytes or 0)))
 
     def longest_above(self, size: int) -> float:
-        """Seconds of the longest stretch at or above this."""
+        """Return the longest time in seconds at or above this size."""
         longest, since = 0.0, None
         for at, used in self.marks:
             if used < size:
@@ -114,7 +115,7 @@ class Seen:
 
 @contextlib.contextmanager
 def threads(*works: Mirror | Seen) -> Iterator[None]:
-    """Run these beside the block."""
+    """Run these threads during the block."""
     running = [threading.Thread(target=work.run) for work in works]
     for thread in running:
         thread.start()
@@ -128,7 +129,7 @@ def threads(*works: Mirror | Seen) -> Iterator[None]:
 
 
 def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]]) -> Seen:
-    """A job, and neighbours that hold so many GB after so many seconds."""
+    """Run a job and other programs, each with its GB and its start in seconds."""
     script = Script(base / "nvml", cards=[FakeCard(total=16 * GB, used=1 * GB)])
     script.write()
     spool = make_spool(base / "spool")
@@ -179,7 +180,7 @@ def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]
 
 
 def main() -> None:
-    """Play it and print."""
+    """Run it and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--latency-ms", type=int, default=250)
