@@ -36,7 +36,7 @@ MODEL = {
 }
 
 
-class Holder:
+class MemoryProcess:
     """A process that holds memory on the card.
 
     Args:
@@ -68,17 +68,17 @@ class Holder:
 class Mirror:
     """Holds the model's memory, as the fake server models it, on the real card."""
 
-    said: Path
+    sent: Path
     stop: threading.Event = field(default_factory=threading.Event)
-    _runner: Holder | None = None
+    _runner: MemoryProcess | None = None
 
     def run(self) -> None:
         """Run until stopped."""
         while not self.stop.wait(0.05):
-            text = self.said.read_text() if self.said.exists() else ""
+            text = self.sent.read_text() if self.sent.exists() else ""
             size = sum(int(line.split()[2]) for line in text.splitlines())
             if size and self._runner is None:
-                self._runner = Holder("llama-server")
+                self._runner = MemoryProcess("llama-server")
                 self._runner.hold(size - 632_000_000)  # CUDA's own memory comes with the process
             elif not size and self._runner is not None:
                 self._runner.end()
@@ -88,23 +88,23 @@ class Mirror:
 
 
 @dataclass
-class Seen:
+class MemoryUse:
     """The memory in use on the card."""
 
     stop: threading.Event = field(default_factory=threading.Event)
-    marks: list[tuple[float, int]] = field(default_factory=list)
+    samples: list[tuple[float, int]] = field(default_factory=list)
 
     def run(self) -> None:
         """Read four times a second until stopped."""
         cards, began = NvmlCards(), time.monotonic()
         while not self.stop.wait(0.25):
             card = cards.read()[0]
-            self.marks.append((time.monotonic() - began, card.used_bytes - (card.reserved_bytes or 0)))
+            self.samples.append((time.monotonic() - began, card.used_bytes - (card.reserved_bytes or 0)))
 
     def longest_above(self, size: int) -> float:
         """Return the longest time in seconds at or above this size."""
         longest, since = 0.0, None
-        for at, used in self.marks:
+        for at, used in self.samples:
             if used < size:
                 since = None
                 continue
@@ -114,7 +114,7 @@ class Seen:
 
 
 @contextlib.contextmanager
-def threads(*works: Mirror | Seen) -> Iterator[None]:
+def threads(*works: Mirror | MemoryUse) -> Iterator[None]:
     """Run these threads during the block."""
     running = [threading.Thread(target=work.run) for work in works]
     for thread in running:
@@ -128,7 +128,7 @@ def threads(*works: Mirror | Seen) -> Iterator[None]:
             thread.join()
 
 
-def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]]) -> Seen:
+def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]]) -> MemoryUse:
     """Run a job and other programs, each with its GB and its start in seconds."""
     script = Script(base / "nvml", cards=[FakeCard(total=16 * GB, used=1 * GB)])
     script.write()
@@ -138,9 +138,9 @@ def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]
         "model: judge:12b\nprompt: '{{ text }}'\nmode: isolated\n"
         "options: {num_ctx: 2048, num_predict: 16}\nvram: {high: 14, critical: 15}\n"
     )
-    mirror, seen, others = Mirror(base / "nvml.server"), Seen(), Holder("neighbours")
+    mirror, usage, others = Mirror(base / "nvml.server"), MemoryUse(), MemoryProcess("neighbours")
     arguments = ["--model", json.dumps(MODEL), "--memory", str(script.path), "--latency-ms", str(latency_ms)]
-    with fake_ollama(base / "calls", *arguments) as url, threads(mirror, seen):
+    with fake_ollama(base / "calls", *arguments) as url, threads(mirror, usage):
         env = clean_env(spool, url, SPOOLAMA_LOG__LEVEL="info")
         with daemon(env, log=base / "log"):
             began = time.monotonic()
@@ -176,7 +176,7 @@ def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]
             print(f"{name}: {metrics[name]}")
         print(json.dumps({"memory": metrics["memory"], "loads": metrics["loads"]}, indent=1))
         print((job / "summary.txt").read_text())
-    return seen
+    return usage
 
 
 def main() -> None:
@@ -187,10 +187,10 @@ def main() -> None:
     given = parser.parse_args()
     steps = [(12.0, 4.0), (16.0, 9.0), (26.0, 2.0), (28.0, 8.5), (29.5, 2.0), (40.0, 0.0)]
     with tempfile.TemporaryDirectory() as base:
-        seen = play(Path(base), given.rows, given.latency_ms, steps)
+        usage = play(Path(base), given.rows, given.latency_ms, steps)
     print("seconds: GB in use on the card, the driver's own aside")
-    print(", ".join(f"{at:.0f}: {used / GB:.1f}" for at, used in seen.marks[::4]))
-    print(f"longest stretch above 15 GB: {seen.longest_above(15 * GB):.1f} s")
+    print(", ".join(f"{at:.0f}: {used / GB:.1f}" for at, used in usage.samples[::4]))
+    print(f"longest stretch above 15 GB: {usage.longest_above(15 * GB):.1f} s")
 
 
 if __name__ == "__main__":

@@ -163,11 +163,11 @@ def run_forms(
 def _agreement(
     found: Found, golds: Mapping[int, str | None], used: frozenset[int], gold: str
 ) -> Agreement | None:
-    tally = AnswerCounts(gold, None)
+    answer_counts = AnswerCounts(gold, None)
     for row, answer in found.answers.items():
         if row not in used:
-            tally.add(answer, golds.get(row))
-    return tally.agreement()
+            answer_counts.add(answer, golds.get(row))
+    return answer_counts.agreement()
 
 
 def table(found: Sequence[Found], listed: bool) -> list[str]:

@@ -44,7 +44,7 @@ _FIGURES: tuple[tuple[str, Callable[[Night], str]], ...] = (
 
 
 def _hours(night: Night, level: str) -> str:
-    return f"{night.tally['seconds'][level] / 3600:.2f}"
+    return f"{night.history['seconds'][level] / 3600:.2f}"
 
 
 def markdown(nights: Sequence[Night]) -> str:

@@ -78,10 +78,10 @@ def test_a_refused_sidecar_is_skipped_with_its_reason(
     bench_engine.main(
         ["--rows", str(ROWS), "--models", "m", "--slots", "1", "--only", "alone", "--repeats", "1"]
     )
-    printed, told = capsys.readouterr()
+    printed, errors = capsys.readouterr()
     assert "| alone | 0 | –" in printed
     assert "- alone: skipped, its sidecar is refused" in printed
-    assert "mode" in told
+    assert "mode" in errors
 
 
 def _row(

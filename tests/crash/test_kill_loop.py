@@ -58,14 +58,14 @@ class Calls:
         return len(self.asked)
 
 
-def open_marks(spool: Path) -> set[tuple[int, int]]:
+def open_attempts(spool: Path) -> set[tuple[int, int]]:
     """Return the attempts that the dead process marked in the ledger without an end."""
-    marks: set[tuple[int, int]] = set()
+    attempts: set[tuple[int, int]] = set()
     for ledger in (spool / "processing").glob("*/ledger.sqlite"):
         with sqlite3.connect(f"{ledger.as_uri()}?mode=ro", uri=True) as db:
-            marks |= set(db.execute("SELECT ordinal, number FROM attempts WHERE code='open'"))
+            attempts |= set(db.execute("SELECT ordinal, number FROM attempts WHERE code='open'"))
         db.close()
-    return marks
+    return attempts
 
 
 def undisturbed(base: Path) -> Calls:
@@ -111,7 +111,7 @@ def test_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) 
             assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
             process.send_signal(signal.SIGKILL)
             process.wait()
-            new = open_marks(spool) - seen
+            new = open_attempts(spool) - seen
             seen |= new
             in_flight += len(new)
             busy_kills += bool(new)

@@ -148,7 +148,7 @@ def service(tmp: Path, url: str) -> Iterator[Watched]:
             thread.join()
 
 
-def held_up(found: Watched, case: Case) -> None:
+def check_that_nothing_is_delayed(found: Watched, case: Case) -> None:
     """Upload the case and a plain job after it; both must end as expected, in bounded time and memory."""
     spool = found.spool
     found.forget()

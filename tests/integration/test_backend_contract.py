@@ -113,7 +113,7 @@ async def carries_any_text_both_ways(subject: Subject) -> None:
     assert json.loads(reply.text) == word
 
 
-async def refuses_a_model_that_is_not_there(subject: Subject) -> None:
+async def refuses_a_missing_model(subject: Subject) -> None:
     """A missing model is refused with the fix, and the subject's own model still works."""
     with pytest.raises(RequestRefused) as caught:
         await subject.backend.load(replace(subject.spec, model="nosuch:1b"))
@@ -152,7 +152,7 @@ async def names_the_weights(subject: Subject) -> None:
     assert len(loaded.digest) == 64
 
 
-async def measures_what_it_does(subject: Subject) -> None:
+async def reports_counts_and_times(subject: Subject) -> None:
     """Counts and times of a reply exist and are plausible."""
     reply = await subject.ask("A row that was never asked before.")
 
@@ -165,7 +165,7 @@ async def measures_what_it_does(subject: Subject) -> None:
     assert reply.eval_s >= 0
 
 
-async def answers_alike_at_temperature_zero(subject: Subject) -> None:
+async def repeats_answers_at_temperature_zero(subject: Subject) -> None:
     """Repeated requests with a cached prompt get the same answer."""
     texts = [(await subject.ask("It is what it is.", num_predict=16)).text for _ in range(4)]
 
@@ -258,7 +258,7 @@ async def keeps_a_primed_prefix(subject: Subject) -> None:
         assert primed.prompt_tokens - FEW <= reply.cached_tokens < reply.prompt_tokens
 
 
-async def says_how_probable_its_answer_was(subject: Subject) -> None:
+async def reports_the_probability_of_its_answer(subject: Subject) -> None:
     """If requested, a reply has the mean log probability of the answer's tokens, and otherwise None."""
     asked = await subject.ask("The battery died after two days.", logprobs=True)
     unasked = await subject.ask("The battery died after two days.")
@@ -269,7 +269,7 @@ async def says_how_probable_its_answer_was(subject: Subject) -> None:
     assert asked.text == unasked.text
 
 
-async def tells_what_it_holds(subject: Subject) -> None:
+async def reports_the_loaded_model(subject: Subject) -> None:
     """An inspection returns the facts of the load and loads nothing."""
     loaded = await subject.backend.load(subject.spec)
     before = subject.loads()
@@ -282,7 +282,7 @@ async def tells_what_it_holds(subject: Subject) -> None:
     assert subject.loads() == before
 
 
-async def holds_nothing_after_a_release(subject: Subject) -> None:
+async def has_no_model_after_a_release(subject: Subject) -> None:
     """A released model is not in memory, and an inspection does not load it."""
     await subject.backend.release()
     held = await subject.backend.inspect(subject.spec)
@@ -294,7 +294,7 @@ async def holds_nothing_after_a_release(subject: Subject) -> None:
     assert await subject.backend.inspect(subject.spec) is not None
 
 
-async def knows_no_model_that_is_not_there(subject: Subject) -> None:
+async def reports_no_missing_model(subject: Subject) -> None:
     """A missing model is not in memory, regardless of other models."""
     assert await subject.backend.inspect(replace(subject.spec, model="nosuch:1b")) is None
 
@@ -320,21 +320,21 @@ BEHAVIOURS: list[Callable[[Subject], Awaitable[None]]] = [
     answers_by_a_schema,
     refuses_a_schema_that_it_cannot_follow,
     carries_any_text_both_ways,
-    refuses_a_model_that_is_not_there,
+    refuses_a_missing_model,
     counts_tokens_without_evaluating,
     loads_once,
     names_the_weights,
-    measures_what_it_does,
-    answers_alike_at_temperature_zero,
+    reports_counts_and_times,
+    repeats_answers_at_temperature_zero,
     works_on_two_requests_at_once,
     frees_a_slot_when_cancelled,
     survives_the_death_of_its_engine,
     renders_a_prompt_without_evaluating,
     keeps_a_primed_prefix,
-    says_how_probable_its_answer_was,
-    tells_what_it_holds,
-    holds_nothing_after_a_release,
-    knows_no_model_that_is_not_there,
+    reports_the_probability_of_its_answer,
+    reports_the_loaded_model,
+    has_no_model_after_a_release,
+    reports_no_missing_model,
     releases_its_memory,
 ]
 
@@ -349,7 +349,7 @@ CANNOT: dict[tuple[str, Callable[[Subject], Awaitable[None]]], str] = {
         "openai",
         survives_the_death_of_its_engine,
     ): "the model's process is the server: its death is ServerAway",
-    ("openai", holds_nothing_after_a_release): "such a server holds its model as long as it runs",
+    ("openai", has_no_model_after_a_release): "such a server holds its model as long as it runs",
     ("openai", releases_its_memory): "such a server holds its model as long as it runs",
 }
 

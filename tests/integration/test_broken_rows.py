@@ -87,7 +87,7 @@ def run_job(spool: Path, url: str) -> Path:
     return job
 
 
-def mended(entry: dict[str, Any]) -> dict[str, Any]:
+def fixed(entry: dict[str, Any]) -> dict[str, Any]:
     """Return a line of errors.jsonl as a user fixes it: correct fields, and the note unchanged."""
     n = entry["_spoolama"]["row"] - 1
     return {"id": f"c{n}", "text": f"mended {n}", "_spoolama": entry["_spoolama"]}
@@ -120,8 +120,8 @@ def test_broken_lines_are_reported_fixed_and_merged(tmp_path: Path, form: str) -
             assert over["details"]["num_ctx"] == 2048
             assert over["details"]["prompt_tokens"] > 2048
 
-        again = "".join(json.dumps(mended(entry)) + "\n" for entry in entries)
-        (spool / "incoming" / "errors.jsonl").write_text(again)
+        fixed_lines = "".join(json.dumps(fixed(entry)) + "\n" for entry in entries)
+        (spool / "incoming" / "errors.jsonl").write_text(fixed_lines)
         (spool / "incoming" / "errors.yaml").write_bytes((job / "errors.yaml").read_bytes())
         second = run_job(spool, url)
     whole = tmp_path / "whole"

@@ -41,7 +41,7 @@ def recorded(case: str) -> str:
 
 
 @dataclass(frozen=True)
-class Told:
+class JobResult:
     """The result of a job."""
 
     where: str
@@ -73,14 +73,14 @@ def run(
     sidecar: str = SIDECAR,
     bad: str = BAD,
     beside: Callable[[FakeOllama], Coroutine[Any, Any, None]] | None = None,
-) -> Told:
+) -> JobResult:
     """Run a job of twelve rows with a fake with these faults.
 
     Args:
         beside: Runs at the same time and does to the server what no fault can.
     """
 
-    async def main() -> Told:
+    async def main() -> JobResult:
         clock = SystemClock()
         spool = Spool(base / "spool")
         spool.create()
@@ -101,7 +101,7 @@ def run(
         assert ended.path is not None
         results, error, metrics = (ended.path / n for n in ("results.jsonl", "error.json", "metrics.json"))
         rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-        return Told(
+        return JobResult(
             where=ended.where,
             rows=rows,
             error=json.loads(error.read_text()) if error.exists() else {},
@@ -135,12 +135,12 @@ def run(
 )
 def test_a_temporary_failure_fails_no_row(tmp_path: Path, kind: Any, extra: dict[str, Any]) -> None:
     """After one temporary failure of any class the row is answered."""
-    told = run(tmp_path, [Fault(kind, contains=BAD, times=1, **extra)])
-    assert told.where == "done"
-    assert told.others_ok
-    assert told.bad["status"] == "ok"
-    assert told.bad["attempts"] == told.chats.count(BAD) == 2
-    assert len(told.chats) == ROWS + 1, "nobody else pays"
+    result = run(tmp_path, [Fault(kind, contains=BAD, times=1, **extra)])
+    assert result.where == "done"
+    assert result.others_ok
+    assert result.bad["status"] == "ok"
+    assert result.bad["attempts"] == result.chats.count(BAD) == 2
+    assert len(result.chats) == ROWS + 1, "nobody else pays"
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_a_permanent_failure_is_the_rows_error(
     tmp_path: Path, kind: Any, extra: dict[str, Any], code: str, calls: int
 ) -> None:
     """After its attempts the row fails with its class and message, and every other row is answered."""
-    told = run(tmp_path, [Fault(kind, contains=BAD, **extra)])
-    assert told.where == "done"
-    assert told.others_ok
-    assert told.bad["error"]["code"] == code
-    assert told.bad["error"]["message"]
-    assert told.bad["attempts"] == told.chats.count(BAD) == calls
-    assert len(told.chats) == ROWS - 1 + calls, "nobody else pays"
-    assert not any(BAD in prompt for prompt in told.prompts if prompt[-1] != BAD), "no trace of it"
+    result = run(tmp_path, [Fault(kind, contains=BAD, **extra)])
+    assert result.where == "done"
+    assert result.others_ok
+    assert result.bad["error"]["code"] == code
+    assert result.bad["error"]["message"]
+    assert result.bad["attempts"] == result.chats.count(BAD) == calls
+    assert len(result.chats) == ROWS - 1 + calls, "nobody else pays"
+    assert not any(BAD in prompt for prompt in result.prompts if prompt[-1] != BAD), "no trace of it"
 
 
 @pytest.mark.parametrize(
@@ -188,44 +188,44 @@ def test_a_permanent_failure_is_the_rows_error(
 )
 def test_a_refusal_of_every_row_ends_the_job(tmp_path: Path, fault: Fault, words: str) -> None:
     """The job ends with one error and its fix, and no second row is sent."""
-    told = run(tmp_path, [fault])
-    assert told.where == "failed"
-    assert told.error["code"] == "request_refused"
-    assert words in told.error["message"]
-    assert told.error["fix"]
-    assert len(told.chats) == 1
-    assert {row["status"] for row in told.rows} == {"skipped"}
+    result = run(tmp_path, [fault])
+    assert result.where == "failed"
+    assert result.error["code"] == "request_refused"
+    assert words in result.error["message"]
+    assert result.error["fix"]
+    assert len(result.chats) == 1
+    assert {row["status"] for row in result.rows} == {"skipped"}
 
 
 def test_a_model_in_the_cloud_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     """A cloud model is refused before a row leaves the machine."""
-    told = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gpt-oss:120b-cloud"))
-    assert (told.where, told.chats) == ("failed", [])
-    assert "cloud" in told.error["message"]
+    result = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gpt-oss:120b-cloud"))
+    assert (result.where, result.chats) == ("failed", [])
+    assert "cloud" in result.error["message"]
 
 
 def test_a_missing_model_ends_the_job_before_a_row_is_sent(tmp_path: Path) -> None:
     """A missing model ends the job at its load, with the command that pulls it."""
-    told = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gemma3:12b"))
-    assert (told.where, told.error["code"], told.chats) == ("failed", "request_refused", [])
-    assert "ollama pull gemma3:12b" in told.error["fix"]
+    result = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gemma3:12b"))
+    assert (result.where, result.error["code"], result.chats) == ("failed", "request_refused", [])
+    assert "ollama pull gemma3:12b" in result.error["fix"]
 
 
 def test_a_permanent_hang_is_the_rows_error(tmp_path: Path) -> None:
     """If a row stalls each time while the server works for others, the row fails."""
     sidecar = SIDECAR.replace("retries: 2", "retries: 1") + "timeout: 0.3\n"
-    told = run(tmp_path, [Fault("hang", contains=BAD)], sidecar=sidecar)
-    assert told.others_ok
-    assert told.bad["error"]["code"] == "stalled"
-    assert told.bad["attempts"] == told.chats.count(BAD) == told.chats.count("Say OK.") == 2
+    result = run(tmp_path, [Fault("hang", contains=BAD)], sidecar=sidecar)
+    assert result.others_ok
+    assert result.bad["error"]["code"] == "stalled"
+    assert result.bad["attempts"] == result.chats.count(BAD) == result.chats.count("Say OK.") == 2
 
 
 def test_a_hang_is_cancelled_and_asked_again(tmp_path: Path) -> None:
     """A request without a byte in time is cancelled, and asked again once a real generation works."""
-    told = run(tmp_path, [Fault("hang", contains=BAD, times=1)], sidecar=SIDECAR + "timeout: 1\n")
-    assert told.others_ok
-    assert told.bad["status"] == "ok"
-    assert told.chats.count("Say OK.") == 1
+    result = run(tmp_path, [Fault("hang", contains=BAD, times=1)], sidecar=SIDECAR + "timeout: 1\n")
+    assert result.others_ok
+    assert result.bad["status"] == "ok"
+    assert result.chats.count("Say OK.") == 1
 
 
 def test_a_prompt_that_the_server_cuts_silently_is_detected(tmp_path: Path) -> None:
@@ -242,29 +242,29 @@ def test_a_prompt_that_the_server_cuts_silently_is_detected(tmp_path: Path) -> N
 
 def test_a_row_longer_than_the_window_fails_with_its_sizes(tmp_path: Path) -> None:
     """A row that the server refuses with counts, or that is too long before, is neither cut nor answered."""
-    told = run(tmp_path, [], bad="word " * 4000)
-    assert told.others_ok
-    assert told.bad["error"] == {
+    result = run(tmp_path, [], bad="word " * 4000)
+    assert result.others_ok
+    assert result.bad["error"] == {
         "code": "context_overflow",
         "message": "the prompt has 5,013 tokens: num_ctx 2,048 less 16 for the answer leaves room for 2,031. "
         "Shorten the row, or set a larger options.num_ctx.",
     }
-    assert told.bad["attempts"] == 1
+    assert result.bad["attempts"] == 1
 
 
 def test_an_answer_that_violates_the_schema_is_saved_with_its_error(tmp_path: Path) -> None:
     """The answer is checked against the schema again, whatever the server promised."""
     sidecar = SIDECAR + "format: {type: string, enum: [good, bad]}\n"
-    told = run(tmp_path, [Fault("text", contains=BAD, body='"ugly"')], sidecar=sidecar)
-    assert told.others_ok
-    assert told.bad["error"]["code"] == "answer_invalid"
-    assert [error["_spoolama"]["answer"] for error in told.errors] == ['"ugly"']
+    result = run(tmp_path, [Fault("text", contains=BAD, body='"ugly"')], sidecar=sidecar)
+    assert result.others_ok
+    assert result.bad["error"]["code"] == "answer_invalid"
+    assert [error["_spoolama"]["answer"] for error in result.errors] == ['"ugly"']
 
 
 def test_a_template_that_fits_no_row_ends_the_job_early(tmp_path: Path) -> None:
     """After ten failed rows the job ends, and nothing is sent."""
-    told = run(tmp_path, [], sidecar=SIDECAR.replace("{{ text }}", "{{ txet }}"))
-    assert (told.where, told.error["code"], told.chats) == ("failed", "first_rows_failed", [])
+    result = run(tmp_path, [], sidecar=SIDECAR.replace("{{ text }}", "{{ txet }}"))
+    assert (result.where, result.error["code"], result.chats) == ("failed", "first_rows_failed", [])
 
 
 async def _away_for_a_moment(server: FakeOllama) -> None:
@@ -277,11 +277,11 @@ async def _away_for_a_moment(server: FakeOllama) -> None:
 
 def test_the_job_waits_for_a_server_that_goes_away(tmp_path: Path) -> None:
     """On a refused connection the job waits, loads again and continues, and no row fails."""
-    told = run(tmp_path, [], sidecar=SIDECAR.replace("retries: 2", "retries: 0"), beside=_away_for_a_moment)
-    assert told.where == "done"
-    assert [row["status"] for row in told.rows] == ["ok"] * ROWS
-    assert told.metrics["server_wait_s"] >= 1.0
-    assert len(told.chats) - ROWS in (0, 1), "at most the call in flight is repeated"
+    result = run(tmp_path, [], sidecar=SIDECAR.replace("retries: 2", "retries: 0"), beside=_away_for_a_moment)
+    assert result.where == "done"
+    assert [row["status"] for row in result.rows] == ["ok"] * ROWS
+    assert result.metrics["server_wait_s"] >= 1.0
+    assert len(result.chats) - ROWS in (0, 1), "at most the call in flight is repeated"
 
 
 def test_the_job_waits_for_a_server_that_starts_later(tmp_path: Path) -> None:
@@ -292,9 +292,9 @@ def test_the_job_waits_for_a_server_that_starts_later(tmp_path: Path) -> None:
         await asyncio.sleep(0.5)
         await server.start()
 
-    told = run(tmp_path, [], beside=late)
-    assert told.where == "done"
-    assert len(told.chats) == ROWS
+    result = run(tmp_path, [], beside=late)
+    assert result.where == "done"
+    assert len(result.chats) == ROWS
 
 
 def test_a_model_that_vanishes_while_the_server_is_away_ends_the_job(tmp_path: Path) -> None:
@@ -306,15 +306,15 @@ def test_a_model_that_vanishes_while_the_server_is_away_ends_the_job(tmp_path: P
             await asyncio.sleep(0.001)
         server.script.models = ()
 
-    told = run(tmp_path, [Fault("reset", contains=BAD, times=1, delay_s=0.2)], beside=remove)
-    assert (told.where, told.error["code"]) == ("failed", "request_refused")
-    assert "ollama pull" in told.error["fix"]
-    assert [row["status"] for row in told.rows] == ["ok"] * 5 + ["skipped"] * 7
+    result = run(tmp_path, [Fault("reset", contains=BAD, times=1, delay_s=0.2)], beside=remove)
+    assert (result.where, result.error["code"]) == ("failed", "request_refused")
+    assert "ollama pull" in result.error["fix"]
+    assert [row["status"] for row in result.rows] == ["ok"] * 5 + ["skipped"] * 7
 
 
 def test_a_probe_without_an_end_does_not_count(tmp_path: Path) -> None:
     """After a stall a generation without `done` does not count as a working server, and the next one does."""
     faults = [Fault("hang", contains=BAD, times=1), Fault("not_done", contains="Say OK.", times=1)]
-    told = run(tmp_path, faults, sidecar=SIDECAR + "timeout: 0.3\n")
-    assert [row["status"] for row in told.rows] == ["ok"] * ROWS
-    assert told.chats[5:9] == [BAD, "Say OK.", "Say OK.", BAD]
+    result = run(tmp_path, faults, sidecar=SIDECAR + "timeout: 0.3\n")
+    assert [row["status"] for row in result.rows] == ["ok"] * ROWS
+    assert result.chats[5:9] == [BAD, "Say OK.", "Say OK.", BAD]

@@ -21,9 +21,9 @@ from integration.hostile_service import (
     PLAIN,
     STOP_S,
     Watched,
+    check_that_nothing_is_delayed,
     children,
     drop,
-    held_up,
     outcome,
     published,
     service,
@@ -43,7 +43,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Watc
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_hostile_job_ends_with_its_message_and_the_next_one_starts(running: Watched, case: Case) -> None:
     """A hostile template, schema, score or sidecar fails only its own job, in bounded time and memory."""
-    held_up(running, case)
+    check_that_nothing_is_delayed(running, case)
 
 
 def stop(found: Watched) -> float:
@@ -100,12 +100,12 @@ def test_check_and_submit_give_the_message_of_the_service(tmp_path: Path, name: 
     (drop_here / "incoming").mkdir(parents=True)
     drop(drop_here, case.name, case.files())
     (data,) = [path for path in (drop_here / "incoming").iterdir() if path.suffix != ".yaml"]
-    for said in (
+    for output in (
         say("check", str(data), spool=spool),
         say("submit", str(data), "--spool", str(spool), spool=spool),
     ):
-        assert all(" ".join(words.split()) in said for words in case.words), said[:2000]
-        assert len(said) < 100_000
+        assert all(" ".join(words.split()) in output for words in case.words), output[:2000]
+        assert len(output) < 100_000
     assert list((spool / "incoming").iterdir()) == []
 
 

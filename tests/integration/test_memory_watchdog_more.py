@@ -119,8 +119,8 @@ def test_a_machine_without_nvidias_library_reports_it_once_and_answers_every_row
     with running(tmp_path, LD_LIBRARY_PATH=str(broken)) as scene:
         scene.submit(ROWS)
         job = scene.ended()
-    said = [e["reason"] for e in scene.events("memory.unreadable")]
-    assert said == ["no NVIDIA driver on this machine (libnvidia-ml.so.1 was not found)"]
+    reasons = [e["reason"] for e in scene.events("memory.unreadable")]
+    assert reasons == ["no NVIDIA driver on this machine (libnvidia-ml.so.1 was not found)"]
     assert scene.levels() == []
     assert job.counts == (80, 0, 0)
     assert job.metrics["peak_vram_gb"] is None

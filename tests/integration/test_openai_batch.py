@@ -102,7 +102,7 @@ def check_answered(line: Line, *, model: str = MODEL) -> str:
     return text
 
 
-def mended(line: Line, number: int) -> Line:
+def fixed(line: Line, number: int) -> Line:
     """Return a refused line as a user fixes it, with its note unchanged."""
     return request(f"mended {number}", f"mended {number}") | {"_spoolama": line["_spoolama"]}
 
@@ -152,23 +152,25 @@ def test_a_batch_without_a_sidecar_is_published_in_the_form_of_openai(tmp_path: 
         assert odd["odd: gemma"]["model"] == "gemma3:270m"
         assert all(body["options"]["num_predict"] == 16 for body in asked)
 
-        again = lines_of(job / "retry.jsonl")
-        assert len(again) == len(REFUSED)
-        lines = "".join(json.dumps(mended(line, n)) + "\n" for n, line in enumerate(again))
+        refused_lines = lines_of(job / "retry.jsonl")
+        assert len(refused_lines) == len(REFUSED)
+        lines = "".join(json.dumps(fixed(line, n)) + "\n" for n, line in enumerate(refused_lines))
         (spool / "incoming" / "retry.jsonl").write_text(lines)
         done = run_once(clean_env(spool, url))
         assert done.returncode == 0, done.stderr
     second = next((spool / "done").glob("retry-*"))
-    assert [check_answered(line) != "" for line in lines_of(second / "results.jsonl")] == [True] * len(again)
+    assert [check_answered(line) != "" for line in lines_of(second / "results.jsonl")] == [True] * len(
+        refused_lines
+    )
     assert (second / "errors.jsonl").read_text() == ""
 
     whole = tmp_path / "whole"
     merge = [sys.executable, "-m", "spoolama", "merge", str(job), str(second), "-o", str(whole)]
-    told = subprocess.run(merge, env=env, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stdout + told.stderr
+    finished = subprocess.run(merge, env=env, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
     merged = {line["custom_id"]: line["response"] for line in lines_of(whole / "results.jsonl")}
-    mended_at = {line["_spoolama"]["row"]: f"mended {n}" for n, line in enumerate(again)}
-    assert list(merged) == [mended_at.get(at[name], name) for name, _ in sent]
+    fixed_at = {line["_spoolama"]["row"]: f"mended {n}" for n, line in enumerate(refused_lines)}
+    assert list(merged) == [fixed_at.get(at[name], name) for name, _ in sent]
     first = {line["custom_id"]: line["response"] for line in results}
     assert {name: merged[name] for name in first} == first, "first answers stay as they are"
     assert (whole / "errors.jsonl").read_text() == ""

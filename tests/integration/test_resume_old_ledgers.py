@@ -181,7 +181,7 @@ def test_a_job_of_a_newer_version_waits_and_the_rest_of_the_queue_continues(tmp_
             wait_for(lambda: "is not cancelled" in out.read_text())
             status = spool / "status" / "isolated.csv.json"
             wait_for(lambda: status.exists() and json.loads(status.read_text())["state"] == "held")
-            said = subprocess.run(
+            finished = subprocess.run(
                 [sys.executable, "-m", "spoolama", "status", "isolated.csv"],
                 env=env,
                 capture_output=True,
@@ -191,7 +191,7 @@ def test_a_job_of_a_newer_version_waits_and_the_rest_of_the_queue_continues(tmp_
         assert re.search(words, out.read_text())
         assert "Traceback" not in out.read_text()
         assert re.fullmatch(words, json.loads(status.read_text())["message"])
-        assert re.search(words, said.stdout)
+        assert re.search(words, finished.stdout)
         assert re.search(words, (spool / "status" / "service.txt").read_text())
         assert not (spool / "incoming" / "isolated.cancel").exists()
         assert list((spool / "failed").iterdir()) == []

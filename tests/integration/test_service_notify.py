@@ -90,17 +90,17 @@ def test_a_second_daemon_exits_75_and_names_the_first(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"SPOOLAMA_LANES": "none"}, "SPOOLAMA_LANES: "),
         ({"SPOOLAMA_SPOOL": "nowhere"}, "spoolama init"),
     ],
 )
-def test_an_error_that_a_person_must_fix_exits_78(spool: Path, change: dict[str, str], said: str) -> None:
+def test_an_error_that_a_person_must_fix_exits_78(spool: Path, change: dict[str, str], expected: str) -> None:
     """An error that a person must fix exits with 78, so that systemd does not retry."""
     ended = run_once(clean_env(spool, "http://127.0.0.1:9", **change))
     assert ended.returncode == 78
-    assert said in ended.stderr
+    assert expected in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

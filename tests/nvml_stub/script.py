@@ -36,14 +36,18 @@ class FakeCard:
         """Return the lines of the script for it."""
         memory = f"total {self.total} used {self.used} reserved {self.reserved}"
         rest = f"temp {self.temp} power {self.power} limit {self.limit} throttle {self.throttle}"
-        said = [f"card {place} {memory} {rest}", f"name {place} {self.name}", f"uuid {place} {self.uuid}"]
+        text_lines = [
+            f"card {place} {memory} {rest}",
+            f"name {place} {self.name}",
+            f"uuid {place} {self.uuid}",
+        ]
         for word, sizes in (("proc", self.processes), ("draw", self.drawing)):
-            said += [f"{word} {place} {pid} {'-' if size is None else size}" for pid, size in sizes]
+            text_lines += [f"{word} {place} {pid} {'-' if size is None else size}" for pid, size in sizes]
         if self.instances is not None:
-            said.append(f"migmode {place} 1")
+            text_lines.append(f"migmode {place} 1")
             for number, instance in self.instances.items():
-                said += instance.lines(f"{place}/{number}")
-        return said
+                text_lines += instance.lines(f"{place}/{number}")
+        return text_lines
 
 
 @dataclass

@@ -215,13 +215,13 @@ class CardModel:
     def _free(self) -> dict[str, int]:
         """Return the free bytes of each card that a process sees."""
         cards = self._machine()[0]
-        seen = {
+        visible = {
             place: card
             for place, card in cards.items()
             if f"{place}/0" not in cards and not ("/" in place and not place.endswith("/0"))
         }
-        own = {place: sum(held.on_cards.get(place, 0) for held in self.held.values()) for place in seen}
-        return {place: max(0, card.total - card.taken - own[place]) for place, card in seen.items()}
+        own = {place: sum(held.on_cards.get(place, 0) for held in self.held.values()) for place in visible}
+        return {place: max(0, card.total - card.taken - own[place]) for place, card in visible.items()}
 
     def _machine(self) -> tuple[Mapping[str, _Card], tuple[int, int]]:
         """Return the cards, and main memory in total and used by others, from the script."""

@@ -176,9 +176,9 @@ class CardServer(ScriptedBackend):
                 self.uninvited += 1
                 await self.load(request.load)
             pid = self.card.pid
-            told = self.fault(Call(self.clock.monotonic(), request))
-            if told is not None:
-                return told
+            reply = self.fault(Call(self.clock.monotonic(), request))
+            if reply is not None:
+                return reply
             await self.clock.sleep(self.answer_s(request))
             if self.card.pid != pid:
                 self.cut_off += 1

@@ -97,7 +97,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class VisibleRows:
     """What precedes a row in its prompt."""
 
     answers: Sequence[str]
@@ -112,7 +112,7 @@ class Behaviour(Protocol):
     def alone(self, row: Row, rng: random.Random) -> str:
         """Return the answer without visible rows."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
         """Return the answer in a conversation; the isolated one without visible rows."""
 
 
@@ -129,7 +129,7 @@ class _Plain:
 class Ignores(_Plain):
     """Always answers as in isolation."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
         return row.alone
 
 
@@ -140,8 +140,8 @@ class FollowsPrevious(_Plain):
     strength: float
     """Share of the rows that do."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        return sight.answers[-1] if row.luck < self.strength and sight.answers else row.alone
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        return visible.answers[-1] if row.luck < self.strength and visible.answers else row.alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,10 @@ class FollowsMajority(_Plain):
     """Share of the rows that do."""
     scale: Scale
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        return self.scale.middle(sight.answers) if row.luck < self.strength and sight.answers else row.alone
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        return (
+            self.scale.middle(visible.answers) if row.luck < self.strength and visible.answers else row.alone
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,8 @@ class Drifts(_Plain):
     """Growth of the share for each row answered before."""
     scale: Scale
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        pushed = bool(sight.answers) and row.luck < self.rate * sight.depth
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        pushed = bool(visible.answers) and row.luck < self.rate * visible.depth
         return self.scale.push(row.alone) if pushed else row.alone
 
 
@@ -176,8 +178,8 @@ class Better(_Plain):
     gain: float
     """Share of the rows that are then answered as gold, regardless of their isolated answer."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        taught = len(sight.answers) >= 3 and len(set(sight.answers)) >= 2
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        taught = len(visible.answers) >= 3 and len(set(visible.answers)) >= 2
         return row.gold if taught and row.luck < self.gain else row.alone
 
 
@@ -193,8 +195,8 @@ class Noisy:
     def alone(self, row: Row, rng: random.Random) -> str:
         return self._rolled(self.inner.alone(row, rng), rng)
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        return self._rolled(self.inner.answer(row, sight, rng), rng)
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        return self._rolled(self.inner.answer(row, visible, rng), rng)
 
     def _rolled(self, answer: str, rng: random.Random) -> str:
         return self.scale.jitter(answer, rng) if rng.random() < self.chance else answer

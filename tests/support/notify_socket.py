@@ -63,9 +63,9 @@ class RecordingNotifier(Notifier):
 
     def __init__(self) -> None:
         super().__init__({})
-        self.said: list[str] = []
+        self.sent: list[str] = []
         """`ready`, `watchdog`, `status: …` and so on, in order."""
 
     def send(self, text: str) -> None:
         key, _, value = text.partition("\n")[0].partition("=")
-        self.said.append(f"status: {value}" if key == "STATUS" else key.lower())
+        self.sent.append(f"status: {value}" if key == "STATUS" else key.lower())

@@ -129,7 +129,7 @@ class Service:
         daemon = self.daemon(reload=reload, watchdog_s=watchdog_s, memory=memory)
         task = asyncio.create_task(daemon.run())
         try:
-            await until(lambda: "ready" in self.notifier.said or task.done())
+            await until(lambda: "ready" in self.notifier.sent or task.done())
             yield daemon
         finally:
             daemon.stop()

@@ -81,7 +81,7 @@ def _open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-class FirstSight:
+class PublicationWatcher:
     """Watches done/ and checks that a job is complete when it first appears."""
 
     def __init__(self, done: Path) -> None:
@@ -91,7 +91,7 @@ class FirstSight:
         self.wrong: list[str] = []
         self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> FirstSight:
+    def __enter__(self) -> PublicationWatcher:
         self._thread.start()
         return self
 
@@ -132,13 +132,17 @@ def test_two_hundred_reviews_are_published_in_one_step(tmp_path: Path, sshd: Ssh
     else:
         shell = " ".join(["ssh", *sshd.options, "-p", str(sshd.port)])
         command = ["rsync", "-a", "-e", shell, *files, target]
-    with fake_ollama() as url, daemon(clean_env(spool, url), log=log), FirstSight(spool / "done") as sight:
+    with (
+        fake_ollama() as url,
+        daemon(clean_env(spool, url), log=log),
+        PublicationWatcher(spool / "done") as watcher,
+    ):
         wait_for(lambda: (spool / "status" / "service.json").exists())
         uploaded = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert uploaded.returncode == 0, uploaded.stderr
-        job: Path = wait_for(lambda: sight.job)
+        job: Path = wait_for(lambda: watcher.job)
         status = wait_for(lambda: _ended(spool / "status" / "reviews.csv.json"))
-    assert sight.wrong == []
+    assert watcher.wrong == []
     rows = results(job)
     ids = [line.split(",")[0] for line in (DATA / "reviews.csv").read_text().splitlines()[1:]]
     assert [row["id"] for row in rows] == ids

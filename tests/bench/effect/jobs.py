@@ -36,7 +36,17 @@ from spoolama.compare.pilot import (
 from spoolama.compare.similarity import similarity_of
 from spoolama.context.selection import Candidate, candidates, choose
 from spoolama.job.sidecar import ANCHORS, CANDIDATES
-from support.effects import LABELS, Behaviour, FollowsPrevious, Ignores, Labels, Row, Scores, Sight, file_of
+from support.effects import (
+    LABELS,
+    Behaviour,
+    FollowsPrevious,
+    Ignores,
+    Labels,
+    Row,
+    Scores,
+    VisibleRows,
+    file_of,
+)
 
 SEGMENT = 200
 MARGIN = 0.05
@@ -132,7 +142,7 @@ class _Job:
             if len(tail) >= most:
                 tail = tail[len(tail) - keep :] if keep else []
                 depth = depth if keep else 0
-            label = answer(file[n], Sight([*fixed, *tail] if fixed else tail, depth), rng)
+            label = answer(file[n], VisibleRows([*fixed, *tail] if fixed else tail, depth), rng)
             given[n] = label, len(fixed) + len(tail)
             tail.append(label)
             depth += 1
@@ -176,7 +186,7 @@ def run_job(scenario: Scenario, seed: int) -> Outcome:
     for segment, first in enumerate(range(0, len(job.file), SEGMENT)):
         last = min(first + SEGMENT, len(job.file)) - 1
         answers = job.converse(range(first, last + 1), form)
-        own = {n: label for n, (label, sight) in answers.items() if sight}
+        own = {n: label for n, (label, visible) in answers.items() if visible}
         company.update(own)
         if found.known_after is None:
             audit.look(segment, first, last, own)

@@ -100,12 +100,12 @@ class Rounds:
                 found.seconds is not None
             ):  # a refused configuration takes no time and says nothing about the others
                 self._took.append(time.monotonic() - began)
-            said = found.wrong or f"{found.rate or 0:.2f} rows/s"
-            said += "".join(f", {rows} failed ({code})" for code, rows, _ in found.failed)
+            shown = found.wrong or f"{found.rate or 0:.2f} rows/s"
+            shown += "".join(f", {rows} failed ({code})" for code, rows, _ in found.failed)
             estimate = self._left(len(items), place, number)
             _say(
                 f"round {number + 1}, {place + 1} of {len(items)}: {model}, slots {slots},"
-                f" {name}: {said}{estimate}"
+                f" {name}: {shown}{estimate}"
             )
 
     def _left(self, items: int, place: int, number: int) -> str:

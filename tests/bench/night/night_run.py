@@ -89,7 +89,7 @@ class Night:
     hours: float = 0.0
     took_s: float = 0.0
     """Real seconds that the simulation took."""
-    tally: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
     changes: list[tuple[float, str, str]] = field(default_factory=list)
     """Second, old level and new level of each change."""
     stretches: list[Stretch] = field(default_factory=list)
@@ -195,14 +195,14 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
     server, stop = night.server, Stop()
     thread = CardThread(card, clock)
 
-    def told(event: str, facts: dict[str, Any]) -> None:
+    def record(event: str, facts: dict[str, Any]) -> None:
         night.log.append((clock.monotonic(), event, facts))
         if event == "memory.level":
             night.changes.append((clock.monotonic(), facts["from"], facts["to"]))
         elif event == "memory.action":
             night.notes[facts["action"]] += 1
 
-    watchdog = MemoryWatchdog(thread, InlineHost(server, clock), clock, on_change=told)
+    watchdog = MemoryWatchdog(thread, InlineHost(server, clock), clock, on_change=record)
 
     async def read() -> None:
         while True:
@@ -229,10 +229,10 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
     work = [read(), watchdog.run(), listed(), _watch(night, clock, card)]
     tasks = [asyncio.create_task(each) for each in work]
     try:
-        with watchdog.during() as tally:
+        with watchdog.during() as history:
             return await runner.run()
     finally:
-        night.tally = tally.to_json()
+        night.history = history.to_json()
         for task in tasks:
             task.cancel()
         for task in tasks:

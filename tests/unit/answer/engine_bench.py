@@ -118,7 +118,7 @@ def meta_of(bench: Bench, key: str) -> Any:
         return reader.meta(key)
 
 
-def seen_by(outcome: Outcome) -> list[int]:
+def visible_to(outcome: Outcome) -> list[int]:
     return [n for first, last in outcome.visible_rows or () for n in range(first, last + 1)]
 
 

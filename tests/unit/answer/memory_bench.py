@@ -56,11 +56,11 @@ class ScriptedMemory:
     free_gb: float = 15.0
     most_gb: float = 15.0
     others_gb: float = 1.0
-    sizes_told: bool = True
+    sizes_known: bool = True
     model_gb: float = 9.0
     before_look: Callable[[], None] = field(default=lambda: None)
     actions: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
-    _seen: tuple[float, float] = (1.0, 0.0)
+    _read: tuple[float, float] = (1.0, 0.0)
     _looked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def room(self, need: RequiredMemory | None) -> Room:
@@ -75,8 +75,8 @@ class ScriptedMemory:
 
     def taken(self) -> UsedMemory:
         """As of the last reading."""
-        others, ours = (round(gb * GB) for gb in self._seen)
-        return UsedMemory(others + ours, ours if ours and self.sizes_told else None)
+        others, ours = (round(gb * GB) for gb in self._read)
+        return UsedMemory(others + ours, ours if ours and self.sizes_known else None)
 
     def loading(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -89,7 +89,7 @@ class ScriptedMemory:
 
     def look(self) -> None:
         self.before_look()
-        self._seen = (self.others_gb, self.model_gb if self.backend.held is not None else 0.0)
+        self._read = (self.others_gb, self.model_gb if self.backend.held is not None else 0.0)
         self._looked.set()
         self._looked = asyncio.Event()
 

@@ -52,8 +52,8 @@ from unit.answer.engine_bench import (
     primed,
     primer_of,
     reloads,
-    seen_by,
     texts,
+    visible_to,
 )
 
 
@@ -85,8 +85,8 @@ def test_anchors_are_used_behind_a_long_prefix(tmp_path: Path) -> None:
     side = ANCHORS.replace("512", "1024").replace("Judge.", "Judge " + "with great care " * 50)
     bench = Bench(tmp_path, texts(60), side)
     assert bench.run().finished
-    assert {len(seen_by(o)) for o in bench.outcomes} == {0, 4}
-    assert sum(bool(seen_by(o)) for o in bench.outcomes) == 56
+    assert {len(visible_to(o)) for o in bench.outcomes} == {0, 4}
+    assert sum(bool(visible_to(o)) for o in bench.outcomes) == 56
 
 
 def test_a_row_refused_in_the_first_pass_keeps_its_attempts_for_the_second(tmp_path: Path) -> None:
@@ -362,10 +362,10 @@ def test_only_failures_of_a_working_server_count_against_a_row() -> None:
     """Only server failures with a working server in between count against a row, and none uses up its
     retries.
     """
-    idle, told = Attempt("server_busy", counted=False), Attempt("server_away", counted=True)
-    assert retry_state_of([told] + [idle] * 100, 0).over is None
-    assert retry_state_of([told, idle] * (SERVER_LOSSES - 1), 0).over is None
-    assert retry_state_of([told] * SERVER_LOSSES, 3).over == "server_away"
+    idle, away = Attempt("server_busy", counted=False), Attempt("server_away", counted=True)
+    assert retry_state_of([away] + [idle] * 100, 0).over is None
+    assert retry_state_of([away, idle] * (SERVER_LOSSES - 1), 0).over is None
+    assert retry_state_of([away] * SERVER_LOSSES, 3).over == "server_away"
 
 
 def sleeping(bench: Bench, seconds: float, dead: list[float]) -> Awaitable[None]:
@@ -482,8 +482,8 @@ def refuses(tokens: int | None, text: str) -> Callable[[Call], None]:
 
     def fault(call: Call) -> None:
         if call.text.startswith(text) and call.request.load.num_ctx == 256:
-            told = None if tokens is None else tokens + 10 * len(call.request.messages)
-            raise ContextOverflow("too long", status=400, prompt_tokens=told, num_ctx=told and 256)
+            length = None if tokens is None else tokens + 10 * len(call.request.messages)
+            raise ContextOverflow("too long", status=400, prompt_tokens=length, num_ctx=length and 256)
 
     return fault
 
@@ -531,9 +531,9 @@ def killed_at(bench: Bench, ledger: type, method: str, patch: pytest.MonkeyPatch
     assert "Killed" in repr(caught.value)
 
 
-@pytest.mark.parametrize("told", [300, None])
+@pytest.mark.parametrize("length", [300, None])
 def test_a_kill_between_the_last_refusal_and_the_deferral_loses_no_second_pass(
-    tmp_path: Path, told: int | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, length: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill after the last refusal loses no second pass, because the ledger has the attempts
     and the sizes.
@@ -541,7 +541,7 @@ def test_a_kill_between_the_last_refusal_and_the_deferral_loses_no_second_pass(
     rows = texts(40)
     rows[25] = "d" * 60
     bench = Bench(tmp_path, rows, LONG + "segment: 10\n")
-    bench.backend.fault = refuses(told, "ddd")
+    bench.backend.fault = refuses(length, "ddd")
     with monkeypatch.context() as patch:
         killed_at(bench, JobLedger, "defer", patch)
     before = len(bench.prompts[rows[25]])
@@ -576,7 +576,7 @@ def test_anchors_leave_room_for_the_rows_behind_them(tmp_path: Path, words: int)
     anchors = len(plans_of(bench)[-1]["anchors"])
     assert len(meta_of(bench, "anchored")) == anchors
     assert {o.attempts for o in bench.outcomes} == {1}
-    assert sum(len(seen_by(o)) == anchors for o in bench.outcomes) >= 100 - anchors
+    assert sum(len(visible_to(o)) == anchors for o in bench.outcomes) >= 100 - anchors
     if words >= 120:
         assert anchors == 0
 

@@ -208,9 +208,9 @@ def test_an_hour_without_a_server_fails_no_row_and_probes_once_a_second_at_most(
     bench.backend.load_fault = away
     assert bench.run(4).finished
     assert [o.state for o in bench.outcomes] == ["ok"] * 40
-    tries = [at for at, _ in bench.backend.loads if down[0] <= at < down[1]]
-    assert 100 < len(tries) < 200
-    assert min(b - a for a, b in itertools.pairwise(tries)) >= 1.0
+    attempts = [at for at, _ in bench.backend.loads if down[0] <= at < down[1]]
+    assert 100 < len(attempts) < 200
+    assert min(b - a for a, b in itertools.pairwise(attempts)) >= 1.0
     assert bench.clock.monotonic() < 3700
 
 
@@ -259,14 +259,14 @@ def test_an_unusable_answer_is_repaired_or_fails_the_row(tmp_path: Path, reply: 
     bench = Bench(tmp_path, texts(9), fault=fault)
     bench.run()
     hurt = bench.outcomes[5]
-    tries = [c.request for c in bench.backend.calls if c.text.startswith("row 5")]
+    attempts = [c.request for c in bench.backend.calls if c.text.startswith("row 5")]
     if code == "prompt_truncated":  # shown only where a longer prompt was before
         assert hurt.state == "ok"
-        assert len(tries) == 3
+        assert len(attempts) == 3
         return
     assert (hurt.state, hurt.code, hurt.attempts) == ("failed", code, 4)
-    assert [t.sampling["seed"] for t in tries] == [7, 8, 9, 10]
-    assert [len(t.messages) for t in tries] == [12, 12, 2, 2]
+    assert [t.sampling["seed"] for t in attempts] == [7, 8, 9, 10]
+    assert [len(t.messages) for t in attempts] == [12, 12, 2, 2]
 
 
 def test_a_row_longer_than_the_window_is_measured_and_fails_with_its_sizes(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from unit.answer.engine_bench import (
     primed,
     primer_of,
     reloads,
-    seen_by,
     texts,
+    visible_to,
 )
 
 # anchors
@@ -50,7 +50,7 @@ def test_every_row_sees_the_same_anchors(tmp_path: Path) -> None:
     assert len({tuple(c.request.messages[:-1]) for c in rest}) == 1
     for outcome in bench.outcomes:
         assert outcome.state == "ok"
-        assert seen_by(outcome) == ([] if outcome.ordinal in anchors else anchors)
+        assert visible_to(outcome) == ([] if outcome.ordinal in anchors else anchors)
 
 
 def test_the_answers_of_anchors_are_spread(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_a_row_that_does_not_fit_behind_the_anchors_is_isolated(
     bench.run()
     long, after = bench.outcomes[31], bench.outcomes[32]
     assert long.state == "ok"
-    assert seen_by(long) == []
-    assert len(seen_by(after)) == 4
+    assert visible_to(long) == []
+    assert len(visible_to(after)) == 4
 
 
 # rows too long for the window
@@ -209,13 +209,13 @@ def test_a_reload_by_another_client_is_recorded_with_its_row(tmp_path: Path) -> 
     """A reload by another client is reported, counted and recorded with its row."""
     bench = Bench(tmp_path, texts(10))
     bench.backend.fault = reloads(bench, "row 5", HELD)
-    said: list[tuple[str, str]] = []
-    bench.on_notice = lambda kind, message: said.append((kind, message))
+    events: list[tuple[str, str]] = []
+    bench.on_notice = lambda kind, message: events.append((kind, message))
     bench.run()
     (notes,) = meta_of(bench, "watch")
     assert notes["external_changes"]["counts"] == {"reloaded": 1}
     assert notes["external_changes"]["first"][0]["ordinal"] == 5
-    assert [kind for kind, _ in said] == ["reloaded"]
+    assert [kind for kind, _ in events] == ["reloaded"]
 
 
 def test_a_smaller_window_is_planned_from_the_next_segment_on(tmp_path: Path) -> None:
@@ -326,9 +326,9 @@ def test_a_repair_changes_seed_and_temperature(tmp_path: Path) -> None:
         Reply(" ", "stop", 30, None, 1) if call.text.startswith("row 5") else None
     )
     bench.run()
-    tries = [c.request.sampling for c in bench.backend.calls if c.text.startswith("row 5")]
-    assert [t["seed"] for t in tries] == [7, 8, 9, 10]
-    assert [t["temperature"] for t in tries] == [0.0, 0.6, 0.6, 0.6]
+    attempts = [c.request.sampling for c in bench.backend.calls if c.text.startswith("row 5")]
+    assert [t["seed"] for t in attempts] == [7, 8, 9, 10]
+    assert [t["temperature"] for t in attempts] == [0.0, 0.6, 0.6, 0.6]
 
 
 def test_a_refused_request_in_the_second_pass_fails_only_the_long_rows(tmp_path: Path) -> None:

@@ -224,6 +224,6 @@ def test_probabilities_are_given_for_each_token(num_predict: int, count: int) ->
     assert "logprobs" not in unasked
     assert first["logprobs"] == second["logprobs"]
     assert len(first["logprobs"]) == count
-    told = b"".join(bytes(entry["bytes"]) for entry in first["logprobs"])
-    assert told.decode() == first["message"]["content"]
+    joined = b"".join(bytes(entry["bytes"]) for entry in first["logprobs"])
+    assert joined.decode() == first["message"]["content"]
     assert all(-1 <= entry["logprob"] <= 0 for entry in first["logprobs"])

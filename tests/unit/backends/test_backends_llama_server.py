@@ -138,12 +138,12 @@ def test_probabilities_are_asked_only_where_wanted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "mean"),
+    ("given", "mean"),
     [({"content": [{"logprob": -1.0}, {"logprob": -3.0}]}, -2.0), ({"content": None}, None), (None, None)],
 )
-def test_probabilities_of_an_answer(told: Any, mean: float | None) -> None:
+def test_probabilities_of_an_answer(given: Any, mean: float | None) -> None:
     """The result is the mean over `choices[0].logprobs.content`, or None."""
-    choice = {"message": {"content": "ok"}, "finish_reason": "stop", "logprobs": told}
+    choice = {"message": {"content": "ok"}, "finish_reason": "stop", "logprobs": given}
 
     assert read_reply({"choices": [choice]}).logprob == mean
 

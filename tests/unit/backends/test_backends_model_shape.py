@@ -189,7 +189,7 @@ def test_embeddings_stay_in_main_memory_unless_they_are_the_output() -> None:
     output = Tensor("output.weight", "Q6_K", (576, 49152))
     layers = Tensor("per_layer_token_embd.weight", "Q8_0", (256, 49152))
     up = Tensor("blk.0.ffn_up.weight", "Q4_K", (512, 1536))
-    untold = Tensor("token_embd.weight", "Q9_Z", (576, 49152))
+    unknown = Tensor("token_embd.weight", "Q9_Z", (576, 49152))
 
     def host(*tensors: Tensor) -> int | None:
         shape = shape_of(LLAMA, SIZE, tensors)
@@ -200,7 +200,7 @@ def test_embeddings_stay_in_main_memory_unless_they_are_the_output() -> None:
     assert host(tokens) == 0
     assert host(tokens, layers) == layers.size_bytes == 256 * 49152 * 34 // 32
     assert host() is None
-    assert host(untold, output) is None
+    assert host(unknown, output) is None
     repacked = shape_of(LLAMA, SIZE, (tokens, up))
     assert repacked is not None
     assert repacked.repacked_bytes == up.size_bytes == 512 * 1536 * 144 // 256

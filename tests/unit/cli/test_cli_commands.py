@@ -49,15 +49,15 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(spoolama, [str(a) for a in arguments])
 
 
-def as_a_person(
+def run_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
 ) -> tuple[int, str]:
     """Return the exit status and the output of the real entry point."""
     monkeypatch.setattr(sys, "argv", ["spoolama", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out + said.err
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out + printed.err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -83,10 +83,10 @@ def test_the_packaged_models_are_named_in_docs_and_help() -> None:
     (line,) = [one for one in page.splitlines() if "`--backend embedded`" in one]
     run = spoolama.get_command(click.Context(spoolama), "run")
     assert run is not None
-    said = CliRunner().invoke(run, ["--help"], terminal_width=200).output
+    help_text = CliRunner().invoke(run, ["--help"], terminal_width=200).output
     for name in _PACKAGED:
         assert f"`{name}`" in line
-        assert name in said
+        assert name in help_text
 
 
 def test_every_command_of_the_list_is_described_in_its_own_help() -> None:
@@ -125,7 +125,7 @@ def test_check_estimates_the_time_only_with_a_rate(drop: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "said"),
+    ("side", "expected"),
     [
         ("", "Each row is asked in isolation."),
         ("gold: text\n", "a pilot tests whether earlier rows improve the agreement with gold"),
@@ -134,19 +134,19 @@ def test_check_estimates_the_time_only_with_a_rate(drop: Path) -> None:
         ("mode: isolated\n", None),
     ],
 )
-def test_check_shows_what_precedes_a_row(drop: Path, side: str, said: str | None) -> None:
+def test_check_shows_what_precedes_a_row(drop: Path, side: str, expected: str | None) -> None:
     """With `auto`, `check` says that the pilot decides, or gives the form where there is no pilot."""
     sidecar = drop.with_suffix(".yaml")
     sidecar.write_text(sidecar.read_text() + side)
     output = " ".join(call("check", drop).output.split())
-    assert said in output if said is not None else "pilot" not in output
+    assert expected in output if expected is not None else "pilot" not in output
 
 
 HIGH = "A prompt with earlier rows has at most 2,879 tokens (trim.high: 0.75)."
 
 
 @pytest.mark.parametrize(
-    ("rows", "side", "said", "unsaid"),
+    ("rows", "side", "expected", "missing"),
     [
         (
             300,
@@ -198,7 +198,7 @@ HIGH = "A prompt with earlier rows has at most 2,879 tokens (trim.high: 0.75)."
     ],
 )  # fmt: skip
 def test_check_shows_prompts_pilot_and_audit(
-    drop: Path, rows: int, side: str, said: list[str], unsaid: str
+    drop: Path, rows: int, side: str, expected: list[str], missing: str
 ) -> None:
     """`check` shows the prompt around the row, the maximum of extra answers, and numbers that
     are too small.
@@ -206,12 +206,12 @@ def test_check_shows_prompts_pilot_and_audit(
     drop.write_text("id,text\n" + "".join(f"{n},row {n}\n" for n in range(rows)))
     drop.with_suffix(".yaml").write_text(SIDECAR + side)
     output = " ".join(call("check", drop).output.split())
-    assert [words for words in said if words not in output] == []
-    assert unsaid not in output
+    assert [words for words in expected if words not in output] == []
+    assert missing not in output
 
 
 @pytest.mark.parametrize(
-    ("side", "said"),
+    ("side", "expected"),
     [
         (
             "lanes: 2\ntrim: {strategy: reset}\n",
@@ -223,14 +223,14 @@ def test_check_shows_prompts_pilot_and_audit(
         ("lanes: 1\n", None),
     ],
 )
-def test_check_warns_if_lanes_would_have_no_work(drop: Path, side: str, said: str | None) -> None:
+def test_check_warns_if_lanes_would_have_no_work(drop: Path, side: str, expected: str | None) -> None:
     """`check` warns if a small trial has one conversation and so one request at a time."""
     sidecar = drop.with_suffix(".yaml")
     sidecar.write_text(sidecar.read_text() + side)
     output = " ".join(call("check", drop).output.split())
-    assert ("to use all lanes" in output) == (said is not None)
-    if said is not None:
-        assert said in output
+    assert ("to use all lanes" in output) == (expected is not None)
+    if expected is not None:
+        assert expected in output
         assert "Set `segment: 2` to use all lanes" in output
 
 
@@ -264,7 +264,7 @@ def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sidecar", "data", "said"),
+    ("sidecar", "data", "expected"),
     [
         ("modle: m\nprompt: x\n", DATA, "r.yaml:1:1: modle:"),
         ("model: m\nprompt: '{{ txt }}'\n", DATA, "No row can be sent"),
@@ -293,14 +293,14 @@ def test_check_reports_what_would_fail_the_job(
     capsys: pytest.CaptureFixture[str],
     sidecar: str,
     data: str,
-    said: str,
+    expected: str,
 ) -> None:
     """`check` reports every problem with file, line and key, and exits with status 1 and no traceback."""
     drop.write_text(data)
     drop.with_suffix(".yaml").write_text(sidecar)
-    status, text = as_a_person(monkeypatch, capsys, "check", drop)
+    status, text = run_command(monkeypatch, capsys, "check", drop)
     assert status == 1
-    assert said in text
+    assert expected in text
     assert "Traceback" not in text
 
 
@@ -311,7 +311,7 @@ def test_check_config(
     shipped = call("check", "--config", ROOT / "config" / "spoolama.yaml")
     assert "the settings are valid" in shipped.output
     (tmp_path / "c.yaml").write_text("lanse: 2\n")
-    status, text = as_a_person(monkeypatch, capsys, "check", "--config", tmp_path / "c.yaml")
+    status, text = run_command(monkeypatch, capsys, "check", "--config", tmp_path / "c.yaml")
     assert status == 78
     assert "c.yaml:1:1: lanse: unknown key (did you mean lanes?)" in text
 
@@ -406,17 +406,17 @@ def test_a_file_that_is_not_regular_is_refused_at_once(
     (tmp_path / "job").mkdir()
     for name in ("odd", "odd.csv", "odd.jsonl", "odd.yaml", "side.yaml", "job/metrics.json"):
         make(Path(name))
-    status, said = as_a_person(monkeypatch, capsys, *command.split())
+    status, text = run_command(monkeypatch, capsys, *command.split())
     assert not list((tmp_path / "spool" / "incoming").iterdir())
     if command == "analyze job":
-        assert "its metrics.json cannot be read (NotRegular)" in said
+        assert "its metrics.json cannot be read (NotRegular)" in text
     elif "--config odd" in command:
-        assert "odd is" in said or "'odd' is" in said  # click checks directories
+        assert "odd is" in text or "'odd' is" in text  # click checks directories
     elif kind == "directory" and command.startswith("convert odd"):
-        assert "is not a published job" in said
+        assert "is not a published job" in text
     else:
         odd = "side.yaml" if "side.csv" in command else next(w for w in command.split() if "odd" in w)
-        assert f"{odd} is {what}, not a regular file" in said
+        assert f"{odd} is {what}, not a regular file" in text
         assert status == 1
     assert status
 
@@ -475,5 +475,5 @@ def test_the_status_of_a_waiting_job_gives_the_reason(tmp_path: Path) -> None:
     path = service.spool.status / "a.csv.json"
     for message in (None, "The service died once while this job ran."):
         path.write_text(json.dumps(found | {"message": message}))
-        said = call("status", "a", "--spool", service.spool.root).output.splitlines()
-        assert said == ["a.csv is number 2 in the queue, as job a-1.", *([message] if message else [])]
+        lines = call("status", "a", "--spool", service.spool.root).output.splitlines()
+        assert lines == ["a.csv is number 2 in the queue, as job a-1.", *([message] if message else [])]

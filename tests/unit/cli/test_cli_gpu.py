@@ -99,7 +99,7 @@ def look(
     return found
 
 
-def said(found: dict[str, Any]) -> str:
+def printed(found: dict[str, Any]) -> str:
     return "\n".join(in_words(found))
 
 
@@ -161,7 +161,7 @@ def test_missing_values_stay_missing(tmp_path: Path) -> None:
 
     (tmp_path / "c.yaml").write_text("vram: {cards: [0]}\n")
 
-    text = said(look(cards, config=tmp_path / "c.yaml"))
+    text = printed(look(cards, config=tmp_path / "c.yaml"))
 
     assert "scripted card, MIG instance 2:\n" in text
     assert "in MIG mode, instances cannot be read (ignored: vram.cards):\n" in text
@@ -196,7 +196,7 @@ def test_an_estimate_is_compared_with_free_memory() -> None:
 def test_a_model_that_does_not_fit_is_reported_with_free_memory() -> None:
     """A model that does not fit is reported with its estimate and the free memory."""
     found = look((card(2, 24),), LoadSpec("m", 65_536))
-    text = said(found)
+    text = printed(found)
 
     assert found["estimate"]["fits"] is False
     assert "Estimate for m with num_ctx 65,536 and 1 slot, on a GPU (no model was loaded):\n  about " in text
@@ -228,7 +228,7 @@ def test_the_servers_own_models_make_room() -> None:
 
     assert found["estimate"]["fits"] is True
     assert found["estimate"]["may_be_taken_bytes"] == round((22.5 - 19 + 17) * GB)
-    assert "  old:8b: 18.0 GB, 17.0 GB of it on GPUs, num_ctx 4,096\n" in said(found)
+    assert "  old:8b: 18.0 GB, 17.0 GB of it on GPUs, num_ctx 4,096\n" in printed(found)
 
 
 def test_without_a_card_main_memory_counts() -> None:
@@ -245,7 +245,7 @@ def test_unreadable_cards_leave_the_question_open() -> None:
 
     assert found["estimate"]["fits"] is None
     assert found["estimate"]["where"] == "card"
-    assert "Whether it fits is unknown" in said(found)
+    assert "Whether it fits is unknown" in printed(found)
 
 
 def test_why_there_is_no_estimate() -> None:
@@ -258,9 +258,9 @@ def test_why_there_is_no_estimate() -> None:
         server.away = True
         shapeless(server)
 
-    text = said(look((card(1),), LoadSpec("m", 4096), arrange=shapeless))
+    text = printed(look((card(1),), LoadSpec("m", 4096), arrange=shapeless))
     assert text.endswith("1 slot: not possible, because the server does not report the shape of the model.")
-    assert "cannot list its loaded models: nobody there." in said(look((card(1),), arrange=away))
+    assert "cannot list its loaded models: nobody there." in printed(look((card(1),), arrange=away))
 
 
 def test_a_server_on_another_host_does_not_use_these_cards() -> None:
@@ -270,8 +270,8 @@ def test_a_server_on_another_host_does_not_use_these_cards() -> None:
     found = look((card(15.9),), backend__url="http://192.0.2.1:11434")
 
     assert (found["level"], found["cards"]) == (None, None)
-    assert said(found).startswith("Memory pressure is unknown: the model server is on another machine.\n")
-    assert "This machine (not the server's):\n" in said(found)
+    assert printed(found).startswith("Memory pressure is unknown: the model server is on another machine.\n")
+    assert "This machine (not the server's):\n" in printed(found)
 
 
 def test_json_has_the_same_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The scripted answerers behave as documented (`testing/effects.py`)."""
+"""The scripted answerers behave as documented (`tests/support/effects.py`)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from support.effects import (
     Row,
     Scale,
     Scores,
-    Sight,
+    VisibleRows,
     file_of,
 )
 
 RNG = random.Random(0)
-NOTHING = Sight((), 0)
+NOTHING = VisibleRows((), 0)
 SCALES: tuple[Scale, ...] = (Labels(), Scores())
 
 
@@ -33,7 +33,7 @@ def conversation(behaviour: Behaviour, rows: list[Row]) -> list[str]:
     """Answer all rows in one conversation in which each row sees all earlier ones."""
     given: list[str] = []
     for row in rows:
-        given.append(behaviour.answer(row, Sight(given, len(given)), RNG))
+        given.append(behaviour.answer(row, VisibleRows(given, len(given)), RNG))
     return given
 
 
@@ -88,9 +88,9 @@ def test_three_different_visible_answers_improve_agreement_with_gold() -> None:
     rows = file_of(Labels(), 1000, 5)
     better = Better(0.7)
 
-    def rightly(sight: tuple[str, ...]) -> float:
+    def rightly(visible: tuple[str, ...]) -> float:
         return share_equal(
-            [better.answer(row, Sight(sight, 3), RNG) for row in rows], [row.gold for row in rows]
+            [better.answer(row, VisibleRows(visible, 3), RNG) for row in rows], [row.gold for row in rows]
         )
 
     assert rightly(LABELS) == pytest.approx(0.6 + 0.7 * 0.4, abs=0.04)
@@ -102,7 +102,7 @@ def test_noise_is_the_same_in_isolation_and_in_conversation(scale: Scale) -> Non
     """At temperature 1 answers differ as much in isolation as in conversation."""
     rows, noisy, rng = file_of(scale, 3000, 6), Noisy(Ignores(), 0.3, scale), random.Random(1)
     once, twice = [noisy.alone(row, rng) for row in rows], [noisy.alone(row, rng) for row in rows]
-    given = [noisy.answer(row, Sight(LABELS, 9), rng) for row in rows]
+    given = [noisy.answer(row, VisibleRows(LABELS, 9), rng) for row in rows]
     assert 0.4 < share_equal(once, twice) < 0.8
     assert share_equal(given, once) == pytest.approx(share_equal(once, twice), abs=0.04)
 

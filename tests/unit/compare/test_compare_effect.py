@@ -16,7 +16,7 @@ import pytest
 from spoolama.backends.base import ChatRequest, Reply
 from spoolama.errors import JobError, RequestRefused
 from support.backend import Call
-from unit.answer.engine_bench import HELD, Bench, meta_of, plans_of, seen_by
+from unit.answer.engine_bench import HELD, Bench, meta_of, plans_of, visible_to
 
 WORDS = "format: {type: string, enum: [a, b, c]}\n"
 LONG_PREFIX = "Judge " + "with great care " * 60
@@ -142,7 +142,7 @@ def test_a_form_that_answers_no_better_is_not_chosen(tmp_path: Path) -> None:
     assert bench.run(3).finished
     pilot = meta_of(bench, "pilot")
     assert (pilot["form"], pilot["why"]) == ("isolated", "no_proof")
-    assert all(not seen_by(outcome) for outcome in bench.outcomes)
+    assert all(not visible_to(outcome) for outcome in bench.outcomes)
     assert len(bench.backend.calls) == 600 + pilot["asked"], "pilot rows are asked again in their place"
 
 
@@ -193,7 +193,7 @@ def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: P
     assert meta_of(bench, "pilot")["form"] == "anchors"
     plan = plans_of(bench)[-1]
     assert (plan["strategy"], plan["every"], plan["window"]) == ("anchors", 1, 2048)
-    assert min(len(seen_by(o)) for o in bench.outcomes if o.ordinal not in plan["anchors"]) == 6
+    assert min(len(visible_to(o)) for o in bench.outcomes if o.ordinal not in plan["anchors"]) == 6
 
 
 # --- the audit -----------------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_rows_are_asked_again_as_segments_end(tmp_path: Path) -> None:
     audited = rows_of(bench, "SELECT ordinal, visible_rows FROM trials WHERE kind='audit' ORDER BY ordinal")
     assert [ordinal // 60 for ordinal, _ in audited] == [n // 2 for n in range(20)]
     assert {visible_rows for _, visible_rows in audited} == {"[]"}
-    assert all(seen_by(bench.outcomes[ordinal]) for ordinal, _ in audited)
+    assert all(visible_to(bench.outcomes[ordinal]) for ordinal, _ in audited)
     assert shown == [
         phase
         for segment in range(10)
@@ -428,7 +428,7 @@ def test_a_form_chosen_by_gold_is_audited_by_gold(tmp_path: Path) -> None:
     assert meta_of(bench, "pilot")["why"] == "better"
     assert meta_of(bench, "harm")["words"].startswith("the conversation makes answers agree less with text: ")
     assert plans_of(bench)[-1]["every"] == 1
-    assert not seen_by(bench.outcomes[-1])
+    assert not visible_to(bench.outcomes[-1])
 
 
 def test_a_form_chosen_by_gold_that_stays_better_is_no_harm(tmp_path: Path) -> None:
@@ -459,9 +459,9 @@ def shifts_from(first: int) -> Callable[[ChatRequest], str]:
 
     def answer(request: ChatRequest) -> str:
         label = request.messages[-1].content[0]
-        seen = any(m.role == "assistant" for m in request.messages)
+        sees_others = any(m.role == "assistant" for m in request.messages)
         late = int(request.messages[-1].content.split()[-1]) >= first
-        return json.dumps({"a": "b", "b": "c", "c": "a"}[label] if seen and late else label)
+        return json.dumps({"a": "b", "b": "c", "c": "a"}[label] if sees_others and late else label)
 
     return answer
 

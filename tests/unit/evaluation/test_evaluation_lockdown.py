@@ -58,10 +58,10 @@ def attempt(code: str, *, before: str = "", restricted: bool = True) -> list[str
 @pytest.mark.parametrize("what", ATTEMPTS)
 def test_a_locked_process_can_only_compute(what: str) -> None:
     """Each attempt fails, and the process can still compute."""
-    said, computed = attempt(ATTEMPTS[what])
+    output, computed = attempt(ATTEMPTS[what])
 
     refused = ("PermissionError", "OSError", "BlockingIOError", "RuntimeError", "ValueError", "MemoryError")
-    assert said.split()[0] in refused
+    assert output.split()[0] in refused
     assert computed == "499500"
 
 
@@ -78,9 +78,9 @@ def test_a_locked_process_can_only_compute(what: str) -> None:
 )
 def test_the_resource_limits_hold_without_the_filter(what: str) -> None:
     """Without a filter for system calls, files and sockets still fail by the resource limits."""
-    said, computed = attempt(ATTEMPTS[what], before="lockdown._CALLS.clear()", restricted=False)
+    output, computed = attempt(ATTEMPTS[what], before="lockdown._CALLS.clear()", restricted=False)
 
-    assert said.split()[0] in ("OSError", "MemoryError")
+    assert output.split()[0] in ("OSError", "MemoryError")
     assert computed == "499500"
 
 

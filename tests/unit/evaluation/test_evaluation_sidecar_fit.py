@@ -10,7 +10,7 @@ from unit.evaluation.sidecar_problems import OK, problems
 
 
 @pytest.mark.parametrize(
-    ("trim", "said"),
+    ("trim", "expected"),
     [
         ("{strategy: anchors, choose: important}", "choose important needs score: uncertain"),
         (
@@ -27,12 +27,12 @@ from unit.evaluation.sidecar_problems import OK, problems
         ("{strategy: anchors, choose: important, score: uncertain}", None),
     ],
 )
-def test_a_score_must_have_something_to_choose(trim: str, said: str | None) -> None:
+def test_a_score_must_have_something_to_choose(trim: str, expected: str | None) -> None:
     """A score without a strategy that uses it is refused, with what to write instead."""
-    if said is None:
+    if expected is None:
         assert parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")
         return
-    with pytest.raises(SidecarError, match=said):
+    with pytest.raises(SidecarError, match=expected):
         parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")
 
 

@@ -105,7 +105,7 @@ def test_both_are_compared_with_the_same_known_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trim", "more", "said"),
+    ("trim", "more", "expected"),
     [
         (
             {"strategy": "window", "keep": 20, "every": 30},
@@ -131,10 +131,10 @@ def test_both_are_compared_with_the_same_known_answers(tmp_path: Path) -> None:
         ({"strategy": "budget", "tokens": 1500}, {}, "strategy budget; at most 1,500 tokens of earlier rows"),
     ],
 )
-def test_trims_are_described(trim: dict[str, Any], more: dict[str, Any], said: str) -> None:
+def test_trims_are_described(trim: dict[str, Any], more: dict[str, Any], expected: str) -> None:
     """The description gives the visible rows, the frequency of trims and the uncached tokens."""
     metrics = Metrics(trim=TrimPlan(asked=trim["strategy"], **trim), **more)
-    assert dict(context_sentences(metrics))["Trims"] == said
+    assert dict(context_sentences(metrics))["Trims"] == expected
 
 
 def test_an_isolated_job_has_no_trims() -> None:

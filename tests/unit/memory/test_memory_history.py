@@ -24,11 +24,11 @@ def reading(*gb: float, **fields: Any) -> Readings:
 
 def test_time_peak_and_mean_follow_the_readings() -> None:
     """Each reading is weighted by its seconds, and time without a reading does not count in the mean."""
-    tally = MemoryHistory()
-    tally.add(reading(4.0), Level.OK, 3.0)
-    tally.add(reading(8.0, host=HOST, runners=(Runner(7, "r", GB),)), Level.HIGH, 1.0)
-    tally.add(Readings(at=0.0, cards=None, unreadable="NVML is away"), Level.OK, 6.0)
-    found = tally.to_json()
+    history = MemoryHistory()
+    history.add(reading(4.0), Level.OK, 3.0)
+    history.add(reading(8.0, host=HOST, runners=(Runner(7, "r", GB),)), Level.HIGH, 1.0)
+    history.add(Readings(at=0.0, cards=None, unreadable="NVML is away"), Level.OK, 6.0)
+    found = history.to_json()
     assert found["seconds"] == {"ok": 9.0, "high": 1.0, "critical": 0.0}
     assert (found["seconds_read"], found["seconds_without_reading"]) == (4.0, 6.0)
     assert (found["peak_bytes"], found["mean_bytes"], found["total_bytes"]) == (8 * GB, 5 * GB, 16 * GB)
@@ -54,16 +54,16 @@ def test_cards_are_added_up_and_the_hottest_counts() -> None:
     """Several cards are added up, the highest temperature is recorded, and throttling counts
     once a second.
     """
-    tally = MemoryHistory()
+    history = MemoryHistory()
     slow: dict[str, Any] = {"throttled": ("power", "heat")}
     cards = (
         card(4, temperature_c=80, **slow),
         card(6, temperature_c=50, **slow),
         card(1, temperature_c=None),
     )
-    tally.add(Readings(at=0.0, cards=cards), Level.OK, 2.0)
-    tally.add(reading(1.0), Level.OK, 2.0)
-    found = tally.to_json()
+    history.add(Readings(at=0.0, cards=cards), Level.OK, 2.0)
+    history.add(reading(1.0), Level.OK, 2.0)
+    found = history.to_json()
     assert (found["peak_bytes"], found["max_temperature_c"]) == (11 * GB, 80)
     assert found["throttled_seconds"] == {"heat": 2.0, "power": 2.0}
 
@@ -71,16 +71,16 @@ def test_cards_are_added_up_and_the_hottest_counts() -> None:
 def test_a_resumed_record_continues() -> None:
     """Two runs of a job with the ledger between them give the same record as one run."""
     whole, first = MemoryHistory(), MemoryHistory()
-    for tally in (whole, first):
-        tally.add(reading(4.0, host=HOST), Level.HIGH, 3.0)
-        tally.changed(1.25, {"from": "ok", "to": "high"})
-        tally.did(2.0, "released", {"num_ctx": 8192})
+    for history in (whole, first):
+        history.add(reading(4.0, host=HOST), Level.HIGH, 3.0)
+        history.changed(1.25, {"from": "ok", "to": "high"})
+        history.did(2.0, "released", {"num_ctx": 8192})
     resumed = MemoryHistory(json.loads(json.dumps(first.to_json())))
-    for tally in (whole, resumed):
-        tally.add(reading(13.0, runners=(Runner(7, "r", GB),)), Level.CRITICAL, 1.0)
-        tally.add(Readings(at=0.0, cards=None, unreadable="gone"), Level.OK, 1.0)
-        tally.did(5.0, "released", {})
-        tally.changed(6.0, {"from": "high", "to": "critical"})
+    for history in (whole, resumed):
+        history.add(reading(13.0, runners=(Runner(7, "r", GB),)), Level.CRITICAL, 1.0)
+        history.add(Readings(at=0.0, cards=None, unreadable="gone"), Level.OK, 1.0)
+        history.did(5.0, "released", {})
+        history.changed(6.0, {"from": "high", "to": "critical"})
     assert resumed.to_json() == whole.to_json()
     assert whole.to_json()["actions"] == {"released": 2}
     assert whole.to_json()["events"][0] == {"at": 1.2, "from": "ok", "to": "high"}
@@ -89,11 +89,11 @@ def test_a_resumed_record_continues() -> None:
 
 def test_the_number_of_stored_events_is_limited() -> None:
     """Events beyond the limit are counted but not stored, also after a restart."""
-    tally = MemoryHistory()
+    history = MemoryHistory()
     for n in range(MOST_EVENTS + 50):
-        tally.did(float(n), "released", {})
-        tally.changed(float(n), {})
-    resumed = MemoryHistory(tally.to_json())
+        history.did(float(n), "released", {})
+        history.changed(float(n), {})
+    resumed = MemoryHistory(history.to_json())
     resumed.did(0.0, "released", {})
     found = resumed.to_json()
     assert len(found["events"]) == MOST_EVENTS

@@ -80,9 +80,9 @@ def test_high_and_critical_come_after_the_dwell() -> None:
 
 def test_it_comes_down_one_level_at_a_time() -> None:
     """Each step down takes twenty seconds below the threshold minus the hysteresis."""
-    seen = levels([15.5] * 5 + [8] * 60)[5:]
-    assert seen.index(Level.HIGH) in range(19, 22)
-    assert seen.index(Level.OK) - seen.index(Level.HIGH) == 20
+    reached = levels([15.5] * 5 + [8] * 60)[5:]
+    assert reached.index(Level.HIGH) in range(19, 22)
+    assert reached.index(Level.OK) - reached.index(Level.HIGH) == 20
 
 
 def test_a_reading_within_the_hysteresis_keeps_the_level() -> None:
@@ -105,9 +105,9 @@ def test_a_load_is_no_climb() -> None:
 
 def test_missing_readings_keep_the_level_for_a_while() -> None:
     """Without readings a critical level ends after the time of a step down."""
-    seen = levels([15.5] * 5 + [None] * 40)
-    assert seen[5 + 10] is Level.CRITICAL
-    assert seen[-1] is Level.OK
+    reached = levels([15.5] * 5 + [None] * 40)
+    assert reached[5 + 10] is Level.CRITICAL
+    assert reached[-1] is Level.OK
 
 
 def test_readings_far_apart_prove_nothing_of_the_time_between() -> None:

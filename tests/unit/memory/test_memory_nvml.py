@@ -47,19 +47,19 @@ def refused(reader: Reader) -> NoReading:
 def test_an_idle_h100_reads_as_it_was_recorded(script: Script, reader: Reader) -> None:
     """The values of a real H100 are returned in the units of `Card`, with the driver's part as used."""
     recorded = json.loads((DATA / "h100-ollama.json").read_text())["nvml_idle"]
-    said = {(call["call"], *call["args"]): call["value"] for call in recorded if "value" in call}
-    memory = said["nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2]
+    values = {(call["call"], *call["args"]): call["value"] for call in recorded if "value" in call}
+    memory = values["nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2]
     script.cards = [
         FakeCard(
             total=memory["total"],
             used=memory["used"],
             reserved=memory["reserved"],
-            name=said["nvmlDeviceGetName",],
-            uuid=said["nvmlDeviceGetUUID",],
-            temp=said["nvmlDeviceGetTemperature", 0],
-            power=said["nvmlDeviceGetPowerUsage",],
-            limit=said["nvmlDeviceGetEnforcedPowerLimit",],
-            throttle=said["nvmlDeviceGetCurrentClocksEventReasons",],
+            name=values["nvmlDeviceGetName",],
+            uuid=values["nvmlDeviceGetUUID",],
+            temp=values["nvmlDeviceGetTemperature", 0],
+            power=values["nvmlDeviceGetPowerUsage",],
+            limit=values["nvmlDeviceGetEnforcedPowerLimit",],
+            throttle=values["nvmlDeviceGetCurrentClocksEventReasons",],
         )
     ]
     script.write()
@@ -68,7 +68,7 @@ def test_an_idle_h100_reads_as_it_was_recorded(script: Script, reader: Reader) -
             index=0,
             name="NVIDIA H100 80GB HBM3",
             total_bytes=85_520_809_984,
-            used_bytes=said["nvmlDeviceGetMemoryInfo",]["used"],
+            used_bytes=values["nvmlDeviceGetMemoryInfo",]["used"],
             uuid="GPU-…",
             reserved_bytes=503_316_480,
             processes={},
@@ -135,9 +135,9 @@ def test_with_all_cards_lost_there_is_no_reading(script: Script, reader: Reader)
     script.cards = [FakeCard(), FakeCard()]
     script.errors = {"nvmlDeviceGetMemoryInfo": 15}
     script.write()
-    told = refused(reader)
-    assert told.reason.startswith("GPU 0: the GPU has fallen off the bus")
-    assert not told.lasting
+    error = refused(reader)
+    assert error.reason.startswith("GPU 0: the GPU has fallen off the bus")
+    assert not error.lasting
 
 
 def test_each_mig_instance_is_a_card(script: Script, reader: Reader) -> None:
@@ -267,19 +267,19 @@ def test_no_card_is_reported_with_possible_causes(script: Script, reader: Reader
     """A driver without GPU is reported with the possible cause that the unit may not use the devices."""
     script.cards = []
     script.write()
-    told = refused(reader)
-    assert "lists no GPU" in told.reason
-    assert "DeviceAllow" in told.reason
-    assert told.lasting
+    error = refused(reader)
+    assert "lists no GPU" in error.reason
+    assert "DeviceAllow" in error.reason
+    assert error.lasting
 
 
 def test_a_card_with_shared_memory_is_not_watched(script: Script, reader: Reader) -> None:
     """A GPU that shares the machine's memory is not watched, because NVML never gives its memory."""
     script.errors = {"nvmlDeviceGetMemoryInfo": 3}
     script.write()
-    told = refused(reader)
-    assert "shared with main memory" in told.reason
-    assert told.lasting
+    error = refused(reader)
+    assert "shared with main memory" in error.reason
+    assert error.lasting
 
 
 def test_a_missing_library_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,12 +52,12 @@ class Watched:
         self.scene: Scene = cards
         self.machine = Machine()
         self.thread = CardThread(ScriptedCards(lambda _: self.scene, self.clock), self.clock)
-        self.told: list[tuple[str, dict[str, Any]]] = []
+        self.reported: list[tuple[str, dict[str, Any]]] = []
         self.dog = MemoryWatchdog(
             self.thread,
             InlineHost(self.machine, self.clock, pids=pids) if machine else None,
             self.clock,
-            on_change=lambda event, facts: self.told.append((event, facts)),
+            on_change=lambda event, facts: self.reported.append((event, facts)),
             **more,
         )
 
@@ -77,7 +77,7 @@ class Watched:
         return self.dog.level
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        return [facts for event, facts in self.told if event == name]
+        return [facts for event, facts in self.reported if event == name]
 
 
 def four(*used: float, ours: int | None = None) -> tuple[Card, ...]:
@@ -100,7 +100,7 @@ def test_a_spike_of_two_seconds_is_the_peak_and_nothing_else() -> None:
     watched = Watched(card(6))
     with watched.dog.during() as history:
         levels = [watched.looks(3), watched.looks(2, card(15.2)), watched.looks(10, card(6))]
-    assert (levels, watched.told) == ([Level.OK] * 3, [])
+    assert (levels, watched.reported) == ([Level.OK] * 3, [])
     found = history.to_json()
     assert (found["peak_bytes"], found["changes"], found["events"]) == (round(15.2 * GB), 0, [])
 
@@ -112,7 +112,7 @@ def test_a_full_card_is_critical_after_three_seconds_and_reported_once() -> None
     watched = Watched(card(15.2))
     assert [watched.looks() for _ in range(4)] == [Level.OK] * 3 + [Level.CRITICAL]
     watched.looks(60)
-    assert watched.told == [
+    assert watched.reported == [
         (
             "memory.level",
             {
@@ -136,7 +136,7 @@ def test_a_full_card_without_our_model_does_not_count() -> None:
     watched = Watched(*four(15.5, 10.0, 3.0, 3.0, ours=1), machine=True).runs()
     assert watched.looks(30) is Level.OK
     assert watched.dog.words == "GPU 1: 10.0 GB of 16.0 GB in use"
-    assert watched.told == []
+    assert watched.reported == []
 
 
 def test_the_card_counts_on_which_the_models_process_is() -> None:
@@ -231,13 +231,13 @@ def test_a_jobs_own_limits_are_in_force_while_it_runs() -> None:
     """A job's lower limits apply while it runs and end with it."""
     watched = Watched(card(10))
     assert watched.looks(10) is Level.OK
-    with watched.dog.during(RelativeLimits(high=6, critical=8)) as tally:
+    with watched.dog.during(RelativeLimits(high=6, critical=8)) as record:
         assert watched.looks(4) is Level.CRITICAL
         assert not watched.dog.room(RequiredMemory(GB, "card")).fits
         assert watched.dog.most_bytes("card") == 8 * GB
     assert watched.looks(50) is Level.OK
     assert watched.dog.room(RequiredMemory(4 * GB, "card")).fits
-    assert (tally.to_json()["changes"], tally.to_json()["seconds"]["critical"]) == (1, 1.0)
+    assert (record.to_json()["changes"], record.to_json()["seconds"]["critical"]) == (1, 1.0)
 
 
 def test_a_job_cannot_raise_the_limits_of_the_service() -> None:
@@ -251,16 +251,16 @@ def test_an_action_is_recorded_with_the_job() -> None:
     """An action is recorded with its memory reading in the running job and in no finished one."""
     watched = Watched(card(10))
     watched.looks(2)
-    with watched.dog.during(before={"actions": {"released": 2}}) as tally:
+    with watched.dog.during(before={"actions": {"released": 2}}) as record:
         watched.dog.did("released", num_ctx=8192)
     watched.dog.did("idle_released")
     reason = "GPU memory: 10.0 GB of 16.0 GB in use"
-    assert watched.told == [
+    assert watched.reported == [
         ("memory.action", {"action": "released", "num_ctx": 8192, "reason": reason}),
         ("memory.action", {"action": "idle_released", "reason": reason}),
     ]
-    assert tally.to_json()["actions"] == {"released": 3}
-    assert tally.to_json()["events"][0]["num_ctx"] == 8192
+    assert record.to_json()["actions"] == {"released": 3}
+    assert record.to_json()["events"][0]["num_ctx"] == 8192
 
 
 # main memory
@@ -440,9 +440,9 @@ def test_main_memory_that_others_fill_does_not_stop_a_model_on_a_card() -> None:
     watched = Watched(card(9, processes={OURS: 8 * GB}), machine=True).runs()
     watched.machine.now = Host(64 * GB, 2 * GB)
     assert watched.looks(100) is Level.OK
-    (told,) = watched.events("memory.action")
-    assert told["action"] == "main_memory_left_to_others"
-    assert told["reason"].startswith(
+    (action,) = watched.events("memory.action")
+    assert action["action"] == "main_memory_left_to_others"
+    assert action["reason"].startswith(
         "62.0 GB of 64.0 GB of this machine's memory in use; other programs use it"
     )
     watched.machine.now = Host(64 * GB, 40 * GB)

@@ -94,7 +94,7 @@ def test_a_leak_makes_memory_high_before_it_is_critical() -> None:
         ("high", "critical"),
     ]
     assert night.longest_s > 0
-    assert night.tally["peak_bytes"] < 15.5 * GB
+    assert night.history["peak_bytes"] < 15.5 * GB
 
 
 def test_a_larger_load_that_does_not_fit_beside_others_is_not_tried() -> None:

@@ -265,7 +265,7 @@ def test_a_model_that_alone_fills_the_card_is_loaded_smaller() -> None:
 def test_a_model_is_released_for_others_after_a_short_server_failure() -> None:
     """After a short server failure, the model's own memory does not count as that of others."""
     bench = MemoryBench(short_rows(200), ONE_LOAD)
-    bench.memory.sizes_told = False
+    bench.memory.sizes_known = False
 
     def away(call: Call) -> Reply | None:
         if call.text == "row 20" and not bench.memory.times_of("away"):
@@ -344,8 +344,8 @@ def test_waiting_does_not_count_as_a_quarter_of_an_hour_of_ok() -> None:
     assert bench.loaded_at[2] - bench.loaded_at[1] >= 900
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_others_that_fill_the_card_after_a_larger_load_are_recognised(told: bool) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_others_that_fill_the_card_after_a_larger_load_are_recognised(known: bool) -> None:
     """Memory that others take after a larger load does not count as the model's, even with an
     older reading.
     """
@@ -356,7 +356,7 @@ def test_others_that_fill_the_card_after_a_larger_load_are_recognised(told: bool
         (1700, bench.set(level=CRITICAL, others_gb=6.0)),
         (1760, bench.set(level=OK, others_gb=1.0)),
     ]
-    bench.memory.sizes_told = told
+    bench.memory.sizes_known = known
     assert bench.run(script).finished
     assert bench.windows[:3] == [4096, 8192, 8192]
     assert len(bench.memory.times_of("smaller_load")) == 1

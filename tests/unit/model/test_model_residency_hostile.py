@@ -218,8 +218,8 @@ def test_a_release_that_fails_is_tried_again_and_loads_keep_their_pace(
     monkeypatch.setattr(bench.backend, "release", busy)
     bench.memory.before_look = others
     assert bench.run([(12 * HOUR_S, lambda: bench.stop.set())]).finished
-    tries = [at for at in bench.memory.times_of("release_failed") if at < 80]
-    assert len(tries) > 2
+    attempts = [at for at in bench.memory.times_of("release_failed") if at < 80]
+    assert len(attempts) > 2
     assert 80 <= bench.memory.times_of("released")[0] <= 100
     assert bench.loaded_at[1] > bench.memory.times_of("released")[0]
     loads = bench.loaded_at[1:]

@@ -57,7 +57,9 @@ def publish(
     )
 
 
-def again(ledger: JobLedger, kind: str, rows: Iterable[int], says: Says, *, text: bool = False) -> None:
+def store_answers(
+    ledger: JobLedger, kind: str, rows: Iterable[int], says: Says, *, text: bool = False
+) -> None:
     """Store answers of these rows for comparison."""
     for n in rows:
         spelled = says(n) if text else json.dumps(says(n))

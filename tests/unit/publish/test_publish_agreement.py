@@ -248,7 +248,7 @@ def test_a_correlation_is_described(
 
 
 @pytest.mark.parametrize(
-    ("correlation", "rows", "said"),
+    ("correlation", "rows", "hint"),
     [
         (0.27, 900, "agree only weakly with gold"),
         (-0.13, 900, "do not agree with gold"),
@@ -258,13 +258,13 @@ def test_a_correlation_is_described(
         (None, 900, None),
     ],
 )
-def test_weak_agreement_says_what_may_help(correlation: float | None, rows: int, said: str | None) -> None:
+def test_weak_agreement_says_what_may_help(correlation: float | None, rows: int, hint: str | None) -> None:
     """For weak agreement over enough rows the report says what may help."""
     interval = None if correlation is None else statistics.spearman_interval(correlation, rows)
     found = Agreement("gold", rows, "numbers", correlation=correlation, correlation_interval=interval)
     advice = found.advice()
-    assert (advice is None) == (said is None)
-    assert (said or "") in (advice or "")
+    assert (advice is None) == (hint is None)
+    assert (hint or "") in (advice or "")
 
 
 def test_labels_that_were_never_given_are_listed() -> None:

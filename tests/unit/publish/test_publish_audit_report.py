@@ -23,13 +23,13 @@ from unit.publish.effect_jobs import (
     BUDGET,
     SEGMENT,
     Says,
-    again,
     decision,
     harm,
     line_of,
     own,
     publish,
     records_of,
+    store_answers,
     top_of,
     tried,
     verdict,
@@ -53,8 +53,8 @@ def audited(
     async def fill(ledger: JobLedger) -> None:
         for segment in range(10):
             await ledger.audited(segment, (harmed or {}).get(segment))
-        again(ledger, "audit", rows, says, text=text)
-        again(
+        store_answers(ledger, "audit", rows, says, text=text)
+        store_answers(
             ledger, "audit-again", [n for n in rows if twice or says(n) != own(n)], twice or says, text=text
         )
         await ledger.note(**{"audit": BUDGET, "audited": True, **meta})
@@ -275,12 +275,12 @@ def test_falling_agreement_is_reported_if_it_is_significant() -> None:
     assert falling({n: float(n < 100 or n % 2) for n in range(150)}, same) == "job"
     assert falling({n: float(n >= 50 or n % 2) for n in range(150)}, same) is None
     assert falling({n: float(n < 10) for n in range(19)}, same) is None
-    said = 0
+    warned = 0
     for seed in range(400):
         rng = random.Random(seed)
         values = {n: float(rng.random() > 0.1) for n in range(200)}
-        said += falling(values, {n: rng.randrange(1, 50) for n in values}) is not None
-    assert said <= 8
+        warned += falling(values, {n: rng.randrange(1, 50) for n in values}) is not None
+    assert warned <= 8
 
 
 def test_a_part_without_rows_has_the_full_interval() -> None:

@@ -15,7 +15,7 @@ from spoolama.publish.summary import Summary
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_reader import Requests
 from support.published import answered
-from unit.publish.effect_jobs import SEGMENT, again, line_of, own, publish, verdict
+from unit.publish.effect_jobs import SEGMENT, line_of, own, publish, store_answers, verdict
 
 REDO = "on_harm: isolate\naudit: 5\ntrim: {strategy: window}\n"
 
@@ -29,15 +29,15 @@ def sampled(ledger: JobLedger, rows: Iterable[int], **unlike: Any) -> None:
 
 async def everything(ledger: JobLedger) -> None:
     """A pilot of 6 answers, 3 candidates, and an audit of 13 that replaced 29 answers."""
-    again(ledger, "isolated", range(4), own)
-    again(ledger, "tail-5", range(2), own)
+    store_answers(ledger, "isolated", range(4), own)
+    store_answers(ledger, "tail-5", range(2), own)
     sampled(ledger, (2, 5, 9), latency_s=1.0)
-    again(ledger, "odd", range(61, 69), own)
+    store_answers(ledger, "odd", range(61, 69), own)
     await ledger.withdraw_answers(2, verdict(2))
     for n in range(61, 90):
         ledger.answered(answered(n, json.dumps(own(n)), alone=True, segment=SEGMENT))
-    again(ledger, "audit", range(100, 104), own)
-    again(ledger, "audit-again", (100,), own)
+    store_answers(ledger, "audit", range(100, 104), own)
+    store_answers(ledger, "audit-again", (100,), own)
 
 
 def extra_of(summary: Summary) -> Mapping[str, Requests]:

@@ -9,7 +9,7 @@ import pytest
 
 from spoolama.compare.pilot import TriedForm
 from spoolama.spool.job_ledger import JobLedger
-from unit.publish.effect_jobs import again, decision, line_of, own, publish, records_of, tried
+from unit.publish.effect_jobs import decision, line_of, own, publish, records_of, store_answers, tried
 
 AUTO = "trim: {strategy: auto}\n"
 GOLD = "gold: gold\n" + AUTO
@@ -21,7 +21,7 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
 
 
 @pytest.mark.parametrize(
-    ("side", "form", "why", "forms", "said"),
+    ("side", "form", "why", "forms", "expected"),
     [
         (
             GOLD,
@@ -62,28 +62,28 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
     ],
 )
 def test_each_result_is_described(
-    tmp_path: Path, side: str, form: str, why: str, forms: list[TriedForm], said: list[str]
+    tmp_path: Path, side: str, form: str, why: str, forms: list[TriedForm], expected: list[str]
 ) -> None:
     """The choice comes first, then the reason, then the cost, also for decisions of earlier versions."""
 
     async def fill(ledger: JobLedger) -> None:
         await ledger.note(pilot=decision(form, why, *forms))
-        again(ledger, "isolated", range(40), own)
-        again(ledger, "tail-5", range(40), own)
+        store_answers(ledger, "isolated", range(40), own)
+        store_answers(ledger, "tail-5", range(40), own)
 
     summary = publish(tmp_path / "j", side, fill=fill)
 
     line, found = line_of(summary, "Pilot"), summary.metrics.pilot
     assert found is not None
-    assert line.startswith(said[0])
-    assert [words for words in said if words not in line] == []
+    assert line.startswith(expected[0])
+    assert [words for words in expected if words not in line] == []
     assert "It cost 118 additional answers (39 % of the rows)" in line
     assert (found.form, found.why, found.asked) == (form, why, 118)
     assert found.tried == tuple(forms)
 
 
 @pytest.mark.parametrize(
-    ("pilot", "why", "isolated", "said"),
+    ("pilot", "why", "isolated", "expected"),
     [
         (600, "no_proof", 40, " of at most 600: more answers would not have decided it."),
         (600, "better", 40, " of at most 600: the result was clear."),
@@ -92,18 +92,18 @@ def test_each_result_is_described(
     ],
 )
 def test_the_reason_of_an_early_stop_is_reported(
-    tmp_path: Path, pilot: int, why: str, isolated: int, said: str
+    tmp_path: Path, pilot: int, why: str, isolated: int, expected: str
 ) -> None:
     """The report gives the reason of an early stop: proof, no prospect of one, or no more rows."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "isolated", range(isolated), own)
+        store_answers(ledger, "isolated", range(isolated), own)
         form = "isolated" if why == "no_proof" else "tail-5"
         await ledger.note(pilot=decision(form, why, tried()))
 
     side = f"gold: gold\ntrim: {{strategy: auto, pilot: {pilot}}}\n"
     line = line_of(publish(tmp_path / "j", side, fill=fill), "Pilot")
-    assert line.endswith(f"It cost 118 additional answers (39 % of the rows){said}")
+    assert line.endswith(f"It cost 118 additional answers (39 % of the rows){expected}")
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,9 @@ def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
     """Agreement leaves out the rows of the pilot, and the report gives their number."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "isolated", range(40), own)
-        again(ledger, "tail-5", range(40), own)
-        again(ledger, "audit", range(100, 120), own)
+        store_answers(ledger, "isolated", range(40), own)
+        store_answers(ledger, "tail-5", range(40), own)
+        store_answers(ledger, "audit", range(100, 120), own)
 
     def says(n: int) -> str:
         return own(n + 1) if n < 40 else own(n)  # wrong in every row of the sample

@@ -86,9 +86,9 @@ async def test_many_held_files_are_counted(
         service.drop("a")
         await until(lambda: service.published() == ["a"])
     assert len(list(service.spool.status.glob("?.txt.json"))) == 3
-    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    assert len([one for one in told if one["event"] == "drop.held"]) == 3
-    (many,) = [one for one in told if one["event"] == "drop.many_held"]
+    events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert len([one for one in events if one["event"] == "drop.held"]) == 3
+    (many,) = [one for one in events if one["event"] == "drop.many_held"]
     assert many["message"].startswith("3 files stay in incoming/, and 6 more, which are not listed")
 
 
@@ -237,7 +237,7 @@ async def test_draining_has_an_end(tmp_path: Path) -> None:
     service.drop("a")
     async with service.running():
         await until(lambda: service.executor.executed == ["a.csv"])
-    assert service.notifier.said.count("stopping") == 1
+    assert service.notifier.sent.count("stopping") == 1
 
 
 @in_loop
@@ -252,8 +252,8 @@ async def test_ready_is_sent_while_the_server_is_away(
     monkeypatch.setattr(service.backend, "probe", away)
     async with service.running() as daemon:
         await until(lambda: daemon.state.server.away is not None)
-        await until(lambda: any("server is away: connection refused" in s for s in service.notifier.said))
-    assert service.notifier.said[0] == "ready"
+        await until(lambda: any("server is away: connection refused" in s for s in service.notifier.sent))
+    assert service.notifier.sent[0] == "ready"
 
 
 @in_loop
@@ -320,15 +320,15 @@ async def test_sighup_applies_changed_settings(service: Service) -> None:
             raise answer
         return answer
 
-    def said_ready(times: int) -> bool:
-        return service.notifier.said.count("ready") == times
+    def sent_ready(times: int) -> bool:
+        return service.notifier.sent.count("ready") == times
 
     async with service.running(reload=load) as daemon:
         for times in (2, 3):
             signal.raise_signal(signal.SIGHUP)
-            await until(partial(said_ready, times))
+            await until(partial(sent_ready, times))
         assert (daemon.settings.release_after_s, daemon.settings.lanes) == (9, 1)
-    without_status = [s for s in service.notifier.said if not s.startswith("status")]
+    without_status = [s for s in service.notifier.sent if not s.startswith("status")]
     assert without_status[:5] == ["ready", "reloading", "ready", "reloading", "ready"]
 
 
@@ -351,7 +351,7 @@ async def test_the_watchdog_gets_pings_and_checks_the_pulse_of_the_running_job(s
 
     async def note(job: JobDir, progress: Progress, stop: Stop) -> None:
         pulses.append(progress.pulse)
-        await until(lambda: service.notifier.said.count("watchdog") >= 2)
+        await until(lambda: service.notifier.sent.count("watchdog") >= 2)
         assert daemon.state.pulses["job"] is progress.pulse
 
     service.executor.act = note
@@ -372,10 +372,10 @@ def test_pings_stop_when_a_task_shows_no_progress() -> None:
     clock.move(31.0)
     assert state.silent() == ["job"]
     assert heartbeat.beat() is False
-    assert notifier.said.count("watchdog") == 1
+    assert notifier.sent.count("watchdog") == 1
     pulse.beat()
     assert heartbeat.beat() is True
-    assert notifier.said.count("watchdog") == 2
+    assert notifier.sent.count("watchdog") == 2
 
 
 @in_loop
@@ -432,7 +432,7 @@ async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> Non
     assert service.executor.executed == ["a.csv"]
 
     started.clear()
-    service.notifier.said.clear()
+    service.notifier.sent.clear()
     async with service.running() as daemon:
         (service.spool.incoming / "a.resume").touch()
         await started.wait()

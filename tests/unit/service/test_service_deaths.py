@@ -79,10 +79,10 @@ class Lives:
                     patch.setattr(Retention, "run", lambda _: side)
                 return await daemon.run()
         except BaseExceptionGroup as group:
-            self.leave_holder(crashed=group.subgroup(KilledFromOutside) is None)
+            self.leave_lock_file(crashed=group.subgroup(KilledFromOutside) is None)
             return None
 
-    def leave_holder(self, *, stopping: bool = False, crashed: bool = False) -> None:
+    def leave_lock_file(self, *, stopping: bool = False, crashed: bool = False) -> None:
         """Write what a dead process leaves in status/."""
         body = {"pid": 1, "host": "h", "since": 0.0, "boot": boot_id(), "stopping": stopping}
         body |= {"crashed": crashed, "oom_kills": oom_kills()}
@@ -179,7 +179,7 @@ def test_a_death_while_no_job_ran_releases_no_held_job(lives: Lives) -> None:
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert [lives.live() for _ in range(4)] == [None, None, None, 0]
-    lives.leave_holder()
+    lives.leave_lock_file()
     assert (lives.live(), lives.record("a.csv").held, len(lives.starts)) == (0, True, 3)
 
 
@@ -292,19 +292,19 @@ def test_a_waiting_job_gives_reason_and_time(lives: Lives) -> None:
     lives.service.drop("a")
     assert lives.live() is None
     lives.service.drop("b")
-    seen: list[dict[str, Any]] = []
+    statuses: list[dict[str, Any]] = []
 
     async def look(job: JobDir) -> None:
         await lives.clock.sleep(1)
-        seen.append(lives.status("a.csv"))
+        statuses.append(lives.status("a.csv"))
 
     lives.acts["b.csv"] = look
     assert lives.live() is None
     assert lives.starts[1][0] == "b.csv"
-    assert seen[0]["message"].startswith(
+    assert statuses[0]["message"].startswith(
         "The service died once while this job ran, without any progress (no row"
     )
-    assert "The job runs after the others, and not before 2027-01-15T08:0" in seen[0]["message"]
+    assert "The job runs after the others, and not before 2027-01-15T08:0" in statuses[0]["message"]
 
 
 def test_jobs_that_all_die_take_turns_until_one_finishes(lives: Lives) -> None:
@@ -346,15 +346,15 @@ def test_several_jobs_that_die_name_the_probable_cause(lives: Lives) -> None:
     lives.service.drop("b")
     for _ in range(7):
         assert lives.live() is None
-    said: list[str] = []
+    texts: list[str] = []
 
     async def look(job: JobDir) -> None:
         await lives.clock.sleep(1)
-        said.append((lives.service.spool.status / "service.txt").read_text())
+        texts.append((lives.service.spool.status / "service.txt").read_text())
 
     lives.acts = {"a.csv": look, "b.csv": look}
     assert lives.live() is None
-    assert "probably the service, the driver or the machine, and no job is held" in said[0]
+    assert "probably the service, the driver or the machine, and no job is held" in texts[0]
 
 
 def test_a_row_in_each_run_is_progress(lives: Lives) -> None:
@@ -388,7 +388,7 @@ def test_a_death_while_no_job_ran_resets_the_deaths_of_all_jobs(
     write_record(lives.jobs()["a.csv"], RunRecord(boot=boot_id(), deaths=2, first_death_at=1.0))
     (lives.service.spool.status / HOLDER_FILE).unlink()
     if left != "nothing":
-        lives.leave_holder(stopping=left == "stopping")
+        lives.leave_lock_file(stopping=left == "stopping")
     if left == "reboot":
         path = lives.service.spool.status / HOLDER_FILE
         path.write_text(path.read_text().replace(boot_id(), "another boot"))
@@ -404,7 +404,7 @@ def test_a_kill_while_the_service_stops_and_a_reboot_are_no_deaths(lives: Lives,
     lives.service.drop("a")
     assert lives.live() is None
     if how == "stopping":
-        lives.leave_holder(stopping=True)
+        lives.leave_lock_file(stopping=True)
     else:
         write_record(lives.jobs()["a.csv"], begun(RunRecord(), "another boot"))
     del lives.killers["a.csv"]
@@ -415,33 +415,33 @@ def test_a_kill_while_the_service_stops_and_a_reboot_are_no_deaths(lives: Lives,
 def test_the_holder_file_says_that_the_service_was_asked_to_stop(tmp_path: Path) -> None:
     """The lock file records the stop request, so that a kill during the drain is recognised."""
     service = Service(tmp_path / "spool")
-    said: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
 
     async def leave(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
-        said.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
+        notes.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
         await stop.wait()
-        said.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
+        notes.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
         return JobEnd("left", None, "stopped")
 
     async def main() -> None:
         service.executor.act = leave
         service.drop("a")
         async with service.running():
-            await until(lambda: bool(said))
+            await until(lambda: bool(notes))
 
     asyncio.run(main())
-    assert [note["stopping"] for note in said] == [False, True]
-    assert {note["pid"] for note in said} == {os.getpid()}
+    assert [note["stopping"] for note in notes] == [False, True]
+    assert {note["pid"] for note in notes} == {os.getpid()}
 
 
 @pytest.mark.parametrize("end", ["left", "cut off", "full"])
 def test_an_orderly_end_removes_the_mark(tmp_path: Path, end: str) -> None:
     """The run mark exists while the job runs and is removed at any orderly end."""
     service = Service(tmp_path / "spool", drain_s=0.1)
-    marks: list[bool] = []
+    present: list[bool] = []
 
     async def act(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
-        marks.append(read_record(job).running)
+        present.append(read_record(job).running)
         if end == "full":
             raise DiskFull("no room")
         await (asyncio.sleep(60) if end == "cut off" else stop.wait())
@@ -451,11 +451,11 @@ def test_an_orderly_end_removes_the_mark(tmp_path: Path, end: str) -> None:
         service.executor.act = act
         service.drop("a")
         async with service.running():
-            await until(lambda: bool(marks))
+            await until(lambda: bool(present))
 
     asyncio.run(main())
     (path,) = service.spool.processing.iterdir()
-    assert (marks, read_record(read_job(path)).running) == ([True], False)
+    assert (present, read_record(read_job(path)).running) == ([True], False)
 
 
 def test_a_full_disk_at_the_mark_holds_the_job_until_there_is_room(

@@ -165,14 +165,14 @@ def test_a_job_whose_sidecar_this_version_refuses_keeps_its_results(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("learned", "seen", "said"),
+    ("learned", "visible", "expected"),
     [
         (None, 11, "this job trimmed every 30 rows, the default"),
         (3, 3, "this job trimmed every 3 rows, as an earlier version learned"),
     ],
 )
 def test_a_job_begun_with_a_retired_setting_continues(
-    tmp_path: Path, learned: int | None, seen: int, said: str
+    tmp_path: Path, learned: int | None, visible: int, expected: str
 ) -> None:
     """The job continues by the unchanged plans in its ledger, and summary.txt and metrics.json say so."""
     spool = Spool(tmp_path)
@@ -196,8 +196,8 @@ def test_a_job_begun_with_a_retired_setting_continues(
     assert ended.path is not None
     rows = [json.loads(line) for line in (ended.path / "results.jsonl").read_text().splitlines()]
     metrics = json.loads((ended.path / "metrics.json").read_text())
-    sentence = f"The setting `every: auto` no longer exists: {said}."
-    assert max(sum(last - first + 1 for first, last in row["visible_rows"]) for row in rows[12:]) == seen
+    sentence = f"The setting `every: auto` no longer exists: {expected}."
+    assert max(sum(last - first + 1 for first, last in row["visible_rows"]) for row in rows[12:]) == visible
     assert metrics["retired_settings"] == [sentence]
     assert sentence in " ".join((ended.path / "summary.txt").read_text().split())
     assert metrics["plans"][: len(plans)] == plans

@@ -33,8 +33,8 @@ class _Refusing(ScriptedBackend):
 
 def test_a_failed_release_is_tried_each_minute_and_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failed release is tried each minute and reported once, and the next idle time starts again."""
-    said: list[str] = []
-    monkeypatch.setattr(monitors, "say", lambda event, **_: said.append(event))
+    events: list[str] = []
+    monkeypatch.setattr(monitors, "say", lambda event, **_: events.append(event))
     clock = HandClock()
     server = _Refusing(clock)
     state = ServiceState(clock, ServerState("ollama", "x"))
@@ -51,7 +51,7 @@ def test_a_failed_release_is_tried_each_minute_and_reported_once(monkeypatch: py
 
     asyncio.run(work())
     assert tried_at == [301, 361, 421, 481]
-    assert said == ["models.release_failed", "models.released"]
+    assert events == ["models.release_failed", "models.released"]
 
 
 class _Hanging(ScriptedBackend):
@@ -64,11 +64,11 @@ class _Hanging(ScriptedBackend):
 
 def test_a_server_that_hangs_delays_a_release_by_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A release has its own timeout, so that a server that hangs does not stop the service's pings."""
-    said: list[str] = []
-    monkeypatch.setattr(monitors, "say", lambda _, error: said.append(error))
+    events: list[str] = []
+    monkeypatch.setattr(monitors, "say", lambda _, error: events.append(error))
     monkeypatch.setattr(monitors, "_ANSWER_S", 0.02)
     assert asyncio.run(monitors.release(_Hanging(HandClock()))) is False
-    assert said == ["no answer in 0 s"]
+    assert events == ["no answer in 0 s"]
 
 
 def _own_address() -> str:

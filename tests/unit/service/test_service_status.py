@@ -106,11 +106,11 @@ def test_harm_is_shown_while_the_job_runs() -> None:
     state = running(470, {}, "answering")
     assert state.running is not None
     state.running.progress.harm = "the conversation changes about 12 % of the answers"
-    said = "arning: the conversation changes about 12 % of the answers"
-    assert f"; w{said}." in status_line(state)
+    warning = "arning: the conversation changes about 12 % of the answers"
+    assert f"; w{warning}." in status_line(state)
     payload = service_payload(state)
     assert payload["running"]["harm"] == state.running.progress.harm
-    assert f"  W{said}\n" in service_text(payload, 0.0)
+    assert f"  W{warning}\n" in service_text(payload, 0.0)
 
 
 def test_before_the_first_row_no_number_is_made_up() -> None:
@@ -163,14 +163,14 @@ def service_txt(state: ServiceState) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("used", "said"),
+    ("used", "expected"),
     [
         (13.0, None),
         (14.3, "; memory is high: GPU memory: 14.3 GB of 16.0 GB in use"),
         (15.5, "; memory is critical: GPU memory: 15.5 GB of 16.0 GB in use"),
     ],
 )
-def test_the_status_line_shows_memory_at_a_high_level(used: float, said: str | None) -> None:
+def test_the_status_line_shows_memory_at_a_high_level(used: float, expected: str | None) -> None:
     """The status line shows memory at a high level, beside a running job and when idle, and not
     while it is ok.
     """
@@ -178,8 +178,8 @@ def test_the_status_line_shows_memory_at_a_high_level(used: float, said: str | N
 
     for state in (running(470, {}), idle):
         line = status_line(watched(state, (card(used),)))
-        assert line.endswith(f"{said}." if said else line)
-        assert ("memory is" in line) == (said is not None)
+        assert line.endswith(f"{expected}." if expected else line)
+        assert ("memory is" in line) == (expected is not None)
 
 
 def test_the_status_line_shows_memory_once() -> None:
@@ -201,14 +201,14 @@ def test_the_text_for_people_has_memory() -> None:
         "  GPU 1 MIG 2: 15.0 GB of 24.0 GB in use",
         "  this machine: 16.0 GB of 64.0 GB in use",
     ]
-    told = service_payload(state)["memory"]
-    assert told["cards"][0] == {
+    memory = service_payload(state)["memory"]
+    assert memory["cards"][0] == {
         "index": 0,
         "mig": None,
         "used_bytes": round(14.5 * GB),
         "total_bytes": 16 * GB,
     }
-    assert (told["level"], told["model_processes_rss_bytes"]) == ("ok", 9 * GB)
+    assert (memory["level"], memory["model_processes_rss_bytes"]) == ("ok", 9 * GB)
 
 
 def test_unwatched_memory_is_not_shown_as_ok() -> None:

@@ -72,12 +72,12 @@ def test_two_uploads_of_one_name_are_two_jobs(spool: Spool) -> None:
         def time(self) -> float:
             return 1_790_000_000.0
 
-    def again() -> JobDir:
+    def claim_again() -> JobDir:
         return claim(spool, dropped(spool), clock=Still(), token=lambda: next(tokens))
 
-    first, second = again(), again()
+    first, second = claim_again(), claim_again()
     second.path.rename(spool.done / second.name)
-    assert [j.name[-4:] for j in (first, second, again())] == ["aaaa", "bbbb", "cccc"]
+    assert [j.name[-4:] for j in (first, second, claim_again())] == ["aaaa", "bbbb", "cccc"]
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,8 @@ def test_settling_refuses_unreadable_files(tmp_path: Path) -> None:
 def test_the_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
     """The hash equals that of sha256sum, which people put into `expect.sha256`."""
     (tmp_path / "a.csv").write_bytes(b"a\nb")
-    told = subprocess.check_output(["sha256sum", tmp_path / "a.csv"]).split()[0].decode()
-    assert sha256_of(tmp_path / "a.csv") == told
+    expected = subprocess.check_output(["sha256sum", tmp_path / "a.csv"]).split()[0].decode()
+    assert sha256_of(tmp_path / "a.csv") == expected
 
 
 def test_the_claim_file_is_for_people_too(spool: Spool) -> None:

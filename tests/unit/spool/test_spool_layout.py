@@ -74,18 +74,18 @@ def test_the_check_reports_each_failure(
     spool: Spool, number: int, kind: type[SpoolError], words: str
 ) -> None:
     """If any call fails, the error says what an administrator can do, and no probe file stays."""
-    said = []
+    messages = []
     for n in range(1, 20):
         disk = ScriptedDisk(fail_at=n, fail_with=number)
         try:
             spool.prove(disk=disk)
         except kind as e:
-            said.append(str(e))
+            messages.append(str(e))
             assert entries(spool) == []
         else:
             break
-    assert len(said) == 9
-    assert all(re.search(words, text) for text in said)
+    assert len(messages) == 9
+    assert all(re.search(words, text) for text in messages)
 
 
 def spoil(spool: Spool, what: str) -> None:

@@ -68,15 +68,15 @@ def test_rows_are_announced_only_once_the_disk_has_them(tmp_path: Path) -> None:
     """`on_durable` gets exactly the rows that ended, after the commit that reaches the disk."""
 
     async def main() -> None:
-        seen: list[Durable] = []
-        ledger = await filled(tmp_path / "l", 5, on_durable=seen.append, group_s=60.0)
+        announced: list[Durable] = []
+        ledger = await filled(tmp_path / "l", 5, on_durable=announced.append, group_s=60.0)
         await ledger.flush()
         ledger.answered(answered(0))
         ledger.answered(answered(1))
         ledger.failed(Failed(2, "answer_cut", "cut", 4))
-        assert seen == []
+        assert announced == []
         await ledger.flush()
-        assert seen == [Durable(2, {"answer_cut": 1})]
+        assert announced == [Durable(2, {"answer_cut": 1})]
         assert await ledger.meta("syncs") == 2, "one for each flush, none for each row"
         await ledger.close()
 

@@ -126,14 +126,14 @@ def test_rows_and_every_kind_of_answer_count(tmp_path: Path) -> None:
     rows are not.
     """
     path = tmp_path / "l.sqlite"
-    seen: list[JobProgress] = []
+    readings: list[JobProgress] = []
 
     async def main() -> None:
         ledger = JobLedger(path, HandClock())
 
         async def look() -> None:
             await ledger.flush()
-            seen.append(job_progress(path))
+            readings.append(job_progress(path))
 
         await ledger.take_in([row(0), row(1), row(2, fault=RowFault("ragged", "2 of 3"))])
         await look()
@@ -154,14 +154,14 @@ def test_rows_and_every_kind_of_answer_count(tmp_path: Path) -> None:
         await ledger.close()
 
     asyncio.run(main())
-    assert seen[:3] == [
+    assert readings[:3] == [
         JobProgress(3, 1, 1),
         JobProgress(9, 4, 4, all_read=True),
         JobProgress(9, 4, 6, all_read=True),
     ]
-    replaced = seen[2].ended - seen[3].ended
-    assert (replaced > 0, seen[3].answers) == (True, 6)
-    assert (seen[4].ended, seen[4].beyond(seen[3])) == (9, True)
+    replaced = readings[2].ended - readings[3].ended
+    assert (replaced > 0, readings[3].answers) == (True, 6)
+    assert (readings[4].ended, readings[4].beyond(readings[3])) == (9, True)
 
 
 @pytest.mark.parametrize(
