@@ -103,13 +103,13 @@ def test_a_trim_is_a_row_that_does_not_continue_the_last_one() -> None:
     assert [row.ordinal for row in steady(alone, 2)] == [4, 5]
 
 
-def test_what_is_cached_beyond_the_shareable_does_not_count() -> None:
+def test_tokens_cached_by_chance_do_not_count() -> None:
     """A word that a row shares with the last one by chance gives no share above 1."""
     assert _row(0, 0, (), prompt=100, cached=95).shared == 90
     assert _row(0, 0, (), prompt=100, cached=50).shared == 50
 
 
-def test_the_first_loop_runs_once_and_stands_beside_every_number_of_slots() -> None:
+def test_the_first_loop_runs_once_for_every_number_of_slots() -> None:
     """The loop sends one request at a time, so one run of it stands for four slots."""
     given = Given(ROWS, ("a", "b"), (1, 4), ("alone", "loop"), 1, 1.0, 3, 1, Path())
     assert [item for item in given.items if item[2] == "loop"] == [("a", 1, "loop"), ("b", 1, "loop")]

@@ -56,12 +56,12 @@ class _Slot:
 
 @dataclass
 class ScriptedBackend:
-    """Answers by a function; `fault` may raise instead, or give a reply of its own.
+    """Answers by a function; `fault` may raise or return another reply instead.
 
-    With `caches`, each slot keeps the last prompt and answer (or primed text) that it worked on. What a new
-    prompt shares with it is not evaluated, in whole messages and in the text of the first that differs; one
-    token always is. With `sliding`, a shared part that ends more than so many tokens before the end of what
-    the slot holds counts only up to where an earlier prompt ended. Both as in the fake Ollama.
+    With `caches`, each slot stores its last prompt and answer (or primed text). The part that a new
+    prompt shares with it, in whole messages and in the text of the first that differs, is not evaluated;
+    one token always is. With `sliding`, a shared part that ends more than this many tokens before the end
+    of the slot's text counts only up to the end of an earlier prompt. Both work as in the fake Ollama.
 
     Args:
         clock: For latency and the times of calls.
@@ -78,9 +78,9 @@ class ScriptedBackend:
         can_prime: Whether it has a route for rendered text.
         prime_fault: Called with text and slot before each prime; raises, or returns None to go on.
         inspect_fault: Called before each inspection.
-        held: What the server holds: set by `load`, emptied by `release`; a test may put another there.
-        trained_ctx: What the model says of its own longest window.
-        shape_: What the model is made of, as far as the server tells.
+        held: The loaded model: set by `load` and `release`; a test may set another.
+        trained_ctx: The longest window that the model reports.
+        shape_: The shape of the model, as far as the server reports it.
     """
 
     clock: Clock

@@ -1,14 +1,14 @@
 """Memory of the machine that a fake Ollama runs on: cards, main memory, and what loaded models take of them.
 
-Others' use is read from a script file, the one by which the tests' stand-in for NVML speaks; what models take
-is written beside it, and as processes into a directory laid out like /proc. So server and watchdog see the
-same machine. The rules are those of a real Ollama on an H100 (tests/data/README.md):
+The use of other programs is read from the script of the tests' NVML stub; the memory of models is written
+beside it, and as processes into a directory laid out like /proc. So server and watchdog see the same machine.
+The rules are those of a real Ollama on an H100 (tests/data/README.md):
 
 - A load takes weights, keys and values, and CUDA's own memory; a long prompt takes some MB more, once.
-- A model that fits on one card goes there, else it is spread over all; 1 GB stays free on each. Where it does
-  not fit so, other models are put out first, and then what does not fit stays in main memory without a word.
+- A model that fits on one card goes there, else it is spread over all; 1 GB stays free on each. If it does
+  not fit, other models are unloaded first, and then the rest silently stays in main memory.
 - With `num_gpu` over 0 nothing stays in main memory: the load runs out of memory instead.
-- Of a card that is cut into MIG instances a process sees the first alone.
+- Of a card with MIG instances a process sees only the first.
 - The prompt cache grows in main memory with each answer.
 """
 

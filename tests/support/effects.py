@@ -210,14 +210,14 @@ def file_of(
     order: Literal["shuffled", "sorted"] = "shuffled",
     right: float = 0.6,
 ) -> list[Row]:
-    """A file of so many rows.
+    """Return the rows of a simulated file.
 
     Args:
-        scale: What answers there are.
-        rows: How many rows.
+        scale: The possible answers.
+        rows: The number of rows.
         seed: Decides all of it.
-        order: `sorted`: by the answer given alone, as a file is that somebody sorted by outcome.
-        right: Share of the rows that are answered as gold says when alone.
+        order: `sorted`: by the isolated answer, like a file sorted by outcome.
+        right: Share of the rows whose isolated answer is the gold one.
     """
     rng = random.Random(f"file {seed}")
     answers = [scale.draw(rng) for _ in range(rows)]

@@ -1,12 +1,12 @@
 """A fake Ollama over real loopback HTTP, in process or on its own (`python -m support.fake_ollama`).
 
 It follows replies recorded from a real one (status, keys, texts), and counts tokens, cached tokens and loads
-by the rules in `fake_ollama_engine`. What it does is a `Script`, which may be changed while it runs::
+by the rules in `fake_ollama_engine`. A `Script` defines what it does and may change while it runs::
 
     async with FakeOllama(Script(slots=4, faults=[Fault("reset", calls=[3])])) as server:
         backend = OllamaBackend(server.url, clock=SystemClock())
 
-It needs `h11`, which httpx brings along.
+It needs `h11`, a dependency of httpx.
 """
 
 from __future__ import annotations

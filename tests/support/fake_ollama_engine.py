@@ -3,15 +3,15 @@
 - **Tokens.** A message counts one token for every four bytes of UTF-8, rounded up, and four for its frame;
   the answer opened behind the last message counts three. An answer counts its text and one for its end.
   A raw prompt that stops inside a message counts three for its frame and the whole tokens of its text.
-- **Prefix cache.** Each slot holds the last prompt and answer it worked on. What a new prompt shares with it,
+- **Prefix cache.** Each slot stores its last prompt and answer. The part that a new prompt shares with it,
   message by message and inside the first one that differs, is not evaluated; one token always is.
 - **Sliding window** (a model with `window`): a prefix that ends further back than the window is usable only
-  up to a place where an earlier request in this slot ended its prompt; without one everything is evaluated.
+  up to the end of an earlier prompt in this slot; without one everything is evaluated.
   (A simplification of llama.cpp's checkpoints. A request of just the shared prefix is such a place.)
-- **Choice of slot.** Of the idle ones the one that shares most, if that is over a tenth of the prompt; else
-  the one unused for longest. Waiting calls get slots in the order in which they came.
+- **Choice of slot.** The idle slot that shares most, if that is over a tenth of the prompt; else the one
+  unused for longest. Waiting calls get slots in the order of their arrival.
 - **Loads** happen one at a time, when a model is not loaded or any load-time option differs, once the calls
-  in flight on the old one have ended. Where memory is modelled (`card_model`) they may find too little of it.
+  in flight on the old one have ended. With a memory model (`card_model`) they may run out of memory.
 """
 
 from __future__ import annotations

@@ -130,13 +130,13 @@ async def _fill(
 def answered(
     ordinal: int, text: str, *, counts: bool = True, alone: bool = False, segment: int = 10
 ) -> Answered:
-    """An answer as a ledger keeps it.
+    """Return an answer as a ledger stores it.
 
     Args:
         ordinal: The row's, from 0.
         text: The answer.
         counts: Whether the server counted tokens.
-        alone: Whether it was given in sight of no other row.
+        alone: Whether the row saw no other row.
         segment: Rows of a segment.
     """
     place = ordinal % segment

@@ -215,7 +215,7 @@ def test_the_glossary_is_short() -> None:
 
 
 @pytest.mark.parametrize("name", FOR_USERS)
-def test_retired_words_do_not_come_back(name: str) -> None:
+def test_replaced_words_are_not_used(name: str) -> None:
     """The documents have none of the words that were replaced by a term of the field."""
     words = r"in sight of|reckon\w*|fares?|mend\w*|told|tells?|so many|set aside|apart from|besides the"
     assert re.findall(rf"\b(?:{words})\b", FOR_USERS[name], re.IGNORECASE) == []

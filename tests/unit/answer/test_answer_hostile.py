@@ -66,7 +66,7 @@ from unit.answer.engine_bench import (
         RequestRefused("never"),
     ],
 )
-def test_a_primer_that_fails_costs_no_row(tmp_path: Path, error: Exception) -> None:
+def test_a_primer_that_fails_fails_no_row(tmp_path: Path, error: Exception) -> None:
     """When priming fails, the job stops priming and answers every row."""
     bench = primed(tmp_path)
 

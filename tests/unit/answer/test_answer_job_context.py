@@ -7,7 +7,7 @@ import asyncio
 from spoolama.answer.job_context import ByteBudget
 
 
-def test_rows_wait_until_there_is_room_and_the_largest_goes_alone() -> None:
+def test_rows_wait_for_room_and_a_too_large_row_runs_alone() -> None:
     """Rows in work never exceed the budget, and a row larger than the budget is asked alone."""
 
     async def run() -> tuple[list[int], int]:
@@ -47,7 +47,7 @@ def test_a_row_that_is_cancelled_gives_its_room_back() -> None:
     asyncio.run(run())
 
 
-def test_small_rows_are_never_kept_waiting() -> None:
+def test_small_rows_never_wait() -> None:
     """A row of usual size is asked while a large row holds the whole budget."""
 
     async def run() -> None:

@@ -70,9 +70,7 @@ def test_prompts_do_not_depend_on_the_number_of_lanes(tmp_path: Path, strategy: 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("stop_after", [1, 7, 23, 41, 60])
-def test_a_resumed_job_asks_what_an_undisturbed_one_asks(
-    tmp_path: Path, strategy: str, stop_after: int
-) -> None:
+def test_a_resumed_job_sends_the_same_prompts(tmp_path: Path, strategy: str, stop_after: int) -> None:
     """A job that is stopped at any point and restarted rebuilds its conversation from the ledger byte for
     byte.
     """
@@ -214,7 +212,7 @@ def test_an_hour_without_a_server_fails_no_row_and_probes_once_a_second_at_most(
     assert bench.clock.monotonic() < 3700
 
 
-def test_a_server_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:
+def test_the_job_waits_for_a_server_that_is_away_at_the_start(tmp_path: Path) -> None:
     """The job waits for a server that starts later than the job."""
     bench = Bench(tmp_path, texts(3))
 

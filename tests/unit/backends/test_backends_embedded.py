@@ -231,7 +231,7 @@ def test_a_window_longer_than_the_trained_one_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.model
-def test_nobody_else_may_use_the_engine(tmp_path: Path) -> None:
+def test_the_engine_needs_its_key(tmp_path: Path) -> None:
     """Without the parent's key the port answers 401, and an oversized window is refused."""
     pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
 

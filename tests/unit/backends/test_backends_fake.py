@@ -108,7 +108,7 @@ def test_a_sliding_window_loses_a_branched_prefix_unless_primed() -> None:
     assert run(Script(models=[model]), primed) == [103 + 1, 104]
 
 
-def test_slots_are_chosen_by_what_they_share_and_calls_wait_in_order() -> None:
+def test_slots_are_chosen_by_shared_prefix_and_calls_wait_in_order() -> None:
     """Two conversations on two slots keep their own prefix, and a third call waits for a slot."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> tuple[list[int | None], list[str], int]:

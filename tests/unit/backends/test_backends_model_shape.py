@@ -318,7 +318,7 @@ def test_missing_lists_of_heads_are_requested() -> None:
     assert shape.weights_bytes == SIZE
 
 
-def test_vocabularies_are_not_kept() -> None:
+def test_vocabularies_are_not_stored() -> None:
     """The lists of tokens in a `verbose` answer are not kept in memory."""
     info = of_kind("lfm2") | {"tokenizer.ggml.tokens": ["x"] * 5000}
 

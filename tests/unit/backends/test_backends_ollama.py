@@ -44,7 +44,7 @@ def run(
     return asyncio.run(inside())
 
 
-def test_what_a_request_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_has_the_designed_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request has the designed options, keep-alive, truncate and messages, and nothing else."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
 
@@ -249,7 +249,7 @@ def test_counts_by_version(version: str, prompt: int | None, cached: int | None)
     run(Script(version=version), scenario)
 
 
-def test_release_unloads_what_was_loaded_here() -> None:
+def test_release_unloads_the_models_of_this_client() -> None:
     """Release unloads every model that this client loaded, and no other."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str]:

@@ -145,7 +145,9 @@ SAMPLING = {"temperature": 0, "seed": 7, "top_p": 0.5, "top_k": 5, "repeat_penal
         ),
     ],
 )
-def test_what_is_sent(answers: Mapping[str, Any], penalty: str, more: Mapping[str, Any]) -> None:
+def test_each_server_gets_options_by_its_own_names(
+    answers: Mapping[str, Any], penalty: str, more: Mapping[str, Any]
+) -> None:
     """Each server gets the options by its own names."""
     server = Server(answers)
     server.load(LoadSpec("m", 4096))

@@ -219,7 +219,7 @@ def test_overflow_sizes(name: str, prompt: int, window: int) -> None:
         ("chat_cloud_name", "never sent"),
     ],
 )
-def test_a_refusal_says_what_to_do(name: str, words: str) -> None:
+def test_a_refusal_has_a_fix(name: str, words: str) -> None:
     """The error gives the server's text and what the user has to change."""
     with pytest.raises(RequestRefused) as caught:
         ask(ollama(_api_chat=name))

@@ -347,7 +347,7 @@ def test_submit_replaces_nothing(drop: Path, tmp_path: Path, taken: str) -> None
     assert [(p.name, p.read_text()) for p in spool.incoming.iterdir()] == [(taken, "somebody's")]
 
 
-def test_submit_refuses_what_the_service_would_refuse(drop: Path, tmp_path: Path) -> None:
+def test_submit_refuses_invalid_uploads(drop: Path, tmp_path: Path) -> None:
     """`submit` refuses an invalid upload before it places anything, unless --no-check is given."""
     spool = Spool(tmp_path / "spool")
     spool.create()

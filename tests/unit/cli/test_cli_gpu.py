@@ -218,7 +218,7 @@ def test_a_model_that_the_server_does_not_have_is_a_failure(monkeypatch: pytest.
     assert call(monkeypatch, probe, "--url", NOBODY, "--model", "nope").exit_code == 0
 
 
-def test_the_servers_own_models_make_room() -> None:
+def test_the_servers_own_models_count_as_free() -> None:
     """Memory of the server's other models counts as free, because it unloads them for a load."""
 
     def holds(server: _Server) -> None:

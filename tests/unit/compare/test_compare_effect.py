@@ -258,7 +258,7 @@ def test_harm_is_known_early_and_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_harm_isolates_the_rest_and_what_was_harmed(tmp_path: Path, lanes: int) -> None:
+def test_harm_isolates_the_rest_and_the_harmed_segments(tmp_path: Path, lanes: int) -> None:
     """`isolate` asks harmed segments again and isolates the segments that have not begun."""
     bench = bench_of(tmp_path, WINDOW + "audit: 60\non_harm: isolate\n", answer=follows)
     assert bench.run(lanes).finished

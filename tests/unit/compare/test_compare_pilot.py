@@ -155,7 +155,7 @@ def test_a_pilot_that_is_interrupted_anywhere_decides_the_same(
     assert random_pilot(job, says).to_end(random.Random(seed)) == whole
 
 
-def test_no_budget_is_too_small_to_be_kept() -> None:
+def test_every_budget_is_kept() -> None:
     """Answers for the choice of anchors count against the budget before they are asked."""
     for asks in range(40, 150):
         pilot = Run(rules_of(asks), follows(0.01))

@@ -60,7 +60,7 @@ def test_labels_are_equal_regardless_of_case() -> None:
     assert like.of("positive", "very positive") == 0
 
 
-def test_numbers_are_far_apart_by_value_or_by_rank_whichever_is_more() -> None:
+def test_the_distance_of_numbers_is_the_larger_of_value_and_rank() -> None:
     """A step of one among 0 to 10 costs about a tenth, and a step over most of the answers
     costs nearly all.
     """
@@ -94,7 +94,7 @@ def test_among_numbers_other_answers_equal_only_themselves() -> None:
     assert like.of("", "2") == 0
 
 
-def test_texts_are_alike_by_the_words_that_both_have_in_one_order() -> None:
+def test_the_similarity_of_texts_counts_common_words_in_order() -> None:
     """Texts with two of three words in common have a similarity of two thirds, and two empty
     texts are equal.
     """
@@ -114,7 +114,7 @@ def test_of_long_texts_only_the_beginning_is_compared() -> None:
 
 
 @given(st.lists(st.integers(-50, 50).map(str), min_size=4, max_size=30, unique=True))
-def test_the_distance_of_numbers_keeps_the_triangle(alone: list[str]) -> None:
+def test_the_distance_of_numbers_fulfils_the_triangle_inequality(alone: list[str]) -> None:
     """The distance fulfils the triangle inequality, which the test above temperature 0 needs
     (`trials.odds`).
     """
@@ -124,7 +124,7 @@ def test_the_distance_of_numbers_keeps_the_triangle(alone: list[str]) -> None:
     assert not math.isnan(like.of(alone[0], alone[1]))
 
 
-def test_labels_spelled_as_gold_are_won_where_only_the_form_is_right() -> None:
+def test_a_label_wins_where_only_the_form_is_right() -> None:
     """Each label counts as a win only where the form alone is right, and as a loss only where
     isolation is.
     """
@@ -147,7 +147,7 @@ def test_numbers_are_won_where_the_form_is_nearer() -> None:
     assert (pairs.wins, pairs.losses, pairs.compared) == (1, 1, 3)
 
 
-def test_ordered_words_against_ratings_are_judged_by_the_order_of_neighbours() -> None:
+def test_ordered_words_are_compared_with_ratings_by_pairs() -> None:
     """Of two rows the better rated one must get the better word; equal ratings are no pair."""
     gold = {0: "1", 1: "5", 2: "4", 3: "2", 4: "3", 5: "3"}
     right = {0: "negative", 1: "positive", 2: "positive", 3: "neutral", 4: "neutral", 5: "negative"}

@@ -53,7 +53,7 @@ def test_what_a_template_prints(source: str, expected: str) -> None:
     assert PromptTemplate(source).render(FIELDS) == expected
 
 
-def test_an_undefined_field_is_named_with_what_there_is() -> None:
+def test_an_undefined_field_is_reported_with_the_existing_ones() -> None:
     """The message names the missing field and the existing ones."""
     with pytest.raises(RowError) as caught:
         PromptTemplate("{{ nmae }}").render({"name": "Ann", "years": "3"})

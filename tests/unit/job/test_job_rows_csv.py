@@ -80,7 +80,7 @@ def test_a_row_has_its_place_and_its_exact_bytes(tmp_path: Path) -> None:
     assert rows[2].fault.message == "1 cell where the header has 2 columns"
 
 
-def test_bad_encoding_says_which_byte(tmp_path: Path) -> None:
+def test_bad_encoding_is_reported_with_its_byte(tmp_path: Path) -> None:
     """The byte offset counts from the record's first byte, across its lines."""
     (row,) = rows_of(tmp_path, b'a,b\n"x\ny",\xe9t\xe9\n')
 

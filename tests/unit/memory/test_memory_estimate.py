@@ -154,7 +154,7 @@ def test_the_kv_cache_is_as_published(model: ModelShape, window: int, published:
     assert estimate(model, window, 1).kv_bytes == pytest.approx(published, rel=0.01)
 
 
-def test_sliding_layers_save_what_was_measured_on_command_r7b() -> None:
+def test_sliding_layers_save_the_memory_measured_on_command_r7b() -> None:
     """ggml-org/llama.cpp#13194: 11459 MiB with the whole window, 9115 MiB without, `-c 31000`, batch 2048."""
     whole = estimate(COMMAND_R7B, 31_000, 1, batch=2048, swa_full=True)
     sliding = estimate(COMMAND_R7B, 31_000, 1, batch=2048)

@@ -36,7 +36,7 @@ def test_time_peak_and_mean_follow_the_readings() -> None:
     assert (found["unreadable"], found["max_temperature_c"]) == ("NVML is away", 60)
 
 
-def test_what_was_never_read_is_null() -> None:
+def test_a_value_that_was_never_read_is_null() -> None:
     """A value that was never read is null."""
     found = MemoryHistory().to_json()
     names = (

@@ -212,7 +212,7 @@ def test_a_card_without_graphics_lists_compute_processes(script: Script, reader:
     assert reader.read()[0].processes == {10: GB}
 
 
-def test_a_field_that_fails_is_none_and_costs_no_other(script: Script, reader: Reader) -> None:
+def test_a_field_that_fails_is_none_and_affects_no_other(script: Script, reader: Reader) -> None:
     """Each call except that for memory may fail alone and makes only its own field None."""
     script.cards = [FakeCard(used=GB)]
     fields = {

@@ -412,7 +412,7 @@ def test_a_kill_while_the_service_stops_and_a_reboot_are_no_deaths(lives: Lives,
     assert lives.starts == [("a.csv", 0.0)] * 2
 
 
-def test_the_holder_file_says_that_the_service_was_asked_to_stop(tmp_path: Path) -> None:
+def test_the_lock_file_records_the_stop_request(tmp_path: Path) -> None:
     """The lock file records the stop request, so that a kill during the drain is recognised."""
     service = Service(tmp_path / "spool")
     notes: list[dict[str, Any]] = []

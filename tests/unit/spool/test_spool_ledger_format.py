@@ -197,7 +197,7 @@ def test_a_damaged_ledger_is_not_called_one_of_another_version(path: Path) -> No
             open_it(path)
 
 
-def test_a_newer_format_is_seen_behind_a_journal_that_a_kill_left(path: Path, tmp_path: Path) -> None:
+def test_a_newer_format_is_read_behind_a_leftover_journal(path: Path, tmp_path: Path) -> None:
     """The format is read behind a rollback journal, which a newer version may use instead of WAL."""
     sql(path, "CREATE TABLE t (x)", "PRAGMA user_version=9")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:

@@ -98,7 +98,7 @@ def test_tokens_are_added_up_only_where_each_answer_was_counted(tmp_path: Path) 
         assert (guard.prompt_tokens, guard.cached_tokens, guard.completion_tokens) == (None, None, None)
 
 
-def test_the_engine_reads_what_a_conversation_answered_as_the_report_does(tmp_path: Path) -> None:
+def test_the_engine_and_the_report_read_the_same_answers(tmp_path: Path) -> None:
     """The engine reads replaced answers too, and a job of an earlier version has its segments
     audited again.
     """

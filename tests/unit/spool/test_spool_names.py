@@ -170,6 +170,6 @@ def test_status_names_at_the_edge(name: str) -> None:
     assert made.endswith(".json")
 
 
-def test_a_common_status_name_is_what_one_expects() -> None:
+def test_a_common_status_name_is_the_file_name() -> None:
     """The status of `reviews.csv` is in `reviews.csv.json`."""
     assert status_name("reviews.csv") == "reviews.csv.json"
