@@ -19,7 +19,7 @@ DAEMON = Path(__file__).parents[1] / "daemon"
 
 
 def clean_env(spool: Path, url: str, **more: str) -> dict[str, str]:
-    """The environment of a service on this spool and server, without what the machine adds."""
+    """Return the environment of a service on this spool and server, without the machine's own settings."""
     env = {
         k: v
         for k, v in os.environ.items()
@@ -38,7 +38,7 @@ def clean_env(spool: Path, url: str, **more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def fake_ollama(log: Path | None = None, *arguments: str) -> Iterator[str]:
-    """A fake Ollama as a process of its own; gives its URL."""
+    """Run a fake Ollama as a process; return its URL."""
     command = [sys.executable, "-m", "support.fake_ollama", "--exit-with-stdin", *arguments]
     if log is not None:
         command += ["--call-log", str(log)]
@@ -61,7 +61,7 @@ def fake_ollama(log: Path | None = None, *arguments: str) -> Iterator[str]:
 def daemon(
     env: dict[str, str], *, log: Path, command: Sequence[str] = ("spoolama", "run")
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A running service; it is stopped at the end."""
+    """A running service, which is stopped at the end."""
     with log.open("ab") as out:
         process = subprocess.Popen([sys.executable, "-m", *command], env=env, stdout=out, stderr=out)
     try:
@@ -73,7 +73,7 @@ def daemon(
 
 
 def run_once(env: dict[str, str], *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """Work off what is in the spool."""
+    """Process everything in the spool."""
     return subprocess.run(
         [sys.executable, "-m", "spoolama", "run", "--once"],
         env=env,
@@ -85,7 +85,7 @@ def run_once(env: dict[str, str], *, timeout: float = 120) -> subprocess.Complet
 
 
 def wait_for(what: Any, *, seconds: float = 100.0, every: float = 0.02) -> Any:
-    """Return what the callable gives once it is true; fail with its last value."""
+    """Return the callable's result once it is true; fail with its last value."""
     until = time.monotonic() + seconds
     while not (value := what()):
         if time.monotonic() > until:
@@ -95,13 +95,13 @@ def wait_for(what: Any, *, seconds: float = 100.0, every: float = 0.02) -> Any:
 
 
 def make_spool(path: Path) -> Path:
-    """A fresh spool, as `spoolama init` makes it."""
+    """Create a spool, as `spoolama init` does."""
     Spool(path).create()
     return path
 
 
 def write_job(directory: Path, name: str, rows: int, sidecar: str) -> None:
-    """A CSV of numbered rows and its sidecar."""
+    """Write a CSV of numbered rows and its sidecar."""
     directory.mkdir(parents=True, exist_ok=True)
     lines = ["text"] + [f"row {i} {'x' * (i % 7)}" for i in range(rows)]
     (directory / f"{name}.csv").write_text("\n".join(lines) + "\n")
@@ -109,5 +109,5 @@ def write_job(directory: Path, name: str, rows: int, sidecar: str) -> None:
 
 
 def results(job: Path) -> list[dict[str, Any]]:
-    """The lines of a published results.jsonl."""
+    """Return the lines of a published results.jsonl."""
     return [json.loads(line) for line in (job / "results.jsonl").read_text().splitlines()]

@@ -1,8 +1,9 @@
 """The watchdog on a real NVIDIA card: real NVML, real allocations, the real service, a fake model server.
 
-The server's model and its neighbours are processes that hold memory on the card (`card/hold.py`); of the card
-only the first 16 GB are used, with `vram: {high: 14, critical: 15}`. Neighbours come, fill the 16 GB, and go.
-It prints what was in use each second, and what the service did. Needs a card with 17 GB free.
+The server's model and other programs are processes that hold memory on the card (`card/hold.py`); only the
+first 16 GB of the card are used, with `vram: {high: 14, critical: 15}`. Other programs start, fill the 16 GB,
+and end. It prints the memory in use each second, and the actions of the service. Needs a card with 17 GB
+free.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ MODEL = {
 }
 
 
-class Holder:
+class MemoryProcess:
     """A process that holds memory on the card.
 
     Args:
-        name: As /proc shall show it.
+        name: Its name in /proc.
     """
 
     def __init__(self, name: str) -> None:
@@ -49,7 +50,7 @@ class Holder:
         )  # fmt: skip
 
     def hold(self, size: int) -> bool:
-        """Hold so many bytes; whether there was room."""
+        """Hold this many bytes; return whether there was room."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{size}\n")
@@ -57,7 +58,7 @@ class Holder:
         return self._process.stdout.readline().strip() == "held"
 
     def end(self) -> None:
-        """Give all of it back."""
+        """Free all of it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(20)
@@ -65,20 +66,20 @@ class Holder:
 
 @dataclass
 class Mirror:
-    """Has the model's memory, as the fake server models it, really held on the card."""
+    """Holds the model's memory, as the fake server models it, on the real card."""
 
-    said: Path
+    sent: Path
     stop: threading.Event = field(default_factory=threading.Event)
-    _runner: Holder | None = None
+    _runner: MemoryProcess | None = None
 
     def run(self) -> None:
-        """Until stopped."""
+        """Run until stopped."""
         while not self.stop.wait(0.05):
-            text = self.said.read_text() if self.said.exists() else ""
+            text = self.sent.read_text() if self.sent.exists() else ""
             size = sum(int(line.split()[2]) for line in text.splitlines())
             if size and self._runner is None:
-                self._runner = Holder("llama-server")
-                self._runner.hold(size - 632_000_000)  # CUDA's own comes with the process
+                self._runner = MemoryProcess("llama-server")
+                self._runner.hold(size - 632_000_000)  # CUDA's own memory comes with the process
             elif not size and self._runner is not None:
                 self._runner.end()
                 self._runner = None
@@ -87,23 +88,23 @@ class Mirror:
 
 
 @dataclass
-class Seen:
-    """What was in use on the card."""
+class MemoryUse:
+    """The memory in use on the card."""
 
     stop: threading.Event = field(default_factory=threading.Event)
-    marks: list[tuple[float, int]] = field(default_factory=list)
+    samples: list[tuple[float, int]] = field(default_factory=list)
 
     def run(self) -> None:
         """Read four times a second until stopped."""
         cards, began = NvmlCards(), time.monotonic()
         while not self.stop.wait(0.25):
             card = cards.read()[0]
-            self.marks.append((time.monotonic() - began, card.used_bytes - (card.reserved_bytes or 0)))
+            self.samples.append((time.monotonic() - began, card.used_bytes - (card.reserved_bytes or 0)))
 
     def longest_above(self, size: int) -> float:
-        """Seconds of the longest stretch at or above this."""
+        """Return the longest time in seconds at or above this size."""
         longest, since = 0.0, None
-        for at, used in self.marks:
+        for at, used in self.samples:
             if used < size:
                 since = None
                 continue
@@ -113,8 +114,8 @@ class Seen:
 
 
 @contextlib.contextmanager
-def threads(*works: Mirror | Seen) -> Iterator[None]:
-    """Run these beside the block."""
+def threads(*works: Mirror | MemoryUse) -> Iterator[None]:
+    """Run these threads during the block."""
     running = [threading.Thread(target=work.run) for work in works]
     for thread in running:
         thread.start()
@@ -127,8 +128,8 @@ def threads(*works: Mirror | Seen) -> Iterator[None]:
             thread.join()
 
 
-def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]]) -> Seen:
-    """A job, and neighbours that hold so many GB after so many seconds."""
+def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]]) -> MemoryUse:
+    """Run a job and other programs, each with its GB and its start in seconds."""
     script = Script(base / "nvml", cards=[FakeCard(total=16 * GB, used=1 * GB)])
     script.write()
     spool = make_spool(base / "spool")
@@ -137,9 +138,9 @@ def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]
         "model: judge:12b\nprompt: '{{ text }}'\nmode: isolated\n"
         "options: {num_ctx: 2048, num_predict: 16}\nvram: {high: 14, critical: 15}\n"
     )
-    mirror, seen, others = Mirror(base / "nvml.server"), Seen(), Holder("neighbours")
+    mirror, usage, others = Mirror(base / "nvml.server"), MemoryUse(), MemoryProcess("neighbours")
     arguments = ["--model", json.dumps(MODEL), "--memory", str(script.path), "--latency-ms", str(latency_ms)]
-    with fake_ollama(base / "calls", *arguments) as url, threads(mirror, seen):
+    with fake_ollama(base / "calls", *arguments) as url, threads(mirror, usage):
         env = clean_env(spool, url, SPOOLAMA_LOG__LEVEL="info")
         with daemon(env, log=base / "log"):
             began = time.monotonic()
@@ -175,21 +176,21 @@ def play(base: Path, rows: int, latency_ms: int, steps: list[tuple[float, float]
             print(f"{name}: {metrics[name]}")
         print(json.dumps({"memory": metrics["memory"], "loads": metrics["loads"]}, indent=1))
         print((job / "summary.txt").read_text())
-    return seen
+    return usage
 
 
 def main() -> None:
-    """Play it and print."""
+    """Run it and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=240)
     parser.add_argument("--latency-ms", type=int, default=250)
     given = parser.parse_args()
     steps = [(12.0, 4.0), (16.0, 9.0), (26.0, 2.0), (28.0, 8.5), (29.5, 2.0), (40.0, 0.0)]
     with tempfile.TemporaryDirectory() as base:
-        seen = play(Path(base), given.rows, given.latency_ms, steps)
+        usage = play(Path(base), given.rows, given.latency_ms, steps)
     print("seconds: GB in use on the card, the driver's own aside")
-    print(", ".join(f"{at:.0f}: {used / GB:.1f}" for at, used in seen.marks[::4]))
-    print(f"longest stretch above 15 GB: {seen.longest_above(15 * GB):.1f} s")
+    print(", ".join(f"{at:.0f}: {used / GB:.1f}" for at, used in usage.samples[::4]))
+    print(f"longest stretch above 15 GB: {usage.longest_above(15 * GB):.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""How often the audit finds what a conversation does to answers, how often what is not there, and how early.
+"""How often the audit finds harm, how often it raises a false alarm, and how early.
 
-Whole jobs are simulated at the level of decisions, with answers made to order; nothing is timed, so the table
-is the same everywhere. Harm is what agreement with isolated answers lacks to that of these with themselves.
-Thresholds were chosen with seeds below 1,000; the published table has seeds from 100,000 on.
+Whole jobs are simulated at the level of decisions, with scripted answers; nothing is timed, so the table is
+the same on any machine. Harm is the difference between the agreement with isolated answers and the agreement
+of these with themselves. Thresholds were chosen with seeds below 1,000; the published table has seeds from
+100,000 on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from spoolama.compare.audit import budget_of  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Counted]:
-    """Print a table with one line for each kind of job, what they come to together, and smaller jobs."""
+    """Print a table with one line for each kind of job, their totals, and smaller jobs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="jobs of each kind")
     parser.add_argument("--first-seed", type=int, default=100_000)

@@ -1,8 +1,8 @@
-"""Every order of work on real models, against what llama.cpp itself can do and against the first try's loop.
+"""Every strategy on real models, compared with llama.cpp's own speed and with the first loop.
 
 `make bench-engine` runs it. Rounds are interleaved: all configurations once, then all again, so that a
-machine that slows down slows all of them. A quick look:
-`--rows 12 --models smollm2:135m --slots 2 --repeats 1`.
+machine that slows down slows all of them. A quick look: `--rows 12 --models smollm2:135m --slots 2 --repeats
+1`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LEAST_SEGMENT = 3
 
 
 def report(given: Given, rounds: Rounds) -> str:
-    """The tables and what follows from them."""
+    """Return the tables and the conclusions."""
     found = with_loops(summaries(rounds.measured))
     groups: list[list[Summary]] = [list(group) for group in _groups(found)]
     lines = [
@@ -55,7 +55,7 @@ def _groups(found: Sequence[Summary]) -> Iterator[Iterator[Summary]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure, print, and write the requested files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=120)
     parser.add_argument("--models", default="smollm2:135m,gemma3:270m", help="separated by commas")
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := only - set(NAMES):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     if only & {*RAW}:
-        only.add("alone")  # its answers say how much is generated
+        only.add("alone")  # its answers decide how much is generated
     given = Given(
         rows=args.rows,
         models=tuple(args.models.split(",")),

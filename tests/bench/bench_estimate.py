@@ -1,8 +1,8 @@
-"""The estimate of a load against what the embedded engine allocates: two real models, many windows and slots.
+"""The estimate of a load compared with the embedded engine: two real models, many windows and slots.
 
-Each size is one load in a process of its own, as the service starts it, and nothing is generated. The log of
-the engine tells its buffers, the kernel what is resident. A table in Markdown is printed; `--windows`,
-`--slots` and `--models` choose the sizes. Windows that a model was not made for are left out.
+Each size is one load in its own process, as the service starts it, and nothing is generated. The engine's log
+gives its buffers, and the kernel the resident memory. A table in Markdown is printed; `--windows`, `--slots`
+and `--models` choose the sizes. Windows longer than the trained one are left out.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Allocated:
     compute: int
     """Outputs included."""
     resident: int
-    """Of the whole process, before anything was computed."""
+    """Of the whole process, before any computation."""
 
     @property
     def logged(self) -> int:
-        """All buffers of the engine's log."""
+        """Return the sum of all buffers in the engine's log."""
         return self.weights + self.kv + self.compute
 
 
@@ -70,17 +70,17 @@ class Compared:
 
     @property
     def buffers_error(self) -> float:
-        """Of everything that the engine logs."""
+        """Of all buffers that the engine logs."""
         return (self.guess.total_bytes - self.guess.overhead_bytes) / self.found.logged - 1
 
     @property
     def process_error(self) -> float:
-        """Of the whole process, once it computes: until then its compute buffers are not resident."""
+        """Of the whole process while it computes; before that its compute buffers are not resident."""
         return self.guess.total_bytes / (self.found.resident + self.found.compute) - 1
 
 
 def compare(spec: LoadSpec, *, whole: bool | None = None, cache_dir: Path | None = None) -> Compared:
-    """Load the model once; `whole` decides what else the backend does on whether a window is kept whole."""
+    """Load the model once; `whole` sets whether sliding layers keep the whole window."""
     place = cache_dir or default_cache_dir()
     shape = asyncio.run(EmbeddedBackend(clock=SystemClock(), cache_dir=place).shape(spec))
     assert shape is not None
@@ -92,7 +92,7 @@ def compare(spec: LoadSpec, *, whole: bool | None = None, cache_dir: Path | None
 
 
 def allocated(spec: LoadSpec, weights: Path, *, whole: bool) -> Allocated:
-    """What a child of the embedded backend allocates for a load; it is ended at once."""
+    """Return what a child of the embedded backend allocates for a load; the child is then ended."""
     given = {
         "path": str(weights),
         "num_ctx": spec.num_ctx,
@@ -138,7 +138,7 @@ def _resident(pid: int) -> int:
 
 
 def table(found: Iterator[Compared]) -> Iterator[str]:
-    """Markdown, line by line as loads end, and the largest errors."""
+    """Print Markdown line by line as loads end, and the largest errors."""
     yield "| model | window | slots | kept | KV MiB | estimate | off | all MiB | estimate | off | process |"
     yield "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|"
     worst = [0.0, 0.0, 0.0]

@@ -1,9 +1,9 @@
-"""What the evaluation process costs a row: wall time and processor time, by requests at once.
+"""The cost of the evaluation process for each row: wall time and CPU time, by concurrent requests.
 
-    make bench-evaluation
+make bench-evaluation
 
-Each figure is the median of `--repeats` rounds, in which all sizes take turns. The same work on the spot, in
-the service, stands beside it.
+Each figure is the median of `--repeats` rounds, in which all sizes take turns. The last lines show the same
+work inline, in the service.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ANSWER = json.dumps({"score": 4, "why": "fits well, arrived late"})
 
 
 async def measure(runner: TaskRunner, cpu: Callable[[], float], rows: int, lanes: int) -> tuple[float, float]:
-    """Milliseconds a row of wall time and of processor time: one prompt rendered, one answer checked."""
+    """Return milliseconds of wall time and CPU time for each row: one prompt rendered, one answer checked."""
 
     async def lane() -> None:
         for _ in range(rows // lanes):
@@ -50,7 +50,7 @@ async def measure(runner: TaskRunner, cpu: Callable[[], float], rows: int, lanes
 
 
 def cpu_of(pid: int | None) -> float:
-    """Processor seconds that a process has used."""
+    """Return the CPU seconds that a process has used."""
     if pid is None:
         return 0.0
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]

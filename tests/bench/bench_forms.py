@@ -1,9 +1,9 @@
-"""What each form of conversation does to the answers of a real model. `make bench-forms` runs it.
+"""The effect of each form of conversation on the answers of a real model; `make bench-forms` runs it.
 
-Rows alone, every form of the pilot, and `auto` where there is gold, on the same rows: each is a job of the
-service on the embedded engine. For each: how the answers are spread, how many are those given alone, how well
-they agree with `gold` where there is some, with intervals, and rows a second. Rows that had a part in a
-choice, or stand in front of others, are left out of every form's agreement with gold.
+Isolated rows, every form of the pilot, and `auto` with gold, on the same rows: each is a job of the service
+on the embedded engine. For each it prints the distribution of the answers, how many equal the isolated ones,
+the agreement with `gold` where it exists, with intervals, and rows per second. Rows that took part in a
+choice, or are anchors, are left out of every form's agreement with gold.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FORMS = {
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked of the rows."""
+    """The question about the rows."""
 
     sidecar: str
     sample: Literal["reviews", "candidates"]
@@ -89,7 +89,7 @@ TASKS = {
         "  - {user: 'Sentence: the sound is warm and never too loud.', assistant: 'pleasant sound'}\n",
         "reviews",
         None,
-        # The small model goes on and on; what counts here is what it says first.
+        # The small model does not stop; only the beginning of its answer counts here.
         more="stop: ['\\n', '.'], num_predict: 48",
     ),
     "fit": Task(
@@ -104,14 +104,14 @@ TASKS = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a form did."""
+    """The result of a form."""
 
     form: str
     metrics: dict[str, Any]
     answers: dict[int, str]
     """By the row's number."""
     used: frozenset[int]
-    """Rows that had a part in a choice."""
+    """Rows that took part in a choice."""
     agreement: Agreement | None = None
 
 
@@ -124,14 +124,14 @@ def run_forms(
     if data is None:
         data = next(p for p in write_sample(task.sample, rows, 1, base) if p.suffix == ".csv")
     lines = data.read_text(encoding="utf-8")
-    forms = [form for form in forms if form != "auto" or task.gold]  # without gold it is each row alone
+    forms = [form for form in forms if form != "auto" or task.gold]  # without gold each row is isolated
     for form in forms:
         trim = FORMS[form].replace("PILOT", str(pilot))
         gold = f"gold: {task.gold}\n" if task.gold else ""
         (spool / "incoming" / f"{form}.csv").write_text(lines, encoding="utf-8")
         (spool / "incoming" / f"{form}.yaml").write_text(
             f"model: {model}\n{task.sidecar}{gold}{trim}\naudit: off\n"
-            # Long enough for a window to be trimmed, short enough for every lane to have work.
+            # Long enough for a window to be trimmed, short enough to give every lane work.
             f"segment: {max(60, rows // (4 * lanes))}\n"
             f"options: {{num_ctx: 4096, temperature: 0, seed: 7, {task.more}}}\n"
         )
@@ -163,15 +163,15 @@ def run_forms(
 def _agreement(
     found: Found, golds: Mapping[int, str | None], used: frozenset[int], gold: str
 ) -> Agreement | None:
-    tally = AnswerCounts(gold, None)
+    answer_counts = AnswerCounts(gold, None)
     for row, answer in found.answers.items():
         if row not in used:
-            tally.add(answer, golds.get(row))
-    return tally.agreement()
+            answer_counts.add(answer, golds.get(row))
+    return answer_counts.agreement()
 
 
 def table(found: Sequence[Found], listed: bool) -> list[str]:
-    """Markdown, one line for each form."""
+    """Return Markdown with one line for each form."""
     alone = next(f for f in found if f.form == "alone").answers
     like = similarity_of(list(alone.values()), listed=listed)
     lines = [

@@ -1,8 +1,8 @@
-"""What frees memory of a loaded model: fewer requests at once, shorter prompts, or only to release it.
+"""What frees memory of a loaded model: fewer concurrent requests, shorter prompts, or only a release.
 
 On the embedded engine with a real model: resident memory of its process after the load, with one and with all
-slots filled by long prompts, after short prompts in all of them, and after the release.
-`make bench-frees` runs it.
+slots filled by long prompts, after short prompts in all of them, and after the release. `make bench-frees`
+runs it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 
 async def measure(model: str, num_ctx: int, slots: int, long_tokens: int) -> list[tuple[str, float]]:
-    """Steps, and MiB that no file stands behind, after each."""
+    """Return the steps with the MiB of anonymous memory after each."""
     backend, host = EmbeddedBackend(clock=SystemClock()), HostProbe()
     spec = LoadSpec(model, num_ctx, slots=slots)
 

@@ -1,8 +1,8 @@
-"""A whole night on a card of 16 GB that others use too: 170,000 rows, a 12B model, and what it came to.
+"""A whole night on a shared card of 16 GB: 170,000 rows and a 12B model.
 
-Simulated on a clock that jumps, in process: model server and card are those of `testing/card_server.py`,
-engine and watchdog are the real ones. What a load takes is what our own estimate says, and answers come at a
-pace that was set; so the table shows what the watchdog does, and not how fast a model is.
+Simulated with a simulated clock in one process: model server and card are those of
+`tests/support/card_server.py`, engine and watchdog are the real ones. The size of a load is our own estimate,
+and the speed of answers is set; so the table shows what the watchdog does, not how fast a model is.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _FIGURES: tuple[tuple[str, Callable[[Night], str]], ...] = (
 
 
 def _hours(night: Night, level: str) -> str:
-    return f"{night.tally['seconds'][level] / 3600:.2f}"
+    return f"{night.history['seconds'][level] / 3600:.2f}"
 
 
 def markdown(nights: Sequence[Night]) -> str:
-    """One line a figure, one column a night."""
+    """Return one line for each figure and one column for each night."""
     lines = [
         "| figure | " + " | ".join(f"night {night.seed}" for night in nights) + " |",
         "|---|" + "---:|" * len(nights),

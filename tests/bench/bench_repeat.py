@@ -1,7 +1,7 @@
 """How far answers repeat: one lane, four lanes, and a run that is killed three times, on a real model.
 
-Prompts are the same byte for byte in all three (tested). Answers need not be: a batch of another make-up may
-flip a token. This says how many did, at temperature 0. `make bench-repeat` runs it.
+Prompts are the same byte for byte in all three (tested). Answers may differ, because another batch may change
+a token. This counts the differences at temperature 0. `make bench-repeat` runs it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TRIMS = {
 
 
 def answers_of(base: Path, name: str, trim: str, rows: int, lanes: int, kills: int) -> list[str]:
-    """Run the job in a service of its own; its answers in order."""
+    """Run the job in its own service; return its answers in order."""
     spool = make_spool(base / name)
     lines = (ROOT / "config/data/reviews.csv").read_text().splitlines()[: rows + 1]
     (spool / "incoming" / "job.csv").write_text("\n".join(lines) + "\n")
@@ -62,7 +62,7 @@ def answers_of(base: Path, name: str, trim: str, rows: int, lanes: int, kills: i
 
 
 def done(spool: Path) -> int:
-    """Rows answered so far, by the ledger."""
+    """Return the rows answered so far, from the ledger."""
     for ledger in (spool / "processing").glob("*/ledger.sqlite"):
         try:
             with sqlite3.connect(f"{ledger.as_uri()}?mode=ro", uri=True) as db:

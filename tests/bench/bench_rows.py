@@ -1,8 +1,8 @@
-"""Rows a second, CPU and memory of the service at growing sizes, on the fake server at zero latency.
+"""Rows per second, CPU and memory of the service at growing sizes, with the fake server at zero latency.
 
-What is measured is our own layer, from the start of the process to its end: reading, asking, answering,
-publishing. The fake answers at once and runs on the same cores. `make bench` runs it; `--rows 1000,20000`
-chooses the sizes.
+It measures our own layer, from the start of the process to its end: reading, asking, answering, publishing.
+The fake answers at once and runs on the same cores. `make bench` runs it; `--rows 1000,20000` chooses the
+sizes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Measured:
 
 
 def measure(base: Path, rows: int, mode: str = "isolated", lanes: int = 4) -> Measured:
-    """Work off one job of that many rows in a process of its own."""
+    """Process one job with this many rows in its own process."""
     spool = make_spool(base / f"spool-{rows}-{mode}")
     with (spool / "incoming" / "job.csv").open("w") as file:
         file.write("id,text\n")
@@ -70,7 +70,7 @@ def measure(base: Path, rows: int, mode: str = "isolated", lanes: int = 4) -> Me
 
 
 def main() -> None:
-    """Print a table, and how far the peaks of memory lie apart."""
+    """Print a table and the spread of the memory peaks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="1000,20000,100000", help="sizes, separated by commas")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each size; medians are printed")

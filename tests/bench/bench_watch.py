@@ -1,7 +1,7 @@
-"""What watching memory costs: CPU time of one look a second, as a share of a core.
+"""The cost of watching memory: CPU time of one reading a second, as a share of a core.
 
-On this machine's own driver where there is one, else on the stand-in for NVIDIA's library with one and with
-four cards. Everything else is real: pynvml, /proc, the watchdog. `make bench-watch` runs it.
+With this machine's own driver if there is one, else with the stub of NVIDIA's library and one or four cards.
+Everything else is real: pynvml, /proc, the watchdog. `make bench-watch` runs it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LOOKS = 300
 
 
 def cost_ms(work: Callable[[], object], times: int) -> float:
-    """CPU time of all threads of this process for one call, the mean of so many."""
-    work()  # imports and the first look through /proc are no running cost
+    """Return the CPU time of all threads of this process for one call, the mean of this many."""
+    work()  # imports and the first scan of /proc are no running cost
     began = time.process_time()
     for _ in range(times):
         work()
@@ -38,7 +38,7 @@ def cost_ms(work: Callable[[], object], times: int) -> float:
 
 
 def measure(times: int) -> dict[str, float]:
-    """Milliseconds of CPU for each part of a look."""
+    """Return milliseconds of CPU for each part of a reading."""
     clock = SystemClock()
     thread = CardThread(NvmlCards(), clock)
     host = HostProbe(clock=clock)
@@ -56,7 +56,7 @@ def measure(times: int) -> dict[str, float]:
 
 
 def measured_in(env: dict[str, str], times: int) -> dict[str, float]:
-    """The same in a process of its own: the loader looks for libraries where it did at its start."""
+    """Measure in a new process, because the loader uses the library path of the process start."""
     ended = subprocess.run(
         [sys.executable, __file__, "--here", "--looks", str(times)],
         env=os.environ | env, capture_output=True, text=True, check=True,

@@ -1,4 +1,4 @@
-"""`make bench-effect` at 20 jobs a kind: pilot and audit find what is there, early, and nothing else."""
+"""`make bench-effect` with 20 jobs a kind: pilot and audit find harm early and raise no false alarm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Counted]:
 
 @pytest.mark.slow
 def test_harm_of_ten_points_is_found(rows: dict[str, Counted]) -> None:
-    """In all but one job of a kind at most, and in all of them together in over 95 %; strong harm early."""
+    """All jobs of a kind except one are found, and over 95 % of all together; strong harm is found early."""
     harmful = [row for row in rows.values() if row.harmful]
     assert len(harmful) >= 10
     assert sum(row.missed for row in harmful) < 0.05 * sum(row.harmful for row in harmful)
@@ -37,16 +37,18 @@ def test_harm_of_ten_points_is_found(rows: dict[str, Counted]) -> None:
 
 
 @pytest.mark.slow
-def test_no_alarm_is_raised_where_nothing_is(rows: dict[str, Counted]) -> None:
-    """Shuffled or sorted, labels or scores, noise or none, half the margin or better answers: under 5 %."""
+def test_no_alarm_is_raised_without_harm(rows: dict[str, Counted]) -> None:
+    """Shuffled or sorted, labels or scores, with noise, half the margin or better answers:
+    under 5 % alarms.
+    """
     quiet = [row for row in rows.values() if row.quiet]
     assert len(quiet) >= 7
     assert sum(row.alarms for row in quiet) < 0.05 * sum(row.quiet for row in quiet)
 
 
 @pytest.mark.slow
-def test_the_pilot_chooses_what_is_right(rows: dict[str, Counted]) -> None:
-    """A form that agrees better with gold, isolated rows everywhere else."""
+def test_the_pilot_chooses_the_right_form(rows: dict[str, Counted]) -> None:
+    """The pilot chooses a form that agrees better with gold, and isolated rows everywhere else."""
     right = {
         "gold: ignores the conversation": "isolated",
         "gold: better with examples": "anchors",
@@ -59,8 +61,8 @@ def test_the_pilot_chooses_what_is_right(rows: dict[str, Counted]) -> None:
 
 
 @pytest.mark.slow
-def test_smaller_jobs_find_the_smallest_harm_that_is_told() -> None:
-    """In 95 % of jobs by the promise; 90 % of 40 are asked for here."""
+def test_smaller_jobs_find_their_smallest_detectable_harm() -> None:
+    """The audit finds its stated smallest harm in 90 % of 40 jobs (95 % by the documentation)."""
     for size in (300, 1000, 3000):
         job, share = small(size)
         found = [run_job(job, seed) for seed in range(40)]
@@ -69,7 +71,7 @@ def test_smaller_jobs_find_the_smallest_harm_that_is_told() -> None:
 
 
 def test_a_job_is_the_same_for_a_seed() -> None:
-    """The table is the same everywhere."""
+    """A seed gives the same table everywhere."""
     (scenario,) = by_name("follows the majority, mild, temperature 1")
     assert run_job(scenario, 3) == run_job(scenario, 3) != run_job(scenario, 4)
     assert HARM < run_job(scenario, 3).lost < 2 * HARM

@@ -23,11 +23,13 @@ RUN = ("alone", "ceiling", "reset", "window", "loop")
 def test_the_bench_measures_each_configuration_and_its_counts_add_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`make bench-engine` in small: a line for each, every row answered, evaluated + cached = prompt."""
+    """A small `make bench-engine` has a line for each configuration, every row answered, and
+    counts that add up.
+    """
     bench_engine.main(
         [
             *("--rows", str(ROWS), "--models", "smollm2:135m", "--slots", "2", "--repeats", "1"),
-            # Two threads wait for each other actively: on cores that others use as well that takes minutes.
+            # Two threads wait for each other actively, which takes minutes on shared cores.
             *("--threads", "1"),
             *("--only", ",".join(RUN), "--cache-dir", str(tmp_path)),
             *("--json", str(tmp_path / "raw.json"), "--markdown", str(tmp_path / "table.md")),
@@ -59,10 +61,10 @@ def test_the_bench_measures_each_configuration_and_its_counts_add_up(
     assert [row["completion"] for row in ceiling["rows"]] == [row["completion"] for row in alone["rows"]]
 
 
-def test_a_refused_sidecar_is_skipped_in_words(
+def test_a_refused_sidecar_is_skipped_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A configuration that this version does not know has its line in the table and its reason below it."""
+    """A configuration that this version refuses has its line in the table and its reason below it."""
     from bench.engine import rounds, settings
     from bench.engine.ceiling import Rendered
 
@@ -76,10 +78,10 @@ def test_a_refused_sidecar_is_skipped_in_words(
     bench_engine.main(
         ["--rows", str(ROWS), "--models", "m", "--slots", "1", "--only", "alone", "--repeats", "1"]
     )
-    printed, told = capsys.readouterr()
+    printed, errors = capsys.readouterr()
     assert "| alone | 0 | –" in printed
     assert "- alone: skipped, its sidecar is refused" in printed
-    assert "mode" in told
+    assert "mode" in errors
 
 
 def _row(
@@ -88,8 +90,8 @@ def _row(
     return RowCount(ordinal, 0, place, visible_rows, prompt, cached, 3, 10, False, '"positive"', 0.1)
 
 
-def test_a_trim_is_a_row_that_does_not_follow_on_the_last_one() -> None:
-    """By what rows were answered in sight of, whatever the strategy calls it."""
+def test_a_trim_is_a_row_that_does_not_continue_the_last_one() -> None:
+    """The visible rows decide what a trim is, whatever the strategy calls it."""
     rows = [_row(0, 0, ()), _row(1, 1, (0,)), _row(2, 2, (0, 1)), _row(3, 3, (0,)), _row(4, 4, (0, 3))]
     assert [row.ordinal for row in trims(rows)] == [3]
     anchored = [
@@ -101,14 +103,14 @@ def test_a_trim_is_a_row_that_does_not_follow_on_the_last_one() -> None:
     assert [row.ordinal for row in steady(alone, 2)] == [4, 5]
 
 
-def test_what_is_cached_beyond_the_shareable_does_not_count() -> None:
-    """A row that has a word in common with the last one makes no share above 1."""
+def test_tokens_cached_by_chance_do_not_count() -> None:
+    """A word that a row shares with the last one by chance gives no share above 1."""
     assert _row(0, 0, (), prompt=100, cached=95).shared == 90
     assert _row(0, 0, (), prompt=100, cached=50).shared == 50
 
 
-def test_the_first_loop_runs_once_and_stands_beside_every_number_of_slots() -> None:
-    """One request at a time is the same with four slots, and takes a minute each time."""
+def test_the_first_loop_runs_once_for_every_number_of_slots() -> None:
+    """The loop sends one request at a time, so one run of it stands for four slots."""
     given = Given(ROWS, ("a", "b"), (1, 4), ("alone", "loop"), 1, 1.0, 3, 1, Path())
     assert [item for item in given.items if item[2] == "loop"] == [("a", 1, "loop"), ("b", 1, "loop")]
     found = with_loops(summaries(Measured(*item, 0, asked=ROWS, seconds=2.0) for item in given.items))

@@ -10,7 +10,7 @@ from bench.bench_evaluation import main
 
 
 def test_it_prints_a_line_for_each_number_of_requests(capsys: pytest.CaptureFixture[str]) -> None:
-    """Four lines with times, on a few rows."""
+    """The output has four lines with times, on a few rows."""
     asyncio.run(main(rows=32, repeats=1))
 
     lines = capsys.readouterr().out.splitlines()[1:]

@@ -11,7 +11,7 @@ from bench import bench_forms
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_each_form_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """`make bench-forms` in small: 8 rows alone and as a pilot decides."""
+    """A small `make bench-forms` has lines for 8 isolated rows and for the pilot's choice."""
     bench_forms.main(
         [*("--rows", "8", "--forms", "alone,auto", "--pilot", "12", "--lanes", "2", "--threads", "1")],
     )

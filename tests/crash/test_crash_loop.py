@@ -1,4 +1,4 @@
-"""The service dies again and again: by somebody who kills it, or by a job that it cannot survive."""
+"""The service dies repeatedly, killed from outside or by a job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIRST = SIDECAR + "priority: 1\n"
 ROWS = 3
 KILLS = 10
 
-# The real service, in which one call ends the process for the jobs named; its probation is shorter.
+# The real service, in which one call ends the process for the named jobs, with a shorter wait after a death.
 LAUNCHER = """
 import os, resource, signal, sys
 from spoolama.cli.main import main
@@ -45,14 +45,14 @@ main()
 
 
 class Restarter:
-    """Starts the service again whenever it dies, as systemd does."""
+    """Restarts the service whenever it dies, as systemd does."""
 
     def __init__(self, env: dict[str, str], killers: str, log: Path) -> None:
         self._command = [sys.executable, "-c", LAUNCHER, killers]
         self._env = env
         self._log = log
         self.ends: list[int] = []
-        """How each life ended."""
+        """How each run ended."""
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -60,7 +60,7 @@ class Restarter:
             return subprocess.Popen(self._command, env=self._env, stdout=out, stderr=out)
 
     def until(self, true: Callable[[], Any]) -> None:
-        """Restart until something is true."""
+        """Restart until the condition is true."""
 
         def look() -> bool:
             if true():
@@ -73,7 +73,7 @@ class Restarter:
         wait_for(look, seconds=60)
 
     def stop(self) -> None:
-        """End the life that runs."""
+        """Stop the present run."""
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
 
@@ -88,12 +88,12 @@ def restarted(env: dict[str, str], *killers: str, log: Path) -> Iterator[Restart
 
 
 def done(spool: Path) -> list[str]:
-    """What was published as answered, by the uploads' stems."""
+    """Return the jobs in done/ by the uploads' stems."""
     return sorted(path.name.split("-")[0] for path in (spool / "done").iterdir())
 
 
 def status(spool: Path, name: str) -> dict[str, Any]:
-    """What the service says of a drop; nothing yet is {}."""
+    """Return the status of an upload; {} if there is none yet."""
     path = spool / "status" / f"{name}.json"
     found: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
     return found
@@ -115,10 +115,10 @@ def answered_whole(spool: Path) -> bool:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV], ids=["an administrator", "a driver"])
 def test_healthy_jobs_survive_ten_deaths_without_progress(tmp_path: Path, death: signal.Signals) -> None:
-    """1 s after each READY=1, sooner than any answer; left alone, none is held, all are answered.
+    """If the service is killed 1 s after each READY=1, no job is held and all are answered in the end.
 
-    The first death waits until a job runs, which takes longer on a busy machine: a death without one counts
-    for no job.
+    The first kill waits until a job runs, which takes longer on a busy machine, because a death without a job
+    does not count for one.
     """
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "log"
     for name in "abc":
@@ -150,10 +150,10 @@ def test_healthy_jobs_survive_ten_deaths_without_progress(tmp_path: Path, death:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_job_that_kills_the_service_is_held_and_released_by_the_command_that_is_named(
+def test_a_job_that_kills_the_service_is_held_and_released_by_the_named_command(
     tmp_path: Path,
 ) -> None:
-    """By SIGSEGV, three times; the others are answered, and so is this one once the service survives it."""
+    """A job that causes a SIGSEGV is held after three deaths, and is answered after its release and a fix."""
     spool = make_spool(tmp_path / "the spool")
     write_job(spool / "incoming", "killer", ROWS, FIRST)
     for name in "ab":
@@ -180,7 +180,7 @@ def test_a_job_that_kills_the_service_is_held_and_released_by_the_command_that_i
 def test_two_jobs_that_kill_are_held_once_another_job_shows_that_the_service_works(
     tmp_path: Path, healthy: str
 ) -> None:
-    """Until then they die alike, which may be anybody's fault: they take turns, and none is held."""
+    """Two jobs that both die take turns without a hold, until another job shows that the service works."""
     spool = make_spool(tmp_path / "spool")
     killers = ("k.csv", "l.csv")
     for name in "kl":

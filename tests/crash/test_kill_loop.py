@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a running job, over and over: nothing lost, nothing doubled."""
+"""kill -9 at random moments of a running job, repeatedly: no row is lost and none is answered twice."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAKE = ("--latency-ms", "20", "--slots", str(LANES), "--prompt-token-ms", "0", "
 
 
 class Calls:
-    """The fake's call log, read as it grows."""
+    """Reads the fake's call log as it grows."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -44,7 +44,7 @@ class Calls:
         """(row, sha256 of the body) of each chat call."""
 
     def read(self) -> int:
-        """Take in what is new; the number of chat calls so far."""
+        """Read new calls; return the number of chat calls so far."""
         if self._log.exists():
             with self._log.open("rb") as file:
                 file.seek(self._at)
@@ -58,14 +58,14 @@ class Calls:
         return len(self.asked)
 
 
-def open_marks(spool: Path) -> set[tuple[int, int]]:
-    """Tries that were marked and have no end, as the dead process left them in the ledger."""
-    marks: set[tuple[int, int]] = set()
+def open_attempts(spool: Path) -> set[tuple[int, int]]:
+    """Return the attempts that the dead process marked in the ledger without an end."""
+    attempts: set[tuple[int, int]] = set()
     for ledger in (spool / "processing").glob("*/ledger.sqlite"):
         with sqlite3.connect(f"{ledger.as_uri()}?mode=ro", uri=True) as db:
-            marks |= set(db.execute("SELECT ordinal, number FROM attempts WHERE code='open'"))
+            attempts |= set(db.execute("SELECT ordinal, number FROM attempts WHERE code='open'"))
         db.close()
-    return marks
+    return attempts
 
 
 def undisturbed(base: Path) -> Calls:
@@ -84,9 +84,9 @@ def undisturbed(base: Path) -> Calls:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) -> None:
-    """kill -9 and a restart, over and over: every result is there, only calls in flight are repeated.
+    """After kill -9 and restarts every result exists, and only calls in flight are repeated.
 
-    Those of the audit as well: which rows it asks follows from the ledger.
+    This includes the audit, because the ledger decides which rows it asks.
     """
     seed = int(os.environ.get("SPOOLAMA_TEST_SEED", random.randrange(10**6)))
     print(f"SPOOLAMA_TEST_SEED={seed}")
@@ -106,12 +106,12 @@ def test_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) 
             if number % 10:  # while rows are being answered
                 wait_for(lambda before=before: calls.read() > before)
                 time.sleep(rng.uniform(0.0, 0.12))
-            else:  # any moment at all: start, recovery, intake
+            else:  # any moment: start, recovery, intake
                 time.sleep(rng.uniform(0.0, 1.2))
             assert process.poll() is None, (tmp_path / "log").read_text()[-2000:]
             process.send_signal(signal.SIGKILL)
             process.wait()
-            new = open_marks(spool) - seen
+            new = open_attempts(spool) - seen
             seen |= new
             in_flight += len(new)
             busy_kills += bool(new)
@@ -127,6 +127,6 @@ def test_kills_lose_nothing_double_nothing_and_change_no_prompt(tmp_path: Path) 
     print(f"{KILLS} kills, {busy_kills} with requests in flight ({in_flight}), {repeated} calls repeated")
     assert busy_kills >= 0.8 * KILLS
     assert 0 <= repeated <= in_flight
-    # The same prompts as in the undisturbed run, byte for byte; a repeated call repeats its prompt.
+    # The prompts equal those of the undisturbed run byte for byte; a repeated call repeats its prompt.
     assert set(calls.asked) == set(whole.asked)
     assert max(Counter(whole.asked).values()) <= 2, "an isolated answer may be asked twice, by another seed"

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of conversations, for every strategy: the prompts are those of an undisturbed run."""
+"""kill -9 in conversations of every strategy: the prompts equal those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STRATEGIES = {
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_kills_in_mid_conversation_change_no_prompt(tmp_path: Path, name: str) -> None:
-    """Byte for byte, and nothing is lost or doubled."""
+    """The prompts are the same byte for byte, and no row is lost or answered twice."""
     seed = int(os.environ.get("SPOOLAMA_TEST_SEED", random.randrange(10**6)))
     print(f"SPOOLAMA_TEST_SEED={seed}")
     rng = random.Random(seed)
@@ -59,7 +59,7 @@ def test_kills_in_mid_conversation_change_no_prompt(tmp_path: Path, name: str) -
                 process = subprocess.Popen(
                     [sys.executable, "-m", "spoolama", "run"], env=env, stdout=out, stderr=out
                 )
-                # On a slow machine the job may end before the last kill; then there is nothing left to kill.
+                # On a slow machine the job may end before the last kill.
                 wait_for(
                     lambda before=before, calls=calls, spool=spool: (
                         calls.read() > before + 20 or any((spool / "done").iterdir())

@@ -1,4 +1,4 @@
-"""The backends that are held to the contract, and what the contract may do to their servers."""
+"""The backends under the contract, and the actions of the contract on their servers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SYSTEM = Message(
 
 
 def common_beginning(texts: Sequence[str]) -> str:
-    """What all texts begin with alike."""
+    """Return the common beginning of all texts."""
     first, last = min(texts), max(texts)
     size = next(
         (n for n, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first)
@@ -35,27 +35,29 @@ def common_beginning(texts: Sequence[str]) -> str:
 
 @dataclass
 class Subject:
-    """A backend under the contract, and what the contract may do to its server."""
+    """A backend under the contract, with actions on its server."""
 
     backend: Backend
     spec: LoadSpec
     kill: Callable[[], None]
     """Kill the process that holds the model."""
     holds_memory: Callable[[], bool]
-    """Whether a model is in memory."""
+    """Whether a model is loaded."""
     loads: Callable[[], Any]
-    """Something that changes with every load."""
+    """A value that changes with every load."""
     busy: Callable[[], Awaitable[bool]]
     """Whether the server works on a request."""
 
     async def until_busy(self) -> None:
-        """Wait until the server works on a request."""
+        """Wait until the server processes a request."""
         async with asyncio.timeout(20):
             while not await self.busy():
                 await asyncio.sleep(0.01)
 
     async def ask(self, *texts: str, num_predict: int = 8, slot: int = 0, **more: Any) -> Reply:
-        """The system message, turns of user and assistant, and the answer."""
+        """A request with the system message, alternating turns of user and assistant, and the
+        answer's limit.
+        """
         return await self.backend.chat(self.request(*texts, num_predict=num_predict, slot=slot, **more))
 
     def request(self, *texts: str, num_predict: int = 8, slot: int = 0, **more: Any) -> ChatRequest:
@@ -64,14 +66,14 @@ class Subject:
         return ChatRequest(self.spec, (SYSTEM, *turns), num_predict, sampling, slot=slot, **more)
 
     def endless(self, *, slot: int, timeout_s: float = 60.0) -> ChatRequest:
-        """A request that works far longer than any test waits."""
+        """A request that runs far longer than any test waits."""
         return self.request(
             "Write forever.", num_predict=800, slot=slot, timeout_s=timeout_s, sampling={"ignore_eos": True}
         )
 
 
 class Bench:
-    """Subjects, made when first asked for and kept for the module, on one event loop."""
+    """Subjects on one event loop, made at their first use and kept for the module."""
 
     def __init__(self, cache_dir: Path) -> None:
         self.runner = asyncio.Runner()
@@ -130,7 +132,7 @@ class Bench:
         )
 
     async def _behind_openai(self) -> Subject:
-        """The engine of an embedded backend is a llama-server: spoken to as to any other."""
+        """Talk to the engine of an embedded backend as to any llama-server."""
         owner = self._owner = EmbeddedBackend(clock=SystemClock(), threads=1, cache_dir=self._cache_dir)
         await owner.load(LoadSpec("smollm2:135m", 1024, slots=2))
         assert owner._http is not None

@@ -1,4 +1,4 @@
-"""Hostile inputs: what is dropped, and the words that must come back."""
+"""Hostile inputs: the uploads and the messages that they must cause."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ DATA = Path(__file__).parents[1] / "data" / "hostile"
 MB = 1_000_000
 
 Files = Callable[[], dict[str, bytes]]
-"""Makes the files of a drop: by what their names have behind the case's name."""
+"""Makes the files of an upload, by the suffix after the case's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A hostile drop."""
+    """A hostile upload."""
 
     name: str
     files: Files
     code: str
-    """Of error.json, or of the first failed row; empty: every row is answered."""
+    """The code in error.json or of the first failed row; empty: every row is answered."""
     words: tuple[str, ...] = ()
     """Parts of its message."""
     answered: bool = False
-    """Whether the model's answer is what is hostile, so that `check` finds nothing."""
+    """Whether the model's answer is the hostile part, so that `check` finds nothing."""
     variant: bool = False
-    """Whether another case meets the same limit in the same place; tried with SPOOLAMA_THOROUGH=1 only."""
+    """Whether another case hits the same limit in the same place; runs only with SPOOLAMA_THOROUGH=1."""
 
     @property
     def takes_seconds(self) -> bool:
-        """Whether an evaluation computes until its time is over."""
+        """Whether an evaluation computes until its time limit."""
         return any("took longer than" in words for words in self.words)
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ def openai(schema: dict[str, Any], answer: str) -> Files:
 
 
 def doubling(levels: int) -> dict[str, Any]:
-    """A schema of definitions of which each refers to the next one twice."""
+    """A schema of definitions, each of which refers to the next one twice."""
     defs: dict[str, Any] = {
         f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}, {"$ref": f"#/$defs/d{n + 1}"}]}
         for n in range(levels)
@@ -92,7 +92,7 @@ def doubling(levels: int) -> dict[str, Any]:
 
 
 def objects(number: int) -> list[dict[str, Any]]:
-    """Different objects: they cannot be sorted, so each one is compared with each."""
+    """Different objects, which cannot be sorted, so that each is compared with each."""
     return [{"a": n, "b": [n]} for n in range(number)]
 
 
@@ -120,14 +120,14 @@ def long_lines(rows: int) -> bytes:
 
 
 def nested(number: int) -> bytes:
-    """A JSONL line of this many empty lists: in memory they take 30 times their text."""
+    """A JSONL line with this many empty lists, which take 30 times their text in memory."""
     per_key = [[]] * (number // 4)  # type: ignore[var-annotated]
     return json.dumps(dict.fromkeys("abcd", per_key), separators=(",", ":")).encode() + b"\n"
 
 
 SUMMARY = {"summary": "word " * 30 + "!"}
 ANSWERS = {"sum up a": json.dumps(SUMMARY)}
-"""What the model answers to a row with this text; to all others it answers with the row itself."""
+"""The model's answer to a row with this text; it answers all other rows with the row itself."""
 
 UNIQUE = {"type": "array", "uniqueItems": True}
 WORD_KEYS = {"type": "object", "patternProperties": {"^([A-Za-z]+ ?)+$": {"type": "string"}}}
@@ -218,10 +218,10 @@ ALL_CASES = [
     Case("long-ids", side("prompt: x\nid: name\n", b"name\n" + (b"x" * 200_000 + b"\n") * 20),
          "duplicate_id", ("was already used on line 2", "characters left out")),
 ]  # fmt: skip
-"""Drops that a service takes one after another, with those of a kind that another one shows."""
+"""Uploads that one service processes one after another, variants included."""
 
 CASES = cases([case for case in ALL_CASES if not case.variant], ALL_CASES)
-"""Those that are tried."""
+"""The cases that run."""
 
 LARGE = [
     Case("columns", side("prompt: '{{ c1 }}'\nid: c12345x\n",
@@ -249,7 +249,7 @@ LARGE = [
     Case("zstd-bomb", zstd_bomb, "endless_line", ("the next 256 MiB do not contain a row end",)),
     Case("blank-bomb", blank_bomb, "endless_line", ("1,000,000 blank lines follow",)),
 ]  # fmt: skip
-"""Drops that would fill the memory of the service itself; each one gets a service of its own."""
+"""Uploads that would fill the memory of the service itself; each has its own service."""
 
 _ONE_OF_EACH = {
     *("freeze", "segv", "output-bomb", "macro-endless"),  # templates: time, a crash, memory, an error
@@ -258,4 +258,4 @@ _ONE_OF_EACH = {
     *("long-ids", "long-lines", "lists-below-the-limit", "zstd-bomb"),  # reading the rows
 }
 KILLED = cases([case for case in (*ALL_CASES, *LARGE) if case.name in _ONE_OF_EACH], [*ALL_CASES, *LARGE])
-"""Drops at which the service is killed: one for each place at which it can be."""
+"""Uploads during which the service is killed: one for each place where that can happen."""

@@ -1,4 +1,4 @@
-"""Helpers: a service that takes hostile inputs, and what it must do with each."""
+"""Helpers: a service that processes hostile inputs, and the checks of each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from integration.hostile_cases import ALL_CASES, ANSWERS, LARGE, Case
 
 LANES = 16
 NEXT_S = 30.0
-"""A job dropped meanwhile is done this long after the hostile one met its limit, at the latest. It takes 2 s
-on an idle machine, which leaves room for tests side by side on a slow one."""
+"""A job dropped meanwhile is done at most this long after the hostile one hit its limit. It takes 2 s on an
+idle machine, which leaves room for parallel tests on a slow one.
+"""
 ABOVE_IDLE_KB = 50 * 1024
 EVALUATION_KB = 256 * 1024
 STOP_S = 90.0
@@ -29,7 +30,7 @@ BY_NAME = {case.name: case for case in (*ALL_CASES, *LARGE)}
 
 
 def status_kb(pid: int, key: str) -> int:
-    """A line of /proc/PID/status, in kB; 0 if the process is gone."""
+    """Return a value of /proc/PID/status in kB; 0 if the process is gone."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(f"{key}:"):
@@ -38,7 +39,7 @@ def status_kb(pid: int, key: str) -> int:
 
 
 def children(pid: int) -> list[int]:
-    """The evaluation processes of a service."""
+    """Return the evaluation processes of a service."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -47,7 +48,7 @@ def children(pid: int) -> list[int]:
 
 
 def cpu_s(pid: int) -> float:
-    """Processor time of a process."""
+    """Return the CPU time of a process."""
     with contextlib.suppress(OSError):
         parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
@@ -56,7 +57,7 @@ def cpu_s(pid: int) -> float:
 
 @dataclass
 class Watched:
-    """A service and the most memory that it and its evaluation processes were seen to take, in kB."""
+    """A service and the largest memory of it and of its evaluation processes, in kB."""
 
     process: subprocess.Popen[bytes]
     spool: Path
@@ -66,7 +67,7 @@ class Watched:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def watch(self) -> None:
-        """Look at the evaluation processes until the service is stopped."""
+        """Read the evaluation processes until the service is stopped."""
         while not self._ended.wait(0.02):
             for child in children(self.process.pid):
                 # Between fork and exec it is still a copy of the service.
@@ -75,30 +76,30 @@ class Watched:
                         self.evaluation = max(self.evaluation, status_kb(child, "VmHWM"))
 
     def end(self) -> None:
-        """Stop looking."""
+        """Stop reading."""
         self._ended.set()
 
     @property
     def most(self) -> int:
-        """The service's own peak since `forget`."""
+        """Return the service's own peak since `forget`."""
         return status_kb(self.process.pid, "VmHWM")
 
     def forget(self) -> None:
-        """Begin a new peak (proc(5): clear_refs)."""
+        """Start a new peak (proc(5): clear_refs)."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         self.evaluation = 0
 
     def busy(self) -> bool:
-        """Whether an evaluation process has computed for more than its start takes."""
+        """Whether an evaluation process has computed for longer than its start takes."""
         return any(cpu_s(child) > 1.0 for child in children(self.process.pid))
 
     def started(self) -> bool:
-        """Whether the service is at work."""
+        """Whether the service has started."""
         return self.log.read_text().count("service.started") > 0
 
 
 def drop(spool: Path, name: str, files: dict[str, bytes]) -> None:
-    """Put files into incoming/, each at once."""
+    """Put files into incoming/, each atomically."""
     for ending, content in files.items():
         part = spool / "incoming" / f".{name}{ending}.part"
         part.write_bytes(content)
@@ -106,13 +107,13 @@ def drop(spool: Path, name: str, files: dict[str, bytes]) -> None:
 
 
 def published(spool: Path, name: str) -> Path | None:
-    """The directory in done/ or failed/ of the job that was dropped under this name."""
+    """Return the directory in done/ or failed/ of the job that was uploaded under this name."""
     found = [path for where in ("done", "failed") for path in (spool / where).glob(f"{name}-2*")]
     return found[0] if found else None
 
 
 def outcome(job: Path) -> tuple[str, str]:
-    """Code and message of the job's error or of its first failed row; empty if there is none."""
+    """Return code and message of the job's error or of its first failed row, or empty strings."""
     if (job / "error.json").exists():
         error = json.loads((job / "error.json").read_text())
         return error["code"], error["message"]
@@ -147,8 +148,8 @@ def service(tmp: Path, url: str) -> Iterator[Watched]:
             thread.join()
 
 
-def held_up(found: Watched, case: Case) -> None:
-    """Drop the case and a plain job behind it; both end as they must, in bounded time and memory."""
+def check_that_nothing_is_delayed(found: Watched, case: Case) -> None:
+    """Upload the case and a plain job after it; both must end as expected, in bounded time and memory."""
     spool = found.spool
     found.forget()
     drop(spool, case.name, case.files())
@@ -158,7 +159,7 @@ def held_up(found: Watched, case: Case) -> None:
 
 
 def ends_in_time_and_memory(found: Watched, case: Case) -> None:
-    """The case ends with its words and the job behind it is done, in bounded time and memory."""
+    """Check that the case ends with its message and the next job is done, in bounded time and memory."""
     spool = found.spool
     job = wait_for(lambda: published(spool, case.name), seconds=150)
     after = wait_for(lambda: published(spool, f"next-{case.name}"), seconds=NEXT_S)
@@ -173,7 +174,7 @@ def ends_in_time_and_memory(found: Watched, case: Case) -> None:
 
 
 def fake_arguments() -> list[str]:
-    """A fake that answers with the row, and with what the cases say."""
+    """A fake that answers with the row, or as the cases say."""
     arguments = [*FAKE, "--answer", "echo"]
     for row, answer in ANSWERS.items():
         arguments += ["--fault", json.dumps({"kind": "text", "contains": row, "body": answer})]

@@ -1,4 +1,4 @@
-"""The whole service on a machine whose memory is modelled: real daemon, fake server, stand-in for NVML."""
+"""The whole service on a machine with modelled memory: real daemon, fake server, stub of NVML."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def gb(number: float) -> int:
 
 
 def card(used_gb: float = 1.0, total_gb: float = 16.0, **more: Any) -> FakeCard:
-    """A card of which others use so much. Of 16 GB 14 count as high and 15 as critical."""
+    """A card of 16 GB of which others use this much; 14 GB count as high and 15 as critical."""
     return FakeCard(total=gb(total_gb), used=gb(used_gb), reserved=gb(0.4), **more)
 
 
 def words(tokens: int) -> str:
-    """A text of so many tokens by the fake's count."""
+    """A text with this many tokens by the fake's count."""
     return "long" * tokens
 
 
 @dataclass
 class Scene:
-    """What a test sees of it, and moves."""
+    """The state of the scene, and the actions of a test."""
 
     script: Script
     spool: Path
@@ -57,12 +57,12 @@ class Scene:
     service: subprocess.Popen[bytes] = field(init=False)
 
     def others(self, used_gb: float, place: int = 0) -> None:
-        """Let other programs have so much of a card."""
+        """Let other programs use this much of a card."""
         self.script.cards[place].used = gb(used_gb)
         self.script.write()
 
     def submit(self, rows: Sequence[str], **sidecar: Any) -> None:
-        """A job of these texts; what the sidecar leaves out is short and simple."""
+        """Submit a job with these texts; the rest of its sidecar is short and simple."""
         options = {"num_ctx": 2048, "num_predict": 16} | sidecar.pop("options", {})
         body = {"model": MODEL["name"], "prompt": "{{ text }}", "mode": "isolated", "options": options}
         self.incoming.mkdir(parents=True, exist_ok=True)
@@ -71,11 +71,11 @@ class Scene:
 
     @property
     def incoming(self) -> Path:
-        """Where jobs are dropped."""
+        """The directory for uploads."""
         return self.spool / "incoming"
 
     def asked(self) -> list[str]:
-        """What the server was asked, in order: `chat`, `load` with its window, or `unload`."""
+        """The requests to the server in order: `chat`, `load` with its window, or `unload`."""
         found = []
         for line in self.calls.read_text().splitlines():
             entry = json.loads(line)
@@ -91,20 +91,20 @@ class Scene:
         return found
 
     def chats(self) -> int:
-        """Rows that the server was asked."""
+        """The rows in requests to the server."""
         return self.asked().count("chat") if self.calls.exists() else 0
 
     def wait_for_chats(self, count: int) -> None:
-        """Until the job is under way."""
+        """Wait until the job has sent this many chats."""
         wait_for(lambda: self.chats() >= count)
 
     def events(self, name: str = "memory.") -> list[dict[str, Any]]:
-        """Events in the service's log whose name begins so."""
+        """Events in the service's log whose name has this beginning."""
         lines = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [entry for line in lines if (entry := json.loads(line))["event"].startswith(name)]
 
     def wait_for_event(self, name: str, **facts: str) -> dict[str, Any]:
-        """The first event of which these facts begin so, as soon as it is there."""
+        """Wait for the first event whose facts have this beginning."""
 
         def there() -> dict[str, Any] | None:
             found = (
@@ -119,7 +119,7 @@ class Scene:
         return event
 
     def wait_for_status(self, words: str) -> str:
-        """The text of status/service.txt, once these words are in it."""
+        """Wait for a status/service.txt with these words, and return it."""
         path = self.spool / "status" / "service.txt"
 
         def there() -> str | None:
@@ -130,12 +130,12 @@ class Scene:
         return found
 
     def levels(self) -> list[str]:
-        """Changes of level in the log, in order."""
+        """The changes of level in the log, in order."""
         names = ("memory.ok", "memory.high", "memory.critical")
         return [e["event"].removeprefix("memory.") for e in self.events() if e["event"] in names]
 
     def ended(self, where: str = "done", *, seconds: float = 40) -> Published:
-        """The published job; its books balance."""
+        """Return the published job, after checking that its counts add up."""
 
         def there() -> Path | None:
             return next((self.spool / where).glob("job-*"), None)
@@ -171,19 +171,19 @@ class Published:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What memory was like."""
+        """The memory of the job."""
         found: dict[str, Any] = self.metrics["memory"]
         return found
 
     @property
     def actions(self) -> dict[str, int]:
-        """What was done about it."""
+        """The actions for memory."""
         found: dict[str, int] = self.memory["actions"]
         return found
 
     @property
     def windows(self) -> list[int]:
-        """Of each load that was measured."""
+        """The window of each measured load."""
         return [load["num_ctx"] for load in self.metrics["loads"] or []]
 
 
@@ -199,15 +199,15 @@ def running(
     before: Callable[[Scene], None] = lambda _scene: None,
     **env: str,
 ) -> Iterator[Scene]:
-    """The service on this machine, until the end of the block.
+    """Run the service on this machine until the end of the block.
 
     Args:
         base: A directory for all of it.
         cards: The machine's cards; none: one of 16 GB of which others use 1.
-        model: What the server has.
-        habits: What models take beside their weights.
-        host: Bytes of main memory in all, and in use by others.
-        pace: How many times faster than in earnest the watchdog is.
+        model: The model of the server.
+        habits: What models take besides their weights.
+        host: Bytes of main memory in total and in use by others.
+        pace: How many times faster than normal the watchdog is.
         latency_ms: Of each answer.
         before: Called before the service starts.
         env: Its settings.

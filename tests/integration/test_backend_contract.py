@@ -1,6 +1,6 @@
-"""One list of behaviours that every backend keeps, run against the fake Ollama and against real models.
+"""Behaviours that every backend has, tested with the fake Ollama and with real models.
 
-What one of them cannot have stands in `CANNOT`, with the reason.
+`CANNOT` lists what one of them cannot do, with the reason.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from spoolama.backends.base import ChatRequest, Message
 from spoolama.errors import ContextOverflow, RequestRefused, ServerDied, Stalled
 
 FEW = 8
-"""Tokens at the end of what is shared that a server may evaluate again (frames, the answer's end)."""
+"""Tokens at the end of a shared prefix that a server may evaluate again (frames, the answer's end)."""
 
-# Behaviours: each takes a subject whose model is loaded.
+# Behaviours: each gets a subject whose model is loaded.
 
 
 async def repeats_a_prompt_from_its_cache(subject: Subject) -> None:
-    """The same prompt twice has the same length, and the second time nearly all of it is cached."""
+    """A repeated prompt has the same length, and nearly all of it is cached."""
     first = await subject.ask("The battery died after two days.")
     second = await subject.ask("The battery died after two days.")
 
@@ -36,7 +36,7 @@ async def repeats_a_prompt_from_its_cache(subject: Subject) -> None:
 
 
 async def reuses_the_prefix_of_a_longer_conversation(subject: Subject) -> None:
-    """A turn appended to a conversation reuses all that came before."""
+    """An appended turn reuses the whole conversation before it."""
     first = await subject.ask("Great screen, love it.")
     second = await subject.ask("Great screen, love it.", first.text, "Broke at once.")
 
@@ -48,7 +48,7 @@ async def reuses_the_prefix_of_a_longer_conversation(subject: Subject) -> None:
 
 
 async def reuses_the_shared_start_of_another_row(subject: Subject) -> None:
-    """Another row behind the same instruction reuses the instruction."""
+    """Another row after the same instruction reuses the instruction."""
     first = await subject.ask("It is blue.")
     second = await subject.ask("Never again, what a waste of money.")
 
@@ -58,7 +58,7 @@ async def reuses_the_shared_start_of_another_row(subject: Subject) -> None:
 
 
 async def refuses_what_does_not_fit(subject: Subject) -> None:
-    """An overflow is refused with exact sizes, and nothing is evaluated: the cache is as it was."""
+    """An overflow is refused with exact sizes and does not change the cache."""
     loaded = await subject.backend.load(subject.spec)
     before = await subject.ask("Fine.")
     with pytest.raises(ContextOverflow) as caught:
@@ -74,7 +74,7 @@ async def refuses_what_does_not_fit(subject: Subject) -> None:
 
 
 async def reports_an_answer_that_was_cut(subject: Subject) -> None:
-    """`length` at `num_predict`, with exactly that many tokens."""
+    """An answer cut at `num_predict` has exactly that many tokens and ends with `length`."""
     reply = await subject.ask("Tell me a story.", num_predict=3, sampling={"ignore_eos": True})
 
     assert reply.finish == "length"
@@ -82,7 +82,7 @@ async def reports_an_answer_that_was_cut(subject: Subject) -> None:
 
 
 async def answers_by_a_schema(subject: Subject) -> None:
-    """A constrained answer parses and has what the schema asks."""
+    """A constrained answer parses and fits its schema."""
     schema = {
         "type": "object",
         "properties": {"sentiment": {"enum": ["positive", "negative"]}, "sure": {"type": "boolean"}},
@@ -98,7 +98,7 @@ async def answers_by_a_schema(subject: Subject) -> None:
 
 
 async def refuses_a_schema_that_it_cannot_follow(subject: Subject) -> None:
-    """A wrong schema is the job's fault, and is said so."""
+    """A wrong schema is reported as the job's error."""
     with pytest.raises(RequestRefused) as caught:
         await subject.ask("Love it.", format={"type": "nosuchtype"})
 
@@ -106,15 +106,15 @@ async def refuses_a_schema_that_it_cannot_follow(subject: Subject) -> None:
 
 
 async def carries_any_text_both_ways(subject: Subject) -> None:
-    """What is not ASCII arrives and comes back as it is."""
+    """Text that is not ASCII is sent and returned unchanged."""
     word = "žluťoučký kůň 日本 🐎"
     reply = await subject.ask(f"Say {word}.", num_predict=64, format={"enum": [word]})
 
     assert json.loads(reply.text) == word
 
 
-async def refuses_a_model_that_is_not_there(subject: Subject) -> None:
-    """With what to do about it; the subject's own model can be used afterwards."""
+async def refuses_a_missing_model(subject: Subject) -> None:
+    """A missing model is refused with the fix, and the subject's own model still works."""
     with pytest.raises(RequestRefused) as caught:
         await subject.backend.load(replace(subject.spec, model="nosuch:1b"))
     await subject.backend.load(subject.spec)
@@ -124,7 +124,7 @@ async def refuses_a_model_that_is_not_there(subject: Subject) -> None:
 
 
 async def counts_tokens_without_evaluating(subject: Subject) -> None:
-    """The count before is the count in the reply, for one turn and for several."""
+    """The count in advance equals the count in the reply, for one turn and for several."""
     for texts in (("Fine — 良い.",), ("Fine.", "neutral", "Not so fine.")):
         request = subject.request(*texts)
         counted = await subject.backend.count_tokens(subject.spec, request.messages)
@@ -134,7 +134,7 @@ async def counts_tokens_without_evaluating(subject: Subject) -> None:
 
 
 async def loads_once(subject: Subject) -> None:
-    """The same load again is no load."""
+    """The same load again does nothing."""
     before = subject.loads()
     again = await subject.backend.load(subject.spec)
 
@@ -145,15 +145,15 @@ async def loads_once(subject: Subject) -> None:
 
 
 async def names_the_weights(subject: Subject) -> None:
-    """A digest says which weights answered."""
+    """A digest identifies the weights."""
     loaded = await subject.backend.load(subject.spec)
 
     assert loaded.digest is not None
     assert len(loaded.digest) == 64
 
 
-async def measures_what_it_does(subject: Subject) -> None:
-    """Counts and times of a reply are there and plausible."""
+async def reports_counts_and_times(subject: Subject) -> None:
+    """Counts and times of a reply exist and are plausible."""
     reply = await subject.ask("A row that was never asked before.")
 
     assert reply.prompt_tokens is not None
@@ -165,15 +165,15 @@ async def measures_what_it_does(subject: Subject) -> None:
     assert reply.eval_s >= 0
 
 
-async def answers_alike_at_temperature_zero(subject: Subject) -> None:
-    """One after another, a warm prompt gets the same answer each time."""
+async def repeats_answers_at_temperature_zero(subject: Subject) -> None:
+    """Repeated requests with a cached prompt get the same answer."""
     texts = [(await subject.ask("It is what it is.", num_predict=16)).text for _ in range(4)]
 
     assert len(set(texts[1:])) == 1
 
 
 async def works_on_two_requests_at_once(subject: Subject) -> None:
-    """Two conversations on two slots are both answered, and each finds its own prefix again."""
+    """Two conversations on two slots are both answered, and each reuses its own prefix."""
     rows = ["First: " + "one " * 40, "Second: " + "two " * 40]
     first = await asyncio.gather(*(subject.ask(row, slot=n) for n, row in enumerate(rows)))
     second = await asyncio.gather(*(subject.ask(row, slot=n) for n, row in enumerate(rows)))
@@ -185,10 +185,10 @@ async def works_on_two_requests_at_once(subject: Subject) -> None:
 
 
 async def frees_a_slot_when_cancelled(subject: Subject) -> None:
-    """A request past its bound, or cancelled, gives its slot back long before it would have ended."""
+    """A request that times out or is cancelled frees its slot long before it would have ended."""
     began = time.monotonic()
     await subject.ask("Count to a thousand.", num_predict=80, sampling={"ignore_eos": True})
-    tenth_s = time.monotonic() - began  # of the time that an endless request takes, on this machine now
+    tenth_s = time.monotonic() - began  # of the time that an endless request takes on this machine now
     stalled = [
         subject.backend.chat(subject.endless(slot=n, timeout_s=0.3)) for n in range(subject.spec.slots)
     ]
@@ -205,7 +205,7 @@ async def frees_a_slot_when_cancelled(subject: Subject) -> None:
 
 
 async def survives_the_death_of_its_engine(subject: Subject) -> None:
-    """A request in flight is `ServerDied`; the next load has the model back."""
+    """A request in flight raises `ServerDied`, and the next load loads the model again."""
     before = subject.loads()
     flying = asyncio.create_task(subject.backend.chat(subject.endless(slot=0)))
     await subject.until_busy()
@@ -219,7 +219,7 @@ async def survives_the_death_of_its_engine(subject: Subject) -> None:
 
 
 async def renders_a_prompt_without_evaluating(subject: Subject) -> None:
-    """What two rows' renderings begin with alike holds the system message and ends where the rows differ."""
+    """The common beginning of two renderings contains the system message and ends where the rows differ."""
     one, other = subject.request("Fine screen."), subject.request("Fine colour.")
     first = await subject.backend.render(subject.spec, one.messages)
     second = await subject.backend.render(subject.spec, other.messages)
@@ -234,7 +234,7 @@ async def renders_a_prompt_without_evaluating(subject: Subject) -> None:
 
 
 async def keeps_a_primed_prefix(subject: Subject) -> None:
-    """The common beginning of the renderings, evaluated once, is nearly all there for every row behind it."""
+    """The common beginning of the renderings, evaluated once, is nearly all cached for every row after it."""
     rules = " ".join(f"Rule {n}: a complaint counts for {n}." for n in range(20))
     system = Message("system", f"Priming. {rules}")
     rows = [f"Review: {word} and so on, {'on and ' * 30}" for word in ("Bent", "Lost", "Good")]
@@ -258,8 +258,8 @@ async def keeps_a_primed_prefix(subject: Subject) -> None:
         assert primed.prompt_tokens - FEW <= reply.cached_tokens < reply.prompt_tokens
 
 
-async def says_how_probable_its_answer_was(subject: Subject) -> None:
-    """Where it is asked, the mean logarithm over the answer's tokens; else nothing."""
+async def reports_the_probability_of_its_answer(subject: Subject) -> None:
+    """If requested, a reply has the mean log probability of the answer's tokens, and otherwise None."""
     asked = await subject.ask("The battery died after two days.", logprobs=True)
     unasked = await subject.ask("The battery died after two days.")
 
@@ -269,8 +269,8 @@ async def says_how_probable_its_answer_was(subject: Subject) -> None:
     assert asked.text == unasked.text
 
 
-async def tells_what_it_holds(subject: Subject) -> None:
-    """A loaded model is described as its load did, without a load."""
+async def reports_the_loaded_model(subject: Subject) -> None:
+    """An inspection returns the facts of the load and loads nothing."""
     loaded = await subject.backend.load(subject.spec)
     before = subject.loads()
     held = await subject.backend.inspect(subject.spec)
@@ -282,8 +282,8 @@ async def tells_what_it_holds(subject: Subject) -> None:
     assert subject.loads() == before
 
 
-async def holds_nothing_after_a_release(subject: Subject) -> None:
-    """A model that was released is not in memory, and looking does not load it."""
+async def has_no_model_after_a_release(subject: Subject) -> None:
+    """A released model is not in memory, and an inspection does not load it."""
     await subject.backend.release()
     held = await subject.backend.inspect(subject.spec)
     free = not subject.holds_memory()
@@ -294,13 +294,13 @@ async def holds_nothing_after_a_release(subject: Subject) -> None:
     assert await subject.backend.inspect(subject.spec) is not None
 
 
-async def knows_no_model_that_is_not_there(subject: Subject) -> None:
-    """Another name is not in memory, whatever else is."""
+async def reports_no_missing_model(subject: Subject) -> None:
+    """A missing model is not in memory, regardless of other models."""
     assert await subject.backend.inspect(replace(subject.spec, model="nosuch:1b")) is None
 
 
 async def releases_its_memory(subject: Subject) -> None:
-    """After a release no model is in memory; a load brings it back."""
+    """After a release no model is in memory, and a load loads it again."""
     held = subject.holds_memory()
     await subject.backend.release()
     free = not subject.holds_memory()
@@ -320,21 +320,21 @@ BEHAVIOURS: list[Callable[[Subject], Awaitable[None]]] = [
     answers_by_a_schema,
     refuses_a_schema_that_it_cannot_follow,
     carries_any_text_both_ways,
-    refuses_a_model_that_is_not_there,
+    refuses_a_missing_model,
     counts_tokens_without_evaluating,
     loads_once,
     names_the_weights,
-    measures_what_it_does,
-    answers_alike_at_temperature_zero,
+    reports_counts_and_times,
+    repeats_answers_at_temperature_zero,
     works_on_two_requests_at_once,
     frees_a_slot_when_cancelled,
     survives_the_death_of_its_engine,
     renders_a_prompt_without_evaluating,
     keeps_a_primed_prefix,
-    says_how_probable_its_answer_was,
-    tells_what_it_holds,
-    holds_nothing_after_a_release,
-    knows_no_model_that_is_not_there,
+    reports_the_probability_of_its_answer,
+    reports_the_loaded_model,
+    has_no_model_after_a_release,
+    reports_no_missing_model,
     releases_its_memory,
 ]
 
@@ -349,14 +349,14 @@ CANNOT: dict[tuple[str, Callable[[Subject], Awaitable[None]]], str] = {
         "openai",
         survives_the_death_of_its_engine,
     ): "the model's process is the server: its death is ServerAway",
-    ("openai", holds_nothing_after_a_release): "such a server holds its model as long as it runs",
+    ("openai", has_no_model_after_a_release): "such a server holds its model as long as it runs",
     ("openai", releases_its_memory): "such a server holds its model as long as it runs",
 }
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """All subjects of this module; engines are started once."""
+    """All subjects of this module, whose engines are started once."""
     found = Bench(tmp_path_factory.mktemp("models"))
     with found.runner:
         yield found
@@ -378,7 +378,7 @@ REAL = [
     ["ollama", *(pytest.param(name, marks=REAL) for name in ("smollm2:135m", "gemma3:270m", "openai"))],
 )
 def test_contract(name: str, behaviour: Callable[[Subject], Awaitable[None]], bench: Bench) -> None:
-    """The behaviour that is named holds for the backend that is named."""
+    """The named backend has the named behaviour."""
     if (reason := CANNOT.get((name, behaviour))) is not None:
         pytest.skip(reason)
     bench.run(name, behaviour)

@@ -1,4 +1,4 @@
-"""One per cent of broken lines of many kinds: each is its own row's error, and what is mended comes home."""
+"""One per cent of broken lines of many kinds: each is its row's error, and the fixed rows are merged."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ JSON_KINDS: list[Kind] = [
 
 
 def broken(line: Callable[[int], bytes], kinds: list[Kind]) -> tuple[list[bytes], dict[int, str]]:
-    """The lines of a file with every kind in it, and which row has which class of error."""
+    """Return the lines of a file with every kind in it, and the error class of each broken row."""
     lines = [line(n) for n in range(ROWS)]
     wrong = {}
     for i, (text, code) in enumerate(kinds):
@@ -79,7 +79,7 @@ def broken(line: Callable[[int], bytes], kinds: list[Kind]) -> tuple[list[bytes]
 
 
 def run_job(spool: Path, url: str) -> Path:
-    """Work off the spool; the one new job."""
+    """Process the spool and return the one new job."""
     before = set((spool / "done").iterdir())
     done = run_once(clean_env(spool, url))
     assert done.returncode == 0, done.stderr
@@ -87,15 +87,17 @@ def run_job(spool: Path, url: str) -> Path:
     return job
 
 
-def mended(entry: dict[str, Any]) -> dict[str, Any]:
-    """What a person makes of a line of errors.jsonl: every field right, the note left where it is."""
+def fixed(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of errors.jsonl as a user fixes it: correct fields, and the note unchanged."""
     n = entry["_spoolama"]["row"] - 1
     return {"id": f"c{n}", "text": f"mended {n}", "_spoolama": entry["_spoolama"]}
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_broken_lines_are_told_mended_and_brought_home(tmp_path: Path, form: str) -> None:
-    """Good rows are answered; each bad one is in errors.jsonl with line and reason; merged, all is whole."""
+def test_broken_lines_are_reported_fixed_and_merged(tmp_path: Path, form: str) -> None:
+    """Good rows are answered, each bad one is in errors.jsonl with line and reason, and the
+    merge is complete.
+    """
     line, kinds = (csv_line, CSV_KINDS) if form == "csv" else (json_line, JSON_KINDS)
     lines, wrong = broken(line, kinds)
     header = [b"id,text"] if form == "csv" else []
@@ -118,8 +120,8 @@ def test_broken_lines_are_told_mended_and_brought_home(tmp_path: Path, form: str
             assert over["details"]["num_ctx"] == 2048
             assert over["details"]["prompt_tokens"] > 2048
 
-        again = "".join(json.dumps(mended(entry)) + "\n" for entry in entries)
-        (spool / "incoming" / "errors.jsonl").write_text(again)
+        fixed_lines = "".join(json.dumps(fixed(entry)) + "\n" for entry in entries)
+        (spool / "incoming" / "errors.jsonl").write_text(fixed_lines)
         (spool / "incoming" / "errors.yaml").write_bytes((job / "errors.yaml").read_bytes())
         second = run_job(spool, url)
     whole = tmp_path / "whole"

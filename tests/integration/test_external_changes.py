@@ -1,4 +1,4 @@
-"""What a real Ollama's other users can do to a job, on the fake over real HTTP: noticed, said, handled."""
+"""The effect of a real Ollama's other clients on a job, with the fake over real HTTP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Act = Callable[[FakeOllama], None]
 
 
 class Job:
-    """A job of 60 rows against a fake Ollama; `act` is done when a row is answered."""
+    """A job of 60 rows with a fake Ollama; `act` runs when a row is answered."""
 
     def __init__(self, base: Path, sidecar: str, script: Script, act: Act | None, at: int = 25) -> None:
         self.notices: list[tuple[str, str]] = []
@@ -103,13 +103,13 @@ class Job:
 
 
 def all_answered(job: Job) -> None:
-    """No row is lost, and no prompt was ever cut."""
+    """Check that no row is lost and no prompt was cut."""
     assert [o.state for o in job.outcomes] == ["ok"] * 60
     assert all(chat.body["truncate"] is False for chat in job.chats)
 
 
-def test_a_model_evicted_by_somebody_is_noticed_at_the_next_row(tmp_path: Path) -> None:
-    """The next request loads it again; that row says so."""
+def test_a_model_unloaded_by_another_client_is_recorded_at_the_next_row(tmp_path: Path) -> None:
+    """The next request loads the model again, and its row records that."""
     job = Job(tmp_path, SIDECAR, Script(), lambda server: server.evict("smollm2:135m")).run()
     all_answered(job)
     assert job.counts == {"reloaded": 1}
@@ -117,8 +117,8 @@ def test_a_model_evicted_by_somebody_is_noticed_at_the_next_row(tmp_path: Path) 
     assert [kind for kind, _ in job.notices] == ["reloaded"]
 
 
-def test_a_model_reloaded_by_another_client_is_noticed_at_the_next_row(tmp_path: Path) -> None:
-    """It asked for another window: our next request brings ours back, and is known as a reload."""
+def test_a_model_reloaded_by_another_client_is_recorded_at_the_next_row(tmp_path: Path) -> None:
+    """After another client's window the next request restores ours and counts as a reload."""
     job = Job(tmp_path, SIDECAR, Script(), lambda server: server.reload("smollm2:135m", 4096)).run()
     all_answered(job)
     assert job.counts == {"reloaded": 1}
@@ -126,8 +126,8 @@ def test_a_model_reloaded_by_another_client_is_noticed_at_the_next_row(tmp_path:
     assert [window for _, window in job.loads][-2:] == [4096, 1024]
 
 
-def test_a_smaller_window_after_a_reload_is_noticed_and_kept_to(tmp_path: Path) -> None:
-    """The server has less memory now: from the next segment on the plan has the smaller window."""
+def test_a_smaller_window_after_a_reload_is_planned(tmp_path: Path) -> None:
+    """If the server now has less memory, the plan has the smaller window from the next segment on."""
 
     def shrink(server: FakeOllama) -> None:
         server.script.num_ctx_limit = 200
@@ -142,8 +142,8 @@ def test_a_smaller_window_after_a_reload_is_noticed_and_kept_to(tmp_path: Path) 
     assert max((o.prompt_tokens or 0) + 16 for o in later) < 200
 
 
-def test_a_model_put_partly_on_the_cpu_is_noticed_at_the_next_row(tmp_path: Path) -> None:
-    """By what the server says of its place."""
+def test_a_model_partly_on_the_cpu_is_recorded_at_the_next_row(tmp_path: Path) -> None:
+    """The server's report of the model's place shows that it is partly on the CPU."""
 
     def offload(server: FakeOllama) -> None:
         server.script.vram_share = 0.4
@@ -155,8 +155,8 @@ def test_a_model_put_partly_on_the_cpu_is_noticed_at_the_next_row(tmp_path: Path
     assert any("40%" in text for kind, text in job.notices if kind == "offloaded")
 
 
-def test_counts_of_version_0_30_0_are_not_taken_for_lengths(tmp_path: Path) -> None:
-    """It counts evaluated tokens only; bounds keep the conversation inside the window instead."""
+def test_counts_of_version_0_30_0_are_not_used_as_lengths(tmp_path: Path) -> None:
+    """Version 0.30.0 counts only evaluated tokens, so bounds keep the conversation inside the window."""
     script = Script(version="0.30.0", models=[replace(SMOLLM2, context_length=512)])
     side = SIDECAR.replace("1024", "512") + "trim: {strategy: reset, every: 1000}\n"
     job = Job(tmp_path, side, script, None).run()
@@ -166,7 +166,9 @@ def test_counts_of_version_0_30_0_are_not_taken_for_lengths(tmp_path: Path) -> N
 
 
 def test_cached_tokens_are_estimated_where_the_server_does_not_count_them(tmp_path: Path) -> None:
-    """From the rate of the first request after the load; the fake knows the truth."""
+    """The estimate uses the rate of the first request after the load and is close to the fake's
+    true count.
+    """
     job = Job(tmp_path, SIDECAR, Script(version="0.33.2", latency=Latency(load_s=0.2)), None).run()
     all_answered(job)
     assert {o.cached_tokens for o in job.outcomes} == {None}
@@ -174,8 +176,8 @@ def test_cached_tokens_are_estimated_where_the_server_does_not_count_them(tmp_pa
     assert job.estimate == pytest.approx(truth, rel=0.02)
 
 
-def test_nothing_is_estimated_by_a_model_that_was_there_before(tmp_path: Path) -> None:
-    """Its first prompt may have been in the cache as well: that is no rate to reckon with."""
+def test_no_rate_is_estimated_from_a_model_that_was_already_loaded(tmp_path: Path) -> None:
+    """If the model was loaded before the job, its first prompt may be cached and gives no rate."""
     job = Job(tmp_path, SIDECAR, Script(version="0.33.2"), None).run()
     all_answered(job)
     assert job.estimate is None
@@ -183,7 +185,7 @@ def test_nothing_is_estimated_by_a_model_that_was_there_before(tmp_path: Path) -
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_the_prefix_of_a_sliding_window_model_is_primed_and_then_reused(tmp_path: Path, slots: int) -> None:
-    """Rendered by the server, sent raw once a slot; without it nothing would be reused."""
+    """The prefix is rendered by the server and sent raw once for each slot, and rows then reuse it."""
     job = Job(tmp_path, gemma(), Script(slots=slots), None).run()
     all_answered(job)
     assert job.watch["primer"]["state"] == "kept: it saves time"
@@ -195,7 +197,7 @@ def test_the_prefix_of_a_sliding_window_model_is_primed_and_then_reused(tmp_path
 
 
 def test_a_server_that_cannot_render_is_used_without_a_primer(tmp_path: Path) -> None:
-    """It would answer the question instead of showing it; that is seen once and not tried again."""
+    """A server that answers instead of rendering is asked only once."""
     job = Job(tmp_path, gemma(), Script(render_only=False), None).run()
     all_answered(job)
     assert job.watch["primer"]["state"].startswith("given up")
@@ -206,7 +208,7 @@ GEMMA_SYSTEM = "Judge the sentiment of a review with care, and answer with one w
 
 
 def gemma(more: str = "") -> str:
-    """Rows alone, longer than the window of attention."""
+    """Isolated rows that are longer than the attention window."""
     template = "{{ text }} " + "and so on with this product " * 90
     return (
         f"model: {GEMMA3.name}\nsystem: {GEMMA_SYSTEM}\nprompt: '{template}'\nmode: isolated\n"

@@ -1,4 +1,4 @@
-"""Every line of the table of failures, over real HTTP, through the execution of a whole job."""
+"""Every line of the table of failures, over real HTTP, in the execution of a whole job."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ BAD = "row 05"
 
 
 def recorded(case: str) -> str:
-    """The body of a reply as a real server gave it."""
+    """The recorded body of a real server's reply."""
     reply = json.loads((Path(__file__).parents[1] / "wire" / f"{case}.json").read_text())
     return json.dumps(reply["response"]["json"])
 
 
 @dataclass(frozen=True)
-class Told:
-    """How a job ended."""
+class JobResult:
+    """The result of a job."""
 
     where: str
     rows: list[dict[str, Any]]
     error: dict[str, Any]
     chats: list[str]
-    """The last message of each chat the server saw."""
+    """The last message of each chat that the server received."""
     prompts: list[list[str]]
     """All messages of each."""
     metrics: dict[str, Any]
@@ -57,7 +57,7 @@ class Told:
 
     @property
     def bad(self) -> dict[str, Any]:
-        """The row that the fault is about."""
+        """The row with the fault."""
         return self.rows[5]
 
     @property
@@ -73,14 +73,14 @@ def run(
     sidecar: str = SIDECAR,
     bad: str = BAD,
     beside: Callable[[FakeOllama], Coroutine[Any, Any, None]] | None = None,
-) -> Told:
-    """One job of twelve rows against a fake with these faults.
+) -> JobResult:
+    """Run a job of twelve rows with a fake with these faults.
 
     Args:
-        beside: Runs at the same time, and does to the server what no fault can.
+        beside: Runs at the same time and does to the server what no fault can.
     """
 
-    async def main() -> Told:
+    async def main() -> JobResult:
         clock = SystemClock()
         spool = Spool(base / "spool")
         spool.create()
@@ -101,7 +101,7 @@ def run(
         assert ended.path is not None
         results, error, metrics = (ended.path / n for n in ("results.jsonl", "error.json", "metrics.json"))
         rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-        return Told(
+        return JobResult(
             where=ended.where,
             rows=rows,
             error=json.loads(error.read_text()) if error.exists() else {},
@@ -133,14 +133,14 @@ def run(
         ("http", {"status": 502, "body": "<html>nobody behind this proxy</html>"}),
     ],
 )
-def test_what_passes_costs_no_row(tmp_path: Path, kind: Any, extra: dict[str, Any]) -> None:
-    """Away, busy, died, unfinished, cut, empty, unknown: once, and the row is answered all the same."""
-    told = run(tmp_path, [Fault(kind, contains=BAD, times=1, **extra)])
-    assert told.where == "done"
-    assert told.others_ok
-    assert told.bad["status"] == "ok"
-    assert told.bad["attempts"] == told.chats.count(BAD) == 2
-    assert len(told.chats) == ROWS + 1, "nobody else pays"
+def test_a_temporary_failure_fails_no_row(tmp_path: Path, kind: Any, extra: dict[str, Any]) -> None:
+    """After one temporary failure of any class the row is answered."""
+    result = run(tmp_path, [Fault(kind, contains=BAD, times=1, **extra)])
+    assert result.where == "done"
+    assert result.others_ok
+    assert result.bad["status"] == "ok"
+    assert result.bad["attempts"] == result.chats.count(BAD) == 2
+    assert len(result.chats) == ROWS + 1, "nobody else pays"
 
 
 @pytest.mark.parametrize(
@@ -152,23 +152,23 @@ def test_what_passes_costs_no_row(tmp_path: Path, kind: Any, extra: dict[str, An
         ("text", {"body": "word " * 40}, "answer_cut", 3),
         ("not_json", {}, "unexpected", 3),
         ("runner_killed", {}, "server_died", 3),
-        # Of two windows the larger one is tried twice, which is not held against the row.
+        # Of two windows the larger one is tried twice, which does not count against the row.
         ("out_of_memory", {}, "server_died", 5),
         ("http", {"status": 500, "body": "something nobody has seen before"}, "unexpected", 3),
     ],
 )
-def test_what_lasts_is_the_rows_error(
+def test_a_permanent_failure_is_the_rows_error(
     tmp_path: Path, kind: Any, extra: dict[str, Any], code: str, calls: int
 ) -> None:
-    """After its tries the row fails with its class and words; every other row is answered."""
-    told = run(tmp_path, [Fault(kind, contains=BAD, **extra)])
-    assert told.where == "done"
-    assert told.others_ok
-    assert told.bad["error"]["code"] == code
-    assert told.bad["error"]["message"]
-    assert told.bad["attempts"] == told.chats.count(BAD) == calls
-    assert len(told.chats) == ROWS - 1 + calls, "nobody else pays"
-    assert not any(BAD in prompt for prompt in told.prompts if prompt[-1] != BAD), "no trace of it"
+    """After its attempts the row fails with its class and message, and every other row is answered."""
+    result = run(tmp_path, [Fault(kind, contains=BAD, **extra)])
+    assert result.where == "done"
+    assert result.others_ok
+    assert result.bad["error"]["code"] == code
+    assert result.bad["error"]["message"]
+    assert result.bad["attempts"] == result.chats.count(BAD) == calls
+    assert len(result.chats) == ROWS - 1 + calls, "nobody else pays"
+    assert not any(BAD in prompt for prompt in result.prompts if prompt[-1] != BAD), "no trace of it"
 
 
 @pytest.mark.parametrize(
@@ -186,115 +186,115 @@ def test_what_lasts_is_the_rows_error(
         (Fault("http", status=400, body=recorded("chat_think_unsupported")), "does not support thinking"),
     ],
 )
-def test_what_is_refused_for_every_row_ends_the_job(tmp_path: Path, fault: Fault, words: str) -> None:
-    """Said once, with the words to mend it, and no second row is tried."""
-    told = run(tmp_path, [fault])
-    assert told.where == "failed"
-    assert told.error["code"] == "request_refused"
-    assert words in told.error["message"]
-    assert told.error["fix"]
-    assert len(told.chats) == 1
-    assert {row["status"] for row in told.rows} == {"skipped"}
+def test_a_refusal_of_every_row_ends_the_job(tmp_path: Path, fault: Fault, words: str) -> None:
+    """The job ends with one error and its fix, and no second row is sent."""
+    result = run(tmp_path, [fault])
+    assert result.where == "failed"
+    assert result.error["code"] == "request_refused"
+    assert words in result.error["message"]
+    assert result.error["fix"]
+    assert len(result.chats) == 1
+    assert {row["status"] for row in result.rows} == {"skipped"}
 
 
 def test_a_model_in_the_cloud_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
-    """No row leaves the machine."""
-    told = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gpt-oss:120b-cloud"))
-    assert (told.where, told.chats) == ("failed", [])
-    assert "cloud" in told.error["message"]
+    """A cloud model is refused before a row leaves the machine."""
+    result = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gpt-oss:120b-cloud"))
+    assert (result.where, result.chats) == ("failed", [])
+    assert "cloud" in result.error["message"]
 
 
-def test_a_model_that_is_not_there_ends_the_job_before_a_row_is_sent(tmp_path: Path) -> None:
-    """Seen when it is to be loaded, with the command that gets it."""
-    told = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gemma3:12b"))
-    assert (told.where, told.error["code"], told.chats) == ("failed", "request_refused", [])
-    assert "ollama pull gemma3:12b" in told.error["fix"]
+def test_a_missing_model_ends_the_job_before_a_row_is_sent(tmp_path: Path) -> None:
+    """A missing model ends the job at its load, with the command that pulls it."""
+    result = run(tmp_path, [], sidecar=SIDECAR.replace("smollm2:135m", "gemma3:12b"))
+    assert (result.where, result.error["code"], result.chats) == ("failed", "request_refused", [])
+    assert "ollama pull gemma3:12b" in result.error["fix"]
 
 
-def test_a_hang_that_lasts_is_the_rows_error(tmp_path: Path) -> None:
-    """Each time the server proves to work for others, so it is this row that stalls it."""
+def test_a_permanent_hang_is_the_rows_error(tmp_path: Path) -> None:
+    """If a row stalls each time while the server works for others, the row fails."""
     sidecar = SIDECAR.replace("retries: 2", "retries: 1") + "timeout: 0.3\n"
-    told = run(tmp_path, [Fault("hang", contains=BAD)], sidecar=sidecar)
-    assert told.others_ok
-    assert told.bad["error"]["code"] == "stalled"
-    assert told.bad["attempts"] == told.chats.count(BAD) == told.chats.count("Say OK.") == 2
+    result = run(tmp_path, [Fault("hang", contains=BAD)], sidecar=sidecar)
+    assert result.others_ok
+    assert result.bad["error"]["code"] == "stalled"
+    assert result.bad["attempts"] == result.chats.count(BAD) == result.chats.count("Say OK.") == 2
 
 
 def test_a_hang_is_cancelled_and_asked_again(tmp_path: Path) -> None:
-    """No byte within the bound: cancelled, a real generation proves that the server works, asked again."""
-    told = run(tmp_path, [Fault("hang", contains=BAD, times=1)], sidecar=SIDECAR + "timeout: 1\n")
-    assert told.others_ok
-    assert told.bad["status"] == "ok"
-    assert told.chats.count("Say OK.") == 1
+    """A request without a byte in time is cancelled, and asked again once a real generation works."""
+    result = run(tmp_path, [Fault("hang", contains=BAD, times=1)], sidecar=SIDECAR + "timeout: 1\n")
+    assert result.others_ok
+    assert result.bad["status"] == "ok"
+    assert result.chats.count("Say OK.") == 1
 
 
-def test_a_prompt_that_the_server_cuts_silently_is_noticed(tmp_path: Path) -> None:
-    """HTTP 200 and half a window of tokens: a longer prompt that counts the same gives it away."""
+def test_a_prompt_that_the_server_cuts_silently_is_detected(tmp_path: Path) -> None:
+    """A longer prompt with the same count reveals that HTTP 200 came with a prompt cut to half the window."""
     long = BAD + " word" * 900
     cut = run(tmp_path / "cut", [Fault("silent_cut", contains=BAD)], bad=long)
     assert cut.others_ok
     assert cut.bad["error"]["code"] == "prompt_truncated"
-    # One that truly has this length is no victim of the suspicion.
+    # A prompt that really has this length does not fail.
     whole = run(tmp_path / "whole", [], bad=long[: (1026 - 4 - 6 - 4) * 4])
     assert whole.bad["status"] == "ok"
     assert whole.bad["prompt_tokens"] - 1024 in range(9)
 
 
 def test_a_row_longer_than_the_window_fails_with_its_sizes(tmp_path: Path) -> None:
-    """Refused by the server with exact counts, or seen before: never cut, never answered."""
-    told = run(tmp_path, [], bad="word " * 4000)
-    assert told.others_ok
-    assert told.bad["error"] == {
+    """A row that the server refuses with counts, or that is too long before, is neither cut nor answered."""
+    result = run(tmp_path, [], bad="word " * 4000)
+    assert result.others_ok
+    assert result.bad["error"] == {
         "code": "context_overflow",
         "message": "the prompt has 5,013 tokens: num_ctx 2,048 less 16 for the answer leaves room for 2,031. "
         "Shorten the row, or set a larger options.num_ctx.",
     }
-    assert told.bad["attempts"] == 1
+    assert result.bad["attempts"] == 1
 
 
-def test_an_answer_against_the_schema_is_kept_with_its_error(tmp_path: Path) -> None:
-    """Checked again here, whatever the server promised."""
+def test_an_answer_that_violates_the_schema_is_saved_with_its_error(tmp_path: Path) -> None:
+    """The answer is checked against the schema again, whatever the server promised."""
     sidecar = SIDECAR + "format: {type: string, enum: [good, bad]}\n"
-    told = run(tmp_path, [Fault("text", contains=BAD, body='"ugly"')], sidecar=sidecar)
-    assert told.others_ok
-    assert told.bad["error"]["code"] == "answer_invalid"
-    assert [error["_spoolama"]["answer"] for error in told.errors] == ['"ugly"']
+    result = run(tmp_path, [Fault("text", contains=BAD, body='"ugly"')], sidecar=sidecar)
+    assert result.others_ok
+    assert result.bad["error"]["code"] == "answer_invalid"
+    assert [error["_spoolama"]["answer"] for error in result.errors] == ['"ugly"']
 
 
 def test_a_template_that_fits_no_row_ends_the_job_early(tmp_path: Path) -> None:
-    """Ten rows are enough to know; nothing is sent."""
-    told = run(tmp_path, [], sidecar=SIDECAR.replace("{{ text }}", "{{ txet }}"))
-    assert (told.where, told.error["code"], told.chats) == ("failed", "first_rows_failed", [])
+    """After ten failed rows the job ends, and nothing is sent."""
+    result = run(tmp_path, [], sidecar=SIDECAR.replace("{{ text }}", "{{ txet }}"))
+    assert (result.where, result.error["code"], result.chats) == ("failed", "first_rows_failed", [])
 
 
 async def _away_for_a_moment(server: FakeOllama) -> None:
-    """Refuses connections from the fourth row on, and comes back with nothing loaded."""
+    """Refuse connections from the fourth row on, and restart with nothing loaded."""
     await server.wait_for_calls(4)
     await server.stop()
     await asyncio.sleep(0.3)
     await server.start()
 
 
-def test_a_server_that_goes_away_is_waited_for(tmp_path: Path) -> None:
-    """Connection refused: the job waits, loads again and goes on; no row pays for it."""
-    told = run(tmp_path, [], sidecar=SIDECAR.replace("retries: 2", "retries: 0"), beside=_away_for_a_moment)
-    assert told.where == "done"
-    assert [row["status"] for row in told.rows] == ["ok"] * ROWS
-    assert told.metrics["server_wait_s"] >= 1.0
-    assert len(told.chats) - ROWS in (0, 1), "at most the call in flight is repeated"
+def test_the_job_waits_for_a_server_that_goes_away(tmp_path: Path) -> None:
+    """On a refused connection the job waits, loads again and continues, and no row fails."""
+    result = run(tmp_path, [], sidecar=SIDECAR.replace("retries: 2", "retries: 0"), beside=_away_for_a_moment)
+    assert result.where == "done"
+    assert [row["status"] for row in result.rows] == ["ok"] * ROWS
+    assert result.metrics["server_wait_s"] >= 1.0
+    assert len(result.chats) - ROWS in (0, 1), "at most the call in flight is repeated"
 
 
-def test_a_server_that_is_not_there_at_the_start_is_waited_for(tmp_path: Path) -> None:
-    """The job begins when the server does."""
+def test_the_job_waits_for_a_server_that_starts_later(tmp_path: Path) -> None:
+    """The job starts when the server does."""
 
     async def late(server: FakeOllama) -> None:
         await server.stop()
         await asyncio.sleep(0.5)
         await server.start()
 
-    told = run(tmp_path, [], beside=late)
-    assert told.where == "done"
-    assert len(told.chats) == ROWS
+    result = run(tmp_path, [], beside=late)
+    assert result.where == "done"
+    assert len(result.chats) == ROWS
 
 
 def test_a_model_that_vanishes_while_the_server_is_away_ends_the_job(tmp_path: Path) -> None:
@@ -302,19 +302,19 @@ def test_a_model_that_vanishes_while_the_server_is_away_ends_the_job(tmp_path: P
 
     async def remove(server: FakeOllama) -> None:
         await server.wait_for_calls(1 + 6)
-        while server.calls[-1].slot is None:  # with a slot, the call has found its model
+        while server.calls[-1].slot is None:  # with a slot the call has found its model
             await asyncio.sleep(0.001)
         server.script.models = ()
 
-    told = run(tmp_path, [Fault("reset", contains=BAD, times=1, delay_s=0.2)], beside=remove)
-    assert (told.where, told.error["code"]) == ("failed", "request_refused")
-    assert "ollama pull" in told.error["fix"]
-    assert [row["status"] for row in told.rows] == ["ok"] * 5 + ["skipped"] * 7
+    result = run(tmp_path, [Fault("reset", contains=BAD, times=1, delay_s=0.2)], beside=remove)
+    assert (result.where, result.error["code"]) == ("failed", "request_refused")
+    assert "ollama pull" in result.error["fix"]
+    assert [row["status"] for row in result.rows] == ["ok"] * 5 + ["skipped"] * 7
 
 
-def test_a_probe_that_does_not_end_is_no_proof(tmp_path: Path) -> None:
-    """After a stall a generation without `done` does not open the door; the next one does."""
+def test_a_probe_without_an_end_does_not_count(tmp_path: Path) -> None:
+    """After a stall a generation without `done` does not count as a working server, and the next one does."""
     faults = [Fault("hang", contains=BAD, times=1), Fault("not_done", contains="Say OK.", times=1)]
-    told = run(tmp_path, faults, sidecar=SIDECAR + "timeout: 0.3\n")
-    assert [row["status"] for row in told.rows] == ["ok"] * ROWS
-    assert told.chats[5:9] == [BAD, "Say OK.", "Say OK.", BAD]
+    result = run(tmp_path, faults, sidecar=SIDECAR + "timeout: 0.3\n")
+    assert [row["status"] for row in result.rows] == ["ok"] * ROWS
+    assert result.chats[5:9] == [BAD, "Say OK.", "Say OK.", BAD]

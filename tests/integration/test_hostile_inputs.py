@@ -1,4 +1,4 @@
-"""Hostile inputs through the running service: each ends with its words, and the next job begins in time."""
+"""Hostile inputs through the running service: each ends with its message, and the next job starts in time."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from integration.hostile_service import (
     PLAIN,
     STOP_S,
     Watched,
+    check_that_nothing_is_delayed,
     children,
     drop,
-    held_up,
     outcome,
     published,
     service,
@@ -35,19 +35,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Watched]:
-    """One service that takes all the cases, one after another."""
+    """One service that processes all cases, one after another."""
     with service(tmp_path_factory.mktemp("hostile"), url) as found:
         yield found
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_hostile_job_ends_with_its_words_and_the_next_one_begins(running: Watched, case: Case) -> None:
-    """What a template, schema, score or sidecar does costs its own job only, in time and in memory."""
-    held_up(running, case)
+def test_a_hostile_job_ends_with_its_message_and_the_next_one_starts(running: Watched, case: Case) -> None:
+    """A hostile template, schema, score or sidecar fails only its own job, in bounded time and memory."""
+    check_that_nothing_is_delayed(running, case)
 
 
 def stop(found: Watched) -> float:
-    """Send SIGTERM; seconds until the service has ended, in order."""
+    """Send SIGTERM; return the seconds until the service has ended in order."""
     began = time.monotonic()
     found.process.send_signal(signal.SIGTERM)
     assert found.process.wait(STOP_S) == 0
@@ -56,7 +56,7 @@ def stop(found: Watched) -> float:
 
 @pytest.mark.parametrize("name", ["freeze", "constant-power", "doubling-refs"])
 def test_sigterm_ends_the_service_while_an_evaluation_runs(tmp_path: Path, url: str, name: str) -> None:
-    """A template, a sidecar and a schema that are being evaluated do not hold up the stop."""
+    """A template, sidecar or schema that is being evaluated does not delay the stop."""
     case = BY_NAME[name]
     with service(tmp_path, url) as found:
         drop(found.spool, name, case.files())
@@ -66,7 +66,7 @@ def test_sigterm_ends_the_service_while_an_evaluation_runs(tmp_path: Path, url: 
 
 
 def test_sigterm_ends_the_service_while_rows_are_read(tmp_path: Path, url: str) -> None:
-    """A file that unpacks to 100 GB of rows does not hold up the stop; it waits for the next start."""
+    """A file that unpacks to 100 GB of rows does not delay the stop and waits for the next start."""
     with service(tmp_path, url) as found:
         drop(found.spool, "endless", blank_bomb(b'{"name": "a"}\n'))
         wait_for(lambda: "reading rows: " in (found.spool / "status" / "service.txt").read_text())
@@ -75,7 +75,7 @@ def test_sigterm_ends_the_service_while_rows_are_read(tmp_path: Path, url: str) 
 
 
 def say(*arguments: str, spool: Path) -> str:
-    """What a command prints, in one line; it must end in time and without a traceback."""
+    """Return the output of a command in one line; it must end in time and without a traceback."""
     command = [sys.executable, "-m", "spoolama", *arguments]
     done = subprocess.run(
         command, env=clean_env(spool, ""), capture_output=True, text=True, timeout=60, check=False
@@ -89,29 +89,29 @@ def say(*arguments: str, spool: Path) -> str:
 _SAID = ("freeze", "openai-schema", "many-problems", "zstd-bomb")
 _MORE = ("segv", "column-name", "constant-list", "sexagesimal", "timeout-1e300")
 SAID = cases(_SAID, (*_SAID, *_MORE))
-"""Drops of every kind of error that is found before anything is asked."""
+"""Uploads with every kind of error that is found before a request."""
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_check_and_submit_say_what_the_service_says(tmp_path: Path, name: str) -> None:
-    """Both use the same process, end in time, and give the words of the service's error."""
+def test_check_and_submit_give_the_message_of_the_service(tmp_path: Path, name: str) -> None:
+    """`check` and `submit` end in time and give the message of the service's error."""
     case = BY_NAME[name]
     spool = make_spool(tmp_path / "spool")
     drop_here = tmp_path / "mine"
     (drop_here / "incoming").mkdir(parents=True)
     drop(drop_here, case.name, case.files())
     (data,) = [path for path in (drop_here / "incoming").iterdir() if path.suffix != ".yaml"]
-    for said in (
+    for output in (
         say("check", str(data), spool=spool),
         say("submit", str(data), "--spool", str(spool), spool=spool),
     ):
-        assert all(" ".join(words.split()) in said for words in case.words), said[:2000]
-        assert len(said) < 100_000
+        assert all(" ".join(words.split()) in output for words in case.words), output[:2000]
+        assert len(output) < 100_000
     assert list((spool / "incoming").iterdir()) == []
 
 
-def test_what_is_no_plain_sidecar_is_held_or_refused_unread(tmp_path: Path, url: str) -> None:
-    """A sidecar of 1 TB, a FIFO, a link and a directory are not read, and hold up nothing."""
+def test_a_sidecar_that_is_not_a_plain_file_is_held_or_refused_unread(tmp_path: Path, url: str) -> None:
+    """A sidecar of 1 TB, a FIFO, a link and a directory are not read and delay nothing."""
     with service(tmp_path, url) as found:
         spool, incoming = found.spool, found.spool / "incoming"
         found.forget()

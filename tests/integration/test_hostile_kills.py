@@ -1,4 +1,4 @@
-"""The service is killed while it works on a hostile input: the next start ends it like any other."""
+"""The service is killed during a hostile input, and the next start ends the job as usual."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 class Restarts:
-    """A spool whose service is killed and started again and again."""
+    """A spool whose service is killed and restarted repeatedly."""
 
     def __init__(self, tmp: Path, url: str) -> None:
         self._tmp, self._url = tmp, url
@@ -33,14 +33,14 @@ class Restarts:
         self.start()
 
     def start(self) -> None:
-        """Start the service on what the last one left, if none runs."""
+        """Start the service on this spool, if none runs."""
         if self.running:
             return
         self.found = self._stack.enter_context(service(self._tmp, self._url))
         self.running = True
 
     def kill(self) -> None:
-        """End the service by SIGKILL, and wait until its evaluation processes are gone too."""
+        """Kill the service by SIGKILL, and wait until its evaluation processes are gone."""
         evaluations = children(self.found.process.pid)
         self.running = False
         self.found.process.kill()
@@ -49,7 +49,7 @@ class Restarts:
         wait_for(lambda: not any(status_kb(child, "VmRSS") for child in evaluations))
 
     def close(self) -> None:
-        """Stop the service, if it runs."""
+        """Stop the service if it runs."""
         self._stack.close()
 
 
@@ -63,8 +63,8 @@ def restarts(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Res
 
 @pytest.mark.parametrize("case", KILLED, ids=str)
 def test_after_kill_9_the_next_start_finishes_everything(restarts: Restarts, case: Case) -> None:
-    """Killed while the hostile input is worked on, the service ends both jobs after its next start."""
-    restarts.start()  # a test that failed leaves none
+    """After a kill during the hostile input, the next start ends both jobs."""
+    restarts.start()  # a failed test leaves none
     spool = restarts.found.spool
     drop(spool, case.name, case.files())
     if case.takes_seconds:

@@ -13,8 +13,8 @@ from integration.hostile_service import (
     FAKE,
     LANES,
     Watched,
+    check_that_nothing_is_delayed,
     drop,
-    held_up,
     outcome,
     published,
     service,
@@ -26,13 +26,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_a_large_input_does_not_fill_the_memory_of_the_service(tmp_path: Path, url: str, case: Case) -> None:
-    """Whatever the data file is, the service stays near what it takes idle."""
+    """For any large data file the service stays near its idle memory."""
     with service(tmp_path, url) as found:
-        held_up(found, case)
+        check_that_nothing_is_delayed(found, case)
 
 
 def test_a_large_answer_does_not_fill_the_memory_of_the_service(tmp_path: Path) -> None:
-    """An answer of 2 MB is kept, and the service stays near what it takes idle."""
+    """An answer of 2 MB is saved, and the service stays near its idle memory."""
     side = (
         b"model: m\nmode: isolated\nprompt: '{{ name }}'\noptions: {num_ctx: 5000000, num_predict: 3000000}\n"
     )

@@ -33,7 +33,7 @@ options: {num_ctx: 512, num_predict: 16}
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_long_row_is_answered_in_a_second_pass(tmp_path: Path) -> None:
-    """It is counted exactly without being evaluated, waits for the end, and costs one load more."""
+    """The row is counted exactly without an evaluation, waits for the end, and costs one more load."""
     sidecar = parse_sidecar(SIDECAR, "job.yaml")
     texts = ["A short row.", "The battery died after two days. " * 150, "Another short one."]
 

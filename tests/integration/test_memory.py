@@ -1,4 +1,4 @@
-"""Memory is flat whatever the size."""
+"""Memory does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.thorough import cases
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_many_rows_take_no_more_memory_than_a_thousand(tmp_path: Path) -> None:
-    """Peak memory of the whole process, intake to publishing: no more than 1 kB for each row more."""
+    """From intake to publishing, the peak memory of the process grows by at most 1 kB for each row."""
     rows = cases(9_000, 100_000)
     small, large = measure(tmp_path, 1_000), measure(tmp_path, rows)
     print(f"peak: {small.peak_mb:.1f} MB at 1,000 rows, {large.peak_mb:.1f} MB at {rows:,}")
@@ -24,7 +24,7 @@ def test_many_rows_take_no_more_memory_than_a_thousand(tmp_path: Path) -> None:
 def test_the_bench_prints_its_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`make bench` at a size that takes a second: what it was measured on, a line a size, and the spread."""
+    """`make bench` with a size of one second prints the machine, a line for each size, and the spread."""
     monkeypatch.setattr("sys.argv", ["bench_rows.py", "--rows", "20,40", "--mode", "conversation"])
     bench_rows.main()
     head, columns, *lines, peaks = capsys.readouterr().out.splitlines()

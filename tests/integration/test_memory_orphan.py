@@ -1,4 +1,4 @@
-"""A service that was killed leaves its model in memory: the next one releases it like its own."""
+"""After a killed service the next one can release the model that it left loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 
 def killed(scene: Scene) -> int:
-    """Kill the service while rows are answered; how much the server was asked until then."""
+    """Kill the service while rows are answered; return the number of requests until then."""
     scene.wait_for_chats(5)
     scene.service.kill()
     scene.service.wait()
@@ -24,8 +24,9 @@ def wait_for_unload(scene: Scene, since: int) -> None:
 
 
 def test_a_resumed_job_releases_its_orphan_when_memory_is_critical(tmp_path: Path) -> None:
-    """The model was loaded smaller when the service was killed: the job goes on with it as it is, then makes
-    room for others, and no row is lost."""
+    """The resumed job uses the smaller load that the killed service left, then releases it for others, and
+    loses no row.
+    """
     with running(tmp_path, card(2.5), habits=Habits(hidden_token_bytes=MIB), latency_ms=60) as scene:
         scene.submit([f"row {n}" for n in range(40)], options={"num_ctx": 8192})
         since = killed(scene)
@@ -39,12 +40,12 @@ def test_a_resumed_job_releases_its_orphan_when_memory_is_critical(tmp_path: Pat
     assert job.counts == (40, 0, 0)
 
 
-def test_an_orphan_with_a_smaller_window_is_not_waited_for(tmp_path: Path) -> None:
-    """No job knows of it any more, and it is what makes memory critical: the next job puts it out."""
+def test_an_orphan_with_a_smaller_window_is_released(tmp_path: Path) -> None:
+    """A leftover model that makes memory critical is released by the next job."""
     with running(tmp_path, latency_ms=60) as scene:
         scene.submit([f"row {n}" for n in range(40)], options={"num_ctx": 2048})
         since = killed(scene)
-        scene.others(8.5)  # and the orphan's 6.8
+        scene.others(8.5)  # and the leftover model's 6.8
         scene.spool = make_spool(tmp_path / "second")
         scene.submit(["row"], options={"num_ctx": 4096})
         with daemon(scene.env | {"SPOOLAMA_SPOOL": str(scene.spool)}, log=scene.log, command=scene.command):

@@ -1,6 +1,6 @@
-"""Memory of the card runs short while a job runs: what the whole service does, and what becomes of the rows.
+"""Card memory runs short while a job runs: the reaction of the whole service, and the rows.
 
-The service, the fake server and the stand-in for NVML are real processes; times of the watchdog are scaled.
+The service, the fake server and the stub of NVML are real processes; times of the watchdog are scaled.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from support.card_model import Habits
 ROWS = [f"row {n}" for n in range(80)]
 
 
-def test_a_leak_is_seen_coming_and_the_job_goes_on_when_it_has_ended(tmp_path: Path) -> None:
-    """High by the trend before the mark, then critical: rows pause in between, and none of them is lost."""
+def test_a_leak_is_detected_and_the_job_continues_after_it(tmp_path: Path) -> None:
+    """A leak is high by its trend and then critical; rows pause in between, and none is lost."""
     with running(tmp_path, latency_ms=40) as scene:
         scene.submit([f"row {n}" for n in range(120)])
         scene.wait_for_chats(5)
         used = 1.0
         while "critical" not in scene.levels():
-            used = min(9.0, used + 0.12)  # 9.0 and the model are all of the card but 0.2 GB
+            used = min(9.0, used + 0.12)  # 9.0 and the model are all of the card except 0.2 GB
             scene.others(used)
             time.sleep(0.05)
         scene.wait_for_event("memory.action", action="released")
@@ -43,7 +43,9 @@ def test_a_leak_is_seen_coming_and_the_job_goes_on_when_it_has_ended(tmp_path: P
 
 
 def test_a_spike_changes_nothing(tmp_path: Path) -> None:
-    """Seen in the peak, but no level and no row changes. The margin is wide: a busy machine sleeps longer."""
+    """A spike is in the peak but changes no level and no row. The margin is wide, because a busy machine
+    sleeps longer.
+    """
     with running(tmp_path, pace=1, latency_ms=50) as scene:
         scene.submit(ROWS)
         scene.wait_for_chats(10)
@@ -58,8 +60,8 @@ def test_a_spike_changes_nothing(tmp_path: Path) -> None:
     assert scene.asked() == ["load 2048", *["chat"] * 80, "unload"]
 
 
-def test_a_card_that_others_fill_gets_the_model_back_when_they_leave(tmp_path: Path) -> None:
-    """Not when memory is ok again, but when the model fits: no row is asked, nothing is loaded until then."""
+def test_a_model_is_loaded_again_when_others_leave_the_card(tmp_path: Path) -> None:
+    """The model is loaded again when it fits, not when memory is ok; until then no row is sent."""
     with running(tmp_path) as scene:
         scene.submit(ROWS)
         scene.wait_for_chats(20)
@@ -86,8 +88,8 @@ def test_a_card_that_others_fill_gets_the_model_back_when_they_leave(tmp_path: P
 
 
 def test_a_window_that_runs_out_of_memory_is_halved_and_long_rows_come_last(tmp_path: Path) -> None:
-    """A load takes more than could be told: half the window fits; longer rows get a load of their own."""
-    habits = Habits(hidden_token_bytes=1 << 20)  # 8 GB at the window that is asked for
+    """A load that takes more than estimated is halved, and longer rows get their own load."""
+    habits = Habits(hidden_token_bytes=1 << 20)  # 8 GB at the requested window
     rows = [words(4500), *ROWS[:30], words(4200)]
     with running(tmp_path, card(2.5), habits=habits) as scene:
         scene.submit(rows, options={"num_ctx": 8192})
@@ -102,8 +104,8 @@ def test_a_window_that_runs_out_of_memory_is_halved_and_long_rows_come_last(tmp_
     assert "cudaMalloc failed: out of memory" in failed["error"]
 
 
-def test_rows_that_only_the_window_asked_for_would_hold_fail_with_their_size(tmp_path: Path) -> None:
-    """Their own load runs out of memory as well: these rows alone fail, and say how long they are."""
+def test_rows_that_need_the_requested_window_fail_with_their_size(tmp_path: Path) -> None:
+    """If the load for long rows runs out of memory as well, only these rows fail, with their length."""
     habits = Habits(hidden_token_bytes=1 << 20)
     with running(tmp_path, card(2.5), habits=habits) as scene:
         scene.submit([words(7600), *ROWS[:30]], options={"num_ctx": 8192})
@@ -115,8 +117,8 @@ def test_rows_that_only_the_window_asked_for_would_hold_fail_with_their_size(tmp
     assert "cannot be loaded: judge:12b does not fit" in error["message"]
 
 
-def test_a_model_that_fits_at_no_window_ends_the_job_with_what_it_needs(tmp_path: Path) -> None:
-    """No row is asked; the job says how much is needed and how much there is."""
+def test_a_model_that_fits_at_no_window_ends_the_job_with_the_sizes(tmp_path: Path) -> None:
+    """The job ends with the needed and the available memory, and no row is sent."""
     model = {**MODEL, "size_bytes": 20 * GB}
     with running(tmp_path, model=model) as scene:
         scene.submit(ROWS, options={"num_gpu": 99})
@@ -131,7 +133,7 @@ def test_a_model_that_fits_at_no_window_ends_the_job_with_what_it_needs(tmp_path
 
 
 def test_a_model_larger_than_the_cards_runs_as_ollama_puts_it(tmp_path: Path) -> None:
-    """No wait for room that cannot come; and it fills the card, but so would a smaller load."""
+    """A model larger than the cards does not wait for room and stays although it fills the card."""
     model = {**MODEL, "size_bytes": 20 * GB}
     with running(tmp_path, model=model, pace=5) as scene:
         scene.submit(ROWS)
@@ -144,8 +146,8 @@ def test_a_model_larger_than_the_cards_runs_as_ollama_puts_it(tmp_path: Path) ->
     assert 0 < load["listed_vram_bytes"] < load["listed_bytes"]
 
 
-def test_an_answer_that_runs_out_of_memory_is_given_with_a_smaller_window(tmp_path: Path) -> None:
-    """A long prompt takes more than is left, twice: then half the window is loaded, and no row fails."""
+def test_a_row_that_runs_out_of_memory_is_answered_with_a_smaller_window(tmp_path: Path) -> None:
+    """A long prompt that twice runs out of memory leads to half the window, and no row fails."""
     habits = Habits(hidden_token_bytes=1 << 20, long_tokens=1500, growth_bytes=gb(4.7))
     rows = [*ROWS[:15], words(1700), *ROWS[15:30]]
     with running(tmp_path, habits=habits) as scene:
@@ -159,12 +161,12 @@ def test_an_answer_that_runs_out_of_memory_is_given_with_a_smaller_window(tmp_pa
     assert job.rows[15]["attempts"] == 3
 
 
-def test_four_cards_of_which_others_fill_three_are_no_reason_to_wait(tmp_path: Path) -> None:
-    """Memory is ok as long as the card with the model is; when that one fills, it is the one that is told."""
+def test_full_cards_without_the_model_are_no_reason_to_wait(tmp_path: Path) -> None:
+    """Memory is ok as long as the card with the model is; when that card fills up, it is the reported one."""
     cards = [card(n, uuid=f"GPU-{place}") for place, n in enumerate((15.4, 15.2, 1, 15.4))]
     with running(tmp_path, *cards, latency_ms=40) as scene:
         scene.submit(ROWS)
-        scene.wait_for_chats(40)  # 1.6 s: three cards have been critical for ten times as long as counts
+        scene.wait_for_chats(40)  # 1.6 s: three cards have been critical for ten times the dwell
         assert scene.levels() == []
         scene.others(8.8, place=2)
         critical = scene.wait_for_event("memory.critical")
@@ -178,7 +180,7 @@ def test_four_cards_of_which_others_fill_three_are_no_reason_to_wait(tmp_path: P
 
 
 def test_the_mig_instance_with_the_model_counts_and_its_full_neighbour_does_not(tmp_path: Path) -> None:
-    """Two instances of a card: one is filled by others all the time, the other when the test says so."""
+    """Of two MIG instances only the one with the model counts."""
     instances = {0: card(1, 10, uuid="MIG-0"), 1: card(9.4, 10, uuid="MIG-1")}
     cut = FakeCard(total=80 * GB, used=gb(11), instances=instances)
     model = {**MODEL, "size_bytes": 4 * GB, "parameters": 7_000_000_000}

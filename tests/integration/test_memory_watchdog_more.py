@@ -1,4 +1,4 @@
-"""What else befalls a watched job: a driver that goes or hangs, main memory, no card, others' server."""
+"""More events of a watched job: a driver that fails or hangs, main memory, no card, a shared server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DRIVER_NOT_LOADED, _GPU_IS_LOST = 9, 15
 
 
 def test_a_driver_that_goes_and_comes_back_stops_no_row(tmp_path: Path) -> None:
-    """Both are told once, time without readings is counted, and afterwards the card is watched as before."""
+    """Loss and return are reported once each, the time without readings is counted, and watching resumes."""
     with running(tmp_path, latency_ms=40) as scene:
         scene.submit(ROWS)
         scene.wait_for_chats(10)
@@ -49,8 +49,10 @@ def test_a_driver_that_goes_and_comes_back_stops_no_row(tmp_path: Path) -> None:
     assert job.actions == {"paused": 1, "released": 1, "resumed": 1}
 
 
-def test_a_driver_that_hangs_holds_up_neither_the_job_nor_the_end_of_the_service(tmp_path: Path) -> None:
-    """The call never returns: all rows are answered, and SIGTERM ends the service at once, with status 0."""
+def test_a_driver_that_hangs_delays_neither_the_job_nor_the_end_of_the_service(tmp_path: Path) -> None:
+    """If a driver call never returns, all rows are answered and SIGTERM ends the service at
+    once with status 0.
+    """
     with running(tmp_path) as scene:
         scene.script.hanging = ["nvmlDeviceGetMemoryInfo"]
         scene.script.write()
@@ -69,8 +71,10 @@ def test_a_driver_that_hangs_holds_up_neither_the_job_nor_the_end_of_the_service
     assert job.memory["seconds_without_reading"] == job.memory["seconds"]["ok"]
 
 
-def test_a_read_of_proc_that_hangs_holds_up_neither_the_level_nor_the_end(tmp_path: Path) -> None:
-    """As of a process whose lock is held: the card is watched on, and SIGTERM ends the service at once."""
+def test_a_read_of_proc_that_hangs_delays_neither_the_level_nor_the_end(tmp_path: Path) -> None:
+    """If a read of /proc hangs, as for a locked process, the card is still watched and SIGTERM
+    ends the service.
+    """
     with running(tmp_path, latency_ms=40, SPOOLAMA_DRAIN_S="2") as scene:
         scene.submit([f"row {n}" for n in range(3000)])
         scene.wait_for_chats(10)
@@ -89,8 +93,8 @@ def test_a_read_of_proc_that_hangs_holds_up_neither_the_level_nor_the_end(tmp_pa
     assert took < 15, "the read that hangs was waited for"
 
 
-def test_main_memory_that_the_prompt_cache_fills_is_given_back_by_a_release(tmp_path: Path) -> None:
-    """The runner grows with each answer until the machine is short of it; a fresh one answers the rest."""
+def test_a_release_frees_main_memory_that_the_prompt_cache_fills(tmp_path: Path) -> None:
+    """If the prompt cache fills main memory, the model is released and a new one answers the rest."""
     habits = Habits(cached_bytes=GB // 10)
     with running(tmp_path, habits=habits, host=(32 * GB, 24 * GB)) as scene:
         scene.submit([f"row {n}" for n in range(110)])
@@ -106,17 +110,17 @@ def test_main_memory_that_the_prompt_cache_fills_is_given_back_by_a_release(tmp_
     assert job.metrics["peak_vram_gb"] < 14, "the card was not the reason"
 
 
-def test_a_machine_without_nvidias_library_says_so_once_and_answers_every_row(tmp_path: Path) -> None:
-    """Numbers of the card are null with the reason; main memory is watched all the same."""
+def test_a_machine_without_nvidias_library_reports_it_once_and_answers_every_row(tmp_path: Path) -> None:
+    """The card's numbers are null with the reason, and main memory is still watched."""
     broken = tmp_path / "lib"
     broken.mkdir()
-    # A library that cannot be loaded stands before one that this machine may have.
+    # A library that cannot be loaded precedes one that this machine may have.
     (broken / "libnvidia-ml.so.1").write_bytes(b"")
     with running(tmp_path, LD_LIBRARY_PATH=str(broken)) as scene:
         scene.submit(ROWS)
         job = scene.ended()
-    said = [e["reason"] for e in scene.events("memory.unreadable")]
-    assert said == ["no NVIDIA driver on this machine (libnvidia-ml.so.1 was not found)"]
+    reasons = [e["reason"] for e in scene.events("memory.unreadable")]
+    assert reasons == ["no NVIDIA driver on this machine (libnvidia-ml.so.1 was not found)"]
     assert scene.levels() == []
     assert job.counts == (80, 0, 0)
     assert job.metrics["peak_vram_gb"] is None
@@ -125,7 +129,7 @@ def test_a_machine_without_nvidias_library_says_so_once_and_answers_every_row(tm
 
 
 def test_a_model_on_a_shared_server_is_never_released_for_memory(tmp_path: Path) -> None:
-    """Others use it too: that it stays is said once, and the rows go on while memory is critical."""
+    """On a shared server the model stays, which is reported once, and rows continue at a critical level."""
     with running(tmp_path, SPOOLAMA_BACKEND__SHARED="true") as scene:
         scene.submit(ROWS)
         scene.wait_for_chats(10)
@@ -139,8 +143,8 @@ def test_a_model_on_a_shared_server_is_never_released_for_memory(tmp_path: Path)
     assert left["why"] == "spoolama does not unload models of this server"
 
 
-def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> None:
-    """A full card, and a driver that is slow to begin: nothing is loaded before it was read and has room."""
+def test_a_job_waits_for_a_reading_and_room_at_the_start(tmp_path: Path) -> None:
+    """With a full card and a slow driver nothing is loaded before a reading shows room."""
 
     def drop(scene: Scene) -> None:
         scene.submit(ROWS)
@@ -155,7 +159,7 @@ def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> Non
         text = scene.wait_for_status("waiting for memory: ")
         assert "0 of 80 rows" in text or "the GPUs have not been read yet" in text
         scene.wait_for_status("of 16.0 GB may still be taken on the GPU")
-        # What a run before this one may have left loaded is released first.
+        # A model that an earlier run may have left is released first.
         assert not scene.calls.exists() or set(scene.asked()) <= {"unload"}
         scene.others(1)
         job = scene.ended()
@@ -164,8 +168,8 @@ def test_a_job_that_waits_at_the_start_waits_for_room_too(tmp_path: Path) -> Non
     assert job.metrics["memory_pause_s"] == 0, "a load that waits is no pause"
 
 
-def test_a_card_that_is_lost_does_not_hand_its_level_on_to_its_neighbour(tmp_path: Path) -> None:
-    """Others have filled the first of two cards; when it falls off its bus, the model on the second stays."""
+def test_the_level_of_a_lost_card_does_not_apply_to_its_neighbour(tmp_path: Path) -> None:
+    """If the card that others filled is lost, the model on the other card stays."""
     cards = card(15.2, uuid="GPU-0"), card(1, uuid="GPU-1")
     with running(tmp_path, *cards, latency_ms=40) as scene:
         scene.submit(ROWS)
@@ -178,8 +182,8 @@ def test_a_card_that_is_lost_does_not_hand_its_level_on_to_its_neighbour(tmp_pat
     assert scene.asked() == ["load 2048", *["chat"] * 80, "unload"]
 
 
-def test_what_a_load_took_is_told_without_the_models_of_others(tmp_path: Path) -> None:
-    """Somebody else's llama-server has 5 GB of the same card, and its process is as well known as ours."""
+def test_the_size_of_a_load_excludes_the_models_of_others(tmp_path: Path) -> None:
+    """The size of a load excludes another user's llama-server with 5 GB on the same card."""
     theirs = 777
     with_model = card(5.5, processes=[(theirs, 5 * GB)])
 
@@ -196,8 +200,8 @@ def test_what_a_load_took_is_told_without_the_models_of_others(tmp_path: Path) -
     assert load["taken_on_cards_bytes"] == pytest.approx(load["estimate"]["total_bytes"], rel=0.01)
 
 
-def test_instances_of_a_card_are_not_room_for_one_model_together() -> None:
-    """CUDA shows a process one instance: 12 GB do not fit into two of 10, whole cards could share them."""
+def test_mig_instances_do_not_share_a_model() -> None:
+    """CUDA uses one MIG instance, so 12 GB do not fit two of 10 GB, while whole cards could share them."""
     whole = [Card(n, "A100", 10 * GB, GB // 2) for n in range(2)]
     cut = [Card(0, "A100 MIG", 10 * GB, GB // 2, mig=str(n)) for n in range(2)]
     limits = dict.fromkeys(range(2), MemoryLimits(10 * GB, 9 * GB, 9 * GB))
@@ -207,8 +211,8 @@ def test_instances_of_a_card_are_not_room_for_one_model_together() -> None:
     assert not room_on_cards(need, cut, limits).ever
 
 
-def test_a_released_model_is_not_counted_as_room_once_more() -> None:
-    """The list of the server's models is some seconds old: what was released since is free already."""
+def test_a_released_model_does_not_count_as_free_twice() -> None:
+    """The server's list is some seconds old, so a model released since does not count as free again."""
     clock = HandClock()
     cards = CardThread(ScriptedCards([(0, (card_of(12),)), (1, (card_of(6),))], clock), clock)
     watchdog = MemoryWatchdog(cards, None, clock)
@@ -225,8 +229,8 @@ def test_a_released_model_is_not_counted_as_room_once_more() -> None:
     assert watchdog.room(RequiredMemory(8 * GB, "card")).fits
 
 
-def test_a_driver_that_goes_does_not_make_cards_of_others_count(tmp_path: Path) -> None:
-    """Three of four cards are full of others' work; while nothing can be read the job goes on as before."""
+def test_a_lost_driver_does_not_make_cards_of_others_count(tmp_path: Path) -> None:
+    """If three of four cards are full and no reading is possible, the job continues."""
     cards = [card(used, uuid=f"GPU-{place}") for place, used in enumerate((15.4, 15.2, 1, 15.4))]
     with running(tmp_path, *cards, latency_ms=40) as scene:
         scene.submit(ROWS)

@@ -1,4 +1,4 @@
-"""OpenAI batch files end to end: what comes back is in OpenAI's own form, and refused lines come home."""
+"""OpenAI batch files end to end: results in OpenAI's form, and refused lines that are fixed and merged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 
 def request(name: str, *turns: str, model: str | None = MODEL, **body: Any) -> Line:
-    """A line of a batch: a system message, then turns of user and assistant."""
+    """A line of a batch: a system message, then alternating turns of user and assistant."""
     messages = [{"role": "system", "content": "Judge."}]
     messages += [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(turns)]
     asked = {"messages": messages, "max_tokens": 16, **body}
@@ -34,7 +34,7 @@ ODD = {
     "schema": request("schema", "odd: schema", response_format=FORMAT),
     "other model": request("other model", "odd: gemma", model="gemma3:270m"),
 }
-"""Lines that are answered, each alone."""
+"""Lines that are answered, each in isolation."""
 REFUSED: dict[str, tuple[bytes, str, str]] = {
     "unknown": (json.dumps(request("unknown", "x", top_z=1)).encode(), "unsupported_request", "top_z"),
     "two": (json.dumps(request("two", "x", n=2)).encode(), "unsupported_request", "n: "),
@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
         "model: ",
     ),
 }
-"""The line, the class of its error, and words of it."""
+"""The line, the class of its error, and words of its message."""
 
 
 def batch() -> list[tuple[str, bytes]]:
@@ -80,7 +80,7 @@ def texts(body: Line) -> list[str]:
 
 
 def check_answered(line: Line, *, model: str = MODEL) -> str:
-    """The form of OpenAI's output file, key by key; the answer's text."""
+    """Check OpenAI's output format key by key; return the answer's text."""
     assert list(line) == ["id", "custom_id", "response", "error"]
     assert line["id"].startswith("batch_req_")
     assert line["error"] is None
@@ -102,14 +102,14 @@ def check_answered(line: Line, *, model: str = MODEL) -> str:
     return text
 
 
-def mended(line: Line, number: int) -> Line:
-    """A refused line as a person would send it again, its note left where it is."""
+def fixed(line: Line, number: int) -> Line:
+    """Return a refused line as a user fixes it, with its note unchanged."""
     return request(f"mended {number}", f"mended {number}") | {"_spoolama": line["_spoolama"]}
 
 
 @pytest.mark.timeout(600)
-def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: Path) -> None:
-    """Each line is asked alone, refused ones tell why, are mended and come home."""
+def test_a_batch_without_a_sidecar_is_published_in_the_form_of_openai(tmp_path: Path) -> None:
+    """Each line is asked in isolation, and refused lines have reasons, are fixed and are merged."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
     sent = batch()
     with fake_ollama(log) as url:
@@ -152,23 +152,25 @@ def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: 
         assert odd["odd: gemma"]["model"] == "gemma3:270m"
         assert all(body["options"]["num_predict"] == 16 for body in asked)
 
-        again = lines_of(job / "retry.jsonl")
-        assert len(again) == len(REFUSED)
-        lines = "".join(json.dumps(mended(line, n)) + "\n" for n, line in enumerate(again))
+        refused_lines = lines_of(job / "retry.jsonl")
+        assert len(refused_lines) == len(REFUSED)
+        lines = "".join(json.dumps(fixed(line, n)) + "\n" for n, line in enumerate(refused_lines))
         (spool / "incoming" / "retry.jsonl").write_text(lines)
         done = run_once(clean_env(spool, url))
         assert done.returncode == 0, done.stderr
     second = next((spool / "done").glob("retry-*"))
-    assert [check_answered(line) != "" for line in lines_of(second / "results.jsonl")] == [True] * len(again)
+    assert [check_answered(line) != "" for line in lines_of(second / "results.jsonl")] == [True] * len(
+        refused_lines
+    )
     assert (second / "errors.jsonl").read_text() == ""
 
     whole = tmp_path / "whole"
     merge = [sys.executable, "-m", "spoolama", "merge", str(job), str(second), "-o", str(whole)]
-    told = subprocess.run(merge, env=env, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stdout + told.stderr
+    finished = subprocess.run(merge, env=env, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
     merged = {line["custom_id"]: line["response"] for line in lines_of(whole / "results.jsonl")}
-    mended_at = {line["_spoolama"]["row"]: f"mended {n}" for n, line in enumerate(again)}
-    assert list(merged) == [mended_at.get(at[name], name) for name, _ in sent]
+    fixed_at = {line["_spoolama"]["row"]: f"mended {n}" for n, line in enumerate(refused_lines)}
+    assert list(merged) == [fixed_at.get(at[name], name) for name, _ in sent]
     first = {line["custom_id"]: line["response"] for line in results}
     assert {name: merged[name] for name in first} == first, "first answers stay as they are"
     assert (whole / "errors.jsonl").read_text() == ""
@@ -176,7 +178,7 @@ def test_a_batch_without_a_sidecar_comes_back_as_openai_would_send_it(tmp_path: 
 
 @pytest.mark.timeout(600)
 def test_a_sidecar_names_the_models_and_gives_defaults(tmp_path: Path) -> None:
-    """What a line says goes before the sidecar; the sidecar's name for a model goes before the line's."""
+    """A line's value overrides the sidecar's, except that the sidecar's model overrides the line's."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
     sidecar = """
 model: gemma3:270m

@@ -1,11 +1,11 @@
-"""Jobs that another version began and did not finish.
+"""Unfinished jobs of other versions.
 
 Older versions: the stored ledgers in tests/data/ledgers, each killed half way. This version finishes the job
-by the very same requests, or the job waits in processing/. Newer versions: a ledger of an unknown format.
+with the very same requests, or the job waits in processing/. Newer versions: a ledger of an unknown format.
 
-Three stored jobs are finished by the same requests for their rows, while other requests are made for
-comparison (`COMPARED_ANEW`): an audit at the end and isolated answers that the pilot asked for twice exist no
-more, and a job whose rows were still being read has no plan yet, so the audit of today applies to it.
+Three stored jobs are finished with the same requests for their rows and other requests for comparison
+(`COMPARED_ANEW`): an audit at the end and repeated isolated answers of the pilot exist no more, and a job
+that was still reading its rows has no plan yet, so today's audit applies to it.
 """
 
 from __future__ import annotations
@@ -29,43 +29,43 @@ from spoolama.spool.ledger_format import FORMAT, MIGRATIONS
 LEDGERS = Path(__file__).parents[1] / "data" / "ledgers"
 CASES = sorted(path.parent for path in LEDGERS.glob("format-*/*/expected.jsonl"))
 PICKED = ("model", "messages", "format", "think", "options")
-"""What decides an answer, of the body of a request."""
+"""The parts of a request body that decide an answer."""
 
 
 ANSWERS = ("--answer", "labels:good,bad,mixed")
 COMPARED_ANEW = {"audit": 16, "pilot": 60, "reading": 40}
-"""Jobs of which only the requests for rows are the same, and how many others there are at most."""
+"""Jobs whose requests are the same only for rows, and the maximum number of others."""
 SEED = 7
-"""Of requests for rows, and for trials in a conversation; isolated answers for comparison have another."""
+"""Of requests for rows and for trials in a conversation; isolated answers for comparison have another."""
 
 
 def text_of(request: dict[str, Any]) -> str:
-    """A request as text: messages and format byte for byte, options in any order."""
+    """Return a request as text: messages and format byte for byte, options in any order."""
     picked = {key: request[key] for key in PICKED if key in request}
     picked["options"] = dict(sorted(picked.get("options", {}).items()))
     return json.dumps(picked, ensure_ascii=False)
 
 
 def requests(log: Path) -> list[str]:
-    """The chat requests that the server got, in order."""
+    """The chat requests to the server, in order."""
     calls = [json.loads(line) for line in log.read_text().splitlines()]
     bodies = [json.loads(c["body"]) for c in calls if c["event"] == "call" and c["path"] == "/api/chat"]
     return [text_of(body) for body in bodies if body["messages"]]
 
 
 def of_rows(sent: list[str]) -> list[str]:
-    """Those for rows in their place, and for trials in a conversation."""
+    """Return the requests for rows in their place and for trials in a conversation."""
     return [request for request in sent if json.loads(request)["options"].get("seed") == SEED]
 
 
 def killed_job(case: Path, spool: Path) -> Path:
-    """The stored job, in processing/ of this spool."""
+    """Put the stored job into processing/ of this spool."""
     (job,) = (case / "processing").iterdir()
     return shutil.copytree(job, spool / "processing" / job.name)
 
 
 def assert_finished(spool: Path, job: Path, case: Path, log: Path) -> None:
-    """Published in done/, every row answered once, and asked by exactly the expected requests."""
+    """Check that it is in done/, with every row answered once by exactly the expected requests."""
     assert list((spool / "processing").iterdir()) == []
     assert [path.name for path in (spool / "failed").iterdir()] == []
     done = spool / "done" / job.name
@@ -85,12 +85,10 @@ def assert_finished(spool: Path, job: Path, case: Path, log: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{path.parent.name}-{path.name}" for path in CASES])
-def test_a_job_of_an_older_version_is_finished_by_the_requests_that_it_would_have_sent(
-    tmp_path: Path, case: Path
-) -> None:
-    """Published in done/, every row answered once, each remaining request byte for byte as expected.
+def test_a_job_of_an_older_version_is_finished_with_the_same_requests(tmp_path: Path, case: Path) -> None:
+    """The job is in done/, every row is answered once, and each remaining request is the same byte for byte.
 
-    Where the removed guard and audit decide what is asked for comparison, only those requests may differ.
+    Where the removed guard and audit decide the requests for comparison, only those may differ.
     """
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
     job = killed_job(case, spool)
@@ -100,8 +98,8 @@ def test_a_job_of_an_older_version_is_finished_by_the_requests_that_it_would_hav
     assert_finished(spool, job, case, log)
 
 
-def test_a_job_begun_under_the_old_audit_goes_on_in_the_nearest_form_and_says_so(tmp_path: Path) -> None:
-    """Killed in the middle of its audit: the rows that were asked count, and `on_collapse: redo` is read."""
+def test_a_job_begun_under_the_old_audit_continues_in_the_nearest_form_and_reports_it(tmp_path: Path) -> None:
+    """A job killed in its audit keeps the audited rows, and `on_collapse: redo` is read."""
     case = LEDGERS / "format-3" / "audit"
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
     job = killed_job(case, spool)
@@ -125,7 +123,7 @@ WAITING = sorted(path.parent for path in LEDGERS.glob("format-*/*/processing") i
 
 @pytest.mark.parametrize("case", WAITING, ids=[f"{path.parent.name}-{path.name}" for path in WAITING])
 def test_a_job_that_cannot_be_finished_with_the_same_prompts_waits(tmp_path: Path, case: Path) -> None:
-    """It stays in processing/, byte for byte, with words that name the format; nothing is asked."""
+    """The job stays unchanged in processing/, the message names the format, and nothing is sent."""
     spool, log = make_spool(tmp_path / "spool"), tmp_path / "calls"
     job = killed_job(case, spool)
     before = {path.name: path.read_bytes() for path in job.iterdir()}
@@ -133,7 +131,7 @@ def test_a_job_that_cannot_be_finished_with_the_same_prompts_waits(tmp_path: Pat
         done = run_once(clean_env(spool, url))
     assert done.returncode == 0, done.stderr
     assert requests(log) == []
-    assert {name: (job / name).read_bytes() for name in before} == before  # SQLite's -wal and -shm aside
+    assert {name: (job / name).read_bytes() for name in before} == before  # without SQLite's -wal and -shm
     assert [*(spool / "done").iterdir(), *(spool / "failed").iterdir()] == []
     number = case.parent.name.removeprefix("format-")
     words = f"The ledger of {job.name} has format {number}; this is spoolama "
@@ -142,7 +140,7 @@ def test_a_job_that_cannot_be_finished_with_the_same_prompts_waits(tmp_path: Pat
 
 
 def in_newer_format(job: Path, *, named: bool) -> None:
-    """Make the stored job one of a later version: an unknown format, and a sidecar with an unknown key."""
+    """Change the stored job to a later version: an unknown format, and a sidecar with an unknown key."""
     with contextlib.closing(sqlite3.connect(job / "ledger.sqlite", isolation_level=None)) as db:
         db.execute("PRAGMA user_version=9")
         if named:
@@ -154,16 +152,16 @@ def in_newer_format(job: Path, *, named: bool) -> None:
 
 
 def as_this_version_made_it(job: Path, case: Path) -> None:
-    """What installing the newer version would do for the job: its format is known again."""
+    """Simulate the installation of the newer version: its format is known again."""
     with contextlib.closing(sqlite3.connect(job / "ledger.sqlite", isolation_level=None)) as db:
         db.execute("PRAGMA user_version=3")
     shutil.copyfile(next(case.glob("processing/*/isolated.yaml")), job / "isolated.yaml")
 
 
-def test_a_job_of_a_newer_version_waits_and_the_rest_of_the_queue_goes_on(tmp_path: Path) -> None:
+def test_a_job_of_a_newer_version_waits_and_the_rest_of_the_queue_continues(tmp_path: Path) -> None:
     """A .cancel file changes nothing; log, both forms of status and NAME.json name the version to install.
 
-    With that version the job is finished from its results: the very requests that were left.
+    With that version the job is finished by exactly the remaining requests.
     """
     spool, case = make_spool(tmp_path / "spool"), LEDGERS / "format-3" / "isolated"
     job = killed_job(case, spool)
@@ -183,7 +181,7 @@ def test_a_job_of_a_newer_version_waits_and_the_rest_of_the_queue_goes_on(tmp_pa
             wait_for(lambda: "is not cancelled" in out.read_text())
             status = spool / "status" / "isolated.csv.json"
             wait_for(lambda: status.exists() and json.loads(status.read_text())["state"] == "held")
-            said = subprocess.run(
+            finished = subprocess.run(
                 [sys.executable, "-m", "spoolama", "status", "isolated.csv"],
                 env=env,
                 capture_output=True,
@@ -193,7 +191,7 @@ def test_a_job_of_a_newer_version_waits_and_the_rest_of_the_queue_goes_on(tmp_pa
         assert re.search(words, out.read_text())
         assert "Traceback" not in out.read_text()
         assert re.fullmatch(words, json.loads(status.read_text())["message"])
-        assert re.search(words, said.stdout)
+        assert re.search(words, finished.stdout)
         assert re.search(words, (spool / "status" / "service.txt").read_text())
         assert not (spool / "incoming" / "isolated.cancel").exists()
         assert list((spool / "failed").iterdir()) == []
@@ -205,7 +203,7 @@ def test_a_job_of_a_newer_version_waits_and_the_rest_of_the_queue_goes_on(tmp_pa
 
 
 def test_a_newer_ledger_that_does_not_name_its_version_waits_too(tmp_path: Path) -> None:
-    """A later format may keep its notes elsewhere; then the format alone is named."""
+    """If a later format has no readable version, the message names only the format."""
     spool = make_spool(tmp_path / "spool")
     job = killed_job(LEDGERS / "format-3" / "isolated", spool)
     in_newer_format(job, named=False)
@@ -219,6 +217,6 @@ def test_a_newer_ledger_that_does_not_name_its_version_waits_too(tmp_path: Path)
 
 
 def test_there_are_ledgers_of_every_format() -> None:
-    """A change of format begins with ledgers of the format before: tests/data/ledgers/README.md."""
+    """Every format has stored ledgers; see tests/data/ledgers/README.md."""
     formats = {int(path.parent.name.removeprefix("format-")) for path in CASES}
     assert formats == {*(step.before for step in MIGRATIONS), FORMAT}

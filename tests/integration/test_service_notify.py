@@ -1,4 +1,4 @@
-"""The real `spoolama run` as systemd sees it: a process, a notify socket, signals, an exit status."""
+"""The real `spoolama run` under systemd's protocol: a process, a notify socket, signals, an exit status."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ def systemd(tmp_path: Path) -> Iterator[NotifySocket]:
 
 
 def order(systemd: NotifySocket) -> list[str]:
-    """The kinds of messages, in order, each run of one kind once."""
+    """Return the kinds of messages in order, without repetitions."""
     kinds = [next(iter(message)) for message in systemd.messages]
     return [kind for n, kind in enumerate(kinds) if n == 0 or kinds[n - 1] != kind]
 
 
 def asked(calls: Path) -> int:
-    """Chat requests that the fake server got."""
+    """Return the chat requests to the fake server."""
     return calls.read_bytes().count(b'{"event": "call", "path": "/api/chat"')
 
 
 def test_the_protocol_from_ready_to_stopping(spool: Path, systemd: NotifySocket, tmp_path: Path) -> None:
-    """READY, STATUS, WATCHDOG, then RELOADING with its time and READY again, then STOPPING and exit 0."""
+    """The order is READY, STATUS, WATCHDOG, RELOADING with its time, READY, STOPPING, and the
+    exit status is 0.
+    """
     with fake_ollama(None, "--any-model", "--latency-ms", "20") as url:
         env = clean_env(spool, url, NOTIFY_SOCKET=str(systemd.path), WATCHDOG_USEC="400000")
         with daemon(env, log=tmp_path / "log") as process:
@@ -65,8 +67,8 @@ def test_the_protocol_from_ready_to_stopping(spool: Path, systemd: NotifySocket,
     assert len(results(job)) == 60
 
 
-def test_ready_comes_while_ollama_is_away(spool: Path, systemd: NotifySocket, tmp_path: Path) -> None:
-    """The status says so, and a job waits for it."""
+def test_ready_is_sent_while_ollama_is_away(spool: Path, systemd: NotifySocket, tmp_path: Path) -> None:
+    """The status says that the server is away, and a job waits for it."""
     env = clean_env(spool, "http://127.0.0.1:9", NOTIFY_SOCKET=str(systemd.path), SPOOLAMA_DRAIN_S="1")
     with daemon(env, log=tmp_path / "log"):
         systemd.wait_for("READY", "1")
@@ -77,7 +79,7 @@ def test_ready_comes_while_ollama_is_away(spool: Path, systemd: NotifySocket, tm
 def test_a_second_daemon_exits_75_and_names_the_first(
     spool: Path, systemd: NotifySocket, tmp_path: Path
 ) -> None:
-    """One daemon on a spool; systemd may try again later."""
+    """A second daemon exits with 75, so that systemd may retry later."""
     env = clean_env(spool, "http://127.0.0.1:9")
     with daemon({**env, "NOTIFY_SOCKET": str(systemd.path)}, log=tmp_path / "log") as first:
         systemd.wait_for("READY", "1")
@@ -88,22 +90,22 @@ def test_a_second_daemon_exits_75_and_names_the_first(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         ({"SPOOLAMA_LANES": "none"}, "SPOOLAMA_LANES: "),
         ({"SPOOLAMA_SPOOL": "nowhere"}, "spoolama init"),
     ],
 )
-def test_what_somebody_must_mend_first_exits_78(spool: Path, change: dict[str, str], said: str) -> None:
-    """systemd does not try that again."""
+def test_an_error_that_a_person_must_fix_exits_78(spool: Path, change: dict[str, str], expected: str) -> None:
+    """An error that a person must fix exits with 78, so that systemd does not retry."""
     ended = run_once(clean_env(spool, "http://127.0.0.1:9", **change))
     assert ended.returncode == 78
-    assert said in ended.stderr
+    assert expected in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_sigterm_drains_and_the_next_start_goes_on(spool: Path, tmp_path: Path) -> None:
-    """Rows in flight end and are kept; nothing is asked twice."""
+def test_sigterm_drains_and_the_next_start_resumes(spool: Path, tmp_path: Path) -> None:
+    """Rows in flight finish and are saved, and no row is asked twice."""
     calls = tmp_path / "calls"
     with fake_ollama(calls, "--any-model", "--latency-ms", "30") as url:
         env = clean_env(spool, url)
@@ -119,8 +121,8 @@ def test_sigterm_drains_and_the_next_start_goes_on(spool: Path, tmp_path: Path) 
     assert asked(calls) == 60
 
 
-def test_a_second_signal_ends_it_at_once(spool: Path, tmp_path: Path) -> None:
-    """An impatient Ctrl-C is not ignored."""
+def test_a_second_signal_ends_the_service_at_once(spool: Path, tmp_path: Path) -> None:
+    """A second signal ends the service at once."""
     calls = tmp_path / "calls"
     with fake_ollama(calls, "--any-model", "--latency-ms", "20000") as url:
         write_job(spool / "incoming", "r", 3, SIDECAR)
@@ -132,8 +134,8 @@ def test_a_second_signal_ends_it_at_once(spool: Path, tmp_path: Path) -> None:
             assert process.wait(5) == -signal.SIGINT
 
 
-def test_the_example_of_the_help_leads_from_nothing_to_answers(tmp_path: Path) -> None:
-    """`spoolama --help` shows five lines; they work as they stand."""
+def test_the_example_in_the_help_works(tmp_path: Path) -> None:
+    """The five lines in `spoolama --help` work as printed."""
     help_text = subprocess.run(
         [sys.executable, "-m", "spoolama", "--help"], capture_output=True, text=True, check=True,
         env=clean_env(tmp_path, ""),

@@ -1,6 +1,6 @@
-"""A stand-in for NVIDIA's management library: real pynvml over a real shared library, driven by a script.
+"""A stub of NVIDIA's management library: real pynvml with a real shared library that a script controls.
 
-`build()` compiles it, `Script` writes what it says, `Reader` reads it in a process of its own.
+`build()` compiles it, `Script` writes the script, and `Reader` reads it in its own process.
 """
 
 from __future__ import annotations

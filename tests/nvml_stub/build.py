@@ -1,4 +1,4 @@
-"""Compiles the stand-in library, once for each state of its source."""
+"""Compile the stub library, once for each version of its source."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 SONAME = "libnvidia-ml.so.1"
-"""What pynvml asks the loader for."""
+"""The name that pynvml loads."""
 
 _SOURCE = Path(__file__).with_name("nvml_stub.c")
 _ROOT = Path(__file__).parents[2]
 
 
 def build(folder: Path | None = None) -> Path:
-    """The library's folder, for LD_LIBRARY_PATH. Skips the test where there is no C compiler.
+    """Return the library's folder, for LD_LIBRARY_PATH, and skip the test without a C compiler.
 
     Args:
-        folder: Where built libraries are kept; None: `build/nvml_stub` of the checkout.
+        folder: Where built libraries are stored; None: `build/nvml_stub` of the checkout.
     """
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if not compiler:
@@ -31,7 +31,7 @@ def build(folder: Path | None = None) -> Path:
     home = (folder or _ROOT / "build" / "nvml_stub") / key
     if not (home / SONAME).exists():
         home.mkdir(parents=True, exist_ok=True)
-        # Renamed when it is whole: another test run may build at the same time.
+        # Renamed when it is complete, because another test run may build at the same time.
         part = home / f"part-{os.getpid()}"
         flags = ["-std=gnu11", "-O1", "-Wall", "-shared", "-fPIC", f"-Wl,-soname,{SONAME}", "-pthread"]
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Reads the cards in a process of its own, since the loader looks for libraries where it did at its start."""
+"""Read the cards in a child process, because the loader uses the library path of the process start."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from spoolama.memory.readings import Card, NoReading
 
 
 class Reader:
-    """A child process with real pynvml over the stand-in. A `CardProbe` whose `read` asks the child.
+    """A child process with real pynvml and the stub: a `CardProbe` whose `read` asks the child.
 
     Args:
-        script: What the library says.
+        script: The script of the library.
     """
 
     def __init__(self, script: Script) -> None:
@@ -32,7 +32,7 @@ class Reader:
         )
 
     def read(self) -> tuple[Card, ...]:
-        """What `NvmlCards().read()` says there; the probe is kept until the end.
+        """Return the result of `NvmlCards().read()` in the child, which uses one probe until its end.
 
         Raises:
             NoReading: the child's.
@@ -56,7 +56,7 @@ class Reader:
 
 
 def _card(fields: dict[str, Any]) -> Card:
-    """The card as it was before JSON, which knows no numbers as keys and no tuples."""
+    """Restore a card from JSON, which has no numbers as keys and no tuples."""
     if (processes := fields["processes"]) is not None:
         fields["processes"] = {int(pid): size for pid, size in processes.items()}
     if (throttled := fields["throttled"]) is not None:
@@ -68,7 +68,7 @@ _CHILD = "from nvml_stub.reader import serve; serve()"
 
 
 def serve() -> None:
-    """In the child: a line of JSON for each line that is read."""
+    """Run in the child: write a line of JSON for each line that is read."""
     probe = NvmlCards()
     for _ in sys.stdin:
         try:

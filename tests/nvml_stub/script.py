@@ -1,4 +1,4 @@
-"""The script of the stand-in library, written from Python objects."""
+"""The script of the stub library, written from Python objects."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 from nvml_stub.build import build
 
 Sizes = list[tuple[int, int | None]]
-"""Process ids and bytes, None where NVML does not tell; one id may come twice."""
+"""Process ids and bytes, None where NVML gives no size; one id may occur twice."""
 
 
 @dataclass
 class FakeCard:
-    """A card, or a MIG instance of one. Units are NVML's: bytes, degrees Celsius, milliwatts."""
+    """A card or a MIG instance of one, in NVML's units: bytes, degrees Celsius, milliwatts."""
 
     total: int = 16 << 30
     used: int = 0
-    """Without `reserved`, as the second version of the memory call tells it."""
+    """Without `reserved`, as in the second version of the memory call."""
     reserved: int = 0
     name: str = "NVIDIA L4"
     uuid: str = "GPU-1"
@@ -30,27 +30,31 @@ class FakeCard:
     processes: Sizes = field(default_factory=list)
     drawing: Sizes = field(default_factory=list)
     instances: dict[int, FakeCard] | None = None
-    """Not None: MIG is on, with these instances by number."""
+    """If not None, MIG is on with these instances by number."""
 
     def lines(self, place: str) -> list[str]:
-        """What the script says of it."""
+        """Return the lines of the script for it."""
         memory = f"total {self.total} used {self.used} reserved {self.reserved}"
         rest = f"temp {self.temp} power {self.power} limit {self.limit} throttle {self.throttle}"
-        said = [f"card {place} {memory} {rest}", f"name {place} {self.name}", f"uuid {place} {self.uuid}"]
+        text_lines = [
+            f"card {place} {memory} {rest}",
+            f"name {place} {self.name}",
+            f"uuid {place} {self.uuid}",
+        ]
         for word, sizes in (("proc", self.processes), ("draw", self.drawing)):
-            said += [f"{word} {place} {pid} {'-' if size is None else size}" for pid, size in sizes]
+            text_lines += [f"{word} {place} {pid} {'-' if size is None else size}" for pid, size in sizes]
         if self.instances is not None:
-            said.append(f"migmode {place} 1")
+            text_lines.append(f"migmode {place} 1")
             for number, instance in self.instances.items():
-                said += instance.lines(f"{place}/{number}")
-        return said
+                text_lines += instance.lines(f"{place}/{number}")
+        return text_lines
 
 
 @dataclass
 class Script:
-    """What the library says; `write` after each change.
+    """What the library reports; call `write` after each change.
 
-    A process that is started with `env()` reads it at each call of NVML, changes included.
+    A process started with `env()` reads it at each call of NVML, so changes take effect at once.
     """
 
     path: Path
@@ -58,15 +62,17 @@ class Script:
     errors: dict[str, int] = field(default_factory=dict)
     """`FUNCTION`, `FUNCTION CARD` or `*` -> code of nvml.h; a name without `_v2` means all its versions."""
     hanging: list[str] = field(default_factory=list)
-    """Functions that block until they are taken out here, 60 s at most."""
+    """Functions that block until they are removed from this list, 60 s at most."""
     epoch: int = 1
-    """Another number: the driver was reloaded, and the library must be initialised anew."""
+    """A changed number means that the driver was reloaded and the library must be initialised again."""
     driver: str = "580.159.04"
     host: tuple[int, int] | None = None
-    """Bytes of main memory in all, and in use by others: for the fake server (`card_model`), not for NVML."""
+    """Bytes of main memory in total and in use by others, for the fake server (`card_model`),
+    not for NVML.
+    """
 
     def write(self) -> None:
-        """Let it hold from the next call on."""
+        """Apply the script from the next call on."""
         lines = [f"driver {self.driver}", f"epoch {self.epoch}", f"cards {len(self.cards)}"]
         if self.host is not None:
             lines.append(f"host all total {self.host[0]} used {self.host[1]}")
@@ -78,13 +84,13 @@ class Script:
         lines += [f"hang {function}" for function in self.hanging]
         part = self.path.with_suffix(".part")
         part.write_text("\n".join(lines) + "\n")
-        # The library looks for another time, and the file system's clock moves in steps of milliseconds.
+        # The library checks for a new time, and the file system's clock has a resolution of milliseconds.
         now = time.time_ns()
         os.utime(part, ns=(now, now))
         part.rename(self.path)
 
     def wait_until_a_call_hangs(self, timeout_s: float = 30) -> None:
-        """Returns while a function of `hanging` blocks somebody; fails if nobody calls it in that time."""
+        """Return once a caller is blocked in a function of `hanging`; fail if none calls it in time."""
         sign = self.path.with_name(self.path.name + ".hanging")
         deadline = time.monotonic() + timeout_s
         while not sign.exists():
@@ -92,7 +98,7 @@ class Script:
             time.sleep(0.01)
 
     def env(self) -> dict[str, str]:
-        """Variables for a process that is to find the library and this script; written or not yet written."""
+        """Return the variables for a process that loads the library and this script, written or not."""
         found = str(build())
         if before := os.environ.get("LD_LIBRARY_PATH"):
             found += f":{before}"

@@ -1,4 +1,4 @@
-"""A model server in memory, for tests of the engine: scripted, exact, without a network."""
+"""A model server in memory for tests of the engine: scripted, exact, without a network."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from spoolama.errors import ContextOverflow
 Answer = Callable[[ChatRequest], str]
 
 FRAME = 4
-"""Tokens around a message: all but one of them stand before its text."""
+"""Tokens around a message, all but one of them before its text."""
 
 
 def count_tokens(messages: Sequence[Message]) -> int:
-    """The fake tokenizer: 4 tokens around a message, one for each 4 UTF-8 bytes begun."""
+    """Count with the fake tokenizer: 4 tokens around a message and one for each 4 bytes of
+    UTF-8, rounded up.
+    """
     return sum(FRAME + -(-len(m.content.encode()) // 4) for m in messages)
 
 
 def render(messages: Sequence[Message]) -> str:
-    """The fake template: `<role>content</role>` for each message, and the answer opened."""
+    """Render with the fake template: `<role>content</role>` for each message, and the opened answer."""
     return "".join(f"<{m.role}>{m.content}</{m.role}>" for m in messages) + "<assistant>"
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One chat request as it came."""
+    """A chat request as it was received."""
 
     at: float
     request: ChatRequest
@@ -44,22 +46,22 @@ class Call:
 
 @dataclass(slots=True)
 class _Slot:
-    """What a slot's prefix cache holds."""
+    """The content of a slot's prefix cache."""
 
     text: str = ""
     tokens: int = 0
     ends: list[int] = field(default_factory=list)
-    """Characters of `text` at which an earlier request ended its prompt."""
+    """Characters of `text` at which earlier requests ended their prompts."""
 
 
 @dataclass
 class ScriptedBackend:
-    """Answers by a function; `fault` may raise instead, or give a reply of its own.
+    """Answers by a function; `fault` may raise or return another reply instead.
 
-    With `caches`, each slot keeps the last prompt and answer (or primed text) that it worked on. What a new
-    prompt shares with it is not evaluated, in whole messages and in the text of the first that differs; one
-    token always is. With `sliding`, a shared part that ends more than so many tokens before the end of what
-    the slot holds counts only up to where an earlier prompt ended. Both as in the fake Ollama.
+    With `caches`, each slot stores its last prompt and answer (or primed text). The part that a new
+    prompt shares with it, in whole messages and in the text of the first that differs, is not evaluated;
+    one token always is. With `sliding`, a shared part that ends more than this many tokens before the end
+    of the slot's text counts only up to the end of an earlier prompt. Both work as in the fake Ollama.
 
     Args:
         clock: For latency and the times of calls.
@@ -76,9 +78,9 @@ class ScriptedBackend:
         can_prime: Whether it has a route for rendered text.
         prime_fault: Called with text and slot before each prime; raises, or returns None to go on.
         inspect_fault: Called before each inspection.
-        held: What the server holds: set by `load`, emptied by `release`; a test may put another there.
-        trained_ctx: What the model says of its own longest window.
-        shape_: What the model is made of, as far as the server tells.
+        held: The loaded model: set by `load` and `release`; a test may set another.
+        trained_ctx: The longest window that the model reports.
+        shape_: The shape of the model, as far as the server reports it.
     """
 
     clock: Clock
@@ -115,11 +117,11 @@ class ScriptedBackend:
     _spec: LoadSpec | None = None
 
     async def probe(self) -> ServerInfo:
-        """Always there."""
+        """Always succeeds."""
         return ServerInfo("scripted", "1")
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """Loads at once; another load than before empties the prefix cache."""
+        """Load at once; another load than before empties the prefix cache."""
         self.loads.append((self.clock.monotonic(), spec))
         self.load_fault(spec)
         if spec != self._spec or self.held is None:
@@ -138,7 +140,7 @@ class ScriptedBackend:
         return self.held
 
     async def chat(self, request: ChatRequest) -> Reply:
-        """Answers after the latency, with exact counts."""
+        """Answer after the latency, with exact counts."""
         call = Call(self.clock.monotonic(), request)
         self.calls.append(call)
         await self._enter()
@@ -151,11 +153,11 @@ class ScriptedBackend:
             self.in_flight -= 1
 
     async def count_tokens(self, spec: LoadSpec, messages: Sequence[Message]) -> int | None:
-        """Exact, if it is set so."""
+        """Count exactly, if set so."""
         return count_tokens(messages) if self.exact_count else None
 
     async def render(self, spec: LoadSpec, messages: Sequence[Message]) -> str | None:
-        """By the fake template, if it is set so."""
+        """Render with the fake template, if set so."""
         return render(messages) if self.renders else None
 
     async def prime(
@@ -166,7 +168,7 @@ class ScriptedBackend:
         slot: int | None = None,
         timeout_s: float = 600.0,
     ) -> Reply | None:
-        """Puts the text into the slot's cache, after the latency."""
+        """Put the text into the slot's cache, after the latency."""
         if not self.can_prime:
             return None
         self.primes.append((text, slot))
@@ -187,17 +189,17 @@ class ScriptedBackend:
             self.in_flight -= 1
 
     async def inspect(self, spec: LoadSpec) -> LoadedModel | None:
-        """What `held` says, if it is this model."""
+        """Return `held`, if it is this model."""
         self.inspected += 1
         self.inspect_fault(spec)
         return self.held if self.held is not None and self.held.name == spec.model else None
 
     async def shape(self, spec: LoadSpec) -> ModelShape | None:
-        """As it is set."""
+        """Return the shape that the test sets."""
         return self.shape_
 
     async def in_memory(self) -> tuple[HeldModel, ...] | None:
-        """What it holds; of its size nothing is told."""
+        """Return the loaded model, without its size."""
         now = self.held
         return () if now is None else (HeldModel(now.name, now.size_bytes, now.vram_bytes, now.num_ctx),)
 
@@ -207,7 +209,7 @@ class ScriptedBackend:
         keep: str | None = None,
         also: str | None = None,
     ) -> tuple[str, ...]:
-        """Counted; nothing is held any more."""
+        """Count the release and unload the model."""
         name = self.held.name if self.held is not None else None
         if name is not None and name == keep:
             return ()
@@ -235,7 +237,7 @@ class ScriptedBackend:
         prompt = count_tokens(request.messages)
         _refuse_overflow(prompt, request.load)
         text = self.answer(request)
-        # The answer's share of the next prompt, less the marks around a message.
+        # The answer's share of the next prompt, without the frame of a message.
         tokens = count_tokens([Message("assistant", text)])
         cut = tokens > request.num_predict
         rendered = render(request.messages)
@@ -247,7 +249,7 @@ class ScriptedBackend:
         return self._counted(text, finish, prompt, cached[0], answered, logprobs=request.logprobs)
 
     def _reused(self, slot: _Slot, text: str, tokens_of: Callable[[int], int], total: int) -> tuple[int, int]:
-        """Tokens taken from the slot's cache, and the character at which they end."""
+        """Return the tokens reused from the slot's cache and the character at which they end."""
         shared = _common(slot.text, text) if self.caches else 0
         if self.sliding is not None and slot.tokens - tokens_of(shared) > self.sliding:
             shared = max((end for end in slot.ends if end <= shared), default=0)
@@ -283,7 +285,7 @@ def _refuse_overflow(prompt: int, spec: LoadSpec) -> None:
 
 
 def _tokens_before(messages: Sequence[Message], size: int) -> int:
-    """Tokens of the first `size` characters of the rendered messages, whole ones only."""
+    """Return the whole tokens in the first `size` characters of the rendered messages."""
     total = 0
     for message in messages:
         head, foot = len(f"<{message.role}>"), len(f"</{message.role}>")
@@ -301,7 +303,9 @@ _CUT_TURN = re.compile(r"<\w+>(.*)\Z", re.DOTALL)
 
 
 def _tokens_of_text(text: str) -> int:
-    """Tokens of a rendered text that may stop anywhere; an opened answer counts nothing, as in a chat."""
+    """Count the tokens of a rendered text that may stop anywhere; an opened answer counts
+    nothing, as in a chat.
+    """
     total = place = 0
     while match := _TURN.match(text, place):
         total += count_tokens([Message(match[1], match[2])])
@@ -313,7 +317,7 @@ def _tokens_of_text(text: str) -> int:
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Return the length of the common beginning of two texts."""
     if other.startswith(one):
         return len(one)
     low, high = 0, min(len(one), len(other))

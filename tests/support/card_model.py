@@ -1,14 +1,14 @@
 """Memory of the machine that a fake Ollama runs on: cards, main memory, and what loaded models take of them.
 
-Others' use is read from a script file, the one by which the tests' stand-in for NVML speaks; what models take
-is written beside it, and as processes into a directory laid out like /proc. So server and watchdog see the
-same machine. The rules are those of a real Ollama on an H100 (tests/data/README.md):
+The use of other programs is read from the script of the tests' NVML stub; the memory of models is written
+beside it, and as processes into a directory laid out like /proc. So server and watchdog see the same machine.
+The rules are those of a real Ollama on an H100 (tests/data/README.md):
 
 - A load takes weights, keys and values, and CUDA's own memory; a long prompt takes some MB more, once.
-- A model that fits on one card goes there, else it is spread over all; 1 GB stays free on each. Where it does
-  not fit so, other models are put out first, and then what does not fit stays in main memory without a word.
+- A model that fits on one card goes there, else it is spread over all; 1 GB stays free on each. If it does
+  not fit, other models are unloaded first, and then the rest silently stays in main memory.
 - With `num_gpu` over 0 nothing stays in main memory: the load runs out of memory instead.
-- Of a card that is cut into MIG instances a process sees the first alone.
+- Of a card with MIG instances a process sees only the first.
 - The prompt cache grows in main memory with each answer.
 """
 
@@ -23,9 +23,9 @@ GB = 1 << 30
 CUDA_BYTES = 632_000_000
 """CUDA's own memory on the card of a loaded model."""
 LEFT_FREE_BYTES = GB
-"""What Ollama leaves free on a card where it decides itself what goes there (1.05 GB were seen)."""
+"""What Ollama leaves free on a card if it decides the placement (1.05 GB were measured)."""
 MOST_CACHED_BYTES = 8 * GB
-"""llama-server's own bound of its prompt cache."""
+"""llama-server's limit of its prompt cache."""
 _PROCESS_BYTES = 300 << 20
 _FIRST_PID = 424_242
 
@@ -43,19 +43,19 @@ class CardsFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What a model takes beside its weights."""
+    """What a model takes besides its weights."""
 
     token_bytes: int = 23_040
-    """Keys and values of a token: as the fake's `/api/show` says of every model."""
+    """Keys and values of a token, as in the fake's `/api/show` for every model."""
     hidden_bytes: int = 0
-    """Taken by a load beside what its shape tells and Ollama reckons with, as by a part for images."""
+    """Taken by a load beyond its shape and Ollama's estimate, as by a part for images."""
     hidden_token_bytes: int = 0
     """The same for each token of the window."""
     long_tokens: int = 1024
     growth_bytes: int = 20 << 20
     """Taken at the first prompt that is longer than `long_tokens`."""
     cached_bytes: int = 0
-    """By which the prompt cache in main memory grows at each answer."""
+    """Growth of the prompt cache in main memory at each answer."""
 
 
 @dataclass(slots=True)
@@ -64,10 +64,10 @@ class Held:
 
     pid: int
     on_cards: dict[str, int]
-    """By the card's place in the script: `0`, or `0/1` for a MIG instance."""
+    """By the card's number in the script: `0`, or `0/1` for a MIG instance."""
     in_main: int
     listed_bytes: int
-    """What `/api/ps` calls its size: without CUDA's own memory, and without what nobody reckons with."""
+    """Its size in `/api/ps`, without CUDA's own memory and without hidden memory."""
     listed_vram: int
     cached: int = 0
     grown: bool = False
@@ -82,7 +82,7 @@ class Held:
 class _Card:
     total: int
     taken: int
-    """By others, and by the driver."""
+    """By other programs and the driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class CardModel:
     _written: dict[Path, str] = field(default_factory=dict)
 
     def fits(self, name: str, weights: int, cells: int, num_gpu: int | None) -> bool:
-        """Whether all of it finds a place on the cards now."""
+        """Whether all of it fits on the cards now."""
         return self._whole(_Load(name, weights, cells, num_gpu)) is not None
 
     def load(self, name: str, weights: int, cells: int, num_gpu: int | None) -> None:
@@ -144,10 +144,10 @@ class CardModel:
         self.refresh()
 
     def answered(self, name: str, tokens: int) -> None:
-        """A prompt of so many tokens is worked on.
+        """Take the memory for a prompt of this many tokens.
 
         Raises:
-            CardsFull: what that takes is not there.
+            CardsFull: there is not enough.
         """
         held, habits = self.held.get(name), self.habits
         if held is None:
@@ -162,14 +162,14 @@ class CardModel:
         self.refresh()
 
     def free(self, name: str) -> None:
-        """Its process ends."""
+        """End its process."""
         held = self.held.pop(name, None)
         if held is not None and self.proc is not None:
             shutil.rmtree(self.proc / str(held.pid), ignore_errors=True)
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what others use, and write down what there is."""
+        """Read what others use and write the present state."""
         total, others = self._machine()[1]
         self._write(
             self.script.with_name(self.script.name + ".server"),
@@ -193,7 +193,7 @@ class CardModel:
             self._write(folder / "status", f"Name:\tllama-server\nVmRSS:\t{kib} kB\nRssAnon:\t{kib} kB\n")
 
     def _whole(self, load: _Load) -> dict[str, int] | None:
-        """Bytes by card where all of it fits; None: it does not."""
+        """Return bytes by card if all of it fits, else None."""
         if load.num_gpu == 0:
             return {}
         free = self._free()
@@ -213,18 +213,18 @@ class CardModel:
         return load.weights + self.habits.token_bytes * load.cells
 
     def _free(self) -> dict[str, int]:
-        """Bytes free on each card that a process sees."""
+        """Return the free bytes of each card that a process sees."""
         cards = self._machine()[0]
-        seen = {
+        visible = {
             place: card
             for place, card in cards.items()
             if f"{place}/0" not in cards and not ("/" in place and not place.endswith("/0"))
         }
-        own = {place: sum(held.on_cards.get(place, 0) for held in self.held.values()) for place in seen}
-        return {place: max(0, card.total - card.taken - own[place]) for place, card in seen.items()}
+        own = {place: sum(held.on_cards.get(place, 0) for held in self.held.values()) for place in visible}
+        return {place: max(0, card.total - card.taken - own[place]) for place, card in visible.items()}
 
     def _machine(self) -> tuple[Mapping[str, _Card], tuple[int, int]]:
-        """Cards, and main memory in all and used by others, as the script has them now."""
+        """Return the cards, and main memory in total and used by others, from the script."""
         text = self.script.read_text()
         if text != self._read[0]:
             cards: dict[str, _Card] = {}
@@ -243,7 +243,7 @@ class CardModel:
         return self._read[1], self._read[2]
 
     def _write(self, file: Path, text: str) -> None:
-        """Whole, or not at all: others read it at any time."""
+        """Write atomically, because others read at any time."""
         if self._written.get(file) == text and file.exists():
             return
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A model server with a card: loads take time and memory, others take memory too, and both can be read.
+"""A model server with a card: loads take time and memory, and other programs take memory too.
 
-For simulated nights on a clock that jumps. What a load takes is what `memory/estimate.py` says, which was
-held against an H100; that the estimate is right is not what such a simulation shows.
+For simulated nights on a simulated clock. The size of a load is that of `memory/estimate.py`, which was
+compared with an H100; the simulation does not show that the estimate is correct.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from support.card_users import Users
 from support.clock import VirtualClock
 
 _DRIVER_BYTES = 480 * 2**20
-"""The driver's own, as on an H100 (`reserved` of NVML's second memory call)."""
+"""The driver's own part, as on an H100 (`reserved` of NVML's second memory call)."""
 _HOST_BYTES = 64 * GB
 _RUNNER_RSS_BYTES = 900 * 2**20
 _FIRST_PID = 4000
 
 
 def gemma3_12b(weights_bytes: int = 7_300_000_000) -> ModelShape:
-    """The shape of gemma3:12b: 48 layers, of which each sixth sees everything and the others 1,024 tokens."""
+    """The shape of gemma3:12b: 48 layers; each sixth attends to everything and the others to 1,024 tokens."""
     keys = {
         "block_count": 48,
         "embedding_length": 3840,
@@ -51,9 +51,10 @@ GEMMA3_12B = gemma3_12b()
 
 
 def seconds_of(request: ChatRequest) -> float:
-    """How long an answer takes with four requests at once: 0.56 s on average, of one in 500 rows 6 s more.
+    """Return the time of an answer with four requests at once: 0.56 s on average, 6 s more in one of 500
+    rows.
 
-    A function of the prompt alone, so that a night is the same for its seed.
+    It depends on the prompt alone, so that a seed gives the same night.
     """
     luck = zlib.crc32(request.messages[-1].content.encode())
     slow = 6.0 if luck % 500 == 0 else 0.0
@@ -61,13 +62,13 @@ def seconds_of(request: ChatRequest) -> float:
 
 
 class ModelledCard:
-    """A card's memory, shared by the driver, the model and everybody else. A `CardProbe`.
+    """A `CardProbe` of a card whose memory the driver, the model and other programs share.
 
-    The others take what they want as far as there is any; what they lack they get when it becomes free.
+    Other programs take what they want if it is free, and the rest when it becomes free.
 
     Args:
         clock: Time.
-        users: The others.
+        users: The other programs.
         total_gb: The card's size, in GB of 2^30 bytes.
     """
 
@@ -76,34 +77,34 @@ class ModelledCard:
         self._users = users
         self.total_bytes = round(total_gb * GB)
         self.ours_bytes = 0
-        """What the model's process has."""
+        """Memory of the model's process."""
         self.pid: int | None = None
         """The model's process."""
 
     @property
     def others_bytes(self) -> int:
-        """What the others have now."""
+        """Memory of other programs now."""
         wanted = sum(self._users.want(self._clock.monotonic()).values())
         return min(wanted, self.total_bytes - _DRIVER_BYTES - self.ours_bytes)
 
     @property
     def used_bytes(self) -> int:
-        """What is not free."""
+        """Memory that is not free."""
         return _DRIVER_BYTES + self.ours_bytes + self.others_bytes
 
     def take(self, size_bytes: int) -> bool:
-        """Give the model's process that much more, if it is there."""
+        """Give the model's process this much more, if it is free."""
         if self.total_bytes - self.used_bytes < size_bytes:
             return False
         self.ours_bytes += size_bytes
         return True
 
     def give_back(self) -> None:
-        """The model's process ends."""
+        """End the model's process."""
         self.ours_bytes, self.pid = 0, None
 
     def read(self) -> tuple[Card, ...]:
-        """The card now."""
+        """Read the card now."""
         held = {} if self.pid is None else {self.pid: self.ours_bytes}
         return (
             Card(
@@ -142,20 +143,20 @@ class CardServer(ScriptedBackend):
     short_of_memory: int = 0
     """Loads that found the card full."""
     uninvited: int = 0
-    """Requests that had to load the model themselves."""
+    """Requests that had to load the model."""
     cut_off: int = 0
-    """Requests that were in flight when the model was released."""
+    """Requests in flight when the model was released."""
     answered: int = 0
     released_at: list[float] = field(default_factory=list)
     _pid: int = _FIRST_PID
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """Nothing, if the model is there just so; else in its time, as far as the card has room.
+        """Load in the usual time if there is room; return at once if the same load is there.
 
-        Only loads that work are in `loads`, with the time when they were done.
+        Only successful loads are in `loads`, with the time of their end.
 
         Raises:
-            OutOfMemory: the card was full before the model was on it; all of it was given back.
+            OutOfMemory: the card was full before the model was loaded, and all memory was freed.
         """
         if self.held is not None and self._spec == spec:
             return self.held
@@ -167,7 +168,7 @@ class CardServer(ScriptedBackend):
         return self.held
 
     async def chat(self, request: ChatRequest) -> Reply:
-        """Answers in its time; without keeping the request, of which a night has very many."""
+        """Answer in the usual time without recording the request, because a night has very many."""
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
@@ -175,9 +176,9 @@ class CardServer(ScriptedBackend):
                 self.uninvited += 1
                 await self.load(request.load)
             pid = self.card.pid
-            told = self.fault(Call(self.clock.monotonic(), request))
-            if told is not None:
-                return told
+            reply = self.fault(Call(self.clock.monotonic(), request))
+            if reply is not None:
+                return reply
             await self.clock.sleep(self.answer_s(request))
             if self.card.pid != pid:
                 self.cut_off += 1
@@ -193,7 +194,7 @@ class CardServer(ScriptedBackend):
         keep: str | None = None,
         also: str | None = None,
     ) -> tuple[str, ...]:
-        """The model's process ends, and its memory is free a moment later."""
+        """End the model's process; its memory is free a moment later."""
         if self.held is not None and self.held.name != keep:
             await self.clock.sleep(self.release_s)
             self.released_at.append(self.clock.monotonic())
@@ -201,30 +202,30 @@ class CardServer(ScriptedBackend):
         return await super().release(keep=keep)
 
     def host(self) -> Host | None:
-        """A machine with much memory, of which nobody takes any."""
+        """A machine with much free memory."""
         return Host(_HOST_BYTES, _HOST_BYTES // 2)
 
     def look_again(self) -> None:
-        """Nothing is kept."""
+        """Nothing is cached."""
 
     def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
-        """The model's process."""
+        """Return the model's process."""
         del pids
         pid = self.card.pid
         return () if pid is None else (Runner(pid, "llama-server", _RUNNER_RSS_BYTES),)
 
     def takes(self, spec: LoadSpec) -> int:
-        """Bytes that a load takes on the card."""
+        """Return the bytes that a load takes on the card."""
         assert self.shape_ is not None
         return estimate(self.shape_, spec.num_ctx, spec.slots).total_bytes
 
     def died(self, message: str = "cudaMalloc failed: out of memory") -> OutOfMemory:
-        """The model's process ends for want of memory; the error for whoever had asked it."""
+        """End the model's process for lack of memory; return the error for its callers."""
         self._drop()
         return OutOfMemory(message, status=500)
 
     async def _fill(self, spec: LoadSpec) -> None:
-        """Take it as llama.cpp does: CUDA's own, room for all weights, and when they are read the rest."""
+        """Take memory as llama.cpp does: CUDA's own, all weights, and after reading them the rest."""
         assert self.shape_ is not None
         needs = estimate(self.shape_, spec.num_ctx, spec.slots)
         self._pid += 1
@@ -249,7 +250,9 @@ class CardServer(ScriptedBackend):
         self.card.give_back()
 
     def _not_listed(self, spec: LoadSpec) -> int:
-        """What Ollama's list leaves out: CUDA's own, and keys and values of layers that see everything."""
+        """Memory missing in Ollama's list: CUDA's own, and keys and values of layers that
+        attend to everything.
+        """
         shape = self.shape_
         assert shape is not None
         heads = sum(n for n, slides in zip(shape.kv_heads, shape.slides, strict=True) if not slides)

@@ -1,4 +1,4 @@
-"""Other people's programs on a card, over a night: who comes when, and how much memory they want."""
+"""Other users' programs on a card during a night: their times and their memory."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from spoolama.memory.level import GB
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A program's stay on the card."""
+    """A program's use of the card."""
 
     name: str
     begin_s: float
     end_s: float
     gb: float
-    """What it wants from its begin on."""
+    """Memory that it wants from its start on."""
     gb_per_s: float = 0.0
-    """What it wants more with each second: a leak."""
+    """Growth for each second: a leak."""
 
     def wants(self, seconds: float) -> int:
-        """Bytes it wants at this moment."""
+        """Return the bytes that it wants at this moment."""
         if not self.begin_s <= seconds < self.end_s:
             return 0
         return round((self.gb + self.gb_per_s * (seconds - self.begin_s)) * GB)
 
 
 class Users:
-    """Everybody else who uses the card.
+    """All other users of the card.
 
     Args:
         uses: Their programs.
@@ -40,11 +40,11 @@ class Users:
 
     @property
     def end_s(self) -> float:
-        """From then on nobody comes or goes."""
+        """The time of the last start or end."""
         return max((use.end_s for use in self.uses if use.end_s < float("inf")), default=0.0)
 
     def want(self, seconds: float) -> dict[str, int]:
-        """Bytes by program; what several of the same name want is added up."""
+        """Return bytes by program; programs of one name are added up."""
         found: dict[str, int] = {}
         for use in self.uses:
             if use.begin_s > seconds:
@@ -56,14 +56,14 @@ class Users:
 
 @dataclass(frozen=True, slots=True)
 class _Habit:
-    """A kind of program: how often it comes, how long it stays, what it takes."""
+    """A kind of program: its frequency, duration and memory."""
 
     name: str
     every_h: float
     stays_s: tuple[float, float]
     gb: tuple[float, float]
     grows_gb: tuple[float, float] = (0.0, 0.0)
-    """What it has taken more at its end."""
+    """Its growth until its end."""
 
 
 _HABITS = (
@@ -79,19 +79,19 @@ _DESKTOP_CHANGES_S = (60.0, 1800.0)
 
 
 def night_of(seed: int, hours: float, *, often: float = 1.0) -> Users:
-    """A night of others coming and going: each kind at least once, after it only the desktop.
+    """Make a night with each kind of program at least once and only the desktop afterwards.
 
     Args:
         seed: Decides all of it.
-        hours: Until when somebody comes.
-        often: How many times as often as in a usual night.
+        hours: The time of the last start.
+        often: Frequency relative to a usual night.
     """
     rng = random.Random(f"night {seed}")
     return Users([*_desktop(rng, hours * 3600), *_visits(rng, hours, often)])
 
 
 def _desktop(rng: random.Random, seconds: float) -> Iterator[Use]:
-    """Always there, with 0.3 to 1 GB."""
+    """A desktop that always uses 0.3 to 1 GB."""
     at = 0.0
     while at < seconds:
         until = at + rng.uniform(*_DESKTOP_CHANGES_S)

@@ -1,4 +1,4 @@
-"""Cards that follow a script, for simulations on a clock that jumps."""
+"""Cards that follow a script, for simulations with a simulated clock."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from spoolama.clock import Clock
 from spoolama.memory.readings import Card, NoReading
 
 GB = 1 << 30
-"""Cards are sold in these: 16 GB are 16 x 2^30 bytes."""
+"""Cards are sold in these units: 16 GB are 16 x 2^30 bytes."""
 
 Scene = tuple[Card, ...] | NoReading
-"""What a reading says: the cards, or that there is none."""
+"""A reading: the cards, or the reason why there is none."""
 
 Script = Callable[[float], Scene] | Iterable[tuple[float, Scene]]
-"""A function of seconds, or scenes with the second from which each holds."""
+"""A function of seconds, or scenes with the second from which each applies."""
 
 
 def card(used_gb: float, total_gb: float = 16, **fields: Any) -> Card:
-    """A card with this much memory, in GB of 2^30 bytes.
+    """Make a card with this much memory, in GB of 2^30 bytes.
 
     Args:
         used_gb: What is not free.
@@ -32,12 +32,12 @@ def card(used_gb: float, total_gb: float = 16, **fields: Any) -> Card:
 
 
 class ScriptedCards:
-    """A `CardProbe` that says what its script has for the moment.
+    """A `CardProbe` that follows a script.
 
     Args:
-        script: What is read when. Seconds count from the making of this object; the first scene of a list
-            holds before its second as well.
-        clock: Tells the time.
+        script: The readings by time. Seconds count from the creation of this object; the first scene of a
+            list applies before its second as well.
+        clock: Time.
     """
 
     def __init__(self, script: Script, clock: Clock) -> None:
@@ -45,24 +45,25 @@ class ScriptedCards:
         self._clock = clock
         self._start = clock.monotonic()
         self.reads = 0
-        """How often it was asked."""
+        """The number of readings."""
 
     def read(self) -> tuple[Card, ...]:
-        """The cards of this moment.
+        """Read the cards of this moment.
 
         Raises:
-            NoReading: the script has one here.
+            NoReading: by the script.
         """
         self.reads += 1
         scene = self._script(self._clock.monotonic() - self._start)
         if isinstance(scene, NoReading):
-            # A new one each time: raising the same object again would chain its tracebacks for ever.
+            # A new exception each time, because raising one object again would chain its tracebacks
+            # endlessly.
             raise NoReading(scene.reason, lasting=scene.lasting)
         return scene
 
 
 def _by_steps(steps: Iterable[tuple[float, Scene]]) -> Callable[[float], Scene]:
-    """A function of time that keeps each scene until the next one's second."""
+    """Return a function of time that keeps each scene until the next one's second."""
     ordered = sorted(steps, key=lambda step: step[0])
     if not ordered:
         raise ValueError("a script needs one scene at least")

@@ -1,4 +1,4 @@
-"""A clock that jumps: an hour of waiting passes in a moment."""
+"""A simulated clock, with which an hour of waiting passes at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 class VirtualClock:
-    """Time that stands still until everybody sleeps, then jumps to whoever wakes first.
+    """A clock that stops until every task sleeps and then jumps to the next wake-up.
 
     Args:
         start: Seconds since the epoch at the beginning.
-        grace_s: Real seconds to let threads and sockets come to rest before a jump.
+        grace_s: Real seconds in which threads and sockets come to rest before a jump.
     """
 
     def __init__(self, start: float = 1_800_000_000.0, grace_s: float = 0.001) -> None:
@@ -35,13 +35,13 @@ class VirtualClock:
         return self._now
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for the clock to be moved that far."""
+        """Wait until the clock has moved this far."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self._now + seconds, next(self._order), future))
         await future
 
     def jump(self) -> bool:
-        """Move to the next sleeper's time and wake it; False if nobody sleeps."""
+        """Move to the next sleeper's time and wake it; return False without one."""
         while self._sleepers:
             due, _, future = heapq.heappop(self._sleepers)
             if future.done():
@@ -52,7 +52,7 @@ class VirtualClock:
         return False
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run this to its end, jumping whenever nothing else moves."""
+        """Run this to its end, and jump whenever no task can run."""
         task = asyncio.ensure_future(work)
         while not task.done():
             await asyncio.wait({task}, timeout=self._grace_s)

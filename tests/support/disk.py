@@ -1,4 +1,4 @@
-"""A disk that stops the world between any two system calls, fills up, or refuses."""
+"""A disk that ends the process between any two system calls, is full, or fails."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from spoolama.spool.durable import Disk
 
 
 class Killed(BaseException):
-    """The process ended here, as by kill -9: no handler of errors may do anything any more."""
+    """The process ended here, as by kill -9, so no error handler may act."""
 
 
 class ScriptedDisk(Disk):
-    """Counts the calls that change something, and ends or fails one of them.
+    """Counts the calls that change the disk and ends or fails one of them.
 
     Real files change; only fsync is left out, so that thousands of deaths can be tried.
 
     Args:
-        kill_at: At the call of this number (from 1) the process dies. A write is then half done.
-        fail_at: At the call of this number, `fail_with` is raised once.
+        kill_at: The process dies at the call with this number (from 1); a write is then half done.
+        fail_at: The call with this number raises `fail_with` once.
         refuse: Calls that always fail, by name, with their errno.
     """
 
@@ -39,7 +39,7 @@ class ScriptedDisk(Disk):
         self._refuse = refuse or {}
         self._dead = False
         self.calls: list[tuple[str, str]] = []
-        """Each call's name and what it was about."""
+        """Name and subject of each call."""
         self.synced: list[set[int]] = [set()]
         """Inodes that were synced, before each call."""
 
@@ -76,7 +76,7 @@ class ScriptedDisk(Disk):
         self.synced[-1].add(os.fstat(fd).st_ino)
 
     def close(self, fd: int) -> None:
-        super().close(fd)  # the kernel closes what the dead had open
+        super().close(fd)  # the kernel closes the files of the dead process
 
     def fsync_dir(self, path: Path) -> None:
         self._step("fsync_dir", path)

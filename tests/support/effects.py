@@ -1,8 +1,8 @@
-"""Fake answerers: what a conversation does to answers, made to order, for simulated jobs.
+"""Scripted answerers for simulated jobs: defined effects of a conversation on answers.
 
-No server and no text: a row is what it would be answered alone, and a behaviour says what it is answered in
-sight of others. At temperature 0 an answer is a function of the row and of what is in sight, as a model's is:
-whether a row gives way is decided once by its `luck`. Only `Noisy` rolls dice.
+They need no server and no text: a row is its isolated answer, and a behaviour gives its answer with visible
+rows. At temperature 0 an answer depends only on the row and the visible rows, as a model's does: the row's
+`luck` decides whether it changes. Only `Noisy` is random.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ LABELS = ("negative", "neutral", "positive")
 
 
 class Scale(Protocol):
-    """What answers there are."""
+    """The possible answers."""
 
     def draw(self, rng: random.Random) -> str:
-        """An answer, as often as rows alone give it."""
+        """Draw an answer with the distribution of isolated rows."""
 
     def push(self, answer: str) -> str:
-        """The answer that a pull in one direction makes of this one."""
+        """Shift this answer in one direction."""
 
     def middle(self, answers: Sequence[str]) -> str:
-        """What most of these say."""
+        """Return the most typical of these answers."""
 
     def jitter(self, answer: str, rng: random.Random) -> str:
-        """Another answer that the model might as well have given."""
+        """Return another plausible answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +38,22 @@ class Labels:
     """Three words."""
 
     shares: tuple[float, float, float] = (0.35, 0.25, 0.4)
-    """How often each is given alone."""
+    """The frequency of each in isolation."""
 
     def draw(self, rng: random.Random) -> str:
         value = rng.random()
         return LABELS[0 if value < self.shares[0] else 1 if value < self.shares[0] + self.shares[1] else 2]
 
     def push(self, answer: str) -> str:
-        """The next one up, and from the last one to the first: the spread stays, which is hard to see."""
+        """Return the next label, cyclically, which keeps the distribution and is hard to detect."""
         return LABELS[(LABELS.index(answer) + 1) % 3]
 
     def middle(self, answers: Sequence[str]) -> str:
-        """The most frequent; of several the last in `LABELS`."""
+        """Return the most frequent; of several the last in `LABELS`."""
         return max(LABELS, key=lambda label: (answers.count(label), LABELS.index(label)))
 
     def jitter(self, answer: str, rng: random.Random) -> str:
-        """One of the other two, as often as they are given."""
+        """Return one of the other two, by their frequency."""
         while (other := self.draw(rng)) == answer:
             pass
         return other
@@ -67,16 +67,16 @@ class Scores:
         return _half(rng.gauss(5.0, 2.2))
 
     def push(self, answer: str) -> str:
-        """Three points up, at the upper end three down."""
+        """Add three points, or subtract them at the upper end."""
         value = float(answer)
         return _half(value + 3.0 if value <= 7 else value - 3.0)
 
     def middle(self, answers: Sequence[str]) -> str:
-        """The median."""
+        """Return the median."""
         return sorted(answers, key=float)[len(answers) // 2]
 
     def jitter(self, answer: str, rng: random.Random) -> str:
-        """Off by a point or so."""
+        """Change by about a point."""
         return _half(float(answer) + rng.gauss(0.0, 1.0))
 
 
@@ -89,35 +89,35 @@ class Row:
     """A row of a simulated job."""
 
     alone: str
-    """Its answer alone, at temperature 0."""
+    """Its isolated answer at temperature 0."""
     gold: str
-    """Its known answer."""
+    """Its gold answer."""
     luck: float
-    """From 0 to 1: it gives way to a pull of at least this strength."""
+    """From 0 to 1: an effect of at least this strength changes its answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """What stands before a row."""
+class VisibleRows:
+    """What precedes a row in its prompt."""
 
     answers: Sequence[str]
-    """Those of the anchors and of the earlier rows in sight, in their order."""
+    """Answers of the anchors and of the visible earlier rows, in order."""
     depth: int
-    """Rows answered since the conversation began, in sight or trimmed away."""
+    """Rows answered since the conversation began, visible or trimmed."""
 
 
 class Behaviour(Protocol):
     """How a model answers."""
 
     def alone(self, row: Row, rng: random.Random) -> str:
-        """The answer with nothing in sight."""
+        """Return the answer without visible rows."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        """The answer in a conversation; the one given alone where nothing is in sight."""
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        """Return the answer in a conversation; the isolated one without visible rows."""
 
 
 class _Plain:
-    """Alone it gives the row's answer."""
+    """In isolation it gives the row's own answer."""
 
     __slots__ = ()
 
@@ -127,74 +127,76 @@ class _Plain:
 
 @dataclass(frozen=True, slots=True)
 class Ignores(_Plain):
-    """Answers as if it stood alone."""
+    """Always answers as in isolation."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
         return row.alone
 
 
 @dataclass(frozen=True, slots=True)
 class FollowsPrevious(_Plain):
-    """Some rows repeat the answer just before them: the spread of the answers stays what it was."""
+    """Some rows repeat the previous answer, which keeps the distribution of the answers."""
 
     strength: float
     """Share of the rows that do."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        return sight.answers[-1] if row.luck < self.strength and sight.answers else row.alone
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        return visible.answers[-1] if row.luck < self.strength and visible.answers else row.alone
 
 
 @dataclass(frozen=True, slots=True)
 class FollowsMajority(_Plain):
-    """Some rows say what most rows in sight say; strong enough, every answer is soon the same."""
+    """Some rows repeat the most frequent visible answer; at high strength all answers soon agree."""
 
     strength: float
     """Share of the rows that do."""
     scale: Scale
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        return self.scale.middle(sight.answers) if row.luck < self.strength and sight.answers else row.alone
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        return (
+            self.scale.middle(visible.answers) if row.luck < self.strength and visible.answers else row.alone
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Drifts(_Plain):
-    """Answers are pushed off, the more of them the longer the conversation is."""
+    """The share of shifted answers grows with the length of the conversation."""
 
     rate: float
-    """Share of the rows more for each row answered before."""
+    """Growth of the share for each row answered before."""
     scale: Scale
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        pushed = bool(sight.answers) and row.luck < self.rate * sight.depth
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        pushed = bool(visible.answers) and row.luck < self.rate * visible.depth
         return self.scale.push(row.alone) if pushed else row.alone
 
 
 @dataclass(frozen=True, slots=True)
 class Better(_Plain):
-    """Learns from examples: in sight of three answers or more that differ, more rows are answered right."""
+    """With three or more different visible answers, more rows are answered right."""
 
     gain: float
-    """Share of the rows that are then answered as gold says, whatever they would be alone."""
+    """Share of the rows that are then answered as gold, regardless of their isolated answer."""
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        taught = len(sight.answers) >= 3 and len(set(sight.answers)) >= 2
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        taught = len(visible.answers) >= 3 and len(set(visible.answers)) >= 2
         return row.gold if taught and row.luck < self.gain else row.alone
 
 
 @dataclass(frozen=True, slots=True)
 class Noisy:
-    """Temperature 1: whatever another behaviour says, every so often something else comes out."""
+    """Temperature 1: another behaviour, with random changes."""
 
     inner: Behaviour
     chance: float
-    """That it does, each time, alone or not."""
+    """Probability of a change, in isolation or not."""
     scale: Scale
 
     def alone(self, row: Row, rng: random.Random) -> str:
         return self._rolled(self.inner.alone(row, rng), rng)
 
-    def answer(self, row: Row, sight: Sight, rng: random.Random) -> str:
-        return self._rolled(self.inner.answer(row, sight, rng), rng)
+    def answer(self, row: Row, visible: VisibleRows, rng: random.Random) -> str:
+        return self._rolled(self.inner.answer(row, visible, rng), rng)
 
     def _rolled(self, answer: str, rng: random.Random) -> str:
         return self.scale.jitter(answer, rng) if rng.random() < self.chance else answer
@@ -208,14 +210,14 @@ def file_of(
     order: Literal["shuffled", "sorted"] = "shuffled",
     right: float = 0.6,
 ) -> list[Row]:
-    """A file of so many rows.
+    """Return the rows of a simulated file.
 
     Args:
-        scale: What answers there are.
-        rows: How many rows.
+        scale: The possible answers.
+        rows: The number of rows.
         seed: Decides all of it.
-        order: `sorted`: by the answer given alone, as a file is that somebody sorted by outcome.
-        right: Share of the rows that are answered as gold says when alone.
+        order: `sorted`: by the isolated answer, like a file sorted by outcome.
+        right: Share of the rows whose isolated answer is the gold one.
     """
     rng = random.Random(f"file {seed}")
     answers = [scale.draw(rng) for _ in range(rows)]

@@ -1,4 +1,4 @@
-"""Evaluation on the spot, without a process: for tests whose clock jumps."""
+"""Inline evaluation without a process, for tests with a simulated clock."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spoolama.job.sidecar import Sidecar
 
 
 class InlineRunner:
-    """Runs tasks where it is called, with the same JSON in between as the process has."""
+    """Runs tasks inline, with the same JSON conversion as the process."""
 
     def __init__(self) -> None:
         self.meets: Callable[[str, Sequence[Any]], str | None] = lambda _kind, _arguments: None
-        """Which limit a task meets, by its kind and arguments; None: it is run."""
+        """The limit that a task hits, by its kind and arguments; None: the task runs."""
 
     async def run(
         self,
@@ -29,7 +29,7 @@ class InlineRunner:
         cpu_s: float,
         unwanted: Callable[[], bool] | None = None,
     ) -> list[Any]:
-        """Run a task; `EvaluationProcess.run` has the details."""
+        """Run a task; see `EvaluationProcess.run`."""
         if unwanted is not None and unwanted():
             raise Abandoned
         if (limit := self.meets(kind, arguments)) is not None:
@@ -39,11 +39,11 @@ class InlineRunner:
         return replied
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """There is nothing to close."""
 
 
 def inline_evaluator() -> Evaluator:
-    """An evaluator that needs no process."""
+    """An evaluator without a process."""
     return Evaluator(InlineRunner())
 
 
@@ -53,5 +53,5 @@ def inline_job_evaluator() -> JobEvaluator:
 
 
 def load_sidecar(path: Path, *, openai: bool = False) -> Sidecar:
-    """Read a sidecar at once; `Evaluator.load_sidecar` has the details."""
+    """Read a sidecar at once; see `Evaluator.load_sidecar`."""
     return parse_sidecar(path.read_bytes(), path.name, openai=openai)

@@ -1,12 +1,12 @@
 """A fake Ollama over real loopback HTTP, in process or on its own (`python -m support.fake_ollama`).
 
 It follows replies recorded from a real one (status, keys, texts), and counts tokens, cached tokens and loads
-by the rules in `fake_ollama_engine`. What it does is a `Script`, which may be changed while it runs::
+by the rules in `fake_ollama_engine`. A `Script` defines what it does and may change while it runs::
 
     async with FakeOllama(Script(slots=4, faults=[Fault("reset", calls=[3])])) as server:
         backend = OllamaBackend(server.url, clock=SystemClock())
 
-It needs `h11`, which httpx brings along.
+It needs `h11`, a dependency of httpx.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class FakeOllama:
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:PORT`, once started."""
+        """`http://127.0.0.1:PORT`, after the start."""
         return self._server.url
 
     @property
@@ -94,37 +94,37 @@ class FakeOllama:
 
     @property
     def loaded(self) -> list[str]:
-        """Names of the models in memory now."""
+        """Names of the loaded models."""
         return list(self._routes.engine.runners)
 
     @property
     def in_flight(self) -> int:
-        """Calls that hold a slot now."""
+        """Calls that use a slot now."""
         return self._routes.generator.in_flight
 
     @property
     def peak_in_flight(self) -> int:
-        """The most calls that ever held a slot at once."""
+        """The largest number of calls that used a slot at once."""
         return self._routes.generator.peak_in_flight
 
     def kill_runners(self) -> None:
-        """Every model's process dies: calls in flight get status 500, and the next ones load again."""
+        """Kill every model process: calls in flight get status 500, and the next ones load again."""
         for runner in list(self._routes.engine.runners.values()):
             self._routes.engine.kill(runner)
 
     def evict(self, name: str) -> None:
-        """Somebody else unloads a model."""
+        """Unload a model, as another client does."""
         self._routes.engine.unload(name)
 
     def reload(self, name: str, num_ctx: int) -> None:
-        """Somebody else has a model loaded with another window, at once; calls in flight end as they would.
+        """Load a model with another window at once, as another client does; calls in flight finish.
 
-        The next request with options of its own is a reload again, as its `load_duration` says.
+        The next request with its own options is a reload again, as its `load_duration` shows.
         """
         self._routes.engine.reload(find_model(self.script, name), num_ctx)
 
     async def wait_for_calls(self, count: int) -> None:
-        """Until so many chat and generate calls were received since the start."""
+        """Wait for this many chat and generate calls since the start."""
         while self._total < count:
             self._arrived.clear()
             await self._arrived.wait()
@@ -134,7 +134,9 @@ class FakeOllama:
         await self._server.start()
 
     async def stop(self) -> None:
-        """Stop listening and break every connection: the server is away. What was loaded is gone."""
+        """Stop listening and break every connection, so that the server is away and its models
+        are unloaded.
+        """
         await self._server.stop()
         self.kill_runners()
 

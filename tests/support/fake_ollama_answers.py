@@ -1,4 +1,4 @@
-"""Answers that are a pure function of what was asked, so that a run can be repeated and compared."""
+"""Answers that depend only on the request, so that a run can be repeated and compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHAPES = (
 
 
 def hashed(asked: Asked, labels: Sequence[str]) -> str:
-    """One of the labels, or an instance of the format, chosen by a hash of messages, options and format."""
+    """Return a label, or an instance of the format, by a hash of messages, options and format."""
     text = json.dumps([asked.model, list(asked.messages), dict(asked.options), asked.format], sort_keys=True)
     chance = random.Random(hashlib.sha256(text.encode()).digest())
     if asked.format is None:
@@ -39,7 +39,7 @@ def hashed(asked: Asked, labels: Sequence[str]) -> str:
 
 
 def named_answer(name: str) -> Answer | None:
-    """Answers by name, for the command line: `echo`, `labels:a,b,c`, `words:N`; empty: the default."""
+    """Return answers by name for the command line: `echo`, `labels:a,b,c`, `words:N`; empty: the default."""
     kind, _, rest = name.partition(":")
     match kind:
         case "":
@@ -57,7 +57,7 @@ def named_answer(name: str) -> Answer | None:
 
 
 def bad_schema(schema: Any) -> str | None:
-    """What llama.cpp says of a schema that it cannot turn into a grammar; None: it can."""
+    """Return llama.cpp's error for a schema that it cannot turn into a grammar, or None."""
     if not isinstance(schema, dict):
         return None
     kind = schema.get("type")

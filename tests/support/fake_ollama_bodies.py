@@ -1,4 +1,4 @@
-"""The bodies of the fake's answers, as the recorded replies show them."""
+"""The bodies of the fake's answers, as in the recorded replies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def generate_body(body: Mapping[str, Any], done: Generation, generator: Generato
 
 
 def v1_options(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What `/v1` understands: neither window nor keep-alive nor truncate."""
+    """The options that `/v1` knows, without window, keep-alive and truncate."""
     options = {key: body[key] for key in ("temperature", "top_p", "seed", "stop") if key in body}
     if "max_tokens" in body:
         options["num_predict"] = body["max_tokens"]
@@ -65,7 +65,7 @@ def v1_body(body: Mapping[str, Any], done: Generation, generator: Generator) -> 
 
 
 def lines(reply: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A reply as a stream: the text word by word, then the counters."""
+    """Return a reply as a stream: the text word by word, then the counters."""
     key = "message" if "message" in reply else "response"
     text = reply["message"]["content"] if key == "message" else reply["response"]
     head = {"model": reply["model"], "created_at": reply["created_at"]}
@@ -79,7 +79,7 @@ def lines(reply: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def rendered_body(model: str, text: str) -> dict[str, Any]:
-    """A prompt that was rendered and not answered."""
+    """Return a prompt that was rendered and not answered."""
     return {
         "model": model,
         "created_at": now(),
@@ -90,7 +90,9 @@ def rendered_body(model: str, text: str) -> dict[str, Any]:
 
 
 def logprobs_of(body: Mapping[str, Any], done: Generation) -> dict[str, Any]:
-    """Where asked for: each token of the answer's text, its end not, with a value made of the text before."""
+    """If requested, return each token of the answer's text except its end, with a value made of
+    the text before.
+    """
     if not body.get("logprobs") or not done.pieces:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""What the fake says about its models: `/api/tags`, `/api/show`, `/api/ps`."""
+"""The fake's answers about its models: `/api/tags`, `/api/show`, `/api/ps`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEMPLATES = {
 
 
 def details(model: FakeModel) -> dict[str, Any]:
-    """What it is made of."""
+    """Return the details of a model."""
     return {
         "parent_model": "",
         "format": "gguf",
@@ -29,7 +29,7 @@ def details(model: FakeModel) -> dict[str, Any]:
 
 
 def tags_entry(model: FakeModel) -> dict[str, Any]:
-    """A line of the list of models."""
+    """Return a line of the list of models."""
     return {
         "name": model.name,
         "model": model.name,
@@ -42,7 +42,7 @@ def tags_entry(model: FakeModel) -> dict[str, Any]:
 
 
 def show_body(model: FakeModel) -> dict[str, Any]:
-    """All about one model."""
+    """Return all about one model."""
     remote = {"remote_model": model.name, "remote_host": model.remote_host} if model.remote_host else {}
     return {
         "modelfile": f"FROM {model.name}\n",
@@ -71,7 +71,7 @@ def show_body(model: FakeModel) -> dict[str, Any]:
 
 
 def ps_entry(runner: Runner, script: Script) -> dict[str, Any]:
-    """A loaded model. Held for ever shows as a date centuries ahead."""
+    """Return a loaded model; one without expiry has a date centuries ahead."""
     model = runner.model
     until = datetime.now(UTC) + timedelta(days=106_751 if runner.forever else 5 / 1440)
     size = model.size_bytes + runner.num_ctx * len(runner.slots) * 23_040

@@ -1,4 +1,4 @@
-"""Chat and generate: from a request to a reply with the counters that a real server would give."""
+"""Chat and generate: from a request to a reply with the counters of a real server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Generation:
     """The text, token by token."""
 
     def counters(self, version: tuple[int, ...]) -> dict[str, Any]:
-        """As this version reports them; zeros are left out, as by the real one."""
+        """Return the counters that this version reports; zeros are left out, as by the real one."""
         counted = self.prompt_tokens - self.cached if version == (0, 30, 0) else self.prompt_tokens
         found: dict[str, Any] = {
             "total_duration": _ns(self.total_s),
@@ -55,7 +55,7 @@ class Generation:
 
 
 class Generator:
-    """Works on prompts, slot by slot."""
+    """Processes prompts, slot by slot."""
 
     def __init__(self, script: Script, engine: Engine) -> None:
         self._script = script
@@ -74,10 +74,10 @@ class Generator:
         fault: Fault | None,
         build: Any,
     ) -> Generation | None:
-        """The generation, or None where a fault has answered instead.
+        """Return the generation, or None if a fault has answered instead.
 
         Args:
-            build: From a generation to the body of the reply, for faults that spoil it.
+            build: From a generation to the body of the reply, for faults that change it.
         """
         options = call.body.get("options") or {}
         runner, load_s = await self._engine.runner(model, options, call.body.get("shift", True))
@@ -103,7 +103,7 @@ class Generator:
         return done
 
     def _take_memory(self, model: FakeModel, tokens: int) -> None:
-        """Work on a prompt needs some as well. Where it is missing every loaded model goes (`sched.go`)."""
+        """Take the memory for a prompt; without it every loaded model is unloaded (`sched.go`)."""
         if self._script.memory is None:
             return
         try:
@@ -138,7 +138,9 @@ class Generator:
     def _fitted(
         self, prompt: Prompt, runner: Runner, body: Mapping[str, Any], fault: Fault | None
     ) -> tuple[Prompt, int]:
-        """The prompt inside the window and its length: refused, or cut in silence as the real one does it."""
+        """Return the prompt that fits the window and its length: refused, or cut silently as by
+        the real server.
+        """
         total = self._engine.prompt_tokens(prompt)
         window = runner.num_ctx
         if fault is not None and fault.kind == "silent_cut":
@@ -198,7 +200,7 @@ class Generator:
     def _text(
         self, call: Call, model: FakeModel, prompt: Prompt, room: int, fault: Fault | None
     ) -> tuple[str, str, int]:
-        """The answer, why it ended, and its tokens."""
+        """Return the answer, its stop reason, and its tokens."""
         body = call.body
         options = body.get("options") or {}
         messages = body.get("messages") or [{"role": role, "content": text} for role, text in prompt.segments]
@@ -236,12 +238,12 @@ class Generator:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """`0.33.3-rc1` as numbers."""
+    """Return `0.33.3-rc1` as numbers."""
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
 
 
 def now() -> str:
-    """As Ollama spells a moment."""
+    """Return the time in Ollama's format."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
 
 

@@ -1,4 +1,4 @@
-"""What Ollama refuses before a model is touched, with its statuses and texts."""
+"""What Ollama refuses before it uses a model, with its statuses and texts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Refused(Exception):
 
 
 def nested(code: int, message: str, kind: str, **fields: int) -> str:
-    """An error of the engine as Ollama hands it on: JSON inside a JSON string."""
+    """Return an error of the engine in Ollama's form: JSON inside a JSON string."""
     return json.dumps(
         {"error": {"code": code, "message": message, "type": kind, **fields}}, separators=(",", ":")
     )
@@ -57,7 +57,7 @@ def read_body(raw: bytes) -> dict[str, Any]:
 
 
 def keep_alive(body: Mapping[str, Any]) -> float | None:
-    """Seconds; negative is for ever; None: not given."""
+    """Return seconds; negative means unlimited, None not given."""
     value = body.get("keep_alive")
     if value is None:
         return None
@@ -69,7 +69,7 @@ def keep_alive(body: Mapping[str, Any]) -> float | None:
 
 
 def find_model(script: Script, name: str, *, show: bool = False) -> FakeModel:
-    """A model that is there and runs here."""
+    """Return a model that exists and runs here."""
     if not name:
         raise Refused(400, "model is required")
     tag = name.rpartition(":")[2] if ":" in name else ""
@@ -86,7 +86,7 @@ def find_model(script: Script, name: str, *, show: bool = False) -> FakeModel:
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Types of the known ones; unknown ones are ignored."""
+    """Check the types of known options; unknown ones are ignored."""
     for name, value in options.items():
         if name in _INTEGERS and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise Refused(500, f'option "{name}" must be of type integer')
@@ -99,7 +99,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_think(model: FakeModel, think: Any) -> None:
-    """Only a model that can think may be asked to."""
+    """Refuse thinking for a model that cannot think."""
     if think is None or isinstance(think, bool):
         pass
     elif think not in {"low", "medium", "high", "max"}:
@@ -111,7 +111,7 @@ def check_think(model: FakeModel, think: Any) -> None:
 
 
 def check_format(form: Any) -> None:
-    """`json` or a schema that llama.cpp can follow."""
+    """Check that the format is `json` or a schema that llama.cpp supports."""
     if form is None or form in ("", "json"):
         return
     if not isinstance(form, dict):

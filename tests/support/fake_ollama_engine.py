@@ -3,15 +3,15 @@
 - **Tokens.** A message counts one token for every four bytes of UTF-8, rounded up, and four for its frame;
   the answer opened behind the last message counts three. An answer counts its text and one for its end.
   A raw prompt that stops inside a message counts three for its frame and the whole tokens of its text.
-- **Prefix cache.** Each slot holds the last prompt and answer it worked on. What a new prompt shares with it,
+- **Prefix cache.** Each slot stores its last prompt and answer. The part that a new prompt shares with it,
   message by message and inside the first one that differs, is not evaluated; one token always is.
 - **Sliding window** (a model with `window`): a prefix that ends further back than the window is usable only
-  up to a place where an earlier request in this slot ended its prompt; without one everything is evaluated.
+  up to the end of an earlier prompt in this slot; without one everything is evaluated.
   (A simplification of llama.cpp's checkpoints. A request of just the shared prefix is such a place.)
-- **Choice of slot.** Of the idle ones the one that shares most, if that is over a tenth of the prompt; else
-  the one unused for longest. Waiting calls get slots in the order in which they came.
+- **Choice of slot.** The idle slot that shares most, if that is over a tenth of the prompt; else the one
+  unused for longest. Waiting calls get slots in the order of their arrival.
 - **Loads** happen one at a time, when a model is not loaded or any load-time option differs, once the calls
-  in flight on the old one have ended. Where memory is modelled (`card_model`) they may find too little of it.
+  in flight on the old one have ended. With a memory model (`card_model`) they may run out of memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Segment = tuple[str, str]
 
 
 class QueueFull(Exception):
-    """More calls wait for a load than the server lets wait."""
+    """More calls wait for a load than the server allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +40,19 @@ class Prompt:
 
     segments: tuple[Segment, ...]
     opened: bool
-    """Whether the frame of an answer stands behind it."""
+    """Whether the frame of an answer follows it."""
     cut: bool = False
     """Whether it stops inside its last message, whose frame is therefore open."""
 
 
 @dataclass(slots=True)
 class Slot:
-    """One place where a conversation is worked on."""
+    """One slot of the server, with the cache of one conversation."""
 
     number: int
     held: tuple[Segment, ...] = ()
     held_cut: bool = False
-    """Whether it stops inside the last message that it holds."""
+    """Whether it stops inside its last message."""
     held_tokens: int = 0
     checkpoints: list[int] = field(default_factory=list)
     used: int = 0
@@ -76,7 +76,7 @@ class Runner:
 
 
 class Engine:
-    """Loads models and works on prompts in slots."""
+    """Loads models and processes prompts in slots."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -90,7 +90,7 @@ class Engine:
     # loads
 
     async def runner(self, model: FakeModel, options: Mapping[str, Any], shift: bool) -> tuple[Runner, float]:
-        """The model loaded with these options, and how long the load took by the fake's own report."""
+        """Return the model loaded with these options, and the reported time of its load."""
         num_ctx = self._window(model, int(options.get("num_ctx") or DEFAULT_NUM_CTX))
         key = (num_ctx, shift, *(options.get(name) for name in LOAD_OPTIONS[1:]))
         if (found := self._fitting(model, key)) is not None:
@@ -124,7 +124,7 @@ class Engine:
         return min(max(asked, 4), model.context_length, self._script.num_ctx_limit or asked)
 
     def _take_memory(self, model: FakeModel, num_ctx: int, options: Mapping[str, Any]) -> None:
-        """The old one goes; then idle others, where there is no room beside them; then it is placed.
+        """Unload the old model and, without room, idle others; then place the new one.
 
         Raises:
             CardsFull: there is not enough memory.
@@ -140,20 +140,20 @@ class Engine:
         memory.load(*load)
 
     def reload(self, model: FakeModel, num_ctx: int) -> None:
-        """Put a freshly loaded one, with this window and no other option, in its place."""
+        """Replace the model by a new load with this window and no other option."""
         window = self._window(model, num_ctx)
         key = (window, True, *(None for _ in LOAD_OPTIONS[1:]))
         self.runners[model.name] = Runner(model, key, window, self._script.slots)
         self.loads.append((model.name, window))
 
     def unload(self, name: str) -> None:
-        """Take a model out of memory; calls in flight on it end as they would."""
+        """Unload a model; calls in flight on it finish."""
         self.runners.pop(name, None)
         if self._script.memory is not None:
             self._script.memory.free(name)
 
     def kill(self, runner: Runner) -> None:
-        """The model's process dies, and with it every call that it had."""
+        """Kill the model's process and every call on it."""
         runner.dead = True
         if self.runners.get(runner.model.name) is runner:
             self.unload(runner.model.name)
@@ -164,21 +164,21 @@ class Engine:
     # tokens
 
     def tokens(self, text: str) -> int:
-        """Of a text alone."""
+        """Count the tokens of a text."""
         return -(-_size(text) // self._script.bytes_per_token)
 
     def pieces(self, text: str) -> list[bytes]:
-        """A text, token by token."""
+        """Split a text into tokens."""
         raw, step = text.encode("utf-8", "surrogatepass"), self._script.bytes_per_token
         return [raw[place : place + step] for place in range(0, len(raw), step)]
 
     def segment_tokens(self, segment: Segment) -> int:
-        """Of a message with its frame."""
+        """Count the tokens of a message with its frame."""
         role, text = segment
         return self.tokens(text) + (self._script.tokens_per_message if role != "raw" else 0)
 
     def prompt_tokens(self, prompt: Prompt) -> int:
-        """Of a whole prompt."""
+        """Count the tokens of a whole prompt."""
         if prompt.cut:
             *whole, last = prompt.segments
             return sum(map(self.segment_tokens, whole)) + self._begun(last[1])
@@ -186,13 +186,15 @@ class Engine:
         return sum(map(self.segment_tokens, prompt.segments)) + opened
 
     def _begun(self, text: str) -> int:
-        """Of a message that begins with this text: what every message that does so shares."""
+        """Count the tokens that all messages with this beginning share."""
         return self._script.tokens_per_message - 1 + _size(text) // self._script.bytes_per_token
 
     # slots
 
     def take(self, runner: Runner, prompt: Prompt) -> tuple[Slot, int]:
-        """An idle slot for a prompt, and how many of its tokens that slot reuses. Pass the gate first."""
+        """Return an idle slot for a prompt and how many of its tokens the slot reuses; pass the
+        gate first.
+        """
         idle = [slot for slot in runner.slots if not slot.busy]
         shared = {slot.number: self._shared(slot, prompt) for slot in idle}
         total = self.prompt_tokens(prompt)
@@ -206,7 +208,7 @@ class Engine:
         return best, min(usable, max(0, total - 1))
 
     def leave(self, slot: Slot, prompt: Prompt, answer: str, reused: int) -> None:
-        """The slot keeps what it worked on."""
+        """Leave the processed prompt in the slot's cache."""
         total = self.prompt_tokens(prompt)
         slot.checkpoints = [place for place in slot.checkpoints if place <= reused][-31:]
         slot.checkpoints.append(total)
@@ -248,7 +250,7 @@ def _size(text: str) -> int:
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """Return the length of the common beginning of two texts."""
     shorter = min(len(one), len(other))
     low, high = 0, shorter
     while low < high:
@@ -261,5 +263,5 @@ def _common(one: str, other: str) -> int:
 
 
 def segments_of(messages: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
-    """Messages as the engine sees them."""
+    """Return messages as the engine sees them."""
     return tuple((str(m.get("role", "")), str(m.get("content", ""))) for m in messages)

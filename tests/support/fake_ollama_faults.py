@@ -1,4 +1,4 @@
-"""How each scripted fault looks on the wire."""
+"""The bytes that each scripted fault sends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.fake_ollama_http import Connection
 from support.fake_ollama_script import Call, Fault, Script
 
 EARLY = {"http", "busy", "cloud", "missing"}
-"""Kinds that strike before a slot is taken."""
+"""Kinds that act before a slot is taken."""
 
 ON_THE_ANSWER = {"empty", "text", "silent_cut"}
 """Kinds that change an answer instead of preventing it."""
@@ -27,12 +27,12 @@ OUT_OF_MEMORY = (
 
 
 def struck_by(script: Script, call: Call) -> Fault | None:
-    """The first fault that hits this call."""
+    """Return the first fault that applies to this call."""
     return next((fault for fault in script.faults if fault.strikes(call)), None)
 
 
 async def early(fault: Fault, call: Call, connection: Connection) -> None:
-    """Refuse in the words of the server."""
+    """Refuse with the server's text."""
     if fault.delay_s:
         await asyncio.sleep(fault.delay_s)
     match fault.kind:
@@ -55,10 +55,10 @@ async def late(
     runner: Runner,
     whole: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """Spoil an answer that holds its slot.
+    """Spoil an answer that uses a slot.
 
     Args:
-        whole: The reply as it should have been.
+        whole: The correct reply.
     """
     if fault.delay_s and fault.kind != "drip":
         await asyncio.sleep(fault.delay_s)
@@ -72,7 +72,7 @@ async def late(
             if fault.kind == "cut_body":
                 connection.close()
                 return
-            # A reset overtakes what the client has not read yet; a moment lets it read the first half.
+            # A reset overtakes unread data, so the client gets a moment to read the first half.
             await asyncio.sleep(0.05)
             connection.reset()
         case "garbage":

@@ -1,4 +1,6 @@
-"""The least HTTP/1.1 server that a fake needs: keep-alive, every byte in hand, and it sees who goes away."""
+"""The smallest HTTP/1.1 server that a fake needs: keep-alive, control of every byte, detection
+of disconnects.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ Handler = Callable[[Incoming, "Connection"], Awaitable[None]]
 
 
 class Connection(asyncio.Protocol):
-    """One client. Its handler runs as a task that is cancelled when the client goes away."""
+    """One client, whose handler is a task that is cancelled when the client disconnects."""
 
     def __init__(self, handler: Handler, register: set[Connection]) -> None:
         self._handler = handler
@@ -43,7 +45,7 @@ class Connection(asyncio.Protocol):
         self._body = bytearray()
         self._task: asyncio.Task[None] | None = None
         self.gone = False
-        """The client closed the connection, or it was broken from here."""
+        """The connection was closed by the client or broken from here."""
 
     # asyncio.Protocol
 
@@ -62,35 +64,35 @@ class Connection(asyncio.Protocol):
         self._pump()
 
     def eof_received(self) -> bool:
-        return False  # close: who has sent all that it will send does not wait for an answer here
+        return False  # close: a client that has sent everything does not wait for an answer here
 
     # answers
 
     def reply(self, status: int, body: Any, *, content_type: str = JSON) -> None:
-        """A whole reply: a text as it stands, anything else as JSON."""
+        """Send a whole reply: a text unchanged, anything else as JSON."""
         data = body.encode() if isinstance(body, str) else json.dumps(body, ensure_ascii=True).encode()
         self._send(self._head(status, content_type, [("Content-Length", str(len(data)))]))
         self._send(h11.Data(data=data))
         self._send(h11.EndOfMessage())
 
     def stream(self, lines: Iterable[Any]) -> None:
-        """JSON lines with status 200."""
+        """Send JSON lines with status 200."""
         self._send(self._head(200, "application/x-ndjson", []))
         for line in lines:
             self._send(h11.Data(data=json.dumps(line).encode() + b"\n"))
         self._send(h11.EndOfMessage())
 
     def begin(self, status: int, length: int) -> None:
-        """The headers alone; the body follows by `write`."""
+        """Send the headers alone; the body follows by `write`."""
         self._send(self._head(status, JSON, [("Content-Length", str(length))]))
 
     def write(self, data: bytes) -> None:
-        """Bytes as they stand, HTTP or not."""
+        """Send bytes unchanged, HTTP or not."""
         if self._transport is not None and not self.gone:
             self._transport.write(data)
 
     def close(self) -> None:
-        """Close in order, after what was written."""
+        """Close in order, after all writes."""
         self.gone = True
         if self._transport is not None:
             self._transport.close()
@@ -105,7 +107,7 @@ class Connection(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
 
-    # inside
+    # internal
 
     @staticmethod
     def _head(status: int, content_type: str, more: list[tuple[str, str]]) -> h11.Response:
@@ -149,7 +151,7 @@ class Connection(asyncio.Protocol):
             self.reset()
             return
         except Exception:
-            # A fake that fails in silence would look like the fault that a test has scripted.
+            # A silent failure of the fake would look like a scripted fault.
             self.reset()
             raise
         finally:
@@ -183,7 +185,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:PORT`; the port stays the same when it is stopped and started again."""
+        """`http://127.0.0.1:PORT`; a restart keeps the port."""
         return f"http://127.0.0.1:{self._port}"
 
     async def start(self) -> None:

@@ -1,4 +1,4 @@
-"""The call log of a fake that runs as a process: what it was asked survives whatever is killed."""
+"""The call log of a fake that runs as a process and survives any kill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CallLog:
         self.close()
 
     def received(self, call: Call) -> None:
-        """Before anything is answered."""
+        """Log a call before it is answered."""
         self._write(
             {
                 "event": "call",
@@ -46,7 +46,7 @@ class CallLog:
         )
 
     def ended(self, call: Call) -> None:
-        """After it was answered or broken off."""
+        """Log the end of a call, answered or broken."""
         self._write(
             {
                 "event": "end",

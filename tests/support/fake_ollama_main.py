@@ -107,7 +107,7 @@ async def _serve(script: Script, port: int, call_log: Path | None, exit_with_std
                 ended.set()
 
         loop.add_reader(sys.stdin.fileno(), look)
-    # Memory stays flat however long it runs: the log has the calls.
+    # Memory stays flat during long runs, because the log has the calls.
     async with FakeOllama(script, port=port, call_log=call_log, keep=1) as server:
         followed = asyncio.create_task(_follow(script.memory)) if script.memory is not None else None
         print(server.url, flush=True)
@@ -119,7 +119,7 @@ async def _serve(script: Script, port: int, call_log: Path | None, exit_with_std
 
 
 async def _follow(memory: CardModel) -> None:
-    """What others use shows at once, whether anybody asks the server anything or not."""
+    """Follow what others use at once, also without requests to the server."""
     while True:
         memory.refresh()
         await asyncio.sleep(_LOOK_S)

@@ -36,7 +36,7 @@ from support.fake_ollama_template import parse_raw, render
 Watcher = Callable[[Call], None]
 
 RENDER = "/api/chat (render)"
-"""Path of a call that was only rendered: no chat, so it counts as none, and no fault strikes it."""
+"""Path of a call that was only rendered, which does not count as a chat and has no faults."""
 
 
 class Routes:
@@ -148,7 +148,7 @@ class Routes:
             return
         check_format(body.get("format"))
         if call.path == RENDER:
-            await self._runner(call)  # the real one has the model loaded first
+            await self._runner(call)  # the real server loads the model first
             text = render(segments_of(call.messages), model.template)
             connection.reply(200, rendered_body(body["model"], text))
             return
@@ -207,7 +207,7 @@ class Routes:
             raise Refused(503, QUEUE_FULL) from None
 
     async def _load_only(self, call: Call, connection: Connection, *, generate: bool) -> None:
-        """No prompt: load, or with `keep_alive: 0` unload."""
+        """Without a prompt: load, or with `keep_alive: 0` unload."""
         model = find_model(self.script, str(call.body.get("model", "")))
         if keep_alive(call.body) == 0:
             self.engine.unload(model.name)

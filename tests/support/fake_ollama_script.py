@@ -1,4 +1,4 @@
-"""What a fake Ollama is told to do: models, speed, answers, faults; and what it saw."""
+"""The configuration of a fake Ollama (models, speed, answers, faults) and the calls that it received."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from support.card_model import CardModel
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What an answer may depend on."""
+    """The inputs of an answer."""
 
     model: str
     messages: Sequence[Mapping[str, Any]]
     options: Mapping[str, Any]
-    """Sampling options only: without the load-time ones and without `num_predict`."""
+    """Sampling options only, without load options and `num_predict`."""
     format: Any = None
     think: Any = None
 
@@ -34,7 +34,7 @@ Answer = Callable[[Asked], str]
 
 @dataclass(frozen=True, slots=True)
 class FakeModel:
-    """A model that the server has."""
+    """A model of the server."""
 
     name: str
     digest: str = ""
@@ -45,17 +45,17 @@ class FakeModel:
     parameters: int = 134_515_008
     size_bytes: int = 98_362_745
     vram_bytes: int = 0
-    """What `/api/ps` says is on the GPU."""
+    """Bytes on the GPU in `/api/ps`."""
     context_length: int = 8192
-    """The window it was trained for; a larger `num_ctx` is cut to it."""
+    """The trained window; a larger `num_ctx` is cut to it."""
     window: int | None = None
     """Sliding attention window in tokens; None: plain attention."""
     capabilities: tuple[str, ...] = ("completion",)
     remote_host: str | None = None
-    """A stub of a model that really runs elsewhere."""
+    """A stub of a model that runs on another host."""
     template: Literal["chatml", "gemma"] = "chatml"
     load_s: float = 2.0
-    """What a load reports as `load_duration`."""
+    """The `load_duration` of a load."""
 
     @property
     def full_digest(self) -> str:
@@ -81,10 +81,10 @@ GEMMA3 = FakeModel(
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """How long things take. Token times are always reported; they are only waited for as `pace` says."""
+    """Times of the server; token times are always reported and waited for as `pace` says."""
 
     request_s: float = 0.0
-    """Waited for on every answer, while it holds its slot."""
+    """Wait for every answer, while it uses its slot."""
     prompt_token_s: float = 0.0005
     """Reported for each evaluated prompt token."""
     answer_token_s: float = 0.005
@@ -92,7 +92,7 @@ class Latency:
     pace: float = 0.0
     """Share of the reported token and load times that is really waited for."""
     load_s: float = 0.0
-    """Waited for on every load, beside the paced part."""
+    """Wait for every load, beside the paced part."""
     jitter: float = 0.0
     """Waits vary by up to this share, up and down, by a generator seeded with `seed`."""
     seed: int = 7
@@ -105,15 +105,15 @@ FaultKind = Literal[
     "cut_body",  # the connection is closed in order, but half of the body is missing
     "garbage",  # bytes that are not HTTP
     "not_json",  # HTTP 200 with a body that is no JSON
-    "hang",  # never a byte
-    "drip",  # a byte now and then
+    "hang",  # no byte at all
+    "drip",  # a byte from time to time
     "not_done",  # HTTP 200, `done` false, no counters
     "no_reason",  # HTTP 200, `done` true without a `done_reason`
     "empty",  # an empty answer
     "text",  # the answer is `body`
     "silent_cut",  # HTTP 200 on a prompt cut to half the window
     "runner_killed",  # the model's process dies: 500, and the model has to be loaded again
-    "out_of_memory",  # the same for want of memory
+    "out_of_memory",  # the same for lack of memory
     "busy",  # 503
     "cloud",  # 403
     "missing",  # 404
@@ -123,30 +123,30 @@ FaultKind = Literal[
 
 @dataclass(slots=True)
 class Fault:
-    """One thing that goes wrong. All given conditions must hold; without any it always strikes."""
+    """A fault; all given conditions must hold, and without any it always applies."""
 
     kind: FaultKind
     calls: Sequence[int] = ()
     """Numbers of chat calls, from 1."""
     every: int = 0
-    """Every so many chat calls."""
+    """Every this many chat calls."""
     contains: str = ""
     """Text of the last message."""
     when: Callable[[Call], bool] | None = None
     """Any other condition."""
     times: int | None = None
-    """Strikes at most so often."""
+    """Applies at most this often."""
     status: int = 500
     """`http`: the status."""
     body: str = ""
     """`http`: the `error` text, or a whole body if it starts with `{`; `text`: the answer."""
     delay_s: float = 0.0
-    """Wait before it strikes, holding the slot; `drip`: between two bytes."""
+    """Wait before it applies, with the slot in use; `drip`: between two bytes."""
     struck: int = 0
-    """How often it struck."""
+    """How often it applied."""
 
     def strikes(self, call: Call) -> bool:
-        """Whether this call is hit; counts if so."""
+        """Whether it applies to this call, which is then counted."""
         if self.times is not None and self.struck >= self.times:
             return False
         if self.calls and call.number not in self.calls:
@@ -163,29 +163,29 @@ class Fault:
 
 @dataclass(slots=True)
 class Call:
-    """One chat or generate call, as it was received and how it ended."""
+    """A chat or generate call, as received, and its result."""
 
     number: int
-    """From 1, in the order in which requests were complete; each path counts for itself."""
+    """From 1, in the order in which requests were complete, counted by path."""
     at: float
     """Seconds since the epoch."""
     path: str
     """As requested; `/api/chat (render)` for a chat that was only rendered."""
     raw: bytes
-    """The body as it came."""
+    """The body as received."""
     body: Mapping[str, Any]
     headers: Mapping[str, str]
     """Names in lower case."""
     outcome: str | None = None
-    """`ok`, the status, the kind of fault, or `cancelled`; None: still at it."""
+    """`ok`, the status, the kind of fault, or `cancelled`; None: still running."""
     answer: str | None = None
     cached_tokens: int | None = None
-    """What the fake really took from its prefix cache, whether it reports it or not."""
+    """The tokens reused from the prefix cache, whether reported or not."""
     slot: int | None = None
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The messages asked."""
+        """The messages of the request."""
         found = self.body.get("messages")
         return found if isinstance(found, list) else []
 
@@ -197,18 +197,18 @@ class Call:
 
     @property
     def sha256(self) -> str:
-        """Of the messages, spelled in one way."""
+        """Hash of the messages in a canonical form."""
         text = json.dumps(self.messages, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(slots=True)
 class Script:
-    """What a fake Ollama is and does."""
+    """The configuration of a fake Ollama."""
 
     models: Sequence[FakeModel] = (SMOLLM2, GEMMA3)
     any_model: bool = False
-    """Every name is there, as a copy of the first model."""
+    """Every name exists, as a copy of the first model."""
     version: str = "0.33.3"
     """From 0.33.3 on it reports cached tokens; 0.30.0 counts only evaluated prompt tokens."""
     slots: int = 1
@@ -217,19 +217,19 @@ class Script:
     """OLLAMA_MAX_QUEUE: calls that may wait while a model is loaded."""
     latency: Latency = field(default_factory=Latency)
     answer: Answer | None = None
-    """None: a label, or a valid instance of the format, chosen by a hash of what was asked."""
+    """None: a label, or a valid instance of the format, chosen by a hash of the request."""
     labels: Sequence[str] = ("positive", "negative", "neutral")
     faults: list[Fault] = field(default_factory=list)
     bytes_per_token: int = 4
-    """A message counts one token for so many bytes of UTF-8, rounded up ..."""
+    """A message counts one token for this many bytes of UTF-8, rounded up ..."""
     tokens_per_message: int = 4
-    """... and so many for its frame; the opened answer one less."""
+    """... and this many for its frame; the opened answer counts one less."""
     num_ctx_limit: int | None = None
-    """The largest window that gets loaded, as after a step-down for want of memory."""
+    """The largest window that is loaded, as after a reduction for lack of memory."""
     cloud_disabled: bool = True
     render_only: bool = True
     """Whether `_debug_render_only` is known; if not, such a chat is answered as any other."""
     vram_share: float | None = None
-    """What share of a loaded model's size `/api/ps` says is on the GPU; None: the model's `vram_bytes`."""
+    """The share of a loaded model's size on the GPU in `/api/ps`; None: the model's `vram_bytes`."""
     memory: CardModel | None = None
     """The machine's memory, of which loads take their part; None: there is always enough."""

@@ -1,4 +1,4 @@
-"""Chat templates of the fake: messages to the text that a model would see, and back."""
+"""Chat templates of the fake: from messages to the model's prompt, and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GEMMA_ROLES = {"assistant": "model", "system": "user"}
 
 
 def render(segments: Sequence[Segment], template: Literal["chatml", "gemma"]) -> str:
-    """The prompt, as the recorded replies show it for these two models."""
+    """Render the prompt as in the recorded replies of these two models."""
     if template == "chatml":
         turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in segments)
         return turns + "<|im_start|>assistant\n"
@@ -28,7 +28,7 @@ def render(segments: Sequence[Segment], template: Literal["chatml", "gemma"]) ->
 
 
 def parse_raw(text: str, template: Literal["chatml", "gemma"]) -> Prompt:
-    """A raw prompt as messages where it is spelled like the template: so it shares a prefix with a chat."""
+    """Parse a raw prompt as messages if it follows the template, so that it shares a prefix with a chat."""
     if template == "chatml":
         form, begun, opened = _CHATML, _CHATML_CUT, "<|im_start|>assistant\n"
     else:
@@ -43,7 +43,7 @@ def parse_raw(text: str, template: Literal["chatml", "gemma"]) -> Prompt:
     if cut is not None:
         segments.append((_role(cut[1]), cut[2]))
     if template == "gemma" and segments and segments[0][0] == "user":
-        # A system message is rendered as a user's turn: two of them in a row tell, or one alone.
+        # A system message is rendered as a user's turn: two in a row, or a single one, show it.
         alone = len(segments) == 1 and cut is None and not rest
         if alone or (len(segments) > 1 and segments[1][0] == "user"):
             segments[0] = ("system", segments[0][1])

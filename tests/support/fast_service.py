@@ -1,4 +1,4 @@
-"""The service with a memory watchdog that is faster, and reads processes from a directory of the test.
+"""The service with a faster memory watchdog that reads processes from a directory of the test.
 
 Run as `python -m support.fast_service SPEED PROC`; the settings are in the environment.
 """

@@ -1,4 +1,4 @@
-"""A clock that is moved by hand, its two times together or apart."""
+"""A clock that is moved by hand, both times together or separately."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass
 class HandClock:
-    """For what looks at the time and never waits; set `wall` alone to let the machine's clock jump."""
+    """For code that reads the time and never waits; set `wall` alone to simulate a jump of the
+    machine's clock.
+    """
 
     wall: float = 1_790_000_000.0
     mono: float = 500.0
@@ -21,10 +23,10 @@ class HandClock:
         return self.mono
 
     async def sleep(self, seconds: float) -> None:
-        """Waiting moves the clock."""
+        """Move the clock instead of waiting."""
         self.move(seconds)
 
     def move(self, seconds: float) -> None:
-        """Let time pass (or, for files whose times are real, come back)."""
+        """Move the time (or move it back, for files with real times)."""
         self.wall += seconds
         self.mono += seconds

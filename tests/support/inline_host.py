@@ -1,4 +1,4 @@
-"""Reads a machine's memory at each look instead of in a thread, for tests on a virtual clock."""
+"""Reads a machine's memory on each call instead of in a thread, for tests with a simulated clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The index of modules in ARCHITECTURE.md: made from the first line of each module's docstring.
+"""The index of modules in ARCHITECTURE.md, made from the first line of each module's docstring.
 
 `python -m support.module_index` writes it, with `daemon` and `tests` on PYTHONPATH (`make index`).
 """
@@ -20,7 +20,7 @@ def summary_of(file: Path) -> str:
 
 
 def index() -> str:
-    """Each room's modules with what they say of themselves."""
+    """Return each package's modules with their summaries."""
     rooms: dict[str, list[str]] = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         if file.name in ("__init__.py", "__main__.py"):
@@ -32,7 +32,7 @@ def index() -> str:
 
 
 def with_index(text: str) -> str:
-    """ARCHITECTURE.md with the index of today."""
+    """Return ARCHITECTURE.md with the present index."""
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
     return f"{before}{BEGIN}\n{index()}\n{END}{after}"

@@ -1,4 +1,4 @@
-"""systemd's end of the notify socket, and a notifier that only remembers; for tests of the service."""
+"""systemd's end of the notify socket, and a notifier that records, for tests of the service."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from spoolama.service.systemd import Notifier
 
 
 class NotifySocket:
-    """A real datagram socket that keeps what it is sent, in order.
+    """A real datagram socket that records its messages in order.
 
     Args:
-        path: Where; its directory must exist. Goes into $NOTIFY_SOCKET.
+        path: Its path, in an existing directory, for $NOTIFY_SOCKET.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,10 +25,10 @@ class NotifySocket:
         self._socket.bind(str(path))
 
     def wait_for(self, key: str, value: str | None = None, *, timeout_s: float = 10.0) -> dict[str, str]:
-        """The next datagram with this assignment; those before it are kept in `messages`.
+        """Return the next datagram with this assignment; `messages` has those before it.
 
         Raises:
-            TimeoutError: none came in time; says what did.
+            TimeoutError: none came in time; the error lists those that did.
         """
         end = time.monotonic() + timeout_s
         while (left := end - time.monotonic()) > 0:
@@ -37,7 +37,7 @@ class NotifySocket:
                 raw = self._socket.recv(65536)
             except TimeoutError:
                 break
-            # Strict: systemd drops what is not UTF-8.
+            # Strict, because systemd drops what is not UTF-8.
             message = dict(line.split("=", 1) for line in raw.decode("utf-8").splitlines())
             self.messages.append(message)
             if key in message and value in (None, message[key]):
@@ -45,7 +45,7 @@ class NotifySocket:
         raise TimeoutError(f"no {key}={value or '…'} in {timeout_s} s; there came {self.messages}")
 
     def close(self) -> None:
-        """Take the socket away."""
+        """Remove the socket."""
         self._socket.close()
         self.path.unlink(missing_ok=True)
 
@@ -59,13 +59,13 @@ class NotifySocket:
 
 
 class RecordingNotifier(Notifier):
-    """Remembers its notifications instead of sending them."""
+    """Records its notifications instead of sending them."""
 
     def __init__(self) -> None:
         super().__init__({})
-        self.said: list[str] = []
+        self.sent: list[str] = []
         """`ready`, `watchdog`, `status: …` and so on, in order."""
 
     def send(self, text: str) -> None:
         key, _, value = text.partition("\n")[0].partition("=")
-        self.said.append(f"status: {value}" if key == "STATUS" else key.lower())
+        self.sent.append(f"status: {value}" if key == "STATUS" else key.lower())

@@ -1,4 +1,4 @@
-"""Published jobs without a service or a model: real readers, ledger and reports, and answers by a script."""
+"""Published jobs without a service or a model: real readers, ledger and reports, with scripted answers."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from spoolama.spool.ledger_rows import NewRow
 from support.clock import VirtualClock
 
 Script = Callable[[Row], str | RowError | None]
-"""What becomes of a readable row: its answer, its error, or nothing (it is never tried)."""
+"""The result of a readable row: its answer, its error, or None if it is never asked."""
 
 Fill = Callable[[JobLedger], Awaitable[None]]
-"""Writes into the ledger what else there is: answers given for comparison, verdicts, plans."""
+"""Writes more into the ledger: answers for comparison, verdicts, plans."""
 
 
 def publish_job(
@@ -130,13 +130,13 @@ async def _fill(
 def answered(
     ordinal: int, text: str, *, counts: bool = True, alone: bool = False, segment: int = 10
 ) -> Answered:
-    """An answer as a ledger keeps it.
+    """Return an answer as a ledger stores it.
 
     Args:
         ordinal: The row's, from 0.
         text: The answer.
         counts: Whether the server counted tokens.
-        alone: Whether it was given in sight of no other row.
+        alone: Whether the row saw no other row.
         segment: Rows of a segment.
     """
     place = ordinal % segment

@@ -1,8 +1,8 @@
-"""An event loop whose clock jumps at the very moment at which nobody has anything left to do.
+"""An event loop whose clock jumps when no task can run.
 
-`VirtualClock.run` waits a real millisecond before each jump, to let threads and sockets come to rest. Where
-there are none, the loop itself knows when it has nothing to do: it asks its selector to wait. So the clock
-jumps there, a simulated night takes no millisecond for nothing, and a busy machine cannot make it jump early.
+`VirtualClock.run` waits a real millisecond before each jump, in which threads and sockets come to rest.
+Without these, the loop itself knows when it has nothing to do: it asks its selector to wait. So the clock
+jumps there, a simulated night wastes no real time, and a busy machine cannot make it jump early.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._clock = clock
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """What is ready; a wait for nothing but time is none.
+        """Return ready events; a wait for time alone moves the clock.
 
         Raises:
-            RuntimeError: everybody waits, and nobody for the clock.
+            RuntimeError: all tasks wait, and none for the clock.
         """
         if timeout is not None and timeout <= 0:
             return super().select(0)
         if self._clock.jump():
             return super().select(0)
-        # The end of a loop waits for a thread; anything else that waits here has nobody to wake it.
+        # At its end a loop waits for a thread; any other wait here would never end.
         ready = super().select(_NOBODY_S if timeout is None else timeout)
         if not ready and timeout is None:
             raise RuntimeError("everybody waits, and nobody for the clock")
@@ -46,10 +46,10 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class _AtOnce(ThreadPoolExecutor):
-    """Calls what is given to a thread right here: a real thread would take no time on a clock that jumps."""
+    """Runs calls for a thread inline, because a real thread takes no time on a simulated clock."""
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Done when it returns."""
+        """Run the call before it returns."""
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -59,16 +59,16 @@ class _AtOnce(ThreadPoolExecutor):
 
 
 def run_quietly(clock: VirtualClock, work: Coroutine[Any, Any, T]) -> T:
-    """Run this to its end in a loop of its own; the clock jumps whenever everybody sleeps.
+    """Run this to its end in a new loop whose clock jumps whenever all tasks sleep.
 
-    Not for work with sockets, processes or threads of its own: nobody waits for them.
+    Not for work with sockets, processes or threads, for which the loop does not wait.
 
     Args:
-        clock: The clock on which everybody sleeps.
+        clock: The clock on which all tasks sleep.
         work: What to run.
 
     Raises:
-        RuntimeError: everybody waits, and nobody for the clock.
+        RuntimeError: all tasks wait, and none for the clock.
     """
 
     def loop() -> asyncio.AbstractEventLoop:

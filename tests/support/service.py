@@ -1,4 +1,4 @@
-"""A service in a test: a real spool, real tasks, and an executor that does what the test says."""
+"""A service in a test: a real spool, real tasks, and a scripted executor."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from support.notify_socket import RecordingNotifier
 P = ParamSpec("P")
 
 SIDECAR = "model: m\nprompt: '{{ text }}'\n"
-"""The least a sidecar needs."""
+"""The smallest valid sidecar."""
 
 
 @dataclass
 class FakeExecutor:
-    """Publishes every job at once, unless `act` says otherwise."""
+    """Publishes every job at once, unless `act` does something else."""
 
     spool: Spool
     act: Callable[[JobDir, Progress, Stop], Awaitable[JobEnd | None]] | None = None
@@ -47,13 +47,13 @@ class FakeExecutor:
     rejected: list[tuple[str, JobError]] = field(default_factory=list)
 
     async def execute(self, job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
-        """As the test says."""
+        """Execute as the test says."""
         self.executed.append(job.dropped_as)
         ended = await self.act(job, progress, stop) if self.act else None
         return ended or await self._publish(job, "done")
 
     async def reject(self, job: JobDir, error: JobError) -> JobEnd:
-        """To failed/, with nothing but the uploads."""
+        """Publish in failed/ with only the uploads."""
         self.rejected.append((job.dropped_as, error))
         return await self._publish(job, "failed", error.message)
 
@@ -65,12 +65,12 @@ class FakeExecutor:
 
 
 class Service:
-    """A spool and the daemon over it, with short times.
+    """A spool with its daemon and short times.
 
     Args:
-        root: Where the spool is made.
-        clock: Time; the machine's own if there is none.
-        settings: Keys as in the environment's variables, lower case.
+        root: Where the spool is created.
+        clock: Time; None: the machine's own.
+        settings: Keys as in the environment's variables, in lower case.
     """
 
     def __init__(self, root: Path, clock: Clock | None = None, **settings: object) -> None:
@@ -85,7 +85,7 @@ class Service:
         self.settings = self.with_settings(**settings)
 
     def with_settings(self, **settings: object) -> Settings:
-        """The short times, and these."""
+        """Return the short times with these settings."""
         given = {"spool": self.spool.root, "quiet_s": 0, "rescan_s": 0.2, "min_free_bytes": 0} | settings
         return load_settings(None, {f"SPOOLAMA_{k.upper()}": str(v) for k, v in given.items()})
 
@@ -103,7 +103,7 @@ class Service:
         watchdog_s: float | None = None,
         memory: tuple[MemoryWatchdog, CardThread] | None = None,
     ) -> Daemon:
-        """A daemon; call it inside the loop."""
+        """Make a daemon; call it inside the loop."""
         return Daemon(
             self.settings,
             self.spool,
@@ -125,31 +125,31 @@ class Service:
         watchdog_s: float | None = None,
         memory: tuple[MemoryWatchdog, CardThread] | None = None,
     ) -> AsyncIterator[Daemon]:
-        """A daemon that runs, and is stopped at the end."""
+        """A running daemon, which is stopped at the end."""
         daemon = self.daemon(reload=reload, watchdog_s=watchdog_s, memory=memory)
         task = asyncio.create_task(daemon.run())
         try:
-            await until(lambda: "ready" in self.notifier.said or task.done())
+            await until(lambda: "ready" in self.notifier.sent or task.done())
             yield daemon
         finally:
             daemon.stop()
             await task
 
     def published(self, where: str = "done") -> list[str]:
-        """What is in done/ or failed/, by the uploads' stems."""
+        """Return the jobs in done/ or failed/ by the uploads' stems."""
         parent = self.spool.done if where == "done" else self.spool.failed
         return sorted(path.name.split("-")[0] for path in parent.iterdir())
 
 
 async def until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Wait for something to become true; TimeoutError if it does not."""
+    """Wait until the condition is true; raise TimeoutError otherwise."""
     async with asyncio.timeout(timeout_s):
         while not true():
             await asyncio.sleep(0.01)
 
 
 def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """Run an async test in an event loop of its own."""
+    """Run an async test in its own event loop."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:

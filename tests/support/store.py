@@ -11,7 +11,7 @@ from spoolama.spool.ledger_rows import only_column
 
 
 class MemoryStore:
-    """What `spool.job_ledger.JobLedger` is to the engine, without a file.
+    """The interface of `spool.job_ledger.JobLedger` for the engine, without a file.
 
     Args:
         fields: The rows, in order.
@@ -27,8 +27,8 @@ class MemoryStore:
         self.failures: dict[int, Failed] = {}
         self.deferred_tokens: dict[int, int] = {}
         self.attempt_messages: list[str] = []
-        """Of failed attempts, in their order."""
-        self.tries: dict[int, dict[int, Attempt]] = {}
+        """Messages of failed attempts, in order."""
+        self.attempt_log: dict[int, dict[int, Attempt]] = {}
         self.notes: dict[str, Any] = {}
         self.plan_bodies: list[dict[str, Any]] = []
         self.trial_answers: dict[str, dict[int, Answered]] = {}
@@ -149,7 +149,7 @@ class MemoryStore:
     # --- writing -----------------------------------------------------------------------------------------
 
     async def begin(self, ordinal: int, number: int) -> None:
-        self.tries.setdefault(ordinal, {})[number] = Attempt("open", counted=True)
+        self.attempt_log.setdefault(ordinal, {})[number] = Attempt("open", counted=True)
 
     def end(
         self,
@@ -161,21 +161,21 @@ class MemoryStore:
         counted: bool,
         isolated_tokens: int | None = None,
     ) -> None:
-        self.tries[ordinal][number] = Attempt(code, counted, isolated_tokens)
+        self.attempt_log[ordinal][number] = Attempt(code, counted, isolated_tokens)
         self.attempt_messages.append(message)
 
     def answered(self, answer: Answered) -> None:
         assert answer.ordinal not in self.results, "the same row twice is a defect"
         self.results[answer.ordinal] = answer
         self._state(answer.ordinal, "ok")
-        self.tries.pop(answer.ordinal, None)
+        self.attempt_log.pop(answer.ordinal, None)
 
     def add_trial(self, kind: str, answer: Answered) -> None:
         self.trial_answers.setdefault(kind, {})[answer.ordinal] = answer
-        self.tries.pop(answer.ordinal, None)
+        self.attempt_log.pop(answer.ordinal, None)
 
     def skip_trial(self, ordinal: int) -> None:
-        self.tries.pop(ordinal, None)
+        self.attempt_log.pop(ordinal, None)
 
     async def audited(self, segment: int, verdict: Mapping[str, Any] | None) -> None:
         self.looked_at[segment] = None if verdict is None else dict(verdict)
@@ -193,7 +193,7 @@ class MemoryStore:
 
     def sampled(self, answer: Answered) -> None:
         self.sampled_answers[answer.ordinal] = answer
-        self.tries.pop(answer.ordinal, None)
+        self.attempt_log.pop(answer.ordinal, None)
 
     def use_sample(self, ordinal: int) -> None:
         self.answered(self.sampled_answers[ordinal])
@@ -206,7 +206,7 @@ class MemoryStore:
         self._state(failure.ordinal, "failed")
 
     async def flush(self) -> None:
-        """Nothing waits."""
+        """There is nothing to flush."""
 
     async def add_plan(self, version: int, body: Mapping[str, Any]) -> None:
         assert version == len(self.plan_bodies) + 1
@@ -222,8 +222,8 @@ class MemoryStore:
         self.rows[ordinal] = replace(self.rows[ordinal], state=state)
 
     def _tried(self, row: StoredRow) -> StoredRow:
-        tries = self.tries.get(row.ordinal, {})
-        return replace(row, attempts=tuple(tries[number] for number in sorted(tries)))
+        attempt_log = self.attempt_log.get(row.ordinal, {})
+        return replace(row, attempts=tuple(attempt_log[number] for number in sorted(attempt_log)))
 
     def _answered(self, answer: Answered) -> StoredRow:
         return replace(

@@ -1,4 +1,4 @@
-"""Which cases a test tries: those that show each kind by default, all of them with SPOOLAMA_THOROUGH=1."""
+"""Which cases a test tries: one of each kind by default, all of them with SPOOLAMA_THOROUGH=1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def cases(usual: T, thorough: T) -> T:
-    """The cases to try, or how many random ones.
+    """Return the cases to try, or the number of random ones.
 
     Args:
         usual: In `make test`.

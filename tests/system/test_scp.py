@@ -41,7 +41,7 @@ class Sshd:
 
     @property
     def options(self) -> list[str]:
-        """What ssh and scp need to reach it, and nothing of the user's own configuration."""
+        """Return the options of ssh and scp to reach it, without the user's own configuration."""
         known = f"UserKnownHostsFile={self.known}"
         settings = (known, "BatchMode=yes", "StrictHostKeyChecking=no", "LogLevel=ERROR")
         return ["-F", "none", "-i", str(self.key), *(part for text in settings for part in ("-o", text))]
@@ -49,7 +49,7 @@ class Sshd:
 
 @pytest.fixture
 def sshd(tmp_path: Path) -> Iterator[Sshd]:
-    """A real sshd that lets the current user in by key."""
+    """A real sshd that accepts the current user by key."""
     base = tmp_path / "ssh"
     base.mkdir(mode=0o700)
     for name in ("host", "user"):
@@ -64,7 +64,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
         f"PidFile none\nPasswordAuthentication no\nUsePAM no\nStrictModes no\nPermitRootLogin yes\n"
         "Subsystem sftp internal-sftp\n"
     )
-    Path("/run/sshd").mkdir(exist_ok=True)  # its privilege separation directory, absent where sshd never ran
+    Path("/run/sshd").mkdir(exist_ok=True)  # its privilege separation directory, missing where sshd never ran
     server = subprocess.Popen(
         ["/usr/sbin/sshd", "-D", "-e", "-f", str(base / "config")], stderr=subprocess.DEVNULL
     )
@@ -81,8 +81,8 @@ def _open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-class FirstSight:
-    """Watches done/ and, at the first sight of a job, checks that all of it is there."""
+class PublicationWatcher:
+    """Watches done/ and checks that a job is complete when it first appears."""
 
     def __init__(self, done: Path) -> None:
         self._done = done
@@ -91,7 +91,7 @@ class FirstSight:
         self.wrong: list[str] = []
         self._thread = threading.Thread(target=self._watch)
 
-    def __enter__(self) -> FirstSight:
+    def __enter__(self) -> PublicationWatcher:
         self._thread.start()
         return self
 
@@ -101,7 +101,7 @@ class FirstSight:
 
     def _watch(self) -> None:
         while not self._stop.is_set():
-            # At its start the service proves with a hidden probe file that a rename gets here.
+            # At its start the service checks with a hidden probe file that a rename to done/ works.
             for job in self._done.glob("reviews-*"):
                 self.wrong = self._differ(job)
                 self.job = job
@@ -119,8 +119,10 @@ class FirstSight:
 
 
 @pytest.mark.parametrize("client", ["scp", "rsync"])
-def test_two_hundred_reviews_come_back_in_one_step(tmp_path: Path, sshd: Sshd, client: str) -> None:
-    """Dropped over ssh into a running service: done/ appears whole, the books balance, the order is kept."""
+def test_two_hundred_reviews_are_published_in_one_step(tmp_path: Path, sshd: Sshd, client: str) -> None:
+    """Reviews uploaded by scp to a running service appear complete in done/, in order, and the
+    counts add up.
+    """
     spool = make_spool(tmp_path / "spool")
     log = tmp_path / "log"
     target = f"{getpass.getuser()}@127.0.0.1:{spool / 'incoming'}/"
@@ -130,13 +132,17 @@ def test_two_hundred_reviews_come_back_in_one_step(tmp_path: Path, sshd: Sshd, c
     else:
         shell = " ".join(["ssh", *sshd.options, "-p", str(sshd.port)])
         command = ["rsync", "-a", "-e", shell, *files, target]
-    with fake_ollama() as url, daemon(clean_env(spool, url), log=log), FirstSight(spool / "done") as sight:
+    with (
+        fake_ollama() as url,
+        daemon(clean_env(spool, url), log=log),
+        PublicationWatcher(spool / "done") as watcher,
+    ):
         wait_for(lambda: (spool / "status" / "service.json").exists())
         uploaded = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert uploaded.returncode == 0, uploaded.stderr
-        job: Path = wait_for(lambda: sight.job)
+        job: Path = wait_for(lambda: watcher.job)
         status = wait_for(lambda: _ended(spool / "status" / "reviews.csv.json"))
-    assert sight.wrong == []
+    assert watcher.wrong == []
     rows = results(job)
     ids = [line.split(",")[0] for line in (DATA / "reviews.csv").read_text().splitlines()[1:]]
     assert [row["id"] for row in rows] == ids

@@ -24,7 +24,7 @@ def package_of(module: str) -> str | None:
 
 
 def imports_of(file: Path) -> set[str]:
-    """The packages that a file imports from, lazily or not."""
+    """Return the packages that a file imports from, lazily or not."""
     packages: set[str | None] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -36,7 +36,7 @@ def imports_of(file: Path) -> set[str]:
 
 @cache
 def arrows() -> frozenset[tuple[str, str]]:
-    """From package to package, as the code has it; arrows to the top modules are left out."""
+    """Return the arrows between packages in the code, except those to the top modules."""
     found = set()
     for file in PACKAGE.rglob("*.py"):
         here = file.relative_to(PACKAGE).parts[0] if file.parent != PACKAGE else "ground"
@@ -45,7 +45,7 @@ def arrows() -> frozenset[tuple[str, str]]:
 
 
 def drawn() -> set[tuple[str, str]]:
-    """From package to package, as the picture in ARCHITECTURE.md has it."""
+    """Return the arrows between packages in the diagram of ARCHITECTURE.md."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     picture = re.search(r"```mermaid\n(.*?)```", text, re.DOTALL)
     assert picture, "ARCHITECTURE.md has a picture"
@@ -55,21 +55,21 @@ def drawn() -> set[tuple[str, str]]:
     return pairs
 
 
-def test_the_picture_shows_exactly_the_imports_there_are() -> None:
-    """No arrow is missing and none is invented."""
+def test_the_diagram_shows_exactly_the_imports() -> None:
+    """No arrow is missing and none is wrong."""
     assert drawn() == arrows()
 
 
 def test_packages_have_no_import_cycles() -> None:
-    """They can be read one after another, each with what it needs before it."""
+    """Packages can be read in an order in which each follows those it imports."""
     graph: dict[str, set[str]] = {}
     for here, there in arrows():
         graph.setdefault(here, set()).add(there)
     assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_answering_knows_no_files_and_the_spool_no_models() -> None:
-    """The separations that ARCHITECTURE.md promises."""
+def test_answer_does_not_import_files_and_spool_does_not_import_models() -> None:
+    """The packages keep the separations that ARCHITECTURE.md promises."""
     packages = ("answer", "model", "compare", "run")
     forbidden = {
         *((package, "spool") for package in packages),
@@ -79,7 +79,7 @@ def test_answering_knows_no_files_and_the_spool_no_models() -> None:
 
 
 def modules_of(file: Path) -> set[str]:
-    """Every module that a file imports, by its full name."""
+    """Return every module that a file imports, by its full name."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -89,8 +89,8 @@ def modules_of(file: Path) -> set[str]:
     return found
 
 
-def test_what_users_wrote_is_evaluated_nowhere_but_in_the_process() -> None:
-    """Nothing but `evaluation/child/` has Jinja2, JSON Schema, or any module of that directory."""
+def test_user_code_is_evaluated_only_in_the_process() -> None:
+    """Only `evaluation/child/` imports Jinja2, JSON Schema, or a module of that directory."""
     inside = PACKAGE / "evaluation" / "child"
     evaluating = ("jinja2", "jsonschema", "referencing", "spoolama.evaluation.child")
     found = {
@@ -103,8 +103,8 @@ def test_what_users_wrote_is_evaluated_nowhere_but_in_the_process() -> None:
     assert found == set()
 
 
-def test_a_module_of_more_than_600_lines_is_thought_about_again() -> None:
-    """One noun a module, as long as the noun needs; none has needed 600 lines so far."""
+def test_no_module_has_more_than_600_lines() -> None:
+    """A module has one noun and at most 600 lines, which none has needed so far."""
     long = {
         str(f.relative_to(ROOT)): n
         for f in PACKAGE.rglob("*.py")
@@ -114,7 +114,7 @@ def test_a_module_of_more_than_600_lines_is_thought_about_again() -> None:
 
 
 def test_every_module_and_package_that_the_page_names_exists() -> None:
-    """A path in backticks is a file or a directory of the package, or of the repository."""
+    """A path in backticks is a file or a directory of the package or the repository."""
     text = (ROOT / "ARCHITECTURE.md").read_text().partition(BEGIN)[0]
     named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_]+(?:\.py|/))`", text))
     roots = (PACKAGE, PACKAGE / "evaluation", PACKAGE / "job", ROOT)
@@ -135,13 +135,13 @@ def test_every_module_and_package_that_the_page_names_exists() -> None:
 
 
 def test_the_index_of_modules_is_the_one_of_their_docstrings() -> None:
-    """ARCHITECTURE.md names every module; `make index` writes it."""
+    """ARCHITECTURE.md lists every module, as `make index` writes it."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     assert with_index(text) == text, "run: make index"
 
 
 def test_no_two_classes_share_a_name() -> None:
-    """One name, one concept."""
+    """Every class has its own name."""
     names = Counter(
         node.name
         for file in PACKAGE.rglob("*.py")
@@ -152,14 +152,14 @@ def test_no_two_classes_share_a_name() -> None:
 
 
 def test_every_package_is_described() -> None:
-    """ARCHITECTURE.md says of each package what it is for."""
+    """ARCHITECTURE.md says what each package is for."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     packages = {f.name for f in PACKAGE.iterdir() if f.is_dir() and f.name != "__pycache__"}
     assert {package for package in packages if f"`{package}/`" not in text} == set()
 
 
 def test_every_module_that_a_docstring_names_exists() -> None:
-    """`compare/audit.py` in a docstring or comment leads a reader somewhere."""
+    """A module named in a docstring or comment, such as `compare/audit.py`, exists."""
     known = {str(file.relative_to(PACKAGE)) for file in PACKAGE.rglob("*.py")}
     heads = {name.split("/")[0] for name in known}
     missing = {

@@ -1,4 +1,4 @@
-"""The documents are true where a program can check it: examples, commands, tables, links and names."""
+"""The documents are correct where a program can check it: examples, commands, tables, links and names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.parameter_table import parameter_table
 ROOT = Path(__file__).parents[2]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
 FOR_USERS = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "README.md", *SITE)}
-"""What people who use spoolama read."""
+"""The pages for users of spoolama."""
 ALL = FOR_USERS | {
     name: (ROOT / name).read_text() for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 }
@@ -36,18 +36,18 @@ def page(name: str) -> str:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Code blocks, those in lists included."""
+    """Return the code blocks, also those in lists."""
     found = re.findall(rf"^([ ]*)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
     return [textwrap.dedent(block) for _, block in found]
 
 
 def everywhere(pattern: str) -> list[tuple[str, str]]:
-    """Page and match, for each match."""
+    """Return page and match for each match."""
     return [(name, found) for name, text in FOR_USERS.items() for found in re.findall(pattern, text)]
 
 
 def rows(text: str, heading: str) -> list[list[str]]:
-    """Cells of all tables with this heading line."""
+    """Return the cells of all tables with this heading line."""
     found = [
         [cell.strip() for cell in line.strip("| ").split(" | ")]
         for part in text.split(heading)[1:]
@@ -64,7 +64,7 @@ def rows(text: str, heading: str) -> list[list[str]]:
     ("name", "block"), [(name, block) for name, text in FOR_USERS.items() for block in blocks(text, "yaml")]
 )
 def test_every_yaml_block_is_a_sidecar_that_the_service_takes(name: str, block: str) -> None:
-    """An example can be copied."""
+    """An example can be copied and works."""
     parse_sidecar(block, f"{name}.yaml", openai="openai" in name)
 
 
@@ -79,7 +79,7 @@ def command_lines() -> Iterator[tuple[str, str]]:
 def test_every_command_in_a_shell_block_exists_with_its_options(
     name: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command line itself reads the words; files need not exist."""
+    """The command line parses the words; files need not exist."""
     monkeypatch.setattr(click.Path, "convert", lambda self, value, param, ctx: Path(value))
     _, called, *words = shlex.split(line, comments=True)
     command = spoolama.get_command(click.Context(spoolama), called)
@@ -88,13 +88,13 @@ def test_every_command_in_a_shell_block_exists_with_its_options(
 
 
 def test_every_command_is_documented() -> None:
-    """No command is left for people to discover."""
+    """Every command is in the documentation."""
     text = "\n".join(FOR_USERS.values())
     assert {name for name in COMMANDS if f"spoolama {name}" not in text} == set()
 
 
 def test_make_targets_in_the_documents_exist() -> None:
-    """`make X` works for every X that is named."""
+    """`make X` works for every X in the documents."""
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {target for _, target in everywhere(r"(?:`|^)make ([a-z-]+)")} <= targets
 
@@ -112,36 +112,36 @@ def test_the_sidecar_reference_has_every_key_once_and_no_other() -> None:
 
 
 def test_the_table_of_strategies_has_their_keys() -> None:
-    """Each strategy, with exactly the keys that it takes; `high` and `margin` go with all."""
+    """Each strategy has exactly the keys that it accepts; `high` and `margin` go with all."""
     text = page("what-the-model-sees")
     table = rows(text, "| `strategy` | rows in the prompt | keys (defaults) |")
     shown = {cells[0].strip("`"): set(re.findall(r"`(\w+)`(?!\))", cells[2])) for cells in table}
-    shown["budget"].discard("high")  # it only gives a default
+    shown["budget"].discard("high")  # only gives a default
     assert shown == {name: set(keys) for name, keys in STRATEGY_KEYS.items()}
     shared = set(Trim.model_fields) - {"strategy"} - set().union(*STRATEGY_KEYS.values())
     assert all(re.search(rf"^- .*`{key}` \(", text, re.MULTILINE) for key in shared)
 
 
-def test_the_table_of_openai_parameters_is_the_codes() -> None:
-    """It is printed from the table that decides."""
+def test_the_table_of_openai_parameters_is_that_of_the_code() -> None:
+    """The documented table is generated from the code's table."""
     shown = page("openai-batch").split("<!-- parameters -->")[1].split("<!-- /parameters -->")[0]
     assert shown.strip() == parameter_table().strip()
 
 
 def test_the_table_of_failures_has_every_class_with_its_owner() -> None:
-    """Each class of the code's table is in one line, which names whose fault it is and whether it counts."""
+    """Each class in the code has one line that names its owner and whether it counts."""
     table = rows(page("failures"), "| what | owner | what happens | attempt |")
     lines = {code: cells for cells in table for code in re.findall(r"`(\w+)`", cells[0])}
     assert set(lines) - {"timeout", "format", "incoming", EVALUATION_LIMIT} == set(POLICIES)
     for code, policy in POLICIES.items():
         owner, attempt = lines[code][1], lines[code][3]
         assert owner.startswith(policy.fault), code
-        if code not in ("out_of_memory", "request_refused", "context_overflow"):  # their lines say more
+        if code not in ("out_of_memory", "request_refused", "context_overflow"):  # their lines have more text
             assert (attempt == "yes") is policy.counts, code
 
 
 def test_events_in_the_documents_exist() -> None:
-    """A query of the journal finds what it says."""
+    """Every event in a journal query of the documents exists."""
     names = {event for _, event in everywhere(r"SPOOLAMA_EVENT=([\w.]+)")}
     assert names
     assert names <= set(EVENTS)
@@ -159,7 +159,7 @@ def test_paths_in_the_documents_exist(name: str, path: str) -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """Anchors of the headings, as the site and the forges make them of plain words."""
+    """Return the anchors of the headings, as the site and GitHub build them."""
     outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", outside, re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", one).strip().lower()) for one in headings}
@@ -174,7 +174,7 @@ def links() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "target"), list(links()))
 def test_every_link_between_documents_resolves(name: str, target: str) -> None:
-    """The file exists, and the heading in it; pages of the site link to pages of the site only."""
+    """The file and the heading exist, and pages of the site link only to pages of the site."""
     path, _, anchor = target.partition("#")
     found = (ROOT / name).parent / path if path else ROOT / name
     assert found.is_file()
@@ -185,7 +185,7 @@ def test_every_link_between_documents_resolves(name: str, target: str) -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    """And every entry of the navigation is a page."""
+    """Every entry of the navigation is a page, and the reverse."""
     nav: Any = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
 
     def files(entry: Any) -> Iterator[str]:
@@ -201,12 +201,12 @@ def test_every_page_is_in_the_navigation() -> None:
 
 
 def test_the_readme_fits_one_screen() -> None:
-    """6 KB; everything else is in docs/."""
+    """The README has at most 6 KB; everything else is in docs/."""
     assert len(FOR_USERS["README.md"].encode()) <= 6_000
 
 
 def test_the_glossary_is_short() -> None:
-    """Fewer than thirty terms in alphabetical order, each explained in one line."""
+    """The glossary has fewer than thirty terms in alphabetical order, each with one line."""
     table = rows(page("glossary"), "| term | meaning |")
     terms = [cells[0] for cells in table]
     assert len(terms) < 30
@@ -215,14 +215,14 @@ def test_the_glossary_is_short() -> None:
 
 
 @pytest.mark.parametrize("name", FOR_USERS)
-def test_retired_words_do_not_come_back(name: str) -> None:
-    """One term for one thing; these made people read a sentence twice."""
+def test_replaced_words_are_not_used(name: str) -> None:
+    """The documents have none of the words that were replaced by a term of the field."""
     words = r"in sight of|reckon\w*|fares?|mend\w*|told|tells?|so many|set aside|apart from|besides the"
     assert re.findall(rf"\b(?:{words})\b", FOR_USERS[name], re.IGNORECASE) == []
 
 
 def test_the_filters_of_templates_are_listed() -> None:
-    """docs/sidecar.md names each filter that the sandbox has, and no other."""
+    """docs/sidecar.md names each filter of the sandbox and no other."""
     line = re.search(r"^- Filters: (.*)\. Others", FOR_USERS["docs/sidecar.md"], re.M)
     assert line is not None
     assert set(re.findall(r"`(\w+)`", line[1])) == FILTERS

@@ -1,4 +1,4 @@
-"""Every public name is made of terms of the field or of the glossary."""
+"""Every public name consists of terms of the field or of the glossary."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ REPLACED = (
     *("conduct", "tally", "standing", "patience", "keeper", "holder", "rung", "footprint", "mend", "told"),
     *("surprise", "likeness", "blind", "look", "mark"),
 )
-"""Words of our own that were in names once; the field has others for what they meant."""
+"""Words of our own that names no longer use, because the field has other words for them."""
 
 
 def glossary() -> set[str]:
-    """The words of the glossary's terms."""
+    """Return the words of the glossary's terms."""
     rows = re.findall(r"^\| ([a-z ]+) \|", (DOCS / "glossary.md").read_text(), re.M)
     return {singular(word) for term in rows for word in term.split()}
 
 
 def words(name: str) -> list[str]:
-    """The words of a name, in lower case and in the singular, without digits."""
+    """Return the words of a name, in lower case and singular, without digits."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_", " ", name)
     return [singular(word) for part in spaced.lower().split() if (word := part.strip("0123456789"))]
 
 
 def singular(word: str) -> str:
-    """A noun without the end of its plural, near enough."""
+    """Return a noun without its plural ending, approximately."""
     if word.endswith("ies"):
         return word[:-3] + "y"
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def classes() -> Iterator[str]:
-    """The public classes of the package."""
+    """Return the public classes of the package."""
     for file in PACKAGE.rglob("*.py"):
         for node in ast.parse(file.read_text()).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
@@ -60,7 +60,7 @@ def classes() -> Iterator[str]:
 
 
 def keys(model: type[BaseModel]) -> Iterator[str]:
-    """The keys of a file that users write, with those inside them."""
+    """Return the keys of a file that users write, with nested ones."""
     for name, field in model.model_fields.items():
         yield name
         for part in (field.annotation, *typing.get_args(field.annotation)):
@@ -69,7 +69,7 @@ def keys(model: type[BaseModel]) -> Iterator[str]:
 
 
 def metric_names() -> Iterator[str]:
-    """The names of the metrics, with those inside them."""
+    """Return the names of the metrics, with nested ones."""
     for value in vars(metrics).values():
         if isinstance(value, type) and is_dataclass(value):
             yield from (field.name for field in fields(value))
@@ -84,27 +84,27 @@ NAMES = {
 
 
 def known() -> set[str]:
-    """Words that a reader knows from the field, or finds in the glossary."""
+    """Return the words that a reader knows from the field or the glossary."""
     return glossary() | {singular(word) for text in TERMS.values() for word in text.split()}
 
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_names_are_made_of_terms(kind: str) -> None:
-    """A new word is a term of the field, or belongs in the glossary; both lists are short enough to read."""
+    """Every word is in the list of terms or in the glossary."""
     unknown = {
         name: missing for name in NAMES[kind] if (missing := [w for w in words(name) if w not in known()])
     }
     assert unknown == {}
 
 
-def test_no_name_has_a_word_that_was_replaced() -> None:
+def test_no_name_has_a_replaced_word() -> None:
     """One concept, one name."""
     used = {word for names in NAMES.values() for name in names for word in words(name)}
     assert used & set(REPLACED) == set()
 
 
 def test_each_term_is_needed_and_has_one_field() -> None:
-    """The list of terms has no word that no name uses, none twice, and none of the glossary's."""
+    """Every listed term is used by a name, is listed once, and is not in the glossary."""
     used = {word for names in NAMES.values() for name in names for word in words(name)}
     listed = Counter(singular(word) for text in TERMS.values() for word in text.split())
     assert [word for word, count in listed.items() if count > 1] == []

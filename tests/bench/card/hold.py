@@ -1,7 +1,7 @@
-"""A process that holds memory on a real GPU, as a model's runner does: told how many bytes on its stdin.
+"""Hold memory on a real GPU as a model's runner does, with sizes in bytes from stdin.
 
-It allocates through the driver's own library (CUDA driver API: `cuMemAlloc_v2`, `cuMemFree_v2`), in pieces,
-so that it can take more and give some back. To /proc it looks like llama.cpp's server.
+It allocates through the driver's own library (CUDA driver API: `cuMemAlloc_v2`, `cuMemFree_v2`) in pieces, so
+that it can take more and free some. In /proc it looks like llama.cpp's server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Held:
         self._pieces: list[ctypes.c_uint64] = []
 
     def hold(self, size: int) -> bool:
-        """Hold about so many bytes; whether there was room for all of them."""
+        """Hold about this many bytes; return whether there was room for all of them."""
         wanted = -(-size // PIECE)
         while len(self._pieces) > wanted:
             self._check(self._cuda.cuMemFree_v2(self._pieces.pop()))

@@ -1,7 +1,6 @@
 """Whole jobs, simulated at the level of decisions: no server, no ledger, no time.
 
-Rows are answered by a made behaviour; pilot and audit are the ones of `spoolama.effect`, called as the engine
-calls them.
+Rows are answered by a scripted behaviour; pilot and audit are the real ones, called as the engine calls them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,17 @@ from spoolama.compare.pilot import (
 from spoolama.compare.similarity import similarity_of
 from spoolama.context.selection import Candidate, candidates, choose
 from spoolama.job.sidecar import ANCHORS, CANDIDATES
-from support.effects import LABELS, Behaviour, FollowsPrevious, Ignores, Labels, Row, Scores, Sight, file_of
+from support.effects import (
+    LABELS,
+    Behaviour,
+    FollowsPrevious,
+    Ignores,
+    Labels,
+    Row,
+    Scores,
+    VisibleRows,
+    file_of,
+)
 
 SEGMENT = 200
 MARGIN = 0.05
@@ -53,30 +62,30 @@ class Scenario:
     behaviour: Behaviour
     scale: Labels | Scores
     gold: bool = False
-    """With known answers, and so with a pilot; without them a forced window."""
+    """With gold, and so with a pilot; without it a fixed window."""
     order: Literal["shuffled", "sorted"] = "shuffled"
     noisy: bool = False
     """Whether the temperature is above 0."""
     locks: float = 0.0
-    """Share of the conversations that repeat their first answer to the end."""
+    """Share of the conversations that repeat their first answer until the end."""
     begins: float = 0.0
     """Share of the job before the behaviour begins."""
     right: float = 0.6
-    """Share of the rows whose isolated answer is the known one."""
+    """Share of the rows whose isolated answer is the gold one."""
     rows: int = 10_000
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one job."""
+    """The result of one job."""
 
     form: str
     lost: float
-    """What agreement with isolated answers lacks to that of these with themselves, over rows in company."""
+    """Agreement of isolated answers with themselves minus that of conversation answers with them."""
     better: bool = False
-    """Whether the pilot chose a form for agreeing better with gold."""
+    """Whether the pilot chose a form for its agreement with gold."""
     known_after: int | None = None
-    """Rows answered when harm was known; None: none was found."""
+    """Rows answered when harm was known; None: not found."""
     found_by: str = ""
     """`sample`, `segment` or `end`."""
     asked_again: int = 0
@@ -89,7 +98,7 @@ class Outcome:
 def _file(
     scale: Labels | Scores, rows: int, seed: int, order: Literal["shuffled", "sorted"], right: float
 ) -> list[Row]:
-    """Many kinds of jobs are of the same file."""
+    """Cached, because many kinds of jobs use the same file."""
     return file_of(scale, rows, seed, order=order, right=right)
 
 
@@ -105,7 +114,7 @@ class _Job:
         return self.s.behaviour.alone(self.file[n], self.rng)
 
     def anchors(self) -> dict[int, str]:
-        """Chosen as the engine does, with their known answers; in the order in which they stand."""
+        """Return the anchors as the engine chooses and orders them, with their gold answers."""
         if self.fixed is None:
             asked = candidates(len(self.file), CANDIDATES, self.seed)
             answers = {n: self.isolated(n) for n in asked}
@@ -114,13 +123,13 @@ class _Job:
         return self.fixed
 
     def behaviour_at(self, first: int) -> Behaviour:
-        """How the conversation from this row on is answered."""
+        """Return the behaviour of the conversation from this row on."""
         if self.s.locks and random.Random(f"lock {self.seed} {first}").random() < self.s.locks:
             return FollowsPrevious(1.0)
         return Ignores() if first < self.s.begins * self.s.rows else self.s.behaviour
 
     def converse(self, rows: Sequence[int], form: Form | None) -> dict[int, tuple[str, int]]:
-        """(Answer, rows in sight) of each in one conversation; no form: the forced window."""
+        """Return answer and visible rows of each row of a conversation; no form: the fixed window."""
         front = self.anchors() if form is not None and form.anchored else {}
         fixed, tail, depth = list(front.values()), [], 0  # type: tuple[list[str], list[str], int]
         most = WINDOW_KEEP + WINDOW_EVERY if form is None else form.tail + 1
@@ -133,7 +142,7 @@ class _Job:
             if len(tail) >= most:
                 tail = tail[len(tail) - keep :] if keep else []
                 depth = depth if keep else 0
-            label = answer(file[n], Sight([*fixed, *tail] if fixed else tail, depth), rng)
+            label = answer(file[n], VisibleRows([*fixed, *tail] if fixed else tail, depth), rng)
             given[n] = label, len(fixed) + len(tail)
             tail.append(label)
             depth += 1
@@ -162,7 +171,7 @@ class _Job:
 
 
 def run_job(scenario: Scenario, seed: int) -> Outcome:
-    """One job from its first row to the end of its audit."""
+    """Run one job from its first row to the end of its audit."""
     job = _Job(scenario, seed)
     found = Outcome("window", 0.0)
     form: Form | None = None
@@ -177,7 +186,7 @@ def run_job(scenario: Scenario, seed: int) -> Outcome:
     for segment, first in enumerate(range(0, len(job.file), SEGMENT)):
         last = min(first + SEGMENT, len(job.file)) - 1
         answers = job.converse(range(first, last + 1), form)
-        own = {n: label for n, (label, sight) in answers.items() if sight}
+        own = {n: label for n, (label, visible) in answers.items() if visible}
         company.update(own)
         if found.known_after is None:
             audit.look(segment, first, last, own)
@@ -188,7 +197,7 @@ def run_job(scenario: Scenario, seed: int) -> Outcome:
 
 
 class _Audit:
-    """As `compare/audit_phase.py` does it, with one lane, until harm is known."""
+    """Works like `compare/audit_phase.py` with one lane, until harm is known."""
 
     def __init__(self, job: _Job, found: Outcome) -> None:
         self.job = job

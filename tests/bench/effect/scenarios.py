@@ -1,4 +1,4 @@
-"""The jobs that are simulated: what is there to be found, or not."""
+"""The simulated jobs, with and without harm."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SCENARIOS = (
         _L,
         noisy=True,
     ),
-    # With known answers: what the pilot takes, and what the audit says of it.
+    # With gold: the cost of the pilot, and the result of the audit.
     Scenario("gold: ignores the conversation", Ignores(), _L, gold=True),
     Scenario("gold: better with examples", Better(0.75), _L, gold=True, right=0.45),
     Scenario("gold: better with examples, a little", Better(0.5), _L, gold=True, right=0.6),
@@ -53,19 +53,19 @@ SCENARIOS = (
 )
 
 SMALL = (300, 1_000, 3_000)
-"""Rows of smaller jobs, for which the smallest harm is told and tried."""
+"""Rows of smaller jobs, for which the smallest harm is computed and tried."""
 
 
 def of_size(scenario: Scenario, rows: int) -> Scenario:
-    """The same kind of job with so many rows."""
+    """Return the same kind of job with this many rows."""
     return replace(scenario, rows=rows)
 
 
 def small(rows: int) -> tuple[Scenario, float]:
-    """A small job with the smallest harm that its audit is said to find, and that harm."""
+    """Return a small job with the smallest harm that its audit detects, and that harm."""
     share = smallest_harm(budget_of(None, rows, noisy=False).random, MARGIN, noisy=False)
     assert share is not None
-    # Of the rows that repeat the answer before them, a share has it anyway.
+    # A share of the rows that repeat the previous answer has it anyway.
     same = sum(p * p for p in _L.shares)
     return Scenario(
         f"smallest harm, {rows:,} rows", FollowsPrevious(share / (1 - same)), _L, rows=rows
@@ -73,6 +73,6 @@ def small(rows: int) -> tuple[Scenario, float]:
 
 
 def by_name(*names: str) -> list[Scenario]:
-    """These, in this order."""
+    """Return the scenarios with these names, in this order."""
     known = {scenario.name: scenario for scenario in SCENARIOS}
     return [known[name] for name in names]

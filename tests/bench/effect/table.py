@@ -1,4 +1,4 @@
-"""What came of many simulated jobs of a kind, counted, and as a table."""
+"""The results of many simulated jobs of a kind: counts and tables."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from spoolama.compare.evidence import wilson
 from spoolama.compare.pilot import ISOLATED
 
 HARM = 0.10
-"""Points of agreement with isolated answers that a job may not lose unseen."""
+"""Points of agreement with isolated answers that a job must not lose undetected."""
 NOTHING = 0.025
-"""What is no harm: at most half the margin lost, chance included."""
+"""The limit of no harm: at most half the margin lost, chance included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,22 +25,22 @@ class Counted:
     rows: int
     jobs: int
     forms: dict[str, int]
-    """How many took which form."""
+    """Number of jobs by the chosen form."""
     lost: float
     """Points of agreement lost, mean over jobs with a conversation."""
     harmful: int
-    """Jobs that lose `HARM` or more, by a form that was not chosen for being better on gold."""
+    """Jobs that lose `HARM` or more in a form that was not chosen by gold."""
     missed: int
     quiet: int
-    """Jobs that lose at most half the margin, or whose form was chosen for better answers."""
+    """Jobs that lose at most half the margin, or whose form was chosen by gold."""
     alarms: int
-    """Of these, those in which the audit claims harm all the same."""
+    """Those of them in which the audit reports harm."""
     found: dict[str, int]
-    """By what harm was found."""
+    """What found the harm."""
     known_after: float | None
     """Rows answered when harm was known, median of the harmful jobs in which it was found."""
     known_late: float | None
-    """The same, nine tenths of these jobs."""
+    """The same, 90th percentile of these jobs."""
     asked_again: float
     """Isolated answers that the audit took, mean of jobs in which it found no harm."""
 
@@ -77,7 +77,7 @@ def _rate(hits: int, of: int) -> str:
 
 
 def markdown(rows: Sequence[Counted]) -> str:
-    """One line a kind of job; rates with their 95 % intervals."""
+    """Return one line for each kind of job; rates with their 95 % intervals."""
     lines = [
         "| kind of job | rows | taken | points lost | missed | false alarms | known after: median, 90 %"
         " | found by | asked again without harm |",
@@ -96,7 +96,7 @@ def markdown(rows: Sequence[Counted]) -> str:
 
 
 def totals(rows: Sequence[Counted]) -> str:
-    """All kinds together, in two lines."""
+    """Return all kinds together, in two lines."""
     missed, harmful = sum(r.missed for r in rows), sum(r.harmful for r in rows)
     alarms, quiet = sum(r.alarms for r in rows), sum(r.quiet for r in rows)
     return (
@@ -106,7 +106,7 @@ def totals(rows: Sequence[Counted]) -> str:
 
 
 def small_table(found: Sequence[tuple[Scenario, float, int, Sequence[Outcome]]]) -> str:
-    """(Job, smallest harm, rows that its audit asks, outcomes): what smaller jobs can see."""
+    """Return the table of smaller jobs: job, smallest harm, audited rows, outcomes."""
     lines = ["| rows | asked again | smallest harm | found |", "|---:|---:|---:|---|"]
     for scenario, share, audited, outcomes in found:
         hits = sum(o.known_after is not None for o in outcomes)

@@ -1,4 +1,4 @@
-"""What was aimed at, and whether it was met: said with numbers either way."""
+"""The aims and whether they were met, with numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Groups = Sequence[Sequence[Summary]]
 
 
 def best_lines(groups: Groups) -> list[str]:
-    """The fastest strategy of each model and number of slots."""
+    """Return the fastest strategy of each model and number of slots."""
     lines = []
     for group in groups:
         best = _best(group)
@@ -41,7 +41,7 @@ def best_lines(groups: Groups) -> list[str]:
 
 
 def verdicts(groups: Groups, models: Sequence[str]) -> list[str]:
-    """Each aim, met or not."""
+    """Return each aim, met or not."""
     return [
         *(_ceiling(groups, model) for model in models),
         *_loop(groups),
@@ -62,7 +62,7 @@ def _ceiling(groups: Groups, model: str) -> str:
         once = raw.rate_with_prefix or ceiling
         share = _paired(best, raw) or best.rate / ceiling
         if share > MOST_SHARE:
-            # What is above a ceiling shows that the runs met unlike machines, and nothing else.
+            # A rate above its ceiling only shows that the runs met different conditions.
             others = [f"{(s.median(lambda run: run.others) or 0.0):.0%}" for s in (best, raw)]
             why = f"{best.name} {best.rate:.2f} of {ceiling:.2f} rows/s, {share:.0%}: above the ceiling, so"
             why += f" the runs were disturbed unlike (others' CPU {others[0]} and {others[1]})"
@@ -106,7 +106,7 @@ def _anchors(groups: Groups) -> list[str]:
 
 
 def _cached(groups: Groups) -> list[str]:
-    """For the best strategy; the others are named as well."""
+    """Describe the best strategy, and name the others."""
     lines = []
     for group in groups:
         aim = f"at least {CACHED_SHARE:.0%} of the shareable tokens from the cache, {_where(group)}"
@@ -135,7 +135,9 @@ def _verdict(aim: str, met: bool | None, numbers: str) -> str:
 
 
 def _paired(one: Summary, other: Summary) -> float | None:
-    """Median over the rounds of one rate to the other in the same round: both met the same machine there."""
+    """Return the median over the rounds of the ratio of both rates within a round, under the
+    same conditions.
+    """
     rates = {run.round: run.rate for run in other.runs}
     ratios = [run.rate / rate for run in one.runs if run.rate and (rate := rates.get(run.round))]
     return statistics.median(ratios) if ratios else None

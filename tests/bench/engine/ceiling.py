@@ -1,9 +1,9 @@
-"""The raw ceiling: what llama.cpp itself does with the tokens that cannot be avoided.
+"""The raw ceiling: llama.cpp's own time for the tokens that cannot be avoided.
 
-Each row's own tokens (those of its rendered prompt behind the prefix that all rows share) are evaluated and
-as many answer tokens generated as the same row had when it was asked alone. No engine, chat template, grammar
-or request for each row is in the way: all rows with equally long answers go in one request, as token numbers,
-and llama.cpp batches them over its slots. The shared prefix is put into each slot before the clock starts.
+Each row's own tokens (those of its rendered prompt after the shared prefix) are evaluated, and as many answer
+tokens are generated as the isolated row had. No engine, chat template, grammar or request for each row is
+involved: all rows with equally long answers go in one request, as token numbers, and llama.cpp batches them
+over its slots. The shared prefix is put into each slot before the clock starts.
 """
 
 from __future__ import annotations
@@ -25,31 +25,32 @@ from spoolama.backends.openai_wire import checked, wire_messages
 from spoolama.clock import Clock
 
 RAW_PARAMS: Mapping[str, Any] = {"swa_full": True, "n_ctx_checkpoints": 0, "cache_ram_mib": 0}
-"""A full cache even for layers that look through a sliding window, so that the prefix stays usable to its
-last token; nothing is copied aside. On plain attention this changes nothing of what is evaluated."""
+"""A full cache even for sliding layers, so that the prefix stays usable to its last token and nothing is
+copied. On plain attention this does not change what is evaluated.
+"""
 
 _KEY = "bench"
 _TIMEOUT_S = 3600.0
 _GREEDY = {"temperature": 0, "top_k": 1, "samplers": ["top_k"], "ignore_eos": True, "cache_prompt": True}
-"""The cheapest sampler there is; an answer has the length it is told."""
+"""The cheapest sampler; an answer has the requested length."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The rows alone, as token numbers."""
+    """The isolated rows as token numbers."""
 
     prefix: tuple[int, ...]
-    """What all of them begin with."""
+    """Their common beginning."""
     prompts: tuple[tuple[int, ...], ...]
 
     @property
     def own(self) -> tuple[int, ...]:
-        """Tokens of each row behind the prefix."""
+        """Return the tokens of each row after the prefix."""
         return tuple(len(prompt) - len(self.prefix) for prompt in self.prompts)
 
 
 class _Server:
-    """A llama-server in a child of its own."""
+    """A llama-server in a child process."""
 
     def __init__(self, process: EngineProcess) -> None:
         self._process = process
@@ -59,7 +60,7 @@ class _Server:
     async def start(
         cls, model: str, slots: int, params: Mapping[str, Any], threads: int, cache_dir: Path
     ) -> _Server:
-        """The same child that the embedded backend starts."""
+        """Start the same child as the embedded backend."""
         weights = await asyncio.to_thread(find_weights, model, cache_dir)
         given = {
             "path": str(weights.path),
@@ -72,7 +73,7 @@ class _Server:
         return cls(await EngineProcess.start(given, timeout_s=600.0))
 
     async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """The payload of a reply that is one: `/completion` answers several prompts with a list."""
+        """Return the payload of a successful reply: `/completion` answers several prompts with a list."""
         reply = await self._http.post(path, body, timeout_s=_TIMEOUT_S)
         return reply.payload if isinstance(reply.payload, list) else checked(reply)
 
@@ -88,10 +89,10 @@ class _Server:
 
 
 async def render(model: str, reviews: Sequence[Review], threads: int, cache_dir: Path) -> Rendered:
-    """The rows as tokens, by the model's template and tokenizer."""
+    """Return the rows as tokens, by the model's template and tokenizer."""
     server = await _Server.start(model, 1, {}, threads, cache_dir)
     try:
-        # Two texts that begin unlike any other keep rows that begin alike from lengthening the prefix.
+        # Two texts with different beginnings keep similar rows from lengthening the prefix.
         prompts = [await _tokens(server, text) for text in (*(r.text for r in reviews), "A", "?")]
     finally:
         await server.stop()
@@ -125,7 +126,7 @@ async def run_raw(
     """Run the tokens through llama.cpp once, in a new child.
 
     Args:
-        name: Under which it is reported.
+        name: The name in the report.
         model: The model.
         rendered: The rows.
         answers: Answer tokens of each row.
@@ -133,7 +134,7 @@ async def run_raw(
         slots: Slots of the server.
         number: Of the round, from 0.
         threads: CPU threads.
-        cache_dir: Where models are put together.
+        cache_dir: Where models are joined.
         clock: Time.
     """
     groups: dict[int, list[int]] = defaultdict(list)
@@ -147,7 +148,7 @@ async def run_raw(
             await server.post("/completion", body)
         neighbours = Neighbours([server.pid])
         began = clock.monotonic()
-        # All at once: the slots find work until the last row.
+        # All at once, so that the slots have work until the last row.
         replies = await asyncio.gather(
             *(_generate(server, rendered, ordinals, tokens) for tokens, ordinals in groups.items())
         )
@@ -203,7 +204,7 @@ async def _generate(
 
 
 def _wrong(rows: Sequence[RowCount], answers: Sequence[int]) -> str | None:
-    """A ceiling of other work than it says would be none."""
+    """Return why the ceiling did other work than it should."""
     if len(rows) != len(answers):
         return f"{len(answers) - len(rows)} rows are missing"
     other = sum(row.completion != answers[row.ordinal] for row in rows)

@@ -1,7 +1,7 @@
-"""The first try's loop, emulated: what a user wrote before there was an engine.
+"""An emulation of the first loop: what a user wrote before the engine existed.
 
-One conversation on one request at a time; after every 50 rows it is cut to the system message and the last 40
-messages. Where the prompt would fill the window, the oldest messages are left out of the request one at a
+One conversation with one request at a time; after every 50 rows it is cut to the system message and the last
+40 messages. Where the prompt would fill the window, the oldest messages are left out of the request one at a
 time, never the system message or the last, as Ollama does it; the loop's own list keeps them.
 """
 
@@ -17,7 +17,7 @@ from spoolama.clock import Clock
 TRIM_ROWS = 50
 KEPT_MESSAGES = 40
 _OVERHEAD = 16
-"""Tokens around a message, generously; with one token a byte a bound that no prompt passes."""
+"""Upper bound of tokens around a message; with one token a byte no prompt exceeds it."""
 
 
 async def run_loop(
@@ -30,7 +30,7 @@ async def run_loop(
     backend: TimedBackend,
     clock: Clock,
 ) -> Measured:
-    """Run the rows through the loop once, from cold. See `run_job` for the arguments."""
+    """Run the rows through the loop once, without a cache. See `run_job` for the arguments."""
     spec = LoadSpec(model, WINDOW, slots=slots)
     await backend.cold(spec)
     history: list[Message] = []
@@ -44,7 +44,7 @@ async def run_loop(
         history.append(Message("user", review.text))
         asked.append(review.ordinal)
         counting = clock.monotonic()
-        # What did not fit before does not fit with more behind it: going on from the last cut is exact.
+        # What did not fit before does not fit with more behind it, so the search starts at the last cut.
         before = dropped
         dropped = await _cut(backend, spec, history, dropped, used)
         counted_s += clock.monotonic() - counting
@@ -95,7 +95,7 @@ def _prompt(history: list[Message], dropped: int) -> tuple[Message, ...]:
 async def _cut(
     backend: TimedBackend, spec: LoadSpec, history: list[Message], dropped: int, used: int | None
 ) -> int:
-    """How many of the oldest messages the request must leave out."""
+    """Return how many of the oldest messages the request must leave out."""
     messages = history[-1:] if used is not None else _prompt(history, dropped)
     most = (used or 0) + sum(len(message.content.encode()) + _OVERHEAD for message in messages)
     if most < WINDOW:

@@ -1,4 +1,4 @@
-"""A configuration as users run it: a sidecar, a ledger and the engine, on a model that was just loaded."""
+"""A configuration as users run it: a sidecar, a ledger and the engine, on a freshly loaded model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from support.evaluation import inline_job_evaluator
 
 
 class TimedBackend(EmbeddedBackend):
-    """The embedded backend, with a sum over its replies and over the time of its loads."""
+    """The embedded backend, with sums over its replies and over the time of its loads."""
 
     def __init__(self, *, clock: Clock, threads: int, cache_dir: Path) -> None:
         super().__init__(clock=clock, threads=threads, cache_dir=cache_dir)
@@ -38,18 +38,18 @@ class TimedBackend(EmbeddedBackend):
         self.counts = Counts()
 
     async def cold(self, spec: LoadSpec) -> None:
-        """A model without anything in its cache, and sums that begin again."""
+        """Load the model with an empty cache and reset the sums."""
         await self.release()
         await self.load(spec)
         self.load_s, self.counts = 0.0, Counts()
 
     @property
     def pids(self) -> list[int]:
-        """The child, if it runs."""
+        """The child process, if it runs."""
         return [] if self.pid is None else [self.pid]
 
     async def load(self, spec: LoadSpec) -> LoadedModel:
-        """As ever, and timed."""
+        """Load, with the time."""
         began = self._time.monotonic()
         try:
             return await super().load(spec)
@@ -57,7 +57,7 @@ class TimedBackend(EmbeddedBackend):
             self.load_s += self._time.monotonic() - began
 
     async def chat(self, request: ChatRequest) -> Reply:
-        """As ever, and counted."""
+        """Chat, with counts."""
         reply = await super().chat(request)
         self._count(reply)
         return reply
@@ -65,14 +65,14 @@ class TimedBackend(EmbeddedBackend):
     async def prime(
         self, spec: LoadSpec, text: str, *, slot: int | None = None, timeout_s: float = 600.0
     ) -> Reply | None:
-        """As ever, and counted."""
+        """Prime, with counts."""
         reply = await super().prime(spec, text, slot=slot, timeout_s=timeout_s)
         if reply is not None:
             self._count(reply)
         return reply
 
     def _count(self, reply: Reply) -> None:
-        """`prompt_n` is llama.cpp's own count of what it evaluated."""
+        """Add a reply; `prompt_n` is llama.cpp's own count of evaluated tokens."""
         was = self.counts
         self.counts = Counts(
             requests=was.requests + 1,
@@ -84,7 +84,7 @@ class TimedBackend(EmbeddedBackend):
 
 
 def accepted(configuration: Configuration, model: str, segment: int) -> Sidecar | str:
-    """The sidecar, or why it is refused."""
+    """Return the sidecar, or why it is refused."""
     try:
         return parse_sidecar(sidecar_text(configuration, model, segment), f"{configuration.name}.yaml")
     except SpoolamaError as error:
@@ -102,16 +102,16 @@ async def run_job(
     backend: TimedBackend,
     clock: Clock,
 ) -> Measured:
-    """Run the rows through the engine once, from cold.
+    """Run the rows through the engine once, without a cache.
 
     Args:
         name: The configuration's.
         sidecar: Its sidecar.
         reviews: The rows.
-        own: Tokens of each row behind the prefix all share, by the tokenizer.
+        own: Tokens of each row after the shared prefix, by the tokenizer.
         slots: Slots of the server, and lanes.
         number: Of the round, from 0.
-        backend: Loads the model anew.
+        backend: Loads the model again.
         clock: Time.
     """
     await backend.cold(MessageBuilder(sidecar, inline_job_evaluator()).load_spec(sidecar.model, slots))
@@ -121,7 +121,7 @@ async def run_job(
         path = Path(base) / "ledger.sqlite"
         neighbours = Neighbours(backend.pids)
         try:
-            # The model is there already: what the engine's own look at it takes is no part of the answering.
+            # The model is already loaded, so the engine's own check of it does not count.
             seconds = await answer(path, name, sidecar, reviews, slots, backend, clock) - backend.load_s
         except SpoolamaError as error:
             seconds, wrong = None, f"the job ended: {' '.join(str(error).split())}"
@@ -151,10 +151,11 @@ async def answer(
     backend: Backend,
     clock: Clock,
 ) -> float:
-    """Answer all rows into a new ledger at `path`; the seconds from the first request to the last answer.
+    """Answer all rows into a new ledger at `path`; return the seconds from the first request to the last
+    answer.
 
     Raises:
-        SpoolamaError: the job cannot go on.
+        SpoolamaError: the job cannot continue.
     """
     progress = Progress(name, clock, Pulse(clock))
     ledger = JobLedger(path, clock, on_durable=lambda d: progress.durable(ok=d.ok, failed=d.failed))
@@ -188,7 +189,9 @@ async def answer(
 
 
 def _read(path: Path, own: tuple[int, ...]) -> tuple[tuple[RowCount, ...], tuple[tuple[str, int, str], ...]]:
-    """The answered rows, and the failed ones by class. The reader of the reports leaves `own_tokens` out."""
+    """Return the answered rows, and the failed ones by class, with `own_tokens`, which the reader of the
+    reports leaves out.
+    """
     with closing(open_reader(path)) as db:
         db.row_factory = sqlite3.Row
         failed = db.execute("SELECT code, count(*), min(message) FROM failures GROUP BY code ORDER BY code")

@@ -1,4 +1,4 @@
-"""What else went on on the machine during a run, so that a disturbed run can be told."""
+"""The load of the machine by other programs during a run, to recognise a disturbed run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _IDLE = (3, 4)
-"""Fields of the line `cpu` in /proc/stat that are no work: idle, iowait (proc_stat(5))."""
+"""Fields of the line `cpu` in /proc/stat without work: idle, iowait (proc_stat(5))."""
 
 
 class Neighbours:
-    """Measures from when it is made.
+    """Measures from its creation on.
 
     Args:
         pids: Our processes besides this one.
@@ -25,7 +25,7 @@ class Neighbours:
         self._busy_s, self._ours_s = _busy(), self._ours()
 
     def share(self) -> float | None:
-        """Share of all cores that other processes or other virtual machines took; None: unknown."""
+        """Return the share of all cores that other processes or virtual machines took; None: unknown."""
         busy_s, ours_s = _busy(), self._ours()
         if busy_s is None or self._busy_s is None or ours_s is None or self._ours_s is None:
             return None
@@ -41,7 +41,7 @@ class Neighbours:
 
 
 def _busy() -> float | None:
-    """Seconds that the cores have worked, stolen ones included."""
+    """Return the busy seconds of the cores, stolen ones included."""
     try:
         head = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:

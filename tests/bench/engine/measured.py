@@ -1,4 +1,4 @@
-"""One measured run, and what follows from its counts."""
+"""One measured run, and the values computed from its counts."""
 
 from __future__ import annotations
 
@@ -19,34 +19,35 @@ class RowCount:
     place: int
     """0-based place in its segment."""
     visible_rows: tuple[int, ...]
-    """The rows it was answered in sight of."""
+    """The rows that it saw."""
     prompt: int
     cached: int
     completion: int
     own: int
-    """Tokens of its own messages: all of the prompt that no earlier prompt could have held."""
+    """Tokens of its own messages: the part of the prompt that no earlier prompt contains."""
     own_counted: bool
-    """By two of the server's counts (prompt less last prompt and answer); False: by its tokenizer, as the
-    tokens of the row's prompt alone behind the prefix that all rows share."""
+    """By two counts of the server (prompt minus last prompt and answer); False: by its tokenizer, as the
+    tokens of the isolated row's prompt after the shared prefix.
+    """
     answer: str
     latency_s: float
     isolated: bool = False
-    """Asked alone although the job is in conversation: a sample that became an anchor, or a repair."""
+    """Isolated although the job is in conversation: a sample that became an anchor, or a repair."""
 
     @property
     def shareable(self) -> int:
-        """What earlier prompts may have left in the cache."""
+        """The tokens that earlier prompts may have left in the cache."""
         return max(0, self.prompt - self.own)
 
     @property
     def shared(self) -> int:
-        """How much of that was there. What a row has in common with another by chance is no part of it."""
+        """How many of them were cached; chance matches with another row do not count."""
         return min(self.cached, self.shareable)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Sums over all replies of the server, whatever they were for; `evaluated` is its own third count."""
+    """Sums over all replies of the server for any purpose; `evaluated` is its own third count."""
 
     requests: int = 0
     prompt: int = 0
@@ -57,16 +58,16 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One configuration, run once from cold."""
+    """One configuration, run once without a cache."""
 
     model: str
     slots: int
     name: str
     round: int
     asked: int
-    """Rows there were."""
+    """The number of rows."""
     seconds: float | None = None
-    """From the first request to the last answer, loading left out; None: it did not end."""
+    """From the first request to the last answer, without loading; None: it did not end."""
     wrong: str | None = None
     """Why it did not run or end."""
     rows: tuple[RowCount, ...] = ()
@@ -75,21 +76,21 @@ class Measured:
     """Class, number and a message of the rows that were not."""
     counts: Counts = field(default_factory=Counts)
     primed_s: float | None = None
-    """Raw runs: seconds that went into priming the slots, not in `seconds`."""
+    """Raw runs: seconds for priming the slots, not in `seconds`."""
     counted_s: float | None = None
-    """First try's loop: seconds that went into counting tokens for it, not in `seconds`."""
+    """First loop: seconds for counting tokens, not in `seconds`."""
     others: float | None = None
-    """Share of all cores that was taken by others meanwhile; None: unknown."""
+    """Share of all cores that other programs took meanwhile; None: unknown."""
 
     @property
     def rate(self) -> float | None:
-        """Rows a second; a failed row has its end as well, after more than one try."""
+        """Rows per second; a failed row counts as ended, after more than one attempt."""
         ended = len(self.rows) + sum(number for _, number, _ in self.failed)
         return ended / self.seconds if self.seconds else None
 
     @property
     def steady_share(self) -> float | None:
-        """Share of the shareable tokens that came from the cache, once it is warm; None: no such rows."""
+        """Share of the shareable tokens that came from the warm cache; None: no such rows."""
         warm = steady(self.rows, self.slots)
         shareable = sum(row.shareable for row in warm)
         return sum(row.shared for row in warm) / shareable if shareable else None
@@ -103,16 +104,16 @@ class Measured:
 
 
 def steady(rows: Sequence[RowCount], slots: int) -> list[RowCount]:
-    """Rows after the first two of each segment; of rows alone, after as many as two for each slot."""
+    """Rows after the first two of each segment; of isolated rows, after two for each slot."""
     if all(row.place == 0 for row in rows):
         return [row for row in rows if row.ordinal >= 2 * slots]
     return [row for row in rows if row.place >= 2 and not row.isolated]
 
 
 def trims(rows: Sequence[RowCount]) -> list[RowCount]:
-    """Rows whose conversation is not the last row's and that row: something was dropped before them.
+    """Rows that do not continue the last row's conversation, because rows were dropped before them.
 
-    The first two of each segment are left out: before them anchors may not have been in the slot yet.
+    The first two of each segment are left out, because anchors may not be in the slot yet.
     """
     ordered = sorted((row for row in rows if not row.isolated), key=lambda row: (row.segment, row.place))
     return [
@@ -125,7 +126,7 @@ def trims(rows: Sequence[RowCount]) -> list[RowCount]:
 
 
 def label_of(answer: str) -> str | None:
-    """The word an answer means; None if it is none of the three."""
+    """Return the label that an answer means; None if it is none of the three."""
     word = answer.strip().strip('"').lower()
     return word if word in LABELS else None
 

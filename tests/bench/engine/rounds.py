@@ -21,7 +21,7 @@ from spoolama.errors import SpoolamaError
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     rows: int
     models: tuple[str, ...]
@@ -35,9 +35,9 @@ class Given:
 
     @property
     def items(self) -> list[tuple[str, int, str]]:
-        """The runs of a round, in their order; the raw ones need the answers of `alone` before them.
+        """Return the runs of a round in order; the raw ones need the answers of `alone` before them.
 
-        The first try's loop has one request at a time, so it is run with one number of slots alone.
+        The first loop sends one request at a time, so it is run with one number of slots only.
         """
         return [
             (model, slots, name)
@@ -48,7 +48,7 @@ class Given:
 
 
 class Rounds:
-    """Runs rounds, and tells on stderr how far it is."""
+    """Runs rounds and reports the progress on stderr."""
 
     def __init__(self, given: Given) -> None:
         self._given = given
@@ -60,7 +60,7 @@ class Rounds:
         self._began = time.monotonic()
         self.measured: list[Measured] = []
         self.stopped: str | None = None
-        """Why there were fewer rounds than asked for."""
+        """Why there were fewer rounds than requested."""
 
     @property
     def reviews(self) -> tuple[Review, ...]:
@@ -68,7 +68,7 @@ class Rounds:
         return self._reviews
 
     async def run(self) -> None:
-        """All rounds, or as many as the time allows."""
+        """Run all rounds, or as many as the time allows."""
         given = self._given
         self._began = began = time.monotonic()
         try:
@@ -96,18 +96,20 @@ class Rounds:
             began = time.monotonic()
             found = await self._measure(model, slots, name, number)
             self.measured.append(found)
-            if found.seconds is not None:  # what is refused takes no time, and says nothing of the others
+            if (
+                found.seconds is not None
+            ):  # a refused configuration takes no time and says nothing about the others
                 self._took.append(time.monotonic() - began)
-            said = found.wrong or f"{found.rate or 0:.2f} rows/s"
-            said += "".join(f", {rows} failed ({code})" for code, rows, _ in found.failed)
+            shown = found.wrong or f"{found.rate or 0:.2f} rows/s"
+            shown += "".join(f", {rows} failed ({code})" for code, rows, _ in found.failed)
             estimate = self._left(len(items), place, number)
             _say(
                 f"round {number + 1}, {place + 1} of {len(items)}: {model}, slots {slots},"
-                f" {name}: {said}{estimate}"
+                f" {name}: {shown}{estimate}"
             )
 
     def _left(self, items: int, place: int, number: int) -> str:
-        """How long it will still take, rounds that cannot begin any more left out."""
+        """Return the remaining time, without rounds that cannot start any more."""
         if not self._took:
             return ""
         mean = statistics.mean(self._took)
@@ -149,7 +151,7 @@ class Rounds:
             return self._not_run(model, slots, name, number, f"it failed: {' '.join(str(error).split())}")
 
     async def _raw(self, model: str, slots: int, name: str, number: int) -> Measured:
-        """With as many answer tokens as the rows had when they were asked alone in this very round."""
+        """Run with as many answer tokens as the isolated rows had in this round."""
         alone = self.measured[::-1]
         reference = next(
             (m for m in alone if (m.model, m.slots, m.name, m.round) == (model, slots, "alone", number)), None
@@ -157,7 +159,7 @@ class Rounds:
         if reference is None or reference.wrong is not None or not reference.rows:
             return self._not_run(model, slots, name, number, "skipped, `alone` did not run")
         answers = {row.ordinal: row.completion for row in reference.rows}
-        await self._backend.release()  # the cores are the raw run's
+        await self._backend.release()  # the raw run uses the cores
         return await run_raw(
             name,
             model,

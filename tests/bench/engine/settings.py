@@ -1,4 +1,4 @@
-"""What is asked, and in which orders: everything that the measured configurations share or differ in."""
+"""The questions and the strategies: what the measured configurations share and where they differ."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from spoolama.backends.base import Message
 WINDOW = 4096
 NUM_PREDICT = 8
 SAMPLING: dict[str, Any] = {"temperature": 0, "seed": 7, "stop": ["\n", "<"]}
-"""Gemma 3 270M is a base model: it would go on with a tag of its template."""
+"""Gemma 3 270M is a base model, which would continue with a tag of its template."""
 LABELS = ("negative", "neutral", "positive")
 FORMAT = {"enum": ["positive", "negative", "neutral"]}
-"""For the one configuration that shows what a schema costs: a grammar is checked at every token."""
+"""For the one configuration that shows the cost of a schema: a grammar is checked at every token."""
 
 RUBRIC = (
     "Judge the sentiment of a sentence from a product review, as a careful reader would. Answer with one "
@@ -30,7 +30,7 @@ EXAMPLES = (
     ("Works great, I would buy it again.", "positive"),
     ("What a waste of money.", "negative"),
 )
-"""Few-shot turns, so that both models answer with a word and an end without being held to a schema."""
+"""Few-shot turns, so that both models answer with one word and an end without a schema."""
 
 PREFIX = (
     Message("system", RUBRIC),
@@ -40,20 +40,20 @@ PREFIX = (
         for message in (Message("user", user), Message("assistant", assistant))
     ),
 )
-"""The shared prefix: with the chat template about 150 tokens."""
+"""The shared prefix: about 150 tokens with the chat template."""
 
 _REVIEWS = Path(__file__).parents[3] / "config" / "data" / "reviews.csv"
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One way of the engine to order its work."""
+    """One strategy of the engine."""
 
     name: str
     sidecar: str
     """The lines of the sidecar that make it."""
     segments: bool = True
-    """Whether rows share conversations, so that segments are needed to give several lanes work."""
+    """Whether rows share conversations, so that several lanes need several segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Review:
     ordinal: int
     text: str
     rating: float
-    """What people gave it, from -4 to +4."""
+    """The human rating, from -4 to +4."""
 
 
 CONFIGURATIONS = (
@@ -81,9 +81,9 @@ CONFIGURATIONS = (
 
 
 def sidecar_text(configuration: Configuration, model: str, segment: int) -> str:
-    """The sidecar a user would write for it. A JSON string is a YAML string as well."""
+    """Return a user's sidecar for it. A JSON string is a YAML string as well."""
     schema = "format" in configuration.sidecar
-    # What ends an answer in words would end one in JSON at its first line.
+    # A stop sequence for words would end JSON at its first line.
     sampling = {key: value for key, value in SAMPLING.items() if key != "stop" or not schema}
     lines = [
         f"model: {model}",
@@ -92,7 +92,7 @@ def sidecar_text(configuration: Configuration, model: str, segment: int) -> str:
         'prompt: "{{ text }}"',
         f"options: {json.dumps({'num_ctx': WINDOW, 'num_predict': NUM_PREDICT, **sampling})}",
         configuration.sidecar,
-        "audit: off",  # what it asks again is no part of an order of work
+        "audit: off",  # requests of the audit are not part of a strategy
     ]
     if configuration.segments:
         lines.append(f"segment: {segment}")
@@ -100,15 +100,15 @@ def sidecar_text(configuration: Configuration, model: str, segment: int) -> str:
 
 
 def alone(text: str) -> tuple[Message, ...]:
-    """A row behind the shared prefix alone, as the sidecars above ask it."""
+    """Return the request for a row after the shared prefix only, as the sidecars above send it."""
     return (*PREFIX, Message("user", text))
 
 
 def read_reviews(number: int) -> tuple[Review, ...]:
-    """The first rows of the shipped reviews.
+    """Read the first rows of the shipped reviews.
 
     Raises:
-        SystemExit: there are not so many.
+        SystemExit: there are not enough.
     """
     with _REVIEWS.open(newline="") as file:
         found = tuple(

@@ -16,9 +16,9 @@ CEILING_AS_LOADED = "ceiling-as-loaded"
 RAW = (CEILING, CEILING_AS_LOADED)
 _ORDERS = tuple(c.name for c in CONFIGURATIONS)
 NAMES = (*_ORDERS[:2], *RAW, *_ORDERS[2:], LOOP)
-"""In the order of a round: the ceiling runs right after rows alone, with which it is compared."""
+"""In the order of a round: the ceiling runs right after the isolated rows, with which it is compared."""
 DEFAULT_NAMES = tuple(name for name in NAMES if name not in ("alone-schema", CEILING_AS_LOADED))
-"""Three rounds of these take some 90 minutes on 2 cores."""
+"""Three rounds of these take about 90 minutes on 2 cores."""
 
 _TITLES = {
     LOOP: "first try's loop (emulated)",
@@ -42,11 +42,11 @@ class Summary:
     runs: tuple[Measured, ...]
     """Those that ended."""
     wrong: tuple[str, ...]
-    """What was wrong with the others."""
+    """Why the others failed."""
 
     @property
     def rates(self) -> list[float]:
-        """Rows a second of each run, lowest first."""
+        """Rows per second of each run, lowest first."""
         return sorted(run.rate for run in self.runs if run.rate is not None)
 
     @property
@@ -56,18 +56,18 @@ class Summary:
 
     @property
     def rate_with_prefix(self) -> float | None:
-        """Raw runs: the median if the prefix, evaluated once, counted: the least that anybody must do."""
+        """Raw runs: the median if the prefix, evaluated once, counted, which is the minimum of work."""
         rates = [r.asked / (r.seconds + (r.primed_s or 0) / r.slots) for r in self.runs if r.seconds]
         return statistics.median(rates) if rates else None
 
     def median(self, value: Callable[[Measured], float | None]) -> float | None:
-        """The median of something over the runs that have it."""
+        """Return the median of a value over the runs that have it."""
         found = [number for run in self.runs if (number := value(run)) is not None]
         return statistics.median(found) if found else None
 
 
 def summaries(measured: Iterable[Measured]) -> list[Summary]:
-    """The runs by model, slots and configuration, in the order they were first met."""
+    """Return the runs by model, slots and configuration, in the order of their first run."""
     groups: dict[tuple[str, int, str], list[Measured]] = {}
     for run in measured:
         groups.setdefault((run.model, run.slots, run.name), []).append(run)
@@ -84,7 +84,7 @@ def summaries(measured: Iterable[Measured]) -> list[Summary]:
 
 
 def with_loops(found: Sequence[Summary]) -> list[Summary]:
-    """The first try's loop beside every number of slots of its model; it was run with one of them."""
+    """Add the first loop to every number of slots of its model; it was run with one of them."""
     loops = {summary.model: summary for summary in found if summary.name == LOOP}
     places = dict.fromkeys((summary.model, summary.slots) for summary in found)
     more = [
@@ -165,12 +165,12 @@ def _cells(
 
 
 def _beside(run: Measured) -> float:
-    """Tokens evaluated for other requests than those that answered the rows."""
+    """Return the tokens evaluated for other requests than those that answered the rows."""
     return run.counts.evaluated - sum(row.prompt - row.cached for row in run.rows)
 
 
 def how(rows: int, segment: int, threads: int) -> list[str]:
-    """How each number came about, for whoever reads the tables."""
+    """Return how each number was measured, for readers of the tables."""
     orders = "; ".join(f"{c.name} = `{c.sidecar}`".replace("\n", ", ") for c in CONFIGURATIONS)
     params = ", ".join(f"{name}={value}" for name, value in RAW_PARAMS.items())
     return [

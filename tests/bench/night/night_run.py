@@ -1,4 +1,4 @@
-"""One night: a job, a model on a card of 16 GB, others who come and go, and what it all came to."""
+"""One night: a job, a model on a shared card of 16 GB, other programs, and the results."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from support.store import MemoryStore
 
 LANES = 4
 SAMPLE_S = 0.5
-"""How often the simulation itself looks at the card; half a reading's distance."""
+"""Interval of the simulation's own readings of the card; half of the watchdog's."""
 _LIST_EVERY_S = 10.0
 _DWELL_S = 3.0
-"""As it was promised."""
+"""The documented value."""
 SIDECAR = """
 model: gemma3:12b
 system: Is this review positive or negative? One word.
@@ -44,7 +44,7 @@ ISOLATED = "mode: isolated\n"
 
 
 class NightStore(MemoryStore):
-    """A store that finds its place in 170,000 rows without looking at all of them."""
+    """A store that finds open rows among 170,000 without a scan."""
 
     _open_from = 0
 
@@ -52,7 +52,7 @@ class NightStore(MemoryStore):
         self, after: int, segment_rows: int, model: str | None, limit: int
     ) -> list[int]:
         while self._open_from < len(self.rows) and not self._open(self.rows[self._open_from]):
-            self._open_from += 1  # rows never open again but by `redo`, which this night has not
+            self._open_from += 1  # rows open again only by `redo`, which this night does not use
         found: list[int] = []
         for row in self.rows[max(self._open_from, (after + 1) * segment_rows) :]:
             segment = row.ordinal // segment_rows
@@ -65,7 +65,7 @@ class NightStore(MemoryStore):
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A time without a break in which the card was above its critical mark with our model on it."""
+    """An uninterrupted time in which the card was above its critical threshold with our model on it."""
 
     begin_s: float
     end_s: float
@@ -79,7 +79,7 @@ class Stretch:
 
 @dataclass
 class Night:
-    """What a night came to."""
+    """The results of a night."""
 
     rows: int
     seed: int
@@ -89,14 +89,14 @@ class Night:
     hours: float = 0.0
     took_s: float = 0.0
     """Real seconds that the simulation took."""
-    tally: dict[str, Any] = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
     changes: list[tuple[float, str, str]] = field(default_factory=list)
-    """Second, what it was and what it became, of each change of level."""
+    """Second, old level and new level of each change."""
     stretches: list[Stretch] = field(default_factory=list)
     above_s: float = 0.0
-    """Seconds above the critical mark, whoever was on the card."""
+    """Seconds above the critical threshold, with our model or not."""
     longest_row_s: float = 0.0
-    """The longest that an answer took."""
+    """The longest time of an answer."""
     notes: Counter[str] = field(default_factory=Counter)
     """Actions by their name."""
     log: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
@@ -110,22 +110,22 @@ class Night:
 
     @property
     def over_s(self) -> float:
-        """Seconds above the critical mark with our model on the card."""
+        """Seconds above the critical threshold with our model on the card."""
         return sum(s.seconds for s in self.stretches)
 
     @property
     def longest_s(self) -> float:
-        """The longest time above the critical mark with our model on the card, loads apart."""
+        """The longest time above the critical threshold with our model on the card, without loads."""
         return max((s.seconds for s in self.stretches if not s.loading), default=0.0)
 
     @property
     def longest_loading_s(self) -> float:
-        """The same where the model was being loaded meanwhile."""
+        """The same while the model was being loaded."""
         return max((s.seconds for s in self.stretches if s.loading), default=0.0)
 
     @property
     def most_s(self) -> float:
-        """The longest that it may be, loads apart: dwell and a reading, the rows in flight, the release."""
+        """The longest time allowed without loads: dwell, a reading, the rows in flight, the release."""
         seen = _DWELL_S + 1.0 + 2 * SAMPLE_S
         return seen + self.longest_row_s + self.server.release_s
 
@@ -136,11 +136,11 @@ class Night:
 
     @property
     def reloads_an_hour(self) -> int:
-        """The most loads in any hour; the first one is none of them."""
+        """The most loads in any hour, without the first one."""
         return self.most_in(self.loads[1:], 3600)
 
     def most_in(self, moments: Sequence[float], seconds: float) -> int:
-        """The most of these moments that lie in any time of this length."""
+        """Return the largest number of these moments in any time of this length."""
         ordered, most, first = sorted(moments), 0, 0
         for n, at in enumerate(ordered):
             while at - ordered[first] >= seconds:
@@ -150,7 +150,7 @@ class Night:
 
 
 def rows_of(number: int, seed: int) -> list[dict[str, str]]:
-    """Reviews of some 200 characters; three in a thousand are too long for a small window."""
+    """Return reviews of about 200 characters; three in a thousand are too long for a small window."""
     rng = random.Random(f"rows {seed}")
     found = []
     for n in range(number):
@@ -168,7 +168,7 @@ def run_night(
     num_ctx: int = 8192,
     answer_s: Callable[[ChatRequest], float] = seconds_of,
 ) -> Night:
-    """A job of so many rows, from its first load to its end, however long that takes."""
+    """Run a job with this many rows, from its first load to its end."""
     clock = VirtualClock()
     night = Night(number, seed)
     card = ModelledCard(clock, users)
@@ -195,14 +195,14 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
     server, stop = night.server, Stop()
     thread = CardThread(card, clock)
 
-    def told(event: str, facts: dict[str, Any]) -> None:
+    def record(event: str, facts: dict[str, Any]) -> None:
         night.log.append((clock.monotonic(), event, facts))
         if event == "memory.level":
             night.changes.append((clock.monotonic(), facts["from"], facts["to"]))
         elif event == "memory.action":
             night.notes[facts["action"]] += 1
 
-    watchdog = MemoryWatchdog(thread, InlineHost(server, clock), clock, on_change=told)
+    watchdog = MemoryWatchdog(thread, InlineHost(server, clock), clock, on_change=record)
 
     async def read() -> None:
         while True:
@@ -229,10 +229,10 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
     work = [read(), watchdog.run(), listed(), _watch(night, clock, card)]
     tasks = [asyncio.create_task(each) for each in work]
     try:
-        with watchdog.during() as tally:
+        with watchdog.during() as history:
             return await runner.run()
     finally:
-        night.tally = tally.to_json()
+        night.history = history.to_json()
         for task in tasks:
             task.cancel()
         for task in tasks:
@@ -241,7 +241,7 @@ async def _night(night: Night, clock: VirtualClock, card: ModelledCard, sidecar:
 
 
 async def _watch(night: Night, clock: VirtualClock, card: ModelledCard) -> None:
-    """Look at the card itself, past the watchdog, and see how long it is too full with our model on it."""
+    """Read the card itself, without the watchdog, and record how long it is too full with our model on it."""
     critical = RelativeLimits().limits(card.total_bytes).critical_bytes
     begin: float | None = None
     loading = False

@@ -1,4 +1,4 @@
-"""A job on a real ledger, a scripted server and a clock that jumps: what the engine's tests run."""
+"""Run jobs with a real ledger, a scripted server and a simulated clock, for the tests of the engine."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ options: {num_ctx: 512, num_predict: 16}
 
 
 class Bench:
-    """One job on a ledger in a directory; `run` may be called again, as after a restart."""
+    """One job with a ledger in a directory; a second call of `run` acts like a restart."""
 
     def __init__(self, path: Path, texts: list[str], sidecar: str = SIDECAR, **backend: Any) -> None:
         self.clock = VirtualClock()
-        if "trim:" not in sidecar:  # most tests of the engine are about conversations
+        if "trim:" not in sidecar:  # most tests of the engine are about conversations,
             sidecar += "trim: {strategy: reset}\n"
-        if "audit:" not in sidecar:  # and not about what is asked again of them
+        if "audit:" not in sidecar:  # not about the requests of the audit
             sidecar += "audit: off\n"
         self.sidecar = parse_sidecar(sidecar, "job.yaml")
         self.backend = ScriptedBackend(self.clock, **backend)
@@ -118,12 +118,12 @@ def meta_of(bench: Bench, key: str) -> Any:
         return reader.meta(key)
 
 
-def seen_by(outcome: Outcome) -> list[int]:
+def visible_to(outcome: Outcome) -> list[int]:
     return [n for first, last in outcome.visible_rows or () for n in range(first, last + 1)]
 
 
 def reloads(bench: Bench, at: str, held: LoadedModel | None) -> Callable[[Call], Reply | None]:
-    """The reply for one row met a reload; from then on the server holds this."""
+    """A reload happens during the reply for one row; the server reports this state from then on."""
 
     def fault(call: Call) -> Reply | None:
         if call.text.startswith(at) and not met:

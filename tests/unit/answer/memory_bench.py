@@ -1,4 +1,6 @@
-"""A job on a clock that jumps, beside a memory that follows a script: what tests of holder and keeper run."""
+"""Run a job with a simulated clock and scripted memory, for the tests of model residency and
+memory pressure.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,13 @@ options: {num_ctx: 8192, num_predict: 16}
 
 @dataclass
 class ScriptedMemory:
-    """A `Memory` that says what is set; what loads take is counted beside it.
+    """A `Memory` that reports scripted values and counts what loads take.
 
     Attributes:
         free_gb: What a load may take.
-        others_gb: What others have on the card.
+        others_gb: What other programs use on the card.
         sizes_told: Whether the sizes of single processes are known.
-        before_look: Called before each look; a script that depends on what happened.
+        before_look: Called before each reading, for scripts that depend on what happened.
     """
 
     clock: VirtualClock
@@ -54,11 +56,11 @@ class ScriptedMemory:
     free_gb: float = 15.0
     most_gb: float = 15.0
     others_gb: float = 1.0
-    sizes_told: bool = True
+    sizes_known: bool = True
     model_gb: float = 9.0
     before_look: Callable[[], None] = field(default=lambda: None)
     actions: list[tuple[float, str, dict[str, Any]]] = field(default_factory=list)
-    _seen: tuple[float, float] = (1.0, 0.0)
+    _read: tuple[float, float] = (1.0, 0.0)
     _looked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def room(self, need: RequiredMemory | None) -> Room:
@@ -72,9 +74,9 @@ class ScriptedMemory:
         return round(self.most_gb * GB)
 
     def taken(self) -> UsedMemory:
-        """As of the last look."""
-        others, ours = (round(gb * GB) for gb in self._seen)
-        return UsedMemory(others + ours, ours if ours and self.sizes_told else None)
+        """As of the last reading."""
+        others, ours = (round(gb * GB) for gb in self._read)
+        return UsedMemory(others + ours, ours if ours and self.sizes_known else None)
 
     def loading(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -87,7 +89,7 @@ class ScriptedMemory:
 
     def look(self) -> None:
         self.before_look()
-        self._seen = (self.others_gb, self.model_gb if self.backend.held is not None else 0.0)
+        self._read = (self.others_gb, self.model_gb if self.backend.held is not None else 0.0)
         self._looked.set()
         self._looked = asyncio.Event()
 
@@ -99,11 +101,11 @@ Script = Iterable[tuple[float, Callable[[], object]]]
 
 
 class MemoryBench:
-    """One job; `run` it with what happens when.
+    """One job; `run` takes a script of events.
 
     Args:
         texts: Its rows.
-        sidecar: What is asked.
+        sidecar: Its sidecar.
         backend: Arguments for the `ScriptedBackend`.
     """
 
@@ -117,10 +119,10 @@ class MemoryBench:
         self.progress = Progress("job", self.clock, Pulse(self.clock))
         self.stop = Stop()
         self.shown: list[tuple[float, str, bool]] = []
-        """Second, phase and whether it waits, of each look."""
+        """Second, phase and whether the job waits, for each reading."""
 
     def set(self, **values: Any) -> Callable[[], None]:
-        """Something for a script: from then on memory says this."""
+        """Return a script step that sets these values of the memory."""
 
         def now() -> None:
             for name, value in values.items():
@@ -163,7 +165,7 @@ class MemoryBench:
 
     @property
     def windows(self) -> list[int]:
-        """Of the loads that were tried, in their order."""
+        """The context windows of the attempted loads, in order."""
         return [spec.num_ctx for _, spec in self.backend.loads]
 
     @property
@@ -171,12 +173,12 @@ class MemoryBench:
         return [at for at, _ in self.backend.loads]
 
     def phases(self, begin: str) -> list[float]:
-        """Seconds at which such a phase was shown, while the job was said to wait."""
+        """The seconds at which the status showed this phase while the job waited."""
         return [at for at, phase, waiting in self.shown if waiting and phase.startswith(begin)]
 
     @property
     def all_ok(self) -> bool:
-        """Every row answered once: the store takes none twice."""
+        """Whether every row is answered; the ledger accepts only one answer per row."""
         return [row.state for row in self.store.rows] == ["ok"] * len(self.store.rows)
 
 

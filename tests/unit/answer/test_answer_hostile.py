@@ -1,4 +1,4 @@
-"""Odd jobs, odd servers, odd cells, long outages, rows without counts. Each was a defect once."""
+"""Regression tests: unusual jobs, servers and cells, long outages, and rows without token counts."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ from unit.answer.engine_bench import (
     primed,
     primer_of,
     reloads,
-    seen_by,
     texts,
+    visible_to,
 )
 
 
@@ -66,8 +66,8 @@ from unit.answer.engine_bench import (
         RequestRefused("never"),
     ],
 )
-def test_a_primer_that_fails_costs_no_row(tmp_path: Path, error: Exception) -> None:
-    """It is given up, and the rows go on without it."""
+def test_a_primer_that_fails_fails_no_row(tmp_path: Path, error: Exception) -> None:
+    """When priming fails, the job stops priming and answers every row."""
     bench = primed(tmp_path)
 
     def fail(_text: str, _slot: int | None) -> None:
@@ -81,16 +81,16 @@ def test_a_primer_that_fails_costs_no_row(tmp_path: Path, error: Exception) -> N
 
 
 def test_anchors_are_used_behind_a_long_prefix(tmp_path: Path) -> None:
-    """Its bound of a token a byte says that they may not fit; so they are counted instead of dropped."""
+    """If the bound of one token per byte says that the anchors may not fit, they are counted, not dropped."""
     side = ANCHORS.replace("512", "1024").replace("Judge.", "Judge " + "with great care " * 50)
     bench = Bench(tmp_path, texts(60), side)
     assert bench.run().finished
-    assert {len(seen_by(o)) for o in bench.outcomes} == {0, 4}
-    assert sum(bool(seen_by(o)) for o in bench.outcomes) == 56
+    assert {len(visible_to(o)) for o in bench.outcomes} == {0, 4}
+    assert sum(bool(visible_to(o)) for o in bench.outcomes) == 56
 
 
-def test_a_row_refused_in_the_first_pass_still_has_its_tries_in_the_second(tmp_path: Path) -> None:
-    """Twice too long for the first window says nothing about the second."""
+def test_a_row_refused_in_the_first_pass_keeps_its_attempts_for_the_second(tmp_path: Path) -> None:
+    """A refusal in the first window does not use up the attempts of the second pass."""
     rows = texts(40)
     rows[25] = "d" * 1500
     bench = Bench(tmp_path, rows, LONG + "segment: 10\n")
@@ -107,7 +107,7 @@ def test_a_row_refused_in_the_first_pass_still_has_its_tries_in_the_second(tmp_p
 
 
 def test_failing_candidates_do_not_end_a_job_that_answers_others(tmp_path: Path) -> None:
-    """The first ten failures mean the job only where nothing was answered."""
+    """Ten failures at the start end the job only if no row was answered."""
     side = ANCHORS + "retries: 0\n"
     bench = Bench(tmp_path, texts(60), side)
     bench.backend.fault = lambda call: (
@@ -117,8 +117,8 @@ def test_failing_candidates_do_not_end_a_job_that_answers_others(tmp_path: Path)
     assert sum(o.state == "ok" for o in bench.outcomes) == 30
 
 
-def test_one_look_at_a_smaller_window_is_not_believed(tmp_path: Path) -> None:
-    """Another client's window may be seen for a moment; our next request brings ours back."""
+def test_one_reading_of_a_smaller_window_changes_nothing(tmp_path: Path) -> None:
+    """A single reading of a smaller window, which another client can cause, does not change the plan."""
     bench = Bench(tmp_path, texts(60), SIDECAR + "segment: 20\n")
     bench.backend.fault = reloads(bench, "row 5", replace(HELD, num_ctx=128))
     looks: list[LoadSpec] = []
@@ -134,8 +134,8 @@ def test_one_look_at_a_smaller_window_is_not_believed(tmp_path: Path) -> None:
     assert plans_of(bench)[-1]["window"] is None
 
 
-def test_a_trim_of_a_long_tail_takes_no_time_to_speak_of() -> None:
-    """Thousands of rows of which few fit: the choice is made a few times, not once for each."""
+def test_a_trim_of_a_long_tail_is_fast() -> None:
+    """Trimming a long tail of which few rows fit takes few decisions, not one for each row."""
     tail = tuple(
         Turn(n, (Message("user", "u"), Message("assistant", "a")), 50, label=str(n % 7)) for n in range(4000)
     )
@@ -154,8 +154,8 @@ def test_a_trim_of_a_long_tail_takes_no_time_to_speak_of() -> None:
 
 
 @pytest.mark.parametrize("gold", ["[" * 5000, "1e999", "\ud800", ""])
-def test_an_odd_gold_cell_is_no_anchor_answer_and_no_crash(gold: str) -> None:
-    """What cannot be spelled as an answer leaves the model's own."""
+def test_an_invalid_gold_cell_is_not_used_for_an_anchor(gold: str) -> None:
+    """A gold cell that cannot be an answer is replaced by the model's own answer."""
 
     async def fits(text: str) -> bool:
         try:
@@ -170,8 +170,8 @@ def test_an_odd_gold_cell_is_no_anchor_answer_and_no_crash(gold: str) -> None:
     assert not any(asyncio.run(fits(answer)) for answer in answers)
 
 
-def test_a_score_sees_columns_of_any_name_and_never_raises() -> None:
-    """A column may be called `self`; what fails gives minus infinity."""
+def test_a_score_accepts_columns_of_any_name_and_never_raises() -> None:
+    """A score accepts columns of any name, such as `self`, and returns minus infinity when it fails."""
     assert Score("row.self | int + 1").of({"self": "3"}, "x") == 4
     assert Score("answer.score").of({}, '{"score": 7}') == 7
     assert Score("nosuch > 3").of({}, "x") == -math.inf
@@ -181,8 +181,8 @@ def test_a_score_sees_columns_of_any_name_and_never_raises() -> None:
         Score("1 + " * 600 + "1")
 
 
-def test_another_clients_larger_window_is_not_taken_for_ours(tmp_path: Path) -> None:
-    """Seen for a moment, it must not make our own look like a smaller one afterwards."""
+def test_another_clients_larger_window_is_ignored(tmp_path: Path) -> None:
+    """A larger window that another client loaded for a moment does not make ours look smaller afterwards."""
     bench = Bench(tmp_path, texts(60), SIDECAR + "segment: 20\n")
     looks = iter([replace(HELD, num_ctx=4096), HELD, HELD])
 
@@ -200,8 +200,10 @@ def test_another_clients_larger_window_is_not_taken_for_ours(tmp_path: Path) -> 
     assert {p["window"] for p in plans_of(bench)} == {None}
 
 
-def test_thinking_is_no_part_of_what_the_conversation_takes(tmp_path: Path) -> None:
-    """Servers count it with the answer; it is not sent again, so lengths are not told by such counts."""
+def test_thinking_does_not_count_in_the_conversation(tmp_path: Path) -> None:
+    """Thinking tokens, which servers count but which are not sent again, do not count as part of the
+    conversation.
+    """
     bench = Bench(tmp_path, texts(30))
 
     def thinks(call: Call) -> Reply:
@@ -215,7 +217,7 @@ def test_thinking_is_no_part_of_what_the_conversation_takes(tmp_path: Path) -> N
 
     bench.backend.fault = thinks
     bench.run()
-    # The prompt of the second of two runs counts the thinking too, so a later one may seem to be shorter.
+    # The count of the second of two runs includes the thinking, so a later prompt may seem shorter.
     assert [o.attempts for o in bench.outcomes] == [1] * 30
 
     async def last() -> StoredRow | None:
@@ -232,12 +234,12 @@ def test_thinking_is_no_part_of_what_the_conversation_takes(tmp_path: Path) -> N
     with closing(open_reader(bench.path)) as db:
         found = db.execute("SELECT own_tokens, turn_tokens, own_bytes FROM results").fetchall()
     assert {own for own, _, _ in found} == {None}
-    # What is reckoned for a turn is by its bytes, and not by the hundred tokens of thinking.
+    # A turn is counted by its bytes, not by the hundred tokens of thinking.
     assert all(turn < 100 for _, turn, _ in found)
 
 
-def test_a_prompt_that_had_to_be_counted_is_one_request_to_the_books(tmp_path: Path) -> None:
-    """The counting request evaluates it: its cached tokens are the row's, and its time counts."""
+def test_a_counted_prompt_is_recorded_as_one_request(tmp_path: Path) -> None:
+    """The request that counts a prompt also evaluates it, so its cached tokens and time belong to the row."""
     rows = [f"{i} {'long ' * 100}{i}" for i in range(3)]
     bench = Bench(tmp_path, rows, SIDECAR + "mode: isolated\nprime: never\n", caches=True, latency_s=1.0)
     bench.run()
@@ -250,8 +252,8 @@ def test_a_prompt_that_had_to_be_counted_is_one_request_to_the_books(tmp_path: P
     assert second.cached_tokens < second.prompt_tokens / 2
 
 
-def test_that_no_anchor_fits_stays_so_after_a_restart(tmp_path: Path) -> None:
-    """A bound learned meanwhile would let them fit; half of the conversations would have been without."""
+def test_a_job_without_anchors_has_none_after_a_restart(tmp_path: Path) -> None:
+    """After a restart the job still has no anchors, even if a learned bound would now let them fit."""
     side = (
         SIDECAR.replace("num_ctx: 512, num_predict: 16", "num_ctx: 1024, num_predict: 200")
         + "segment: 5\ngold: text\ntrim: {strategy: anchors, anchors: 4}\n"
@@ -268,20 +270,20 @@ def test_that_no_anchor_fits_stays_so_after_a_restart(tmp_path: Path) -> None:
 
 
 def test_the_bound_is_learned_behind_anchors_as_well(tmp_path: Path) -> None:
-    """No row there tells its own length; those that were asked alone do."""
+    """The token bound is also learned behind anchors, from the rows that are asked in isolation."""
     bench = Bench(tmp_path, texts(300), ANCHORS + "segment: 5\n")
     bench.run()
     assert plans_of(bench)[-1]["tokens_per_byte"] < 1.0
 
 
-def test_settled_anchors_do_not_make_their_segments_begun(tmp_path: Path) -> None:
-    """They are spread over the file; where a resume goes on is told by the rows that were asked in turn."""
+def test_answered_anchors_do_not_begin_their_segments(tmp_path: Path) -> None:
+    """The answers of anchors, which are spread over the file, do not mark their segments as begun."""
     bench = Bench(tmp_path, texts(200), ANCHORS + "segment: 5\n")
     asked = 0
 
     def stops(call: Call) -> None:
         nonlocal asked
-        asked += len(call.request.messages) > 2  # behind anchors, and not alone beforehand
+        asked += len(call.request.messages) > 2  # behind anchors, not in isolation first
         if asked == 8:
             bench.stop.set()
 
@@ -300,7 +302,7 @@ def test_settled_anchors_do_not_make_their_segments_begun(tmp_path: Path) -> Non
 
 
 def test_two_reloads_in_a_row_do_not_confirm_each_other(tmp_path: Path) -> None:
-    """Two lanes may meet the same reload; only a reply for which nothing was loaded tells what is kept."""
+    """Two lanes that meet the same reload do not confirm it; only a reply without a load does."""
     bench = Bench(tmp_path, texts(60), SIDECAR + "segment: 20\n")
 
     def fault(call: Call) -> Reply | None:
@@ -315,8 +317,8 @@ def test_two_reloads_in_a_row_do_not_confirm_each_other(tmp_path: Path) -> None:
     assert {plan["window"] for plan in plans_of(bench)} == {None}
 
 
-def test_a_job_without_a_prefix_says_that_nothing_was_primed(tmp_path: Path) -> None:
-    """What is not done is not said to be done."""
+def test_a_job_without_a_prefix_reports_no_priming(tmp_path: Path) -> None:
+    """A job without a prefix does not report priming."""
     bench = Bench(
         tmp_path, texts(10), SIDECAR.replace("system: Judge.\n", "") + "mode: isolated\n", copies=True
     )
@@ -327,8 +329,8 @@ def test_a_job_without_a_prefix_says_that_nothing_was_primed(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
-def test_a_server_that_is_busy_to_chats_but_looks_well_costs_no_row(tmp_path: Path, lanes: int) -> None:
-    """It is loaded at once each time; that is no answer, so the looks grow rare and no row is to blame."""
+def test_a_server_that_refuses_chats_but_reports_healthy_fails_no_row(tmp_path: Path, lanes: int) -> None:
+    """If a server refuses chats as busy but reports healthy, probes become rare and no row is blamed."""
     bench = Bench(tmp_path, texts(200), SIDECAR + "mode: isolated\n", latency_s=1.0)
 
     def busy(call: Call) -> None:
@@ -343,8 +345,8 @@ def test_a_server_that_is_busy_to_chats_but_looks_well_costs_no_row(tmp_path: Pa
     assert bench.clock.monotonic() < 20 + 600 + 60 + 200
 
 
-def test_a_row_that_alone_drives_the_server_away_is_set_aside(tmp_path: Path) -> None:
-    """No other row is answered meanwhile in a single lane; a real generation shows that it was the row."""
+def test_a_row_that_alone_takes_the_server_down_fails(tmp_path: Path) -> None:
+    """A row that alone takes the server down fails, once a real generation shows that the server works."""
     bench = Bench(tmp_path, texts(12))
 
     def away(call: Call) -> None:
@@ -356,16 +358,18 @@ def test_a_row_that_alone_drives_the_server_away_is_set_aside(tmp_path: Path) ->
     assert [(o.ordinal, o.code) for o in bench.outcomes if o.state != "ok"] == [(5, "server_away")]
 
 
-def test_only_losses_between_which_the_server_worked_count_against_a_row() -> None:
-    """Neither do any of them use up its retries."""
-    idle, told = Attempt("server_busy", counted=False), Attempt("server_away", counted=True)
-    assert retry_state_of([told] + [idle] * 100, 0).over is None
-    assert retry_state_of([told, idle] * (SERVER_LOSSES - 1), 0).over is None
-    assert retry_state_of([told] * SERVER_LOSSES, 3).over == "server_away"
+def test_only_failures_of_a_working_server_count_against_a_row() -> None:
+    """Only server failures with a working server in between count against a row, and none uses up its
+    retries.
+    """
+    idle, away = Attempt("server_busy", counted=False), Attempt("server_away", counted=True)
+    assert retry_state_of([away] + [idle] * 100, 0).over is None
+    assert retry_state_of([away, idle] * (SERVER_LOSSES - 1), 0).over is None
+    assert retry_state_of([away] * SERVER_LOSSES, 3).over == "server_away"
 
 
 def sleeping(bench: Bench, seconds: float, dead: list[float]) -> Awaitable[None]:
-    """So long a wait in the server, and when it was no proof of life any more."""
+    """Return how long a wait in the server lasts, and when it stops counting as a sign of life."""
 
     async def sleep() -> None:
         for _ in range(int(seconds) // 10):
@@ -378,7 +382,7 @@ def sleeping(bench: Bench, seconds: float, dead: list[float]) -> Awaitable[None]
 
 @pytest.mark.parametrize("died", [False, True])
 def test_a_load_of_half_an_hour_is_a_known_wait(tmp_path: Path, died: bool) -> None:
-    """At the start and after the model's death: a backend gives up before the watchdog does."""
+    """A load of half an hour counts as a known wait, at the start and after the model process died."""
     bench = Bench(tmp_path, texts(5))
     load, dead = bench.backend.load, list[float]()
     loads = 0
@@ -402,8 +406,10 @@ def test_a_load_of_half_an_hour_is_a_known_wait(tmp_path: Path, died: bool) -> N
     assert max(ollama.LOAD_TIMEOUT_S, embedded.LOAD_TIMEOUT_S) + around + 120 <= LOAD_BOUND_S
 
 
-def test_a_server_that_wedges_while_a_slot_is_primed_is_known_by_the_learned_bound(tmp_path: Path) -> None:
-    """Priming is given up when an answer would be, and the watchdog sees a known wait until then."""
+def test_a_server_that_hangs_while_priming_is_detected_by_the_learned_bound(tmp_path: Path) -> None:
+    """A server that hangs while it primes is detected within the learned bound, and the watchdog accepts the
+    wait.
+    """
     bench = primed(tmp_path)
     bench.texts += [f"{i} again a row longer than the window of attention" * 2 for i in range(40, 120)]
     prime, bounds, dead = bench.backend.prime, list[float](), list[float]()
@@ -433,7 +439,7 @@ def test_a_server_that_wedges_while_a_slot_is_primed_is_known_by_the_learned_bou
 
 
 def test_renderings_that_never_come_are_given_up_within_the_bound() -> None:
-    """Priming is an aid: a server that hangs over it must not hold a row for ever."""
+    """A server that never returns rendered prompts does not block a row beyond the bound."""
     backend = ScriptedBackend(VirtualClock(), latency_s=0)
 
     async def hangs(spec: LoadSpec, messages: Sequence[Message]) -> str | None:
@@ -453,8 +459,8 @@ def test_renderings_that_never_come_are_given_up_within_the_bound() -> None:
     assert "given up: priming took longer than 0.05 s" in primer.notes.state
 
 
-def test_a_prompt_that_nobody_counts_is_not_sent_without_room(tmp_path: Path) -> None:
-    """Ollama 0.30.0 tells no length, so that a cut would go unseen: such a row is too long for the window."""
+def test_an_uncounted_prompt_that_may_not_fit_is_not_sent(tmp_path: Path) -> None:
+    """If the server reports no token counts, as Ollama 0.30.0 does, a prompt that may not fit is not sent."""
     rows = texts(30)
     rows[12], rows[20] = "w" * 1700, "v" * 350
     side = SIDECAR.replace("num_predict: 16", "num_predict: 100")
@@ -470,19 +476,21 @@ def test_a_prompt_that_nobody_counts_is_not_sent_without_room(tmp_path: Path) ->
 
 
 def refuses(tokens: int | None, text: str) -> Callable[[Call], None]:
-    """A row that does not fit the first window; a refusal has more tokens with more rows before it."""
+    """Refuse a row that does not fit the first window; the refusal has more tokens with more
+    rows before it.
+    """
 
     def fault(call: Call) -> None:
         if call.text.startswith(text) and call.request.load.num_ctx == 256:
-            told = None if tokens is None else tokens + 10 * len(call.request.messages)
-            raise ContextOverflow("too long", status=400, prompt_tokens=told, num_ctx=told and 256)
+            length = None if tokens is None else tokens + 10 * len(call.request.messages)
+            raise ContextOverflow("too long", status=400, prompt_tokens=length, num_ctx=length and 256)
 
     return fault
 
 
 @pytest.mark.parametrize("text", ["d" * 1500, "d" * 60])
-def test_a_row_refused_without_sizes_has_its_second_pass(tmp_path: Path, text: str) -> None:
-    """Ollama up to 0.24 tells no length; the bound by bytes says which window is large enough."""
+def test_a_row_refused_without_sizes_gets_a_second_pass(tmp_path: Path, text: str) -> None:
+    """A row refused without a token count, as by Ollama up to 0.24, gets a second pass sized by bytes."""
     rows = texts(40)
     rows[25] = text
     bench = Bench(tmp_path, rows, LONG + "segment: 10\n")
@@ -492,10 +500,10 @@ def test_a_row_refused_without_sizes_has_its_second_pass(tmp_path: Path, text: s
     assert [spec.num_ctx > len(text) for _, spec in bench.backend.loads][1:] == [True]
 
 
-def test_a_row_refused_without_sizes_and_without_a_second_pass_says_how_long_it_may_be(
+def test_the_error_of_a_row_refused_without_sizes_gives_the_bound(
     tmp_path: Path,
 ) -> None:
-    """What was not measured is not given as measured."""
+    """The error of a row refused without a token count gives the bound and no measured length."""
     rows = texts(20)
     rows[15] = "d" * 1500
     bench = Bench(tmp_path, rows, LONG.replace("long_rows: second_pass\n", ""))
@@ -508,11 +516,11 @@ def test_a_row_refused_without_sizes_and_without_a_second_pass_says_how_long_it_
 
 
 class Killed(BaseException):
-    """The end of the process."""
+    """Stands for the end of the process."""
 
 
 def killed_at(bench: Bench, ledger: type, method: str, patch: pytest.MonkeyPatch) -> None:
-    """Run until this is to be written, which it is not."""
+    """Run until the text is about to be written, and stop before it is."""
 
     def killed(*_: object) -> None:
         raise Killed
@@ -523,15 +531,17 @@ def killed_at(bench: Bench, ledger: type, method: str, patch: pytest.MonkeyPatch
     assert "Killed" in repr(caught.value)
 
 
-@pytest.mark.parametrize("told", [300, None])
+@pytest.mark.parametrize("length", [300, None])
 def test_a_kill_between_the_last_refusal_and_the_deferral_loses_no_second_pass(
-    tmp_path: Path, told: int | None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, length: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tries are in the ledger, and what they told is enough to defer the row then."""
+    """A kill after the last refusal loses no second pass, because the ledger has the attempts
+    and the sizes.
+    """
     rows = texts(40)
     rows[25] = "d" * 60
     bench = Bench(tmp_path, rows, LONG + "segment: 10\n")
-    bench.backend.fault = refuses(told, "ddd")
+    bench.backend.fault = refuses(length, "ddd")
     with monkeypatch.context() as patch:
         killed_at(bench, JobLedger, "defer", patch)
     before = len(bench.prompts[rows[25]])
@@ -543,7 +553,7 @@ def test_a_kill_between_the_last_refusal_and_the_deferral_loses_no_second_pass(
 def test_a_kill_after_the_last_refusal_keeps_the_sizes_for_the_row_s_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there is no second pass the person reads how long the row is, not that a service restarted."""
+    """Without a second pass, the error of the row still gives its length after a kill and a restart."""
     rows = texts(40)
     rows[25] = "d" * 60
     side = LONG.replace("long_rows: second_pass\n", "segment: 10\n")
@@ -558,7 +568,7 @@ def test_a_kill_after_the_last_refusal_keeps_the_sizes_for_the_row_s_error(
 
 @pytest.mark.parametrize("words", [116, 118, 120, 124])
 def test_anchors_leave_room_for_the_rows_behind_them(tmp_path: Path, words: int) -> None:
-    """Behind a long prefix fewer stand in front, or none: not so many that each row is refused once."""
+    """Behind a long prefix there are fewer anchors, so that not every row is refused once."""
     side = ANCHORS.replace("512", "1024").replace("anchors: 4", "anchors: 6")
     side = side.replace("Judge.", "Judge " + "with great care and attention " * words)
     bench = Bench(tmp_path, [f"{text} lorem ipsum dolor lorem ipsum dolor" for text in texts(100)], side)
@@ -566,13 +576,13 @@ def test_anchors_leave_room_for_the_rows_behind_them(tmp_path: Path, words: int)
     anchors = len(plans_of(bench)[-1]["anchors"])
     assert len(meta_of(bench, "anchored")) == anchors
     assert {o.attempts for o in bench.outcomes} == {1}
-    assert sum(len(seen_by(o)) == anchors for o in bench.outcomes) >= 100 - anchors
+    assert sum(len(visible_to(o)) == anchors for o in bench.outcomes) >= 100 - anchors
     if words >= 120:
         assert anchors == 0
 
 
 def meets(kinds: tuple[str, ...], rows: Collection[int]) -> Callable[[str, Sequence[Any]], str | None]:
-    """These kinds of tasks meet a limit at these rows."""
+    """Make these kinds of tasks hit a limit at these rows."""
 
     def limit(kind: str, arguments: Sequence[Any]) -> str | None:
         hostile = any(f"row {row} " in json.dumps(arguments) for row in rows)
@@ -589,10 +599,12 @@ def meets(kinds: tuple[str, ...], rows: Collection[int]) -> Callable[[str, Seque
         ("check", "format: {type: string}\n", "checking the answer against format took longer than 2 s"),
     ],
 )
-def test_a_row_that_meets_a_limit_of_evaluation_fails_by_itself(
+def test_a_row_that_hits_an_evaluation_limit_fails_alone(
     tmp_path: Path, lanes: int, kind: str, side: str, words: str
 ) -> None:
-    """It is not asked again, its error names its line, and the others are answered."""
+    """A row that hits an evaluation limit fails with its line in the error, and the other rows
+    are answered.
+    """
     answer = (lambda request: json.dumps(request.messages[-1].content)) if side else None
     bench = Bench(tmp_path, texts(20), SIDECAR + side, **({"answer": answer} if answer else {}))
     bench.runner.meets = meets((kind,), (3, 17))
@@ -605,10 +617,8 @@ def test_a_row_that_meets_a_limit_of_evaluation_fails_by_itself(
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
-def test_the_third_row_that_meets_a_limit_ends_the_job_with_the_errors_of_all_three(
-    tmp_path: Path, lanes: int
-) -> None:
-    """The rest is neither evaluated nor asked."""
+def test_the_third_row_that_hits_a_limit_ends_the_job_with_three_errors(tmp_path: Path, lanes: int) -> None:
+    """The third row that hits an evaluation limit ends the job with the errors of all three."""
     bench = Bench(tmp_path, texts(40), SIDECAR + "mode: isolated\n")
     bench.runner.meets = meets(("render",), range(2, 40))
 
@@ -619,8 +629,8 @@ def test_the_third_row_that_meets_a_limit_ends_the_job_with_the_errors_of_all_th
     assert len(bench.backend.calls) <= 2
 
 
-def test_a_score_that_meets_a_limit_makes_its_row_the_least_important(tmp_path: Path) -> None:
-    """The row keeps its answer; the third one ends the job."""
+def test_a_score_that_hits_a_limit_gets_the_lowest_importance(tmp_path: Path) -> None:
+    """A score that hits a limit gives its row the lowest importance; the row keeps its answer."""
     side = SIDECAR + "trim: {strategy: important, keep: 3, every: 3, score: text}\n"
     bench = Bench(tmp_path, texts(20), side)
     bench.runner.meets = meets(("score",), (3, 9))
@@ -638,7 +648,7 @@ def test_a_score_that_meets_a_limit_makes_its_row_the_least_important(tmp_path: 
 
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_rows_that_wait_for_their_template_are_left_at_a_stop(tmp_path: Path, lanes: int) -> None:
-    """Those that are asked have their answer, the others are for the next start, and none has an error."""
+    """At a stop, rows in flight get their answers, and rows that wait for their template have no error."""
     bench = Bench(tmp_path, texts(30), SIDECAR + "mode: isolated\n")
 
     def stop(_kind: str, arguments: Sequence[Any]) -> None:

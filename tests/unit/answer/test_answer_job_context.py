@@ -1,4 +1,4 @@
-"""The bytes that large rows and long prompts share."""
+"""The byte budget that large rows and long prompts share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import asyncio
 from spoolama.answer.job_context import ByteBudget
 
 
-def test_rows_wait_until_there_is_room_and_the_largest_goes_alone() -> None:
-    """Rows in work never take more than the total, and a row larger than it is asked too."""
+def test_rows_wait_for_room_and_a_too_large_row_runs_alone() -> None:
+    """Rows in work never exceed the budget, and a row larger than the budget is asked alone."""
 
     async def run() -> tuple[list[int], int]:
         memory, inside, most = ByteBudget(10, free=0), [0], [0]
@@ -27,7 +27,7 @@ def test_rows_wait_until_there_is_room_and_the_largest_goes_alone() -> None:
 
 
 def test_a_row_that_is_cancelled_gives_its_room_back() -> None:
-    """Neither a row in work nor one that waits keeps room after its task was cancelled."""
+    """A cancelled task returns its bytes, whether its row was in work or waiting."""
 
     async def run() -> None:
         memory = ByteBudget(10, free=0)
@@ -47,8 +47,8 @@ def test_a_row_that_is_cancelled_gives_its_room_back() -> None:
     asyncio.run(run())
 
 
-def test_small_rows_are_never_kept_waiting() -> None:
-    """A row of usual size is asked while a large one has all the room."""
+def test_small_rows_never_wait() -> None:
+    """A row of usual size is asked while a large row holds the whole budget."""
 
     async def run() -> None:
         memory = ByteBudget(10, free=3)

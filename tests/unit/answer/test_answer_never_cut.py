@@ -1,7 +1,7 @@
 """Random conversations in every script through every strategy: nothing is ever cut.
 
-The server counts exactly and refuses what does not fit. An answer that finds no room it spoils in silence, as
-one does that drops the beginning of its window and goes on.
+The server counts exactly and refuses what does not fit. If an answer does not fit, the server spoils it
+without an error, like a server that drops the beginning of its window.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from support.evaluation import inline_job_evaluator
 from support.store import MemoryStore
 
 CONVERSATIONS = int(os.environ.get("SPOOLAMA_CONVERSATIONS", "2000"))
-"""Over all strategies; `SPOOLAMA_CONVERSATIONS=10000` for the long run."""
+"""The total over all strategies; set `SPOOLAMA_CONVERSATIONS=10000` for the long run."""
 
 SEGMENTS, ROWS = 36, 8
 LEARNED = 28
-"""The segment from which on the bound of tokens a byte is a learned one: rows there may be denser."""
+"""From this segment on the bound of tokens per byte is a learned one, so rows may be denser than it."""
 NUM_PREDICT = 12
 SPOILED = "~"
 
@@ -53,12 +53,14 @@ _SCRIPTS = re.compile(r"[ -~]{1,4}|[\u0400-\u04ff]{1,2}|[\u0600-\u06ff]{1,2}|.",
 
 
 def tokens_of(text: str) -> int:
-    """Four Latin characters, two Cyrillic or Arabic ones, one of another alphabet; a token a byte beyond."""
+    """Count a token for four Latin, two Cyrillic or Arabic, or one other character, and one per byte for the
+    rest.
+    """
     return sum(len(p.encode()) if ord(p[0]) > 0xFFFF else 1 for p in _SCRIPTS.findall(text))
 
 
 def prompt_tokens(messages: Sequence[Message]) -> int:
-    """With five tokens around each message, a first one and an opened answer."""
+    """Add five tokens for each message, for the start and for the opened answer."""
     return 4 + sum(5 + tokens_of(m.content) for m in messages)
 
 
@@ -74,7 +76,7 @@ class Exact:
     pid: int | None = None
     refused: Counter[str] = field(default_factory=Counter)
     spoiled: int = 0
-    """Answers that ran over the end of the window."""
+    """Answers that exceeded the window."""
 
     async def probe(self) -> ServerInfo:
         return ServerInfo("exact", None)
@@ -146,8 +148,8 @@ def answer_all(sidecar: Sidecar, store: MemoryStore, server: Exact) -> None:
     asyncio.run(runner.run())
 
 
-def test_rows_denser_than_the_learned_bound_are_answered_whole_or_fail() -> None:
-    """Prompts that pass the room although the bound let them are not taken with a spoiled answer."""
+def test_rows_denser_than_the_learned_bound_are_answered_completely_or_fail() -> None:
+    """A prompt that exceeds its room although the bound allows it never gets a spoiled answer."""
     sidecar = parse_sidecar(
         "model: m\nsystem: Judge.\nprompt: '{{ text }}'\nsegment: 8\ntrim: {strategy: reset}\n"
         f"options: {{num_ctx: 512, num_predict: {NUM_PREDICT}}}\n",
@@ -164,7 +166,7 @@ def test_rows_denser_than_the_learned_bound_are_answered_whole_or_fail() -> None
     assert f"tokens and the answer may have {NUM_PREDICT}, together too many for num_ctx 512" in " ".join(
         store.attempt_messages
     )
-    # One that ended inside the window by itself may stand; what failed is said with its length.
+    # An answer that ended inside the window counts; a failed row reports its length.
     assert len(store.results) > len(latin) + 12
     assert {f.code for f in store.failures.values()} == {"context_overflow"}
     assert min(int(str(f.details["prompt_tokens"])) for f in store.failures.values()) > 512 - NUM_PREDICT - 1
@@ -173,7 +175,7 @@ def test_rows_denser_than_the_learned_bound_are_answered_whole_or_fail() -> None
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_nothing_is_cut_and_a_row_is_refused_at_most_once(strategy: str) -> None:
-    """In every conversation an answer has its room or is not taken; a refused row's length is known."""
+    """In every conversation an answer fits or is not accepted, and a refused row's length is known."""
     rows_that_fit = bound_failures = 0
 
     @settings(
@@ -181,7 +183,7 @@ def test_nothing_is_cut_and_a_row_is_refused_at_most_once(strategy: str) -> None
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],  # a smaller job would take minutes to find, and show no more
+        phases=[Phase.generate],  # a smaller job would take minutes to find and would show no more
     )
     @given(plain | jobs, jobs, st.integers(160, 700), texts)
     def run(early: list[str], late: list[str], num_ctx: int, system: str) -> None:
@@ -206,7 +208,8 @@ def test_nothing_is_cut_and_a_row_is_refused_at_most_once(strategy: str) -> None
             room = (answer.prompt_tokens or 0) + NUM_PREDICT < num_ctx
             assert room or bounds[answer.plan_version] < 1.0, "a byte makes no two tokens"
         for text, times in server.refused.items():
-            # A learned bound may let a row be refused behind others first, which tells no length of its own.
+            # A learned bound may let a row be refused behind other rows first, which gives no length for the
+            # row itself.
             assert times <= 1 + (int(text.split()[1][:-1]) >= LEARNED * ROWS)
         assert len(store.results) + len(store.failures) == len(store.rows)
         prefix = (Message("system", sidecar.system),) if sidecar.system else ()
@@ -215,7 +218,8 @@ def test_nothing_is_cut_and_a_row_is_refused_at_most_once(strategy: str) -> None
             fits = prompt_tokens((*prefix, own)) + NUM_PREDICT < num_ctx
             rows_that_fit += fits
             bound_failures += fits and row.state != "ok"
-            # Sent without its room under a learned bound it may stand, if it ended inside the window.
+            # Under a learned bound, a prompt without full room for its answer counts if the answer ended
+            # inside the window.
             assert fits or row.state == "failed" or row.ordinal >= LEARNED * ROWS
         for failure in store.failures.values():
             assert failure.code == "context_overflow"

@@ -1,4 +1,4 @@
-"""The engine from rows to answers, on a real ledger, a scripted server and a clock that jumps."""
+"""The engine from rows to answers, with a real ledger, a scripted server and a simulated clock."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STRATEGIES = [
 
 
 def test_all_rows_are_answered_in_conversations_that_stay_in_the_window(tmp_path: Path) -> None:
-    """Every row gets its answer, prompts grow row by row, and none passes num_ctx - num_predict."""
+    """Every row is answered, prompts grow row by row, and none exceeds num_ctx - num_predict."""
     bench = Bench(tmp_path, texts(60), SIDECAR + "trim: {strategy: reset, every: 1000}\n")
     assert bench.run() == RunEnd(finished=True)
     assert [o.state for o in bench.outcomes] == ["ok"] * 60
@@ -56,8 +56,8 @@ def test_all_rows_are_answered_in_conversations_that_stay_in_the_window(tmp_path
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_row_is_asked_the_same_whatever_the_lanes(tmp_path: Path, strategy: str) -> None:
-    """Prompts depend on input, sidecar and answers alone, not on how many lanes there are."""
+def test_prompts_do_not_depend_on_the_number_of_lanes(tmp_path: Path, strategy: str) -> None:
+    """Prompts depend on input, sidecar and answers, not on the number of lanes."""
     side = SIDECAR + f"segment: 20\ntrim: {strategy}\n"
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -70,10 +70,10 @@ def test_a_row_is_asked_the_same_whatever_the_lanes(tmp_path: Path, strategy: st
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("stop_after", [1, 7, 23, 41, 60])
-def test_a_resumed_job_asks_what_an_undisturbed_one_asks(
-    tmp_path: Path, strategy: str, stop_after: int
-) -> None:
-    """Stopped anywhere and started again, the conversation is rebuilt from the ledger byte for byte."""
+def test_a_resumed_job_sends_the_same_prompts(tmp_path: Path, strategy: str, stop_after: int) -> None:
+    """A job that is stopped at any point and restarted rebuilds its conversation from the ledger byte for
+    byte.
+    """
     side = SIDECAR + f"trim: {strategy}\n"
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -94,7 +94,7 @@ def test_a_resumed_job_asks_what_an_undisturbed_one_asks(
 def test_answers_that_are_not_checked_before_a_stop_are_asked_for_again(
     tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that is to stop does not wait for slow checks: nothing is lost or doubled, no row is to blame."""
+    """A job that stops does not wait for slow checks, loses and repeats no answer, and blames no row."""
     monkeypatch.setattr("spoolama.evaluation.evaluator._STOP_S", 0.0)
     side = SIDECAR + f"segment: 10\nretries: 0\nformat: {{type: object}}\ntrim: {strategy}\n"
     (tmp_path / "a").mkdir()
@@ -107,7 +107,7 @@ def test_answers_that_are_not_checked_before_a_stop_are_asked_for_again(
     stops: list[Call] = []
 
     def stop_at(call: Call) -> None:
-        # With several lanes it may be that no call is the 30th when it is looked at.
+        # With several lanes there may be no moment at which exactly 30 calls are counted.
         if len(torn.backend.calls) >= 30 and not stops:
             stops.append(call)
             torn.stop.set("cancel")
@@ -138,7 +138,7 @@ def fail_times(times: int, error: Callable[[], BackendError], text: str = "row 5
 @pytest.mark.parametrize(
     ("error", "times", "state", "code"),
     [
-        # The second of these counts for nothing: until then nothing had shown that the server was back.
+        # The second of these does not count, because nothing had yet shown that the server was back.
         (lambda: ServerAway("refused"), 20, "ok", None),
         (lambda: ServerAway("refused"), 21, "failed", "server_away"),
         (lambda: ServerBusy("busy", status=503), 19, "ok", None),
@@ -160,10 +160,10 @@ def fail_times(times: int, error: Callable[[], BackendError], text: str = "row 5
         ),
     ],
 )
-def test_each_failure_does_to_its_row_what_the_table_says(
+def test_each_failure_counts_as_the_table_says(
     tmp_path: Path, error: Callable[[], BackendError], times: int, state: str, code: str | None
 ) -> None:
-    """A failure is the server's, the row's or nobody's; the other rows are answered in any case."""
+    """Each failure counts against the server, the row or neither, and the other rows are answered."""
     bench = Bench(tmp_path, texts(12), fault=fail_times(times, error))
     assert bench.run(2).finished
     hurt = bench.outcomes[5]
@@ -172,7 +172,7 @@ def test_each_failure_does_to_its_row_what_the_table_says(
 
 
 def test_a_failed_row_leaves_no_trace_in_its_conversation(tmp_path: Path) -> None:
-    """Later prompts hold neither the failed row's text nor a gap."""
+    """Later prompts contain neither the failed row's text nor a gap."""
     bench = Bench(tmp_path, texts(8), fault=fail_times(99, lambda: UnexpectedReply("no")))
     bench.run()
     last = bench.backend.calls[-1].request.messages
@@ -180,8 +180,8 @@ def test_a_failed_row_leaves_no_trace_in_its_conversation(tmp_path: Path) -> Non
     assert not any(m.content.startswith("row 5") for m in last)
 
 
-def test_a_refused_request_ends_the_job_with_the_words_to_mend_it(tmp_path: Path) -> None:
-    """What would be refused for every row alike is said once."""
+def test_a_refused_request_ends_the_job_with_its_fix(tmp_path: Path) -> None:
+    """A request that the server would refuse for every row ends the job with one error and its fix."""
 
     def refuse(call: Call) -> None:
         raise RequestRefused("model 'm' not found", status=404, fix="ollama pull m")
@@ -193,8 +193,8 @@ def test_a_refused_request_ends_the_job_with_the_words_to_mend_it(tmp_path: Path
     assert len(bench.backend.calls) == 1
 
 
-def test_an_hour_without_a_server_costs_no_row_and_at_most_one_try_a_second(tmp_path: Path) -> None:
-    """While the server is away there is one prober, whatever the lanes, and nothing counts against rows."""
+def test_an_hour_without_a_server_fails_no_row_and_probes_once_a_second_at_most(tmp_path: Path) -> None:
+    """While the server is away one lane probes it, and no attempt counts against a row."""
     bench = Bench(tmp_path, texts(40), SIDECAR + "segment: 10\n")
     down = (0.05, 3600.0)
 
@@ -206,14 +206,14 @@ def test_an_hour_without_a_server_costs_no_row_and_at_most_one_try_a_second(tmp_
     bench.backend.load_fault = away
     assert bench.run(4).finished
     assert [o.state for o in bench.outcomes] == ["ok"] * 40
-    tries = [at for at, _ in bench.backend.loads if down[0] <= at < down[1]]
-    assert 100 < len(tries) < 200
-    assert min(b - a for a, b in itertools.pairwise(tries)) >= 1.0
+    attempts = [at for at, _ in bench.backend.loads if down[0] <= at < down[1]]
+    assert 100 < len(attempts) < 200
+    assert min(b - a for a, b in itertools.pairwise(attempts)) >= 1.0
     assert bench.clock.monotonic() < 3700
 
 
-def test_a_server_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:
-    """The job does not fail because the server comes up later than it."""
+def test_the_job_waits_for_a_server_that_is_away_at_the_start(tmp_path: Path) -> None:
+    """The job waits for a server that starts later than the job."""
     bench = Bench(tmp_path, texts(3))
 
     def away(_: object) -> None:
@@ -225,7 +225,7 @@ def test_a_server_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> Non
 
 
 def test_an_innocent_row_survives_a_neighbour_that_kills_the_server(tmp_path: Path) -> None:
-    """From its second death on a row is alone in flight, so only the guilty one is set aside."""
+    """From its second server failure on a row is alone in flight, so only the guilty row fails."""
     poison = fail_times(99, lambda: ServerDied("boom", status=500), "row 25")
     bench = Bench(tmp_path, texts(80), SIDECAR + "segment: 20\n")
 
@@ -248,10 +248,8 @@ def test_an_innocent_row_survives_a_neighbour_that_kills_the_server(tmp_path: Pa
         (Reply("maybe", "stop", 3, None, 1), "prompt_truncated"),
     ],
 )
-def test_an_answer_that_is_none_is_repaired_or_is_the_rows_error(
-    tmp_path: Path, reply: Reply, code: str
-) -> None:
-    """Cut, empty and from a cut prompt: other seeds, then apart from the conversation, then failed."""
+def test_an_unusable_answer_is_repaired_or_fails_the_row(tmp_path: Path, reply: Reply, code: str) -> None:
+    """A cut or empty answer is retried with other seeds, then in isolation, and then fails the row."""
 
     def fault(call: Call) -> Reply | None:
         return reply if call.text.startswith("row 5") else None
@@ -259,18 +257,20 @@ def test_an_answer_that_is_none_is_repaired_or_is_the_rows_error(
     bench = Bench(tmp_path, texts(9), fault=fault)
     bench.run()
     hurt = bench.outcomes[5]
-    tries = [c.request for c in bench.backend.calls if c.text.startswith("row 5")]
-    if code == "prompt_truncated":  # seen only where a longer prompt stood before
+    attempts = [c.request for c in bench.backend.calls if c.text.startswith("row 5")]
+    if code == "prompt_truncated":  # shown only where a longer prompt was before
         assert hurt.state == "ok"
-        assert len(tries) == 3
+        assert len(attempts) == 3
         return
     assert (hurt.state, hurt.code, hurt.attempts) == ("failed", code, 4)
-    assert [t.sampling["seed"] for t in tries] == [7, 8, 9, 10]
-    assert [len(t.messages) for t in tries] == [12, 12, 2, 2]
+    assert [t.sampling["seed"] for t in attempts] == [7, 8, 9, 10]
+    assert [len(t.messages) for t in attempts] == [12, 12, 2, 2]
 
 
 def test_a_row_longer_than_the_window_is_measured_and_fails_with_its_sizes(tmp_path: Path) -> None:
-    """The bound says it may not fit, so it is counted; the error names prompt, answer and window."""
+    """A row that may exceed the window is counted, and its error gives the sizes of prompt, answer and
+    window.
+    """
     rows = texts(12)
     rows[3] = "y" * 4000
     rows[4] = "z" * 400  # 400 bytes may be 400 tokens, but are 104
@@ -283,9 +283,9 @@ def test_a_row_longer_than_the_window_is_measured_and_fails_with_its_sizes(tmp_p
 
 
 def test_no_answer_is_asked_for_where_it_might_not_fit(tmp_path: Path) -> None:
-    """A prompt that leaves too little of the window for the answer fails before it is answered."""
+    """A prompt that leaves too little of the window for the answer fails before it is sent."""
     rows = texts(12)
-    rows[3] = "y" * (4 * 230)  # 230 tokens and marks: below num_ctx 256, but not with 16 for the answer
+    rows[3] = "y" * (4 * 230)  # 230 tokens with markers: below num_ctx 256, but not with 16 for the answer
     bench = Bench(tmp_path, rows, SIDECAR.replace("512", "256"))
     bench.run()
     assert (bench.outcomes[3].state, bench.outcomes[3].code) == ("failed", "context_overflow")
@@ -294,7 +294,9 @@ def test_no_answer_is_asked_for_where_it_might_not_fit(tmp_path: Path) -> None:
 
 
 def test_after_an_overflow_a_row_is_asked_without_earlier_rows(tmp_path: Path) -> None:
-    """What was refused as too long is asked again behind the bare prefix, and the rest goes on from it."""
+    """A row that was refused as too long is asked again with only the prefix, and the conversation resumes
+    from it.
+    """
     fault = fail_times(1, lambda: ContextOverflow("too long"))
     bench = Bench(tmp_path, texts(8), fault=fault)
     bench.run()
@@ -302,7 +304,7 @@ def test_after_an_overflow_a_row_is_asked_without_earlier_rows(tmp_path: Path) -
 
 
 def test_the_first_rows_failing_alike_end_the_job(tmp_path: Path) -> None:
-    """A template that names no column fails the job after ten rows, not after all."""
+    """A template that names a missing column fails the job after ten rows."""
     bench = Bench(tmp_path, texts(50), SIDECAR.replace("{{ text }}", "{{ txet }}"))
     with pytest.raises(JobError, match="first 10 rows") as caught:
         bench.run()
@@ -311,7 +313,7 @@ def test_the_first_rows_failing_alike_end_the_job(tmp_path: Path) -> None:
 
 
 def test_max_failed_ends_the_job(tmp_path: Path) -> None:
-    """A bound on failed rows holds."""
+    """The job ends when `max_failed` rows have failed."""
     bench = Bench(
         tmp_path,
         texts(50),
@@ -322,8 +324,8 @@ def test_max_failed_ends_the_job(tmp_path: Path) -> None:
         bench.run()
 
 
-def test_isolated_rows_see_nothing_and_learn_a_bound(tmp_path: Path) -> None:
-    """Each row stands alone; after the first hundred rows the measured bound is a plan of its own."""
+def test_isolated_rows_see_no_other_row_and_learn_a_bound(tmp_path: Path) -> None:
+    """Isolated rows see no other row; after the first hundred rows the measured bound becomes a plan."""
     bench = Bench(tmp_path, texts(200), SIDECAR + "mode: isolated\n")
     bench.run(2)
     assert {len(c.request.messages) for c in bench.backend.calls} == {2}
@@ -337,7 +339,7 @@ def test_isolated_rows_see_nothing_and_learn_a_bound(tmp_path: Path) -> None:
 
 
 def test_servers_without_counts_are_served_too(tmp_path: Path) -> None:
-    """Where the server counts nothing, bounds keep the conversation inside the window."""
+    """If the server reports no token counts, bounds keep the conversation inside the window."""
     bench = Bench(tmp_path, texts(40), counts=False)
     assert bench.run().finished
     assert all(o.state == "ok" and o.prompt_tokens is None for o in bench.outcomes)

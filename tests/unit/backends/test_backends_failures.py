@@ -1,4 +1,4 @@
-"""What goes wrong between us and a server, and which class of failure it is."""
+"""Failures between client and server, and their classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from support.fake_ollama import FakeOllama, Fault, Script
 SPEC = LoadSpec("smollm2:135m", 4096)
 ASK = ChatRequest(SPEC, (Message("user", "The battery died after two days."),), 32, timeout_s=0.3)
 
-# Each line of the failure table that a server can bring about, over a real connection.
+# Each line of the failure table that a server can cause, over a real connection.
 WIRE: list[tuple[Fault, type[BackendError]]] = [
     (Fault("reset"), ServerAway),
     (Fault("reset_body"), ServerAway),
@@ -65,7 +65,7 @@ async def _chat(server: FakeOllama, request: ChatRequest = ASK) -> Reply:
 
 @pytest.mark.parametrize(("fault", "failure"), WIRE, ids=lambda value: getattr(value, "kind", None))
 def test_wire_fault(fault: Fault, failure: type[BackendError]) -> None:
-    """Each fault is its own class of failure, the slot is free again, and the next request is answered."""
+    """Each fault has its own failure class, the slot is freed, and the next request is answered."""
 
     async def scenario() -> tuple[BaseException, Reply, int]:
         hit = Fault(fault.kind, calls=[1], body=fault.body, status=fault.status, delay_s=fault.delay_s)
@@ -82,8 +82,8 @@ def test_wire_fault(fault: Fault, failure: type[BackendError]) -> None:
 
 
 @pytest.mark.parametrize(("kind", "text"), [("empty", ""), ("text", "¡no!"), ("silent_cut", None)])
-def test_answers_that_only_the_engine_can_judge(kind: Any, text: str | None) -> None:
-    """An empty or odd answer and a silently cut prompt are replies: their counters tell."""
+def test_unusable_answers_are_returned_with_their_counters(kind: Any, text: str | None) -> None:
+    """An empty, odd or silently cut answer is returned with its counters, for the engine to judge."""
 
     async def scenario() -> Reply:
         async with FakeOllama(Script(faults=[Fault(kind, body="¡no!")])) as server:
@@ -99,8 +99,8 @@ def test_answers_that_only_the_engine_can_judge(kind: Any, text: str | None) -> 
         assert reply.prompt_tokens == 4096 // 2 + 2
 
 
-def test_nobody_there() -> None:
-    """A closed port and an unknown host are a server that is away, for every request."""
+def test_an_unreachable_server_is_away() -> None:
+    """For a closed port and an unknown host every request fails with `ServerAway`."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -117,7 +117,7 @@ def test_nobody_there() -> None:
 
 
 def test_the_server_comes_back() -> None:
-    """A server that was stopped and started again is used again without a new client."""
+    """A restarted server is used again without a new client."""
 
     async def scenario() -> Reply:
         async with FakeOllama() as server:
@@ -131,7 +131,7 @@ def test_the_server_comes_back() -> None:
             await backend.aclose()
             return reply
 
-    assert asyncio.run(scenario()).load_s == 2.0  # the model had to be loaded again, and the reply says so
+    assert asyncio.run(scenario()).load_s == 2.0  # the model had to be loaded again, which the reply shows
 
 
 NESTED = json.dumps(
@@ -177,7 +177,7 @@ OLLAMA_TEXTS: list[tuple[int, str, type[BackendError]]] = [
 
 @pytest.mark.parametrize(("status", "text", "failure"), OLLAMA_TEXTS)
 def test_ollama_text(status: int, text: str, failure: type[BackendError]) -> None:
-    """Every documented status and text of Ollama, old and new, is its class of failure."""
+    """Every documented status and error text of Ollama, old and new, has its failure class."""
     good = {
         "/api/version": {"version": "0.33.3"},
         "/api/show": {"capabilities": ["completion"], "model_info": {}},
@@ -233,7 +233,7 @@ OPENAI_OVERFLOWS: list[tuple[Any, int | None, int | None]] = [
 
 @pytest.mark.parametrize(("body", "prompt", "window"), OPENAI_OVERFLOWS)
 def test_openai_overflow(body: Any, prompt: int | None, window: int | None) -> None:
-    """An overflow is recognised on llama-server, three generations of vLLM and SGLang, with its sizes."""
+    """An overflow is recognised with its sizes on llama-server, three generations of vLLM, and SGLang."""
     with pytest.raises(ContextOverflow) as caught:
         _openai_chat(httpx.Response(400, json=body))
 
@@ -241,7 +241,7 @@ def test_openai_overflow(body: Any, prompt: int | None, window: int | None) -> N
 
 
 def test_a_request_of_too_many_bytes_is_an_overflow_without_sizes() -> None:
-    """HTTP 413, which a proxy says of one long request, is that row's failure and does not end the job."""
+    """HTTP 413, which a proxy returns for one long request, fails that row and does not end the job."""
     with pytest.raises(ContextOverflow) as caught:
         _openai_chat(httpx.Response(413, text="<html>413 Request Entity Too Large</html>"))
 
@@ -286,7 +286,7 @@ OPENAI: list[tuple[httpx.Response, type[BackendError]]] = [
 
 @pytest.mark.parametrize(("response", "failure"), OPENAI)
 def test_openai_failure(response: httpx.Response, failure: type[BackendError]) -> None:
-    """Every other status and ending of an OpenAI-compatible server is its class of failure."""
+    """Every other status and ending of an OpenAI-compatible server has its failure class."""
     with pytest.raises(BackendError) as caught:
         _openai_chat(response)
 

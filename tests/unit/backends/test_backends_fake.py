@@ -1,4 +1,4 @@
-"""The rules of the fake's engine, and the fake as a process."""
+"""The rules of the fake engine, and the fake as a process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RUBRIC = Message("system", "r" * 400)  # 100 + 4 tokens
 
 
 def run(script: Script | None, scenario: Callable[[FakeOllama, OllamaBackend], Awaitable[T]]) -> T:
-    """A scenario with a fake and a client of it."""
+    """Run a scenario with a fake and its client."""
 
     async def inside() -> T:
         async with FakeOllama(script) as server:
@@ -43,19 +43,21 @@ def run(script: Script | None, scenario: Callable[[FakeOllama, OllamaBackend], A
 
 
 def ask(*texts: str, spec: LoadSpec = SPEC, num_predict: int = 32) -> ChatRequest:
-    """The rubric, then turns of user and assistant by turns."""
+    """Send the rubric and then alternating user and assistant turns."""
     roles = ("user", "assistant")
     turns = tuple(Message(roles[n % 2], text) for n, text in enumerate(texts))
     return ChatRequest(spec, (RUBRIC, *turns), num_predict)
 
 
 async def cached(backend: OllamaBackend, *requests: ChatRequest) -> list[int | None]:
-    """Cached tokens of requests asked one after another."""
+    """Return the cached tokens of consecutive requests."""
     return [(await backend.chat(request)).cached_tokens for request in requests]
 
 
 def test_tokens_are_counted_by_the_documented_rule() -> None:
-    """Four bytes a token, four tokens a frame, three for the opened answer, one for its end."""
+    """The fake counts a token per four bytes, four per frame, three for the opened answer and
+    one for its end.
+    """
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> Reply:
         return await backend.chat(ask("1234567", "12", "良い"))
@@ -67,7 +69,9 @@ def test_tokens_are_counted_by_the_documented_rule() -> None:
 
 
 def test_the_prefix_is_cached_and_one_token_always_evaluated() -> None:
-    """Another row keeps the rubric, the same row all but one, an appended turn all of prompt and answer."""
+    """Another row reuses the rubric, the same row all but one token, and an appended turn all
+    of prompt and answer.
+    """
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> list[int | None]:
         first = await backend.chat(ask("aaaa"))
@@ -79,7 +83,7 @@ def test_the_prefix_is_cached_and_one_token_always_evaluated() -> None:
 
 
 def test_a_sliding_window_loses_a_branched_prefix_unless_primed() -> None:
-    """Rows longer than the window lose the rubric; after a request of just the rubric they keep it."""
+    """With a sliding window long rows lose the rubric, unless a request with only the rubric primed it."""
     model = FakeModel("smollm2:135m", window=64)
 
     async def rows(_: FakeOllama, backend: OllamaBackend) -> list[int | None]:
@@ -104,8 +108,8 @@ def test_a_sliding_window_loses_a_branched_prefix_unless_primed() -> None:
     assert run(Script(models=[model]), primed) == [103 + 1, 104]
 
 
-def test_slots_are_chosen_by_what_they_share_and_calls_wait_in_order() -> None:
-    """Two conversations on two slots keep their own prefix; a third call waits for a slot."""
+def test_slots_are_chosen_by_shared_prefix_and_calls_wait_in_order() -> None:
+    """Two conversations on two slots keep their own prefix, and a third call waits for a slot."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> tuple[list[int | None], list[str], int]:
         await backend.load(SPEC)
@@ -135,7 +139,7 @@ def test_slots_are_chosen_by_what_they_share_and_calls_wait_in_order() -> None:
 
 
 def test_other_load_options_are_a_reload() -> None:
-    """A changed window or thread count loads again and says so; the same ones do not."""
+    """A changed window or thread count causes a reload, and equal options do not."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
         specs = [SPEC, SPEC, LoadSpec(SPEC.model, 2048), LoadSpec(SPEC.model, 2048, {"num_thread": 1})]
@@ -147,7 +151,7 @@ def test_other_load_options_are_a_reload() -> None:
 
 
 def test_an_answer_is_cut_at_num_predict_and_at_the_window() -> None:
-    """Both ways it ends with `length` and as many tokens as there was room for."""
+    """An answer that exceeds num_predict or the window is cut there and ends with `length`."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> list[tuple[str, int | None]]:
         spec = LoadSpec(SPEC.model, 128)
@@ -182,7 +186,7 @@ def test_an_answer_is_cut_at_num_predict_and_at_the_window() -> None:
     ],
 )
 def test_answers_fit_simple_schemas(schema: dict[str, Any]) -> None:
-    """Whatever row is asked, the answer is valid."""
+    """For any row the answer is valid."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> list[str]:
         rows = [ChatRequest(SPEC, (Message("user", str(n)),), 99, format=schema) for n in range(20)]
@@ -192,8 +196,10 @@ def test_answers_fit_simple_schemas(schema: dict[str, Any]) -> None:
         jsonschema.validate(json.loads(text), schema)
 
 
-def test_an_answer_depends_on_what_was_asked_and_on_nothing_else() -> None:
-    """Equal on two servers and after other calls; another row, option or earlier turn may change it."""
+def test_an_answer_depends_only_on_its_request() -> None:
+    """One request gives the same answer on two servers and after other calls; another row, option or turn may
+    change it.
+    """
 
     async def answers(_: FakeOllama, backend: OllamaBackend) -> list[str]:
         return [(await backend.chat(ask(str(n)))).text for n in range(30)]
@@ -208,8 +214,8 @@ def test_an_answer_depends_on_what_was_asked_and_on_nothing_else() -> None:
     assert set(one) == {"positive", "negative", "neutral"}
 
 
-def test_faults_strike_as_told() -> None:
-    """By number, by text, by every so many, and no more often than allowed."""
+def test_faults_occur_as_scripted() -> None:
+    """A fault occurs by number, by text or by interval, and at most as often as scripted."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> list[str]:
         return [
@@ -234,7 +240,7 @@ def test_faults_strike_as_told() -> None:
 
 
 def test_a_client_that_goes_away_frees_its_slot() -> None:
-    """A cancelled call is seen as such, and the one behind it is answered."""
+    """A cancelled call is detected, and the call behind it is answered."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str | None]:
         await backend.load(SPEC)
@@ -252,7 +258,7 @@ def test_a_client_that_goes_away_frees_its_slot() -> None:
 
 
 def test_it_is_cheap() -> None:
-    """Client and fake together take less than 4 ms of CPU for a row: the rest is left to what is tested."""
+    """Client and fake together take less than 4 ms of CPU for a row."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> float:
         await backend.chat(ask("warm"))
@@ -285,7 +291,7 @@ def _log(tmp_path: Path) -> Sequence[dict[str, Any]]:
 
 
 def test_the_call_log_survives_kill_9(tmp_path: Path) -> None:
-    """A call stands in the log before its answer: killed in the middle of one, the log has it, unended."""
+    """A call is logged before its answer, so a kill leaves it in the log without an end."""
     process, url = _start(tmp_path, "--fault", '{"kind": "hang", "calls": [2]}', "--answer", "echo")
 
     async def scenario() -> str:
@@ -317,8 +323,8 @@ def test_the_call_log_survives_kill_9(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["stdin", "sigterm"])
-def test_the_process_ends_when_told(tmp_path: Path, way: str) -> None:
-    """By SIGTERM, or with its stdin where asked to; both are an orderly end."""
+def test_the_process_ends_on_sigterm_and_on_closed_stdin(tmp_path: Path, way: str) -> None:
+    """SIGTERM, or a closed stdin where requested, ends the process in order."""
     process, url = _start(tmp_path, "--exit-with-stdin", stdin=subprocess.PIPE)
     assert url.startswith("http://127.0.0.1:")
 

@@ -25,7 +25,7 @@ NARROW_GEMMA = replace(GEMMA3, window=64)
 
 
 def run(script: Script | None, scenario: Callable[[FakeOllama, OllamaBackend], Awaitable[T]]) -> T:
-    """A scenario with a fake and a client of it."""
+    """Run a scenario with a fake and its client."""
 
     async def inside() -> T:
         async with FakeOllama(script) as server:
@@ -50,7 +50,7 @@ def run(script: Script | None, scenario: Callable[[FakeOllama, OllamaBackend], A
 def test_a_rendered_prompt_is_read_back(
     template: Template, segments: tuple[tuple[str, str], ...], opened: bool
 ) -> None:
-    """What the template made of messages is those messages again, opened answer included."""
+    """A rendered prompt is parsed back to its messages, with the opened answer."""
     assert parse_raw(render(segments, template), template) == Prompt(segments, opened)
 
 
@@ -90,7 +90,7 @@ GEMMA = "<start_of_turn>user\nJudge.<end_of_turn>\n"
     ],
 )
 def test_a_prompt_that_stops_anywhere_is_read(template: Template, text: str, prompt: Prompt) -> None:
-    """Whole turns, then the turn in which it stops, or what is no turn at all."""
+    """A prompt that stops anywhere is parsed to its whole turns and the unfinished one."""
     assert parse_raw(text, template) == prompt
 
 
@@ -99,7 +99,9 @@ def test_a_prompt_that_stops_anywhere_is_read(template: Template, text: str, pro
     "row", ["Review: ", "Rezension žluťoučká, číslo ", ""], ids=["ascii", "wide", "none"]
 )
 def test_a_prefix_primed_inside_a_message_is_kept_by_every_row(model: FakeModel, row: str) -> None:
-    """On a sliding window rows reuse nothing; after a prime of what they share, all of it, each time."""
+    """With a sliding window rows reuse nothing, and after a prime of their shared part they
+    reuse all of it.
+    """
     spec = LoadSpec(model.name, 4096)
 
     def asked(letter: str) -> ChatRequest:
@@ -124,8 +126,8 @@ def test_a_prefix_primed_inside_a_message_is_kept_by_every_row(model: FakeModel,
     assert after == [shared] * 4
 
 
-def test_a_prime_of_what_stands_in_the_cache_evaluates_one_token() -> None:
-    """Priming twice costs nothing, and a row that ends where the prime does shares what both hold whole."""
+def test_a_prime_of_a_cached_prefix_evaluates_one_token() -> None:
+    """Priming twice evaluates one token, and a row that ends where the prime does reuses all they share."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> list[Any]:
         spec = LoadSpec(WINDOWED.name, 4096)
@@ -138,8 +140,10 @@ def test_a_prime_of_what_stands_in_the_cache_evaluates_one_token() -> None:
     assert run(Script(models=[WINDOWED]), scenario) == [0, 104 + 3 + 1 - 1, 104 + 3 + 1]
 
 
-def test_a_reload_by_somebody_else_is_a_reload_for_us() -> None:
-    """The next request says how long its own load took, has the window it asked for, and finds no cache."""
+def test_a_reload_by_another_client_is_visible() -> None:
+    """After a reload by another client the next request reports its load, has its window, and
+    finds no cache.
+    """
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[Any]:
         spec = LoadSpec("smollm2:135m", 2048)
@@ -154,8 +158,8 @@ def test_a_reload_by_somebody_else_is_a_reload_for_us() -> None:
     assert run(None, scenario) == [(0.001, 0), (0.001, 111), (2.0, 0), (0.001, 111)]
 
 
-def test_calls_in_flight_survive_a_reload_by_somebody_else() -> None:
-    """They end as they would."""
+def test_calls_in_flight_survive_a_reload_by_another_client() -> None:
+    """Calls in flight finish normally during a reload by another client."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> Any:
         spec = LoadSpec("smollm2:135m", 2048)
@@ -166,8 +170,8 @@ def test_calls_in_flight_survive_a_reload_by_somebody_else() -> None:
 
 
 @pytest.mark.parametrize(("share", "expected"), [(None, 1000), (0.0, 0), (0.6, 0.6), (1.0, 1.0)])
-def test_what_share_is_on_the_gpu_is_scripted(share: float | None, expected: float) -> None:
-    """`size_vram` of `/api/ps`, by the model or by a share of its whole size."""
+def test_the_share_on_the_gpu_is_scripted(share: float | None, expected: float) -> None:
+    """`size_vram` of `/api/ps` is scripted by the model or by a share of its size."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> tuple[int | None, int | None]:
         loaded = await backend.load(LoadSpec("smollm2:135m", 2048))
@@ -180,13 +184,13 @@ def test_what_share_is_on_the_gpu_is_scripted(share: float | None, expected: flo
 
 
 def test_a_rendering_is_no_chat() -> None:
-    """It has numbers of its own and is hit by no fault, so that faults meet the rows they are meant for."""
+    """A rendering has its own numbers and no faults, so that faults hit the intended rows."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str | None]:
         spec = LoadSpec("smollm2:135m", 2048)
         messages = (RUBRIC, Message("user", "x"))
         assert await backend.render(spec, messages) is not None
-        assert server.loads == [("smollm2:135m", 2048)]  # the real one loads for it as well
+        assert server.loads == [("smollm2:135m", 2048)]  # the real server also loads the model for it
         await backend.chat(ChatRequest(spec, messages, 8))
         assert await backend.render(spec, messages) is not None
         await backend.chat(ChatRequest(spec, messages, 8))
@@ -199,8 +203,8 @@ def test_a_rendering_is_no_chat() -> None:
 
 
 @pytest.mark.parametrize(("num_predict", "count"), [(8, 2), (1, 1)])
-def test_probabilities_are_told_token_by_token(num_predict: int, count: int) -> None:
-    """One entry for each token of the text, with its bytes; the same each time; none where not asked."""
+def test_probabilities_are_given_for_each_token(num_predict: int, count: int) -> None:
+    """If asked, each token of the text has one entry with its bytes, the same each time."""
     body = {
         "model": "smollm2:135m",
         "messages": [{"role": "user", "content": "x"}],
@@ -220,6 +224,6 @@ def test_probabilities_are_told_token_by_token(num_predict: int, count: int) -> 
     assert "logprobs" not in unasked
     assert first["logprobs"] == second["logprobs"]
     assert len(first["logprobs"]) == count
-    told = b"".join(bytes(entry["bytes"]) for entry in first["logprobs"])
-    assert told.decode() == first["message"]["content"]
+    joined = b"".join(bytes(entry["bytes"]) for entry in first["logprobs"])
+    assert joined.decode() == first["message"]["content"]
     assert all(-1 <= entry["logprob"] <= 0 for entry in first["logprobs"])

@@ -1,4 +1,4 @@
-"""The fake Ollama answers the recorded requests as the real one did: status, content type, keys."""
+"""The fake Ollama answers recorded requests as the real one did: status, content type and keys."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pytest
 from support.fake_ollama import SMOLLM2, FakeOllama, Fault, Latency, Script
 from wire.cases import Case, all_cases, case
 
-# Cases that the same request to an idle server cannot give, and what brings them about.
+# Cases that the same request to an idle server cannot produce, and how to produce them.
 FAULTS = {
     "chat_runner_killed": Fault("runner_killed"),
 }
-# Cases that are compared in another way, or not at all.
+# Cases that are compared in another way or not at all.
 ELSEWHERE = {
     "chat_queue_full": "needs a server that loads: test_backends_fake.py",
     "chat_runner_killed_stream": "spoolama never streams from Ollama; the fake ends a stream in no such way",
 }
-# Keys below which the real one lists what only that model has.
+# Keys below which the real server lists facts of that model only.
 OPAQUE = {"model_info", "tensors", "logprobs", "modelfile"}
 
 
 def shape(value: Any, *, key: str = "") -> Any:
-    """Keys and kinds of a body; of a list its first item."""
+    """Return keys and types of a body; of a list its first item."""
     if isinstance(value, dict):
         return "…" if key in OPAQUE else {k: shape(v, key=k) for k, v in sorted(value.items())}
     if isinstance(value, list):
@@ -38,7 +38,7 @@ def shape(value: Any, *, key: str = "") -> Any:
 
 
 def last_json(body: bytes) -> Any:
-    """The body's only, or last, JSON value."""
+    """Return the only or last JSON value of the body."""
     lines = [line for line in body.split(b"\n") if line]
     try:
         return json.loads(lines[-1])
@@ -63,7 +63,7 @@ async def _ask(recorded: Case, server: FakeOllama) -> httpx.Response:
 
 @pytest.mark.parametrize("name", sorted(set(all_cases()) - set(ELSEWHERE)))
 def test_the_fake_answers_like_the_recorded_one(name: str) -> None:
-    """The same request gets the same status, content type and keys, and the same error text."""
+    """The same request gets the same status, content type, keys and error text."""
     recorded = case(name)
 
     async def scenario() -> httpx.Response:
@@ -84,7 +84,7 @@ def test_the_fake_answers_like_the_recorded_one(name: str) -> None:
 
 
 def test_the_queue_is_full_as_recorded() -> None:
-    """Calls beyond the queue, while a model loads, get the recorded 503; those inside it are answered."""
+    """Calls beyond the queue during a load get the recorded 503, and those inside it are answered."""
     recorded = case("chat_queue_full")
 
     async def scenario() -> list[httpx.Response]:

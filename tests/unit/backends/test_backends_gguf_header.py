@@ -1,4 +1,4 @@
-"""What is read of a GGUF header, and that a foreign or broken one is only unknown."""
+"""What is read from a GGUF header; a foreign or broken header gives unknown values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UINT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 6, 7, 8, 9, 10
 
 
 def text(value: str) -> bytes:
-    """A string as GGUF has it."""
+    """A string in GGUF encoding."""
     return struct.pack("<Q", len(value.encode())) + value.encode()
 
 
@@ -24,12 +24,12 @@ def pair(key: str, kind: int, value: bytes) -> bytes:
 
 
 def array(kind: int, items: list[bytes], *, count: int | None = None) -> bytes:
-    """The value of an array; `count` says another length than it has."""
+    """The value of an array; `count` states a wrong length."""
     return struct.pack("<IQ", kind, len(items) if count is None else count) + b"".join(items)
 
 
 def gguf(*pairs: bytes, version: int = 3, count: int | None = None, magic: bytes = b"GGUF") -> bytes:
-    """A file with these pairs; `count` says another number than there are."""
+    """A file with these pairs; `count` states a wrong number of pairs."""
     return magic + struct.pack("<IQQ", version, 0, len(pairs) if count is None else count) + b"".join(pairs)
 
 
@@ -59,8 +59,8 @@ def read(tmp_path: Path, content: bytes) -> Facts:
 
 
 @pytest.mark.parametrize("version", [2, 3])
-def test_windows_are_read_whatever_stands_around_them(tmp_path: Path, version: int) -> None:
-    """Arrays, long texts and flags before and after them are skipped."""
+def test_windows_are_read_between_other_values(tmp_path: Path, version: int) -> None:
+    """Arrays, long texts and flags around the windows are skipped."""
     content = gguf(TOKENS, FLAG, TEMPLATE, ARCHITECTURE, SCORES, TRAINED, SLIDING, version=version)
 
     assert read(tmp_path, content + b"tensors" * 1000) == GEMMA
@@ -78,7 +78,7 @@ def test_windows_are_read_whatever_stands_around_them(tmp_path: Path, version: i
         ),
         (
             [ARCHITECTURE, TRAINED, pair("gemma3.attention.sliding_window", UINT32, struct.pack("<I", 0))],
-            ("gemma3", 32768, None),  # 0 stands for none
+            ("gemma3", 32768, None),  # 0 means none
         ),
         (
             [ARCHITECTURE, TRAINED, pair("gemma3.attention.sliding_window", BOOL, b"\x01")],
@@ -87,13 +87,13 @@ def test_windows_are_read_whatever_stands_around_them(tmp_path: Path, version: i
         ([pair("general.architecture", UINT32, struct.pack("<I", 3)), TRAINED], UNKNOWN),
     ],
 )
-def test_what_is_not_there_stays_unknown(tmp_path: Path, pairs: list[bytes], facts: Facts) -> None:
-    """A key that is missing, belongs to another architecture or is no count of tokens is no fact."""
+def test_missing_values_stay_unknown(tmp_path: Path, pairs: list[bytes], facts: Facts) -> None:
+    """A key that is missing, belongs to another architecture or is no token count gives no value."""
     assert read(tmp_path, gguf(*pairs)) == facts
 
 
 def test_a_header_that_ends_early_is_unknown(tmp_path: Path) -> None:
-    """Cut anywhere before the end of its last pair, a header gives nothing and raises nothing."""
+    """A header that is cut before the end of its last pair gives nothing and raises nothing."""
     whole = gguf(ARCHITECTURE, TRAINED, TOKENS, SLIDING)
 
     assert read(tmp_path, whole) == GEMMA
@@ -123,12 +123,12 @@ FOREIGN: dict[str, bytes] = {
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN.keys())
 @pytest.mark.timeout(20)
 def test_a_foreign_file_is_unknown(tmp_path: Path, content: bytes) -> None:
-    """No length that a file claims makes us read, keep or wait for more than there is."""
+    """For any length that a file claims, no more is read, kept or waited for than exists."""
     assert read(tmp_path, content) == UNKNOWN
 
 
-def test_a_text_that_goes_on_for_ever_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header may be long, but not longer than any real one."""
+def test_an_endless_text_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header longer than any real one is given up."""
     monkeypatch.setattr("spoolama.backends.gguf_header.MOST_HEADER", 100_000)
     long = pair("tokenizer.chat_template", STRING, text("x" * 100_000))
 
@@ -137,7 +137,7 @@ def test_a_text_that_goes_on_for_ever_is_given_up(tmp_path: Path, monkeypatch: p
 
 
 def test_arrays_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many short texts are a vocabulary up to some number, and a trap beyond."""
+    """Many short texts are a vocabulary up to a limit and refused beyond it."""
     texts = pair("x", ARRAY, array(STRING, [text("")] * 5))
 
     monkeypatch.setattr("spoolama.backends.gguf_header.MOST_ITEMS", 10)
@@ -147,13 +147,13 @@ def test_arrays_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_file_that_cannot_be_read_is_unknown(tmp_path: Path) -> None:
-    """A missing file is somebody else's error."""
+    """A missing file gives no facts and no error."""
     assert facts_of(tmp_path / "nosuch.gguf") == UNKNOWN
 
 
 @pytest.mark.parametrize(("number", "known"), [(1, True), (4096, True), (4097, False)])
 def test_pairs_are_bounded(tmp_path: Path, number: int, known: bool) -> None:
-    """As many pairs as any model may have are read, one more is no header."""
+    """The maximum number of pairs is read, and one more is refused."""
     pairs: list[Any] = [ARCHITECTURE, *[pair("x", BOOL, b"\x00")] * (number - 1)]
 
     assert (read(tmp_path, gguf(*pairs)) == ("gemma3", None, None)) is known

@@ -1,4 +1,4 @@
-"""HTTP as every backend speaks it."""
+"""HTTP as all backends use it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from spoolama.backends.http import HttpClient
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000])
-def test_a_body_is_sent_whole_and_with_its_length(size: int) -> None:
-    """A large body, which is let go while it is sent, looks to the server like a small one."""
-    seen: list[tuple[str, str | None, bytes]] = []
+def test_a_body_is_sent_with_its_length(size: int) -> None:
+    """A large body, which is sent in parts, arrives with its length like a small one."""
+    requests: list[tuple[str, str | None, bytes]] = []
 
     async def answer(request: httpx.Request) -> httpx.Response:
         body = await request.aread()
-        seen.append((request.headers["content-length"], request.headers.get("transfer-encoding"), body))
+        requests.append((request.headers["content-length"], request.headers.get("transfer-encoding"), body))
         return httpx.Response(200, json={"ok": True})
 
     async def run() -> None:
@@ -27,4 +27,4 @@ def test_a_body_is_sent_whole_and_with_its_length(size: int) -> None:
 
     asyncio.run(run())
     body = b'{"text": "' + b"x" * size + b'"}'
-    assert seen == [(str(len(body)), None, body)]
+    assert requests == [(str(len(body)), None, body)]

@@ -1,4 +1,4 @@
-"""llama-server behind OpenAI's routes: rendering, priming, probabilities; and what the others cannot."""
+"""llama-server behind OpenAI's routes: rendering, priming, probabilities; and the limits of other servers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UNKNOWN = {"/v1/models": {"data": [{"id": "m", "owned_by": "somebody"}]}}
 
 
 def client(answers: Mapping[str, Any]) -> tuple[OpenAIBackend, list[tuple[str, Any]]]:
-    """A client of a server with these bodies, and what it was asked."""
+    """A client of a server with these bodies, and the requests that it received."""
     asked: list[tuple[str, Any]] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -47,7 +47,7 @@ def client(answers: Mapping[str, Any]) -> tuple[OpenAIBackend, list[tuple[str, A
 
 
 def test_llama_server_renders_and_primes() -> None:
-    """By routes of its own; the slot is left to the server, as with its chats."""
+    """llama-server renders and primes by its own routes and chooses the slot, as for its chats."""
     backend, asked = client(LLAMA)
 
     async def scenario() -> Any:
@@ -76,8 +76,8 @@ def test_llama_server_renders_and_primes() -> None:
 
 
 @pytest.mark.parametrize("answers", [VLLM, UNKNOWN], ids=["vllm", "unknown"])
-def test_the_others_neither_render_nor_prime(answers: Mapping[str, Any]) -> None:
-    """They are not even asked."""
+def test_other_servers_neither_render_nor_prime(answers: Mapping[str, Any]) -> None:
+    """Other servers get no request to render or prime."""
     backend, asked = client(answers)
 
     async def scenario() -> None:
@@ -93,8 +93,8 @@ def test_the_others_neither_render_nor_prime(answers: Mapping[str, Any]) -> None
 @pytest.mark.parametrize(
     ("answers", "trained"), [(LLAMA, 8192), (VLLM, None), (UNKNOWN, None)], ids=["llama", "vllm", "unknown"]
 )
-def test_a_listed_model_is_held(answers: Mapping[str, Any], trained: int | None) -> None:
-    """With the facts of its load; one that is listed no more is not."""
+def test_a_listed_model_is_loaded(answers: Mapping[str, Any], trained: int | None) -> None:
+    """A listed model is loaded and has the facts of its load, and an unlisted one is not loaded."""
     backend, _ = client(answers)
 
     async def scenario() -> None:
@@ -114,15 +114,15 @@ def test_a_listed_model_is_held(answers: Mapping[str, Any], trained: int | None)
         ({"stop_type": None}, AnswerUnfinished),
     ],
 )
-def test_a_completion_that_did_not_end_is_none(changed: dict[str, Any], failure: type[Exception]) -> None:
-    """Its text and why it stopped must be there."""
+def test_an_unfinished_completion_is_refused(changed: dict[str, Any], failure: type[Exception]) -> None:
+    """A completion without text or stop reason is unfinished."""
     with pytest.raises(failure):
         read_completion({**COMPLETION, **changed})
 
 
 @pytest.mark.parametrize(("kind", "finish"), [("limit", "length"), ("eos", "stop"), ("word", "stop")])
-def test_a_completion_without_counts_tells_none(kind: str, finish: str) -> None:
-    """A prefix whose share of the cache is not told has no length either."""
+def test_a_completion_without_counts_has_none(kind: str, finish: str) -> None:
+    """Without a cached count the length of a prefix is unknown."""
     reply = read_completion({"content": "", "stop_type": kind, "timings": {"prompt_n": 5}})
 
     assert reply.finish == finish
@@ -130,7 +130,7 @@ def test_a_completion_without_counts_tells_none(kind: str, finish: str) -> None:
 
 
 def test_probabilities_are_asked_only_where_wanted() -> None:
-    """By OpenAI's own field."""
+    """OpenAI's own field asks for probabilities, and only where wanted."""
     request = ChatRequest(SPEC, ROW, 8)
 
     assert "logprobs" not in chat_body(request, dialect="unknown")
@@ -138,18 +138,20 @@ def test_probabilities_are_asked_only_where_wanted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "mean"),
+    ("given", "mean"),
     [({"content": [{"logprob": -1.0}, {"logprob": -3.0}]}, -2.0), ({"content": None}, None), (None, None)],
 )
-def test_probabilities_of_an_answer(told: Any, mean: float | None) -> None:
-    """The mean over `choices[0].logprobs.content`, or nothing."""
-    choice = {"message": {"content": "ok"}, "finish_reason": "stop", "logprobs": told}
+def test_probabilities_of_an_answer(given: Any, mean: float | None) -> None:
+    """The result is the mean over `choices[0].logprobs.content`, or None."""
+    choice = {"message": {"content": "ok"}, "finish_reason": "stop", "logprobs": given}
 
     assert read_reply({"choices": [choice]}).logprob == mean
 
 
 def test_probabilities_of_a_stream_are_collected() -> None:
-    """Each event brings those of its own tokens; events without any are no zero."""
+    """Events of a stream add the probabilities of their own tokens, and events without any do
+    not count as zero.
+    """
     parts: list[Any] = [
         {"delta": {"role": "assistant", "content": None}, "logprobs": None},
         {"delta": {"content": "o"}, "logprobs": {"content": [{"token": "o", "logprob": -1.0}]}},

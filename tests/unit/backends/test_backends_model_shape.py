@@ -1,4 +1,4 @@
-"""What a model is made of, read from GGUF keys, from `/api/show`, and from the list of tensors."""
+"""The shape of a model, read from GGUF keys, from `/api/show`, and from the list of tensors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LLAMA = {
 
 
 def of_kind(kind: str, **keys: Any) -> dict[str, Any]:
-    """A model of 12 layers of some architecture; `__` in a name stands for a dot."""
+    """A model with 12 layers of this architecture; `__` in a name stands for a dot."""
     pairs: dict[str, Any] = {
         "block_count": 12,
         "embedding_length": 512,
@@ -55,14 +55,14 @@ def of_kind(kind: str, **keys: Any) -> dict[str, Any]:
 
 
 def full_layers(pairs: dict[str, Any]) -> list[int]:
-    """Which layers see everything."""
+    """Return which layers attend to the whole window."""
     shape = shape_of(pairs, SIZE)
     assert shape is not None
     return [n for n, slides in enumerate(shape.slides) if not slides]
 
 
 def test_a_recorded_answer_of_ollama_is_read() -> None:
-    """The numbers of SmolLM2-135M, with head length, tied output and vocabulary from keys and tensors."""
+    """SmolLM2-135M's recorded answer gives head length, tied output and vocabulary from keys and tensors."""
     body = json.loads((RECORDED / "show.json").read_text())["response"]["json"]
     tensors = [Tensor(t["name"], t["type"], tuple(t["shape"])) for t in body["tensors"]]
 
@@ -73,7 +73,7 @@ def test_a_recorded_answer_of_ollama_is_read() -> None:
     assert (shape.key_length, shape.value_length, shape.vocab_size) == (64, 64, 49152)
     assert (shape.trained_ctx, shape.sliding_window, any(shape.slides)) == (8192, None, False)
     assert (shape.host_bytes, shape.repacked_bytes) == (0, 0)
-    # Every tensor's type is known: without the vocabulary that is the file.
+    # Every tensor's type is known, so without the vocabulary they add up to the file.
     assert sum(t.size_bytes or 0 for t in tensors) == pytest.approx(SIZE, rel=0.03)
 
 
@@ -97,12 +97,14 @@ def test_a_recorded_answer_of_ollama_is_read() -> None:
     ],
 )
 def test_layers_slide_as_llama_cpp_has_it(kind: str, keys: dict[str, Any], expected: list[int]) -> None:
-    """Every second, fourth or sixth layer sees everything; where llama.cpp ignores a window, all do."""
+    """Every second, fourth or sixth layer attends to all, and all layers do where llama.cpp
+    ignores a window.
+    """
     assert full_layers(of_kind(kind, **{"attention__sliding_window": 1024, **keys})) == expected
 
 
 def test_windows_that_the_file_does_not_decide() -> None:
-    """Gemma 2 has 4096 where nothing is said; Llama 4 has 8192 whatever is said."""
+    """Gemma 2 has 4096 by default, and Llama 4 always has 8192."""
     gemma = shape_of(of_kind("gemma2"), SIZE)
     llama = shape_of(of_kind("llama4", attention__sliding_window=512), SIZE)
 
@@ -112,7 +114,7 @@ def test_windows_that_the_file_does_not_decide() -> None:
 
 
 def test_each_layer_has_its_own_heads() -> None:
-    """A list of heads is read; layers without any keep a state instead (LFM2: 2 x 512 floats)."""
+    """A list of heads is read, and layers without heads keep a state instead (LFM2: 2 x 512 floats)."""
     heads = [0, 0, 8, 0] * 3
     shape = shape_of(of_kind("lfm2", attention__head_count_kv=heads, shortconv__l_cache=3), SIZE)
 
@@ -121,8 +123,10 @@ def test_each_layer_has_its_own_heads() -> None:
     assert shape.state_bytes == 9 * 512 * 2 * 4
 
 
-def test_layers_that_use_keys_of_others_keep_none() -> None:
-    """In Gemma 3n the layers after the twentieth, in Gemma 4 as many at the end as it says."""
+def test_layers_that_share_keys_store_none() -> None:
+    """In Gemma 3n the layers after the twentieth share keys, in Gemma 4 as many at the end as
+    its header says.
+    """
     nano = shape_of(of_kind("gemma3n", block_count=30, attention__sliding_window=512), SIZE)
     pattern = [True, False] * 6
     four = shape_of(
@@ -146,8 +150,8 @@ def test_layers_that_use_keys_of_others_keep_none() -> None:
     assert (four.key_length, four.sliding_key_length, four.sliding_value_length) == (512, 256, 256)
 
 
-def test_latent_attention_keeps_keys_alone() -> None:
-    """Where values are made from keys (`key_length_mla`), none are kept."""
+def test_latent_attention_stores_only_keys() -> None:
+    """Where values are made from keys (`key_length_mla`), only keys are stored."""
     latent = {"attention__key_length": 576, "attention__value_length": 512, "attention__key_length_mla": 192}
     shape = shape_of(of_kind("deepseek2", attention__head_count_kv=1, **latent), SIZE)
 
@@ -172,18 +176,20 @@ def test_latent_attention_keeps_keys_alone() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_known_is_not_guessed(pairs: dict[str, Any]) -> None:
-    """A key that is needed is missing, broken or left out, or the kind keeps more than keys and values."""
+def test_unknown_values_are_not_guessed(pairs: dict[str, Any]) -> None:
+    """If a needed key is missing or broken, or the model keeps more than keys and values, the
+    shape is None.
+    """
     assert shape_of(pairs, SIZE) is None
 
 
 def test_embeddings_stay_in_main_memory_unless_they_are_the_output() -> None:
-    """With an output of its own the table is off the card; tied, a copy is on it; Gemma 3n has one more."""
+    """An untied table is not on the card, a tied one is copied to it, and Gemma 3n has one more table."""
     tokens = Tensor("token_embd.weight", "Q6_K", (576, 49152))
     output = Tensor("output.weight", "Q6_K", (576, 49152))
     layers = Tensor("per_layer_token_embd.weight", "Q8_0", (256, 49152))
     up = Tensor("blk.0.ffn_up.weight", "Q4_K", (512, 1536))
-    untold = Tensor("token_embd.weight", "Q9_Z", (576, 49152))
+    unknown = Tensor("token_embd.weight", "Q9_Z", (576, 49152))
 
     def host(*tensors: Tensor) -> int | None:
         shape = shape_of(LLAMA, SIZE, tensors)
@@ -194,14 +200,14 @@ def test_embeddings_stay_in_main_memory_unless_they_are_the_output() -> None:
     assert host(tokens) == 0
     assert host(tokens, layers) == layers.size_bytes == 256 * 49152 * 34 // 32
     assert host() is None
-    assert host(untold, output) is None
+    assert host(unknown, output) is None
     repacked = shape_of(LLAMA, SIZE, (tokens, up))
     assert repacked is not None
     assert repacked.repacked_bytes == up.size_bytes == 512 * 1536 * 144 // 256
 
 
 def text(value: str) -> bytes:
-    """A string as GGUF has it."""
+    """A string in GGUF encoding."""
     return struct.pack("<Q", len(value)) + value.encode()
 
 
@@ -220,7 +226,7 @@ def header(*, heads: int = 3, tensors: bytes = b"", count: int = 0) -> bytes:
 
 
 def test_a_header_gives_short_lists_the_vocabulary_and_tensors(tmp_path: Path) -> None:
-    """Lists of one number a layer are kept, scores of tokens are not, and tokens are counted."""
+    """Lists of one number a layer are kept, scores of tokens are skipped, and tokens are counted."""
     path = tmp_path / "model.gguf"
     tensor = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 256, 3, 14, 0)
     path.write_bytes(header(tensors=tensor, count=1))
@@ -246,7 +252,7 @@ def test_a_header_gives_short_lists_the_vocabulary_and_tensors(tmp_path: Path) -
     ids=["ends early", "too many dimensions", "too many", "a long name"],
 )
 def test_a_header_with_broken_tensors_is_none(tmp_path: Path, tensors: bytes, count: int) -> None:
-    """What cannot be read whole is empty."""
+    """A header that cannot be read completely gives nothing."""
     path = tmp_path / "model.gguf"
     path.write_bytes(header(tensors=tensors, count=count))
 
@@ -254,7 +260,9 @@ def test_a_header_with_broken_tensors_is_none(tmp_path: Path, tensors: bytes, co
 
 
 def test_bytes_of_a_token_are_those_of_each_layer(tmp_path: Path) -> None:
-    """With a list of heads the cache bound of the embedded engine counts these, not all query heads."""
+    """With a list of heads the cache bound of the embedded engine counts its KV heads, not all
+    query heads.
+    """
     numbers = {"block_count": 3, "embedding_length": 64, "attention.head_count": 8}
     pairs = [text(f"llama.{name}") + struct.pack("<II", 4, value) for name, value in numbers.items()]
     content = header()
@@ -266,8 +274,8 @@ def test_bytes_of_a_token_are_those_of_each_layer(tmp_path: Path) -> None:
     assert shape.token_bytes == (1 + 2 + 3) * (8 + 8) * 2
 
 
-def test_lists_that_ollama_leaves_out_are_noticed() -> None:
-    """As null or empty; a key that is not there at all is not waited for."""
+def test_lists_that_ollama_leaves_out_are_detected() -> None:
+    """A list that is null or empty counts as left out, and a missing key does not."""
     assert lacks_arrays(of_kind("lfm2", attention__head_count_kv=None))
     assert lacks_arrays(of_kind("gemma4", attention__sliding_window_pattern=[]))
     assert not lacks_arrays(of_kind("llama"))
@@ -275,7 +283,7 @@ def test_lists_that_ollama_leaves_out_are_noticed() -> None:
 
 
 def shape_by(answer: Any) -> Any:
-    """The shape that the client of an Ollama makes of its answers."""
+    """Return the shape that an Ollama client makes of these answers."""
 
     async def inside() -> Any:
         transport = httpx.MockTransport(answer)
@@ -288,8 +296,8 @@ def shape_by(answer: Any) -> Any:
     return asyncio.run(inside())
 
 
-def test_lists_are_asked_for_where_they_count() -> None:
-    """A model whose heads were left out is asked for once more, `verbose`."""
+def test_missing_lists_of_heads_are_requested() -> None:
+    """If the list of heads was left out, the model is requested once more with `verbose`."""
     asked = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -310,15 +318,15 @@ def test_lists_are_asked_for_where_they_count() -> None:
     assert shape.weights_bytes == SIZE
 
 
-def test_vocabularies_are_not_kept() -> None:
-    """A `verbose` answer brings lists of every token; a client that lives for days keeps none."""
+def test_vocabularies_are_not_stored() -> None:
+    """The lists of tokens in a `verbose` answer are not kept in memory."""
     info = of_kind("lfm2") | {"tokenizer.ggml.tokens": ["x"] * 5000}
 
     assert read_show("lfm2", {"model_info": info}).info == of_kind("lfm2")
 
 
 def test_a_model_that_is_not_listed_has_no_shape() -> None:
-    """Without the size of its file there is nothing to estimate with."""
+    """Without the size of its file a model has no shape."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/version":
@@ -330,8 +338,8 @@ def test_a_model_that_is_not_listed_has_no_shape() -> None:
     assert shape_by(answer) is None
 
 
-def test_the_fake_tells_a_shape() -> None:
-    """Tests of the service have an estimate to look at: SmolLM2's, with the size that the fake lists."""
+def test_the_fake_has_a_shape() -> None:
+    """The fake reports SmolLM2's shape and its listed size, for tests of estimates."""
 
     async def inside() -> Any:
         async with FakeOllama() as server:
@@ -347,7 +355,7 @@ def test_the_fake_tells_a_shape() -> None:
 
 
 def test_the_embedded_engine_reads_it_from_the_file(tmp_path: Path) -> None:
-    """Its size is the file's, short windows are kept whole, and a header that lacks keys tells nothing."""
+    """The file gives the size, short windows are kept whole, and a header without keys gives no shape."""
     names = ("block_count", "embedding_length", "attention.head_count", "feed_forward_length")
     pairs = [text(f"llama.{name}") + struct.pack("<II", 4, 3) for name in names]
     content = header()
@@ -367,8 +375,8 @@ def test_the_embedded_engine_reads_it_from_the_file(tmp_path: Path) -> None:
     assert nothing is None
 
 
-def test_servers_that_do_not_tell_have_no_shape() -> None:
-    """An OpenAI-compatible server is not even asked; the scripted one says what a test sets."""
+def test_other_servers_have_no_shape() -> None:
+    """An OpenAI-compatible server is not asked for a shape, and the scripted one returns the test's value."""
     shape = shape_of(LLAMA, SIZE)
 
     async def inside() -> Any:

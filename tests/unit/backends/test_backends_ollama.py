@@ -1,4 +1,4 @@
-"""What is sent to Ollama, and what is made of models and windows."""
+"""The requests to Ollama, and its answers about models and windows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def run(
     *,
     shared: bool = False,
 ) -> T:
-    """A scenario with a fake and a client of it."""
+    """Run a scenario with a fake and its client."""
 
     async def inside() -> T:
         async with FakeOllama(script) as server:
@@ -44,8 +44,8 @@ def run(
     return asyncio.run(inside())
 
 
-def test_what_a_request_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options, keep-alive, truncate and messages go out as designed, and nothing else does."""
+def test_a_request_has_the_designed_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request has the designed options, keep-alive, truncate and messages, and nothing else."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
@@ -75,7 +75,7 @@ def test_what_a_request_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
                 "num_ctx": 2048,
                 "num_batch": 256,
                 "num_thread": 2,
-                "num_predict": 1,  # 0 would mean: without end
+                "num_predict": 1,  # 0 would mean no limit
             },
         }
         assert "origin" not in chat.headers
@@ -89,7 +89,7 @@ def test_what_a_request_looks_like(monkeypatch: pytest.MonkeyPatch) -> None:
     [(SMOLLM2, None, "absent"), (THINKER, None, False), (THINKER, True, True), (THINKER, "high", "high")],
 )
 def test_thinking_is_off_unless_asked(model: FakeModel, think: Any, sent: Any) -> None:
-    """A model that can think is told not to, since absent means yes there; others are told nothing."""
+    """A thinking model gets `think: false`, because it thinks by default; other models get no switch."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> Any:
         loaded = await backend.load(LoadSpec(model.name, 2048))
@@ -102,10 +102,10 @@ def test_thinking_is_off_unless_asked(model: FakeModel, think: Any, sent: Any) -
 
 @pytest.mark.parametrize("name", ["gpt-oss:120b-cloud", "m2:cloud", "me/x:Cloud", "host:1/me/x:cloud"])
 def test_a_cloud_name_is_refused_before_anything_is_sent(name: str) -> None:
-    """Neither load nor chat sends one byte for a name that means a remote service."""
+    """A name of a remote service is refused before a load or chat sends a byte."""
 
     async def scenario(server: FakeOllama, _: OllamaBackend) -> None:
-        away = OllamaBackend("http://127.0.0.1:9", clock=SystemClock())  # any sending would be ServerAway
+        away = OllamaBackend("http://127.0.0.1:9", clock=SystemClock())  # any request would raise ServerAway
         spec = LoadSpec(name, 2048)
         for attempt in (away.load(spec), away.chat(ChatRequest(spec, ROW, 8))):
             with pytest.raises(RequestRefused, match="cloud"):
@@ -119,8 +119,8 @@ def test_a_cloud_name_is_refused_before_anything_is_sent(name: str) -> None:
     ("name", "words"),
     [("gpt-oss:120b", "remote.invalid"), ("nomic-embed-text", "cannot chat"), ("nosuch", "not found")],
 )
-def test_a_model_that_cannot_answer_here_is_refused_before_a_row_is_sent(name: str, words: str) -> None:
-    """Stubs of remote models, models for embeddings and missing ones: no chat call ever arrives."""
+def test_a_model_that_cannot_answer_is_refused_before_a_row_is_sent(name: str, words: str) -> None:
+    """Stubs of remote models, embedding models and missing models are refused before any chat call."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
         spec = LoadSpec(name, 2048)
@@ -132,8 +132,8 @@ def test_a_model_that_cannot_answer_here_is_refused_before_a_row_is_sent(name: s
     run(Script(models=[SMOLLM2, STUB, EMBEDDER]), scenario)
 
 
-def test_a_missing_model_says_how_to_get_it() -> None:
-    """The mend is the command to run on the server."""
+def test_the_error_of_a_missing_model_has_the_pull_command() -> None:
+    """The fix is the command to run on the server."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> str:
         with pytest.raises(RequestRefused) as caught:
@@ -151,7 +151,7 @@ def test_a_missing_model_says_how_to_get_it() -> None:
     ],
 )
 def test_a_smaller_window_than_asked_is_refused(script: Script, words: list[str]) -> None:
-    """What `/api/ps` reports decides, whether the model or the memory was too small."""
+    """The window in `/api/ps` decides, whether the model or the memory limits it."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> str:
         with pytest.raises(RequestRefused) as caught:
@@ -164,7 +164,7 @@ def test_a_smaller_window_than_asked_is_refused(script: Script, words: list[str]
 
 
 def look_at_windows(windows: list[int], trained: int | None) -> tuple[int | None, int]:
-    """Load a model of which `/api/ps` shows these windows one after another; what is held, and the loads."""
+    """Load a model for which `/api/ps` lists these windows in order; return the loaded one and the loads."""
     left, loads = iter(windows), 0
     info = {"general.architecture": "llama", **({"llama.context_length": trained} if trained else {})}
 
@@ -192,8 +192,10 @@ def look_at_windows(windows: list[int], trained: int | None) -> tuple[int | None
 
 
 @pytest.mark.parametrize("trained", [131_072, None])
-def test_another_clients_window_seen_once_is_not_taken_for_ours(trained: int | None) -> None:
-    """It loaded the model between our load and our look; loading it once more brings ours back."""
+def test_another_clients_window_is_replaced_by_ours(trained: int | None) -> None:
+    """If another client loaded the model between our load and the check, one more load restores
+    our window.
+    """
     assert look_at_windows([2048, 8192], trained) == (8192, 2)
     assert look_at_windows([8192], trained) == (8192, 1)
 
@@ -201,20 +203,20 @@ def test_another_clients_window_seen_once_is_not_taken_for_ours(trained: int | N
 @pytest.mark.parametrize(
     ("windows", "trained"), [([2048, 2048], 131_072), ([2048, 4096], 131_072), ([2048, 4096], None)]
 )
-def test_a_server_whose_clients_fight_over_a_window_is_busy(windows: list[int], trained: int | None) -> None:
-    """The model has the window and the job is not at fault, so that it waits."""
+def test_a_server_whose_clients_compete_for_a_window_is_busy(windows: list[int], trained: int | None) -> None:
+    """If clients keep changing a window that the model has, the server is busy and the job waits."""
     with pytest.raises(ServerBusy, match="other clients"):
         look_at_windows(windows, trained)
 
 
 def test_a_window_that_stays_small_for_no_known_reason_is_refused() -> None:
-    """Where the model does not tell its own window, two looks alike say that this is it."""
+    """If the model does not report its own window, two equal readings decide."""
     with pytest.raises(RequestRefused, match="2048"):
         look_at_windows([2048, 2048], None)
 
 
 def test_a_model_named_without_its_tag_is_found() -> None:
-    """`/api/ps` lists it with `:latest`."""
+    """A model named without its tag is found although `/api/ps` lists it with `:latest`."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> int | None:
         return (await backend.load(LoadSpec("mine", 2048))).num_ctx
@@ -233,7 +235,7 @@ def test_a_model_named_without_its_tag_is_found() -> None:
     ],
 )
 def test_counts_by_version(version: str, prompt: int | None, cached: int | None) -> None:
-    """0.30.0 counts no whole prompts, and before 0.33.3 nobody counts cached tokens: None, never a guess."""
+    """0.30.0 does not count whole prompts, and before 0.33.3 cached tokens are None."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
         spec = LoadSpec("smollm2:135m", 2048)
@@ -247,8 +249,8 @@ def test_counts_by_version(version: str, prompt: int | None, cached: int | None)
     run(Script(version=version), scenario)
 
 
-def test_release_unloads_what_was_loaded_here() -> None:
-    """Every model that was loaded through this client is unloaded, and none that was not."""
+def test_release_unloads_the_models_of_this_client() -> None:
+    """Release unloads every model that this client loaded, and no other."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str]:
         other = OllamaBackend(server.url, clock=SystemClock())
@@ -265,7 +267,7 @@ def test_release_unloads_what_was_loaded_here() -> None:
 
 
 def test_release_leaves_shared_models() -> None:
-    """Told that others use the same models, it unloads nothing."""
+    """If the settings say that others use the models, release unloads nothing."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str]:
         await backend.load(SPEC)
@@ -275,8 +277,8 @@ def test_release_leaves_shared_models() -> None:
     assert run(None, scenario, shared=True) == ["smollm2:135m"]
 
 
-def test_a_release_that_failed_is_tried_again() -> None:
-    """A model stays on the list of those to release until the server has said that it is gone."""
+def test_a_failed_release_is_tried_again() -> None:
+    """A model stays on the release list until the server confirms that it is gone."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[str]:
         await backend.load(SPEC)
@@ -292,14 +294,14 @@ def test_a_release_that_failed_is_tried_again() -> None:
 
 
 class _RefusesRelease(httpx.AsyncBaseTransport):
-    """Passes requests to the server, but answers the first release itself."""
+    """Passes requests to the server, but refuses the first release."""
 
     def __init__(self, status: int) -> None:
         self._network = httpx.AsyncHTTPTransport()
         self._status: int | None = status
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer or pass on a request."""
+        """Answer a request or pass it on."""
         status = self._status
         if status is None or b'"keep_alive": 0' not in await request.aread():
             return await self._network.handle_async_request(request)
@@ -313,7 +315,7 @@ class _RefusesRelease(httpx.AsyncBaseTransport):
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_model_whose_release_the_server_refuses_is_not_forgotten(status: int) -> None:
-    """The next release tries again; after that it is gone."""
+    """A refused release is tried again by the next one."""
 
     async def scenario(server: FakeOllama, _: OllamaBackend) -> list[list[str]]:
         backend = OllamaBackend(server.url, transport=_RefusesRelease(status), clock=SystemClock())
@@ -327,8 +329,8 @@ def test_a_model_whose_release_the_server_refuses_is_not_forgotten(status: int) 
     assert run(None, scenario) == [["smollm2:135m"], [], []]
 
 
-def test_a_model_that_vanished_after_its_load_is_no_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody unloads it between the load and the look at `/api/ps`: said, not taken for loaded."""
+def test_a_model_that_is_unloaded_after_its_load_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is unloaded between its load and the check of `/api/ps` raises an error."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
         server.script.models = [FakeModel("smollm2:135m", load_s=0.0)]
@@ -347,7 +349,7 @@ def test_a_model_that_vanished_after_its_load_is_no_loaded_model(monkeypatch: py
 
 
 def test_a_killed_runner_takes_every_call_with_it() -> None:
-    """All calls in flight on a dead runner are `ServerDied`; the next one shows the new load."""
+    """All calls in flight on a dead runner raise `ServerDied`, and the next one reports the new load."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
         spec = LoadSpec("smollm2:135m", 2048)
@@ -365,7 +367,7 @@ def test_a_killed_runner_takes_every_call_with_it() -> None:
 
 
 def test_a_row_with_anything_in_it_arrives_as_it_is() -> None:
-    """Control characters, lone surrogates and other scripts do not break a request."""
+    """Control characters, lone surrogates and any script arrive unchanged."""
     text = 'tab\t nul\x00 \ud800 𝄞 \u202e \\ " 日本'
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> str:
@@ -376,7 +378,7 @@ def test_a_row_with_anything_in_it_arrives_as_it_is() -> None:
 
 
 def test_the_factory_makes_each_kind() -> None:
-    """Settings name the kind; nothing is connected by making one."""
+    """The settings name the kind, and making a backend opens no connection."""
 
     kinds = get_args(BackendKind)
 

@@ -1,4 +1,4 @@
-"""Ollama beside its chats: rendering, priming, looking at what is loaded, and how probable an answer was."""
+"""Ollama beside its chats: rendering, priming, inspection of loaded models, and probabilities of answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ THINKER = FakeModel("qwen3:8b", capabilities=("completion", "thinking"))
 
 
 def run(script: Script | None, scenario: Callable[[FakeOllama, OllamaBackend], Awaitable[T]]) -> T:
-    """A scenario with a fake and a client of it."""
+    """Run a scenario with a fake and its client."""
 
     async def inside() -> T:
         async with FakeOllama(script) as server:
@@ -44,7 +44,7 @@ def run(script: Script | None, scenario: Callable[[FakeOllama, OllamaBackend], A
 
 
 def client(**answers: Any) -> tuple[OllamaBackend, list[tuple[str, Any]]]:
-    """A client of a server that gives these bodies (by path, `_` for `/`), and what it was asked."""
+    """A client of a server with these bodies (by path, `_` for `/`), and the requests that it received."""
     known: dict[str, Any] = {
         "/api/version": {"version": "0.33.3"},
         "/api/show": case("show").json,
@@ -61,7 +61,7 @@ def client(**answers: Any) -> tuple[OllamaBackend, list[tuple[str, Any]]]:
 
 
 def test_a_prompt_is_rendered_with_the_load_of_the_job() -> None:
-    """The request carries every load option and `keep_alive`, so that it is no reload; no answer is made."""
+    """The request has every load option and `keep_alive`, so that it causes no reload and no answer."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> str | None:
         await backend.load(SPEC)
@@ -86,7 +86,7 @@ def test_a_prompt_is_rendered_with_the_load_of_the_job() -> None:
 
 
 def test_the_recorded_rendering_is_understood() -> None:
-    """The reply of a real server gives its own text."""
+    """The recorded reply of a real server gives the rendered text."""
     for name in ("chat_render_only", "gemma_render_only"):
         backend, _ = client(_api_chat=case(name).json)
 
@@ -96,7 +96,9 @@ def test_the_recorded_rendering_is_understood() -> None:
 
 
 def test_a_server_that_cannot_render_is_asked_once() -> None:
-    """It answers instead, with one token at most; until its version changes it is not asked again."""
+    """A server that answers instead of rendering gets at most one token and is not asked again until its
+    version changes.
+    """
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> list[int]:
         await backend.load(SPEC)
@@ -116,8 +118,10 @@ def test_a_server_that_cannot_render_is_asked_once() -> None:
     assert run(Script(render_only=False), scenario) == [1, 1, 2, 2, 2]
 
 
-def test_a_prefix_is_primed_raw_and_stands_in_the_cache() -> None:
-    """One raw request of one token with the load of the job; the row behind it evaluates its own part."""
+def test_a_prefix_is_primed_raw_and_cached() -> None:
+    """Priming is one raw request of one token with the job's load, and the next row evaluates
+    only its own part.
+    """
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
         await backend.load(SPEC)
@@ -142,8 +146,8 @@ def test_a_prefix_is_primed_raw_and_stands_in_the_cache() -> None:
     run(None, scenario)
 
 
-def test_nothing_is_primed_by_no_text() -> None:
-    """An empty prompt would be a load, so it is not sent."""
+def test_an_empty_prompt_is_not_primed() -> None:
+    """An empty prompt, which would mean a load, is not sent."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> int:
         assert await backend.prime(SPEC, "") is None
@@ -152,8 +156,8 @@ def test_nothing_is_primed_by_no_text() -> None:
     assert run(None, scenario) == 0
 
 
-def test_a_primed_prefix_that_does_not_fit_is_refused() -> None:
-    """Never cut: what is in the cache would not be what was asked for."""
+def test_a_prefix_that_does_not_fit_is_not_primed() -> None:
+    """A prefix that does not fit is refused and not cut."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> ContextOverflow:
         with pytest.raises(ContextOverflow) as caught:
@@ -167,7 +171,7 @@ def test_a_primed_prefix_that_does_not_fit_is_refused() -> None:
 
 @pytest.mark.parametrize(("model", "sent"), [(SMOLLM2, "absent"), (THINKER, False)])
 def test_rendering_and_priming_do_not_think(model: FakeModel, sent: Any) -> None:
-    """A model that can think is told not to, as in a chat: the rendered prompts are those of the chats."""
+    """A thinking model gets `think: false`, so that the rendered prompts are those of the chats."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> set[Any]:
         spec = LoadSpec(model.name, 2048)
@@ -188,8 +192,8 @@ def test_rendering_and_priming_do_not_think(model: FakeModel, sent: Any) -> None
         ({**case("generate_raw").json, "remote_host": "https://remote.invalid"}, RequestRefused),
     ],
 )
-def test_a_prime_that_did_not_end_is_no_prime(body: Any, failure: type[Exception]) -> None:
-    """The same suspicion as with a chat."""
+def test_an_unfinished_prime_counts_as_failed(body: Any, failure: type[Exception]) -> None:
+    """An unfinished prime counts as failed, as with a chat."""
     backend, _ = client(_api_generate=body)
 
     with pytest.raises(failure):
@@ -198,7 +202,7 @@ def test_a_prime_that_did_not_end_is_no_prime(body: Any, failure: type[Exception
 
 @pytest.mark.parametrize(("version", "tokens"), [("0.0.0", 6), ("0.30.0", None), ("0.30.1", 6)])
 def test_the_recorded_raw_reply_is_understood(version: str, tokens: int | None) -> None:
-    """With its counts, but for the version that counts only what it evaluated."""
+    """The recorded counts are read, except for the version that counts only evaluated tokens."""
     backend, _ = client(_api_generate=case("generate_raw").json, _api_version={"version": version})
 
     reply = asyncio.run(backend.prime(SPEC, "<|im_start|>user\nhi<|im_end|>\n"))
@@ -211,7 +215,7 @@ def test_the_recorded_raw_reply_is_understood(version: str, tokens: int | None) 
 
 
 def test_inspection_loads_nothing() -> None:
-    """A model that is not in memory is None; one that is, is told with the window that it has now."""
+    """A model that is not loaded gives None, and a loaded one its present window."""
 
     async def scenario(server: FakeOllama, backend: OllamaBackend) -> None:
         assert await backend.inspect(SPEC) is None
@@ -231,8 +235,8 @@ def test_inspection_loads_nothing() -> None:
 @pytest.mark.parametrize(
     ("model", "sliding", "trained"), [(SMOLLM2, None, 8192), (GEMMA3, 512, 32768)], ids=["plain", "sliding"]
 )
-def test_windows_of_a_model_are_told(model: FakeModel, sliding: int | None, trained: int) -> None:
-    """Its attention window and its longest window, by a load and by an inspection alike."""
+def test_windows_of_a_model_are_reported(model: FakeModel, sliding: int | None, trained: int) -> None:
+    """A load and an inspection both give the attention window and the longest window."""
 
     async def scenario(_: FakeOllama, backend: OllamaBackend) -> None:
         spec = LoadSpec(model.name, 2048)
@@ -244,7 +248,7 @@ def test_windows_of_a_model_are_told(model: FakeModel, sliding: int | None, trai
 
 
 def test_how_probable_the_recorded_answer_was() -> None:
-    """The mean over the tokens of a real reply."""
+    """The probability of a recorded answer is the mean over its tokens."""
     backend, asked = client(_api_chat=case("chat_logprobs").json)
 
     reply = asyncio.run(backend.chat(ChatRequest(SPEC, ROW, 2, logprobs=True)))
@@ -255,8 +259,8 @@ def test_how_probable_the_recorded_answer_was() -> None:
     assert asked[-1][1]["logprobs"] is True
 
 
-def test_a_server_that_does_not_tell_probabilities_gives_none() -> None:
-    """An unknown field of a request is ignored by Ollama; the answer counts all the same."""
+def test_a_server_without_probabilities_gives_none() -> None:
+    """Ollama ignores an unknown field, so the answer counts without a probability."""
     backend, _ = client(_api_chat=case("chat_ok_warm").json)
 
     assert asyncio.run(backend.chat(ChatRequest(SPEC, ROW, 2, logprobs=True))).logprob is None
@@ -280,5 +284,5 @@ def test_a_server_that_does_not_tell_probabilities_gives_none() -> None:
     ],
 )
 def test_the_mean_is_measured_or_absent(entries: Any, mean: float | None) -> None:
-    """One value that is no logarithm of a probability spoils the measurement."""
+    """One value that is no log probability makes the result None."""
     assert mean_logprob(entries) == mean

@@ -1,4 +1,4 @@
-"""OpenAI-compatible servers: what they are asked, and how they differ."""
+"""OpenAI-compatible servers: the requests they get and how they differ."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LLAMA = {
 
 
 class Server:
-    """A mock of one kind of server that keeps what it was asked."""
+    """A mock of one kind of server that records its requests."""
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
         self.answers = answers
@@ -80,10 +80,10 @@ class Server:
 @pytest.mark.parametrize(
     ("answers", "version", "slots"), [(VLLM, "0.11.0", None), (SGLANG, None, None), (LLAMA, "b10488", 4)]
 )
-def test_load_reads_what_the_server_tells(
+def test_load_reads_the_facts_of_the_server(
     answers: Mapping[str, Any], version: str | None, slots: int | None
 ) -> None:
-    """Window, version and slots come from the server; what it does not tell is None. The key goes along."""
+    """Window, version and slots come from the server, or are None, and the key is sent."""
     server = Server(answers)
 
     model = server.load(LoadSpec("m", 4096))
@@ -100,8 +100,8 @@ def test_load_reads_what_the_server_tells(
         (LoadSpec("m", 4096, {"num_gpu": 1}), ["num_gpu", "start of the server"]),
     ],
 )
-def test_load_refuses_what_cannot_be_had(spec: LoadSpec, words: list[str]) -> None:
-    """A larger window, another model and load options are refused with the facts, before a row is sent."""
+def test_load_refuses_what_the_server_lacks(spec: LoadSpec, words: list[str]) -> None:
+    """A larger window, another model and load options are refused with the facts before a row is sent."""
     with pytest.raises(RequestRefused) as caught:
         Server(VLLM).load(spec)
 
@@ -109,7 +109,7 @@ def test_load_refuses_what_cannot_be_had(spec: LoadSpec, words: list[str]) -> No
 
 
 def test_an_ollama_behind_the_address_is_refused() -> None:
-    """Recognised by its own words, with what to set instead; no chat reaches it."""
+    """Ollama is recognised by its own text, gets no chat, and the error says what to set instead."""
 
     async def scenario() -> None:
         async with FakeOllama() as server:
@@ -125,7 +125,7 @@ def test_an_ollama_behind_the_address_is_refused() -> None:
 
 
 def test_an_ollama_behind_a_proxy_is_refused() -> None:
-    """Where a proxy has its own start page, `/api/version` tells."""
+    """Behind a proxy with its own start page `/api/version` identifies Ollama."""
     with pytest.raises(RequestRefused, match="this is an Ollama"):
         Server({**VLLM, "/api/version": {"version": "0.33.3"}}).load(LoadSpec("m", 4096))
 
@@ -145,7 +145,9 @@ SAMPLING = {"temperature": 0, "seed": 7, "top_p": 0.5, "top_k": 5, "repeat_penal
         ),
     ],
 )
-def test_what_is_sent(answers: Mapping[str, Any], penalty: str, more: Mapping[str, Any]) -> None:
+def test_each_server_gets_options_by_its_own_names(
+    answers: Mapping[str, Any], penalty: str, more: Mapping[str, Any]
+) -> None:
     """Each server gets the options by its own names."""
     server = Server(answers)
     server.load(LoadSpec("m", 4096))
@@ -180,7 +182,7 @@ def test_what_is_sent(answers: Mapping[str, Any], penalty: str, more: Mapping[st
     ],
 )
 def test_an_unknown_server_gets_no_switch_unasked(think: Any, more: Mapping[str, Any]) -> None:
-    """Only standard fields go to a server that we do not know, unless the sidecar asks for more."""
+    """An unknown server gets only standard fields, unless the sidecar asks for more."""
     server = Server({"/v1/chat/completions": ANSWER})
 
     _, sent = server.chat(ChatRequest(LoadSpec("m", 4096), ROW, 8, format="json", think=think))
@@ -196,7 +198,7 @@ def test_an_unknown_server_gets_no_switch_unasked(think: Any, more: Mapping[str,
 
 
 def test_an_option_that_the_server_lacks_is_refused() -> None:
-    """It is not dropped in silence."""
+    """An option that the server lacks is refused, not dropped."""
     server = Server(VLLM)
     server.load(LoadSpec("m", 4096))
 
@@ -209,7 +211,7 @@ def test_an_option_that_the_server_lacks_is_refused() -> None:
     [(VLLM, (20, 16, 1, None, None)), (LLAMA, (20, 15, 1, 0.01, 0.02))],
 )
 def test_counts(answers: Mapping[str, Any], counts: tuple[Any, ...]) -> None:
-    """Counts come from `usage`, and from llama-server's `timings` where that lacks them."""
+    """Counts come from `usage`, or from llama-server's `timings`."""
     reply, _ = Server(answers).chat(ChatRequest(LoadSpec("m", 4096), ROW, 8))
 
     found = (reply.prompt_tokens, reply.cached_tokens, reply.completion_tokens, reply.prompt_s, reply.eval_s)
@@ -218,7 +220,7 @@ def test_counts(answers: Mapping[str, Any], counts: tuple[Any, ...]) -> None:
 
 
 def test_usage_that_is_absent_is_not_zero() -> None:
-    """A server that counts nothing gives None."""
+    """A server without counts gives None."""
     reply, _ = Server({"/v1/chat/completions": {"choices": ANSWER["choices"]}}).chat(
         ChatRequest(LoadSpec("m", 4096), ROW, 8)
     )
@@ -227,7 +229,7 @@ def test_usage_that_is_absent_is_not_zero() -> None:
 
 
 def test_zero_cached_is_not_absent() -> None:
-    """A server that says 0 has counted."""
+    """A count of 0 is kept."""
     usage = {"prompt_tokens": 20, "prompt_tokens_details": {"cached_tokens": 0}}
     reply, _ = Server({"/v1/chat/completions": {"choices": ANSWER["choices"], "usage": usage}}).chat(
         ChatRequest(LoadSpec("m", 4096), ROW, 8)
@@ -237,7 +239,7 @@ def test_zero_cached_is_not_absent() -> None:
 
 
 def test_an_answer_cut_while_thinking_is_empty_and_cut() -> None:
-    """No content, but thoughts: an answer of length zero, cut."""
+    """An answer without content but with thoughts is empty and cut."""
     choice = {"message": {"content": None, "reasoning_content": "Hmm"}, "finish_reason": "length"}
     reply, _ = Server({"/v1/chat/completions": {"choices": [choice]}}).chat(
         ChatRequest(LoadSpec("m", 4096), ROW, 8)
@@ -248,7 +250,7 @@ def test_an_answer_cut_while_thinking_is_empty_and_cut() -> None:
 
 @pytest.mark.parametrize(("answers", "count"), [(VLLM, 20), (LLAMA, 3), (SGLANG, None)])
 def test_count_tokens(answers: Mapping[str, Any], count: int | None) -> None:
-    """Exact where the server has a tokenizer route, None elsewhere."""
+    """The count is exact if the server has a tokenizer route, else None."""
     server = Server(answers)
     server.load(LoadSpec("m", 4096))
 
@@ -260,7 +262,7 @@ def _stream(*chunks: Any, tail: str = "data: [DONE]\n\n") -> str:
 
 
 def test_a_stream_folds_into_one_body() -> None:
-    """Text in pieces, the reason, the usage and the timings end up where an unstreamed body has them."""
+    """Text in pieces, stop reason, usage and timings are merged into the same body as without streaming."""
     text = _stream(
         {"id": "1", "choices": [{"delta": {"role": "assistant", "content": None}, "finish_reason": None}]},
         {"id": "1", "choices": [{"delta": {"content": "日"}, "finish_reason": None}]},
@@ -275,13 +277,13 @@ def test_a_stream_folds_into_one_body() -> None:
 
 
 def test_a_stream_that_just_ends_is_unfinished() -> None:
-    """No reason, no answer."""
+    """A stream without a stop reason is unfinished."""
     with pytest.raises(AnswerUnfinished):
         read_reply(fold(_stream({"choices": [{"delta": {"content": "x"}}]}, tail="")))
 
 
 def test_an_error_in_a_stream_is_that_error() -> None:
-    """After status 200 an error still gets its class."""
+    """An error after status 200 has its failure class."""
     body = fold(_stream({"choices": []}, tail='error: {"code": 500, "message": "engine loop died"}\n\n'))
 
     with pytest.raises(ServerDied):
@@ -289,6 +291,6 @@ def test_an_error_in_a_stream_is_that_error() -> None:
 
 
 def test_a_stream_of_garbage_is_unexpected() -> None:
-    """A line that is no JSON is not passed over."""
+    """A line that is not JSON is an error."""
     with pytest.raises(UnexpectedReply):
         fold("data: {oops\n\n")

@@ -1,4 +1,4 @@
-"""The scripted backend's prefix cache, times and states: what the engine's tests lean on."""
+"""The scripted backend's prefix cache, times and states, on which the engine's tests rely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RUBRIC = Message("system", "r" * 400)  # 104 tokens
 
 
 def run(scenario: Callable[[ScriptedBackend], Awaitable[T]], **fields: Any) -> T:
-    """A scenario with a loaded backend."""
+    """Run a scenario with a loaded backend."""
 
     async def inside() -> T:
         backend = ScriptedBackend(SystemClock(), **{"latency_s": 0.0, "caches": True, **fields})
@@ -31,18 +31,18 @@ def run(scenario: Callable[[ScriptedBackend], Awaitable[T]], **fields: Any) -> T
 
 
 def ask(*texts: str, slot: int | None = 0, **more: Any) -> ChatRequest:
-    """The rubric, then turns of user and assistant by turns."""
+    """Send the rubric and then alternating user and assistant turns."""
     turns = tuple(Message(("user", "assistant")[n % 2], text) for n, text in enumerate(texts))
     return ChatRequest(SPEC, (RUBRIC, *turns), 32, slot=slot, **more)
 
 
 async def cached(backend: ScriptedBackend, *requests: ChatRequest) -> list[int | None]:
-    """Cached tokens of requests asked one after another."""
+    """Return the cached tokens of consecutive requests."""
     return [(await backend.chat(request)).cached_tokens for request in requests]
 
 
 def test_each_slot_has_a_cache_of_its_own() -> None:
-    """Whole messages and the beginning of the next are shared, by slot; one token is always evaluated."""
+    """A slot reuses whole messages and the beginning of the next, and always evaluates one token."""
 
     async def scenario(backend: ScriptedBackend) -> list[int | None]:
         backend.answer = lambda _: "same"
@@ -61,7 +61,7 @@ def test_each_slot_has_a_cache_of_its_own() -> None:
 
 
 def test_a_load_of_something_else_empties_the_cache() -> None:
-    """The same load again does not."""
+    """Another load empties the cache, and the same load does not."""
 
     async def scenario(backend: ScriptedBackend) -> list[int | None]:
         found = await cached(backend, ask("a"))
@@ -77,7 +77,7 @@ def test_a_load_of_something_else_empties_the_cache() -> None:
 
 @pytest.mark.parametrize("begin", ["Review: ", "kůň ", ""])
 def test_a_sliding_window_keeps_only_a_primed_prefix(begin: str) -> None:
-    """Long rows reuse nothing until just what they share was evaluated; then all of it, each time."""
+    """Long rows reuse nothing until their shared part was primed alone, and then reuse all of it."""
 
     async def scenario(backend: ScriptedBackend) -> tuple[list[int | None], Reply | None, list[int | None]]:
         rows = [ask(begin + letter * 800) for letter in "abc"]
@@ -96,7 +96,7 @@ def test_a_sliding_window_keeps_only_a_primed_prefix(begin: str) -> None:
 
 
 def test_of_several_places_the_last_one_counts() -> None:
-    """A longer prime behind a shorter one serves the rows that share it, the shorter one the others."""
+    """Rows use the longer of two primes if they share it, and the shorter one otherwise."""
 
     async def scenario(backend: ScriptedBackend) -> list[int | None]:
         for text in ("<user>", "<user>" + "Review: " * 100):
@@ -108,7 +108,7 @@ def test_of_several_places_the_last_one_counts() -> None:
 
 
 def test_a_sliding_window_keeps_what_ends_near() -> None:
-    """An appended turn, and a branch inside the window, are reused as with plain attention."""
+    """An appended turn and a branch inside the window are reused, as with plain attention."""
 
     async def scenario(backend: ScriptedBackend) -> list[int | None]:
         backend.answer = lambda _: "same"
@@ -119,7 +119,7 @@ def test_a_sliding_window_keeps_what_ends_near() -> None:
 
 
 def test_a_prime_is_recorded_and_may_fail() -> None:
-    """With its text and slot, also where it is refused; one without a route does nothing."""
+    """A prime is recorded with text and slot, also if it is refused; without a route nothing happens."""
 
     async def scenario(backend: ScriptedBackend) -> list[tuple[str, int | None]]:
         await backend.prime(SPEC, render([RUBRIC]), slot=1)
@@ -141,7 +141,7 @@ def test_a_prime_is_recorded_and_may_fail() -> None:
 
 
 def test_a_whole_rendering_primes_its_row() -> None:
-    """Its tokens are those of the chat, which then evaluates one."""
+    """A whole rendering has the tokens of its chat, which then evaluates one."""
 
     async def scenario(backend: ScriptedBackend) -> tuple[Any, ...]:
         text = await backend.render(SPEC, ask("Fine.").messages)
@@ -155,8 +155,8 @@ def test_a_whole_rendering_primes_its_row() -> None:
     assert run(scenario) == (tokens, tokens, tokens - 1)
 
 
-def test_what_is_held_can_be_looked_at_and_replaced() -> None:
-    """What the load told, until it is released or a test puts something else there."""
+def test_the_loaded_model_can_be_inspected_and_replaced() -> None:
+    """The loaded model is that of the load, until a release or a test replaces it."""
 
     async def scenario(backend: ScriptedBackend) -> None:
         loaded = await backend.load(SPEC)
@@ -175,8 +175,8 @@ def test_what_is_held_can_be_looked_at_and_replaced() -> None:
     run(scenario, sliding=512, trained_ctx=8192)
 
 
-def test_a_backend_without_a_cache_tells_none() -> None:
-    """As before there were caches: no count."""
+def test_a_backend_without_a_cache_gives_no_count() -> None:
+    """Without a cache the backend gives no cached count."""
 
     async def scenario(backend: ScriptedBackend) -> list[Any]:
         replies = [await backend.chat(ask("a")), await backend.chat(ask("a"))]
@@ -186,7 +186,7 @@ def test_a_backend_without_a_cache_tells_none() -> None:
 
 
 def test_probabilities_depend_on_the_answer_alone() -> None:
-    """Told where asked, from -1 to 0."""
+    """Probabilities are given where asked, from -1 to 0."""
 
     async def scenario(backend: ScriptedBackend) -> list[float | None]:
         backend.answer = lambda request: request.messages[-1].content

@@ -1,4 +1,4 @@
-"""Every recorded reply, through the clients: status, keys and class of failure, from one table."""
+"""Every recorded reply through the clients: status, keys and failure class, from one table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ASK = ChatRequest(
 )
 
 OK = None
-# What each recorded reply to a chat means when it answers ours; the status stands beside, as recorded.
+# The meaning of each recorded reply to a chat, beside its recorded status.
 CHATS: dict[str, tuple[int, type[BackendError] | None]] = {
     "chat_after_runner_killed": (200, OK),
     "chat_bad_json": (400, RequestRefused),
@@ -56,7 +56,7 @@ CHATS: dict[str, tuple[int, type[BackendError] | None]] = {
     "chat_ok_warm": (200, OK),
     "chat_option_unknown": (200, OK),
     "chat_option_wrong_type": (500, RequestRefused),
-    "chat_overflow_history_dropped": (200, OK),  # cut in silence: why we never leave `truncate` on
+    "chat_overflow_history_dropped": (200, OK),  # cut without an error, which is why `truncate` is never on
     "chat_overflow_history_refused": (400, ContextOverflow),
     "chat_overflow_refused": (400, ContextOverflow),
     "chat_overflow_silent": (200, OK),
@@ -64,7 +64,7 @@ CHATS: dict[str, tuple[int, type[BackendError] | None]] = {
     "chat_render_only": (200, AnswerUnfinished),  # done: false
     "chat_repeat": (200, OK),
     "chat_runner_killed": (500, ServerDied),
-    "chat_runner_killed_stream": (200, UnexpectedReply),  # lines, where one object was asked for
+    "chat_runner_killed_stream": (200, UnexpectedReply),  # lines instead of one object
     "chat_schema": (200, OK),
     "chat_schema_bad_pattern": (400, RequestRefused),
     "chat_schema_invalid": (400, RequestRefused),
@@ -73,10 +73,10 @@ CHATS: dict[str, tuple[int, type[BackendError] | None]] = {
     "gemma_chat_ok": (200, OK),
     "gemma_render_only": (200, AnswerUnfinished),
 }
-# The same for the other routes: which reply stands in for the recorded one while a model is loaded.
+# The same for other routes: the reply that replaces the recorded one while a model is loaded.
 LOADS: dict[str, tuple[str, int, type[BackendError] | None]] = {
     "generate_preload": ("/api/generate", 200, OK),
-    "generate_raw": ("/api/generate", 200, UnexpectedReply),  # an answer, where a load was asked for
+    "generate_raw": ("/api/generate", 200, UnexpectedReply),  # an answer instead of a load
     "generate_unload": ("/api/generate", 200, UnexpectedReply),
     "ps_loaded": ("/api/ps", 200, OK),
     "ps_two_models": ("/api/ps", 200, OK),
@@ -93,7 +93,7 @@ V1: dict[str, tuple[int, type[BackendError] | None]] = {
     "v1_chat_ok": (200, OK),
     "v1_chat_model_missing": (404, RequestRefused),
     "v1_batches_absent": (404, RequestRefused),
-    "v1_models": (200, UnexpectedReply),  # a list, where an answer was asked for
+    "v1_models": (200, UnexpectedReply),  # a list instead of an answer
 }
 GOOD = {
     "/api/version": "version",
@@ -105,29 +105,29 @@ GOOD = {
 
 
 def recorded(answers: Mapping[str, str]) -> httpx.MockTransport:
-    """A transport that gives for each path the recorded case that is named."""
+    """A transport that returns the named recorded case for each path."""
     return httpx.MockTransport(lambda request: case(answers[request.url.path]).response())
 
 
 def ollama(**replaced: str) -> OllamaBackend:
-    """A client whose server gives the good replies, but for those replaced (by path, `_` for `/`)."""
+    """A client whose server gives the good replies, except for those replaced (by path, `_` for `/`)."""
     answers = {**GOOD, **{key.replace("_", "/"): name for key, name in replaced.items()}}
     return OllamaBackend("http://ollama", transport=recorded(answers), clock=SystemClock())
 
 
 def ask(backend: Backend, request: ChatRequest = ASK) -> Reply:
-    """One chat."""
+    """Send one chat."""
     return asyncio.run(backend.chat(request))
 
 
 def test_every_recorded_case_is_in_a_table() -> None:
-    """No recorded reply is forgotten, and none is named that is not there."""
+    """The tables name every recorded reply and no other."""
     assert set(all_cases()) == {*CHATS, *LOADS, *V1}
 
 
 @pytest.mark.parametrize("name", CHATS)
 def test_chat(name: str) -> None:
-    """A recorded chat reply becomes an answer with its own counters, or the right class of failure."""
+    """A recorded chat reply becomes an answer with its counters, or has its failure class."""
     status, failure = CHATS[name]
     reply = case(name)
 
@@ -143,7 +143,7 @@ def test_chat(name: str) -> None:
     assert answer.finish == reply.json["done_reason"]
     assert answer.prompt_tokens == reply.json["prompt_eval_count"]
     assert answer.completion_tokens == reply.json["eval_count"]
-    assert answer.cached_tokens is None  # this version does not count them, which is not zero
+    assert answer.cached_tokens is None  # this version does not count them, which differs from zero
     assert answer.load_s == reply.json["load_duration"] / 1e9
     assert answer.prompt_s == reply.json["prompt_eval_duration"] / 1e9
     assert answer.eval_s == reply.json["eval_duration"] / 1e9
@@ -153,7 +153,7 @@ def test_chat(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOADS)
 def test_load(name: str) -> None:
-    """A recorded reply of the routes around a load is understood, or refused for what it is."""
+    """A recorded reply of a load route is read, or refused for its reason."""
     path, status, failure = LOADS[name]
     answers = {**GOOD, path: name}
     backend = OllamaBackend("http://ollama", transport=recorded(answers), clock=SystemClock())
@@ -176,7 +176,7 @@ def test_load(name: str) -> None:
 
 @pytest.mark.parametrize("name", V1)
 def test_openai(name: str) -> None:
-    """A recorded `/v1` reply is an answer with its usage, or the right class of failure."""
+    """A recorded `/v1` reply becomes an answer with its usage, or has its failure class."""
     status, failure = V1[name]
     backend = OpenAIBackend(
         "http://server/v1", transport=recorded({"/v1/chat/completions": name}), clock=SystemClock()
@@ -199,7 +199,7 @@ def test_openai(name: str) -> None:
     [("chat_overflow_refused", 13924, 2048), ("chat_overflow_history_refused", 5731, 2048)],
 )
 def test_overflow_sizes(name: str, prompt: int, window: int) -> None:
-    """The exact sizes are read out of the JSON inside the JSON string."""
+    """The exact sizes are read from the JSON inside the JSON string."""
     expected = json.loads(case(name).json["error"])["error"]
     assert (expected["n_prompt_tokens"], expected["n_ctx"]) == (prompt, window)
 
@@ -219,8 +219,8 @@ def test_overflow_sizes(name: str, prompt: int, window: int) -> None:
         ("chat_cloud_name", "never sent"),
     ],
 )
-def test_a_refusal_says_what_to_do(name: str, words: str) -> None:
-    """Beside the server's own words stands what the person has to change."""
+def test_a_refusal_has_a_fix(name: str, words: str) -> None:
+    """The error gives the server's text and what the user has to change."""
     with pytest.raises(RequestRefused) as caught:
         ask(ollama(_api_chat=name))
 
@@ -228,8 +228,8 @@ def test_a_refusal_says_what_to_do(name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("done", [False, None, "true", 1])
-def test_nothing_but_done_true_is_an_answer(done: object) -> None:
-    """A good reply whose `done` is anything else, or is not there, is unfinished."""
+def test_only_done_true_is_an_answer(done: object) -> None:
+    """A good reply without `done: true` is unfinished."""
     body = {key: value for key, value in case("chat_ok_cold").json.items() if key != "done"}
     if done is not None:
         body["done"] = done
@@ -239,7 +239,7 @@ def test_nothing_but_done_true_is_an_answer(done: object) -> None:
 
 
 def test_zero_cached_tokens_are_not_absent() -> None:
-    """0 and no count at all are told apart."""
+    """0 and a missing count differ."""
     body = case("chat_ok_cold").json
 
     assert read_reply(body).cached_tokens is None
@@ -247,8 +247,8 @@ def test_zero_cached_tokens_are_not_absent() -> None:
 
 
 @pytest.mark.parametrize("count", ["12", -1, True, None, 1.5, [3], 2**53, 10**400])
-def test_what_is_no_count_is_absent(count: object) -> None:
-    """A count or a time of another type, below zero or beyond every ledger is not measured, in either API."""
+def test_an_invalid_count_is_absent(count: object) -> None:
+    """A count or time of another type, below zero or too large for the ledger is None, in either API."""
     body = case("chat_ok_cold").json
     reply = read_reply({**body, "prompt_eval_count": count, "eval_count": count, "load_duration": count})
     assert (reply.prompt_tokens, reply.completion_tokens, reply.load_s) == (None, None, None)

@@ -18,12 +18,14 @@ from support.cards import ScriptedCards, card
 CARD = [16 * GB]
 
 
-def said(*totals: int, **vram: float) -> str:
+def printed(*totals: int, **vram: float) -> str:
     return "\n".join(memory_limits(Vram(**vram), RelativeLimits(), totals))
 
 
 def test_check_echoes_the_limits_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the cards that are read now, with the service's limit where the sidecar has none."""
+    """`check` shows the limits for the cards found now, with the service's limit where the
+    sidecar has none.
+    """
     monkeypatch.delenv("SPOOLAMA_CONFIG", raising=False)
     probe = ScriptedCards([(0, (card(3),))], SystemClock())
     monkeypatch.setattr(gpu_report, "NvmlCards", lambda: probe)
@@ -36,9 +38,9 @@ def test_check_echoes_the_limits_in_force(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
-def test_cards_of_one_size_are_told_once() -> None:
-    """Eight cards would be eight lines."""
-    assert said(16 * GB, 16 * GB, 24 * GB, critical=0.9).count("vram: high from") == 2
+def test_cards_of_one_size_share_one_line() -> None:
+    """Cards of one size share one line."""
+    assert printed(16 * GB, 16 * GB, 24 * GB, critical=0.9).count("vram: high from") == 2
 
 
 @pytest.mark.parametrize(
@@ -53,9 +55,9 @@ def test_cards_of_one_size_are_told_once() -> None:
         ({"keep_free_gb": 9}, "vram.keep_free_gb: 9 is more than half of a GPU of 16.0 GB"),
     ],
 )
-def test_a_value_that_does_nothing_is_warned_about(vram: dict[str, float], words: str) -> None:
-    """It would be ignored without a word."""
-    assert f"Warning: {words}" in said(*CARD, **vram)
+def test_a_limit_without_effect_gives_a_warning(vram: dict[str, float], words: str) -> None:
+    """A limit above the service's own gives a warning, because it has no effect."""
+    assert f"Warning: {words}" in printed(*CARD, **vram)
 
 
 @pytest.mark.parametrize(
@@ -67,14 +69,14 @@ def test_a_value_that_does_nothing_is_warned_about(vram: dict[str, float], words
         ({"keep_free_gb": 8}, "high from 8.0 GB, critical from 8.0 GB"),
     ],
 )
-def test_a_value_that_counts_is_in_force(vram: dict[str, float], limits: str) -> None:
-    """At the service's own limit, and below it: one line with the limits, without a warning."""
-    assert said(*CARD, **vram) == f"vram: {limits} on a GPU of 16.0 GB, counting all processes."
+def test_a_limit_within_the_services_own_is_in_force(vram: dict[str, float], limits: str) -> None:
+    """A limit at or below the service's own is shown without a warning."""
+    assert printed(*CARD, **vram) == f"vram: {limits} on a GPU of 16.0 GB, counting all processes."
 
 
-def test_without_a_card_shares_are_told() -> None:
-    """A share and a size cannot be compared before the card is known; two shares can."""
-    text = said(high=12, critical=0.95, keep_free_gb=0.2)
+def test_without_a_card_only_shares_are_compared() -> None:
+    """Without a card, shares are compared with shares, and a share with a size is not compared."""
+    text = printed(high=12, critical=0.95, keep_free_gb=0.2)
     assert "high from 12 GB or 87.5 % of a GPU, whichever is less; critical from 93.75 % of a GPU, or" in text
     assert "with less than 0.5 GB free" in text
     assert "Warning: vram.critical: 0.95 exceeds the service's 0.9375" in text

@@ -1,4 +1,4 @@
-"""The commands as a person calls them."""
+"""The commands as a user runs them."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(spoolama, [str(a) for a in arguments])
 
 
-def as_a_person(
+def run_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
 ) -> tuple[int, str]:
-    """Exit status and everything said, through the real entry point."""
+    """Return the exit status and the output of the real entry point."""
     monkeypatch.setattr(sys, "argv", ["spoolama", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out + said.err
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out + printed.err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_an_example_that_the_command_understands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody copies an example that does not even parse."""
+def test_every_example_in_the_help_parses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every example in the help parses."""
     command = spoolama.get_command(click.Context(spoolama), name)
     assert command is not None
     text = CliRunner().invoke(command, ["--help"], terminal_width=200).output
@@ -77,20 +77,20 @@ def test_help_has_an_example_that_the_command_understands(name: str, monkeypatch
         command.make_context(name, words[2:])
 
 
-def test_the_models_that_come_along_are_named_where_the_embedded_engine_is() -> None:
-    """In the documentation and in the help: nobody has to guess a name."""
+def test_the_packaged_models_are_named_in_docs_and_help() -> None:
+    """The packaged models are named in the documentation and in the help."""
     page = (ROOT / "docs" / "operating.md").read_text()
     (line,) = [one for one in page.splitlines() if "`--backend embedded`" in one]
     run = spoolama.get_command(click.Context(spoolama), "run")
     assert run is not None
-    said = CliRunner().invoke(run, ["--help"], terminal_width=200).output
+    help_text = CliRunner().invoke(run, ["--help"], terminal_width=200).output
     for name in _PACKAGED:
         assert f"`{name}`" in line
-        assert name in said
+        assert name in help_text
 
 
 def test_every_command_of_the_list_is_described_in_its_own_help() -> None:
-    """And the list comes without importing any of them."""
+    """Every listed command has its own help, and the list imports none of them."""
     script = "import sys\nfrom spoolama.cli.main import spoolama\n"
     script += "try:\n    spoolama(['--help'])\nexcept SystemExit:\n    pass\n"
     script += "heavy = {'pydantic', 'httpx', 'scipy', 'jinja2', 'rich', 'yaml'} & set(sys.modules)\n"
@@ -105,8 +105,8 @@ def test_every_command_of_the_list_is_described_in_its_own_help() -> None:
     assert all(f"  {name} " in ended.stdout for name in COMMANDS)
 
 
-def test_check_shows_prompts_faults_and_an_estimate(drop: Path) -> None:
-    """What the service would say, with line numbers, and nothing made up."""
+def test_check_shows_prompts_problems_and_an_estimate(drop: Path) -> None:
+    """`check` shows what the service would report, with line numbers and no invented values."""
     result = call("check", drop)
     assert result.exit_code == 0, result.output
     assert "4 rows of csv for m" in result.output
@@ -120,12 +120,12 @@ def test_check_shows_prompts_faults_and_an_estimate(drop: Path) -> None:
 
 
 def test_check_estimates_the_time_only_with_a_rate(drop: Path) -> None:
-    """A number from nowhere would be a defect."""
+    """`check` estimates the time only if a rate is given."""
     assert "about 30 s at 0.1 rows/s (--rate)" in call("check", drop, "--rate", "0.1").output
 
 
 @pytest.mark.parametrize(
-    ("side", "said"),
+    ("side", "expected"),
     [
         ("", "Each row is asked in isolation."),
         ("gold: text\n", "a pilot tests whether earlier rows improve the agreement with gold"),
@@ -134,19 +134,19 @@ def test_check_estimates_the_time_only_with_a_rate(drop: Path) -> None:
         ("mode: isolated\n", None),
     ],
 )
-def test_check_shows_what_precedes_a_row(drop: Path, side: str, said: str | None) -> None:
-    """With `auto` that is known when the pilot has ended, or at once where there is none."""
+def test_check_shows_what_precedes_a_row(drop: Path, side: str, expected: str | None) -> None:
+    """With `auto`, `check` says that the pilot decides, or gives the form where there is no pilot."""
     sidecar = drop.with_suffix(".yaml")
     sidecar.write_text(sidecar.read_text() + side)
     output = " ".join(call("check", drop).output.split())
-    assert said in output if said is not None else "pilot" not in output
+    assert expected in output if expected is not None else "pilot" not in output
 
 
 HIGH = "A prompt with earlier rows has at most 2,879 tokens (trim.high: 0.75)."
 
 
 @pytest.mark.parametrize(
-    ("rows", "side", "said", "unsaid"),
+    ("rows", "side", "expected", "missing"),
     [
         (
             300,
@@ -198,18 +198,20 @@ HIGH = "A prompt with earlier rows has at most 2,879 tokens (trim.high: 0.75)."
     ],
 )  # fmt: skip
 def test_check_shows_prompts_pilot_and_audit(
-    drop: Path, rows: int, side: str, said: list[str], unsaid: str
+    drop: Path, rows: int, side: str, expected: list[str], missing: str
 ) -> None:
-    """What a prompt has besides the row, the additional answers at most, and numbers that are too small."""
+    """`check` shows the prompt around the row, the maximum of extra answers, and numbers that
+    are too small.
+    """
     drop.write_text("id,text\n" + "".join(f"{n},row {n}\n" for n in range(rows)))
     drop.with_suffix(".yaml").write_text(SIDECAR + side)
     output = " ".join(call("check", drop).output.split())
-    assert [words for words in said if words not in output] == []
-    assert unsaid not in output
+    assert [words for words in expected if words not in output] == []
+    assert missing not in output
 
 
 @pytest.mark.parametrize(
-    ("side", "said"),
+    ("side", "expected"),
     [
         (
             "lanes: 2\ntrim: {strategy: reset}\n",
@@ -221,19 +223,19 @@ def test_check_shows_prompts_pilot_and_audit(
         ("lanes: 1\n", None),
     ],
 )
-def test_check_says_where_lanes_would_have_no_work(drop: Path, side: str, said: str | None) -> None:
-    """A trial with few rows is one conversation, and so one request at a time: that says little of speed."""
+def test_check_warns_if_lanes_would_have_no_work(drop: Path, side: str, expected: str | None) -> None:
+    """`check` warns if a small trial has one conversation and so one request at a time."""
     sidecar = drop.with_suffix(".yaml")
     sidecar.write_text(sidecar.read_text() + side)
     output = " ".join(call("check", drop).output.split())
-    assert ("to use all lanes" in output) == (said is not None)
-    if said is not None:
-        assert said in output
+    assert ("to use all lanes" in output) == (expected is not None)
+    if expected is not None:
+        assert expected in output
         assert "Set `segment: 2` to use all lanes" in output
 
 
 def test_a_long_check_shows_its_progress_on_a_terminal() -> None:
-    """And leaves an empty line; in a file or a pipe nothing is shown."""
+    """A long check shows its progress on a terminal and clears it; a file or a pipe gets no progress."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -255,14 +257,14 @@ def test_a_long_check_shows_its_progress_on_a_terminal() -> None:
 
 
 def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
-    """By the names that the service goes by, or by --data."""
+    """`check` finds the data of a sidecar by the service's rules for names, or by --data."""
     assert "r.csv with r.yaml" in call("check", drop.with_suffix(".yaml")).output
     other = drop.rename(drop.with_name("other.csv"))
     assert "other.csv with r.yaml" in call("check", drop.with_suffix(".yaml"), "--data", other).output
 
 
 @pytest.mark.parametrize(
-    ("sidecar", "data", "said"),
+    ("sidecar", "data", "expected"),
     [
         ("modle: m\nprompt: x\n", DATA, "r.yaml:1:1: modle:"),
         ("model: m\nprompt: '{{ txt }}'\n", DATA, "No row can be sent"),
@@ -285,44 +287,44 @@ def test_check_finds_the_data_of_a_sidecar(drop: Path) -> None:
         ("model: m\nprompt: '{{ name'\n", DATA, "r.csv:4: ragged: 1 cell where the header has 2 columns"),
     ],
 )
-def test_check_says_what_would_fail_the_job(
+def test_check_reports_what_would_fail_the_job(
     drop: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     sidecar: str,
     data: str,
-    said: str,
+    expected: str,
 ) -> None:
-    """In kind lines that name file, line and key, one hiding no other; exit status 1 and no traceback."""
+    """`check` reports every problem with file, line and key, and exits with status 1 and no traceback."""
     drop.write_text(data)
     drop.with_suffix(".yaml").write_text(sidecar)
-    status, text = as_a_person(monkeypatch, capsys, "check", drop)
+    status, text = run_command(monkeypatch, capsys, "check", drop)
     assert status == 1
-    assert said in text
+    assert expected in text
     assert "Traceback" not in text
 
 
 def test_check_config(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """The shipped settings are fine; a mistake ends with 78."""
+    """The shipped settings pass, and an invalid setting exits with status 78."""
     shipped = call("check", "--config", ROOT / "config" / "spoolama.yaml")
     assert "the settings are valid" in shipped.output
     (tmp_path / "c.yaml").write_text("lanse: 2\n")
-    status, text = as_a_person(monkeypatch, capsys, "check", "--config", tmp_path / "c.yaml")
+    status, text = run_command(monkeypatch, capsys, "check", "--config", tmp_path / "c.yaml")
     assert status == 78
     assert "c.yaml:1:1: lanse: unknown key (did you mean lanes?)" in text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "examples").glob("*.yaml")), ids=lambda p: p.stem)
-def test_the_example_sidecars_are_sidecars(path: Path) -> None:
-    """People start from them."""
+def test_the_example_sidecars_are_valid(path: Path) -> None:
+    """The example sidecars are valid."""
 
     assert load_sidecar(path, openai="openai" in path.name).model
 
 
-def test_submit_places_both_files_whole(drop: Path, tmp_path: Path) -> None:
-    """Data and sidecar, nothing else, readable by the service."""
+def test_submit_places_both_files(drop: Path, tmp_path: Path) -> None:
+    """`submit` places data and sidecar, nothing else, readable by the service."""
     assert call("init", tmp_path / "spool").exit_code == 0
     result = call("submit", drop, "--spool", tmp_path / "spool")
     assert result.exit_code == 0, result.output
@@ -335,7 +337,7 @@ def test_submit_places_both_files_whole(drop: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("taken", ["r.csv", "r.yaml"])
 def test_submit_replaces_nothing(drop: Path, tmp_path: Path, taken: str) -> None:
-    """A name that is taken leaves incoming/ as it was."""
+    """A name that exists leaves incoming/ unchanged."""
     spool = Spool(tmp_path / "spool")
     spool.create()
     (spool.incoming / taken).write_text("somebody's")
@@ -345,8 +347,8 @@ def test_submit_replaces_nothing(drop: Path, tmp_path: Path, taken: str) -> None
     assert [(p.name, p.read_text()) for p in spool.incoming.iterdir()] == [(taken, "somebody's")]
 
 
-def test_submit_refuses_what_the_service_would_refuse(drop: Path, tmp_path: Path) -> None:
-    """Before anything is placed; --no-check places it all the same."""
+def test_submit_refuses_invalid_uploads(drop: Path, tmp_path: Path) -> None:
+    """`submit` refuses an invalid upload before it places anything, unless --no-check is given."""
     spool = Spool(tmp_path / "spool")
     spool.create()
     drop.with_suffix(".yaml").write_text("model: m\n")
@@ -387,7 +389,7 @@ NOT_REGULAR: dict[str, tuple[str, Callable[[Path], None]]] = {
         "status --config odd",
     ],
 )
-def test_what_is_no_regular_file_is_refused_at_once(
+def test_a_file_that_is_not_regular_is_refused_at_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -395,7 +397,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
     kind: str,
     command: str,
 ) -> None:
-    """A command does not wait for somebody to write to a FIFO, nor read a device without end."""
+    """A command refuses a FIFO or a device at once instead of blocking on it."""
     monkeypatch.chdir(tmp_path)
     what, make = NOT_REGULAR[kind]
     Spool(tmp_path / "spool").create()
@@ -404,23 +406,23 @@ def test_what_is_no_regular_file_is_refused_at_once(
     (tmp_path / "job").mkdir()
     for name in ("odd", "odd.csv", "odd.jsonl", "odd.yaml", "side.yaml", "job/metrics.json"):
         make(Path(name))
-    status, said = as_a_person(monkeypatch, capsys, *command.split())
+    status, text = run_command(monkeypatch, capsys, *command.split())
     assert not list((tmp_path / "spool" / "incoming").iterdir())
     if command == "analyze job":
-        assert "its metrics.json cannot be read (NotRegular)" in said
+        assert "its metrics.json cannot be read (NotRegular)" in text
     elif "--config odd" in command:
-        assert "odd is" in said or "'odd' is" in said  # click knows directories
+        assert "odd is" in text or "'odd' is" in text  # click checks directories
     elif kind == "directory" and command.startswith("convert odd"):
-        assert "is not a published job" in said
+        assert "is not a published job" in text
     else:
         odd = "side.yaml" if "side.csv" in command else next(w for w in command.split() if "odd" in w)
-        assert f"{odd} is {what}, not a regular file" in said
+        assert f"{odd} is {what}, not a regular file" in text
         assert status == 1
     assert status
 
 
-def test_status_and_watch_show_what_became_of_a_drop(tmp_path: Path) -> None:
-    """The service at a glance, one name in words, and both for programs."""
+def test_status_and_watch_show_the_state_of_an_upload(tmp_path: Path) -> None:
+    """`status` and `watch` show the service and one upload, for people and as JSON."""
     service = Service(tmp_path / "spool")
     service.drop("a")
     service.drop("lonely", sidecar=None)
@@ -441,15 +443,15 @@ def test_status_and_watch_show_what_became_of_a_drop(tmp_path: Path) -> None:
     assert "lonely.csv" in watched.output
 
 
-def test_status_says_when_nothing_ever_ran(tmp_path: Path) -> None:
-    """A kind line instead of a missing file."""
+def test_status_without_a_service_is_one_line(tmp_path: Path) -> None:
+    """Without a service, `status` prints one line instead of an error about a missing file."""
     call("init", tmp_path / "spool")
     result = call("status", "--spool", tmp_path / "spool")
     assert (result.exit_code, "No service has run on" in result.output) == (1, True)
 
 
-def test_names_cannot_draw_on_the_screen() -> None:
-    """Rich markup in a file's name is shown, not obeyed."""
+def test_markup_in_names_is_shown_as_text() -> None:
+    """Rich markup in a file name is shown as text."""
     from rich.console import Console
 
     payload = {
@@ -466,12 +468,12 @@ def test_names_cannot_draw_on_the_screen() -> None:
     assert "[bold]why" in shown.get()
 
 
-def test_status_of_a_job_that_waits_says_why(tmp_path: Path) -> None:
-    """Its place, and the reason if there is one."""
+def test_the_status_of_a_waiting_job_gives_the_reason(tmp_path: Path) -> None:
+    """The status of a waiting job gives its place and the reason, if there is one."""
     service = Service(tmp_path / "spool")
     found = {"state": "queued", "name": "a.csv", "job": "a-1", "place": 2, "message": None}
     path = service.spool.status / "a.csv.json"
     for message in (None, "The service died once while this job ran."):
         path.write_text(json.dumps(found | {"message": message}))
-        said = call("status", "a", "--spool", service.spool.root).output.splitlines()
-        assert said == ["a.csv is number 2 in the queue, as job a-1.", *([message] if message else [])]
+        lines = call("status", "a", "--spool", service.spool.root).output.splitlines()
+        assert lines == ["a.csv is number 2 in the queue, as job a-1.", *([message] if message else [])]

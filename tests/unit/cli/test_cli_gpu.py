@@ -1,4 +1,4 @@
-"""`spoolama gpu`: what it reads, estimates and says; it never loads and never hangs."""
+"""`spoolama gpu`: what it reads, estimates and prints; it never loads a model and never hangs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Server(ScriptedBackend):
-    """A server that lists what the test says."""
+    """A server with the models that the test sets."""
 
     listed: tuple[HeldModel, ...] | None = ()
     away = False
@@ -78,7 +78,7 @@ def look(
     config: Path | None = None,
     **settings: object,
 ) -> dict[str, Any]:
-    """What is found with these cards and this server."""
+    """Return the report for these cards and this server."""
     clock = SystemClock()
     given = {f"SPOOLAMA_{key.upper()}": str(value) for key, value in settings.items()}
     server = _Server(clock, uses_gpus=True, shape_=LLAMA_8B)
@@ -99,18 +99,22 @@ def look(
     return found
 
 
-def said(found: dict[str, Any]) -> str:
+def printed(found: dict[str, Any]) -> str:
     return "\n".join(in_words(found))
 
 
 def call(monkeypatch: pytest.MonkeyPatch, probe: object, *arguments: str) -> Result:
-    """The command with these cards, as a person calls it."""
+    """Run the command with these cards, as a user does."""
     monkeypatch.setattr(gpu_report, "NvmlCards", lambda: probe)
     return CliRunner().invoke(spoolama, ["gpu", *arguments], catch_exceptions=False)
 
 
-def test_without_gpu_and_server_it_says_why_and_shows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sentence for each, exit status 0, and this machine's memory all the same."""
+def test_without_gpu_and_server_the_report_gives_reasons_and_main_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a GPU or a server, the command gives each reason, shows the machine's memory and
+    exits with 0.
+    """
     result = call(monkeypatch, NoCards("no NVIDIA driver on this machine"), "--url", NOBODY)
 
     assert result.exit_code == 0
@@ -120,7 +124,9 @@ def test_without_gpu_and_server_it_says_why_and_shows_the_machine(monkeypatch: p
 
 
 def test_everything_of_a_card_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory, the driver's own, limits, heat, power, why clocks are lowered, and each process."""
+    """The report has memory, the driver's own part, limits, temperature, power, throttling and
+    each process.
+    """
     full = card(
         15.5,
         name="NVIDIA L4",
@@ -144,8 +150,10 @@ def test_everything_of_a_card_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "process 4711: 8.0 GB\n  process 4712: size unknown\n" in text
 
 
-def test_what_is_not_told_is_not_made_up(tmp_path: Path) -> None:
-    """A card that tells its memory alone, and MIG, and cards that do not count."""
+def test_missing_values_stay_missing(tmp_path: Path) -> None:
+    """Missing values stay missing: for a card that reports only memory, for MIG, and for cards that do not
+    count.
+    """
     cards = (
         card(1, mig="2"),
         card(2, index=1, mig="on", processes={}, throttled=()),
@@ -153,7 +161,7 @@ def test_what_is_not_told_is_not_made_up(tmp_path: Path) -> None:
 
     (tmp_path / "c.yaml").write_text("vram: {cards: [0]}\n")
 
-    text = said(look(cards, config=tmp_path / "c.yaml"))
+    text = printed(look(cards, config=tmp_path / "c.yaml"))
 
     assert "scripted card, MIG instance 2:\n" in text
     assert "in MIG mode, instances cannot be read (ignored: vram.cards):\n" in text
@@ -164,20 +172,20 @@ def test_what_is_not_told_is_not_made_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("used", "level"), [(13.9, "ok"), (14, "high"), (14.9, "high"), (15, "critical")])
 def test_the_level_is_that_of_this_moment(used: float, level: str) -> None:
-    """One look is enough, where the service waits for a peak to pass."""
+    """One reading is enough, while the service waits for a peak to pass."""
     assert look((card(used),))["level"] == level
 
 
 def test_the_level_follows_the_settings() -> None:
-    """The limits are the service's own."""
+    """The limits are those of the service."""
     found = look((card(10),), vram__high=8, vram__critical=9)
 
     assert found["level"] == "critical"
     assert found["cards"][0]["critical_bytes"] == 9 * GB
 
 
-def test_an_estimate_is_held_against_what_is_free() -> None:
-    """It fits by the engine's own estimate."""
+def test_an_estimate_is_compared_with_free_memory() -> None:
+    """A model whose estimate fits the free memory is reported as fitting."""
     found = look((card(2, 24),), LoadSpec("m", 8192, slots=2))["estimate"]
 
     assert found["fits"] is True
@@ -185,10 +193,10 @@ def test_an_estimate_is_held_against_what_is_free() -> None:
     assert found["estimate"] == EstimatedSize(LLAMA_8B, on_card=True).to_json(LoadSpec("m", 8192, slots=2))
 
 
-def test_what_does_not_fit_is_said_with_what_there_is() -> None:
-    """It is called what it is: an estimate."""
+def test_a_model_that_does_not_fit_is_reported_with_free_memory() -> None:
+    """A model that does not fit is reported with its estimate and the free memory."""
     found = look((card(2, 24),), LoadSpec("m", 65_536))
-    text = said(found)
+    text = printed(found)
 
     assert found["estimate"]["fits"] is False
     assert "Estimate for m with num_ctx 65,536 and 1 slot, on a GPU (no model was loaded):\n  about " in text
@@ -197,7 +205,7 @@ def test_what_does_not_fit_is_said_with_what_there_is() -> None:
 
 
 def test_a_model_that_the_server_does_not_have_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit status 1, for scripts; a server that is away says nothing about the model."""
+    """A model that the server does not have gives exit status 1; an unreachable server does not."""
 
     async def refuse(_: object, __: LoadSpec) -> None:
         raise RequestRefused("model 'nope' not found")
@@ -210,8 +218,8 @@ def test_a_model_that_the_server_does_not_have_is_a_failure(monkeypatch: pytest.
     assert call(monkeypatch, probe, "--url", NOBODY, "--model", "nope").exit_code == 0
 
 
-def test_the_servers_own_models_make_room() -> None:
-    """It gives them back for a load, so what they hold may be taken."""
+def test_the_servers_own_models_count_as_free() -> None:
+    """Memory of the server's other models counts as free, because it unloads them for a load."""
 
     def holds(server: _Server) -> None:
         server.listed = (HeldModel("old:8b", 18 * GB, 17 * GB, 4096),)
@@ -220,28 +228,28 @@ def test_the_servers_own_models_make_room() -> None:
 
     assert found["estimate"]["fits"] is True
     assert found["estimate"]["may_be_taken_bytes"] == round((22.5 - 19 + 17) * GB)
-    assert "  old:8b: 18.0 GB, 17.0 GB of it on GPUs, num_ctx 4,096\n" in said(found)
+    assert "  old:8b: 18.0 GB, 17.0 GB of it on GPUs, num_ctx 4,096\n" in printed(found)
 
 
-def test_without_a_card_main_memory_is_reckoned() -> None:
-    """Ollama then takes that; a model of 15 GB is no card's matter."""
+def test_without_a_card_main_memory_counts() -> None:
+    """Without a card the estimate is compared with main memory, which Ollama then uses."""
     found = look(NO_DRIVER, LoadSpec("m", 4096))["estimate"]
 
     assert found["where"] == "host"
     assert found["fits"] is not None
 
 
-def test_cards_that_cannot_be_read_leave_it_open() -> None:
-    """A driver that does not answer has a card behind it, of which nothing is known."""
+def test_unreadable_cards_leave_the_question_open() -> None:
+    """If the driver does not answer, the command does not decide whether the model fits."""
     found = look(NoReading("NVML error: Unknown Error"), LoadSpec("m", 4096))
 
     assert found["estimate"]["fits"] is None
     assert found["estimate"]["where"] == "card"
-    assert "Whether it fits is unknown" in said(found)
+    assert "Whether it fits is unknown" in printed(found)
 
 
 def test_why_there_is_no_estimate() -> None:
-    """A server that does not tell, and one that is away."""
+    """A server without model details and an unreachable server are each given as the reason."""
 
     def shapeless(server: _Server) -> None:
         server.shape_ = None
@@ -250,22 +258,24 @@ def test_why_there_is_no_estimate() -> None:
         server.away = True
         shapeless(server)
 
-    text = said(look((card(1),), LoadSpec("m", 4096), arrange=shapeless))
+    text = printed(look((card(1),), LoadSpec("m", 4096), arrange=shapeless))
     assert text.endswith("1 slot: not possible, because the server does not report the shape of the model.")
-    assert "cannot list its loaded models: nobody there." in said(look((card(1),), arrange=away))
+    assert "cannot list its loaded models: nobody there." in printed(look((card(1),), arrange=away))
 
 
-def test_a_server_elsewhere_has_nothing_of_this_machine() -> None:
-    """Its cards and memory are not here, so no level is told, and ours are named as not its own."""
+def test_a_server_on_another_host_does_not_use_these_cards() -> None:
+    """For a server on another host no level is shown, and this machine's cards are named as not
+    the server's.
+    """
     found = look((card(15.9),), backend__url="http://192.0.2.1:11434")
 
     assert (found["level"], found["cards"]) == (None, None)
-    assert said(found).startswith("Memory pressure is unknown: the model server is on another machine.\n")
-    assert "This machine (not the server's):\n" in said(found)
+    assert printed(found).startswith("Memory pressure is unknown: the model server is on another machine.\n")
+    assert "This machine (not the server's):\n" in printed(found)
 
 
 def test_json_has_the_same_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes, and null for what is not known."""
+    """The JSON has bytes, and null for unknown values."""
     probe = ScriptedCards([(0, (card(3, processes={7: 5}),))], SystemClock())
 
     found = json.loads(call(monkeypatch, probe, "--url", NOBODY, "--json").output)
@@ -277,8 +287,8 @@ def test_json_has_the_same_for_programs(monkeypatch: pytest.MonkeyPatch) -> None
     assert found["estimate"] is None
 
 
-def test_a_window_without_a_model_is_a_mistake() -> None:
-    """It would be silently nothing."""
+def test_a_window_without_a_model_is_an_error() -> None:
+    """A window without a model is an error."""
     result = CliRunner().invoke(spoolama, ["gpu", "--num-ctx", "8192"])
 
     assert result.exit_code == 2
@@ -289,7 +299,7 @@ _HEARS_CTRL_C = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from spoolama.cli.main import spoolama; spoolama(sys.argv[1:])"
 )
-"""A shell starts what runs in the background with Ctrl-C ignored, and children inherit that."""
+"""A shell starts background jobs with Ctrl-C ignored, and children inherit that."""
 
 
 def _child(script: Script, *arguments: str) -> subprocess.Popen[str]:
@@ -300,7 +310,7 @@ def _child(script: Script, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_a_driver_that_hangs_does_not_hang_the_command(tmp_path: Path) -> None:
-    """The library's call blocks for a minute; the command has ended long before, and says so."""
+    """A driver call that blocks for a minute does not delay the command, which reports the hang."""
     script = Script(tmp_path / "script", hanging=["nvmlDeviceGetMemoryInfo"])
     script.write()
 
@@ -313,7 +323,7 @@ def test_a_driver_that_hangs_does_not_hang_the_command(tmp_path: Path) -> None:
 
 
 def test_watch_follows_the_card_until_it_is_interrupted(tmp_path: Path) -> None:
-    """Lines of JSON see memory rise; Ctrl-C ends it with status 0 and without a word."""
+    """The JSON lines follow the card's memory, and Ctrl-C ends the command silently with status 0."""
     script = Script(tmp_path / "script", cards=[FakeCard(used=GB)])
     script.write()
 

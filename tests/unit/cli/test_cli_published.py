@@ -1,4 +1,4 @@
-"""The commands on published jobs, as a person calls them."""
+"""The commands on published jobs, as a user runs them."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def job(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", [analyze, compare, convert, merge, sample], ids=lambda c: c.name)
 def test_help_teaches_with_an_example(command: click.Command) -> None:
-    """Every command's help has an example that begins as one would type it."""
+    """Every command's help has an example that begins with the command."""
     assert f"spoolama {command.name} " in call(command, "--help")
 
 
 def test_analyze_shows_and_writes(job: Path, tmp_path: Path) -> None:
-    """Tables on the terminal, the same as CSV; texts with brackets are shown as they are."""
+    """`analyze` prints tables, writes the same as CSV, and shows brackets as text."""
     output = call(analyze, job, "--csv", tmp_path / "a.csv")
     assert "2 rows in = 1 ok + 1 failed + 0 skipped" in output
     assert "answer_empty" in output
@@ -52,8 +52,8 @@ def test_analyze_shows_and_writes(job: Path, tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_text().startswith("section,item,value,note\n")
 
 
-def test_analyze_says_what_earlier_rows_did(job: Path) -> None:
-    """The sentences of the summary stand on the terminal, under the same names."""
+def test_analyze_shows_the_effect_of_earlier_rows(job: Path) -> None:
+    """The terminal shows the summary's entries about earlier rows under the same names."""
     output = " ".join(call(analyze, job).split())
     assert "Pilot None: a pilot needs known answers" in output
     (job / "metrics.json").write_text(
@@ -63,7 +63,7 @@ def test_analyze_says_what_earlier_rows_did(job: Path) -> None:
 
 
 def test_analyze_names_the_labels_that_no_row_was_answered(tmp_path: Path) -> None:
-    """Table and CSV have each label of the schema, also one with 0 rows."""
+    """Table and CSV list each label of the schema, also one with 0 rows."""
     sidecar = SIDECAR + 'format: {type: string, enum: ["yes", "no", maybe]}\n'
     publish_job(tmp_path / "j", data_name="d.csv", data=DATA, sidecar=sidecar, answer=lambda _: '"yes"')
     output = call(analyze, tmp_path / "j", "--csv", tmp_path / "a.csv")
@@ -72,8 +72,8 @@ def test_analyze_names_the_labels_that_no_row_was_answered(tmp_path: Path) -> No
     assert "answers,maybe,0,0.0000\n" in (tmp_path / "a.csv").read_text()
 
 
-def test_merge_prints_books_that_balance(job: Path, tmp_path: Path) -> None:
-    """The whole way: errors dropped again, merged, and the sentence says that all is there."""
+def test_merge_prints_counts_that_add_up(job: Path, tmp_path: Path) -> None:
+    """Errors that are dropped again and merged give a result whose counts add up."""
     publish_job(
         tmp_path / "retry",
         data_name="errors.jsonl",
@@ -87,7 +87,7 @@ def test_merge_prints_books_that_balance(job: Path, tmp_path: Path) -> None:
 
 
 def test_compare_prints_one_table_and_two_sentences(job: Path, tmp_path: Path) -> None:
-    """Both jobs are in one table."""
+    """One table shows both jobs."""
     publish_job(tmp_path / "other", data_name="d.csv", data=DATA, sidecar=SIDECAR, answer=lambda _: "no")
     output = call(compare, job, tmp_path / "other")
     assert "home" in output
@@ -95,8 +95,8 @@ def test_compare_prints_one_table_and_two_sentences(job: Path, tmp_path: Path) -
     assert "1 of 1 rows (100 %) got different answers." in output
 
 
-def test_sample_then_convert_there_and_back(tmp_path: Path) -> None:
-    """A sample becomes requests; its sidecar is found beside it; answers become a table again."""
+def test_a_sample_is_converted_to_requests_and_back(tmp_path: Path) -> None:
+    """A sample becomes requests with the sidecar beside it, and their answers become a table."""
     call(sample, "reviews", "--rows", "3", "-o", tmp_path)
     requests, answers, table = (tmp_path / name for name in ("r.jsonl", "o.jsonl", "a.csv"))
     assert "3 written, 0 left out" in call(convert, tmp_path / "reviews.csv", "-o", requests)
@@ -112,7 +112,7 @@ def test_sample_then_convert_there_and_back(tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten(job: Path, tmp_path: Path) -> None:
-    """A file or directory that exists stays, and the message says to name another."""
+    """An existing file or directory stays, and the message asks for another name."""
     (tmp_path / "d.jsonl").touch()
     result = CliRunner().invoke(convert, [str(job), "-o", str(tmp_path / "d.jsonl")])
     assert result.exit_code == 1

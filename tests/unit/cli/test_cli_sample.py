@@ -1,4 +1,4 @@
-"""Sample data, and the reviews that come with the project."""
+"""Sample data, and the reviews that the project includes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CONFIG = Path(__file__).parents[3] / "config" / "data"
 
 
 @pytest.mark.parametrize("kind", ["candidates", "reviews"])
-def test_samples_are_sound_jobs(tmp_path: Path, kind: str) -> None:
-    """Every row can be read and asked, ids are unique, and the same seed gives the same bytes."""
+def test_samples_are_valid_jobs(tmp_path: Path, kind: str) -> None:
+    """Every sample row can be read and asked, ids are unique, and one seed gives the same bytes."""
     for name in ("one", "two"):
         write_sample(kind, 450, 3, tmp_path / name)  # type: ignore[arg-type]
     data = tmp_path / "one" / f"{kind}.csv"
@@ -36,7 +36,7 @@ def test_samples_are_sound_jobs(tmp_path: Path, kind: str) -> None:
 
 
 def test_other_seeds_give_other_rows(tmp_path: Path) -> None:
-    """The seed is used."""
+    """Another seed gives other rows."""
     for seed in (1, 2):
         write_sample("candidates", 50, seed, tmp_path / str(seed))
     assert (tmp_path / "1" / "candidates.csv").read_bytes() != (
@@ -45,14 +45,14 @@ def test_other_seeds_give_other_rows(tmp_path: Path) -> None:
 
 
 def test_reviews_bring_their_licence(tmp_path: Path) -> None:
-    """Wherever rows of the reviews go, their licence goes along."""
+    """Every sample of the reviews includes their licence."""
     paths = write_sample("reviews", 3, 1, tmp_path)
     assert "LICENSE-reviews.txt" in [path.name for path in paths]
     assert (tmp_path / "LICENSE-reviews.txt").read_text() == (CONFIG / "LICENSE-reviews.txt").read_text()
 
 
 def test_the_package_has_the_reviews_of_the_project() -> None:
-    """The copy in the package and the one in config/ are the same 200 rows."""
+    """The package and config/ have the same 200 reviews."""
     with (CONFIG / "reviews.csv").open(newline="", encoding="utf-8") as file:
         rows = [(r["review_id"], r["text"], r["human_rating"]) for r in csv.DictReader(file)]
     assert rows == reviews()
@@ -60,7 +60,7 @@ def test_the_package_has_the_reviews_of_the_project() -> None:
 
 
 def test_the_demo_has_a_pilot_though_it_is_small() -> None:
-    """Its 200 rows would have none by themselves: the sidecar asks for one, and for an audit."""
+    """The sidecar of the demo asks for a pilot and an audit, which 200 rows do not have by default."""
     sidecar = load_sidecar(CONFIG / "reviews.yaml")
     assert (sidecar.mode, sidecar.trim.strategy) == ("conversation", "auto")
     assert pilot_asks(sidecar, 200) > 0

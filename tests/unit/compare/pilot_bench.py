@@ -1,4 +1,4 @@
-"""Pilots run to their end, with answers made to order."""
+"""Run pilots to their end with given answers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from spoolama.job.sidecar import CANDIDATES
 WORDS = ("negative", "neutral", "positive")
 
 Says = Callable[[str, int], str]
-"""What a row is answered, by kind and ordinal; the same whenever it is asked."""
+"""The answer to a row, by kind and ordinal; the same each time."""
 
 
 def plain(kind: str, n: int) -> str:
-    """As if it stood alone."""
+    """Answer as in isolation."""
     return WORDS[n * 7 % 3]
 
 
 def right(n: int) -> str:
-    """Known answers: isolated rows give them two times in three."""
+    """Gold for isolated rows that are right two times in three."""
     return WORDS[(n * 7 + (n % 3 == 0)) % 3]
 
 
@@ -44,7 +44,7 @@ def rules_of(
 
 @dataclass(slots=True)
 class Run:
-    """A pilot on its way."""
+    """A pilot in progress."""
 
     rules: PilotRules
     says: Says
@@ -54,24 +54,24 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     left: dict[str, frozenset[int]] = field(default_factory=dict)
     barren: bool = False
-    """The candidates give no anchors: known once they were asked."""
+    """The candidates give no anchors, which is known once they were asked."""
     no_anchors: bool = False
 
     @property
     def asked(self) -> int:
-        """Counted here, not there."""
+        """Counted here, not in the pilot."""
         anchored = any(form.anchored for form in FORMS if form.name in self.labels)
         return sum(map(len, self.labels.values())) + (CANDIDATES if anchored or self.no_anchors else 0)
 
     def next(self) -> Step | Decision:
-        """What the pilot says now."""
+        """The next decision of the pilot."""
         gold = {n: self.gold(n) for labels in self.labels.values() for n in labels}
         return next_step(
             self.rules, PilotAnswers(self.labels, gold, frozenset(self.done), self.left, self.no_anchors)
         )
 
     def ask(self, block: int, kind: str, rows: int | None = None) -> None:
-        """Answer a block in one way; only its first rows if the service dies in it."""
+        """Answer a block in one form; only its first rows if the service dies in it."""
         ordinals = self.rules.blocks[block]
         assert kind == ISOLATED or form_named(kind)
         self.labels.setdefault(kind, {}).update({n: self.says(kind, n) for n in ordinals[:rows]})
@@ -79,7 +79,7 @@ class Run:
             self.done.append((block, kind))
 
     def to_end(self, dies: random.Random | None = None) -> Decision:
-        """Go on until it is decided; `dies` says where the service dies, in the middle of blocks."""
+        """Run until the pilot decides; `dies` says where the service dies inside blocks."""
         while isinstance(step := self.next(), Step):
             self.steps.append(step)
             assert step.kinds, "a step asks something"
@@ -100,5 +100,5 @@ class Run:
 
 
 def run(rules: PilotRules, says: Says = plain, **more: object) -> Decision:
-    """How a pilot ends."""
+    """Return how a pilot ends."""
     return Run(rules, says, **more).to_end()  # type: ignore[arg-type]

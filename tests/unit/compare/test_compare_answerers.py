@@ -1,4 +1,4 @@
-"""The fake answerers do what they are said to do (`testing/effects.py`)."""
+"""The scripted answerers behave as documented (`tests/support/effects.py`)."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from support.effects import (
     Row,
     Scale,
     Scores,
-    Sight,
+    VisibleRows,
     file_of,
 )
 
 RNG = random.Random(0)
-NOTHING = Sight((), 0)
+NOTHING = VisibleRows((), 0)
 SCALES: tuple[Scale, ...] = (Labels(), Scores())
 
 
 def conversation(behaviour: Behaviour, rows: list[Row]) -> list[str]:
-    """All rows in one conversation, everything in sight."""
+    """Answer all rows in one conversation in which each row sees all earlier ones."""
     given: list[str] = []
     for row in rows:
-        given.append(behaviour.answer(row, Sight(given, len(given)), RNG))
+        given.append(behaviour.answer(row, VisibleRows(given, len(given)), RNG))
     return given
 
 
@@ -42,8 +42,8 @@ def share_equal(left: list[str], right: list[str]) -> float:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_with_nothing_in_sight_every_behaviour_answers_as_alone(scale: Scale) -> None:
-    """A first row is not harmed, with labels and with scores."""
+def test_without_visible_rows_every_behaviour_answers_as_in_isolation(scale: Scale) -> None:
+    """Without visible rows every behaviour answers as in isolation, with labels and with scores."""
     behaviours: list[Behaviour] = [
         Ignores(),
         FollowsPrevious(1.0),
@@ -55,8 +55,10 @@ def test_with_nothing_in_sight_every_behaviour_answers_as_alone(scale: Scale) ->
         assert {b.answer(row, NOTHING, RNG) for b in behaviours} == {row.alone}
 
 
-def test_who_follows_the_previous_answer_keeps_the_spread_and_loses_the_agreement() -> None:
-    """Half of the rows repeat: a third of the answers differ, and each word is as frequent as alone."""
+def test_following_the_previous_answer_keeps_the_distribution_and_lowers_agreement() -> None:
+    """If half of the rows repeat the previous answer, a third of the answers differ and the distribution
+    stays.
+    """
     rows = file_of(Labels(), 4000, 2)
     alone, given = [row.alone for row in rows], conversation(FollowsPrevious(0.5), rows)
     assert share_equal(alone, given) == pytest.approx(1 - 0.5 * 0.655, abs=0.03)
@@ -65,15 +67,15 @@ def test_who_follows_the_previous_answer_keeps_the_spread_and_loses_the_agreemen
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_who_follows_the_majority_ends_with_one_answer(scale: Scale) -> None:
-    """Nine rows of ten do; the most frequent answer takes nearly all."""
+def test_following_the_majority_ends_with_one_answer(scale: Scale) -> None:
+    """If nine rows in ten follow the majority, the most frequent answer takes nearly all rows."""
     given = conversation(FollowsMajority(0.9, scale), file_of(scale, 300, 3))
     assert max(given.count(answer) for answer in set(given)) > 250
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_who_drifts_differs_the_more_the_deeper(scale: Scale) -> None:
-    """Hardly at the beginning, in half of the rows at a depth of 500."""
+def test_a_drift_grows_with_the_depth(scale: Scale) -> None:
+    """A drift changes few answers at the beginning and half of them at a depth of 500."""
     rows = file_of(scale, 1000, 4)
     alone, given = [row.alone for row in rows], conversation(Drifts(0.001, scale), rows)
     agreement = [share_equal(alone[n : n + 250], given[n : n + 250]) for n in range(0, 1000, 250)]
@@ -81,14 +83,14 @@ def test_who_drifts_differs_the_more_the_deeper(scale: Scale) -> None:
     assert agreement[0] > 0.8 > 0.25 > agreement[-1]
 
 
-def test_who_learns_from_examples_agrees_better_with_gold_in_sight_of_three_that_differ() -> None:
-    """Two answers, or three that are the same, teach nothing."""
+def test_three_different_visible_answers_improve_agreement_with_gold() -> None:
+    """Three different visible answers improve the agreement with gold; two, or three equal ones, do not."""
     rows = file_of(Labels(), 1000, 5)
     better = Better(0.7)
 
-    def rightly(sight: tuple[str, ...]) -> float:
+    def rightly(visible: tuple[str, ...]) -> float:
         return share_equal(
-            [better.answer(row, Sight(sight, 3), RNG) for row in rows], [row.gold for row in rows]
+            [better.answer(row, VisibleRows(visible, 3), RNG) for row in rows], [row.gold for row in rows]
         )
 
     assert rightly(LABELS) == pytest.approx(0.6 + 0.7 * 0.4, abs=0.04)
@@ -96,18 +98,18 @@ def test_who_learns_from_examples_agrees_better_with_gold_in_sight_of_three_that
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_noise_differs_from_itself_alone_as_much_as_in_conversation(scale: Scale) -> None:
-    """Temperature 1: the conversation makes no difference of its own."""
+def test_noise_is_the_same_in_isolation_and_in_conversation(scale: Scale) -> None:
+    """At temperature 1 answers differ as much in isolation as in conversation."""
     rows, noisy, rng = file_of(scale, 3000, 6), Noisy(Ignores(), 0.3, scale), random.Random(1)
     once, twice = [noisy.alone(row, rng) for row in rows], [noisy.alone(row, rng) for row in rows]
-    given = [noisy.answer(row, Sight(LABELS, 9), rng) for row in rows]
+    given = [noisy.answer(row, VisibleRows(LABELS, 9), rng) for row in rows]
     assert 0.4 < share_equal(once, twice) < 0.8
     assert share_equal(given, once) == pytest.approx(share_equal(once, twice), abs=0.04)
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_a_file_is_the_same_for_a_seed_and_sorted_where_it_is_to_be(scale: Scale) -> None:
-    """Sorted by the answer given alone, numbers as numbers; gold agrees as often as asked for."""
+def test_a_file_depends_on_its_seed_and_is_sorted_on_request(scale: Scale) -> None:
+    """One seed gives one file, sorted by the isolated answer where asked, with the given share of gold."""
     assert file_of(scale, 100, 7) == file_of(scale, 100, 7) != file_of(scale, 100, 8)
     rows = file_of(scale, 2000, 7, order="sorted", right=0.75)
     keys = [row.alone if scale == Labels() else float(row.alone) for row in rows]

@@ -1,4 +1,4 @@
-"""Audit: which rows are asked again, and what their answers prove."""
+"""Audit: which rows are asked again, and what their answers show."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ OTHER = {"a": "b", "b": "c", "c": "a"}
 def test_the_budget_is_a_share_of_the_rows_within_bounds(
     asked: int | None, total: int, noisy: bool, budget: AuditBudget
 ) -> None:
-    """2 % (4 % above temperature 0), at least 20, at most 400; from 80 on a tenth is for odd segments."""
+    """The audit takes 2 % of the rows (4 % above temperature 0), from 20 to 400; from 80 on a tenth is for
+    odd segments.
+    """
     assert budget_of(asked, total, noisy=noisy) == budget
 
 
@@ -58,7 +60,9 @@ def test_the_budget_is_a_share_of_the_rows_within_bounds(
 def test_the_sample_is_spread_evenly_from_the_start_and_spent_in_full(
     total: int, sample: int, segment: int
 ) -> None:
-    """Whatever the sizes, the rows of all segments add up, and no segment has one more than its share."""
+    """The samples of all segments add up to the budget, and no segment has more than one row
+    above its share.
+    """
     sample = min(sample, total)
     firsts = range(0, total, segment)
     needed = [needed_in_segment(n, min(n + segment, total) - 1, total, sample) for n in firsts]
@@ -68,7 +72,9 @@ def test_the_sample_is_spread_evenly_from_the_start_and_spent_in_full(
 
 
 def test_rows_are_drawn_by_seed_and_segment_and_those_asked_before_come_first() -> None:
-    """A restart in the middle takes the same rows; rows that an earlier version asked count as drawn."""
+    """Seed and segment decide the sample, a restart takes the same rows, and rows asked by an earlier version
+    count.
+    """
     drawn = rows_to_audit(range(100, 300), (), 5, 3, 7)
     assert drawn == rows_to_audit(range(100, 300), drawn[:2], 5, 3, 7)
     assert drawn != rows_to_audit(range(100, 300), (), 5, 3, 8)
@@ -77,8 +83,8 @@ def test_rows_are_drawn_by_seed_and_segment_and_those_asked_before_come_first() 
     assert rows_to_audit([3, 8], (), 5, 0, 1) == [3, 8]
 
 
-def test_a_segment_looks_odd_if_nearly_all_rows_have_one_answer_that_isolated_ones_have_not() -> None:
-    """Its own isolated answers decide; where it has none, those of other segments do."""
+def test_a_segment_with_one_answer_unlike_isolated_ones_looks_odd() -> None:
+    """A segment is compared with its own isolated answers, or with those of other segments if it has none."""
     locked = ["a"] * 58 + ["b", "A "]
     assert looks_odd(locked, ["a", "b"], []) == '59 of 60 answers are "a"'
     assert looks_odd(locked, ["a", "a"], ["b"] * 50) is None
@@ -89,11 +95,11 @@ def test_a_segment_looks_odd_if_nearly_all_rows_have_one_answer_that_isolated_on
     assert looks_odd(["a"] * 14, ["b"], []) is None, "few rows may well have one answer"
 
 
-# --- what they prove -----------------------------------------------------------------------------------
+# --- what they show ------------------------------------------------------------------------------------
 
 
 def rows_of(number: int, differ: int, *, repeats: bool = True) -> list[AuditedRow]:
-    """Rows of three labels of which the first are answered otherwise in the conversation."""
+    """Rows with three labels; the conversation changes the answers of the first ones."""
     found = []
     for n in range(number):
         label = "abc"[n % 3]
@@ -125,13 +131,13 @@ def quiet(number: int, differ: int) -> Evidence:
 def test_harm_is_shown_beyond_the_margin_and_beyond_chance(
     rows: int, differ: int, now: bool, at_end: bool
 ) -> None:
-    """At any time by odds, and once at the end by the exact test, which needs fewer; never at 5 % or less."""
+    """Harm is shown by odds at any time and by the exact test at the end, and never at 5 % or less."""
     found = quiet(rows, differ)
     assert (found.shows(), found.shows_at_end()) == (now, at_end)
 
 
-def test_isolated_answers_that_do_not_repeat_are_not_laid_at_the_conversations_door() -> None:
-    """At temperature 0 a row that differs is asked once more: where that differs too, nothing is known."""
+def test_isolated_answers_that_do_not_repeat_show_no_harm() -> None:
+    """At temperature 0 a differing row is asked once more, and if that differs too, it shows nothing."""
     flips = [AuditedRow(n, "a", "b", "ab"[n % 2]) for n in range(40)] + rows_of(100, 0)
     found = weigh(flips, LABELS, 0.05, noisy=False)
     assert not found.shows_at_end()
@@ -141,7 +147,7 @@ def test_isolated_answers_that_do_not_repeat_are_not_laid_at_the_conversations_d
 
 
 def noisy(rows: int, harm: float, seed: int) -> list[AuditedRow]:
-    """Every answer is another one in a quarter of the cases; and so many more in the conversation."""
+    """A quarter of all answers are random, and this many more in the conversation."""
     rng = random.Random(seed)
 
     def roll(label: str) -> str:
@@ -156,15 +162,15 @@ def noisy(rows: int, harm: float, seed: int) -> list[AuditedRow]:
 
 
 def alarmed(draw: Callable[[int], list[AuditedRow]], seed: int, *, noise: bool) -> bool:
-    """Whether a job is said to be harmed, looked at after every four rows and at its end."""
+    """Whether harm is reported, if it is evaluated after every four rows and at the end."""
     rows = draw(seed)
     looks = range(4, len(rows) + 1, 4)
     found = [weigh(rows[:n], LABELS, 0.05, noisy=noise) for n in looks]
     return any(one.shows() for one in found) or found[-1].shows_at_end()
 
 
-def test_false_alarms_are_rare_however_often_it_is_looked_at() -> None:
-    """Half the margin changed, and noise that changes nothing: at most one job in twenty of 300 each."""
+def test_false_alarms_are_rare_after_repeated_evaluation() -> None:
+    """If nothing or half the margin changes, at most one job in twenty of 300 gives an alarm."""
 
     def half(seed: int) -> list[AuditedRow]:
         rng = random.Random(seed)
@@ -179,18 +185,18 @@ def test_false_alarms_are_rare_however_often_it_is_looked_at() -> None:
 
 
 def test_harm_well_beyond_the_noise_is_found() -> None:
-    """100 audits of 200 rows; 30 % of the rows follow the conversation."""
+    """100 audits of 200 rows find harm in which 30 % of the rows follow the conversation."""
     assert sum(alarmed(lambda s: noisy(200, 0.3, s), seed, noise=True) for seed in range(100)) >= 95
 
 
-def test_above_temperature_0_a_row_without_a_second_answer_says_nothing() -> None:
-    """It failed when it was asked again."""
+def test_above_temperature_0_a_row_without_a_second_answer_is_left_out() -> None:
+    """Above temperature 0 a row whose second answer failed shows nothing."""
     rows = [AuditedRow(n, "a", "b") for n in range(50)]
     assert weigh(rows, LABELS, 0.05, noisy=True).rows == 0
 
 
-def test_numbers_count_by_how_near_they_are() -> None:
-    """All of them a little off is little; all of them far off is harm."""
+def test_numbers_count_by_their_distance() -> None:
+    """Small differences between all numbers are no harm; large ones are."""
     isolated = [str(n % 50) for n in range(100)]
     like = similarity_of(isolated)
 
@@ -203,8 +209,8 @@ def test_numbers_count_by_how_near_they_are() -> None:
     assert off(15).shows()
 
 
-def test_by_gold_harm_is_that_isolated_answers_agree_better() -> None:
-    """That answers differ is what the form was chosen for."""
+def test_with_gold_harm_means_that_isolated_answers_agree_better() -> None:
+    """If gold chose the form, harm means that isolated answers agree better with gold."""
     better = [AuditedRow(n, "a", "b", gold="a") for n in range(20)]
     worse = [AuditedRow(n, "b", "a", gold="a") for n in range(20)]
     unknown = [AuditedRow(n, "b", "a") for n in range(20)]
@@ -215,21 +221,21 @@ def test_by_gold_harm_is_that_isolated_answers_agree_better() -> None:
 
 
 def test_segments_that_look_odd_need_more_after_each_that_proved_unharmed() -> None:
-    """All of them together raise a false alarm in at most one job in a hundred."""
+    """Odd segments together raise a false alarm in at most one job in a hundred."""
     assert sure_of_segment(0) < sure_of_segment(1) < sure_of_segment(5)
     assert sum(1 / sure_of_segment(n) for n in range(1000)) <= 0.01
     whole = weigh(rows_of(CHECKS, CHECKS), LABELS, 0.05, noisy=False)
     assert whole.shows(sure_of_segment(30)), "a collapse is seen in any of them"
 
 
-# --- what can be seen ----------------------------------------------------------------------------------
+# --- what an audit detects -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("rows", "share"), [(0, None), (1, None), (5, 0.66), (20, 0.29), (60, 0.15), (180, 0.09)]
 )
-def test_the_smallest_harm_that_a_sample_finds_is_told(rows: int, share: float | None) -> None:
-    """Less with more rows."""
+def test_the_smallest_detectable_harm_shrinks_with_more_rows(rows: int, share: float | None) -> None:
+    """More rows detect a smaller harm."""
     assert smallest_harm(rows, 0.05, noisy=False) == share
 
 
@@ -237,7 +243,9 @@ def test_the_smallest_harm_that_a_sample_finds_is_told(rows: int, share: float |
 def test_the_smallest_harm_is_found_in_95_percent_of_jobs_and_half_of_it_is_not(
     rows: int, noise: bool
 ) -> None:
-    """300 simulated samples; the figure counts the look at the end, so that finds come on top."""
+    """In 300 simulated samples the stated harm is found in 95 % of jobs at the final evaluation, and half of
+    it is not.
+    """
     floor = 0.7
     share = smallest_harm(rows, 0.05, noisy=noise, floor=floor)
     assert share is not None
@@ -245,7 +253,7 @@ def test_the_smallest_harm_is_found_in_95_percent_of_jobs_and_half_of_it_is_not(
     def draw(harm: float) -> Callable[[int], list[AuditedRow]]:
         def rows_with(seed: int) -> list[AuditedRow]:
             rng = random.Random(f"{rows} {seed}")
-            # Two isolated answers are equal in `floor` of the rows; a harmed one is none of them.
+            # Two isolated answers are equal in `floor` of the rows, and never in a harmed row.
             keep = 1 - (1 - floor) / 2 if noise else 1.0
             found = []
             for n in range(rows):

@@ -1,4 +1,4 @@
-"""Pilot and audit in a running job: what is asked, what follows, and what a restart repeats."""
+"""Pilot and audit in a running job: which rows are asked, the result, and what a restart repeats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from spoolama.backends.base import ChatRequest, Reply
 from spoolama.errors import JobError, RequestRefused
 from support.backend import Call
-from unit.answer.engine_bench import HELD, Bench, meta_of, plans_of, seen_by
+from unit.answer.engine_bench import HELD, Bench, meta_of, plans_of, visible_to
 
 WORDS = "format: {type: string, enum: [a, b, c]}\n"
 LONG_PREFIX = "Judge " + "with great care " * 60
@@ -37,7 +37,7 @@ def own(request: ChatRequest) -> str:
 
 
 def follows(request: ChatRequest) -> str:
-    """Each row is answered as the one before it was."""
+    """Answer each row as the one before it."""
     given = [m.content for m in request.messages if m.role == "assistant"]
     return given[-1] if given else own(request)
 
@@ -55,17 +55,17 @@ def bench_of(
     answer: Callable[[ChatRequest], str] = own,
     words: bool = True,
 ) -> Bench:
-    """A job whose answers are words of a schema, or free."""
+    """A job whose answers are words of a schema, or free text."""
     sidecar = SIDE if words else SIDE.replace(WORDS, "")
     return Bench(path, [text_of(n) for n in range(rows)], sidecar + side, answer=answer)
 
 
 class Killed(Exception):
-    """The service ends."""
+    """Stands for the end of the service."""
 
 
 def dies(bench: Bench, at: int) -> None:
-    """A run in which the service ends with this request."""
+    """Run until this request, at which the service dies."""
 
     def fault(call: Call) -> Reply | None:
         del call
@@ -79,7 +79,7 @@ def dies(bench: Bench, at: int) -> None:
 
 
 def phases_of(bench: Bench) -> list[str]:
-    """What was shown while each request was on its way."""
+    """Return the phase that the status showed during each request."""
     shown: list[str] = []
 
     def fault(call: Call) -> Reply | None:
@@ -92,7 +92,7 @@ def phases_of(bench: Bench) -> list[str]:
 
 
 def learns(request: ChatRequest) -> str:
-    """With six examples in sight every row is answered with its text, in isolation every second one."""
+    """Answer every row right with six visible examples, and every second row right in isolation."""
     shown = sum(m.role == "assistant" for m in request.messages)
     text = request.messages[-1].content
     return text if shown >= 6 or int(text.split()[-1]) % 2 else "something else"
@@ -101,8 +101,8 @@ def learns(request: ChatRequest) -> str:
 # --- the pilot -----------------------------------------------------------------------------------------
 
 
-def test_a_pilot_says_how_many_of_its_answers_it_has(tmp_path: Path) -> None:
-    """After a restart with those that count already; candidates for anchors come after the first block."""
+def test_the_status_counts_the_answers_of_the_pilot(tmp_path: Path) -> None:
+    """The status counts the pilot's answers, also those from before a restart."""
     bench = bench_of(tmp_path, PILOT, rows=900, answer=learns, words=False)
     dies(bench, 13)
     shown = phases_of(bench)
@@ -112,7 +112,7 @@ def test_a_pilot_says_how_many_of_its_answers_it_has(tmp_path: Path) -> None:
 
 
 def test_without_gold_there_is_no_pilot(tmp_path: Path) -> None:
-    """Each row is asked in isolation, and nothing else is asked, even in a large job."""
+    """Without gold each row is asked once in isolation, even in a large job."""
     bench = bench_of(tmp_path, "trim: {strategy: auto}\naudit: auto\n", rows=6000)
     assert bench.run(4).finished
     assert meta_of(bench, "pilot") is None
@@ -121,7 +121,7 @@ def test_without_gold_there_is_no_pilot(tmp_path: Path) -> None:
 
 
 def test_with_gold_a_form_that_answers_better_is_chosen(tmp_path: Path) -> None:
-    """A third of the sample finds the form, anchors first; fresh rows prove it."""
+    """A third of the sample finds the form, anchors first, and fresh rows confirm it."""
     bench = bench_of(tmp_path, PILOT, rows=900, answer=learns, words=False)
     assert bench.run(2).finished
     pilot = meta_of(bench, "pilot")
@@ -137,18 +137,18 @@ def test_with_gold_a_form_that_answers_better_is_chosen(tmp_path: Path) -> None:
 
 
 def test_a_form_that_answers_no_better_is_not_chosen(tmp_path: Path) -> None:
-    """Rows in sight of others are answered as in isolation: that proves nothing."""
+    """A form that answers as well as isolated rows is not chosen."""
     bench = bench_of(tmp_path, "trim: {strategy: auto, pilot: 400}\ngold: text\nsegment: 60\n")
     assert bench.run(3).finished
     pilot = meta_of(bench, "pilot")
     assert (pilot["form"], pilot["why"]) == ("isolated", "no_proof")
-    assert all(not seen_by(outcome) for outcome in bench.outcomes)
+    assert all(not visible_to(outcome) for outcome in bench.outcomes)
     assert len(bench.backend.calls) == 600 + pilot["asked"], "pilot rows are asked again in their place"
 
 
 @pytest.mark.parametrize("kill_at", [3, 22, 44, 90, 140])
 def test_a_restart_in_the_pilot_makes_the_same_choice_once(tmp_path: Path, kill_at: int) -> None:
-    """Wherever the service ends: the books balance, each row has one result, and there is one choice."""
+    """Wherever the service dies in the pilot, every row has one result and there is one decision."""
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole = bench_of(tmp_path / "whole", PILOT, rows=300, answer=learns, words=False)
@@ -163,8 +163,8 @@ def test_a_restart_in_the_pilot_makes_the_same_choice_once(tmp_path: Path, kill_
     ]
 
 
-def test_rows_that_fail_in_the_pilot_are_judged_in_their_own_place(tmp_path: Path) -> None:
-    """What cannot be answered in a form that is not chosen may well be answered in isolation."""
+def test_rows_that_fail_in_the_pilot_are_asked_in_the_chosen_form(tmp_path: Path) -> None:
+    """Rows that fail in a form that is not chosen are answered in isolation."""
 
     def breaks(request: ChatRequest) -> str:
         return own(request) if len(request.messages) == 2 else "no json"
@@ -176,7 +176,7 @@ def test_rows_that_fail_in_the_pilot_are_judged_in_their_own_place(tmp_path: Pat
 
 
 def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: Path) -> None:
-    """The plan of the smaller window comes first, and the choice after it keeps that window."""
+    """The plan of the smaller window comes first, and the pilot's choice keeps that window."""
     bench = bench_of(tmp_path, PILOT, rows=300, answer=learns, words=False)
     smaller = replace(HELD, num_ctx=2048)
     met: list[int] = []
@@ -193,7 +193,7 @@ def test_a_window_that_shrinks_in_the_pilot_does_not_lose_its_choice(tmp_path: P
     assert meta_of(bench, "pilot")["form"] == "anchors"
     plan = plans_of(bench)[-1]
     assert (plan["strategy"], plan["every"], plan["window"]) == ("anchors", 1, 2048)
-    assert min(len(seen_by(o)) for o in bench.outcomes if o.ordinal not in plan["anchors"]) == 6
+    assert min(len(visible_to(o)) for o in bench.outcomes if o.ordinal not in plan["anchors"]) == 6
 
 
 # --- the audit -----------------------------------------------------------------------------------------
@@ -209,21 +209,21 @@ def verdicts_of(bench: Bench) -> list[dict[str, Any]]:
 
 
 def notices_of(bench: Bench) -> list[str]:
-    """What goes to the log about harm."""
+    """Return what the log says about harm."""
     heard: list[str] = []
     bench.on_notice = lambda kind, message: heard.append(message) if kind == "harm" else None
     return heard
 
 
 def test_rows_are_asked_again_as_segments_end(tmp_path: Path) -> None:
-    """By default 20 of 600, two in each segment of 60; their results stay as they were."""
+    """By default 20 of 600 rows are audited, two in each segment of 60, and their results stay."""
     bench = bench_of(tmp_path, WINDOW + "audit: auto\n")
     shown = phases_of(bench)
     assert bench.run().finished
     audited = rows_of(bench, "SELECT ordinal, visible_rows FROM trials WHERE kind='audit' ORDER BY ordinal")
     assert [ordinal // 60 for ordinal, _ in audited] == [n // 2 for n in range(20)]
     assert {visible_rows for _, visible_rows in audited} == {"[]"}
-    assert all(seen_by(bench.outcomes[ordinal]) for ordinal, _ in audited)
+    assert all(visible_to(bench.outcomes[ordinal]) for ordinal, _ in audited)
     assert shown == [
         phase
         for segment in range(10)
@@ -234,15 +234,15 @@ def test_rows_are_asked_again_as_segments_end(tmp_path: Path) -> None:
     assert bench.progress.ok == 600
 
 
-def test_no_audit_is_made_where_none_is_wanted(tmp_path: Path) -> None:
-    """`audit: off`: neither at random nor of a segment that looks odd."""
+def test_audit_off_audits_no_row(tmp_path: Path) -> None:
+    """`audit: off` audits no row, not even in a segment that looks odd."""
     bench = bench_of(tmp_path, WINDOW + "audit: off\n", rows=120, answer=follows)
     assert bench.run(2).finished
     assert len(bench.backend.calls) == 120
 
 
 def test_harm_is_known_early_and_reported(tmp_path: Path) -> None:
-    """`report`: after the first of ten segments; log and status hear of it, and answers stay."""
+    """`report` shows harm in log and status after the first of ten segments and keeps the answers."""
     bench = bench_of(tmp_path, WINDOW + "audit: auto\n", answer=follows)
     heard = notices_of(bench)
     assert bench.run().finished
@@ -258,8 +258,8 @@ def test_harm_is_known_early_and_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_harm_isolates_the_rest_and_what_was_harmed(tmp_path: Path, lanes: int) -> None:
-    """`isolate`: harmed segments are asked again, and segments that nobody has begun are isolated."""
+def test_harm_isolates_the_rest_and_the_harmed_segments(tmp_path: Path, lanes: int) -> None:
+    """`isolate` asks harmed segments again and isolates the segments that have not begun."""
     bench = bench_of(tmp_path, WINDOW + "audit: 60\non_harm: isolate\n", answer=follows)
     assert bench.run(lanes).finished
     plan = plans_of(bench)[-1]
@@ -276,7 +276,7 @@ def test_harm_isolates_the_rest_and_what_was_harmed(tmp_path: Path, lanes: int) 
 
 
 def test_harm_can_end_the_job(tmp_path: Path) -> None:
-    """`fail`: with code `harm`, and again after a restart: the service may die between verdict and end."""
+    """`fail` ends the job with code `harm`, also if the service dies between the verdict and the end."""
     bench = bench_of(tmp_path, WINDOW + "audit: auto\non_harm: fail\n", answer=follows)
     for _ in range(2):
         with pytest.raises(JobError, match="the conversation changes about") as error:
@@ -285,8 +285,8 @@ def test_harm_can_end_the_job(tmp_path: Path) -> None:
     assert bench.progress.harm
 
 
-def test_a_segment_that_looks_odd_is_checked_and_redone_by_itself(tmp_path: Path) -> None:
-    """Only one conversation locks onto one answer: eight of its rows show it, and the others stay."""
+def test_only_the_segment_that_looks_odd_is_redone(tmp_path: Path) -> None:
+    """If one conversation repeats one answer, eight of its rows show it, and only that segment is redone."""
 
     def locks(request: ChatRequest) -> str:
         number = int(request.messages[-1].content.split()[-1])
@@ -303,7 +303,7 @@ def test_a_segment_that_looks_odd_is_checked_and_redone_by_itself(tmp_path: Path
     assert next(plan for plan in plans_of(bench) if plan["every"] == 1)["from_segment"] == 21
 
 
-def test_a_file_sorted_by_outcome_costs_nothing_and_raises_no_alarm(tmp_path: Path) -> None:
+def test_a_file_sorted_by_outcome_raises_no_alarm(tmp_path: Path) -> None:
     """Segments that really have one answer do not look odd beside their own isolated answers."""
     bench = bench_of(tmp_path, WINDOW + "audit: 90\n", rows=1800)
     bench.texts = [f"{'abc'[n // 600]} row {n}" for n in range(1800)]
@@ -314,7 +314,7 @@ def test_a_file_sorted_by_outcome_costs_nothing_and_raises_no_alarm(tmp_path: Pa
 
 
 def test_isolated_answers_that_do_not_repeat_are_no_harm(tmp_path: Path) -> None:
-    """A server whose batches flip tokens at temperature 0: a row that differs is asked once more."""
+    """If batching changes tokens at temperature 0, a differing row is asked once more."""
     given: dict[str, int] = {}
 
     def flips(request: ChatRequest) -> str:
@@ -328,8 +328,8 @@ def test_isolated_answers_that_do_not_repeat_are_no_harm(tmp_path: Path) -> None
     assert meta_of(bench, "harm") is None
 
 
-def test_texts_in_other_words_are_no_harm_but_a_conversation_that_repeats_itself_is(tmp_path: Path) -> None:
-    """Free texts are compared and not judged, until a segment has one text for nearly all rows."""
+def test_free_texts_are_harmed_only_if_a_conversation_repeats_itself(tmp_path: Path) -> None:
+    """Free texts are compared without a verdict, unless nearly all rows of a segment have one text."""
 
     def words(request: ChatRequest) -> str:
         number = int(request.messages[-1].content.split()[-1])
@@ -348,7 +348,7 @@ def test_texts_in_other_words_are_no_harm_but_a_conversation_that_repeats_itself
 
 
 def test_rows_that_fail_when_audited_keep_their_results(tmp_path: Path) -> None:
-    """An audit cannot take an answer away."""
+    """A row that fails in the audit keeps its result."""
     asked: set[str] = set()
 
     def second(request: ChatRequest) -> str:
@@ -363,8 +363,8 @@ def test_rows_that_fail_when_audited_keep_their_results(tmp_path: Path) -> None:
     assert rows_of(bench, "SELECT count(*) FROM attempts") == [(0,)]
 
 
-def test_a_model_that_is_gone_by_the_audit_takes_no_answer_away(tmp_path: Path) -> None:
-    """Every row has its end by then."""
+def test_a_model_that_is_gone_at_the_audit_removes_no_answer(tmp_path: Path) -> None:
+    """If the model is gone at the audit, every row keeps its result."""
 
     def fault(call: Call) -> Reply | None:
         del call
@@ -380,7 +380,7 @@ def test_a_model_that_is_gone_by_the_audit_takes_no_answer_away(tmp_path: Path) 
 
 @pytest.mark.parametrize("kill_at", [61, 65, 70, 80, 125, 130, 141])
 def test_a_restart_around_an_audit_asks_the_same_rows_once(tmp_path: Path, kill_at: int) -> None:
-    """In the middle of a segment's audit, between two, and after the last row."""
+    """A restart in a segment's audit, between two audits or after the last row asks the same rows once."""
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     side = WINDOW + "audit: 24\n"
@@ -395,8 +395,10 @@ def test_a_restart_around_an_audit_asks_the_same_rows_once(tmp_path: Path, kill_
 
 
 @pytest.mark.parametrize("kill_at", [62, 66, 80, 126, 128, 140, 200])
-def test_a_restart_around_harm_balances_the_books(tmp_path: Path, kill_at: int) -> None:
-    """While rows are asked again, right after harm was noted, and while segments are asked again."""
+def test_the_counts_add_up_after_a_restart_around_harm(tmp_path: Path, kill_at: int) -> None:
+    """The counts add up after a restart while rows are asked again, after harm, and while segments are
+    redone.
+    """
     side = WINDOW + "audit: 24\non_harm: isolate\n"
     bench = bench_of(tmp_path, side, rows=180, answer=follows)
     dies(bench, kill_at)
@@ -407,7 +409,7 @@ def test_a_restart_around_harm_balances_the_books(tmp_path: Path, kill_at: int) 
 
 
 def test_a_form_chosen_by_gold_is_audited_by_gold(tmp_path: Path) -> None:
-    """It is meant to differ; harm is where isolated answers are right more often. Then the form is left."""
+    """A form chosen by gold is dropped when isolated answers agree better with gold."""
     decided: list[bool] = []
 
     def turns(request: ChatRequest) -> str:
@@ -426,11 +428,11 @@ def test_a_form_chosen_by_gold_is_audited_by_gold(tmp_path: Path) -> None:
     assert meta_of(bench, "pilot")["why"] == "better"
     assert meta_of(bench, "harm")["words"].startswith("the conversation makes answers agree less with text: ")
     assert plans_of(bench)[-1]["every"] == 1
-    assert not seen_by(bench.outcomes[-1])
+    assert not visible_to(bench.outcomes[-1])
 
 
 def test_a_form_chosen_by_gold_that_stays_better_is_no_harm(tmp_path: Path) -> None:
-    """Though half of the answers differ from isolated ones."""
+    """A form chosen by gold that still agrees better is no harm, although half of the answers differ."""
     bench = bench_of(tmp_path, PILOT + "audit: 90\n", rows=900, answer=learns, words=False)
     assert bench.run().finished
     assert meta_of(bench, "harm") is None
@@ -438,7 +440,7 @@ def test_a_form_chosen_by_gold_that_stays_better_is_no_harm(tmp_path: Path) -> N
 
 
 def test_answers_that_are_compared_do_not_share_their_seed(tmp_path: Path) -> None:
-    """A seeded sampler repeats itself: with the same seed isolated answers would always agree."""
+    """Isolated answers use different seeds, because a seeded sampler repeats itself."""
     side = WINDOW.replace("60", "120") + "audit: 20\n"
     bench = bench_of(tmp_path, side, rows=120, answer=follows)
     bench.sidecar = bench.sidecar.model_copy(
@@ -453,19 +455,21 @@ def test_answers_that_are_compared_do_not_share_their_seed(tmp_path: Path) -> No
 
 
 def shifts_from(first: int) -> Callable[[ChatRequest], str]:
-    """From this row on a row that sees others has another label than in isolation; no segment looks odd."""
+    """From this row on the conversation changes the labels, and no segment looks odd."""
 
     def answer(request: ChatRequest) -> str:
         label = request.messages[-1].content[0]
-        seen = any(m.role == "assistant" for m in request.messages)
+        sees_others = any(m.role == "assistant" for m in request.messages)
         late = int(request.messages[-1].content.split()[-1]) >= first
-        return json.dumps({"a": "b", "b": "c", "c": "a"}[label] if seen and late else label)
+        return json.dumps({"a": "b", "b": "c", "c": "a"}[label] if sees_others and late else label)
 
     return answer
 
 
-def test_lanes_that_wait_to_learn_go_on_when_answers_are_taken_back(tmp_path: Path) -> None:
-    """Segment 36 waits for segment 20, whose harmed answers are asked again only after all other segments."""
+def test_waiting_lanes_resume_when_answers_are_taken_back(tmp_path: Path) -> None:
+    """Segment 36, which waits for segment 20, resumes although the harmed answers of 20 are
+    asked again last.
+    """
     side = "trim: {strategy: window, keep: 5, every: 5}\nsegment: 20\naudit: 400\non_harm: isolate\n"
     bench = bench_of(tmp_path, side, rows=800, answer=shifts_from(340))
     assert bench.run(2).finished
@@ -478,7 +482,7 @@ def test_lanes_that_wait_to_learn_go_on_when_answers_are_taken_back(tmp_path: Pa
 
 @pytest.mark.slow
 def test_harm_that_begins_late_is_found_in_a_large_sample(tmp_path: Path) -> None:
-    """Beyond 1,000 audited rows the sample is evaluated when it has grown by 1 %."""
+    """Beyond 1,000 audited rows the sample is evaluated each time it grows by 1 %."""
     side = WINDOW + "audit: 1600\non_harm: isolate\n"
     bench = bench_of(tmp_path, side, rows=3200, answer=shifts_from(2200))
     assert bench.run(2).finished

@@ -28,7 +28,7 @@ from unit.compare.pilot_bench import WORDS, Run, Says, plain, right, rules_of, r
 
 
 def taught(*forms: str, share: float = 1.0) -> Says:
-    """In these forms so many rows are answered as gold says; which ones follows from the row."""
+    """In these forms this share of the rows is answered as gold, chosen by the row."""
 
     def says(kind: str, n: int) -> str:
         learned = kind in forms and random.Random(f"{kind} {n}").random() < share
@@ -38,7 +38,7 @@ def taught(*forms: str, share: float = 1.0) -> Says:
 
 
 def follows(share: float) -> Says:
-    """In every form so many rows are answered otherwise than in isolation, whatever gold says."""
+    """In every form this share of the rows differs from isolation, whatever gold says."""
 
     def says(kind: str, n: int) -> str:
         moved = kind != ISOLATED and random.Random(f"{kind} {n}").random() < share
@@ -48,7 +48,7 @@ def follows(share: float) -> Says:
 
 
 def test_a_form_that_agrees_better_is_chosen_on_proof() -> None:
-    """Anchors are tried first; a small sample has room for no other, and all its rows are proof."""
+    """Anchors are tried first; a small sample has room for no other form, and all its rows count as proof."""
     decision = run(rules_of(), taught("anchors"))
     assert (decision.form, decision.why) == ("anchors", "better")
     assert decision.asked <= 200
@@ -60,7 +60,7 @@ def test_a_form_that_agrees_better_is_chosen_on_proof() -> None:
 
 
 def test_the_best_of_all_forms_has_to_prove_itself_on_fresh_rows() -> None:
-    """A large sample looks at all five; what it selected by is not counted as proof."""
+    """A large sample tries all five forms, and rows that selected the form do not count as proof."""
 
     def says(kind: str, n: int) -> str:
         return right(n) if kind == "anchors" or (kind == "tail-1" and n % 2) else plain(kind, n)
@@ -75,14 +75,14 @@ def test_the_best_of_all_forms_has_to_prove_itself_on_fresh_rows() -> None:
 
 
 def test_a_form_that_is_no_better_is_given_up() -> None:
-    """After some 40 rows, with answers left."""
+    """A form that is no better is dropped after about 40 rows, with answers left."""
     decision = run(rules_of())
     assert (decision.form, decision.why) == (ISOLATED, "no_proof")
     assert decision.asked < 150
 
 
-def test_forms_that_are_no_better_are_accepted_in_at_most_five_percent() -> None:
-    """200 jobs in which every form answers at random, as isolated rows do: it wins as often as it loses."""
+def test_forms_that_are_no_better_are_accepted_in_at_most_5_percent_of_jobs() -> None:
+    """If every form answers at random like isolated rows, at most 5 % of 200 jobs accept one."""
 
     def says(seed: int) -> Says:
         return lambda kind, n: random.Random(f"{seed} {kind} {n}").choice(WORDS)
@@ -93,8 +93,8 @@ def test_forms_that_are_no_better_are_accepted_in_at_most_five_percent() -> None
     assert wrong <= 10
 
 
-def test_gold_that_is_blank_spends_no_answers_in_vain() -> None:
-    """Nothing can be compared, so the form is given up like one that is no better."""
+def test_blank_gold_wastes_no_answers() -> None:
+    """If gold is blank, the form is dropped like one that is no better."""
     decision = run(rules_of(2000, total=100_000), gold=lambda n: "")
     assert decision.why == "no_proof"
     assert decision.asked < 900
@@ -102,13 +102,13 @@ def test_gold_that_is_blank_spends_no_answers_in_vain() -> None:
 
 @pytest.mark.parametrize("asks", [0, 20, 39])
 def test_a_sample_too_small_for_one_block_asks_nothing(asks: int) -> None:
-    """20 isolated answers and 20 in a form are the least."""
+    """A pilot needs at least 20 isolated answers and 20 in a form."""
     decision = run(rules_of(asks))
     assert (decision.why, decision.asked) == ("too_small", 0)
 
 
-def test_the_least_sample_that_can_prove_anything_is_told() -> None:
-    """Two blocks in a form without anchors; with segments of one row candidates come in addition."""
+def test_the_minimum_sample_is_reported() -> None:
+    """The minimum is two blocks in a form without anchors, plus the candidates for segments of one row."""
     assert (least_answers(10_000, None), least_answers(10_000, 1)) == (40, 64)
     assert (least_answers(7, None), least_answers(6, None)) == (38, None)
     assert run(rules_of(64, longest=1), taught("anchors")).why == "better"
@@ -128,7 +128,7 @@ answers = st.sampled_from([plain, follows(0.1), follows(0.6), taught("anchors"),
 
 
 def random_pilot(job: dict[str, int], says: Says) -> Run:
-    """A pilot of any size whose answers change here and there."""
+    """A pilot of random size whose answers change at random."""
     rules = rules_of(job["asks"], total=job["total"], seed=job["seed"], longest=job["longest"] or None)
     left = strays(rules, "tail-5", 7) if job["left"] else {}
     return Run(rules, says, left=left, barren=bool(job["barren"]))
@@ -136,8 +136,8 @@ def random_pilot(job: dict[str, int], says: Says) -> Run:
 
 @settings(max_examples=60, deadline=None)
 @given(jobs, answers)
-def test_a_pilot_ends_and_never_takes_more_answers_than_it_may(job: dict[str, int], says: Says) -> None:
-    """Whatever the job and the answers; and what it says it took is what it took."""
+def test_a_pilot_ends_within_its_budget(job: dict[str, int], says: Says) -> None:
+    """A pilot ends within its budget and reports the answers that it took."""
     pilot = random_pilot(job, says)
     decision = pilot.to_end()
     assert pilot.asked <= job["asks"]
@@ -150,20 +150,20 @@ def test_a_pilot_ends_and_never_takes_more_answers_than_it_may(job: dict[str, in
 def test_a_pilot_that_is_interrupted_anywhere_decides_the_same(
     job: dict[str, int], says: Says, seed: int
 ) -> None:
-    """In the middle of a block, between its forms, again and again: the same decision."""
+    """A pilot interrupted in blocks and between forms makes the same decision."""
     whole = random_pilot(job, says).to_end()
     assert random_pilot(job, says).to_end(random.Random(seed)) == whole
 
 
-def test_no_budget_is_too_small_to_be_kept() -> None:
-    """The answers of which anchors are chosen are counted before they are asked."""
+def test_every_budget_is_kept() -> None:
+    """Answers for the choice of anchors count against the budget before they are asked."""
     for asks in range(40, 150):
         pilot = Run(rules_of(asks), follows(0.01))
         assert pilot.to_end().asked == pilot.asked <= asks
 
 
-def test_what_a_begun_block_says_does_not_change_how_it_goes_on() -> None:
-    """Half of a form's answers are there when the service dies: the whole block is asked all the same."""
+def test_a_block_that_has_begun_is_asked_completely() -> None:
+    """If the service dies inside a block, the whole block is asked after the restart."""
     pilot = Run(rules_of(), plain)
     for kind in (ISOLATED, "anchors"):
         pilot.ask(0, kind)
@@ -173,8 +173,8 @@ def test_what_a_begun_block_says_does_not_change_how_it_goes_on() -> None:
     assert pilot.next() == Step(1, ("anchors",))
 
 
-def test_answers_of_earlier_versions_are_left_alone() -> None:
-    """They asked some isolated rows twice, to prove that a form does no harm."""
+def test_answers_of_earlier_versions_are_ignored() -> None:
+    """Answers that an earlier version asked twice in isolation are ignored."""
     pilot = Run(rules_of(), taught("anchors"))
     pilot.ask(0, ISOLATED)
     pilot.done.append((0, "again"))
@@ -188,7 +188,7 @@ def strays(rules: PilotRules, kind: str, place: int) -> dict[str, frozenset[int]
 
 
 def test_rows_that_left_their_conversation_are_lost() -> None:
-    """A form that wins wherever it answers, and leaves as many rows, is not better."""
+    """A form that wins wherever it answers but loses as many rows is not better."""
     rules = rules_of()
     left = {"anchors": frozenset(n for block in rules.blocks for n in block if n % 3 == 1)}
     decision = run(rules, taught("anchors"), left=left)
@@ -198,15 +198,17 @@ def test_rows_that_left_their_conversation_are_lost() -> None:
     assert tried.compared == tried.rows
 
 
-def test_a_row_that_sees_none_may_be_repaired() -> None:
-    """The first of a conversation is asked as in isolation; what becomes of it says nothing of the form."""
+def test_a_failure_without_visible_rows_does_not_count_for_the_form() -> None:
+    """The first row of a conversation is asked as in isolation, so its failure does not count
+    for the form.
+    """
     rules = rules_of(300, longest=2)
     says = taught("tail-1")
     assert run(rules, says, left=strays(rules, "tail-1", 0), barren=True).form == "tail-1"
 
 
 def test_forms_that_segments_are_too_short_for_are_not_tried() -> None:
-    """A segment of 20 rows has 19 before its last one; of one row only anchors are left."""
+    """Segments of 20 rows have at most 19 visible rows, and segments of one row allow only anchors."""
     large = {"asks": 1200, "total": 60_000}
     for longest, forms in ((21, 5), (20, 4), (2, 2), (1, 1)):
         tried = run(rules_of(**large, longest=longest)).tried
@@ -215,7 +217,7 @@ def test_forms_that_segments_are_too_short_for_are_not_tried() -> None:
 
 
 def test_where_no_anchors_fit_the_other_forms_are_tried() -> None:
-    """The candidates were asked all the same, and are counted."""
+    """If no anchors fit, the other forms are tried, and the candidates count against the budget."""
     pilot = Run(rules_of(400), plain, barren=True)
     decision = pilot.to_end()
     assert pilot.no_anchors
@@ -227,7 +229,7 @@ def test_where_no_anchors_fit_the_other_forms_are_tried() -> None:
 
 
 def test_a_decision_is_plain_json() -> None:
-    """For the ledger and metrics.json."""
+    """A decision can be stored as JSON in the ledger and in metrics.json."""
     noted = json.loads(json.dumps(run(rules_of(), taught("anchors")).to_json()))
     assert noted["form"] == "anchors"
     assert noted["tried"][0]["better"] is True
@@ -241,13 +243,13 @@ def test_nothing_to_ask_is_decided_at_once() -> None:
 
 
 def test_each_form_is_found_by_its_name_and_isolated_is_none() -> None:
-    """The names in a ledger lead back to the forms."""
+    """Every name in a ledger leads back to its form, and isolated is not a form."""
     assert [form_named(form.name) for form in FORMS] == list(FORMS)
     assert form_named(ISOLATED) is None
 
 
 def test_a_form_is_a_plan_in_which_a_row_sees_at_most_its_tail() -> None:
-    """Tails begin anew after one row more than they show; anchors stand in front of all."""
+    """A tail restarts after one row more than it shows, and anchors precede every row."""
     isolated = Plan(1, 0, 200, "reset", 0.8, 0.5, every=1, keep=0)
     tail, anchored = form_named("tail-5"), form_named("anchors-tail-5")
     assert tail is not None
@@ -261,7 +263,7 @@ def test_a_form_is_a_plan_in_which_a_row_sees_at_most_its_tail() -> None:
 
 @given(st.integers(1, 5000), st.integers(0, 2000), st.integers(0, 9))
 def test_blocks_lie_within_the_file_and_share_no_row(total: int, asks: int, seed: int) -> None:
-    """Consecutive rows, 20 of them or all there are; as many as the answers allow, and at least one."""
+    """Blocks are up to 20 consecutive rows, disjoint, at least one, and as many as the budget allows."""
     blocks = blocks_of(total, asks, seed)
     rows = [n for block in blocks for n in block]
     assert len(set(rows)) == len(rows)
@@ -274,7 +276,9 @@ def test_blocks_lie_within_the_file_and_share_no_row(total: int, asks: int, seed
 
 
 def test_blocks_are_spread_over_the_file_and_come_in_no_order() -> None:
-    """One in each fifth of the file; a pilot that ends early has not seen its beginning alone."""
+    """Blocks lie in each fifth of the file in random order, so that an early end has not seen only the
+    beginning.
+    """
     blocks = blocks_of(10_000, 200, 4)
     assert sorted(block[0] // 2000 for block in blocks) == [0, 1, 2, 3, 4]
     orders = {tuple(block[0] // 2000 for block in blocks_of(10_000, 200, seed)) for seed in range(10)}

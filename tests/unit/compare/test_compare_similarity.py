@@ -1,4 +1,4 @@
-"""How alike two answers are, and which of two agrees better with gold."""
+"""How similar two answers are, and which of two agrees better with gold."""
 
 from __future__ import annotations
 
@@ -33,33 +33,37 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("alone", "listed", "kind"), KINDS)
-def test_the_answers_given_alone_say_what_is_compared(alone: list[str], listed: bool, kind: str) -> None:
-    """Labels, numbers or texts, with empty, odd and mixed answers among them."""
+def test_the_isolated_answers_decide_what_is_compared(alone: list[str], listed: bool, kind: str) -> None:
+    """The isolated answers decide whether labels, numbers or texts are compared, also if some are empty or
+    mixed.
+    """
     found = similarity_of(alone, listed=listed)
     assert found.kind == kind
     assert found.words
 
 
 @given(st.lists(st.text(max_size=20), max_size=12), st.text(max_size=80), st.text(max_size=80), st.booleans())
-def test_likeness_lies_between_0_and_1_and_does_not_depend_on_the_order(
+def test_similarity_is_symmetric_and_between_0_and_1(
     alone: list[str], left: str, right: str, listed: bool
 ) -> None:
-    """Whatever answers there are, and whichever two are compared; an answer is like itself."""
+    """Similarity is symmetric, lies between 0 and 1, and is 1 for equal answers."""
     like = similarity_of(alone, listed=listed)
     assert 0 <= like.of(left, right) <= 1
     assert like.of(left, right) == like.of(right, left)
     assert like.of(left, left) == 1
 
 
-def test_labels_are_equal_or_not_whatever_their_case() -> None:
-    """Nothing in between."""
+def test_labels_are_equal_regardless_of_case() -> None:
+    """Labels are equal or different, regardless of case."""
     like = Similarity("labels")
     assert like.of("Positive ", "positive") == 1
     assert like.of("positive", "very positive") == 0
 
 
-def test_numbers_are_far_apart_by_value_or_by_rank_whichever_is_more() -> None:
-    """A step of one among 0 to 10 costs a tenth or so; a step over most of the answers costs nearly all."""
+def test_the_distance_of_numbers_is_the_larger_of_value_and_rank() -> None:
+    """A step of one among 0 to 10 costs about a tenth, and a step over most of the answers
+    costs nearly all.
+    """
     like = similarity_of([str(n) for n in range(11)])
     assert like.of("4", "5") == pytest.approx(1 - 1 / 10)
     assert like.of("5", "5.0") == 1
@@ -69,29 +73,31 @@ def test_numbers_are_far_apart_by_value_or_by_rank_whichever_is_more() -> None:
 
 
 def test_three_spellings_of_one_number_are_numbers_of_no_spread() -> None:
-    """Equal ones are alike, others not at all; nothing is divided by zero."""
+    """Three spellings of one number are equal, others are different, and nothing is divided by zero."""
     like = similarity_of(["1", "1.0", "1.00"])
     assert like.kind == "numbers"
     assert (like.of("1", "1.000"), like.of("1", "2")) == (1, 0)
 
 
 def test_huge_numbers_are_compared_by_rank() -> None:
-    """A difference that no float holds is no excuse for calling neighbours unlike."""
+    """Numbers that no float holds are compared by rank."""
     like = similarity_of(["-1.7e308", "-1e308", "0", "1e308", "1.7e308"])
     assert like.of("1e308", "-1.7e308") == pytest.approx(1 - 3 / 5)
     assert like.of("1e308", "1.7e308") == pytest.approx(1 - 1 / 5)
 
 
-def test_among_numbers_an_answer_that_is_none_is_like_itself_alone() -> None:
-    """`NaN` and words are equal to their own kind, and unlike any number."""
+def test_among_numbers_other_answers_equal_only_themselves() -> None:
+    """`NaN` and words equal only themselves and differ from every number."""
     like = similarity_of(["1", "2", "3"])
     assert like.of("NaN", "nan") == 1
     assert like.of("NaN", "2") == 0
     assert like.of("", "2") == 0
 
 
-def test_texts_are_alike_by_the_words_that_both_have_in_one_order() -> None:
-    """Two of three words in common are two thirds; two empty texts are the same."""
+def test_the_similarity_of_texts_counts_common_words_in_order() -> None:
+    """Texts with two of three words in common have a similarity of two thirds, and two empty
+    texts are equal.
+    """
     like = Similarity("texts")
     assert like.of("late and broken", "LATE and cheap") == pytest.approx(2 / 3)
     assert like.of("", "") == 1
@@ -99,7 +105,7 @@ def test_texts_are_alike_by_the_words_that_both_have_in_one_order() -> None:
 
 
 def test_of_long_texts_only_the_beginning_is_compared() -> None:
-    """A comparison of whole texts of 100,000 words would stop the service for 12 s."""
+    """Only the beginning of long texts is compared, because 100,000 words would stop the service for 12 s."""
     like = Similarity("texts")
     words = [f"w{n}" for n in range(100_000)]
     assert like.of(" ".join(words), " ".join([*words[:2000], *reversed(words[2000:])])) == 1
@@ -108,37 +114,41 @@ def test_of_long_texts_only_the_beginning_is_compared() -> None:
 
 
 @given(st.lists(st.integers(-50, 50).map(str), min_size=4, max_size=30, unique=True))
-def test_the_distance_of_numbers_keeps_the_triangle(alone: list[str]) -> None:
-    """The proof at temperatures above 0 leans on it (`trials.odds`)."""
+def test_the_distance_of_numbers_fulfils_the_triangle_inequality(alone: list[str]) -> None:
+    """The distance fulfils the triangle inequality, which the test above temperature 0 needs
+    (`trials.odds`).
+    """
     like = similarity_of(alone)
     for a, b, c in itertools.permutations(alone[:4], 3):
         assert (1 - like.of(a, c)) <= (1 - like.of(a, b)) + (1 - like.of(b, c)) + 1e-9
     assert not math.isnan(like.of(alone[0], alone[1]))
 
 
-def test_labels_spelled_as_gold_are_won_where_only_the_form_is_right() -> None:
-    """Right and wrong, wrong and right, both right, both wrong: one win, one loss, four compared."""
+def test_a_label_wins_where_only_the_form_is_right() -> None:
+    """Each label counts as a win only where the form alone is right, and as a loss only where
+    isolation is.
+    """
     gold = {0: "Yes", 1: "no", 2: "no", 3: "yes"}
     form = {0: "yes", 1: "yes", 2: "no ", 3: "no"}
     alone = {0: "no", 1: "no", 2: "no", 3: "no"}
     assert compare(form, alone, gold) == PairedCounts(1, 1, 4, "rows answered right")
 
 
-def test_rows_without_gold_or_without_an_answer_alone_are_left_out() -> None:
-    """Blank gold counts as none."""
+def test_rows_without_gold_or_isolated_answer_are_left_out() -> None:
+    """Rows without gold, also with blank gold, and rows without an isolated answer are left out."""
     pairs = compare({0: "a", 1: "a", 2: "a"}, {0: "b", 1: "b"}, {0: "a", 1: " ", 2: "a"})
     assert (pairs.wins, pairs.losses, pairs.compared) == (1, 0, 1)
     assert compare({}, {}, {}).compared == 0
 
 
 def test_numbers_are_won_where_the_form_is_nearer() -> None:
-    """Equally far is neither; a number may be spelled in several ways."""
+    """The nearer number wins, an equal distance is neither, and the spelling does not count."""
     pairs = compare({0: "4", 1: "1", 2: "3.0"}, {0: "2", 1: "5", 2: "3"}, {0: "5", 1: "5", 2: "9"})
     assert (pairs.wins, pairs.losses, pairs.compared) == (1, 1, 3)
 
 
-def test_ordered_words_against_ratings_are_judged_by_the_order_of_neighbours() -> None:
-    """Of two rows the better rated one has to get the better word; equal ratings are no pair."""
+def test_ordered_words_are_compared_with_ratings_by_pairs() -> None:
+    """Of two rows the better rated one must get the better word; equal ratings are no pair."""
     gold = {0: "1", 1: "5", 2: "4", 3: "2", 4: "3", 5: "3"}
     right = {0: "negative", 1: "positive", 2: "positive", 3: "neutral", 4: "neutral", 5: "negative"}
     flat = dict.fromkeys(gold, "positive")
@@ -149,7 +159,7 @@ def test_ordered_words_against_ratings_are_judged_by_the_order_of_neighbours() -
 
 
 def test_a_schema_gives_an_order_to_words_that_have_none() -> None:
-    """Without one nothing is compared, and it says why."""
+    """Without an order from a schema words are not compared with ratings, and the reason is given."""
     gold, form, alone = {0: "1", 1: "2"}, {0: "small", 1: "big"}, {0: "big", 1: "small"}
     assert compare(form, alone, gold, enum=["Small", "Big"]).wins == 1
     without = compare(form, alone, gold)

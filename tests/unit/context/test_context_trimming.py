@@ -1,4 +1,4 @@
-"""Trimming: properties that hold for every strategy."""
+"""Trimming: properties of every strategy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ sizes = st.lists(st.integers(1, 400), min_size=1, max_size=60)
 
 
 def plan(strategy: str, high: float, low: float, keep: int, every: int, important: int) -> Plan:
-    """A plan with these marks."""
+    """A plan with these thresholds."""
     score = {0: None, 1: "spread", 2: "uncertain"}[every % 3]
     tokens = 50 * every if strategy == "budget" and every % 2 else None
     return Plan(
@@ -37,7 +37,7 @@ def plan(strategy: str, high: float, low: float, keep: int, every: int, importan
 
 
 def turns_of(tokens: list[int], first: int = 0) -> tuple[Turn, ...]:
-    """One turn a number, each of a user's and an assistant's message, with one of three labels."""
+    """One turn a number, each with a user's and an assistant's message and one of three labels."""
     return tuple(
         Turn(
             first + i,
@@ -65,7 +65,7 @@ plans = st.builds(
 def test_a_trim_frees_something_and_keeps_whole_turns_in_order(
     rules: Plan, tokens: list[int], num_ctx: int, prefix: int, own: int
 ) -> None:
-    """What is kept is fewer, whole, in order and below the low mark; the same input gives the same output."""
+    """A trim keeps fewer, whole turns in order below the low threshold, and depends only on its input."""
     turns = turns_of(tokens)
     budget = Budget(num_ctx, 32, prefix, own)
     kept = trimmer_of(rules).trim(turns, budget)
@@ -80,10 +80,8 @@ def test_a_trim_frees_something_and_keeps_whole_turns_in_order(
 
 
 @given(plans, sizes, st.integers(256, 100_000), st.integers(1, 300))
-def test_a_trim_that_is_due_makes_itself_undue(
-    rules: Plan, tokens: list[int], num_ctx: int, own: int
-) -> None:
-    """Trims are rare: right after one, none is due by rows or tokens."""
+def test_after_a_trim_none_is_due(rules: Plan, tokens: list[int], num_ctx: int, own: int) -> None:
+    """Right after a trim none is due by rows or tokens."""
     turns = turns_of(tokens)
     trimmer = trimmer_of(rules)
     if not trimmer.due(turns):
@@ -103,7 +101,9 @@ def test_a_trim_that_is_due_makes_itself_undue(
 def test_a_prepared_prompt_keeps_prefix_anchors_pairs_and_order_and_stays_in_its_window(
     rules: Plan, tokens: list[int], fixed: list[int], num_ctx: int, system: str, text: str
 ) -> None:
-    """Prefix, all anchors or none, whole pairs in order, then the row; over budget only if it says so."""
+    """A prompt is the prefix, all anchors or none, whole pairs in order, then the row; it reports if it is
+    over budget.
+    """
     ask = RowMessages((Message("system", system),), (Message("user", text),), 32, {}, None, None)
     anchors = turns_of(fixed, 1000)
     conversation = Conversation(
@@ -138,10 +138,10 @@ def test_a_prepared_prompt_keeps_prefix_anchors_pairs_and_order_and_stays_in_its
         (["x", "1", "2", "3"], 2, None),
     ],
 )
-def test_a_spread_choice_has_as_many_different_answers_as_there_are(
+def test_a_spread_choice_has_as_many_different_answers_as_possible(
     labels: list[str] | str, number: int, chosen: list[str] | str | None
 ) -> None:
-    """Labels in turn, the rarest first; numbers at even distances over their ranks."""
+    """Labels are chosen in turn, the rarest first, and numbers at even distances over their ranks."""
     places = spread([Candidate(i, label) for i, label in enumerate(labels)], number)
     assert places == sorted(set(places))
     assert len(places) == min(number, len(labels))
@@ -150,13 +150,13 @@ def test_a_spread_choice_has_as_many_different_answers_as_there_are(
 
 
 def test_the_best_are_those_with_the_highest_scores_and_among_equals_the_latest() -> None:
-    """Scores decide, not labels."""
+    """Scores decide, not labels, and of equal scores the latest row wins."""
     choices = [Candidate(i, "same", score) for i, score in enumerate((1.0, 5.0, 1.0, 3.0, 1.0))]
     assert best(choices, 3) == [1, 3, 4]
 
 
 def test_candidates_are_spread_over_the_file_and_the_seed_decides() -> None:
-    """One of each equal part, the same for the same seed."""
+    """One candidate is drawn from each equal part of the file, and a seed gives the same candidates."""
     found = candidates(2400, 24, 7)
     assert [n // 100 for n in found] == list(range(24))
     assert found == candidates(2400, 24, 7)
@@ -165,7 +165,7 @@ def test_candidates_are_spread_over_the_file_and_the_seed_decides() -> None:
 
 
 def test_the_order_of_anchors_is_seeded() -> None:
-    """The same rows in an order that the seed decides."""
+    """A seed gives the same order of the same rows."""
     rows = [Candidate(i, "ab"[i % 2]) for i in range(24)]
     one, other = choose(rows, 6, "spread", 1), choose(rows, 6, "spread", 2)
     assert sorted(one) == sorted(other)

@@ -1,4 +1,4 @@
-"""What tests of sidecars ask: everything wrong in one."""
+"""Helper for tests of sidecars: list all problems of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OK = "model: m\nprompt: x\n"
 def problems(
     text: str | bytes, *, openai: bool = False
 ) -> list[tuple[int | None, int | None, str, str, str | None]]:
-    """Line, column, key, message and hint of each problem."""
+    """Return line, column, key, message and hint of each problem."""
     with pytest.raises(SidecarError) as caught:
         parse_sidecar(text, "a.yaml", openai=openai)
     assert all(p.file == "a.yaml" for p in caught.value.problems)

@@ -37,7 +37,9 @@ def request(messages: list[dict[str, str]], **body: Any) -> RowRequest:
 
 
 def test_a_rows_question_is_prefix_and_prompt() -> None:
-    """System and examples are shared, load options stay out of sampling, and nothing unset is sent."""
+    """System and examples are shared, load options are not sampling options, and unset values
+    are not sent.
+    """
     asker = MessageBuilder(SIDECAR, inline_job_evaluator())
 
     ask = asyncio.run(asker.ask({"name": "Ann"}, 2))
@@ -49,8 +51,8 @@ def test_a_rows_question_is_prefix_and_prompt() -> None:
     assert (spec.model, spec.num_ctx, spec.load_options, spec.slots) == ("n", 512, {"num_gpu": 3}, 4)
 
 
-def test_openai_lines_take_the_sidecars_values_where_they_say_nothing() -> None:
-    """A line's own words win; a lone user message gets the sidecar's instruction."""
+def test_openai_lines_take_missing_values_from_the_sidecar() -> None:
+    """A value of the line overrides the sidecar, and a single user message gets the sidecar's instruction."""
     asker = MessageBuilder(SIDECAR, inline_job_evaluator())
     user = {"role": "user", "content": "hi"}
 
@@ -76,7 +78,7 @@ def test_openai_lines_take_the_sidecars_values_where_they_say_nothing() -> None:
 
 
 def test_plans_survive_json() -> None:
-    """What the ledger keeps is what was used."""
+    """A plan read back from the ledger equals the one that was used."""
     plan = first_plan(SIDECAR)
 
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
@@ -91,7 +93,7 @@ def test_plans_survive_json() -> None:
     [({}, 200), ({"segment": 7}, 7), ({"segment": "all"}, 0), ({"segment": 7, "mode": "isolated"}, 1)],
 )
 def test_segments_of_the_first_plan(changes: dict[str, Any], rows: int) -> None:
-    """Isolated rows are segments of one."""
+    """Each isolated row is its own segment."""
     sidecar = SIDECAR.model_copy(update={**changes, "trim": Trim(strategy="window", keep=5)})
 
     plan = first_plan(sidecar)
@@ -107,8 +109,8 @@ SCHEMA = {"type": "object", "properties": {"score": {"type": "integer"}}, "requi
     ("form", "text", "expected"),
     [(None, " good ", None), ("json", "[1]", [1]), (SCHEMA, '{"score": 4}\n', {"score": 4})],
 )
-def test_answers_that_hold(form: Any, text: str, expected: object) -> None:
-    """The value is returned as it was parsed."""
+def test_valid_answers(form: Any, text: str, expected: object) -> None:
+    """A valid answer is returned as it was parsed."""
     assert asyncio.run(inline_job_evaluator().check(form, text, 2)) == expected
 
 
@@ -127,8 +129,8 @@ def test_answers_that_hold(form: Any, text: str, expected: object) -> None:
         (BAD_ID, "1", "answer_invalid", "cannot be applied: Invalid IPv6 URL"),
     ],
 )
-def test_answers_that_do_not(form: Any, text: str, code: str, words: str) -> None:
-    """The reason is short, and the raw answer goes with it; no schema opens a connection."""
+def test_invalid_answers(form: Any, text: str, code: str, words: str) -> None:
+    """An invalid answer has a short reason and its raw text, and no schema opens a connection."""
     with pytest.raises(RowError) as caught:
         asyncio.run(inline_job_evaluator().check(form, text, 2))
 
@@ -155,14 +157,14 @@ def test_answers_that_do_not(form: Any, text: str, code: str, words: str) -> Non
     ],
 )
 def test_labels_are_spelled_as_a_cell_would(parsed: object, key: str | None, expected: str | None) -> None:
-    """So that a gold column, which is text, can be compared."""
+    """A label is spelled like a cell, so that it can be compared with a gold column."""
     assert label_of(parsed, " free text\n", key) == expected
 
 
 @pytest.mark.parametrize("form", [None, {"type": "object", "properties": {"label": {"type": "string"}}}])
 @pytest.mark.parametrize("blank", [None, "", "   ", "\t\n"])
 def test_a_blank_gold_cell_is_no_gold(form: Any, blank: str | None) -> None:
-    """An anchor never carries an empty answer because somebody left a blank in a cell."""
+    """A blank gold cell counts as no gold, so that no anchor has an empty answer."""
     sidecar = SIDECAR.model_copy(update={"gold": "g", "format": form})
 
     assert gold_answers(sidecar, {"g": blank}, '{"label": "good"}') == []

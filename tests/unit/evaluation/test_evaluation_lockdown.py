@@ -1,4 +1,4 @@
-"""What the evaluation process cannot do: no files, no sockets, no children, no more memory."""
+"""What the evaluation process cannot do: open files or sockets, start children, or take more memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ATTEMPTS = {
 
 
 def attempt(code: str, *, before: str = "", restricted: bool = True) -> list[str]:
-    """What a locked process prints of an attempt."""
+    """Return what a locked process prints when it tries this."""
     script = SCRIPT.format(attempt=code, before=before, restricted=restricted)
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -57,11 +57,11 @@ def attempt(code: str, *, before: str = "", restricted: bool = True) -> list[str
 
 @pytest.mark.parametrize("what", ATTEMPTS)
 def test_a_locked_process_can_only_compute(what: str) -> None:
-    """Each attempt fails, and the process goes on to compute."""
-    said, computed = attempt(ATTEMPTS[what])
+    """Each attempt fails, and the process can still compute."""
+    output, computed = attempt(ATTEMPTS[what])
 
     refused = ("PermissionError", "OSError", "BlockingIOError", "RuntimeError", "ValueError", "MemoryError")
-    assert said.split()[0] in refused
+    assert output.split()[0] in refused
     assert computed == "499500"
 
 
@@ -76,16 +76,16 @@ def test_a_locked_process_can_only_compute(what: str) -> None:
         "take more memory",
     ],
 )
-def test_the_resource_limits_hold_by_themselves(what: str) -> None:
-    """Where the kernel has no filter for system calls, files and sockets fail all the same."""
-    said, computed = attempt(ATTEMPTS[what], before="lockdown._CALLS.clear()", restricted=False)
+def test_the_resource_limits_hold_without_the_filter(what: str) -> None:
+    """Without a filter for system calls, files and sockets still fail by the resource limits."""
+    output, computed = attempt(ATTEMPTS[what], before="lockdown._CALLS.clear()", restricted=False)
 
-    assert said.split()[0] in ("OSError", "MemoryError")
+    assert output.split()[0] in ("OSError", "MemoryError")
     assert computed == "499500"
 
 
 def test_without_a_parent_there_is_no_process() -> None:
-    """A process whose parent has already ended ends at once."""
+    """A process whose parent has ended ends at once."""
     code = (
         "from spoolama.evaluation.child.lockdown import die_with_parent; die_with_parent(1 << 22); print(1)"
     )

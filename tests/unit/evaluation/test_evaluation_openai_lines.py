@@ -1,4 +1,4 @@
-"""OpenAI batch lines: what is mapped, what is refused, and which rows share a conversation."""
+"""OpenAI batch lines: which parameters are mapped or refused, and which rows share a conversation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def line(messages: list[Any] | None = None, **body: Any) -> dict[str, Any]:
 
 
 def test_everything_mapped_arrives() -> None:
-    """Each mapped parameter has its place, by Ollama's names; null is as good as absent."""
+    """Each mapped parameter arrives under Ollama's name, and null counts as absent."""
     found = read_line(
         line(
             [
@@ -62,8 +62,8 @@ def test_everything_mapped_arrives() -> None:
     assert request.format == {"type": "object"}
 
 
-def test_what_is_not_said_is_left_to_the_sidecar() -> None:
-    """Absent values are told from given ones."""
+def test_missing_values_are_left_to_the_sidecar() -> None:
+    """Absent values stay unset, so that the sidecar can set them."""
     request = read_line(line()).request
 
     assert request == RowRequest(request.messages)
@@ -106,8 +106,8 @@ def test_what_is_not_said_is_left_to_the_sidecar() -> None:
         ("brand_new", line(brand_new=1)),
     ],
 )  # fmt: skip
-def test_what_would_change_the_answer_is_refused_by_name(parameter: str, broken: dict[str, Any]) -> None:
-    """The fault names the parameter, for people and for programs."""
+def test_unsupported_parameters_are_refused_by_name(parameter: str, broken: dict[str, Any]) -> None:
+    """The error of a refused parameter names it, in the text and as a field."""
     with pytest.raises(RowError) as caught:
         read_line(broken)
 
@@ -118,7 +118,7 @@ def test_what_would_change_the_answer_is_refused_by_name(parameter: str, broken:
 
 @pytest.mark.parametrize("dialect", [3, ["x"], {"a": 1}, "http://["])
 def test_an_odd_schema_is_the_error_of_its_row(dialect: Any) -> None:
-    """A `$schema` on which the library for schemas fails is refused by name, and ends no other row."""
+    """A `$schema` that the schema library does not support is refused by name and fails only its row."""
     form = {"type": "json_schema", "json_schema": {"schema": {"$schema": dialect, "type": "object"}}}
 
     with pytest.raises(RowError, match=r"\$schema") as caught:
@@ -128,7 +128,7 @@ def test_an_odd_schema_is_the_error_of_its_row(dialect: Any) -> None:
 
 
 def test_a_schema_at_which_the_library_fails_is_the_error_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it raises is that row's error too."""
+    """Any exception of the schema library fails only its row."""
 
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("odd")
@@ -140,7 +140,7 @@ def test_a_schema_at_which_the_library_fails_is_the_error_of_its_row(monkeypatch
 
 
 def test_a_models_name_has_a_limit() -> None:
-    """It would stand in each file and status that the job leaves behind."""
+    """A model name has a maximum length, because files and status repeat it."""
     assert read_line(line(model="m" * 500)).model == "m" * 500
     with pytest.raises(RowError, match="model: has 900,000 characters; the limit is 500") as caught:
         read_line(line(model="m" * 900_000))
@@ -148,7 +148,7 @@ def test_a_models_name_has_a_limit() -> None:
 
 
 def test_an_empty_prompt_is_an_empty_prompt() -> None:
-    """As in a sidecar's job."""
+    """An empty prompt is sent as an empty prompt, as in a job with a sidecar."""
     with pytest.raises(RowError) as caught:
         read_line(line([{"role": "user", "content": " \n"}]))
 
@@ -156,7 +156,9 @@ def test_an_empty_prompt_is_an_empty_prompt() -> None:
 
 
 def test_shape_groups_rows_that_may_share_a_conversation() -> None:
-    """Same model, system and parameters: same shape. A history of its own: none."""
+    """Lines with the same model, system and parameters have the same shape, and lines with a
+    history have none.
+    """
     judge = {"role": "system", "content": "Judge."}
     base = read_line(line([judge, USER], temperature=0, user="a")).shape
 
@@ -176,8 +178,8 @@ def test_shape_groups_rows_that_may_share_a_conversation() -> None:
     assert read_line(line([USER, judge, USER])).shape is None
 
 
-def test_the_table_for_people_names_every_parameter() -> None:
-    """Code and documentation are made from one table."""
+def test_the_documented_table_names_every_parameter() -> None:
+    """Code and documentation come from one table."""
     table = parameter_table()
 
     assert all(f"| `{name}` |" in table for name in PARAMETERS)

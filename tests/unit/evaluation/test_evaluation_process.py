@@ -1,4 +1,4 @@
-"""The evaluation process: its limits, its end and its replacement, on the real process."""
+"""The evaluation process: its limits, its end and its replacement, with the real process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.evaluation import InlineRunner
 from support.thorough import cases
 
 SOON = 0.3
-"""CPU seconds that a task may take here: enough for any honest one."""
+"""CPU seconds for a task here, enough for any valid one."""
 FREEZE = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ a }}"
 MEMORY = "{% set n = namespace(s='a' * 999) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}x"
 
@@ -48,13 +48,13 @@ async def render(process: EvaluationProcess, template: str, **fields: Any) -> An
 
 
 def status_of(process: EvaluationProcess) -> dict[str, str]:
-    """What /proc says of the process."""
+    """Return the status of the process in /proc."""
     text = Path(f"/proc/{process.pid}/status").read_text()
     return dict(re.findall(r"^(\w+):\t\s*(.*)$", text, re.MULTILINE))
 
 
 async def computing(process: EvaluationProcess) -> None:
-    """Wait until the process has used processor time for a task."""
+    """Wait until the process has used CPU time for a task."""
 
     def ticks() -> int:
         return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11])
@@ -68,7 +68,7 @@ async def computing(process: EvaluationProcess) -> None:
 
 
 def test_tasks_of_all_lanes_share_one_process() -> None:
-    """A thousand rows at once are answered in order, by one process that is small and restricted."""
+    """One small, restricted process answers a thousand concurrent rows in order."""
 
     async def work(process: EvaluationProcess) -> None:
         replies = await asyncio.gather(*(render(process, "a {{ a }}", a=n) for n in range(1000)))
@@ -88,8 +88,8 @@ def test_tasks_of_all_lanes_share_one_process() -> None:
         (MEMORY, "needed more than 240 MB of memory"),
     ],
 )
-def test_a_task_that_meets_a_limit_takes_no_other_with_it(template: str, words: str) -> None:
-    """Its own caller learns which limit, the others of its batch have their results, and later ones too."""
+def test_a_task_that_hits_a_limit_fails_no_other(template: str, words: str) -> None:
+    """Only the caller of the task that hits a limit gets the error; all other tasks have results."""
 
     async def work(process: EvaluationProcess) -> None:
         tasks = [render(process, template if n == 3 else "{{ a }}", a=n) for n in range(8)]
@@ -104,12 +104,12 @@ def test_a_task_that_meets_a_limit_takes_no_other_with_it(template: str, words: 
     with_process(work)
 
 
-def test_memory_that_earlier_tasks_left_is_nobodys_fault() -> None:
-    """A value that refers to itself stays; a later task that has no room then is run in a new process."""
+def test_memory_of_earlier_tasks_fails_no_later_task() -> None:
+    """A task that runs out of memory after earlier tasks left garbage is repeated in a new process."""
     leaves = "{% set n = namespace(big='x' * size) %}{% set n.me = n %}{{ n.big | length }}"
 
     async def work(process: EvaluationProcess) -> None:
-        # Python's collector may come between two of them and free what they left; not between all of them.
+        # Python's collector may free the garbage between two of them, but not between all.
         rounds = 0
         while process.starts < 2:
             rounds += 1
@@ -126,7 +126,7 @@ def test_memory_that_earlier_tasks_left_is_nobodys_fault() -> None:
 
 
 def test_a_task_that_crashes_the_process_is_named_by_the_signal() -> None:
-    """A segmentation fault is the row's, not the service's, if the row meets it in a new process as well."""
+    """A segmentation fault fails its row only if it repeats in a new process."""
 
     async def work(process: EvaluationProcess) -> None:
         await render(process, "{{ a }}", a=1)
@@ -144,8 +144,8 @@ def test_a_task_that_crashes_the_process_is_named_by_the_signal() -> None:
     with_process(work)
 
 
-def test_a_process_that_somebody_kills_costs_no_row() -> None:
-    """SIGKILL comes from the kernel or an administrator: the tasks are sent again, to a new process."""
+def test_a_process_killed_from_outside_fails_no_row() -> None:
+    """After a SIGKILL from outside the tasks are sent again to a new process and no row fails."""
 
     async def work(process: EvaluationProcess) -> None:
         await render(process, "{{ a }}", a=1)
@@ -162,7 +162,9 @@ def test_a_process_that_somebody_kills_costs_no_row() -> None:
 def test_a_task_whose_process_is_killed_each_time_is_given_up_without_blame(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where the kernel is short of memory, the row's error says so, and the job does not end by it."""
+    """A task whose process is killed each time fails its row with lack of memory as the reason, and the job
+    continues.
+    """
     monkeypatch.setattr("spoolama.evaluation.process._AFTER_DEATH_S", (0.0, 0.0, 0.0))
     reported: list[tuple[str, str]] = []
 
@@ -193,7 +195,7 @@ def test_a_task_whose_process_is_killed_each_time_is_given_up_without_blame(
 
 
 def test_a_process_that_does_not_answer_is_replaced() -> None:
-    """A stopped process uses no processor time; after its wall time it is ended and its tasks go on."""
+    """A stopped process is killed after its wall time, and its tasks are repeated."""
 
     async def work(process: EvaluationProcess) -> None:
         await render(process, "{{ a }}", a=1)
@@ -206,7 +208,9 @@ def test_a_process_that_does_not_answer_is_replaced() -> None:
 
 
 def test_waiting_tasks_can_be_given_up() -> None:
-    """What nobody wants any more is not begun: a hundred hostile rows do not take two seconds each."""
+    """A cancelled task that waits does not start, so that a hundred slow rows do not take two
+    seconds each.
+    """
 
     async def work(process: EvaluationProcess) -> None:
         met: list[LimitExceeded] = []
@@ -225,7 +229,7 @@ def test_waiting_tasks_can_be_given_up() -> None:
 
 
 def test_a_cancelled_task_leaves_the_process_usable() -> None:
-    """A lane that is stopped does not take the result of another."""
+    """A cancelled task does not give its result to another."""
 
     async def work(process: EvaluationProcess) -> None:
         await render(process, "{{ a }}", a=1)
@@ -238,7 +242,7 @@ def test_a_cancelled_task_leaves_the_process_usable() -> None:
 
 
 def test_an_idle_process_is_stopped_and_started_again() -> None:
-    """It takes no memory while nothing is evaluated."""
+    """An idle process is stopped, which frees its memory, and started again on demand."""
 
     async def work(process: EvaluationProcess) -> None:
         await render(process, "{{ a }}", a=1)
@@ -251,8 +255,8 @@ def test_an_idle_process_is_stopped_and_started_again() -> None:
     with_process(work, idle_s=0.1)
 
 
-def test_what_a_user_writes_fills_no_journal() -> None:
-    """`re` warns once for each odd place of a pattern; none of it goes to the service's standard error."""
+def test_warnings_about_patterns_are_not_logged() -> None:
+    """Warnings of `re` about odd patterns do not reach the service's standard error."""
     schema = {"type": "string", "pattern": "[[a]" * 100}
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
     body = {"messages": [{"role": "user", "content": "a"}], "response_format": form}
@@ -277,8 +281,8 @@ def test_what_a_user_writes_fills_no_journal() -> None:
         assert file.read().decode() == ""
 
 
-def test_a_process_that_does_not_start_is_no_rows_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After several attempts the caller learns why; the next call tries again."""
+def test_a_process_that_does_not_start_is_reported_and_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After several failed starts the caller gets the reason, and the next call tries again."""
     monkeypatch.setattr("spoolama.evaluation.process._START_DELAYS_S", (0.0, 0.0))
 
     async def work(process: EvaluationProcess) -> None:
@@ -293,7 +297,7 @@ def test_a_process_that_does_not_start_is_no_rows_fault(monkeypatch: pytest.Monk
 
 
 def test_after_the_end_nothing_runs() -> None:
-    """A closed process is gone, and whoever asks it learns so."""
+    """A closed process is gone, and a later call raises an error."""
 
     async def main() -> None:
         process = EvaluationProcess()
@@ -308,7 +312,7 @@ def test_after_the_end_nothing_runs() -> None:
 
 
 def test_a_batch_may_have_many_definitions() -> None:
-    """Hundreds of schemas, as OpenAI lines may bring them, come and come again."""
+    """Hundreds of schemas, as OpenAI lines may have, can be used repeatedly."""
 
     async def work(process: EvaluationProcess) -> None:
         templates = [f"{n} {{{{ a }}}}" for n in range(300)]
@@ -320,7 +324,7 @@ def test_a_batch_may_have_many_definitions() -> None:
 
 
 def test_long_definitions_do_not_fill_the_memory() -> None:
-    """A hundred schemas of 500 kB, each on a line of its own: none of them is kept."""
+    """A hundred schemas of 500 kB, each on its own line, are not kept in memory."""
 
     async def work(process: EvaluationProcess) -> None:
         for n in range(100):
@@ -331,8 +335,8 @@ def test_long_definitions_do_not_fill_the_memory() -> None:
     with_process(work)
 
 
-def test_the_second_process_is_for_when_the_first_is_busy() -> None:
-    """A sidecar that takes long holds up no row of a running job, nor the other way round."""
+def test_a_second_process_serves_while_the_first_is_busy() -> None:
+    """A slow sidecar does not delay the rows of a running job, nor the reverse."""
 
     async def main() -> None:
         first, second = EvaluationProcess(), EvaluationProcess()
@@ -353,7 +357,7 @@ def test_the_second_process_is_for_when_the_first_is_busy() -> None:
     asyncio.run(main())
 
 
-# --- the same results as on the spot ---------------------------------------------------------------------
+# --- the same results as inline ----------------------------------------------------------------------------
 
 FILTER_ARGUMENTS = {
     "replace": "('a', 'b')",
@@ -367,7 +371,7 @@ FILTER_ARGUMENTS = {
 
 
 def test_every_filter_works_without_files() -> None:
-    """Whatever a filter imports at its first use is there before the process gives up files."""
+    """Everything that a filter imports at its first use is loaded before the process gives up files."""
     filters = [name for name in SandboxEnvironment().filters if not name.startswith("_")]
     values: list[Any] = ["a <b> 'c' é\n%s", 2.5, [3, 1], ["b", "a", "a"], {"k": 1}, [{"k": 1}, {"k": 0}]]
 
@@ -396,7 +400,7 @@ JSON = st.recursive(
 @given(st.lists(st.fixed_dictionaries({"a": JSON, "b": JSON}), min_size=1, max_size=20))
 @settings(max_examples=cases(5, 20), deadline=None)
 def test_values_come_through_unchanged(rows: list[dict[str, Any]]) -> None:
-    """What a prompt prints of any JSON value is the same in the process as on the spot."""
+    """Any JSON value is printed in a prompt as it is inline."""
     source = "{{ a }}|{{ b | tojson }}|{{ a ~ b }}|{{ row | length }}."
 
     async def work(process: EvaluationProcess) -> None:
@@ -411,7 +415,9 @@ def test_values_come_through_unchanged(rows: list[dict[str, Any]]) -> None:
 
 
 def test_the_third_row_that_meets_a_limit_ends_the_job() -> None:
-    """Each has its own error with its line, at every try; after the third nothing more is evaluated."""
+    """Each row that hits a limit has its own error with its line at every attempt; after the
+    third the job ends.
+    """
 
     async def main() -> None:
         runner = InlineRunner()
@@ -436,7 +442,9 @@ def test_the_third_row_that_meets_a_limit_ends_the_job() -> None:
 
 
 def test_a_limit_in_a_check_or_a_score() -> None:
-    """An answer that cannot be checked keeps its text; a row without a score is the least important one."""
+    """An answer whose check hits a limit keeps its text, and a row whose score does has the
+    lowest importance.
+    """
 
     async def main() -> None:
         runner = InlineRunner()
@@ -450,8 +458,8 @@ def test_a_limit_in_a_check_or_a_score() -> None:
     asyncio.run(main())
 
 
-def test_a_job_that_is_to_stop_checks_answers_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is rendered any more; answers that are there are checked, but only so long."""
+def test_a_stopping_job_checks_answers_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that stops renders nothing more and checks its answers for a limited time."""
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -472,7 +480,7 @@ def test_a_job_that_is_to_stop_checks_answers_for_a_while(monkeypatch: pytest.Mo
 
 
 def test_a_defect_of_ours_is_contained(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that nobody expected is the row's or the file's error, and says whose fault it is."""
+    """An unexpected exception fails the row or the file and is reported as a defect of spoolama."""
 
     async def main() -> None:
         evaluator = Evaluator(InlineRunner())
@@ -492,7 +500,7 @@ def test_a_defect_of_ours_is_contained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sidecars_are_read_in_the_process(tmp_path: Path) -> None:
-    """Problems, columns and limits come back with the file's name; a large file is not opened."""
+    """Problems, columns and limits come back with the file's name, and a large file is not opened."""
     path = tmp_path / "a.yaml"
     path.write_text("model: m\nprompt: '{{ a }}'\nid: nmae\n")
 

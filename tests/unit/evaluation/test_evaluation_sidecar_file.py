@@ -1,4 +1,4 @@
-"""Sidecars: what is wrong, where, and what to write instead; all at once."""
+"""Sidecars: every problem, with its place and what to write instead."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ priority: 3
 
 
 def test_a_full_sidecar_is_read(tmp_path: Path) -> None:
-    """Every value arrives with its type."""
+    """Every value has its type."""
     path = tmp_path / "a.yaml"
     path.write_text(FULL)
 
@@ -62,7 +62,7 @@ def test_a_full_sidecar_is_read(tmp_path: Path) -> None:
 
 
 def test_openai_lines_need_neither_model_nor_prompt() -> None:
-    """Their sidecar gives defaults only."""
+    """The sidecar of OpenAI lines may contain only defaults."""
     assert parse_sidecar("options: {num_ctx: 8192}\n", "a.yaml", openai=True).model == ""
     assert [p[2] for p in problems("options: {num_ctx: 8192}\n")] == ["model", "prompt"]
 
@@ -78,10 +78,10 @@ def test_openai_lines_need_neither_model_nor_prompt() -> None:
         ("trim: {strategy: window}\naudit: 0\non_harm: report\n", None),
     ],
 )
-def test_what_is_not_done_for_openai_lines_is_refused(
+def test_keys_that_do_not_apply_to_openai_lines_are_refused(
     text: str, expected: list[tuple[int, int, str, str, str]] | None
 ) -> None:
-    """At the key that asks for it; for tables the same keys are fine."""
+    """Keys that do not apply to OpenAI lines are refused at the key, and accepted for tables."""
     if expected is None:
         assert parse_sidecar(text, "a.yaml", openai=True)
     else:
@@ -91,10 +91,10 @@ def test_what_is_not_done_for_openai_lines_is_refused(
 
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("strategy", ["window", "important", "hybrid"])
-def test_a_setting_of_an_earlier_version_is_taken_only_for_a_job_that_has_begun(
+def test_a_setting_of_an_earlier_version_is_accepted_only_for_a_job_that_has_begun(
     strategy: str, begun: bool
 ) -> None:
-    """A new job is told what to write today; a begun one has the value that it began with."""
+    """A new job must use today's keys; a job that has begun keeps the values that it began with."""
     text = OK + f"trim:\n  strategy: {strategy}\n  every: auto\n"
     if begun:
         sidecar = Sidecar.model_validate_json(checked_sidecar(text, "a.yaml", begun=True))
@@ -111,8 +111,8 @@ def test_a_setting_of_an_earlier_version_is_taken_only_for_a_job_that_has_begun(
         ]
 
 
-def test_leaving_retired_settings_out_leaves_all_else_as_it_is() -> None:
-    """Other problems are said for a begun job too, whatever shape the file has."""
+def test_leaving_out_retired_settings_changes_nothing_else() -> None:
+    """For a job that has begun, all other problems are still reported, for any form of the file."""
     for text in ("trim: auto\n", "trim: {strategy: window, every: often}\n", "trim: [every, auto]\n"):
         with pytest.raises(SidecarError) as caught:
             checked_sidecar(OK + text, "a.yaml", begun=True)
@@ -356,7 +356,7 @@ BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next lin
 def test_broken_sidecars(
     text: str | bytes, expected: list[tuple[int | None, int | None, str, str, str | None]]
 ) -> None:
-    """Each problem has its line, its key, its reason and what to write instead."""
+    """Each problem has line, key, reason and what to write instead."""
     assert problems(text) == expected
 
 
@@ -369,7 +369,7 @@ def test_broken_sidecars(
     ).map("\n".join)
 )
 def test_nothing_but_sidecar_errors(text: str | bytes) -> None:
-    """Whatever was uploaded, the answer is a sidecar or a list of problems."""
+    """Any upload gives a sidecar or a list of problems."""
     try:
         parse_sidecar(text, "a.yaml")
     except SidecarError as error:
@@ -379,7 +379,7 @@ def test_nothing_but_sidecar_errors(text: str | bytes) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 5000, "{" * 5000, "a: " + "[" * 900 + "]" * 900, "x: " + "9" * 6000])
 def test_bombs(text: str) -> None:
-    """Nesting and endless numbers are problems of the file."""
+    """Deep nesting and endless numbers are problems of the file."""
     assert problems(text)
 
 
@@ -397,7 +397,7 @@ def test_bombs(text: str) -> None:
 def test_names_that_summary_and_metrics_repeat_have_a_limit(
     text: str, key: str, length: int, most: str
 ) -> None:
-    """A name of 900 kB would stand in each file and status that a job leaves behind."""
+    """A name of 900 kB is refused, because every file and status of the job would repeat it."""
     ((line, column, p_key, message, hint),) = problems(text.format("m" * length), openai=True)
     assert message == f"this name has {length:,} characters; the limit is {most}"
     assert p_key.startswith(key)
@@ -424,14 +424,14 @@ HUGE = "0x" + "f" * 4000
     ],
 )
 def test_an_odd_schema_is_a_problem_of_its_key(schema: str, key: str, words: str) -> None:
-    """What the library for schemas would fail on is said like every other problem, at its key."""
+    """A schema that would make the schema library fail is a problem at its key."""
     found = {p_key: message for _, _, p_key, message, _ in problems(f"{OK}format: {schema}\n")}
 
     assert words in found[key]
 
 
 def test_a_schema_at_which_the_library_fails_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever it raises on a schema that nobody thought of, the answer is a list of problems."""
+    """Any exception of the schema library becomes a problem at the key."""
 
     def fail(pattern: str) -> None:
         raise ZeroDivisionError(pattern)
@@ -443,8 +443,8 @@ def test_a_schema_at_which_the_library_fails_is_a_problem(monkeypatch: pytest.Mo
     ]
 
 
-def test_every_key_says_what_it_expects_with_an_example_that_holds() -> None:
-    """The words cannot fall behind the model, and what they recommend is accepted."""
+def test_every_key_has_a_hint_with_a_valid_example() -> None:
+    """The hint of every key matches the model, and its example is valid."""
     keys = {
         f"{parent}.{name}" if parent else name
         for parent, model in _MODELS.items()
@@ -471,17 +471,17 @@ def test_every_key_says_what_it_expects_with_an_example_that_holds() -> None:
         if group != "trim":
             text += f"{group}:\n" + "".join(f"  {key}: {example}\n" for key, example in inner)
     assert parse_sidecar(text, "a.yaml")
-    # Not every key of `trim` goes with every strategy.
+    # Some keys of `trim` go only with certain strategies.
     for strategy, fitting in STRATEGY_KEYS.items():
         own = [(k, e) for k, e in inner_of_trim if k in fitting | {"high"} and k != "important"]
-        # A score needs something to choose by it.
+        # A score needs a strategy that uses it.
         own = [(k, "important" if k == "choose" else e) for k, e in own]
         lines = [f"  {k}: {e}" for k, e in [("strategy", strategy), *own]]
         assert parse_sidecar(OK + "gold: g\ntrim:\n" + "\n".join(lines) + "\n", "a.yaml")
 
 
-def test_the_published_schema_is_current_and_takes_what_the_code_takes() -> None:
-    """config/sidecar.schema.json is what editors use; it is made from the model."""
+def test_the_published_schema_is_current_and_accepts_what_the_code_accepts() -> None:
+    """config/sidecar.schema.json, which editors use, equals the schema made from the model."""
     published = json.loads((Path(__file__).parents[3] / "config/sidecar.schema.json").read_text())
 
     assert published == sidecar_schema()

@@ -1,4 +1,4 @@
-"""Keys that are right by themselves and do not fit together."""
+"""Keys that are valid but do not fit together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unit.evaluation.sidecar_problems import OK, problems
 
 
 @pytest.mark.parametrize(
-    ("trim", "said"),
+    ("trim", "expected"),
     [
         ("{strategy: anchors, choose: important}", "choose important needs score: uncertain"),
         (
@@ -27,12 +27,12 @@ from unit.evaluation.sidecar_problems import OK, problems
         ("{strategy: anchors, choose: important, score: uncertain}", None),
     ],
 )
-def test_a_score_must_have_something_to_choose(trim: str, said: str | None) -> None:
-    """What would be ignored in silence is refused, with what to write instead."""
-    if said is None:
+def test_a_score_must_have_something_to_choose(trim: str, expected: str | None) -> None:
+    """A score without a strategy that uses it is refused, with what to write instead."""
+    if expected is None:
         assert parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")
         return
-    with pytest.raises(SidecarError, match=said):
+    with pytest.raises(SidecarError, match=expected):
         parse_sidecar(OK + f"trim: {trim}\n", "a.yaml")
 
 
@@ -50,7 +50,7 @@ def test_a_score_must_have_something_to_choose(trim: str, said: str | None) -> N
     ],
 )
 def test_an_audit_needs_rows_that_see_others(side: str, fine: bool) -> None:
-    """Where none ever can, it is an error at its key; where nothing was chosen, it is not."""
+    """An audit is an error if no row can ever see others, and not if the default applies."""
     if fine:
         assert parse_sidecar(OK + side + "audit: 50\non_harm: isolate\n", "a.yaml").audit == 50
     else:
@@ -64,19 +64,19 @@ def test_an_audit_needs_rows_that_see_others(side: str, fine: bool) -> None:
     ("written", "rows"), [("auto", None), ("off", 0), ("'off'", 0), ("0", 0), ("200", 200)]
 )
 def test_an_audit_is_auto_off_or_a_number(written: str, rows: int | None) -> None:
-    """YAML reads a bare `off` as false."""
+    """`audit: off` works, which YAML reads as false."""
     assert parse_sidecar(OK + f"audit: {written}\n", "a.yaml").audit_rows == rows
 
 
 @pytest.mark.parametrize("written", ["on", "-1", "2.5", "some"])
-def test_what_is_no_audit_is_said_so(written: str) -> None:
-    """With what it may be."""
+def test_an_invalid_audit_is_refused(written: str) -> None:
+    """The error for an invalid audit lists the valid values."""
     (found,) = problems(OK + f"audit: {written}\n")
     assert "is not auto, off, or a whole number of rows from 0 to 1000000" in found[3]
 
 
 def test_a_pilot_needs_known_answers() -> None:
-    """A number of answers without `gold` would be spent on nothing; none, or the default, is fine."""
+    """A pilot with a number of answers needs `gold`; none or the default does not."""
     (found,) = problems(OK + "trim: {pilot: 300}\n")
     assert found[2:] == (
         "trim.pilot",
@@ -88,7 +88,7 @@ def test_a_pilot_needs_known_answers() -> None:
 
 
 def test_a_job_that_has_begun_keeps_the_keys_of_its_version() -> None:
-    """For a new one the old key is refused with its new name."""
+    """A job that has begun may use the old key, and for a new job the error gives the new name."""
     old = OK + "trim: {pilot: 300}\naudit: 9\non_collapse: "
     for before, now in (("redo", "isolate"), ("report", "report"), ("fail", "fail")):
         begun = parse_sidecar(f"{old}{before}\n", "a.yaml", begun=True)
@@ -101,8 +101,8 @@ def test_a_job_that_has_begun_keeps_the_keys_of_its_version() -> None:
     )
 
 
-def test_a_high_mark_is_not_above_the_critical_one() -> None:
-    """Two shares, or two numbers of GB, are compared; a share and GB only when the card is known."""
+def test_the_high_threshold_is_not_above_the_critical_one() -> None:
+    """Two shares or two numbers of GB are compared, and a share with GB only when the card is known."""
     found = problems(OK + "vram: {high: 0.9, critical: 0.8}\n")
     assert [(key, message) for _, _, key, message, _ in found] == [
         ("vram.high", "0.9 is above vram.critical 0.8")

@@ -49,12 +49,12 @@ FIELDS: dict[str, Any] = {
     ],
 )  # fmt: skip
 def test_what_a_template_prints(source: str, expected: str) -> None:
-    """Text as it is, null as nothing, the rest as JSON; newlines where they are written."""
+    """Text is printed unchanged, null as nothing, other values as JSON, and newlines as written."""
     assert PromptTemplate(source).render(FIELDS) == expected
 
 
-def test_an_undefined_field_is_named_with_what_there_is() -> None:
-    """The message helps to mend the template or the file."""
+def test_an_undefined_field_is_reported_with_the_existing_ones() -> None:
+    """The message names the missing field and the existing ones."""
     with pytest.raises(RowError) as caught:
         PromptTemplate("{{ nmae }}").render({"name": "Ann", "years": "3"})
 
@@ -81,7 +81,7 @@ def test_an_undefined_field_is_named_with_what_there_is() -> None:
     ],
 )
 def test_a_row_that_cannot_be_rendered(source: str, code: str) -> None:
-    """Each is that row's error; what has a memory address in it or touches Python is refused."""
+    """A value that prints a memory address or a template that touches Python fails its row."""
     with pytest.raises(RowError) as caught:
         PromptTemplate(source).render(FIELDS)
 
@@ -102,7 +102,7 @@ def test_a_row_that_cannot_be_rendered(source: str, code: str) -> None:
     ],
 )
 def test_a_template_that_cannot_be_compiled(source: str, line: int, words: str, hint: str | None) -> None:
-    """Line, reason, and what to write where that can be told."""
+    """The error has the line, the reason and, if possible, what to write."""
     with pytest.raises(TemplateProblem) as caught:
         PromptTemplate(source)
 
@@ -113,7 +113,7 @@ def test_a_template_that_cannot_be_compiled(source: str, line: int, words: str, 
 
 
 def test_a_prompt_has_at_most_1_mb_of_text() -> None:
-    """Counted in bytes: a character may take four."""
+    """The limit of 1 MB counts bytes, so a character may count four."""
     template = PromptTemplate("{{ name }}")
     assert len(template.render({"name": "é" * 524_288})) == 524_288
     with pytest.raises(RowError, match="the prompt has 1,048,578 bytes; the limit is 1,048,576"):

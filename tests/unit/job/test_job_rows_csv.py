@@ -1,4 +1,4 @@
-"""CSV and TSV: every record or its fault, with its line, whatever stands in the file."""
+"""CSV and TSV: each record or its error, with its line, for any file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rows_of(tmp_path: Path, data: bytes, kind: InputKind = CSV, limits: RowLimit
 
 
 def brief(rows: list[Row]) -> list[tuple[int, object]]:
-    """Line, and the values or the code of the fault."""
+    """Return the line, and the values or the code of the error."""
     return [(row.line, row.fault.code if row.fault else list((row.fields or {}).values())) for row in rows]
 
 
@@ -66,7 +66,7 @@ def brief(rows: list[Row]) -> list[tuple[int, object]]:
     ],
 )
 def test_records_and_faults(tmp_path: Path, data: bytes, expected: list[tuple[int, object]]) -> None:
-    """Each record stands at its own line, and a broken one takes nothing with it."""
+    """Each record has its own line, and a broken record affects no other."""
     assert brief(rows_of(tmp_path, data)) == expected
 
 
@@ -80,8 +80,8 @@ def test_a_row_has_its_place_and_its_exact_bytes(tmp_path: Path) -> None:
     assert rows[2].fault.message == "1 cell where the header has 2 columns"
 
 
-def test_bad_encoding_says_which_byte(tmp_path: Path) -> None:
-    """The offset is counted from the record's first byte, over its lines."""
+def test_bad_encoding_is_reported_with_its_byte(tmp_path: Path) -> None:
+    """The byte offset counts from the record's first byte, across its lines."""
     (row,) = rows_of(tmp_path, b'a,b\n"x\ny",\xe9t\xe9\n')
 
     assert row.fault is not None
@@ -92,7 +92,7 @@ def test_bad_encoding_says_which_byte(tmp_path: Path) -> None:
     "cell", [b"x" * 300_000, b'"' + b"x\n" * 150_000 + b'"'], ids=["one line", "many lines"]
 )
 def test_a_cell_of_300_kb_is_its_rows_error(tmp_path: Path, cell: bytes) -> None:
-    """A large cell is one fault, settable, and the next row is read."""
+    """A large cell is one error under a configurable limit, and the next row is read."""
     data = b"a,b\n1," + cell + b"\n3,4\n"
     limits = RowLimits(max_quoted_bytes=400_000, max_quoted_lines=200_000)
 
@@ -107,8 +107,8 @@ def test_a_cell_of_300_kb_is_its_rows_error(tmp_path: Path, cell: bytes) -> None
 
 
 @pytest.mark.parametrize("size", [1000, 300_000, 600_000])
-def test_a_line_past_its_bound_is_cut_and_passed_over(tmp_path: Path, size: int) -> None:
-    """An endless line costs one row and bounded memory, at any place relative to the read buffer."""
+def test_a_line_beyond_its_limit_is_cut_and_skipped(tmp_path: Path, size: int) -> None:
+    """A line beyond its limit costs one row and bounded memory, at any place in the read buffer."""
     data = b"a,b\n1,2\n" + b"x" * size + b"\r\n3,4\n"
 
     rows = rows_of(tmp_path, data, limits=RowLimits(max_line_bytes=500))
@@ -121,7 +121,7 @@ def test_a_line_past_its_bound_is_cut_and_passed_over(tmp_path: Path, size: int)
     "limits", [RowLimits(max_quoted_lines=50), RowLimits(max_quoted_bytes=500)], ids=["lines", "bytes"]
 )
 def test_an_unclosed_quote_costs_one_row(tmp_path: Path, limits: RowLimits) -> None:
-    """Past its bound a quote counts as never closed, and every later row is read at its own line."""
+    """Beyond its limit a quote counts as unclosed, and every later row is read at its own line."""
     body = b"".join(b"%d,word\n" % n for n in range(1000))
 
     rows = rows_of(tmp_path, b'a,b\n0,"open\n' + body, limits=limits)
@@ -147,7 +147,7 @@ def test_an_unclosed_quote_costs_one_row(tmp_path: Path, limits: RowLimits) -> N
     ],
 )
 def test_an_unusable_header_is_the_jobs_error(tmp_path: Path, data: bytes, words: str) -> None:
-    """Without a usable header no row means anything, so the job fails with what to mend."""
+    """A file without a usable header fails the job, with what to change."""
     with pytest.raises(InputError) as caught:
         rows_of(tmp_path, data)
 
@@ -156,7 +156,7 @@ def test_an_unusable_header_is_the_jobs_error(tmp_path: Path, data: bytes, words
 
 
 def test_missing_names_are_filled_and_blanks_are_cut(tmp_path: Path) -> None:
-    """A column without a name is called by its place."""
+    """A column without a name is named by its position."""
     path = tmp_path / "a.csv"
     path.write_bytes(b" a ,,c\n1,2,3\n")
 
@@ -169,7 +169,7 @@ def test_missing_names_are_filled_and_blanks_are_cut(tmp_path: Path) -> None:
     ("data", "ended"), [(b"a\n1\n", True), (b"a\n1", False), (b"a\r1\r", True), (b"a\n" + b"x" * 900, False)]
 )
 def test_the_final_newline_is_reported(tmp_path: Path, data: bytes, ended: bool) -> None:
-    """A truncated upload mostly shows by a last line without an end."""
+    """A missing final newline, the usual sign of a truncated upload, is reported."""
     path = tmp_path / "a.csv"
     path.write_bytes(data)
 
@@ -180,7 +180,7 @@ def test_the_final_newline_is_reported(tmp_path: Path, data: bytes, ended: bool)
 
 
 def test_tabs_separate_in_tsv(tmp_path: Path) -> None:
-    """In .tsv a comma is text, and quotes hold as in CSV."""
+    """In .tsv a comma is text, and quotes work as in CSV."""
     assert brief(rows_of(tmp_path, b'a\tb\n1,5\t"x\ty"\n', TSV)) == [(2, ["1,5", "x\ty"])]
 
 
@@ -191,10 +191,10 @@ CELLS = st.text(st.sampled_from('ab,"\n\r é\t€\U0001f600'), max_size=8)
 @given(
     table=st.lists(st.lists(CELLS, min_size=2, max_size=2), max_size=12), end=st.sampled_from(["\n", "\r\n"])
 )
-def test_what_the_csv_module_writes_is_read_back(
+def test_output_of_the_csv_module_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, table: list[list[str]], end: str
 ) -> None:
-    """Any text in any cell comes back equal, at the line where a person finds it."""
+    """Any text in any cell is read back equal, at its line."""
     out = io.StringIO(newline="")
     # With \n as its line end Python 3.11 leaves a lone \r in a cell without quotes.
     writer = csv.writer(out, lineterminator=end, quoting=csv.QUOTE_ALL if end == "\n" else csv.QUOTE_MINIMAL)
@@ -217,13 +217,13 @@ def test_what_the_csv_module_writes_is_read_back(
 def test_no_input_ends_in_anything_but_rows_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
 ) -> None:
-    """Every byte behind the header belongs to one record or is a line end, in order."""
+    """Every byte after the header belongs to one record or is a line end, in order."""
     path = tmp_path_factory.mktemp("csv") / "a.csv"
     path.write_bytes(b"a,b\n" + data)
 
     rows = list(read_rows(path, CSV))
 
-    # What the records hold, less line ends, is what the file holds, less line ends.
+    # Without line ends, the records and the file hold the same bytes.
     assert b"".join(b"".join(r.raw.split()) for r in rows) == b"".join(data.split())
     assert all(row.fault or len(row.fields or {}) == 2 for row in rows)
 
@@ -255,7 +255,7 @@ def zst(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("zst", zst)])
 def test_compressed_files(tmp_path: Path, ending: str, compress) -> None:  # type: ignore[no-untyped-def]
-    """Several streams one behind another are one file; a cut or damaged one says after how many rows."""
+    """Several streams in a row are one file, and a cut or damaged one reports after how many rows."""
     text = b"a,b\n" + b"".join(b"%d,%d\n" % (n, n * 7919 % 100_003) for n in range(50_000))
     path = tmp_path / f"a.csv.{ending}"
     path.write_bytes(compress(text[:1000]) + compress(text[1000:]))
@@ -265,7 +265,7 @@ def test_compressed_files(tmp_path: Path, ending: str, compress) -> None:  # typ
         assert sum(1 for row in reader if row.fault is None) == 50_000
         assert reader.ended_with_newline
 
-    if ending == "zst":  # pzstd begins with a frame to be skipped
+    if ending == "zst":  # pzstd begins with a skippable frame
         path.write_bytes(b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + compress(text))
         with read_rows(path, kind) as reader:
             assert sum(1 for _ in reader) == 50_000
@@ -293,8 +293,8 @@ def test_compressed_files(tmp_path: Path, ending: str, compress) -> None:  # typ
         ("a.jsonl.gz", gzip.compress(b"{}", mtime=0)[:5], "it stops in the middle"),
     ],
 )
-def test_foreign_files_are_refused_in_words(tmp_path: Path, name: str, data: bytes, words: str) -> None:
-    """A file of another kind is named for what it is, with what to do."""
+def test_files_of_other_kinds_are_refused_by_name(tmp_path: Path, name: str, data: bytes, words: str) -> None:
+    """A file of another kind is identified, with what to do."""
     path = tmp_path / name
     path.write_bytes(data)
 

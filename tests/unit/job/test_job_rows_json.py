@@ -1,4 +1,4 @@
-"""JSONL and OpenAI batch lines: every line or its fault."""
+"""JSONL and OpenAI batch lines: each line or its error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rows_of(tmp_path: Path, data: bytes, limits: RowLimits | None = None) -> lis
 
 
 def test_lines_and_blanks(tmp_path: Path) -> None:
-    """Blank lines are no rows, yet they count as lines."""
+    """Blank lines are not rows but count as lines."""
     rows = rows_of(tmp_path, b'\xef\xbb\xbf\n{"a": 1}\r\n  \n{"a": [null, "\xc3\xa9"]}')
 
     assert [(r.ordinal, r.line, r.fields, r.raw) for r in rows] == [
@@ -74,7 +74,7 @@ def test_lines_and_blanks(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_line_is_that_rows_fault(tmp_path: Path, line: bytes, code: str, words: str) -> None:
-    """Whatever a line holds, it costs one row, with its line number and a reason."""
+    """Any broken line costs one row, with its line number and a reason."""
     before, broken, after = rows_of(tmp_path, b'{"n": 1}\n' + line + b'\n{"n": 3}\n')
 
     assert (before.fields, after.fields) == ({"n": 1}, {"n": 3})
@@ -91,7 +91,7 @@ def test_brackets_inside_of_texts_are_not_nesting() -> None:
 
 
 def test_the_note_of_an_error_line_may_be_large(tmp_path: Path) -> None:
-    """A line of errors.jsonl carries the bytes of the row that could not be read."""
+    """A line of errors.jsonl may contain all bytes of the row that could not be read."""
     (row,) = rows_of(tmp_path, json.dumps({"a": 1, NOTE_KEY: "x" * 90_000}).encode())
 
     assert row.fault is None
@@ -100,7 +100,7 @@ def test_the_note_of_an_error_line_may_be_large(tmp_path: Path) -> None:
 @given(st.text() | st.text(st.sampled_from('{}[]":,0eE+-.\\ua1ntf ')))
 @settings(max_examples=cases(100, 500))
 def test_parse_json_raises_nothing_else(text: str) -> None:
-    """What Python's reader takes strictly is taken; all else is BadJson."""
+    """Text that Python's strict reader accepts is accepted, and any other raises BadJson."""
     try:
         value = parse_json(text)
     except BadJson:
@@ -118,8 +118,8 @@ def test_parse_json_raises_nothing_else(text: str) -> None:
         ("", "jsonl"),
     ],
 )
-def test_openai_is_told_by_the_first_readable_line(tmp_path: Path, first: str, form: str) -> None:
-    """All four keys make a request; a broken line before it does not hide it."""
+def test_openai_is_recognised_by_the_first_readable_line(tmp_path: Path, first: str, form: str) -> None:
+    """A line with all four keys is a request, also after a broken line."""
     path = tmp_path / "a.ndjson"
     path.write_text(first)
 
@@ -127,7 +127,7 @@ def test_openai_is_told_by_the_first_readable_line(tmp_path: Path, first: str, f
 
 
 def test_openai_rows_have_their_own_name(tmp_path: Path) -> None:
-    """The whole line is the row's fields, and `custom_id` its name where it is a text."""
+    """The whole line is the row's fields, and `custom_id` is its name if it is text."""
     lines = [json.dumps(REQUEST), json.dumps({**REQUEST, "custom_id": 3}), json.dumps({"a": 1})]
 
     good, numbered, foreign = rows_of(tmp_path, "\n".join(lines).encode())

@@ -34,8 +34,10 @@ def by_gold(row: Row) -> str:
     return '{"s": "positive"}' if int(row.fields["gold"]) >= 10 else '{"s": "negative"}'
 
 
-def test_the_same_rows_in_conversation_and_alone(tmp_path: Path) -> None:
-    """Agreement, spread and changed answers of both, with a constant answer said in words."""
+def test_the_same_rows_in_conversation_and_in_isolation(tmp_path: Path) -> None:
+    """The report has agreement, distribution and changed answers of both, and says that an
+    answer is constant.
+    """
     for mode, answer in (("conversation", lambda _: '{"s": "positive"}'), ("isolated", by_gold)):
         sidecar = SIDECAR.replace("MODE", mode)
         publish_job(tmp_path / mode, data_name="d.csv", data=DATA, sidecar=sidecar, answer=answer)
@@ -53,8 +55,8 @@ def test_the_same_rows_in_conversation_and_alone(tmp_path: Path) -> None:
     assert left["Tokens evaluated"] == "480"
 
 
-def test_two_conversations_are_told_apart_by_their_names_and_trims(tmp_path: Path) -> None:
-    """Both are "in conversation": that would name neither."""
+def test_two_conversations_are_distinguished_by_names_and_trims(tmp_path: Path) -> None:
+    """Two jobs in conversation are named by their trims, because "in conversation" names neither."""
     for name in ("first", "second"):
         sidecar = SIDECAR.replace("MODE", "conversation")
         publish_job(tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold)
@@ -67,8 +69,8 @@ def test_two_conversations_are_told_apart_by_their_names_and_trims(tmp_path: Pat
     assert "strategy reset" in comparison.left.cells["Context"]
 
 
-def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
-    """Whatever `mode` says: without a pilot that chose otherwise no row saw another."""
+def test_auto_without_conversations_is_called_isolated(tmp_path: Path) -> None:
+    """A job with `auto` and no other choice by a pilot is called isolated, whatever `mode` says."""
     for name, strategy in (("auto", "auto"), ("window", "window")):
         sidecar = SIDECAR.replace("MODE", "conversation").replace("reset", strategy)
         publish_job(tmp_path / name, data_name="d.csv", data=DATA, sidecar=sidecar, answer=by_gold)
@@ -82,8 +84,8 @@ def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
     assert "each row was asked in isolation" in comparison.left.cells["Context"]
 
 
-def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
-    """Rows with which one job chose the form of its prompts are left out of both agreements."""
+def test_both_are_compared_with_the_same_known_answers(tmp_path: Path) -> None:
+    """Rows with which one job chose its form are left out of both agreements."""
 
     async def fill(ledger: JobLedger) -> None:
         for ordinal in range(5):
@@ -103,7 +105,7 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trim", "more", "said"),
+    ("trim", "more", "expected"),
     [
         (
             {"strategy": "window", "keep": 20, "every": 30},
@@ -129,19 +131,19 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
         ({"strategy": "budget", "tokens": 1500}, {}, "strategy budget; at most 1,500 tokens of earlier rows"),
     ],
 )
-def test_trims_are_described_in_words(trim: dict[str, Any], more: dict[str, Any], said: str) -> None:
-    """How many rows, how often they are trimmed, and what the server did not return."""
+def test_trims_are_described(trim: dict[str, Any], more: dict[str, Any], expected: str) -> None:
+    """The description gives the visible rows, the frequency of trims and the uncached tokens."""
     metrics = Metrics(trim=TrimPlan(asked=trim["strategy"], **trim), **more)
-    assert dict(context_sentences(metrics))["Trims"] == said
+    assert dict(context_sentences(metrics))["Trims"] == expected
 
 
 def test_an_isolated_job_has_no_trims() -> None:
-    """Neither does one without a plan."""
+    """An isolated job and a job without a plan have no trims."""
     assert dict(context_sentences(Metrics(isolated=True))) == {}
 
 
 def test_jobs_about_other_data_are_refused(tmp_path: Path) -> None:
-    """Rows can be compared only where they are the same rows."""
+    """Jobs with other rows cannot be compared."""
     sidecar = SIDECAR.replace("MODE", "isolated")
     for name in "ab":
         publish_job(
@@ -157,7 +159,7 @@ def test_jobs_about_other_data_are_refused(tmp_path: Path) -> None:
 
 
 def test_analysis_names_the_worst_rows(tmp_path: Path) -> None:
-    """Failures by class with the first of each; the slowest and longest rows, the worst first; all as CSV."""
+    """The CSV has failures by class with the first of each, and the slowest and longest rows, worst first."""
 
     def answer(row: Row) -> str | RowError:
         return RowError("context_overflow", "too long") if row.ordinal in (3, 4) else by_gold(row)
@@ -178,8 +180,8 @@ def test_analysis_names_the_worst_rows(tmp_path: Path) -> None:
     assert sum(shares) == pytest.approx(1, abs=1e-3)
 
 
-def test_longest_answers_are_named_of_texts_alone(tmp_path: Path) -> None:
-    """Labels of a schema are of one length each: all rows would be the longest."""
+def test_longest_answers_are_listed_for_free_text_only(tmp_path: Path) -> None:
+    """Answers of a schema are left out of the longest rows, because each label has one length."""
     for name, sidecar in (
         ("labels", SIDECAR.replace("MODE", "isolated")),
         ("text", 'model: m\nprompt: "{{ text }}"\n'),
@@ -189,8 +191,8 @@ def test_longest_answers_are_named_of_texts_alone(tmp_path: Path) -> None:
     assert "longest answer" in analyze_job(tmp_path / "text").extremes
 
 
-def test_a_directory_that_is_no_job_is_refused(tmp_path: Path) -> None:
-    """The message says what to name instead."""
+def test_a_directory_that_is_not_a_job_is_refused(tmp_path: Path) -> None:
+    """The message for a directory that is not a job says what to name instead."""
     with pytest.raises(InputError, match="not a published job") as caught:
         analyze_job(tmp_path)
     assert "done/" in caught.value.fix

@@ -1,4 +1,4 @@
-"""There and back: rows to OpenAI batch requests, batch outputs to CSV."""
+"""Conversion of rows to OpenAI batch requests and of batch outputs to CSV."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_requests_are_those_that_spoolama_itself_reads(data: Path, tmp_path: Path) -> None:
-    """Each line is a sound request with the row's prompt; what cannot be one is named with its line."""
+    """Each line is a valid request with the row's prompt, and a row that cannot be one is named
+    with its line.
+    """
     target = tmp_path / "r.jsonl"
     sidecar = parse_sidecar(SIDECAR, "d.yaml")
     converted = asyncio.run(requests_of(data, sidecar, target, inline_job_evaluator()))
@@ -75,7 +77,7 @@ def test_requests_are_those_that_spoolama_itself_reads(data: Path, tmp_path: Pat
 
 
 def test_a_round_trip_keeps_rows_and_order(data: Path, tmp_path: Path) -> None:
-    """Outputs in any order come back beside the rows they answer; the rest says what is missing."""
+    """Outputs in any order come back beside their rows, and missing ones are listed."""
     sidecar = parse_sidecar(SIDECAR, "d.yaml")
     asyncio.run(requests_of(data, sidecar, tmp_path / "r.jsonl", inline_job_evaluator()))
     names = [line["custom_id"] for line in lines_of(tmp_path / "r.jsonl")]
@@ -103,8 +105,10 @@ def test_a_round_trip_keeps_rows_and_order(data: Path, tmp_path: Path) -> None:
         (b'{"custom_id": "a", "response": [], "error": null}\n', "no_answer"),
     ],
 )
-def test_what_a_service_may_put_there(data: Path, tmp_path: Path, line: bytes, error: str) -> None:
-    """Errors, cuts and odd shapes become the row's error, never an exception."""
+def test_any_batch_output_gives_answers_or_errors(
+    data: Path, tmp_path: Path, line: bytes, error: str
+) -> None:
+    """Errors, cuts and odd forms become the row's error and raise nothing."""
     answers = tmp_path / "o.jsonl"
     answers.write_bytes(line)
     answers_to_csv([answers], tmp_path / "a.csv", data=data, sidecar=parse_sidecar(SIDECAR, "d.yaml"))
@@ -123,7 +127,7 @@ def test_what_a_service_may_put_there(data: Path, tmp_path: Path, line: bytes, e
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, words: str) -> None:
-    """A file that is no batch output is refused by name."""
+    """A file that is not a batch output is refused by name."""
     answers = tmp_path / "o.jsonl"
     answers.write_bytes(content)
     with pytest.raises(InputError, match=words):
@@ -131,7 +135,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, words: str) -> 
 
 
 def test_a_job_becomes_batch_output_and_comes_back(tmp_path: Path) -> None:
-    """A published job's results as OpenAI lines hold the same answers."""
+    """A published job's results as OpenAI lines have the same answers."""
     job = tmp_path / "j"
     data = b"id,text\na,x\nb,y\n"
     publish_job(
@@ -149,6 +153,6 @@ def test_a_job_becomes_batch_output_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_convert_keeps_each_option_that_openai_lines_can_have() -> None:
-    """What comes back from OpenAI lines can go there."""
+    """Options that are read from OpenAI lines can be converted to them."""
     mapped = {parameter.option for parameter in PARAMETERS.values() if parameter.option}
     assert set(OPENAI_SAMPLING) == mapped

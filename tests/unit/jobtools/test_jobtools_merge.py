@@ -33,7 +33,7 @@ def is_b(row: Row) -> bool:
 
 @pytest.fixture
 def original(tmp_path: Path) -> Path:
-    """A job of six rows: b failed, row 3 could not be read, row 5 has an id that was used before."""
+    """A job of six rows: b failed, row 3 could not be read, row 5 has a duplicate id."""
     publish_job(tmp_path / "original", data_name="d.csv", data=DATA, sidecar=SIDECAR, answer=fail_b)
     return tmp_path / "original"
 
@@ -53,8 +53,8 @@ def retry(original: Path, data: bytes, answer: Script, name: str = "retry") -> P
     return path
 
 
-def test_the_result_is_whole_and_in_order(original: Path) -> None:
-    """Mended rows have their answers in their places, in both forms, and the books balance."""
+def test_the_result_is_complete_and_in_order(original: Path) -> None:
+    """Fixed rows have their answers in their places, in both forms, and the counts add up."""
     out = original.parent / "out"
     summary = merge_jobs(original, retry(original, fix(original), lambda row: f"second {row.ordinal}"), out)
 
@@ -80,8 +80,8 @@ def test_the_result_is_whole_and_in_order(original: Path) -> None:
     assert "3 answers from retry" in summary.text
 
 
-def test_what_is_left_can_be_dropped_and_merged_again(original: Path) -> None:
-    """A second retry, of the merged job's errors, finds its rows in the merged job."""
+def test_remaining_errors_can_be_dropped_and_merged_again(original: Path) -> None:
+    """A second retry, of the merged job's errors, is merged into the merged job."""
     first = original.parent / "first"
     merge_jobs(original, retry(original, fix(original), fail_b), first)
     left = lines_of(first / "errors.jsonl")
@@ -99,7 +99,7 @@ def test_what_is_left_can_be_dropped_and_merged_again(original: Path) -> None:
 
 
 def test_a_retry_of_a_retry_finds_the_first_job(original: Path) -> None:
-    """The note of a row remembers every job it came through."""
+    """The note of a row lists every job that it came through."""
     one = retry(original, fix(original), fail_b)
     two = retry(one, (one / "errors.jsonl").read_bytes(), lambda _: "at last", "two")
     summary = merge_jobs(original, two, original.parent / "out")
@@ -108,7 +108,7 @@ def test_a_retry_of_a_retry_finds_the_first_job(original: Path) -> None:
 
 
 def test_retries_may_be_merged_with_each_other_first(original: Path) -> None:
-    """Two retries become one, and that one still knows where its rows come from."""
+    """Two merged retries still know where their rows come from."""
     one = retry(original, fix(original), fail_b)
     two = retry(one, (one / "errors.jsonl").read_bytes(), lambda _: "at last", "two")
     merge_jobs(one, two, original.parent / "both")
@@ -118,7 +118,7 @@ def test_retries_may_be_merged_with_each_other_first(original: Path) -> None:
 
 
 def test_rows_without_the_key_are_found_by_their_ids(original: Path) -> None:
-    """Whoever drops plain rows again is understood by their ids; an answer that was there stays."""
+    """Rows that are dropped again without the key are matched by id, and existing answers stay."""
     data = b"id,text\nb,two\na,one\n"
     path = original.parent / "plain"
     publish_job(path, data_name="again.csv", data=data, sidecar=SIDECAR, answer=lambda _: "second")
@@ -141,8 +141,8 @@ def test_rows_without_the_key_are_found_by_their_ids(original: Path) -> None:
         ),
     ],
 )
-def test_rows_of_elsewhere_are_refused(original: Path, data: bytes, words: str) -> None:
-    """What does not belong together is not merged; nothing is written, and the message says which row."""
+def test_rows_of_another_job_are_refused(original: Path, data: bytes, words: str) -> None:
+    """Rows of another job are refused with the row in the message, and nothing is written."""
     path = retry(original, data, lambda _: "second")
     with pytest.raises(InputError, match=words):
         merge_jobs(original, path, original.parent / "out")
@@ -150,7 +150,7 @@ def test_rows_of_elsewhere_are_refused(original: Path, data: bytes, words: str) 
 
 
 def test_an_answer_of_another_form_is_refused(original: Path, tmp_path: Path) -> None:
-    """A retry with another schema would not fit the table."""
+    """A retry with another schema is refused."""
     sidecar = SIDECAR + "format: {type: object, properties: {x: {type: string}}}\n"
     publish_job(
         tmp_path / "retry", data_name="r.csv", data=b"id,text\nb,x\n", sidecar=sidecar, answer=lambda _: "{}"
@@ -160,7 +160,7 @@ def test_an_answer_of_another_form_is_refused(original: Path, tmp_path: Path) ->
 
 
 def test_openai_requests_are_merged_too(tmp_path: Path) -> None:
-    """retry.jsonl dropped again and merged gives OpenAI's output for every request."""
+    """A dropped and merged retry.jsonl gives OpenAI's output for every request."""
 
     def request(name: str) -> bytes:
         body = {"model": "m", "messages": [{"role": "user", "content": name}]}
@@ -191,10 +191,10 @@ def test_openai_requests_are_merged_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bound", "code"), [(None, None), (100, "cell_too_large")])
-def test_the_data_is_read_again_by_the_bounds_of_the_first_reading(
+def test_the_data_is_read_again_with_the_limits_of_the_first_job(
     tmp_path: Path, bound: int | None, code: str | None
 ) -> None:
-    """What the service's setting made unreadable is so for merge too, years later and elsewhere."""
+    """Merge reads the data by the limits of the first job, not by those of today's settings."""
     data = b"id,text\na," + b"x" * 200 + b"\n"
     publish_job(
         tmp_path / "original",
@@ -209,8 +209,8 @@ def test_the_data_is_read_again_by_the_bounds_of_the_first_reading(
     assert (row.fault and row.fault.code) == code
 
 
-def test_a_warning_of_the_first_job_comes_along(original: Path, tmp_path: Path) -> None:
-    """The harm that the audit found in its answers is the first entry of the merged summary, too."""
+def test_a_warning_of_the_first_job_is_in_the_merged_summary(original: Path, tmp_path: Path) -> None:
+    """The merged summary begins with the harm that the first job's audit found."""
     metrics = json.loads((original / "metrics.json").read_bytes())
     metrics["audit"] = {"harm": "the conversation changes about 30 % of the answers"}
     (original / "metrics.json").write_text(json.dumps(metrics))
@@ -224,7 +224,7 @@ def test_a_warning_of_the_first_job_comes_along(original: Path, tmp_path: Path) 
 
 
 def test_a_job_that_an_earlier_version_published_with_a_retired_setting_is_opened(original: Path) -> None:
-    """Its sidecar is in metrics.json as it was used; the setting is left out."""
+    """The stored sidecar in metrics.json is read without the retired setting."""
     metrics = json.loads((original / "metrics.json").read_bytes())
     metrics["sidecar"]["trim"] = {"strategy": "window", "keep": 4, "every": "auto"}
     (original / "metrics.json").write_text(json.dumps(metrics))

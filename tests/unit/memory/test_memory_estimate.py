@@ -1,8 +1,8 @@
-"""The estimate of a load against what was measured on a card, and against figures that others published.
+"""The estimate of a load compared with measurements on a card and with published figures.
 
-Shapes of the published models are those of their GGUF headers, as llama.cpp printed them in the threads that
-are named. For gemma2:9b, qwen3:8b and phi4:14b no published figure of keys and values with a known window was
-found, so they are not here.
+Shapes of the published models come from their GGUF headers, as llama.cpp printed them in the cited threads.
+gemma2:9b, qwen3:8b and phi4:14b are left out, because no published figure of their KV cache with a known
+window was found.
 """
 
 from __future__ import annotations
@@ -93,16 +93,18 @@ QWEN_27B = shape(
 
 
 @pytest.mark.parametrize("load", LOADS, ids=NAMES)
-def test_keys_and_values_are_those_of_the_card(load: dict[str, Any]) -> None:
-    """To the byte what llama-server logged under Ollama on an H100, sliding layers included."""
+def test_the_kv_cache_is_that_of_the_card(load: dict[str, Any]) -> None:
+    """The KV cache equals to the byte what llama-server logged under Ollama on an H100, sliding
+    layers included.
+    """
     logged = sum(size for _, what, size in load["llama_server_mib"] if what == "KV")
 
     assert estimate(gemma3_12b(1), load["num_ctx"], load["parallel"]).kv_bytes == logged * MIB
 
 
 @pytest.mark.parametrize("load", LOADS, ids=NAMES)
-def test_computing_takes_what_it_took_on_the_card(load: dict[str, Any]) -> None:
-    """Within 1 % of the compute buffer, whose size follows Ollama's batch and the masks."""
+def test_the_compute_buffer_is_that_of_the_card(load: dict[str, Any]) -> None:
+    """The estimate is within 1 % of the compute buffer, whose size follows Ollama's batch and the masks."""
     logged = sum(
         size for place, what, size in load["llama_server_mib"] if (place, what) == ("CUDA0", "compute")
     )
@@ -114,7 +116,9 @@ def test_computing_takes_what_it_took_on_the_card(load: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("load", LOADS, ids=NAMES)
 def test_the_total_is_that_of_the_card(load: dict[str, Any]) -> None:
-    """Within 1 % with the tensors' size as logged, within 15 % with the file's 7.7 GB of the record."""
+    """The total is within 1 % with the tensors' logged size, and within 15 % with the recorded
+    file size of 7.7 GB.
+    """
     used = load["nvml_used_loaded"] - load["nvml_used_before"]
     tensors = sum(
         size for place, what, size in load["llama_server_mib"] if (place, what) == ("CUDA0", "model")
@@ -130,7 +134,7 @@ def test_the_total_is_that_of_the_card(load: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("model", "window", "published"),
     [
-        # huggingface/blog, llama31.md: in FP16, of 1k, 16k and 128k tokens. GB stands there for GiB.
+        # huggingface/blog, llama31.md: in FP16, for 1k, 16k and 128k tokens. GB means GiB there.
         (LLAMA_8B, 1024, 0.125 * GIB),
         (LLAMA_8B, 16_000, 1.95 * GIB),
         (LLAMA_8B, 128_000, 15.62 * GIB),
@@ -145,12 +149,12 @@ def test_the_total_is_that_of_the_card(load: dict[str, Any]) -> None:
         (MISTRAL_7B, 32_768, 4096 * MIB),
     ],
 )
-def test_keys_and_values_are_as_published(model: ModelShape, window: int, published: float) -> None:
-    """Within 1 % of what others measured or reckoned for models without a sliding window."""
+def test_the_kv_cache_is_as_published(model: ModelShape, window: int, published: float) -> None:
+    """The KV cache is within 1 % of published figures for models without a sliding window."""
     assert estimate(model, window, 1).kv_bytes == pytest.approx(published, rel=0.01)
 
 
-def test_sliding_layers_save_what_was_measured_on_command_r7b() -> None:
+def test_sliding_layers_save_the_memory_measured_on_command_r7b() -> None:
     """ggml-org/llama.cpp#13194: 11459 MiB with the whole window, 9115 MiB without, `-c 31000`, batch 2048."""
     whole = estimate(COMMAND_R7B, 31_000, 1, batch=2048, swa_full=True)
     sliding = estimate(COMMAND_R7B, 31_000, 1, batch=2048)
@@ -175,8 +179,10 @@ def test_a_hybrid_keeps_keys_of_every_fourth_layer_and_a_state() -> None:
 
 
 @pytest.mark.parametrize(("batch", "published"), [(512, 132), (2048, 568)])
-def test_computing_takes_what_was_published_for_another_model(batch: int, published: int) -> None:
-    """Within 5 % of CUDA's compute buffer for Qwen 27B at 4096 tokens (GenerelSchwerz/llama.cpp#62)."""
+def test_the_compute_buffer_is_as_published_for_another_model(batch: int, published: int) -> None:
+    """The estimate is within 5 % of CUDA's compute buffer for Qwen 27B at 4096 tokens
+    (GenerelSchwerz/llama.cpp#62).
+    """
     need = estimate(QWEN_27B, 4096, 1, batch=batch)
 
     assert need.compute_bytes == pytest.approx(published * MIB, rel=0.05)
@@ -187,25 +193,31 @@ def test_computing_takes_what_was_published_for_another_model(batch: int, publis
     [(2048, 1, 512), (4096, 1, 512), (4352, 1, 1024), (8192, 4, 1024), (32768, 1, 1024), (8448, 4, 2048)],
 )
 def test_ollama_evaluates_more_at_once_with_more_windows(num_ctx: int, slots: int, batch: int) -> None:
-    """512 tokens up to 4096 of all windows together, 1024 up to 32768, 2048 beyond."""
+    """The batch is 512 tokens up to 4096 of all windows together, 1024 up to 32768, and 2048 beyond."""
     assert ollama_batch(num_ctx, slots) == batch
 
 
 def test_cells_come_in_steps_of_256() -> None:
-    """llama.cpp gives a slot at least its window: 1001 tokens take what 1024 take, 3 x 300 what 3 x 512."""
+    """llama.cpp rounds the window of a slot up: 1001 tokens take what 1024 take, 3 x 300 what 3
+    x 512 take.
+    """
     assert estimate(LLAMA_8B, 1001, 1).kv_bytes == estimate(LLAMA_8B, 1024, 1).kv_bytes
     assert estimate(LLAMA_8B, 300, 3).kv_bytes == estimate(LLAMA_8B, 512, 3).kv_bytes
 
 
-def test_a_window_beyond_what_the_model_was_made_for_counts_as_that() -> None:
-    """Ollama cuts it down, and the embedded engine refuses it."""
+def test_a_window_beyond_the_trained_one_counts_as_that() -> None:
+    """A window longer than the trained one counts as that, because Ollama cuts it and the embedded engine
+    refuses it.
+    """
     model = shape("llama", 30, 576, 1536, 9, 3, context_length=8192)
 
     assert estimate(model, 32_768, 2) == estimate(model, 8192, 2)
 
 
 def test_tables_in_main_memory_are_not_on_the_card() -> None:
-    """The card has the file without them; main memory has all of it, and what the CPU copies."""
+    """The card holds the file without the tables; main memory holds the whole file and what the
+    CPU copies.
+    """
     model = ModelShape(
         "llama", 1, (1,), (False,), 8, 8, 8, 8, 1, 8, 1000, vocab_size=10, host_bytes=300, repacked_bytes=50
     )
@@ -215,15 +227,15 @@ def test_tables_in_main_memory_are_not_on_the_card() -> None:
 
 
 def test_sliding_layers_keep_all_of_a_window_that_is_short_enough() -> None:
-    """Where the server keeps up to 4 GiB whole, as the embedded engine does; a longer window slides."""
+    """The embedded engine keeps sliding layers whole up to 4 GiB, and a longer window slides."""
     model = replace(gemma3_12b(1), whole_window_bytes=4 * GIB)
 
     assert estimate(model, 8192, 1) == estimate(model, 8192, 1, swa_full=True)
     assert estimate(model, 16_384, 1) == estimate(model, 16_384, 1, swa_full=False)
 
 
-def test_words_say_that_it_is_an_estimate() -> None:
-    """The total and its parts, in GB."""
+def test_the_text_says_that_it_is_an_estimate() -> None:
+    """The text gives the total and its parts in GB and says that it is an estimate."""
     need = Estimate(*(int(part * 2**30) for part in (7.3, 1.1, 0.3, 0.7)))
 
     assert words_of(need) == (

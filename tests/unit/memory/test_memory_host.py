@@ -1,4 +1,4 @@
-"""Memory of the machine, of the control group, and of the processes that hold models."""
+"""Memory of the machine, of the control group, and of the model processes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Threads:\t8
 
 
 class Machine:
-    """A tree like /proc and /sys/fs/cgroup, with a probe on it."""
+    """A copy of the layout of /proc and /sys/fs/cgroup, with a probe that reads it."""
 
     def __init__(self, folder: Path) -> None:
         self.proc, self.groups = folder / "proc", folder / "cgroup"
@@ -64,18 +64,18 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """A machine of 64 GB, of which 40 are available, without limits."""
+    """A machine with 64 GB, 40 GB available and no limits."""
     return Machine(tmp_path)
 
 
-def test_without_limits_the_machine_is_what_there_is(machine: Machine) -> None:
-    """Total and available memory and swap, in bytes; groups without a limit bound nothing."""
+def test_without_limits_the_machine_decides(machine: Machine) -> None:
+    """Total and available memory and swap are in bytes, and groups without a limit do not count."""
     machine.group("system.slice", memory_max="max", memory_current=GB)
     assert machine.probe.host() == Host(64 * GB, 40 * GB, 8 * GB, 6 * GB)
 
 
-def test_a_limit_of_the_unit_bounds_what_is_available(machine: Machine) -> None:
-    """Of memory.max what is in use is taken off, but not the pages of files that can be dropped."""
+def test_a_limit_of_the_unit_bounds_available_memory(machine: Machine) -> None:
+    """Memory in use is subtracted from memory.max, except pages of files that can be dropped."""
     stat = f"anon {2 * GB}\nfile {4 * GB}\nshmem {GB}\ninactive_file {2 * GB}\nactive_file {GB}"
     machine.group("system.slice/spoolama.service", memory_max=8 * GB, memory_current=6 * GB, memory_stat=stat)
     assert machine.probe.host() == Host(8 * GB, 5 * GB, 8 * GB, 6 * GB, "memory.max of spoolama.service")
@@ -87,7 +87,7 @@ def test_a_limit_of_the_unit_bounds_what_is_available(machine: Machine) -> None:
 
 
 def test_the_smallest_limit_around_the_unit_counts(machine: Machine) -> None:
-    """A slice's limit is ours as well, and others in the slice use it up."""
+    """A slice's limit applies to its units, and other units in the slice use it up."""
     machine.group("system.slice/spoolama.service", memory_max=8 * GB, memory_current=GB)
     machine.group("system.slice", memory_max=4 * GB, memory_current=3 * GB)
     host = machine.probe.host()
@@ -101,7 +101,9 @@ def test_the_smallest_limit_around_the_unit_counts(machine: Machine) -> None:
 
 
 def test_a_wide_limit_changes_nothing(machine: Machine) -> None:
-    """More than the machine has is no bound; and the machine may have less left than the limit has."""
+    """A limit above the machine's memory has no effect, and the machine may have less left than
+    the limit allows.
+    """
     machine.group("system.slice/spoolama.service", memory_max=100 * GB, memory_current=99 * GB)
     assert machine.probe.host() == Host(64 * GB, 40 * GB, 8 * GB, 6 * GB)
     machine.group("system.slice/spoolama.service", memory_max=60 * GB, memory_current=GB)
@@ -111,7 +113,7 @@ def test_a_wide_limit_changes_nothing(machine: Machine) -> None:
 
 
 def test_a_group_over_its_limit_has_nothing_available(machine: Machine) -> None:
-    """A limit that was lowered under what is in use leaves 0, not less."""
+    """If a limit was lowered below the memory in use, 0 is available."""
     machine.group("system.slice/spoolama.service", memory_max=GB, memory_current=2 * GB)
     host = machine.probe.host()
     assert host is not None
@@ -119,7 +121,7 @@ def test_a_group_over_its_limit_has_nothing_available(machine: Machine) -> None:
 
 
 def test_a_container_sees_its_limit_at_the_root(machine: Machine) -> None:
-    """In a namespace of its own the group is `/`, and its files are right there."""
+    """In a cgroup namespace the group is `/`, and its files are at the root."""
     (machine.proc / "self" / "cgroup").write_text("1:cpu:/old\n0::/\n")
     machine.group("", memory_max=2 * GB, memory_current=GB)
     host = machine.probe.host()
@@ -127,8 +129,8 @@ def test_a_container_sees_its_limit_at_the_root(machine: Machine) -> None:
     assert (host.total_bytes, host.bound) == (2 * GB, "memory.max of this container")
 
 
-def test_swap_that_the_unit_may_not_use_is_not_its_own(machine: Machine) -> None:
-    """memory.swap.max bounds swap as memory.max bounds memory."""
+def test_the_swap_limit_of_the_unit_applies(machine: Machine) -> None:
+    """memory.swap.max limits swap as memory.max limits memory."""
     machine.group("system.slice/spoolama.service", memory_swap_max=GB, memory_swap_current=0)
     host = machine.probe.host()
     assert host is not None
@@ -136,14 +138,14 @@ def test_swap_that_the_unit_may_not_use_is_not_its_own(machine: Machine) -> None
 
 
 def test_hidden_meminfo_is_no_reading(machine: Machine) -> None:
-    """Under ProcSubset=pid the file is not there: None, not 0."""
+    """With ProcSubset=pid the file is missing, so the reading is None, not 0."""
     (machine.proc / "meminfo").unlink()
     assert machine.probe.host() is None
 
 
 @pytest.mark.parametrize("text", ["", "1:cpu:/\n", "0::/../other\n"])
-def test_without_a_group_that_can_be_seen_nothing_bounds(machine: Machine, text: str) -> None:
-    """The first version of the control groups, or a group outside of this container, tell no limit."""
+def test_without_a_readable_group_there_is_no_limit(machine: Machine, text: str) -> None:
+    """Control groups of version 1, and groups outside the container, give no limit."""
     (machine.proc / "self" / "cgroup").write_text(text)
     machine.group("", memory_max=GB, memory_current=0)
     host = machine.probe.host()
@@ -152,7 +154,9 @@ def test_without_a_group_that_can_be_seen_nothing_bounds(machine: Machine, text:
 
 
 def test_model_processes_are_known_by_their_command(machine: Machine) -> None:
-    """llama-server and Ollama's own runners are seen; its server and whoever talks of them are not."""
+    """llama-server and Ollama's runners are found; the server itself and commands that mention
+    them are not.
+    """
     machine.process(10, "/usr/lib/ollama/llama-server", "-m", "x.gguf", rss=2048, anon=512)
     machine.process(11, "/usr/bin/ollama", "runner", "--ollama-engine", "--model", "x")
     machine.process(12, "/tmp/ollama_llama_server", "--model", "x")
@@ -167,8 +171,8 @@ def test_model_processes_are_known_by_their_command(machine: Machine) -> None:
     )
 
 
-def test_given_processes_are_read_under_their_own_name(machine: Machine) -> None:
-    """Our own child is some Python; asked for by its number it is listed, and once if it is also found."""
+def test_given_processes_are_listed_under_their_own_name(machine: Machine) -> None:
+    """A process given by its number is listed under its own name, and only once if it is also found."""
     machine.process(20, "/venv/bin/python", "-m", "spoolama.backends.embedded_child", comm="embedded")
     machine.process(21, "llama-server")
     assert [(r.pid, r.name) for r in machine.probe.runners([21, 20])] == [
@@ -178,8 +182,8 @@ def test_given_processes_are_read_under_their_own_name(machine: Machine) -> None
     assert [r.pid for r in machine.probe.runners()] == [21]
 
 
-def test_all_processes_are_looked_through_every_ten_seconds(machine: Machine) -> None:
-    """A new model process is seen after 10 s at most; known ones are read each time."""
+def test_all_processes_are_scanned_every_ten_seconds(machine: Machine) -> None:
+    """A new model process is found within 10 s, and known ones are read each time."""
     machine.process(30, "llama-server", rss=100)
     assert [r.pid for r in machine.probe.runners()] == [30]
     machine.process(31, "llama-server")
@@ -191,7 +195,7 @@ def test_all_processes_are_looked_through_every_ten_seconds(machine: Machine) ->
 
 
 def test_processes_that_ended_are_left_out(machine: Machine) -> None:
-    """Gone, a zombie, or another program under the same number: none is a runner."""
+    """A process that is gone, a zombie or replaced under the same number is not listed."""
     for pid in (40, 41, 42, 43):
         machine.process(pid, "llama-server")
     assert len(machine.probe.runners()) == 4
@@ -202,14 +206,14 @@ def test_processes_that_ended_are_left_out(machine: Machine) -> None:
 
 
 def test_an_old_kernel_without_the_anonymous_part(machine: Machine) -> None:
-    """The resident size stands alone where RssAnon is not told."""
+    """Without RssAnon only the resident size is given."""
     machine.process(50, "llama-server")
     (machine.proc / "50" / "status").write_text("Name:\tllama-server\nVmRSS:\t 7 kB\n")
     assert machine.probe.runners() == (Runner(50, "llama-server", 7 << 10),)
 
 
 def test_the_real_machine_can_be_read() -> None:
-    """On the real /proc there is memory, and our own process holds some of it."""
+    """The real /proc gives total memory and the size of the test's own process."""
     probe = HostProbe()
     host = probe.host()
     assert host is not None

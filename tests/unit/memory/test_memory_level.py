@@ -1,4 +1,4 @@
-"""How tense memory is: dwell, hysteresis, trend, blindness, and bounds on changes for any readings."""
+"""The level of memory pressure: dwell, hysteresis, trend, missing readings, and bounds on changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_A_MINUTE = 8
 def run(
     readings: Iterable[float | None], state: LevelState | None = None, start: float = 0.0
 ) -> list[LevelState]:
-    """The states after each reading, in GB, one a second."""
+    """Return the level after each reading, in GB, one a second."""
     states = []
     state = state or LevelState()
     for second, gb in enumerate(readings):
@@ -42,54 +42,56 @@ def levels(readings: Iterable[float | None]) -> list[Level]:
     return [state.level for state in run(readings)]
 
 
-def test_the_marks_of_a_card_of_16_gb_are_14_and_15() -> None:
-    """The default limits are the ones that were asked for."""
+def test_the_thresholds_of_a_card_of_16_gb_are_14_and_15() -> None:
+    """The default limits are the documented ones."""
     assert MemoryLimits(16 * GB, 14 * GB, 15 * GB) == LIMITS
 
 
-def test_marks_may_be_shares_or_gb() -> None:
-    """A number above 1 is GB; what has to stay free bounds both marks."""
+def test_thresholds_may_be_shares_or_gb() -> None:
+    """A number above 1 is GB, and the memory that must stay free limits both thresholds."""
     limits = RelativeLimits(high=10, critical=15.9, keep_free_gb=1.0).limits(16 * GB)
     assert (limits.high_bytes, limits.critical_bytes) == (10 * GB, 15 * GB)
 
 
 def test_gb_are_gb_on_any_card() -> None:
-    """What has to stay free takes half of a small card at most, and lifts no mark of a large one."""
+    """The memory that must stay free takes at most half of a small card and raises no threshold
+    of a large one.
+    """
     assert RelativeLimits(high=14, critical=15).limits(140 * GB) == MemoryLimits(140 * GB, 14 * GB, 15 * GB)
     assert RelativeLimits(keep_free_gb=2).limits(1 * GB).critical_bytes == GB // 2
 
 
-def test_a_job_may_only_be_more_careful() -> None:
-    """Of two limits the lower one counts, mark by mark."""
+def test_a_job_can_only_lower_the_limits() -> None:
+    """The lower of two limits applies, for each threshold."""
     job = RelativeLimits(high=12, critical=1.0, keep_free_gb=0).limits(16 * GB)
     assert stricter(LIMITS, job) == MemoryLimits(16 * GB, 12 * GB, 15 * GB)
 
 
 def test_a_spike_of_two_seconds_changes_nothing() -> None:
-    """Memory that is free again before the dwell is over is no reason to act."""
+    """Memory that is free again before the dwell ends does not change the level."""
     assert set(levels([10] * 10 + [15.8] * 3 + [10] * 10)) == {Level.OK}
 
 
 def test_high_and_critical_come_after_the_dwell() -> None:
-    """From the third second above a mark on, the level is that of the mark."""
+    """From the third second above a threshold on, the level is that of the threshold."""
     assert levels([14.5] * 5) == [Level.OK] * 3 + [Level.HIGH] * 2
     assert levels([15.5] * 5) == [Level.OK] * 3 + [Level.CRITICAL] * 2
 
 
 def test_it_comes_down_one_level_at_a_time() -> None:
-    """Twenty seconds below the mark less the hysteresis for each of both."""
-    seen = levels([15.5] * 5 + [8] * 60)[5:]
-    assert seen.index(Level.HIGH) in range(19, 22)
-    assert seen.index(Level.OK) - seen.index(Level.HIGH) == 20
+    """Each step down takes twenty seconds below the threshold minus the hysteresis."""
+    reached = levels([15.5] * 5 + [8] * 60)[5:]
+    assert reached.index(Level.HIGH) in range(19, 22)
+    assert reached.index(Level.OK) - reached.index(Level.HIGH) == 20
 
 
-def test_a_reading_just_below_the_mark_is_not_below() -> None:
-    """Within the hysteresis the level stays as it is."""
+def test_a_reading_within_the_hysteresis_keeps_the_level() -> None:
+    """Within the hysteresis the level does not change."""
     assert set(levels([14.5] * 5 + [13.9] * 200)[4:]) == {Level.HIGH}
 
 
-def test_a_climb_counts_as_high_before_the_mark_is_reached() -> None:
-    """A steady leak towards the critical mark is seen by its slope."""
+def test_a_climb_counts_as_high_before_the_threshold() -> None:
+    """The slope of a steady leak towards the critical threshold raises the level to high."""
     states = run([9 + 0.22 * second for second in range(26)])
     first = next(n for n, state in enumerate(states) if state.level is Level.HIGH)
     assert 9 + 0.22 * first < 14
@@ -101,15 +103,15 @@ def test_a_load_is_no_climb() -> None:
     assert set(levels([1] * 10 + [12] * 40)) == {Level.OK}
 
 
-def test_blindness_keeps_the_level_and_then_is_ok() -> None:
-    """Without readings a critical level lasts for the time of a way down, and no longer."""
-    seen = levels([15.5] * 5 + [None] * 40)
-    assert seen[5 + 10] is Level.CRITICAL
-    assert seen[-1] is Level.OK
+def test_missing_readings_keep_the_level_for_a_while() -> None:
+    """Without readings a critical level ends after the time of a step down."""
+    reached = levels([15.5] * 5 + [None] * 40)
+    assert reached[5 + 10] is Level.CRITICAL
+    assert reached[-1] is Level.OK
 
 
 def test_readings_far_apart_prove_nothing_of_the_time_between() -> None:
-    """After a gap (a machine that slept) the dwell begins anew."""
+    """After a gap, such as a suspend, the dwell restarts."""
     state = run([15.5] * 2)[-1]
     assert step(state, round(15.5 * GB), LIMITS, 500.0, RULES).level is Level.OK
 
@@ -122,7 +124,7 @@ def test_readings_far_apart_prove_nothing_of_the_time_between() -> None:
     start=st.floats(4, 16),
 )
 def test_no_flapping(seed: int, jump: float, lost: float, start: float) -> None:
-    """Whatever the readings do, there are at most 8 changes in any minute, and none within the dwell."""
+    """For any readings there are at most 8 changes a minute and none within the dwell."""
     rng = random.Random(seed)
     state, gb, changes = LevelState(), start, []
     for second in range(130):

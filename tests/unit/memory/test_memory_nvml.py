@@ -1,4 +1,4 @@
-"""Cards through real pynvml, over a stand-in for NVIDIA's library that says what each test wants."""
+"""Cards through the real pynvml, with a stub of NVIDIA's library that each test scripts."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ DATA = Path(__file__).parents[2] / "data"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this module's script is."""
+    """The path of this module's script."""
     return tmp_path_factory.mktemp("nvml") / "script"
 
 
 @pytest.fixture(scope="module")
 def reader(place: Path) -> Iterator[Reader]:
-    """One process with pynvml for all tests here: starting one takes longer than all readings."""
+    """One process with pynvml for all tests here, because starting one takes longer than all readings."""
     with Reader(Script(place)) as child:
         yield child
 
 
 @pytest.fixture
 def script(place: Path) -> Script:
-    """A new script at the place that the process reads."""
+    """Write a new script to the path that the process reads."""
     return Script(place)
 
 
 def refused(reader: Reader) -> NoReading:
-    """Why there is no reading now."""
+    """Return why there is no reading."""
     with pytest.raises(NoReading) as caught:
         reader.read()
     return caught.value
 
 
 def test_an_idle_h100_reads_as_it_was_recorded(script: Script, reader: Reader) -> None:
-    """The values that NVML gave on a real card come out in Card's units, the driver's part as used."""
+    """The values of a real H100 are returned in the units of `Card`, with the driver's part as used."""
     recorded = json.loads((DATA / "h100-ollama.json").read_text())["nvml_idle"]
-    said = {(call["call"], *call["args"]): call["value"] for call in recorded if "value" in call}
-    memory = said["nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2]
+    values = {(call["call"], *call["args"]): call["value"] for call in recorded if "value" in call}
+    memory = values["nvmlDeviceGetMemoryInfo", pynvml.nvmlMemory_v2]
     script.cards = [
         FakeCard(
             total=memory["total"],
             used=memory["used"],
             reserved=memory["reserved"],
-            name=said["nvmlDeviceGetName",],
-            uuid=said["nvmlDeviceGetUUID",],
-            temp=said["nvmlDeviceGetTemperature", 0],
-            power=said["nvmlDeviceGetPowerUsage",],
-            limit=said["nvmlDeviceGetEnforcedPowerLimit",],
-            throttle=said["nvmlDeviceGetCurrentClocksEventReasons",],
+            name=values["nvmlDeviceGetName",],
+            uuid=values["nvmlDeviceGetUUID",],
+            temp=values["nvmlDeviceGetTemperature", 0],
+            power=values["nvmlDeviceGetPowerUsage",],
+            limit=values["nvmlDeviceGetEnforcedPowerLimit",],
+            throttle=values["nvmlDeviceGetCurrentClocksEventReasons",],
         )
     ]
     script.write()
@@ -68,7 +68,7 @@ def test_an_idle_h100_reads_as_it_was_recorded(script: Script, reader: Reader) -
             index=0,
             name="NVIDIA H100 80GB HBM3",
             total_bytes=85_520_809_984,
-            used_bytes=said["nvmlDeviceGetMemoryInfo",]["used"],
+            used_bytes=values["nvmlDeviceGetMemoryInfo",]["used"],
             uuid="GPU-…",
             reserved_bytes=503_316_480,
             processes={},
@@ -80,10 +80,12 @@ def test_an_idle_h100_reads_as_it_was_recorded(script: Script, reader: Reader) -
     )
 
 
-def test_an_old_driver_without_the_second_memory_call_says_the_same_used(
+def test_an_old_driver_without_the_second_memory_call_gives_the_same_used_memory(
     script: Script, reader: Reader
 ) -> None:
-    """Used is what is not free by both calls; the driver's own part is then not known."""
+    """With either call used memory is what is not free, and the older call does not give the
+    driver's part.
+    """
     script.cards = [FakeCard(total=16 * GB, used=5 * GB, reserved=GB)]
     script.write()
     new = reader.read()[0]
@@ -94,8 +96,8 @@ def test_an_old_driver_without_the_second_memory_call_says_the_same_used(
     assert (old.used_bytes, old.free_bytes, old.reserved_bytes) == (6 * GB, 10 * GB, None)
 
 
-def test_an_old_driver_tells_processes_and_clocks_by_its_older_calls(script: Script, reader: Reader) -> None:
-    """Before driver 510 and 535 the third list of processes and the event reasons do not exist."""
+def test_an_old_driver_gives_processes_and_clocks_by_its_older_calls(script: Script, reader: Reader) -> None:
+    """Drivers before 510 and 535 are read without the third process list and without event reasons."""
     script.cards = [FakeCard(processes=[(4242, 7)], throttle=0x4)]
     script.errors = {
         "nvmlDeviceGetComputeRunningProcesses_v3": 13,
@@ -109,7 +111,7 @@ def test_an_old_driver_tells_processes_and_clocks_by_its_older_calls(script: Scr
 
 
 def test_four_cards_keep_their_numbers(script: Script, reader: Reader) -> None:
-    """All cards come in NVML's order, with its numbers."""
+    """All cards are in NVML's order with its numbers."""
     script.cards = [FakeCard(used=i * GB, uuid=f"GPU-{i}") for i in range(4)]
     script.write()
     read = [(card.index, card.uuid, card.used_bytes) for card in reader.read()]
@@ -118,7 +120,7 @@ def test_four_cards_keep_their_numbers(script: Script, reader: Reader) -> None:
 
 @pytest.mark.parametrize("call", ["nvmlDeviceGetMemoryInfo", "nvmlDeviceGetHandleByIndex"])
 def test_one_lost_card_of_four_does_not_hide_the_others(script: Script, reader: Reader, call: str) -> None:
-    """Three are read under their own numbers while the third is lost, and four when it is back."""
+    """Three cards are read under their own numbers while the third is lost, and four when it is back."""
     script.cards = [FakeCard() for _ in range(4)]
     script.errors = {f"{call} 2": 15}
     script.write()
@@ -129,17 +131,17 @@ def test_one_lost_card_of_four_does_not_hide_the_others(script: Script, reader: 
 
 
 def test_with_all_cards_lost_there_is_no_reading(script: Script, reader: Reader) -> None:
-    """That is said with the first card's reason, and may pass."""
+    """If all cards are lost, the error is temporary and gives the first card's reason."""
     script.cards = [FakeCard(), FakeCard()]
     script.errors = {"nvmlDeviceGetMemoryInfo": 15}
     script.write()
-    told = refused(reader)
-    assert told.reason.startswith("GPU 0: the GPU has fallen off the bus")
-    assert not told.lasting
+    error = refused(reader)
+    assert error.reason.startswith("GPU 0: the GPU has fallen off the bus")
+    assert not error.lasting
 
 
 def test_each_mig_instance_is_a_card(script: Script, reader: Reader) -> None:
-    """Instances have their own memory and programs, the whole chip's heat and clocks, and no power."""
+    """A MIG instance has its own memory and processes, the chip's temperature and clocks, and no power."""
     script.cards = [
         FakeCard(
             uuid="GPU-0",
@@ -164,10 +166,10 @@ def test_each_mig_instance_is_a_card(script: Script, reader: Reader) -> None:
 @pytest.mark.parametrize(
     "call", ["nvmlDeviceGetMigDeviceHandleByIndex", "nvmlDeviceGetMaxMigDeviceCount", "no instance"]
 )
-def test_a_card_whose_instances_cannot_be_read_says_that_it_is_cut_up(
+def test_a_card_with_unreadable_instances_is_marked_as_partitioned(
     script: Script, reader: Reader, call: str
 ) -> None:
-    """The whole card's memory is told, and that it is no whole card."""
+    """If the MIG instances cannot be read, the whole card's memory is given and marked as partitioned."""
     script.cards = [FakeCard(used=GB, instances={} if call == "no instance" else {0: FakeCard()})]
     script.errors = {call.replace(" ", "-"): 4}
     script.write()
@@ -175,15 +177,15 @@ def test_a_card_whose_instances_cannot_be_read_says_that_it_is_cut_up(
     assert (card.mig, card.used_bytes, card.power_w) == ("on", GB, 50.0)
 
 
-def test_programs_that_compute_and_draw_are_counted_once(script: Script, reader: Reader) -> None:
-    """A program in both lists has one size; a size that NVML does not tell stays unknown."""
+def test_processes_in_both_lists_are_counted_once(script: Script, reader: Reader) -> None:
+    """A process in both lists is counted once, and a size that NVML does not give stays unknown."""
     script.cards = [FakeCard(processes=[(10, 5 * GB), (11, None)], drawing=[(10, 5 * GB), (12, GB)])]
     script.write()
     assert reader.read()[0].processes == {10: 5 * GB, 11: None, 12: GB}
 
 
-def test_two_parts_of_a_program_are_added_up(script: Script, reader: Reader) -> None:
-    """A program may stand twice in one list; its sum is known if both parts are."""
+def test_two_entries_of_a_process_are_added_up(script: Script, reader: Reader) -> None:
+    """The sizes of a process that is twice in one list are added, if both are known."""
     script.cards = [FakeCard(processes=[(10, GB), (11, None), (12, GB), (10, 2 * GB), (11, GB), (12, None)])]
     script.write()
     assert reader.read()[0].processes == {10: 3 * GB, 11: None, 12: None}
@@ -193,7 +195,7 @@ def test_two_parts_of_a_program_are_added_up(script: Script, reader: Reader) -> 
     "call", ["nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetGraphicsRunningProcesses"]
 )
 def test_processes_that_may_not_be_listed_are_unknown(script: Script, reader: Reader, call: str) -> None:
-    """Not permitted is no empty list, and costs no other field; half a list is none."""
+    """Processes that may not be listed are unknown, not an empty list, and half a list counts as none."""
     script.cards = [FakeCard(processes=[(10, GB)], drawing=[(11, GB)])]
     script.errors = {call: 4}
     script.write()
@@ -202,16 +204,16 @@ def test_processes_that_may_not_be_listed_are_unknown(script: Script, reader: Re
     assert card.temperature_c == 40
 
 
-def test_a_card_that_cannot_draw_still_lists_who_computes(script: Script, reader: Reader) -> None:
-    """The second list is not supported there, so it is empty."""
+def test_a_card_without_graphics_lists_compute_processes(script: Script, reader: Reader) -> None:
+    """A card that does not support the list of graphics processes still lists compute processes."""
     script.cards = [FakeCard(processes=[(10, GB)])]
     script.errors = {"nvmlDeviceGetGraphicsRunningProcesses": 3}
     script.write()
     assert reader.read()[0].processes == {10: GB}
 
 
-def test_a_field_that_fails_is_none_and_costs_no_other(script: Script, reader: Reader) -> None:
-    """Each call but memory's may fail alone; without any of them the memory is still read."""
+def test_a_field_that_fails_is_none_and_affects_no_other(script: Script, reader: Reader) -> None:
+    """Each call except that for memory may fail alone and makes only its own field None."""
     script.cards = [FakeCard(used=GB)]
     fields = {
         "uuid": ["nvmlDeviceGetUUID"],
@@ -234,14 +236,14 @@ def test_a_field_that_fails_is_none_and_costs_no_other(script: Script, reader: R
 
 
 def test_a_newer_library_without_the_old_temperature_call_is_read(script: Script, reader: Reader) -> None:
-    """CUDA 14 is to drop it for nvmlDeviceGetTemperatureV."""
+    """A library without the old temperature call, as CUDA 14 plans, is read by nvmlDeviceGetTemperatureV."""
     script.errors = {"nvmlDeviceGetTemperature": 13}
     script.write()
     assert reader.read()[0].temperature_c == 40
 
 
 def test_a_driver_may_go_and_come_back(tmp_path: Path) -> None:
-    """While it is away each reading says so; the first one after is right, even if it was loaded anew."""
+    """Readings fail while the driver is away and work at once when it is back, even after a reload."""
     script = Script(tmp_path / "script", [FakeCard(used=GB)])
     with Reader(script) as reader:
         away = refused(reader)  # no script yet: no driver
@@ -261,27 +263,27 @@ def test_a_driver_may_go_and_come_back(tmp_path: Path) -> None:
         assert reader.read()[0].used_bytes == 2 * GB
 
 
-def test_no_card_is_told_with_what_may_hide_it(script: Script, reader: Reader) -> None:
-    """A unit that may not use the devices sees a driver with no GPU; so do machines without one."""
+def test_no_card_is_reported_with_possible_causes(script: Script, reader: Reader) -> None:
+    """A driver without GPU is reported with the possible cause that the unit may not use the devices."""
     script.cards = []
     script.write()
-    told = refused(reader)
-    assert "lists no GPU" in told.reason
-    assert "DeviceAllow" in told.reason
-    assert told.lasting
+    error = refused(reader)
+    assert "lists no GPU" in error.reason
+    assert "DeviceAllow" in error.reason
+    assert error.lasting
 
 
-def test_a_card_without_memory_of_its_own_is_no_card_to_watch(script: Script, reader: Reader) -> None:
-    """Where the GPU shares the machine's memory NVML does not tell it, and never will."""
+def test_a_card_with_shared_memory_is_not_watched(script: Script, reader: Reader) -> None:
+    """A GPU that shares the machine's memory is not watched, because NVML never gives its memory."""
     script.errors = {"nvmlDeviceGetMemoryInfo": 3}
     script.write()
-    told = refused(reader)
-    assert "shared with main memory" in told.reason
-    assert told.lasting
+    error = refused(reader)
+    assert "shared with main memory" in error.reason
+    assert error.lasting
 
 
-def test_without_the_library_nothing_will_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a driver has no libnvidia-ml.so.1; that lasts."""
+def test_a_missing_library_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without libnvidia-ml.so.1 has no driver, which is permanent."""
 
     def absent(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")
@@ -293,8 +295,8 @@ def test_without_the_library_nothing_will_come(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.lasting
 
 
-def test_a_lost_card_is_sought_again_after_a_minute() -> None:
-    """A card that came back is found when the library is initialised anew, which costs: once a minute."""
+def test_a_lost_card_is_looked_for_once_a_minute() -> None:
+    """A lost card is found again by initialising the library, once a minute because that is slow."""
 
     class OneOfTwo:
         """A module in which card 1 cannot be read before the third initialisation."""
@@ -347,6 +349,6 @@ def test_a_lost_card_is_sought_again_after_a_minute() -> None:
         (0x8000, ("reason 0x8000",)),
     ],
 )
-def test_throttling_is_told_in_words(bits: int, words: tuple[str, ...]) -> None:
-    """An idle card and clocks that were set are no throttling; a hardware slowdown is told by its cause."""
+def test_throttling_is_described(bits: int, words: tuple[str, ...]) -> None:
+    """Idle and set clocks are no throttling, and a hardware slowdown is described by its cause."""
     assert throttle_words(bits) == words

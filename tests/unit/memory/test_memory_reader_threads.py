@@ -1,4 +1,4 @@
-"""The threads that read cards and /proc: what they keep, how old that may be, and reads that hang."""
+"""The threads that read cards and /proc: the latest reading, its maximum age, and reads that hang."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.hand_clock import HandClock
 
 
 class Gated:
-    """A probe whose calls hang from the second one on, until the gate opens."""
+    """A probe whose calls block from the second one on, until the gate opens."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -34,15 +34,15 @@ class Gated:
     def read(self) -> tuple[Card, ...]:
         self.calls += 1
         if self.calls == 4:
-            self.back.set()  # the thread came for more, so what the third call said is kept
+            self.back.set()  # the thread called again, so it has stored the third reading
         if self.calls == 2:
             self.hanging.set()
             assert self.gate.wait(60)
         return (card(self.calls),)
 
 
-def test_the_latest_reading_is_kept() -> None:
-    """Until the next one takes its place."""
+def test_the_latest_reading_is_returned() -> None:
+    """A reading is replaced by the next one."""
     clock = HandClock()
     cards = CardThread(ScriptedCards(lambda s: (card(s),), clock), clock)
     assert cards.read_once() == 1.0
@@ -54,7 +54,9 @@ def test_the_latest_reading_is_kept() -> None:
 
 
 def test_before_the_first_reading_nothing_is_known() -> None:
-    """No cards, and words for it; without any reading for long, NVML does not answer."""
+    """Before the first reading there are no cards and a reason; after a while without a reading, NVML does
+    not answer.
+    """
     clock = HandClock()
     cards = CardThread(ScriptedCards([(0, (card(1),))], clock), clock)
     assert (cards.latest().cards, cards.latest().unreadable) == (None, "the GPUs have not been read yet")
@@ -63,7 +65,7 @@ def test_before_the_first_reading_nothing_is_known() -> None:
 
 
 def test_an_old_reading_is_no_reading() -> None:
-    """Up to 5 s a reading stands, then there are no cards, whatever it said."""
+    """A reading older than 5 s gives no cards."""
     clock = HandClock()
     script = ScriptedCards([(0, (card(1),)), (100, NoReading("away"))], clock)
     cards = CardThread(script, clock)
@@ -80,8 +82,10 @@ def test_an_old_reading_is_no_reading() -> None:
     assert cards.latest().unreadable == "NVML has not answered for 6 s"
 
 
-def test_a_machine_without_cards_is_looked_at_once_a_minute() -> None:
-    """What lasts is not stale in between, and a driver that was installed meanwhile is found."""
+def test_a_machine_without_cards_is_read_once_a_minute() -> None:
+    """A machine without cards is read once a minute, its result does not expire, and a new
+    driver is found.
+    """
     clock = HandClock()
     absent = NoReading("no NVIDIA driver on this machine", lasting=True)
     cards = CardThread(ScriptedCards([(0, absent), (60, (card(2),))], clock), clock)
@@ -93,8 +97,10 @@ def test_a_machine_without_cards_is_looked_at_once_a_minute() -> None:
     assert (cards.latest().cards, cards.latest().lasting) == ((card(2),), False)
 
 
-def test_a_slow_reading_is_as_old_as_its_begin_and_leaves_half_the_time() -> None:
-    """A call of 3 s tells what was true 3 s ago at worst; the next one waits half a second."""
+def test_the_age_of_a_slow_reading_counts_from_its_start() -> None:
+    """The age of a reading counts from its start, and after a call of 3 s the next one waits
+    half a second.
+    """
     clock = HandClock()
 
     def slow(seconds: float) -> tuple[Card, ...]:
@@ -109,8 +115,8 @@ def test_a_slow_reading_is_as_old_as_its_begin_and_leaves_half_the_time() -> Non
     assert cards.latest().unreadable == "NVML has not answered for 6 s"
 
 
-def test_a_defect_in_a_probe_is_told_and_passes() -> None:
-    """An error that nobody foresaw is words like any other, and the next reading is made."""
+def test_an_unexpected_error_in_a_probe_is_reported_and_passes() -> None:
+    """An unexpected exception becomes a reason, and the next reading is made."""
     clock = HandClock()
 
     def broken(seconds: float) -> tuple[Card, ...]:
@@ -127,7 +133,7 @@ def test_a_defect_in_a_probe_is_told_and_passes() -> None:
 
 
 def test_while_a_call_hangs_the_age_grows_until_it_answers() -> None:
-    """Nobody waits for the driver; when it answers again, the thread goes on as if nothing had been."""
+    """While the driver hangs nobody waits for it, and when it answers, readings resume."""
     clock, probe = HandClock(), Gated()
     cards = CardThread(probe, clock, every_s=0.002)
     cards.start()
@@ -145,7 +151,7 @@ def test_while_a_call_hangs_the_age_grows_until_it_answers() -> None:
 
 
 def test_stop_leaves_a_hanging_call_behind() -> None:
-    """It waits 0.2 s, and the thread ends by itself once the call returns."""
+    """`stop` waits 0.2 s, and the thread ends once its call returns."""
     probe = Gated()
     cards = CardThread(probe, every_s=0.002)
     cards.start()
@@ -163,8 +169,8 @@ def test_stop_leaves_a_hanging_call_behind() -> None:
     assert probe.calls == 2
 
 
-def test_what_was_stopped_reads_no_more() -> None:
-    """Started after its end it does not call the probe; and stopping what never ran is no error."""
+def test_a_stopped_thread_does_not_read() -> None:
+    """A stopped thread never calls the probe, and stopping an idle one is no error."""
     clock = HandClock()
     probe = ScriptedCards([(0, (card(1),))], clock)
     cards = CardThread(probe, clock)
@@ -190,7 +196,7 @@ print([t.name for t in threading.enumerate() if t.daemon], cards.latest(), flush
 
 @pytest.mark.parametrize("call", ["nvmlInitWithFlags", "nvmlDeviceGetMemoryInfo"])
 def test_a_process_ends_while_nvml_hangs(tmp_path: Path, call: str) -> None:
-    """With real pynvml inside a call that hangs for a minute, the process ends within seconds, status 0."""
+    """A process whose pynvml call hangs for a minute ends within seconds with status 0."""
     script = Script(tmp_path / "script", hanging=[call])
     script.write()
     child = subprocess.Popen(
@@ -213,7 +219,7 @@ def test_a_process_ends_while_nvml_hangs(tmp_path: Path, call: str) -> None:
 
 
 def test_scripted_cards_follow_their_scenes() -> None:
-    """Each scene holds until the next, the first one from the beginning; sizes are GB of 2^30 bytes."""
+    """Each scene holds until the next, the first one from the beginning; sizes are in GB of 2^30 bytes."""
     clock = HandClock()
     probe = ScriptedCards([(2, (card(1, 24, index=1),)), (5, NoReading("gone", lasting=True))], clock)
     assert probe.read() == (Card(1, "scripted card", 24 * GB, GB),)
@@ -227,7 +233,7 @@ def test_scripted_cards_follow_their_scenes() -> None:
 
 
 class StuckProc:
-    """Reads memory, and hangs in the look for processes while `go` is not set."""
+    """Reads memory, and blocks in the scan of processes while `go` is not set."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -240,16 +246,16 @@ class StuckProc:
     def runners(self, pids: Iterable[int] = ()) -> tuple[Runner, ...]:
         self.calls += 1
         if self.calls == 3:
-            self.back.set()  # the thread reads again, so the result of the second call is kept
+            self.back.set()  # the thread reads again, so it has stored the result of the second call
         self.go.wait()
         return (Runner(7, "llama-server", GB),)
 
     def look_again(self) -> None:
-        """Nothing is kept."""
+        """Nothing is cached."""
 
 
-def test_a_reading_that_grew_old_is_none() -> None:
-    """After 5 s neither machine nor processes are known; what was not read yet is something else."""
+def test_an_expired_reading_is_none() -> None:
+    """After 5 s neither machine nor processes are known, which differs from before the first reading."""
     clock, source = HandClock(), StuckProc()
     source.go.set()
     host = HostThread(source, clock)
@@ -261,8 +267,8 @@ def test_a_reading_that_grew_old_is_none() -> None:
     assert not host.latest().not_yet
 
 
-def test_the_watchdog_looks_on_while_a_read_of_proc_hangs() -> None:
-    """It looks each second though the first reading never came; a load waits for it for 5 s only."""
+def test_the_watchdog_runs_while_a_read_of_proc_hangs() -> None:
+    """The watchdog reads each second although /proc hangs, and a load waits for it at most 5 s."""
     clock, source = HandClock(), StuckProc()
     cards = CardThread(ScriptedCards(lambda _: (card(15.5),), clock), clock)
     host = HostThread(source, clock, every_s=0.01)
@@ -320,7 +326,7 @@ asyncio.run(main())
 
 
 def test_python_ends_though_a_read_of_proc_hangs() -> None:
-    """The thread is left behind; asyncio's pool would be waited for, for ever."""
+    """Python exits without the thread, while it would wait for a thread of asyncio's pool."""
     done = subprocess.run(
         [sys.executable, "-c", _PROC_HANGS], capture_output=True, text=True, timeout=60, check=False
     )

@@ -28,8 +28,8 @@ def unloaded_at(*times: float) -> tuple[LoadSizes, HandClock]:
     return sizes, clock
 
 
-def test_a_load_is_unloaded_often_from_the_third_time_in_an_hour_on() -> None:
-    """Unloads of another load, or more than an hour ago, do not count."""
+def test_a_load_is_unstable_from_the_third_unload_in_an_hour_on() -> None:
+    """From the third unload in an hour on, a load counts as unstable; unloads of other loads do not count."""
     clock = HandClock()
     sizes = sizes_of(clock, 4096, 2048)
     for times in range(1, OFTEN + 1):
@@ -46,7 +46,7 @@ def test_a_load_is_unloaded_often_from_the_third_time_in_an_hour_on() -> None:
 
 
 def test_two_shortages_in_an_hour_are_enough_for_a_smaller_load() -> None:
-    """They are counted anew after each change of the load."""
+    """Two shortages in an hour lead to a smaller load, and each change of the load resets the count."""
     clock = HandClock()
     sizes = sizes_of(clock, 4096, 2048)
     assert not sizes.shortage()
@@ -58,8 +58,10 @@ def test_two_shortages_in_an_hour_are_enough_for_a_smaller_load() -> None:
     assert not sizes.shortage()
 
 
-def test_a_load_that_ran_out_of_memory_is_tried_again_after_half_an_hour_then_later_and_later() -> None:
-    """After 30 min, 1 h, 2 h and from then on 4 h; one that never failed, at once."""
+def test_a_load_that_ran_out_of_memory_is_retried_with_growing_waits() -> None:
+    """A load that ran out of memory is tried again after 30 min, 1 h, 2 h and then every 4 h;
+    any other at once.
+    """
     clock = HandClock()
     sizes = sizes_of(clock, 4096, 2048)
     assert not sizes.may_enlarge()
@@ -76,7 +78,9 @@ def test_a_load_that_ran_out_of_memory_is_tried_again_after_half_an_hour_then_la
 
 
 def test_the_steps_halve_the_slots_first_and_then_the_window() -> None:
-    """Down to 1,024 tokens, or to twice an answer; only servers whose slots we set have fewer slots."""
+    """The sizes halve the slots, where we set them, and then the window, down to 1,024 tokens
+    or twice an answer.
+    """
     found = load_steps(LoadSpec("m", 4096, slots=4), slots_too=True, num_predict=100)
     assert [(spec.num_ctx, spec.slots) for spec in found] == [
         (4096, 4),
@@ -90,7 +94,7 @@ def test_the_steps_halve_the_slots_first_and_then_the_window() -> None:
 
 
 def loads_after(gaps: list[float]) -> list[float]:
-    """When the model is loaded again, if memory becomes critical so long after each load."""
+    """Return when the model is loaded again, if memory becomes critical this long after each load."""
     clock, unloads, loads = HandClock(), [], []
     sizes = sizes_of(clock)
     for gap in gaps:
@@ -99,7 +103,7 @@ def loads_after(gaps: list[float]) -> list[float]:
         unloads.append(now)
         sizes.unloaded()
         while (wait_s := sizes.wait_s) > 0:
-            # Meanwhile an early unload may be more than an hour ago, and the wait shorter.
+            # An early unload may by then be more than an hour ago, and the wait shorter.
             gone = [at + HOUR_S for at in unloads if at + HOUR_S > now]
             clock.move(min(now + wait_s, *gone) - now)
             now = clock.monotonic()
@@ -111,27 +115,29 @@ def loads_after(gaps: list[float]) -> list[float]:
 @example([0.0] * 100)
 @example([3590.0, *[0.0] * 20, 3590.0, *[0.0] * 20])
 def test_there_are_at_most_seven_loads_in_any_hour(gaps: list[float]) -> None:
-    """Whenever memory becomes critical, in any hour, between any two loads."""
+    """In any hour there are at most seven loads, whenever memory becomes critical."""
     loads = loads_after(gaps)
     for first in loads:
         assert sum(first <= at < first + HOUR_S for at in loads) <= MOST_AN_HOUR
 
 
 def test_the_first_load_comes_at_once_and_each_further_one_waits_twice_as_long() -> None:
-    """A minute from the second unload in an hour on, then two, four and so on."""
+    """The first load starts at once, and from the second unload in an hour on the wait is one minute, then
+    two, four and so on.
+    """
     waits = [unloaded_at(*(n * 10.0 for n in range(times)))[0].wait_s for times in range(7)]
     assert waits == [0.0, 0.0, 60.0, 120.0, 240.0, 480.0, 960.0]
 
 
 @pytest.mark.parametrize(("later", "wait"), [(0.0, 60.0), (50.0, 10.0), (60.0, 0.0), (9e9, 0.0)])
 def test_the_wait_counts_from_the_last_unload(later: float, wait: float) -> None:
-    """It is over a minute after that, and never negative."""
+    """The wait counts from the last unload and is never negative."""
     sizes, clock = unloaded_at(900.0, 1000.0)
     clock.move(later)
     assert sizes.wait_s == wait
 
 
 def test_unloads_more_than_an_hour_ago_are_forgotten() -> None:
-    """Of five only those of the last hour count."""
+    """Of five unloads only those of the last hour count."""
     assert unloaded_at(0.0, 1.0, 2.0, 3601.0, 3602.5)[0].wait_s == 60.0
     assert unloaded_at(0.0, 3600.0)[0].wait_s == 0.0

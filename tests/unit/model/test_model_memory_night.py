@@ -1,4 +1,4 @@
-"""Nights on a card that others use too: engine and watchdog as they are, model server and card modelled.
+"""Nights on a shared card: the real engine and watchdog, a modelled server and card.
 
 `tests/bench/bench_night.py` runs whole nights of 170,000 rows and prints their figures.
 """
@@ -28,16 +28,16 @@ LOADS = json.loads((Path(__file__).parents[2] / "data" / "h100-ollama.json").rea
 
 
 def steady(request: ChatRequest) -> float:
-    """Answers that take a second at most, so that little time is given to rows in flight."""
+    """Answers take at most a second, so that rows in flight get little time."""
     return min(1.0, seconds_of(request))
 
 
 def check(night: Night) -> None:
-    """All that was promised of a night."""
+    """Check every promise of a night."""
     assert not night.error
     assert night.ended is not None
     assert night.ended.finished
-    # The store takes no answer twice.
+    # The ledger accepts no answer twice.
     assert sorted(night.store.results) == list(range(night.rows))
     assert not night.store.failures
     assert night.server.uninvited == 0, "no row is sent while the model is out"
@@ -51,8 +51,8 @@ def check(night: Night) -> None:
 @pytest.mark.parametrize(
     ("seed", "side"), [(2, CHAT), (3, "mode: isolated\n"), (10, CHAT), (11, "mode: isolated\n")]
 )
-def test_a_night_with_others_costs_no_row_and_gives_memory_back_in_time(seed: int, side: str) -> None:
-    """Rows alone and in conversations, others eight times as often as usual: every promise holds."""
+def test_a_night_on_a_shared_card_fails_no_row_and_frees_memory_in_time(seed: int, side: str) -> None:
+    """With eight times the usual visitors every promise holds, for isolated rows and for conversations."""
     night = run_night(4000, night_of(seed, 0.35, often=8), seed=seed, side=side, answer_s=steady)
     check(night)
     assert night.notes["paused"] >= 1
@@ -61,7 +61,7 @@ def test_a_night_with_others_costs_no_row_and_gives_memory_back_in_time(seed: in
 
 
 def test_rows_that_take_long_finish_before_the_model_is_released() -> None:
-    """The card stays full for as long as the longest row in flight, and no longer."""
+    """The card stays full no longer than the longest row in flight takes."""
     users = Users([Use("job", 100.0, 700.0, 4.0)])
     night = run_night(800, users, answer_s=lambda request: 20.0 if "review 333 " in str(request) else 1.0)
     check(night)
@@ -69,16 +69,16 @@ def test_rows_that_take_long_finish_before_the_model_is_released() -> None:
     assert night.notes["paused"] == 1
 
 
-def test_a_program_that_takes_all_that_is_left_during_a_load_costs_no_row() -> None:
-    """The load finds the card full; it is tried again when there is room."""
+def test_a_program_that_fills_the_card_during_a_load_fails_no_row() -> None:
+    """A load that finds the card full is tried again when there is room."""
     users = Users([Use("job", 60.0, 90.0, 4.0), Use("greedy", 109.0, 200.0, 64.0)])
     night = run_night(600, users, answer_s=steady)
     check(night)
     assert night.server.short_of_memory == 1
 
 
-def test_somebody_who_stays_for_hours_is_waited_for() -> None:
-    """Not even the smallest load has room beside a model of 9 GB; the job goes on when it has gone."""
+def test_the_job_waits_for_a_program_that_runs_for_hours() -> None:
+    """While another model takes 9 GB not even the smallest load fits, and the job resumes when it is gone."""
     night = run_night(400, Users([Use("model", 0.0, 3 * 3600.0, 9.0)]), answer_s=steady)
     check(night)
     assert 3.0 < night.hours < 3.2
@@ -86,7 +86,7 @@ def test_somebody_who_stays_for_hours_is_waited_for() -> None:
 
 
 def test_a_leak_makes_memory_high_before_it_is_critical() -> None:
-    """What grows slowly is seen at the high mark, and the model is gone before the card is full."""
+    """A slow leak raises the level to high, and the model is unloaded before the card is full."""
     night = run_night(1500, Users([Use("leak", 30.0, 250.0, 0.5, 0.02)]), answer_s=steady)
     check(night)
     assert [(before, after) for _, before, after in night.changes][:2] == [
@@ -94,19 +94,19 @@ def test_a_leak_makes_memory_high_before_it_is_critical() -> None:
         ("high", "critical"),
     ]
     assert night.longest_s > 0
-    assert night.tally["peak_bytes"] < 15.5 * GB
+    assert night.history["peak_bytes"] < 15.5 * GB
 
 
 def test_a_larger_load_that_does_not_fit_beside_others_is_not_tried() -> None:
-    """A model that was loaded smaller stays as it is while others have what the larger one needs."""
+    """A smaller load stays while other programs use the memory that the larger one needs."""
     uses = [Use("first", 0.0, 700.0, 5.0), Use("later", 700.0, FOREVER, 4.0)]
     night = run_night(400, Users(uses), num_ctx=2048, answer_s=lambda request: 20.0)
     check(night)
     assert night.notes["larger_load"] == 0
 
 
-def test_a_smallest_load_that_just_fitted_goes_when_others_need_a_little_more() -> None:
-    """It was loaded up to the critical mark; what brought memory above it was little, and is waited for."""
+def test_a_smallest_load_at_the_threshold_is_released_for_a_little_more_use() -> None:
+    """If a smallest load was loaded up to the critical threshold, a little more use by others releases it."""
     users = Users([Use("first", 0.0, FOREVER, 5.4), Use("more", 100.0, 400.0, 0.15)])
     night = run_night(300, users, num_ctx=1024, answer_s=lambda request: 2.0)
     check(night)
@@ -114,11 +114,11 @@ def test_a_smallest_load_that_just_fitted_goes_when_others_need_a_little_more() 
     assert night.notes["left_as_it_is"] == 0
 
 
-# What is modelled.
+# the model of the card
 
 
 def test_the_modelled_load_is_one_that_was_measured() -> None:
-    """It takes what a model of this shape took on an H100, within 1 %, at every window."""
+    """At every window the modelled load is within 1 % of what a model of this shape took on an H100."""
     clock = VirtualClock()
     card = ModelledCard(clock, Users([]), total_gb=80)
     for load in LOADS:
@@ -130,7 +130,7 @@ def test_the_modelled_load_is_one_that_was_measured() -> None:
 
 
 def test_a_load_fills_the_card_in_steps_and_gives_all_of_it_back_if_it_does_not_fit() -> None:
-    """Nothing of a load that failed stays; the same load works when others have gone."""
+    """A failed load leaves no memory in use, and the same load works when there is room."""
     clock = VirtualClock()
     card = ModelledCard(clock, Users([Use("other", 0.0, 100.0, 5.0)]))
     server = CardServer(clock, card=card)
@@ -157,8 +157,10 @@ def test_a_load_fills_the_card_in_steps_and_gives_all_of_it_back_if_it_does_not_
     assert server.short_of_memory == 1
 
 
-def test_a_request_without_its_model_is_noticed() -> None:
-    """The server loads it by itself, as Ollama does, and counts it; a release takes requests with it."""
+def test_a_request_without_its_model_is_counted() -> None:
+    """A request without a loaded model makes the server load it, which is counted, and a
+    release ends its requests.
+    """
     clock = VirtualClock()
     server = CardServer(clock, card=ModelledCard(clock, Users([])))
 
@@ -176,7 +178,7 @@ def test_a_request_without_its_model_is_noticed() -> None:
 
 
 def test_a_night_has_every_kind_of_visitor_and_is_the_same_for_its_seed() -> None:
-    """The table is the same everywhere."""
+    """A seed always gives the same table of visitors, with every kind of them."""
     users = night_of(5, 1.0)
     assert {use.name for use in users.uses} == {"desktop", "job", "model", "spike", "leak", "greedy"}
     assert users.uses == night_of(5, 1.0).uses != night_of(6, 1.0).uses
@@ -184,8 +186,8 @@ def test_a_night_has_every_kind_of_visitor_and_is_the_same_for_its_seed() -> Non
     assert set(users.want(1e6)) == {"desktop"}
 
 
-def test_a_loop_in_which_everybody_waits_for_nobody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that hangs in itself fails with words, and does not run into its bound."""
+def test_a_deadlock_in_the_simulated_loop_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated loop in which nobody can proceed fails with a message instead of a timeout."""
     monkeypatch.setattr("support.quiet_loop._NOBODY_S", 0.01)
     with pytest.raises(RuntimeError, match="everybody waits, and nobody for the clock"):
         run_quietly(VirtualClock(), asyncio.Event().wait())
@@ -194,7 +196,7 @@ def test_a_loop_in_which_everybody_waits_for_nobody_says_so(monkeypatch: pytest.
 def test_the_bench_prints_the_figures_of_its_nights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A table in Markdown, one column a night."""
+    """The output is a table in Markdown with one column for each night."""
     path = tmp_path / "build" / "night.md"
     bench_night.main(["--rows", "300", "--hours", "0.05", "--nights", "2", "--markdown", str(path)])
     table = path.read_text()

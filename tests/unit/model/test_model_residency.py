@@ -1,4 +1,4 @@
-"""A job whose memory comes and goes: what the model's holder and keeper do, and that no row pays for it."""
+"""A job under changing memory pressure: model residency and pressure handler act, and no row fails."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from support.backend import Call
 from unit.answer.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
 
 ONE_LOAD = SIDECAR.replace("8192", "1024")
-"""No smaller load is left to be tried."""
+"""No smaller load is left."""
 LONG = "word " * 1500
-"""Some 1,900 tokens."""
+"""About 1,900 tokens."""
 
 
 def out_of_memory(spec: LoadSpec) -> None:
     raise OutOfMemory("cudaMalloc failed: out of memory", status=500)
 
 
-# Loading.
+# loading
 
 
-def test_a_load_waits_for_room_and_says_what_it_waits_for() -> None:
-    """Nothing is loaded before there is room, and the status has the size and what is free."""
+def test_a_load_waits_for_room_and_reports_the_reason() -> None:
+    """Nothing is loaded without room, and the status gives the size of the load and the free memory."""
     bench = MemoryBench(short_rows(4))
     bench.memory.free_gb = 5.0
     assert bench.run([(300, bench.set(free_gb=15.0))]).finished
@@ -40,7 +40,7 @@ def test_a_load_waits_for_room_and_says_what_it_waits_for() -> None:
 
 
 def test_while_memory_is_high_a_load_waits_although_it_would_fit() -> None:
-    """The level decides as well, and the status has its words."""
+    """While memory is high a load waits even if it would fit, and the status gives the level."""
     bench = MemoryBench(short_rows(4))
     bench.memory.level = HIGH
     assert bench.run([(100, bench.set(level=OK))]).finished
@@ -50,7 +50,7 @@ def test_while_memory_is_high_a_load_waits_although_it_would_fit() -> None:
 
 
 def test_after_ten_minutes_without_room_a_smaller_load_is_taken() -> None:
-    """The window is halved until the load fits, and that is told."""
+    """After ten minutes without room the window is halved until the load fits, which is reported."""
     bench = MemoryBench(short_rows(4))
     bench.memory.free_gb = 9.0
     assert bench.run().finished
@@ -64,8 +64,10 @@ def test_after_ten_minutes_without_room_a_smaller_load_is_taken() -> None:
     assert bench.all_ok
 
 
-def test_others_who_stay_for_hours_are_waited_for() -> None:
-    """Not even the smallest load has room: the job waits at any level, and goes on when they are gone."""
+def test_the_job_waits_for_hours_while_others_use_the_card() -> None:
+    """While not even the smallest load fits, the job waits at any level, and it resumes when
+    there is room.
+    """
     bench = MemoryBench(short_rows(4))
     bench.memory.free_gb = 1.0
 
@@ -80,8 +82,10 @@ def test_others_who_stay_for_hours_are_waited_for() -> None:
     assert bench.all_ok
 
 
-def test_what_would_not_fit_even_an_empty_card_is_tried_all_the_same() -> None:
-    """An estimate may be wrong; that it was tried in spite of it is told."""
+def test_a_load_estimated_above_an_empty_card_is_tried() -> None:
+    """A load whose estimate exceeds an empty card is tried, because estimates may be wrong, and
+    this is reported.
+    """
     bench = MemoryBench(short_rows(4), ONE_LOAD)
     bench.memory.free_gb = bench.memory.most_gb = 4.0
     assert bench.run().finished
@@ -90,10 +94,12 @@ def test_what_would_not_fit_even_an_empty_card_is_tried_all_the_same() -> None:
     assert bench.all_ok
 
 
-def test_a_load_that_lacks_what_a_desktop_has_is_tried_in_the_end() -> None:
-    """A desktop does not go away: after the last ten minutes the smallest load is tried beside it."""
+def test_the_smallest_load_is_tried_beside_a_desktop() -> None:
+    """After the last ten minutes the smallest load is tried beside a desktop, which never frees
+    its memory.
+    """
     bench = MemoryBench(short_rows(4), ONE_LOAD)
-    bench.memory.free_gb = 7.6  # of some 8.3
+    bench.memory.free_gb = 7.6  # of about 8.3
     assert bench.run().finished
     assert bench.windows == [1024]
     assert 600 <= bench.loaded_at[0] <= 602
@@ -101,8 +107,8 @@ def test_a_load_that_lacks_what_a_desktop_has_is_tried_in_the_end() -> None:
     assert bench.all_ok
 
 
-def test_the_smallest_load_is_tried_again_where_others_may_have_what_it_lacks() -> None:
-    """Somebody's program has the card for two minutes, and no reading tells: the job is not failed for it."""
+def test_the_smallest_load_is_tried_again_if_others_may_use_the_memory() -> None:
+    """A job does not fail if another program takes the card for two minutes between readings."""
     bench = MemoryBench(short_rows(4), ONE_LOAD)
     bench.memory.others_gb = 9.0
 
@@ -116,16 +122,16 @@ def test_the_smallest_load_is_tried_again_where_others_may_have_what_it_lacks() 
     assert bench.all_ok
 
 
-def test_a_wish_to_stop_between_tries_of_the_smallest_load_leaves_the_job() -> None:
-    """It is for the next start; it did not fail."""
+def test_a_stop_between_attempts_of_the_smallest_load_leaves_the_job() -> None:
+    """A stop between attempts of the smallest load leaves the job for the next start."""
     bench = MemoryBench(short_rows(4), ONE_LOAD, load_fault=out_of_memory)
     bench.memory.others_gb = 9.0
     assert not bench.run([(20, lambda: bench.stop.set())]).finished
     assert len(bench.windows) <= 4
 
 
-def test_after_a_model_that_does_not_come_back_no_row_is_sent() -> None:
-    """A row would have the server load the model once more, while the job ends."""
+def test_without_its_model_a_job_sends_no_row() -> None:
+    """If a model cannot be loaded again, no row is sent, because it would load the model."""
     bench = MemoryBench(short_rows(40), ONE_LOAD)
 
     def gone(spec: LoadSpec) -> None:
@@ -139,7 +145,7 @@ def test_after_a_model_that_does_not_come_back_no_row_is_sent() -> None:
 
 
 def test_a_load_that_runs_out_of_memory_twice_is_made_smaller() -> None:
-    """The second try is the same one; the third is a rung down."""
+    """The second attempt uses the same load, and the third a smaller one."""
     bench = MemoryBench(short_rows(4))
     bench.backend.load_fault = lambda spec: out_of_memory(spec) if spec.num_ctx > 4096 else None
     assert bench.run().finished
@@ -148,8 +154,8 @@ def test_a_load_that_runs_out_of_memory_twice_is_made_smaller() -> None:
     assert bench.all_ok
 
 
-def test_a_model_that_fits_in_no_way_ends_the_job_with_the_words_to_mend_it() -> None:
-    """Each rung is tried twice; then the error says what it needs and what there is."""
+def test_a_model_that_never_fits_ends_the_job_with_the_sizes() -> None:
+    """Each size is tried twice; then the error gives the needed and the available memory."""
     bench = MemoryBench(short_rows(4), load_fault=out_of_memory)
     with pytest.raises(JobError, match="m does not fit: cudaMalloc failed") as caught:
         bench.run()
@@ -158,8 +164,8 @@ def test_a_model_that_fits_in_no_way_ends_the_job_with_the_words_to_mend_it() ->
     assert "; 15.0 GB is available to it. Free memory on the server" in caught.value.fix
 
 
-def test_a_wish_to_stop_ends_the_wait_for_room() -> None:
-    """Nothing was loaded, nothing is lost, and the next start has all rows."""
+def test_a_stop_ends_the_wait_for_room() -> None:
+    """A stop ends the wait for room without a load, and the next start has all rows."""
     bench = MemoryBench(short_rows(4))
     bench.memory.free_gb = 5.0
     ended = bench.run([(50, lambda: bench.stop.set())])
@@ -169,8 +175,8 @@ def test_a_wish_to_stop_ends_the_wait_for_room() -> None:
     assert [row.state for row in bench.store.rows] == ["pending"] * 4
 
 
-def test_a_wish_to_stop_ends_the_wait_of_a_model_that_was_released() -> None:
-    """In mid-job as well; rows that were answered stay answered."""
+def test_a_stop_ends_the_wait_for_a_released_model() -> None:
+    """A stop ends the wait for a released model, and answered rows stay answered."""
     bench = MemoryBench(short_rows(100))
     ended = bench.run([(20, bench.set(level=CRITICAL)), (90, lambda: bench.stop.set())])
     assert not ended.finished
@@ -180,11 +186,11 @@ def test_a_wish_to_stop_ends_the_wait_of_a_model_that_was_released() -> None:
     assert len(bench.backend.calls) == done
 
 
-# Keeping.
+# memory pressure
 
 
-def test_a_critical_card_gets_its_model_back_and_rows_go_on_afterwards() -> None:
-    """Rows in flight finish, no row is sent while the model is out, and each is answered once."""
+def test_a_critical_card_releases_its_model_and_rows_continue_afterwards() -> None:
+    """Rows in flight finish, no row is sent while the model is unloaded, and each is answered once."""
     bench = MemoryBench(short_rows(100))
     script = [
         (20, bench.set(level=CRITICAL, others_gb=6.0)),
@@ -204,7 +210,7 @@ def test_a_critical_card_gets_its_model_back_and_rows_go_on_afterwards() -> None
 
 
 def test_a_critical_moment_that_passes_while_rows_finish_releases_nothing() -> None:
-    """The model stays where it is."""
+    """If the pressure ends while rows in flight finish, the model stays loaded."""
     bench = MemoryBench(short_rows(40), latency_s=7.3)
     script = [(20, bench.set(level=CRITICAL)), (21, bench.set(level=HIGH)), (40, bench.set(level=OK))]
     assert bench.run(script).finished
@@ -213,8 +219,8 @@ def test_a_critical_moment_that_passes_while_rows_finish_releases_nothing() -> N
     assert bench.all_ok
 
 
-def test_a_model_that_is_not_ours_to_release_is_left_and_that_is_said_once() -> None:
-    """Others share the server: rows go on however long memory is critical."""
+def test_a_model_on_a_shared_server_stays_and_is_reported_once() -> None:
+    """A model on a shared server is not released, which is reported once, and rows continue."""
     bench = MemoryBench(short_rows(100), releases=False)
     assert bench.run([(10, bench.set(level=CRITICAL))]).finished
     assert len(bench.memory.times_of("left_as_it_is")) == 1
@@ -223,8 +229,8 @@ def test_a_model_that_is_not_ours_to_release_is_left_and_that_is_said_once() -> 
     assert bench.all_ok
 
 
-def test_a_model_that_alone_fills_the_card_is_left_if_no_smaller_load_is_left() -> None:
-    """To release it would help nobody: said once, and rows go on."""
+def test_a_model_that_alone_fills_the_card_stays_without_a_smaller_load() -> None:
+    """A model that alone fills the card stays if there is no smaller load, which is reported once."""
     bench = MemoryBench(short_rows(100), ONE_LOAD)
     bench.memory.model_gb = 14.2
     assert bench.run([(10, bench.set(level=CRITICAL))]).finished
@@ -234,8 +240,10 @@ def test_a_model_that_alone_fills_the_card_is_left_if_no_smaller_load_is_left() 
     assert bench.all_ok
 
 
-def test_the_smallest_load_is_released_for_others_who_came_before_it() -> None:
-    """They take hardly more than when it was loaded; yet the card is not full of the model alone."""
+def test_the_smallest_load_is_released_for_others_that_were_there_first() -> None:
+    """The smallest load is released for others that were there before it, if the model alone does not fill
+    the card.
+    """
     bench = MemoryBench(short_rows(200), ONE_LOAD)
     bench.memory.others_gb = 5.9
     bench.memory.look()
@@ -246,7 +254,7 @@ def test_the_smallest_load_is_released_for_others_who_came_before_it() -> None:
 
 
 def test_a_model_that_alone_fills_the_card_is_loaded_smaller() -> None:
-    """Where a smaller load is left, the next one is that, at the first critical moment."""
+    """A model that alone fills the card is replaced by a smaller load at the first critical level."""
     bench = MemoryBench(short_rows(100))
     assert bench.run([(10, bench.set(level=CRITICAL)), (30, bench.set(level=OK))]).finished
     assert bench.windows == [8192, 4096]
@@ -254,10 +262,10 @@ def test_a_model_that_alone_fills_the_card_is_loaded_smaller() -> None:
     assert why == ["the model by itself made memory critical"]
 
 
-def test_a_model_is_released_for_others_after_the_server_was_away_for_a_moment() -> None:
-    """A look whether the model is still there must not make its own memory look like that of others."""
+def test_a_model_is_released_for_others_after_a_short_server_failure() -> None:
+    """After a short server failure, the model's own memory does not count as that of others."""
     bench = MemoryBench(short_rows(200), ONE_LOAD)
-    bench.memory.sizes_told = False
+    bench.memory.sizes_known = False
 
     def away(call: Call) -> Reply | None:
         if call.text == "row 20" and not bench.memory.times_of("away"):
@@ -274,7 +282,7 @@ def test_a_model_is_released_for_others_after_the_server_was_away_for_a_moment()
 
 
 def test_memory_that_is_critical_three_times_in_an_hour_makes_the_next_load_smaller() -> None:
-    """Others come and go; the model learns to leave them more."""
+    """Three critical levels in an hour make the next load smaller."""
     bench = MemoryBench(short_rows(1500))
     script = []
     for at in (100, 300, 500):
@@ -287,8 +295,9 @@ def test_memory_that_is_critical_three_times_in_an_hour_makes_the_next_load_smal
 
 
 def test_memory_that_is_critical_all_the_time_gets_seven_loads_an_hour_at_most() -> None:
-    """Somebody needs it ten seconds after each load, for ten. However long a load waited for its turn
-    already, it waits to the end; and the status says how long."""
+    """If memory is critical for ten seconds after each load, there are at most seven loads an hour, a load
+    waits for its whole time, and the status gives the wait.
+    """
     bench = MemoryBench(short_rows(1500))
 
     def somebody() -> None:
@@ -305,11 +314,11 @@ def test_memory_that_is_critical_all_the_time_gets_seven_loads_an_hour_at_most()
     assert bench.all_ok
 
 
-# Climbing.
+# larger loads
 
 
 def test_after_a_quarter_of_an_hour_of_ok_the_model_is_loaded_larger_again() -> None:
-    """One rung at a time, each after 15 minutes, and rows go on between."""
+    """After each 15 minutes of ok the load grows by one size, and rows continue in between."""
     bench = MemoryBench(short_rows(300), latency_s=20.0)
     bench.memory.free_gb = 9.0
     assert bench.run([(1250, bench.set(free_gb=15.0))]).finished
@@ -322,8 +331,8 @@ def test_after_a_quarter_of_an_hour_of_ok_the_model_is_loaded_larger_again() -> 
     assert bench.all_ok
 
 
-def test_a_quarter_of_an_hour_of_waiting_is_no_quarter_of_an_hour_of_ok() -> None:
-    """A model that has just come back is not taken out at once to be loaded larger."""
+def test_waiting_does_not_count_as_a_quarter_of_an_hour_of_ok() -> None:
+    """A model that waited for a quarter of an hour is not unloaded at once for a larger load."""
     bench = MemoryBench(short_rows(200), latency_s=20.0)
     script = [
         (100, bench.set(level=CRITICAL, others_gb=6.0)),
@@ -335,9 +344,11 @@ def test_a_quarter_of_an_hour_of_waiting_is_no_quarter_of_an_hour_of_ok() -> Non
     assert bench.loaded_at[2] - bench.loaded_at[1] >= 900
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_others_who_fill_the_card_after_a_climb_are_not_taken_for_the_model(told: bool) -> None:
-    """The reading before the larger load may be older than the release of the smaller one."""
+@pytest.mark.parametrize("known", [True, False])
+def test_others_that_fill_the_card_after_a_larger_load_are_recognised(known: bool) -> None:
+    """Memory that others take after a larger load does not count as the model's, even with an
+    older reading.
+    """
     bench = MemoryBench(short_rows(200), latency_s=20.0)
     bench.memory.free_gb = 9.5
     script = [
@@ -345,7 +356,7 @@ def test_others_who_fill_the_card_after_a_climb_are_not_taken_for_the_model(told
         (1700, bench.set(level=CRITICAL, others_gb=6.0)),
         (1760, bench.set(level=OK, others_gb=1.0)),
     ]
-    bench.memory.sizes_told = told
+    bench.memory.sizes_known = known
     assert bench.run(script).finished
     assert bench.windows[:3] == [4096, 8192, 8192]
     assert len(bench.memory.times_of("smaller_load")) == 1
@@ -353,11 +364,11 @@ def test_others_who_fill_the_card_after_a_climb_are_not_taken_for_the_model(told
     assert bench.all_ok
 
 
-# Answers that run out of memory.
+# answers that run out of memory
 
 
-def test_a_row_at_which_memory_ran_out_is_asked_again() -> None:
-    """The model is loaded again just so, and nothing is lost."""
+def test_a_row_that_runs_out_of_memory_is_asked_again() -> None:
+    """The model is loaded again at the same size, and the row is answered."""
     bench = MemoryBench(short_rows(40), fault=runs_out("row 10"))
     assert bench.run().finished
     assert bench.windows == [8192, 8192]
@@ -366,7 +377,7 @@ def test_a_row_at_which_memory_ran_out_is_asked_again() -> None:
 
 
 def test_answers_that_run_out_of_memory_twice_make_the_next_load_smaller() -> None:
-    """No row is blamed while a smaller load is left to be tried."""
+    """Two answers that run out of memory make the next load smaller and fail no row."""
     bench = MemoryBench(short_rows(40), fault=runs_out("row 10", "row 20"))
     assert bench.run().finished
     assert bench.windows == [8192, 8192, 4096]
@@ -374,20 +385,20 @@ def test_answers_that_run_out_of_memory_twice_make_the_next_load_smaller() -> No
     assert not bench.store.failures
 
 
-def test_one_lack_of_memory_is_counted_once_however_many_rows_were_in_flight() -> None:
-    """Four rows met the same end of the model's process: that is one shortage, not two rungs down."""
+def test_a_shortage_counts_once_for_all_rows_in_flight() -> None:
+    """Four rows that meet the same end of the model process count as one shortage."""
     bench = MemoryBench(short_rows(80), fault=runs_out("row 20", "row 21", "row 22", "row 23"))
     assert bench.run(lanes=4).finished
     assert set(bench.windows) == {8192}
     assert bench.all_ok
 
 
-def test_lacks_of_memory_hours_apart_do_not_add_up() -> None:
-    """What ran out once in a while for others' sake is no reason to end a job that has no smaller load."""
+def test_shortages_hours_apart_do_not_add_up() -> None:
+    """Shortages that are hours apart do not end a job without a smaller load."""
     bench = MemoryBench(short_rows(800), ONE_LOAD, latency_s=20.0)
 
     def taken_meanwhile(spec: LoadSpec) -> None:
-        if len(bench.windows) in (2, 4):  # the first try of each load that follows a release
+        if len(bench.windows) in (2, 4):  # the first attempt of each load after a release
             out_of_memory(spec)
 
     bench.backend.load_fault = taken_meanwhile
@@ -401,7 +412,7 @@ def test_lacks_of_memory_hours_apart_do_not_add_up() -> None:
 
 
 def runs_out(*texts: str) -> object:
-    """The first try of these rows runs out of memory."""
+    """The first attempt of these rows runs out of memory."""
     met: set[str] = set()
 
     def fault(call: Call) -> Reply | None:
@@ -413,11 +424,11 @@ def runs_out(*texts: str) -> object:
     return fault
 
 
-# Rows that a smaller window does not hold.
+# rows that do not fit a smaller window
 
 
 def test_a_row_that_only_the_first_window_holds_is_answered_at_the_end() -> None:
-    """With the window made smaller it is put off, and asked once more with one that fits."""
+    """A row that does not fit the smaller window is deferred and asked again with one that fits."""
     bench = MemoryBench([*short_rows(20), LONG, *short_rows(20)])
     bench.memory.free_gb = 8.5
     assert bench.run([(1850, bench.set(free_gb=15.0))]).finished
@@ -429,8 +440,8 @@ def test_a_row_that_only_the_first_window_holds_is_answered_at_the_end() -> None
     assert bench.all_ok
 
 
-def test_rows_whose_window_finds_no_room_fail_with_their_sizes() -> None:
-    """The second pass is not tried in spite, and takes nothing else with it."""
+def test_rows_without_room_for_their_window_fail_with_their_sizes() -> None:
+    """If the second pass finds no room, only its rows fail."""
     bench = MemoryBench([*short_rows(20), LONG, *short_rows(20), LONG])
     bench.memory.free_gb = 8.5
     assert bench.run().finished

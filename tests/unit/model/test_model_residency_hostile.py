@@ -1,4 +1,6 @@
-"""Loads that never work again, unloads that fail, servers that keep their model, and the seams of a job."""
+"""Hostile cases: loads that stop working, unloads that fail, servers that keep their model, and
+phase changes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from support.store import MemoryStore
 from unit.answer.memory_bench import CRITICAL, HIGH, OK, SIDECAR, MemoryBench, short_rows
 
 ONE_LOAD = SIDECAR.replace("8192", "1024")
-"""No smaller load is left to be tried."""
+"""No smaller load is left."""
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S
 
@@ -29,7 +31,7 @@ def out_of_memory() -> None:
 
 
 def once(error: Exception, *texts: str) -> Callable[[Call], Reply | None]:
-    """A fault: the first try of each of these rows ends so."""
+    """A fault on the first attempt of each of these rows."""
     met: set[str] = set()
 
     def fault(call: Call) -> Reply | None:
@@ -46,7 +48,7 @@ def runs_out(*texts: str) -> Callable[[Call], Reply | None]:
 
 
 async def keeps_all(*, keep: str | None = None, also: str | None = None) -> tuple[str, ...]:
-    """A release by a server whose models are not ours."""
+    """A release by a server with shared models."""
     return ()
 
 
@@ -55,11 +57,11 @@ def states(bench: MemoryBench) -> dict[str, int]:
     return {state: found.count(state) for state in dict.fromkeys(found)}
 
 
-# Loads that do not work any more.
+# loads that stop working
 
 
-def test_two_lacks_of_memory_a_second_apart_end_no_job_whose_load_worked_before() -> None:
-    """The others who had it were gone at the last look already, and the load works some seconds later."""
+def test_two_shortages_in_a_second_end_no_job_whose_load_worked_before() -> None:
+    """If others freed the memory before the last reading, two shortages in a second do not end the job."""
     bench = MemoryBench(short_rows(200), ONE_LOAD)
     bench.backend.load_fault = lambda _: out_of_memory() if 30 <= bench.clock.monotonic() < 32 else None
     come, go = bench.set(level=CRITICAL, others_gb=6.0), bench.set(level=OK, others_gb=1.0)
@@ -69,8 +71,10 @@ def test_two_lacks_of_memory_a_second_apart_end_no_job_whose_load_worked_before(
     assert bench.all_ok
 
 
-def test_a_load_that_runs_out_of_memory_from_some_answer_on_ends_the_job_after_an_hour() -> None:
-    """Nobody else is on the card, so it will never work: the job ends, and keeps what was answered."""
+def test_a_load_that_always_runs_out_of_memory_ends_the_job_after_an_hour() -> None:
+    """If the card is otherwise empty and every load runs out of memory, the job ends after an hour and keeps
+    its answers.
+    """
     bench = MemoryBench(short_rows(40), ONE_LOAD, fault=runs_out("row 10"))
     bench.memory.others_gb = 0.5
     bench.backend.load_fault = lambda _: out_of_memory() if bench.windows[1:] else None
@@ -81,7 +85,7 @@ def test_a_load_that_runs_out_of_memory_from_some_answer_on_ends_the_job_after_a
 
 
 def test_a_load_that_always_dies_after_a_release_ends_the_job_within_two_hours() -> None:
-    """The server says no word of memory, and its process dies each time."""
+    """If the model process dies at each load without a memory error, the job ends within two hours."""
     bench = MemoryBench(short_rows(40), ONE_LOAD)
 
     def dies(spec: LoadSpec) -> None:
@@ -97,7 +101,7 @@ def test_a_load_that_always_dies_after_a_release_ends_the_job_within_two_hours()
 
 
 class TwoModels(MemoryStore):
-    """OpenAI lines: the first half asks for `a`, the rest for `b`."""
+    """OpenAI lines: the first half asks for model `a`, the rest for model `b`."""
 
     def __init__(self, number: int) -> None:
         super().__init__([{} for _ in range(number)])
@@ -109,8 +113,8 @@ class TwoModels(MemoryStore):
         return sorted({row.model for row in self.rows if self._open(row)}, key=str)
 
 
-def test_a_model_lost_in_mid_job_fails_its_own_lines_alone() -> None:
-    """What of an OpenAI file asks for another model is answered all the same."""
+def test_a_model_lost_in_mid_job_fails_only_its_own_lines() -> None:
+    """Lines of an OpenAI file that ask for another model are answered."""
     bench = MemoryBench([])
     bench.store = TwoModels(40)
     bench.store.notes["own_requests"] = True
@@ -130,15 +134,15 @@ def test_a_model_lost_in_mid_job_fails_its_own_lines_alone() -> None:
     assert failure.message.startswith("a cannot be loaded again: model 'a' not found")
 
 
-# Servers that hold what they hold.
+# servers that keep their model
 
 
 @pytest.mark.parametrize("level", [HIGH, CRITICAL])
 @pytest.mark.parametrize(("window", "shape"), [(32768, GEMMA3_12B), (None, None)])
-def test_a_server_that_holds_its_model_whatever_we_do_is_not_waited_for(
+def test_the_job_does_not_wait_for_a_server_that_keeps_its_model(
     level: Level, window: int | None, shape: ModelShape | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fills the card itself: with a window larger than ours, or without a word of what it holds."""
+    """If the server itself fills the card and keeps its model, the job does not wait for it."""
     bench = MemoryBench(short_rows(60), shape_=shape, releases=False)
     bench.memory.level = level
     bench.backend.fault = once(ServerBusy("503"), "row 10", "row 30")
@@ -156,7 +160,9 @@ def test_a_server_that_holds_its_model_whatever_we_do_is_not_waited_for(
 
 
 def test_a_shared_server_gets_its_smaller_load_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model is what makes memory critical: a smaller one in its place must not wait until it is gone."""
+    """On a shared server the smaller load replaces the model at once, because the model is what
+    fills the card.
+    """
     bench = MemoryBench(short_rows(100), releases=False, fault=runs_out("row 10", "row 20"))
     bench.memory.model_gb = 14.2
     monkeypatch.setattr(bench.backend, "release", keeps_all)
@@ -171,8 +177,8 @@ def test_a_shared_server_gets_its_smaller_load_at_once(monkeypatch: pytest.Monke
     assert bench.all_ok
 
 
-def test_a_busy_server_does_not_have_our_own_model_put_out_while_memory_is_high() -> None:
-    """Whether it still holds the model cannot be seen for some seconds; that is no reason to release it."""
+def test_our_model_on_a_busy_server_stays_while_memory_is_high() -> None:
+    """If a busy server cannot report its models for some seconds at high level, our model is not released."""
     bench = MemoryBench(short_rows(200), fault=once(ServerBusy("503"), "row 20"))
 
     def busy(spec: LoadSpec) -> None:
@@ -192,7 +198,9 @@ def test_a_busy_server_does_not_have_our_own_model_put_out_while_memory_is_high(
 def test_a_release_that_fails_is_tried_again_and_loads_keep_their_pace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Else our own model is what its next load waits for, or is loaded and released each second."""
+    """A failed release is repeated, and the next load neither waits for our own model nor
+    repeats each second.
+    """
     bench = MemoryBench(short_rows(300))
     release = bench.backend.release
 
@@ -210,8 +218,8 @@ def test_a_release_that_fails_is_tried_again_and_loads_keep_their_pace(
     monkeypatch.setattr(bench.backend, "release", busy)
     bench.memory.before_look = others
     assert bench.run([(12 * HOUR_S, lambda: bench.stop.set())]).finished
-    tries = [at for at in bench.memory.times_of("release_failed") if at < 80]
-    assert len(tries) > 2
+    attempts = [at for at in bench.memory.times_of("release_failed") if at < 80]
+    assert len(attempts) > 2
     assert 80 <= bench.memory.times_of("released")[0] <= 100
     assert bench.loaded_at[1] > bench.memory.times_of("released")[0]
     loads = bench.loaded_at[1:]
@@ -220,7 +228,7 @@ def test_a_release_that_fails_is_tried_again_and_loads_keep_their_pace(
 
 
 def test_a_model_that_alone_fills_main_memory_is_released_three_times_in_an_hour_at_most() -> None:
-    """Each time it comes back memory is critical again: after that rows go on with it as it is."""
+    """A model that alone fills main memory is released at most three times in an hour, then rows continue."""
     bench = MemoryBench(short_rows(1500), ONE_LOAD, uses_gpus=False, sets_slots=True)
     bench.memory.where = "host"
 
@@ -258,11 +266,11 @@ options: {num_ctx: 4096, num_predict: 16}
 """
 TWO_PASSES = SIDECAR.replace("8192", "1024") + "long_rows: second_pass\n"
 LONG = "word " * 1500
-"""Some 1,900 tokens."""
+"""About 1,900 tokens."""
 
 
 def begin_runs_out(*texts: str) -> Callable[[Call], Reply | None]:
-    """The first try of rows that begin so runs out of memory."""
+    """The first attempt of rows with this beginning runs out of memory."""
     met: set[str] = set()
 
     def fault(call: Call) -> Reply | None:
@@ -279,7 +287,7 @@ def begin_runs_out(*texts: str) -> Callable[[Call], Reply | None]:
 
 
 def test_a_phase_whose_predecessor_ended_at_critical_loads_when_there_is_room() -> None:
-    """The model goes with the last row that is answered; no row of the audit may have it loaded unasked."""
+    """If a phase ends at a critical level, the model is unloaded and no row of the next phase loads it."""
     bench = MemoryBench(short_rows(20), AUDITED, latency_s=10.0)
     script = [
         (195, bench.set(level=CRITICAL, others_gb=6.0)),
@@ -296,11 +304,11 @@ def test_a_phase_whose_predecessor_ended_at_critical_loads_when_there_is_room() 
     assert bench.all_ok
 
 
-# The second pass.
+# the second pass
 
 
 def second_pass(others_stay_s: float) -> MemoryBench:
-    """Ten seconds after the long load somebody takes most of the card, for so long."""
+    """Ten seconds after the long load another program takes most of the card for this time."""
     bench = MemoryBench([*short_rows(20), *[f"{LONG}{n}" for n in range(60)]], TWO_PASSES)
 
     def others() -> None:
@@ -315,16 +323,16 @@ def second_pass(others_stay_s: float) -> MemoryBench:
     return bench
 
 
-def test_others_who_stay_for_half_an_hour_cost_no_long_row() -> None:
-    """Long rows have no smaller load to go on with, so theirs waits longer than others."""
+def test_a_card_used_for_half_an_hour_fails_no_long_row() -> None:
+    """Long rows wait more than half an hour for room, because they have no smaller load."""
     bench = second_pass(1800)
     assert bench.run().finished
     assert len(bench.memory.times_of("released")) == 1
     assert bench.all_ok
 
 
-def test_a_model_lost_in_the_second_pass_fails_its_long_rows_alone() -> None:
-    """Others stay for hours: rows without an answer fail with their sizes, and the job ends well."""
+def test_a_model_lost_in_the_second_pass_fails_only_long_rows() -> None:
+    """If others stay for hours, only long rows fail, with their sizes."""
     bench = second_pass(4 * HOUR_S)
     assert bench.run().finished
     assert len(bench.store.results) > 20
@@ -338,7 +346,7 @@ def test_a_model_lost_in_the_second_pass_fails_its_long_rows_alone() -> None:
 
 
 def test_memory_that_is_high_for_hours_fails_no_long_row_whose_load_fits() -> None:
-    """There is room; the load is tried in the end, whatever the level says."""
+    """A second pass whose load fits is tried in the end, even at a high level."""
     bench = MemoryBench([*short_rows(60), LONG], TWO_PASSES)
     assert bench.run([(10, bench.set(level=HIGH)), (3 * HOUR_S, bench.set(level=OK))]).finished
     assert bench.windows == [1024, 2048]
@@ -346,11 +354,11 @@ def test_memory_that_is_high_for_hours_fails_no_long_row_whose_load_fits() -> No
     assert bench.all_ok
 
 
-# Rows in flight.
+# rows in flight
 
 
 def test_a_smaller_load_waits_until_no_row_is_in_flight() -> None:
-    """Rows of other lanes would lose the process that answers them, and have no try left."""
+    """A smaller load waits for rows in flight, which would otherwise lose their process and last attempt."""
     faults = begin_runs_out("row 9", "row 60")
     bench = MemoryBench(
         short_rows(200), SIDECAR + "retries: 0\n", uses_gpus=False, sets_slots=True, fault=faults
@@ -369,11 +377,13 @@ def test_a_smaller_load_waits_until_no_row_is_in_flight() -> None:
     assert bench.all_ok
 
 
-# Larger loads.
+# larger loads
 
 
 def test_a_larger_load_that_ran_out_of_memory_is_not_tried_each_quarter_of_an_hour() -> None:
-    """Whatever the estimate says: it is tried after an hour, and then not for four."""
+    """A larger load that ran out of memory is tried after an hour, and then not for four, whatever the
+    estimate says.
+    """
     bench = MemoryBench(short_rows(3000), latency_s=20.0)
     bench.backend.load_fault = lambda spec: out_of_memory() if spec.num_ctx > 4096 else None
     bench.run([(4 * HOUR_S, lambda: bench.stop.set())])
@@ -381,8 +391,8 @@ def test_a_larger_load_that_ran_out_of_memory_is_not_tried_each_quarter_of_an_ho
     assert HOUR_S <= bench.loaded_at[3] <= 1.5 * HOUR_S
 
 
-def test_memory_that_becomes_tense_while_rows_finish_ends_a_climb_before_it_begins() -> None:
-    """The model is not released for a larger load that could not follow."""
+def test_rising_memory_while_rows_finish_cancels_a_larger_load() -> None:
+    """If memory becomes high while rows finish, the model is not released for the larger load."""
     bench = MemoryBench(short_rows(60), latency_s=120.0)
     bench.memory.free_gb = 9.5
     assert bench.run([(650, bench.set(free_gb=15.0)), (1525, bench.set(level=HIGH))]).finished
@@ -392,11 +402,11 @@ def test_memory_that_becomes_tense_while_rows_finish_ends_a_climb_before_it_begi
     assert bench.all_ok
 
 
-# A resume.
+# resume
 
 
-def test_a_resume_after_a_smaller_load_asks_what_would_have_been_asked() -> None:
-    """It begins in the window in which the segment was begun, so each row has the same company."""
+def test_a_resume_after_a_smaller_load_sends_the_same_prompts() -> None:
+    """A resume uses the window in which the segment began, so that each row sees the same rows."""
 
     def job() -> MemoryBench:
         rows = [f"row {n} " + "word " * 60 for n in range(120)]

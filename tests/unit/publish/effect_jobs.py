@@ -1,4 +1,4 @@
-"""Published jobs whose ledgers have a pilot or an audit in them."""
+"""Published jobs whose ledgers contain a pilot or an audit."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ WORDS = ("negative", "neutral", "positive")
 TAIL = "up to 5 earlier rows before each row"
 
 Says = Callable[[int], str]
-"""What the row of this ordinal is answered."""
+"""The answer to the row with this ordinal."""
 
 
 def own(ordinal: int) -> str:
-    """What a row is answered for its own sake; its gold is the place of the word."""
+    """A row's isolated answer; its gold is the position of the word."""
     return WORDS[ordinal % 3]
 
 
 async def nothing(ledger: JobLedger) -> None:
-    """A ledger without anything more."""
+    """Leave the ledger as it is."""
 
 
 def publish(
@@ -41,7 +41,7 @@ def publish(
     text: bool = False,
     **meta: Any,
 ) -> Summary:
-    """A job whose rows have `text` and `gold`; answers are words of a schema, or free text."""
+    """Publish a job whose rows have `text` and `gold`; answers are words of a schema, or free text."""
     data = b"text,gold\n" + b"".join(b"x,%d\n" % (n % 3) for n in range(rows))
     sidecar = SIDECAR if text else SIDECAR + FORMAT
     spelled = says if text else (lambda n: json.dumps(says(n)))
@@ -57,15 +57,17 @@ def publish(
     )
 
 
-def again(ledger: JobLedger, kind: str, rows: Iterable[int], says: Says, *, text: bool = False) -> None:
-    """These rows are answered for comparison."""
+def store_answers(
+    ledger: JobLedger, kind: str, rows: Iterable[int], says: Says, *, text: bool = False
+) -> None:
+    """Store answers of these rows for comparison."""
     for n in rows:
         spelled = says(n) if text else json.dumps(says(n))
         ledger.add_trial(kind, answered(n, spelled, alone=True, segment=SEGMENT))
 
 
 def tried(form: str = "tail-5", words: str = TAIL, **more: Any) -> TriedForm:
-    """A form that was tried."""
+    """Store a form that was tried."""
     usual: dict[str, Any] = {
         "rows": 90,
         "conversations": 5,
@@ -79,12 +81,12 @@ def tried(form: str = "tail-5", words: str = TAIL, **more: Any) -> TriedForm:
 
 
 def decision(form: str, why: str, *forms: TriedForm) -> dict[str, Any]:
-    """What the engine notes of a pilot."""
+    """The engine's note about a pilot."""
     return {**Decision(form, why, 118, forms).to_json(), "changes": {}}
 
 
 def verdict(segment: int, differ: float = 6.0, *, harm: bool = True) -> dict[str, Any]:
-    """How a segment that looked odd was judged."""
+    """The verdict on a segment that looked odd."""
     return {
         "segment": segment,
         "suspicion": '29 of 29 answers are "positive"',
@@ -98,7 +100,7 @@ BUDGET = {"random": 100, "odd": 0, "begun_before": False}
 
 
 def harm(words: str = "the conversation changes about 30 % of the answers", **more: Any) -> dict[str, Any]:
-    """What the engine notes of harm."""
+    """The engine's note about harm."""
     return {"words": words, "segment": None, "audited": 40, "changed": 0.3, "answered": 120, **more}
 
 
@@ -108,7 +110,7 @@ def records_of(job: Path) -> list[dict[str, Any]]:
 
 
 def line_of(summary: Summary, label: str) -> str:
-    """An entry of the summary, on one line; empty: it has none."""
+    """An entry of the summary on one line, or empty without one."""
     found: list[str] = []
     for line in summary.text.splitlines():
         if line.startswith(label):

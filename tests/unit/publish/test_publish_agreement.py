@@ -24,7 +24,7 @@ def agreement_of(pairs: Sequence[tuple[Any, Any]], enum: list[str] | None = None
 
 
 def test_long_labels_are_shortened_and_stay_different() -> None:
-    """A thousand different labels are kept in memory and written to metrics.json."""
+    """A thousand long labels stay different in memory and in metrics.json, although they are shortened."""
     long, other = "word " * 100_000 + "a", "word " * 100_000 + "b"
     counts = AnswerCounts("gold", None)
     for answer, gold in ((long, long), (long, other), ("short", "short")):
@@ -40,7 +40,7 @@ def test_long_labels_are_shortened_and_stay_different() -> None:
 
 
 def test_an_enum_of_any_length_is_named_in_a_line() -> None:
-    """The summary says in which order labels were ranked; it does not repeat a schema of 1 MB."""
+    """The summary gives the order of labels in one line, even for a schema of 1 MB."""
     names = ["bronze", "silver", "gold", "x" * 900_000]
     agreement = agreement_of([("bronze", 1), ("silver", 2), ("gold", 3)], names)
     assert agreement.scale is not None
@@ -49,7 +49,7 @@ def test_an_enum_of_any_length_is_named_in_a_line() -> None:
 
 
 def test_wilson_interval() -> None:
-    """The interval of 8 in 10 as tables have it; at the ends it stays inside 0 and 1."""
+    """The interval of 8 in 10 equals that of tables, and at the ends it stays within 0 and 1."""
     assert wilson(8, 10) == pytest.approx((0.49016, 0.94331), abs=1e-5)
     low, high = wilson(0, 5)
     assert low == 0.0
@@ -57,7 +57,7 @@ def test_wilson_interval() -> None:
 
 
 def test_kappa_by_hand() -> None:
-    """The textbook table 20, 5, 10, 15 has kappa 0.4, and its interval holds it."""
+    """The textbook table 20, 5, 10, 15 gives kappa 0.4, and its interval contains it."""
     cells = {(0, 0): 20, (0, 1): 5, (1, 0): 10, (1, 1): 15}
     assert statistics.kappa(cells) == pytest.approx(0.4)
     interval = statistics.kappa_interval(cells)
@@ -67,7 +67,9 @@ def test_kappa_by_hand() -> None:
 
 
 def test_spearman_interval_by_hand() -> None:
-    """Fisher's z with Bonett and Wright's error, followed by hand for r = 0.5 over 50 rows."""
+    """The interval for r = 0.5 over 50 rows equals Fisher's z with Bonett and Wright's error,
+    computed by hand.
+    """
     error = math.sqrt((1 + 0.125) / 47) * 1.959964
     middle = math.atanh(0.5)
     expected = (math.tanh(middle - error), math.tanh(middle + error))
@@ -75,9 +77,9 @@ def test_spearman_interval_by_hand() -> None:
 
 
 def test_spearman_interval_covers() -> None:
-    """Over 200 samples of known correlation about 95 % of the intervals hold it."""
+    """About 95 % of the intervals of 200 samples contain the known correlation."""
     rng = random.Random(7)
-    true = 6 / math.pi * math.asin(0.5 / 2)  # Spearman's of a normal pair with Pearson's 0.5
+    true = 6 / math.pi * math.asin(0.5 / 2)  # Spearman's correlation of a normal pair with Pearson's 0.5
     held = 0
     for _ in range(200):
         left = [rng.gauss(0, 1) for _ in range(60)]
@@ -91,7 +93,7 @@ def test_spearman_interval_covers() -> None:
 
 
 def test_labels_against_labels() -> None:
-    """Case and space around do not count; accuracy, kappa and their intervals are there."""
+    """Case and outer space do not count, and accuracy and kappa have intervals."""
     agreement = agreement_of([("Yes", "yes "), ("no", "no"), ("no", "yes"), ("no", "no")])
     assert (agreement.kind, agreement.rows, agreement.accuracy) == ("labels", 4, 0.75)
     assert agreement.kappa == pytest.approx(0.5)
@@ -99,7 +101,7 @@ def test_labels_against_labels() -> None:
 
 
 def test_numbers_against_numbers() -> None:
-    """Numbers may come as text; rank correlation and mean absolute error."""
+    """Numbers may be text, and the report has rank correlation and mean absolute error."""
     agreement = agreement_of([(str(n), n + 0.5) for n in range(12)])
     assert agreement.kind == "numbers"
     assert agreement.correlation == pytest.approx(1.0)
@@ -125,7 +127,7 @@ def test_numbers_against_numbers() -> None:
 def test_labels_against_numbers(
     labels: tuple[str, str, str], enum: list[str] | None, scale: str | None
 ) -> None:
-    """Labels are ranked only where known words or the enum give an order; else the report says so."""
+    """Labels are ranked only if known words or the enum give an order, and else the report says so."""
     high, low, middle = labels if enum != ["bronze", "silver", "gold"] else (labels[1], labels[0], labels[2])
     pairs = [(high, 2.0), (low, -2.0), (middle, 0.1)] * 5
     agreement = agreement_of(pairs, enum)
@@ -138,8 +140,8 @@ def test_labels_against_numbers(
         assert agreement.scale.startswith(scale)
 
 
-def test_one_answer_for_everything_is_said() -> None:
-    """A constant answer has no correlation: no number, but words."""
+def test_a_constant_answer_is_reported() -> None:
+    """A constant answer has no correlation, and the report says so."""
     agreement = agreement_of([("positive", n) for n in range(20)])
     assert agreement.correlation is None
     assert agreement.sentences() == [
@@ -160,13 +162,13 @@ def test_one_answer_for_everything_is_said() -> None:
         ([(f"text {n}", f"word {n}") for n in range(1100)], "free text"),
     ],
 )
-def test_what_cannot_be_compared_is_said(pairs: list[tuple[Any, Any]], words: str) -> None:
-    """No nonsense number and no exception: a sentence that says why."""
+def test_the_reason_is_given_if_answers_cannot_be_compared(pairs: list[tuple[Any, Any]], words: str) -> None:
+    """If answers cannot be compared, the report gives the reason, without a number or an exception."""
     assert any(words in sentence for sentence in agreement_of(pairs).sentences())
 
 
 def test_distribution() -> None:
-    """Counts with most first, entropy in bits, and words."""
+    """The distribution has counts, most frequent first, entropy in bits, and a description."""
     counts = AnswerCounts()
     for label in ["a"] * 3 + ["b"]:
         counts.add(label, None)
@@ -178,7 +180,7 @@ def test_distribution() -> None:
 
 
 def test_distribution_of_free_text_is_not_counted() -> None:
-    """Past 1000 different answers counting stops, so that memory stays flat."""
+    """Beyond 1000 different answers counting stops, so that memory stays bounded."""
     counts = AnswerCounts()
     for n in range(1200):
         counts.add(f"text {n}", None)
@@ -186,8 +188,8 @@ def test_distribution_of_free_text_is_not_counted() -> None:
     assert "more than 1,000 different answers in 1,200 rows" in counts.distribution().sentence()
 
 
-def test_agreement_along_the_job_is_told_in_thirds() -> None:
-    """Labels by their accuracy, numbers by their rank correlation, each third with its rows and interval."""
+def test_agreement_along_the_job_is_reported_in_thirds() -> None:
+    """Each third has its rows and its accuracy or rank correlation with an interval."""
     labels, numbers = AnswerCounts("gold"), AnswerCounts("gold")
     for n in range(90):
         labels.add("yes" if n < 60 or n % 2 else "no", "yes", row=2 * n + 1)
@@ -206,8 +208,8 @@ def test_agreement_along_the_job_is_told_in_thirds() -> None:
     ]
 
 
-def test_a_third_without_a_correlation_says_why() -> None:
-    """All answers alike, or all known ones: words in place of a bare `undefined`."""
+def test_a_third_without_a_correlation_has_a_reason() -> None:
+    """A third in which all answers or all gold values are equal has that as its reason."""
     counts = AnswerCounts("gold")
     for n in range(90):
         counts.add(7 if n < 30 else n, 3 if 30 <= n < 60 else n, row=n + 1)
@@ -234,10 +236,10 @@ def test_a_third_without_a_correlation_says_why() -> None:
         (0.3, (-0.1, 0.6), "weak, and may be chance"),
     ],
 )
-def test_a_correlation_is_described_in_words(
+def test_a_correlation_is_described(
     correlation: float, interval: tuple[float, float] | None, words: str
 ) -> None:
-    """How strong by the bounds of Evans, the direction, and whether it may be chance."""
+    """The description gives the strength by Evans, the direction, and whether chance explains it."""
     found = Agreement("gold", 20, "numbers", correlation=correlation, correlation_interval=interval)
     assert found.strength() == words
     (sentence,) = found.sentences()
@@ -246,7 +248,7 @@ def test_a_correlation_is_described_in_words(
 
 
 @pytest.mark.parametrize(
-    ("correlation", "rows", "said"),
+    ("correlation", "rows", "hint"),
     [
         (0.27, 900, "agree only weakly with gold"),
         (-0.13, 900, "do not agree with gold"),
@@ -256,17 +258,19 @@ def test_a_correlation_is_described_in_words(
         (None, 900, None),
     ],
 )
-def test_weak_agreement_says_what_may_help(correlation: float | None, rows: int, said: str | None) -> None:
-    """Below what is called moderate, and over enough rows to say so."""
+def test_weak_agreement_says_what_may_help(correlation: float | None, rows: int, hint: str | None) -> None:
+    """For weak agreement over enough rows the report says what may help."""
     interval = None if correlation is None else statistics.spearman_interval(correlation, rows)
     found = Agreement("gold", rows, "numbers", correlation=correlation, correlation_interval=interval)
     advice = found.advice()
-    assert (advice is None) == (said is None)
-    assert (said or "") in (advice or "")
+    assert (advice is None) == (hint is None)
+    assert (hint or "") in (advice or "")
 
 
-def test_labels_that_were_never_given_are_named() -> None:
-    """The schema's labels that no row was answered, whatever their case; none where nothing was answered."""
+def test_labels_that_were_never_given_are_listed() -> None:
+    """Labels of the schema that no row was answered are listed, regardless of case, if any row
+    was answered.
+    """
     counts, empty = AnswerCounts("gold", ["Negative", "neutral", "positive"]), AnswerCounts(None, ["a"])
     for label in ("negative", "positive", "positive"):
         counts.add(label, None)
@@ -276,7 +280,7 @@ def test_labels_that_were_never_given_are_named() -> None:
 
 
 def test_too_few_rows_have_no_thirds() -> None:
-    """Under 30 rows, or without a comparison, nothing is said of the agreement along the job."""
+    """With fewer than 30 rows, or without a comparison, there is no agreement along the job."""
     counts, text = AnswerCounts("gold"), AnswerCounts("gold")
     for n in range(29):
         counts.add("a", "a", row=n + 1)
@@ -287,7 +291,7 @@ def test_too_few_rows_have_no_thirds() -> None:
 
 
 def test_rows_that_were_used_are_counted_and_left_out() -> None:
-    """They have no part in any measure, but in the spread of the answers."""
+    """Rows that the choice used count only in the distribution of answers."""
     counts = AnswerCounts("gold")
     for n in range(10):
         counts.add("a", "b" if n < 4 else "a", row=n + 1, used=n < 4)

@@ -1,4 +1,4 @@
-"""The report of the audit: harm with what to do, or how certain it is that there is none."""
+"""The report of the audit: harm and what to do, or how certain it is that there is none."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from unit.publish.effect_jobs import (
     BUDGET,
     SEGMENT,
     Says,
-    again,
     decision,
     harm,
     line_of,
     own,
     publish,
     records_of,
+    store_answers,
     top_of,
     tried,
     verdict,
@@ -48,13 +48,13 @@ def audited(
     harmed: Mapping[int, dict[str, Any]] | None = None,
     **meta: Any,
 ) -> Fill:
-    """100 rows were asked again in isolation, and those that differ twice; these segments were judged."""
+    """100 rows were asked again in isolation, differing ones twice, and these segments have verdicts."""
 
     async def fill(ledger: JobLedger) -> None:
         for segment in range(10):
             await ledger.audited(segment, (harmed or {}).get(segment))
-        again(ledger, "audit", rows, says, text=text)
-        again(
+        store_answers(ledger, "audit", rows, says, text=text)
+        store_answers(
             ledger, "audit-again", [n for n in rows if twice or says(n) != own(n)], twice or says, text=text
         )
         await ledger.note(**{"audit": BUDGET, "audited": True, **meta})
@@ -68,7 +68,9 @@ def audit_of(summary: Summary) -> AuditResult:
 
 
 def test_unchanged_answers_are_reported_with_the_smallest_harm(tmp_path: Path) -> None:
-    """No row of 100 differs: no warning, and the share that such a sample detects."""
+    """If none of 100 rows differs, there is no warning, and the report gives the smallest harm
+    that it detects.
+    """
     summary = publish(tmp_path / "j", WINDOW, fill=audited())
     line = line_of(summary, "Audit")
     assert line.startswith("100 % of 100 rows got the same answer in isolation (95 % interval 96 to 100 %)")
@@ -83,8 +85,8 @@ def test_unchanged_answers_are_reported_with_the_smallest_harm(tmp_path: Path) -
     assert found.along_job[-1].where.startswith("rows ")
 
 
-def test_few_rows_say_what_they_cannot_show(tmp_path: Path) -> None:
-    """Seven rows detect a change of half of the answers, one row none; above the margin nothing is clear."""
+def test_few_rows_give_their_smallest_detectable_harm(tmp_path: Path) -> None:
+    """Seven rows detect a change of half of the answers, and one row detects none."""
 
     def one_differs(n: int) -> str:
         return own(n + (n == ROWS[3]))
@@ -105,7 +107,7 @@ def test_few_rows_say_what_they_cannot_show(tmp_path: Path) -> None:
 
 
 def test_harm_comes_first(tmp_path: Path) -> None:
-    """Below name and counts: what was found, after how many rows, and what to do."""
+    """The harm, its number of rows and what to do follow the name and the counts."""
 
     def deep(n: int) -> str:
         return own(n + 1) if n % 30 > 15 else own(n)
@@ -127,8 +129,8 @@ def test_harm_comes_first(tmp_path: Path) -> None:
     assert found.harm == "the conversation changes about 30 % of the answers"
 
 
-def test_harmed_segments_are_named(tmp_path: Path) -> None:
-    """Three of them with their rows and what was odd; the others are in metrics.json."""
+def test_harmed_segments_are_listed(tmp_path: Path) -> None:
+    """Three harmed segments are listed with their rows and what was odd, and metrics.json has the others."""
     harmed = {2: verdict(2), 4: {**verdict(4, 3.0), "suspicion": ""}, 7: verdict(7), 9: verdict(9)}
     summary = publish(tmp_path / "j", WINDOW, fill=audited(harmed=harmed, harm=harm()))
     top = top_of(summary)
@@ -140,8 +142,8 @@ def test_harmed_segments_are_named(tmp_path: Path) -> None:
     assert (found.segments, found.odd_segments, found.harmed_segments) == (10, 3, 4)
 
 
-def test_status_and_log_hear_of_harm_in_one_line(tmp_path: Path) -> None:
-    """Behind the books, or behind why the job ended early; once only where that is the reason."""
+def test_status_and_log_report_harm_in_one_line(tmp_path: Path) -> None:
+    """Status and log have the harm once, after the counts or after the reason of an early end."""
     summary = publish(tmp_path / "j", WINDOW, fill=audited(harm=harm()))
     short = "Warning: the conversation changes about 30 % of the answers; see summary.txt"
     assert summary.outcome() == f"300 rows in = 300 ok + 0 failed + 0 skipped. {short}"
@@ -153,7 +155,7 @@ def test_status_and_log_hear_of_harm_in_one_line(tmp_path: Path) -> None:
 
 
 def test_rows_that_were_asked_again_are_marked(tmp_path: Path) -> None:
-    """With `isolate` the results hold the new answers; those rows, and no others, have `asked_again`."""
+    """With `isolate` exactly the redone rows have `asked_again` and the new answers."""
 
     async def fill(ledger: JobLedger) -> None:
         await audited(harm=harm())(ledger)
@@ -187,8 +189,8 @@ def table_of(job: Path, column: str) -> list[str]:
         return [row[column] for row in csv.DictReader(file)]
 
 
-def test_what_the_conversation_answered_is_compared_though_it_was_taken_back(tmp_path: Path) -> None:
-    """Rows of a segment that was asked again still say what the conversation did."""
+def test_replaced_answers_of_the_conversation_are_compared(tmp_path: Path) -> None:
+    """Answers of a segment that was asked again still count in the comparison."""
 
     async def fill(ledger: JobLedger) -> None:
         await audited(lambda n: own(n + (60 < n < 90)))(ledger)
@@ -206,8 +208,8 @@ def test_a_table_without_redone_rows_has_no_column_for_them(tmp_path: Path) -> N
     assert (tmp_path / "j" / "results.csv").read_bytes().startswith(b"text,gold,answer,status,error\n")
 
 
-def test_a_job_that_was_to_fail_says_how_to_go_on(tmp_path: Path) -> None:
-    """With `fail` the end is explained, and what to drop instead."""
+def test_a_job_that_fails_by_harm_says_what_to_do(tmp_path: Path) -> None:
+    """With `fail` the report explains the end and says what to drop instead."""
     summary = publish(tmp_path / "j", WINDOW + "on_harm: fail\n", fill=audited(harm=harm()))
     top = top_of(summary)
     assert "ended there because of `on_harm: fail`" in top
@@ -215,7 +217,7 @@ def test_a_job_that_was_to_fail_says_how_to_go_on(tmp_path: Path) -> None:
 
 
 def test_a_change_for_the_better_is_no_warning(tmp_path: Path) -> None:
-    """Where the pilot chose a form for agreeing better with gold, other answers are what was wanted."""
+    """If the pilot chose a form by gold, different answers are intended and give no warning."""
     pilot = decision("tail-5", "better", tried(wins=20, losses=2, compared=60))
     side = "gold: gold\ntrim: {strategy: auto}\naudit: 100\n"
     summary = publish(tmp_path / "j", side, fill=audited(lambda n: own(n + 1), pilot=pilot))
@@ -226,8 +228,8 @@ def test_a_change_for_the_better_is_no_warning(tmp_path: Path) -> None:
     assert top_of(summary) == ""
 
 
-def test_noise_is_told_beside_the_agreement(tmp_path: Path) -> None:
-    """Above temperature 0 by how far isolated answers agree; at 0, in how many rows they did not repeat."""
+def test_noise_is_reported_with_the_agreement(tmp_path: Path) -> None:
+    """The report says how far isolated answers agree above temperature 0, and how many do not repeat at 0."""
 
     def noisy(n: int) -> str:
         return own(n + 1) if n % 20 == 1 else own(n)
@@ -242,13 +244,13 @@ def test_noise_is_told_beside_the_agreement(tmp_path: Path) -> None:
     assert (top_of(warm), top_of(cold)) == ("", "")
 
 
-def test_one_depth_is_told_once(tmp_path: Path) -> None:
+def test_one_depth_is_reported_once(tmp_path: Path) -> None:
     """If every row has the same number of visible rows, there is one part instead of three thirds."""
     found = audit_of(publish(tmp_path / "j", WINDOW, fill=audited(rows=ROWS[::10])))
     assert [(part.where, part.rows) for part in found.by_depth] == [("after 1 rows", 10)]
 
 
-def test_free_text_is_alike_not_equal(tmp_path: Path) -> None:
+def test_free_text_is_compared_by_similarity(tmp_path: Path) -> None:
     """Texts are compared by the words they share, and the line says so."""
 
     def says(n: int) -> str:
@@ -261,8 +263,10 @@ def test_free_text_is_alike_not_equal(tmp_path: Path) -> None:
     assert audit_of(summary).smallest_harm is None
 
 
-def test_falling_agreement_is_told_where_it_surely_falls() -> None:
-    """Along depth or job, from 20 rows on, and by chance in at most one sample of fifty."""
+def test_falling_agreement_is_reported_if_it_is_significant() -> None:
+    """Falling agreement along depth or job is reported from 20 rows on, and by chance in at most one sample
+    of fifty.
+    """
     import random
 
     depth = {n: 1 + n % 40 for n in range(200)}
@@ -271,16 +275,16 @@ def test_falling_agreement_is_told_where_it_surely_falls() -> None:
     assert falling({n: float(n < 100 or n % 2) for n in range(150)}, same) == "job"
     assert falling({n: float(n >= 50 or n % 2) for n in range(150)}, same) is None
     assert falling({n: float(n < 10) for n in range(19)}, same) is None
-    said = 0
+    warned = 0
     for seed in range(400):
         rng = random.Random(seed)
         values = {n: float(rng.random() > 0.1) for n in range(200)}
-        said += falling(values, {n: rng.randrange(1, 50) for n in values}) is not None
-    assert said <= 8
+        warned += falling(values, {n: rng.randrange(1, 50) for n in values}) is not None
+    assert warned <= 8
 
 
-def test_a_part_without_rows_says_nothing() -> None:
-    """Its interval is everything."""
+def test_a_part_without_rows_has_the_full_interval() -> None:
+    """A part without rows has an interval from 0 to 1."""
     assert (part_of("x", []).rows, part_of("x", []).interval) == (0, (0.0, 1.0))
 
 
@@ -293,18 +297,20 @@ def test_a_part_without_rows_says_nothing() -> None:
         (WINDOW, {"own_requests": True}, "the rows bring their own model or request", True),
     ],
 )
-def test_a_job_without_an_audit_says_why(
+def test_a_job_without_an_audit_has_a_reason(
     tmp_path: Path, side: str, meta: dict[str, Any], why: str, shown: bool
 ) -> None:
-    """null with the reason; the summary has it if there was a conversation or the sidecar has `audit`."""
+    """The value is null with the reason; the summary gives it if a conversation existed or the
+    sidecar has `audit`.
+    """
     summary = publish(tmp_path / "j", side, **meta)
     assert summary.metrics.audit is None
     assert summary.metrics.how()["audit"] == f"null: {why}"
     assert line_of(summary, "Audit") == (f"None: {why}." if shown else "")
 
 
-def test_an_audit_without_a_conversation_says_why(tmp_path: Path) -> None:
-    """A pilot may isolate every row: whoever asked for an audit reads why there is none."""
+def test_an_audit_without_a_conversation_has_a_reason(tmp_path: Path) -> None:
+    """If the pilot isolated every row, the report says why the requested audit did not run."""
     summary = publish_job(
         tmp_path / "j",
         data_name="d.csv",
@@ -317,8 +323,8 @@ def test_an_audit_without_a_conversation_says_why(tmp_path: Path) -> None:
     assert line_of(summary, "Audit") == "None: every row was asked in isolation."
 
 
-def test_a_job_of_an_earlier_version_says_how_it_went_on(tmp_path: Path) -> None:
-    """Its checks of odd segments continue; with `audit` rows are asked again as segments end."""
+def test_a_job_of_an_earlier_version_reports_how_it_continued(tmp_path: Path) -> None:
+    """Checks of odd segments continue, and with `audit` rows are asked again as segments end."""
     before = {**BUDGET, "begun_before": True}
     checks = publish(tmp_path / "a", WINDOW, fill=audited(rows=[], audit={**before, "random": 0}))
     assert "An earlier version began this job: only segments that look odd" in line_of(checks, "Audit")
@@ -332,8 +338,8 @@ def test_a_job_of_an_earlier_version_says_how_it_went_on(tmp_path: Path) -> None
     assert "rows 61 to 90" in top_of(guarded)
 
 
-def test_a_warning_is_in_analyze_in_compare_and_in_what_comes_next(tmp_path: Path) -> None:
-    """Whoever looks at the answers by another way than the summary hears of it too."""
+def test_a_warning_is_in_analyze_compare_and_next_steps(tmp_path: Path) -> None:
+    """`analyze`, `compare` and the next steps show the warning of the summary."""
     summary = publish(tmp_path / "j", WINDOW, fill=audited(harm=harm()))
     assert line_of(summary, "Next") == "Read the warning at the top."
     warning = analyze_job(tmp_path / "j").warning

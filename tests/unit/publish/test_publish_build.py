@@ -74,7 +74,7 @@ def test_every_row_has_its_line_in_input_order(tmp_path: Path) -> None:
 
 
 def test_an_errors_line_can_be_dropped_again(tmp_path: Path) -> None:
-    """The sidecar beside errors.jsonl is the job's own, and its template renders the failed row as before."""
+    """errors.jsonl has the job's own sidecar, and its template renders the failed row as before."""
     sidecar = SIDECAR + "expect: {rows: 2}\nsystem: |\n  Be kind.\n  Be short.\noptions: {num_ctx: 2048}\n"
     data = b'id,text\na,"one, ""1"""\nb,\x00\n'
     failing = RowError("context_overflow", "too long", details={"prompt_tokens": 9}, answer="x")
@@ -107,7 +107,7 @@ def test_an_errors_line_can_be_dropped_again(tmp_path: Path) -> None:
     [(b"only one cell", "only one cell", "utf-8"), (b"\xff\xfe,x", "//4seA==", "base64")],
 )
 def test_an_unreadable_row_keeps_its_bytes(tmp_path: Path, raw: bytes, expected: str, encoding: str) -> None:
-    """Text stays text, anything else is base64; no field is made up."""
+    """Text stays text, other bytes are base64, and no field is invented."""
     data = b"id,text\n" + raw + b"\na,b\n"
     publish_job(tmp_path / "j", data_name="d.csv", data=data, sidecar=SIDECAR, answer=lambda _: "ok")
 
@@ -116,8 +116,8 @@ def test_an_unreadable_row_keeps_its_bytes(tmp_path: Path, raw: bytes, expected:
     assert (line["_spoolama"]["raw"], line["_spoolama"]["raw_encoding"]) == (expected, encoding)
 
 
-def test_rows_never_tried_can_be_dropped_too(tmp_path: Path) -> None:
-    """A cancelled job gives its untried rows in skipped.jsonl, apart from the failed ones."""
+def test_rows_that_were_never_asked_can_be_dropped_again(tmp_path: Path) -> None:
+    """A cancelled job writes its unasked rows to skipped.jsonl, separate from the failed ones."""
     data = b"id,text\n" + b"".join(b"%d,x\n" % n for n in range(3))
     summary = publish_job(
         tmp_path / "j",
@@ -135,7 +135,7 @@ def test_rows_never_tried_can_be_dropped_too(tmp_path: Path) -> None:
 
 
 def test_openai_requests_give_openai_lines(tmp_path: Path) -> None:
-    """Answers, errors and the requests to drop again are in the forms that a batch client knows."""
+    """Answers, errors and the requests to drop again have the forms of OpenAI's batch API."""
 
     def request(name: str) -> bytes:
         body = {"model": "m", "messages": [{"role": "user", "content": f"say {name}"}]}
@@ -178,7 +178,7 @@ def test_openai_requests_give_openai_lines(tmp_path: Path) -> None:
 
 
 def test_columns_never_clash(tmp_path: Path) -> None:
-    """An input that has columns called as ours keeps them; ours get a number."""
+    """If input columns have our names, they keep them, and ours get a number."""
     data = b"id,text,answer,status,answer_2\na,x,old,s,t\n"
     publish_job(tmp_path / "j", data_name="d.csv", data=data, sidecar=SIDECAR, answer=lambda _: "new")
 
@@ -196,7 +196,7 @@ def test_columns_never_clash(tmp_path: Path) -> None:
 
 
 def test_keys_of_late_rows_have_their_column(tmp_path: Path) -> None:
-    """JSONL rows bring their own keys: every one is in the table, values that are no text as JSON."""
+    """Every key of any JSONL row has a column, with values other than text as JSON."""
     rows: list[dict[str, Any]] = [{"id": 1, "text": "a"}, {"id": 2, "text": "b", "late": {"x": [1, None]}}]
     data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     publish_job(tmp_path / "j", data_name="d.jsonl", data=data, sidecar=SIDECAR, answer=lambda _: "ok")
@@ -207,7 +207,7 @@ def test_keys_of_late_rows_have_their_column(tmp_path: Path) -> None:
 
 
 def test_too_many_keys_share_a_column(tmp_path: Path) -> None:
-    """Past 500 different keys memory and table stay bounded: the rest of a row is one JSON object."""
+    """Beyond 500 different keys the rest of a row is one JSON object, so that memory stays bounded."""
     rows = [{"id": n, "text": "a", f"k{n}": n} for n in range(510)]
     data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     publish_job(tmp_path / "j", data_name="d.jsonl", data=data, sidecar=SIDECAR, answer=lambda _: "ok")
@@ -217,8 +217,8 @@ def test_too_many_keys_share_a_column(tmp_path: Path) -> None:
     assert table[509]["more"] == '{"k509":509}'
 
 
-def test_output_says_which_forms(tmp_path: Path) -> None:
-    """`output: [csv]` gives no results.jsonl, `[jsonl]` no results.csv."""
+def test_output_selects_the_formats(tmp_path: Path) -> None:
+    """`output: [csv]` writes no results.jsonl, and `[jsonl]` no results.csv."""
     for form, other in (("csv", "jsonl"), ("jsonl", "csv")):
         sidecar = SIDECAR + f"output: [{form}]\n"
         publish_job(
@@ -232,7 +232,7 @@ def test_output_says_which_forms(tmp_path: Path) -> None:
     "answer", ["x" * 5_000_000, '["NaN"]', "NaN", "1e999", "[" * 5000, "\u2028\x00", '{"a":1}']
 )
 def test_any_answer_is_written_as_json(tmp_path: Path, answer: str) -> None:
-    """Huge, odd or hostile answers come back as they were, in lines that strict readers take."""
+    """Any answer is read back equal from lines that strict parsers accept."""
     for form in ("", "format: json\n"):
         name = "json" if form else "text"
         publish_job(
@@ -249,7 +249,7 @@ def test_any_answer_is_written_as_json(tmp_path: Path, answer: str) -> None:
 
 
 def test_a_row_left_open_stops_the_publication(tmp_path: Path) -> None:
-    """Rule 7: a job whose counts do not add up is not published."""
+    """A job whose counts do not add up is not published (rule 7)."""
     publish_job(
         tmp_path / "j", data_name="d.csv", data=b"id,text\na,b\n", sidecar=SIDECAR, answer=lambda _: None
     )
@@ -270,8 +270,8 @@ class _Miscounted(LedgerReader):
         return {**super().counts(), "failed": 1}
 
 
-def test_books_are_checked_against_the_ledgers_own_count(tmp_path: Path) -> None:
-    """What was written and what the ledger counts must be the same, or nothing is published."""
+def test_counts_are_checked_against_the_ledger(tmp_path: Path) -> None:
+    """If the written counts and the ledger's counts differ, nothing is published."""
     publish_job(
         tmp_path / "j", data_name="d.csv", data=b"id,text\na,b\n", sidecar=SIDECAR, answer=lambda _: "x"
     )
@@ -280,7 +280,7 @@ def test_books_are_checked_against_the_ledgers_own_count(tmp_path: Path) -> None
 
 
 def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    """A service that died while it wrote just starts over."""
+    """After a crash while writing, writing again gives the same bytes."""
     job = tmp_path / "j"
     data = b"id,text,gold\na,b,1\nc,d,-1\n"
     publish_job(job, data_name="d.csv", data=data, sidecar=WORD, answer=lambda _: '{"sentiment":"neutral"}')
@@ -296,10 +296,10 @@ _CELL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=2
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(rows=[("a\rb", "\r"), ("\n", '"'), ("\r\n,", ",")])
 @given(rows=st.lists(st.tuples(_CELL, _CELL), min_size=1, max_size=4))
-def test_cells_come_back_as_they_were(
+def test_cells_are_read_back_unchanged(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
 ) -> None:
-    """A CSV reader gets back any text of a row and of its answer from results.csv."""
+    """A CSV reader gets any text of a row and of its answer back from results.csv."""
     data = b"".join(json.dumps({"text": text, "n": n}).encode() + b"\n" for n, (text, _) in enumerate(rows))
     job = tmp_path_factory.mktemp("cells") / "j"
     sidecar = 'model: m\nprompt: "{{ text }}"\n'

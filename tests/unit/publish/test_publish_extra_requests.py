@@ -15,29 +15,29 @@ from spoolama.publish.summary import Summary
 from spoolama.spool.job_ledger import JobLedger
 from spoolama.spool.ledger_reader import Requests
 from support.published import answered
-from unit.publish.effect_jobs import SEGMENT, again, line_of, own, publish, verdict
+from unit.publish.effect_jobs import SEGMENT, line_of, own, publish, store_answers, verdict
 
 REDO = "on_harm: isolate\naudit: 5\ntrim: {strategy: window}\n"
 
 
 def sampled(ledger: JobLedger, rows: Iterable[int], **unlike: Any) -> None:
-    """Candidates for anchors; `unlike` their results where those were given later."""
+    """Candidates for anchors; `unlike` gives their results where those came later."""
     for n in rows:
         given = answered(n, json.dumps(own(n)), alone=True, segment=SEGMENT)
         ledger.sampled(replace(given, **unlike))
 
 
 async def everything(ledger: JobLedger) -> None:
-    """A pilot of 6 answers, 3 candidates, an audit of 13 that took 29 answers back."""
-    again(ledger, "isolated", range(4), own)
-    again(ledger, "tail-5", range(2), own)
+    """A pilot of 6 answers, 3 candidates, and an audit of 13 that replaced 29 answers."""
+    store_answers(ledger, "isolated", range(4), own)
+    store_answers(ledger, "tail-5", range(2), own)
     sampled(ledger, (2, 5, 9), latency_s=1.0)
-    again(ledger, "odd", range(61, 69), own)
+    store_answers(ledger, "odd", range(61, 69), own)
     await ledger.withdraw_answers(2, verdict(2))
     for n in range(61, 90):
         ledger.answered(answered(n, json.dumps(own(n)), alone=True, segment=SEGMENT))
-    again(ledger, "audit", range(100, 104), own)
-    again(ledger, "audit-again", (100,), own)
+    store_answers(ledger, "audit", range(100, 104), own)
+    store_answers(ledger, "audit-again", (100,), own)
 
 
 def extra_of(summary: Summary) -> Mapping[str, Requests]:
@@ -45,8 +45,8 @@ def extra_of(summary: Summary) -> Mapping[str, Requests]:
     return summary.metrics.extra_requests
 
 
-def test_pilot_and_audit_are_counted_apart_from_the_results(tmp_path: Path) -> None:
-    """Each with its answers, requests, tokens and seconds; the numbers of the results do not change."""
+def test_pilot_and_audit_are_counted_separately_from_the_results(tmp_path: Path) -> None:
+    """Each has its answers, requests, tokens and seconds, and the numbers of the results do not change."""
     summary = publish(tmp_path / "j", REDO, fill=everything)
     plain = publish(tmp_path / "plain", "trim: {strategy: window}\n")
     found = extra_of(summary)
@@ -71,7 +71,7 @@ def test_pilot_and_audit_are_counted_apart_from_the_results(tmp_path: Path) -> N
 
 
 def test_a_count_that_the_server_did_not_give_is_unknown(tmp_path: Path) -> None:
-    """Of one answer in thirteen: then there is no sum, but the number of answers is known."""
+    """If one answer in thirteen has no count, the sum is null and the number of answers is known."""
 
     async def fill(ledger: JobLedger) -> None:
         await everything(ledger)
@@ -85,7 +85,7 @@ def test_a_count_that_the_server_did_not_give_is_unknown(tmp_path: Path) -> None
 
 
 def test_an_anchors_answer_is_not_counted_twice(tmp_path: Path) -> None:
-    """The answer of an anchor is in the results; those of the other candidates are not."""
+    """An anchor's answer counts with the results, and those of other candidates as extra requests."""
 
     async def fill(ledger: JobLedger) -> None:
         sampled(ledger, range(6))  # the same answers as in the results
@@ -97,7 +97,7 @@ def test_an_anchors_answer_is_not_counted_twice(tmp_path: Path) -> None:
 
 
 def test_a_job_without_extra_requests_has_no_line_for_them(tmp_path: Path) -> None:
-    """null with the reason."""
+    """The value is null with the reason."""
     summary = publish(tmp_path / "j", "mode: isolated\n")
     assert summary.metrics.extra_requests is None
     assert summary.metrics.how()["extra_requests"] == "null: every answer is in the results"

@@ -1,4 +1,4 @@
-"""metrics.json: every number says how it was measured."""
+"""metrics.json: every number with how it was measured."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def metrics_of(path: Path, rows: int = 20, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 20])
-def test_every_number_says_how_it_was_measured(tmp_path: Path, rows: int) -> None:
-    """Each key has its `how`, a null says why it is null, and the promised names are there."""
+def test_every_number_has_its_measurement(tmp_path: Path, rows: int) -> None:
+    """Each key has its `how`, each null its reason, and the promised names exist."""
     metrics = metrics_of(tmp_path / "j", rows)
     how = metrics.pop("how")
 
@@ -75,7 +75,7 @@ def test_every_number_says_how_it_was_measured(tmp_path: Path, rows: int) -> Non
 
 
 def test_the_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
-    """Sums, rates and peaks can be followed by hand: 20 rows in two segments of ten."""
+    """For 20 rows in two segments of ten, sums, rates and peaks equal those computed by hand."""
     metrics = metrics_of(tmp_path / "j", model={"name": "m", "num_ctx": 2048, "server": {"kind": "ollama"}})
 
     prompt = 2 * sum(100 + 20 * place for place in range(10))
@@ -91,8 +91,8 @@ def test_the_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     assert metrics["answers"]["counts"] == {"a0": 10, "a1": 10}
 
 
-def test_what_the_server_did_not_count_is_null(tmp_path: Path) -> None:
-    """No token is estimated: without the server's counts there are none, in words too."""
+def test_missing_counts_of_the_server_are_null(tmp_path: Path) -> None:
+    """Without the server's counts tokens are null, in the text too."""
     metrics = metrics_of(tmp_path / "j", counts=False)
     for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "cache_hit_rate", "context_peak"):
         assert metrics[name] is None
@@ -102,7 +102,7 @@ def test_what_the_server_did_not_count_is_null(tmp_path: Path) -> None:
 
 
 def test_unreadable_rows_do_not_make_a_job_fast(tmp_path: Path) -> None:
-    """Rows per second counts rows that were asked."""
+    """Rows per second counts only rows that were asked."""
     data = b"text,b\nx,y\nragged\nx,y\n"
     publish_job(tmp_path / "j", data_name="d.csv", data=data, sidecar=SIDECAR, answer=lambda _: "a")
     metrics = json.loads((tmp_path / "j" / "metrics.json").read_bytes())
@@ -110,7 +110,7 @@ def test_unreadable_rows_do_not_make_a_job_fast(tmp_path: Path) -> None:
 
 
 def test_the_summary_is_one_screen(tmp_path: Path) -> None:
-    """Even a job with many classes of failures fits 40 lines of 100 characters."""
+    """A job with many classes of failures fits 40 lines of 100 characters."""
     from spoolama.errors import RowError
 
     data = b"text\n" + b"x\n" * 60
@@ -128,7 +128,7 @@ def test_the_summary_is_one_screen(tmp_path: Path) -> None:
 
 
 def test_published_metrics_are_read_back_as_they_were(tmp_path: Path) -> None:
-    """Every value with its type, and why it is null: what the commands read is what the service measured."""
+    """Every value is read back with its type, and null with its reason."""
     memory = {"seconds": {"ok": 9.5}, "peak_bytes": 2**30, "actions": {"paused": 2}}
     metrics_of(tmp_path / "j", memory=memory)
     content = json.loads((tmp_path / "j" / "metrics.json").read_bytes())
@@ -142,7 +142,7 @@ def test_published_metrics_are_read_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_metrics_of_another_version_are_read_as_far_as_they_are_known(tmp_path: Path) -> None:
-    """Unknown keys are ignored, missing ones have their default, and one in another form is null."""
+    """Unknown keys are ignored, missing ones have their default, and one of another type is null."""
     metrics_of(tmp_path / "j")
     path = tmp_path / "j" / "metrics.json"
     content = json.loads(path.read_bytes())
@@ -159,7 +159,7 @@ def test_metrics_of_another_version_are_read_as_far_as_they_are_known(tmp_path: 
 
 
 def test_each_metric_is_documented_with_its_unit() -> None:
-    """docs/metrics.md has a line for each definition, and no other."""
+    """docs/metrics.md has one line for each definition and no other."""
     page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text()
     lines = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
     assert lines == [(one.name, one.unit or "–", one.how) for one in definitions()]

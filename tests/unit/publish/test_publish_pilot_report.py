@@ -1,4 +1,4 @@
-"""The report of the pilot: the chosen form, why, and what it cost."""
+"""The report of the pilot: the chosen form, the reason, and the cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from spoolama.compare.pilot import TriedForm
 from spoolama.spool.job_ledger import JobLedger
-from unit.publish.effect_jobs import again, decision, line_of, own, publish, records_of, tried
+from unit.publish.effect_jobs import decision, line_of, own, publish, records_of, store_answers, tried
 
 AUTO = "trim: {strategy: auto}\n"
 GOLD = "gold: gold\n" + AUTO
@@ -21,7 +21,7 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
 
 
 @pytest.mark.parametrize(
-    ("side", "form", "why", "forms", "said"),
+    ("side", "form", "why", "forms", "expected"),
     [
         (
             GOLD,
@@ -62,28 +62,28 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
     ],
 )
 def test_each_result_is_described(
-    tmp_path: Path, side: str, form: str, why: str, forms: list[TriedForm], said: list[str]
+    tmp_path: Path, side: str, form: str, why: str, forms: list[TriedForm], expected: list[str]
 ) -> None:
-    """What was chosen comes first, then why, then the cost; decisions of earlier versions are read."""
+    """The choice comes first, then the reason, then the cost, also for decisions of earlier versions."""
 
     async def fill(ledger: JobLedger) -> None:
         await ledger.note(pilot=decision(form, why, *forms))
-        again(ledger, "isolated", range(40), own)
-        again(ledger, "tail-5", range(40), own)
+        store_answers(ledger, "isolated", range(40), own)
+        store_answers(ledger, "tail-5", range(40), own)
 
     summary = publish(tmp_path / "j", side, fill=fill)
 
     line, found = line_of(summary, "Pilot"), summary.metrics.pilot
     assert found is not None
-    assert line.startswith(said[0])
-    assert [words for words in said if words not in line] == []
+    assert line.startswith(expected[0])
+    assert [words for words in expected if words not in line] == []
     assert "It cost 118 additional answers (39 % of the rows)" in line
     assert (found.form, found.why, found.asked) == (form, why, 118)
     assert found.tried == tuple(forms)
 
 
 @pytest.mark.parametrize(
-    ("pilot", "why", "isolated", "said"),
+    ("pilot", "why", "isolated", "expected"),
     [
         (600, "no_proof", 40, " of at most 600: more answers would not have decided it."),
         (600, "better", 40, " of at most 600: the result was clear."),
@@ -91,19 +91,19 @@ def test_each_result_is_described(
         (130, "no_proof", 40, "."),
     ],
 )
-def test_why_a_pilot_stopped_early_is_said(
-    tmp_path: Path, pilot: int, why: str, isolated: int, said: str
+def test_the_reason_of_an_early_stop_is_reported(
+    tmp_path: Path, pilot: int, why: str, isolated: int, expected: str
 ) -> None:
-    """Beside what it cost: a proof, no prospect of one, or no more rows; nothing where too few were left."""
+    """The report gives the reason of an early stop: proof, no prospect of one, or no more rows."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "isolated", range(isolated), own)
+        store_answers(ledger, "isolated", range(isolated), own)
         form = "isolated" if why == "no_proof" else "tail-5"
         await ledger.note(pilot=decision(form, why, tried()))
 
     side = f"gold: gold\ntrim: {{strategy: auto, pilot: {pilot}}}\n"
     line = line_of(publish(tmp_path / "j", side, fill=fill), "Pilot")
-    assert line.endswith(f"It cost 118 additional answers (39 % of the rows){said}")
+    assert line.endswith(f"It cost 118 additional answers (39 % of the rows){expected}")
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,10 @@ def test_why_a_pilot_stopped_early_is_said(
         (AUTO, {"own_requests": True}, "each row was asked in isolation"),
     ],
 )
-def test_a_job_without_a_pilot_says_why(tmp_path: Path, side: str, meta: dict[str, Any], why: str) -> None:
-    """null with the reason; the summary has it where a pilot could have chosen the form."""
+def test_a_job_without_a_pilot_has_a_reason(
+    tmp_path: Path, side: str, meta: dict[str, Any], why: str
+) -> None:
+    """The value is null with the reason; the summary gives it if a pilot could have chosen the form."""
     summary = publish(tmp_path / "j", side, **meta)
     assert summary.metrics.pilot is None
     assert why in summary.metrics.how()["pilot"]
@@ -133,12 +135,12 @@ def test_a_job_without_a_pilot_says_why(tmp_path: Path, side: str, meta: dict[st
 
 
 def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
-    """Known answers of the pilot's rows are left out of the agreement, and how many is said."""
+    """Agreement leaves out the rows of the pilot, and the report gives their number."""
 
     async def fill(ledger: JobLedger) -> None:
-        again(ledger, "isolated", range(40), own)
-        again(ledger, "tail-5", range(40), own)
-        again(ledger, "audit", range(100, 120), own)
+        store_answers(ledger, "isolated", range(40), own)
+        store_answers(ledger, "tail-5", range(40), own)
+        store_answers(ledger, "audit", range(100, 120), own)
 
     def says(n: int) -> str:
         return own(n + 1) if n < 40 else own(n)  # wrong in every row of the sample
@@ -154,7 +156,7 @@ def test_rows_that_chose_do_not_count_for_agreement(tmp_path: Path) -> None:
 
 
 def test_only_conversations_have_segments_and_trims(tmp_path: Path) -> None:
-    """Where each row stands alone, how the file was cut says nothing of the context."""
+    """The report of an isolated job does not mention segments and trims."""
     for name, side in (("isolated", "mode: isolated\n"), ("auto", AUTO)):
         line = line_of(publish(tmp_path / name, side), "Context")
         assert line.endswith(" tokens")
@@ -162,8 +164,8 @@ def test_only_conversations_have_segments_and_trims(tmp_path: Path) -> None:
     assert line.endswith(" tokens; 0 trims in 10 segments")
 
 
-def test_what_comes_next_has_weak_agreement_in_it(tmp_path: Path) -> None:
-    """Not "nothing" where the answers hardly follow the known ones; but where they do."""
+def test_the_next_steps_mention_weak_agreement(tmp_path: Path) -> None:
+    """The next steps mention weak agreement, and say "nothing" only without it."""
 
     def says(n: int) -> str:
         return own(n + n % 7)

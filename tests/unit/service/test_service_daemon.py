@@ -1,4 +1,4 @@
-"""The daemon: its tasks, their order, their end. Real spool, real tasks, an executor by script."""
+"""The daemon: its tasks, their order and their end, with a real spool, real tasks and a scripted executor."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def status_of(service: Service, name: str) -> dict[str, Any]:
 
 
 @in_loop
-async def test_a_drop_is_published_and_its_status_says_where(service: Service) -> None:
-    """From incoming/ to done/, and NAME.json tells the end."""
+async def test_an_upload_is_published_with_its_place_in_the_status(service: Service) -> None:
+    """An upload moves from incoming/ to done/, and NAME.json gives the result."""
     async with service.running():
         service.drop("a")
         await until(lambda: service.published() == ["a"])
@@ -58,8 +58,8 @@ async def test_a_drop_is_published_and_its_status_says_where(service: Service) -
 
 
 @in_loop
-async def test_once_works_off_what_is_there_and_ends(service: Service) -> None:
-    """Exit status 0, nothing left, and what cannot be taken does not keep it."""
+async def test_once_runs_all_jobs_and_exits(service: Service) -> None:
+    """`--once` exits with 0 when nothing is left, also if a file is held."""
     for name in ("a", "b"):
         service.drop(name)
     service.drop("lonely", sidecar=None)
@@ -69,10 +69,10 @@ async def test_once_works_off_what_is_there_and_ends(service: Service) -> None:
 
 
 @in_loop
-async def test_a_flood_of_files_that_are_held_is_counted(
+async def test_many_held_files_are_counted(
     service: Service, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither status/ nor the journal grows with them, and each upload is still claimed."""
+    """Many held files enlarge neither status/ nor the journal, and each upload is still claimed."""
     monkeypatch.setattr("spoolama.spool.scanner.MOST_HELD", 3)
     monkeypatch.setattr("spoolama.service.incoming.MOST_HELD", 3)
     for number in range(9):
@@ -86,9 +86,9 @@ async def test_a_flood_of_files_that_are_held_is_counted(
         service.drop("a")
         await until(lambda: service.published() == ["a"])
     assert len(list(service.spool.status.glob("?.txt.json"))) == 3
-    told = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
-    assert len([one for one in told if one["event"] == "drop.held"]) == 3
-    (many,) = [one for one in told if one["event"] == "drop.many_held"]
+    events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert len([one for one in events if one["event"] == "drop.held"]) == 3
+    (many,) = [one for one in events if one["event"] == "drop.many_held"]
     assert many["message"].startswith("3 files stay in incoming/, and 6 more, which are not listed")
 
 
@@ -96,7 +96,7 @@ async def test_a_flood_of_files_that_are_held_is_counted(
 async def test_once_waits_for_more_files_than_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What arrives counts as coming, listed or not."""
+    """Files that may still become ready are waited for, listed or not."""
     monkeypatch.setattr("spoolama.spool.scanner.MOST_HELD", 1)
     service = Service(tmp_path / "spool", quiet_s=0.5)
     (service.spool.incoming / "0.txt").mkdir()
@@ -108,7 +108,7 @@ async def test_once_waits_for_more_files_than_are_listed(
 
 @in_loop
 async def test_once_waits_out_the_quiet_time(tmp_path: Path) -> None:
-    """A file dropped a moment before is not left behind."""
+    """`--once` waits for the quiet time of a file that was just dropped."""
     service = Service(tmp_path / "spool", quiet_s=0.3)
     service.drop("a")
     assert await service.daemon(once=True).run() == 0
@@ -117,7 +117,7 @@ async def test_once_waits_out_the_quiet_time(tmp_path: Path) -> None:
 
 @in_loop
 async def test_jobs_go_by_priority_then_by_arrival(service: Service) -> None:
-    """And each waiting one's place is in its status."""
+    """Jobs run by priority and arrival, and the status of a waiting job gives its place."""
     gate = asyncio.Event()
 
     async def wait(job: JobDir, progress: Progress, stop: Stop) -> None:
@@ -141,7 +141,7 @@ async def test_jobs_go_by_priority_then_by_arrival(service: Service) -> None:
 
 @in_loop
 async def test_an_odd_schema_in_a_sidecar_does_not_end_the_service(service: Service) -> None:
-    """The scanner reads a sidecar for its priority alone: what is wrong in it is the job's affair."""
+    """An invalid sidecar fails its job and not the service, which reads it for the priority."""
     service.drop("odd", sidecar=SIDECAR + "format: {$schema: 3, type: object}\n")
     service.drop("good")
     assert await service.daemon(once=True).run() == 0
@@ -149,8 +149,8 @@ async def test_an_odd_schema_in_a_sidecar_does_not_end_the_service(service: Serv
 
 
 @in_loop
-async def test_nothing_that_a_sidecar_leads_to_ends_the_service(service: Service) -> None:
-    """Where reading one raises what nobody thought of, its priority is 0 and the job goes on."""
+async def test_no_exception_of_a_sidecar_ends_the_service(service: Service) -> None:
+    """If reading a sidecar raises any exception, its priority is 0 and the job continues."""
 
     async def fail(_: Evaluator, path: Path, **options: object) -> None:
         raise ZeroDivisionError(path, options)
@@ -163,8 +163,8 @@ async def test_nothing_that_a_sidecar_leads_to_ends_the_service(service: Service
 
 
 @in_loop
-async def test_a_sidecar_that_takes_long_holds_up_no_other_job(service: Service) -> None:
-    """Its priority counts as 0 after a while, and the job that came with it runs."""
+async def test_a_slow_sidecar_delays_no_other_job(service: Service) -> None:
+    """A slow sidecar gets priority 0 after a while, and the job that came with it runs."""
 
     async def never(_: Evaluator, path: Path, **_options: object) -> Sidecar:
         if "odd" in path.name:
@@ -182,7 +182,7 @@ async def test_a_sidecar_that_takes_long_holds_up_no_other_job(service: Service)
 
 @in_loop
 async def test_sidecars_of_many_drops_are_read_two_at_a_time(service: Service) -> None:
-    """Sixty sidecars of 1 MB that come together do not stand in memory together."""
+    """Of sixty sidecars of 1 MB at most two are in memory at once."""
     reading = most = 0
 
     async def slow(_: Evaluator, path: Path, **_options: object) -> Sidecar:
@@ -204,7 +204,7 @@ async def test_sidecars_of_many_drops_are_read_two_at_a_time(service: Service) -
 
 @in_loop
 async def test_sigterm_drains_and_leaves_the_rest(service: Service) -> None:
-    """The executor is asked to stop, and what it leaves goes on at the next start."""
+    """SIGTERM asks the executor to stop, and the unfinished job resumes at the next start."""
 
     async def leave(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
         await stop.wait()
@@ -227,7 +227,7 @@ async def test_sigterm_drains_and_leaves_the_rest(service: Service) -> None:
 
 @in_loop
 async def test_draining_has_an_end(tmp_path: Path) -> None:
-    """An executor that does not stop is cut off after drain_s."""
+    """An executor that does not stop is cancelled after drain_s."""
     service = Service(tmp_path / "spool", drain_s=0.1)
 
     async def stubborn(job: JobDir, progress: Progress, stop: Stop) -> None:
@@ -237,14 +237,14 @@ async def test_draining_has_an_end(tmp_path: Path) -> None:
     service.drop("a")
     async with service.running():
         await until(lambda: service.executor.executed == ["a.csv"])
-    assert service.notifier.said.count("stopping") == 1
+    assert service.notifier.sent.count("stopping") == 1
 
 
 @in_loop
-async def test_ready_comes_while_the_server_is_away(
+async def test_ready_is_sent_while_the_server_is_away(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The spool is usable; the status says what is missing."""
+    """READY is sent while the server is unreachable, and the status says what is missing."""
 
     async def away() -> None:
         raise ServerAway("connection refused")
@@ -252,13 +252,13 @@ async def test_ready_comes_while_the_server_is_away(
     monkeypatch.setattr(service.backend, "probe", away)
     async with service.running() as daemon:
         await until(lambda: daemon.state.server.away is not None)
-        await until(lambda: any("server is away: connection refused" in s for s in service.notifier.said))
-    assert service.notifier.said[0] == "ready"
+        await until(lambda: any("server is away: connection refused" in s for s in service.notifier.sent))
+    assert service.notifier.sent[0] == "ready"
 
 
 @in_loop
 async def test_a_dead_side_task_stops_the_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit status 1, so that systemd starts it anew."""
+    """A side task that fails stops the service with exit status 1, so that systemd restarts it."""
 
     async def die(_: Retention) -> None:
         raise OSError("out of descriptors")
@@ -268,10 +268,10 @@ async def test_a_dead_side_task_stops_the_service(service: Service, monkeypatch:
 
 
 @in_loop
-async def test_a_side_task_that_just_ends_is_dead_too(
+async def test_a_side_task_that_returns_is_dead_too(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """None of them may end by itself."""
+    """A side task that returns counts as failed."""
 
     async def end(_: ServerProber) -> None:
         return
@@ -281,8 +281,8 @@ async def test_a_side_task_that_just_ends_is_dead_too(
 
 
 @in_loop
-async def test_a_full_disk_keeps_the_job_and_lets_it_wait(service: Service) -> None:
-    """It is the disk's fault, not the job's."""
+async def test_a_full_disk_holds_the_job(service: Service) -> None:
+    """A full disk holds the job and does not fail it."""
 
     async def full(job: JobDir, progress: Progress, stop: Stop) -> None:
         raise DiskFull("no room")
@@ -299,7 +299,7 @@ async def test_a_full_disk_keeps_the_job_and_lets_it_wait(service: Service) -> N
 
 @in_loop
 async def test_a_second_daemon_is_turned_away(service: Service, tmp_path: Path) -> None:
-    """With status 75 and the holder's name."""
+    """A second daemon exits with 75 and names the process that holds the spool."""
     async with service.running():
         with pytest.raises(SpoolHeld) as caught:
             await Service(tmp_path / "spool").daemon().run()
@@ -307,8 +307,8 @@ async def test_a_second_daemon_is_turned_away(service: Service, tmp_path: Path) 
 
 
 @in_loop
-async def test_sighup_adopts_what_can_change(service: Service) -> None:
-    """RELOADING, then READY; what needs a restart stays, and a mistake changes nothing."""
+async def test_sighup_applies_changed_settings(service: Service) -> None:
+    """SIGHUP sends RELOADING and READY, keeps settings that need a restart, and ignores an invalid file."""
     answers: list[Settings | ConfigError] = [
         service.with_settings(lanes=7, release_after_s=9),
         ConfigError("c.yaml:1: spol: unknown key"),
@@ -320,21 +320,21 @@ async def test_sighup_adopts_what_can_change(service: Service) -> None:
             raise answer
         return answer
 
-    def said_ready(times: int) -> bool:
-        return service.notifier.said.count("ready") == times
+    def sent_ready(times: int) -> bool:
+        return service.notifier.sent.count("ready") == times
 
     async with service.running(reload=load) as daemon:
         for times in (2, 3):
             signal.raise_signal(signal.SIGHUP)
-            await until(partial(said_ready, times))
+            await until(partial(sent_ready, times))
         assert (daemon.settings.release_after_s, daemon.settings.lanes) == (9, 1)
-    without_status = [s for s in service.notifier.said if not s.startswith("status")]
+    without_status = [s for s in service.notifier.sent if not s.startswith("status")]
     assert without_status[:5] == ["ready", "reloading", "ready", "reloading", "ready"]
 
 
 @in_loop
-async def test_sighup_adopts_the_cards_that_count(service: Service) -> None:
-    """What the log says was adopted is: limits and cards alike."""
+async def test_sighup_applies_the_cards(service: Service) -> None:
+    """SIGHUP applies limits and cards, as the log says."""
     thread = CardThread(NoCards(), service.clock)
     watchdog = MemoryWatchdog(thread, None, service.clock, only=(0,))
     new = service.settings.model_copy(update={"vram": VramSection(cards=[1], high=0.8)})
@@ -351,7 +351,7 @@ async def test_the_watchdog_gets_pings_and_checks_the_pulse_of_the_running_job(s
 
     async def note(job: JobDir, progress: Progress, stop: Stop) -> None:
         pulses.append(progress.pulse)
-        await until(lambda: service.notifier.said.count("watchdog") >= 2)
+        await until(lambda: service.notifier.sent.count("watchdog") >= 2)
         assert daemon.state.pulses["job"] is progress.pulse
 
     service.executor.act = note
@@ -363,7 +363,7 @@ async def test_the_watchdog_gets_pings_and_checks_the_pulse_of_the_running_job(s
 
 
 def test_pings_stop_when_a_task_shows_no_progress() -> None:
-    """A ping proves progress, not a running timer."""
+    """A ping proves progress, not only a running timer."""
     clock, notifier = HandClock(), RecordingNotifier()
     state = ServiceState(clock, ServerState("ollama", "x"))
     state.pulses["job"] = pulse = Pulse(clock, liveness_s=30.0)
@@ -372,15 +372,15 @@ def test_pings_stop_when_a_task_shows_no_progress() -> None:
     clock.move(31.0)
     assert state.silent() == ["job"]
     assert heartbeat.beat() is False
-    assert notifier.said.count("watchdog") == 1
+    assert notifier.sent.count("watchdog") == 1
     pulse.beat()
     assert heartbeat.beat() is True
-    assert notifier.said.count("watchdog") == 2
+    assert notifier.sent.count("watchdog") == 2
 
 
 @in_loop
 async def test_models_are_released_when_the_queue_has_been_empty(tmp_path: Path) -> None:
-    """Not only at the end of the service."""
+    """Models are released when the queue has been empty for a while, not only at the end of the service."""
     service = Service(tmp_path / "spool", release_after_s=0)
     async with service.running():
         service.drop("a")
@@ -391,7 +391,7 @@ async def test_models_are_released_when_the_queue_has_been_empty(tmp_path: Path)
 @pytest.mark.parametrize("last", ["resume", "cancel"])
 @in_loop
 async def test_the_last_of_two_commands_counts_while_rows_are_in_flight(service: Service, last: str) -> None:
-    """A pause is taken back before the rows in flight have ended, or becomes a cancel."""
+    """A pause is revoked, or becomes a cancel, before the rows in flight have ended."""
     started, landed = asyncio.Event(), asyncio.Event()
 
     async def obey(job: JobDir, progress: Progress, stop: Stop) -> JobEnd | None:
@@ -414,7 +414,7 @@ async def test_the_last_of_two_commands_counts_while_rows_are_in_flight(service:
 
 @in_loop
 async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> None:
-    """A paused job stays paused over a restart; a cancelled one is published."""
+    """A paused job stays paused after a restart, and a cancelled one is published."""
     started = asyncio.Event()
 
     async def obey(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
@@ -432,7 +432,7 @@ async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> Non
     assert service.executor.executed == ["a.csv"]
 
     started.clear()
-    service.notifier.said.clear()
+    service.notifier.sent.clear()
     async with service.running() as daemon:
         (service.spool.incoming / "a.resume").touch()
         await started.wait()
@@ -443,8 +443,8 @@ async def test_commands_by_file_pause_resume_and_cancel(service: Service) -> Non
 
 
 @in_loop
-async def test_what_its_owner_takes_back_is_forgotten(service: Service) -> None:
-    """status/ does not speak of files that are gone."""
+async def test_the_status_of_removed_files_is_deleted(service: Service) -> None:
+    """The status of removed files is deleted."""
     async with service.running():
         service.drop("a", sidecar=None)
         await until(lambda: (service.spool.status / "a.csv.json").exists())
@@ -453,8 +453,8 @@ async def test_what_its_owner_takes_back_is_forgotten(service: Service) -> None:
 
 
 @in_loop
-async def test_a_job_that_is_still_written_to_blocks_nobody(service: Service) -> None:
-    """It settles when its writer ends; others go first."""
+async def test_a_job_that_is_still_written_to_blocks_no_other(service: Service) -> None:
+    """A job that is still being written settles when its writer ends, and others run first."""
     async with service.running() as daemon:
         service.drop("a")
         await until(lambda: service.published() == ["a"])
@@ -474,7 +474,7 @@ async def test_a_job_that_is_still_written_to_blocks_nobody(service: Service) ->
 async def test_one_drop_that_cannot_be_claimed_does_not_stop_the_others(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its status says why; `once` still comes to its end."""
+    """The status of a file that cannot be claimed gives the reason, and `--once` still ends."""
 
     def odd(spool: Spool, drop: Drop, *, clock: Clock) -> JobDir:
         if drop.data == "odd.csv":
@@ -490,8 +490,8 @@ async def test_one_drop_that_cannot_be_claimed_does_not_stop_the_others(
 
 
 @in_loop
-async def test_a_cancellation_is_not_lost_when_it_comes_together_with_an_event(service: Service) -> None:
-    """Else a task that dies while the status changes would leave the service half alive."""
+async def test_a_cancellation_during_an_event_is_not_lost(service: Service) -> None:
+    """A cancellation during a status change is not lost, so that no half of the service stays alive."""
     for _ in range(20):
         state = ServiceState(service.clock, ServerState("ollama", "x"))
         reporter = asyncio.create_task(StatusReporter(service.spool, state, service.clock).run())

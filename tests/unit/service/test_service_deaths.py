@@ -1,4 +1,4 @@
-"""The service dies while a job runs, again and again. Real spool, real tasks, on a clock that jumps."""
+"""The service dies repeatedly while a job runs, with a real spool, real tasks and a simulated clock."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ Act = Callable[[JobDir], Coroutine[Any, Any, None]]
 
 
 class Killed(BaseException):
-    """Ends the process in the middle of a job, as a fatal signal does: nothing is cleaned up."""
+    """Ends the process in the middle of a job without cleanup, as a fatal signal does."""
 
 
 class KilledFromOutside(Killed):
-    """The same by SIGKILL, which leaves no trace."""
+    """Ends it by SIGKILL, which leaves no trace."""
 
 
 class Lives:
-    """A service that is started again after each death, on one clock."""
+    """A service that is restarted after each death, on one clock."""
 
     def __init__(self, root: Path) -> None:
         self.clock = VirtualClock()
         self.service = Service(root, self.clock)
         self.service.executor.act = self._execute
         self.killers: dict[str, type[BaseException]] = {}
-        """What executing a job raises, by the data file's name."""
+        """The exception of executing a job, by the data file's name."""
         self.acts: dict[str, Act] = {}
-        """What is done before that."""
+        """The action before it."""
         self.starts: list[tuple[str, float]] = []
-        """Each job that was started, and how many seconds the service lived before."""
+        """Each job that was started, with the seconds that the service had run."""
         self.side: Coroutine[Any, Any, None] | None = None
-        """What a side task of the next life does."""
+        """The action of a side task in the next run."""
         self._born = 0.0
 
     async def _execute(self, job: JobDir, progress: Progress, stop: Stop) -> JobEnd | None:
@@ -66,7 +66,7 @@ class Lives:
         return None
 
     def live(self) -> int | None:
-        """One life of `run --once`: its exit status, or None if it was killed."""
+        """Run `run --once` once; return its exit status, or None if it was killed."""
         return run_quietly(self.clock, self._live())
 
     async def _live(self) -> int | None:
@@ -79,17 +79,17 @@ class Lives:
                     patch.setattr(Retention, "run", lambda _: side)
                 return await daemon.run()
         except BaseExceptionGroup as group:
-            self.leave_holder(crashed=group.subgroup(KilledFromOutside) is None)
+            self.leave_lock_file(crashed=group.subgroup(KilledFromOutside) is None)
             return None
 
-    def leave_holder(self, *, stopping: bool = False, crashed: bool = False) -> None:
-        """What a dead process leaves in status/."""
+    def leave_lock_file(self, *, stopping: bool = False, crashed: bool = False) -> None:
+        """Write what a dead process leaves in status/."""
         body = {"pid": 1, "host": "h", "since": 0.0, "boot": boot_id(), "stopping": stopping}
         body |= {"crashed": crashed, "oom_kills": oom_kills()}
         (self.service.spool.status / HOLDER_FILE).write_text(json.dumps(body))
 
     def jobs(self) -> dict[str, JobDir]:
-        """What is in processing/, by the data file's name."""
+        """Return the jobs in processing/ by the data file's name."""
         found = [read_job(path) for path in self.service.spool.processing.iterdir()]
         return {job.dropped_as: job for job in found}
 
@@ -98,7 +98,7 @@ class Lives:
         return read_record(self.jobs()[name])
 
     def status(self, name: str) -> dict[str, Any]:
-        """What status/ says of a drop."""
+        """The status of an upload."""
         found: dict[str, Any] = json.loads((self.service.spool.status / f"{name}.json").read_bytes())
         return found
 
@@ -109,10 +109,12 @@ def lives(tmp_path: Path) -> Lives:
 
 
 @pytest.mark.parametrize(("death", "status"), [(Killed, None), (ZeroDivisionError, 1)])
-def test_a_job_that_the_service_dies_of_is_held_after_the_third_time_and_the_others_are_answered(
+def test_a_job_that_kills_the_service_is_held_after_the_third_death(
     lives: Lives, death: type[BaseException], status: int | None
 ) -> None:
-    """By a signal or by an exception; the reason is in status/, with the command that releases the job."""
+    """After its third death, by signal or exception, a job is held with the reason and the command that
+    releases it.
+    """
     lives.killers["a.csv"] = death
     lives.service.drop("a", sidecar=SIDECAR + "priority: 1\n")
     lives.service.drop("b")
@@ -129,9 +131,9 @@ def test_a_job_that_the_service_dies_of_is_held_after_the_third_time_and_the_oth
     assert shown["message"].endswith(f"with all its results. To run it again: {command}")
     assert shown["message"] in (lives.service.spool.status / "service.txt").read_text()
 
-    # The hold survives starts.
+    # The hold outlasts restarts.
     assert (lives.live(), len(lives.starts)) == (0, 4)
-    # Released, it is a job like any other.
+    # After the release it runs as any other job.
     subprocess.run(shlex.split(shown["message"].rpartition("again: ")[2]), check=True)
     del lives.killers["a.csv"]
     assert lives.live() == 0
@@ -141,7 +143,9 @@ def test_a_job_that_the_service_dies_of_is_held_after_the_third_time_and_the_oth
 
 
 def test_a_job_whose_service_is_killed_from_outside_is_not_blamed(lives: Lives) -> None:
-    """By SIGKILL without a trace: the job runs at once, after the others; the twentieth holds it."""
+    """A job whose service is killed by SIGKILL runs at once after the others and is held at the
+    twentieth death.
+    """
     lives.killers["a.csv"] = KilledFromOutside
     lives.service.drop("a")
     assert [lives.live() for _ in range(19)] == [None] * 19
@@ -159,8 +163,8 @@ def test_a_job_whose_service_is_killed_from_outside_is_not_blamed(lives: Lives) 
     assert lives.service.published() == ["a", "b"]
 
 
-def test_an_error_of_an_earlier_death_is_not_given_as_the_last_one(lives: Lives) -> None:
-    """A signal leaves no error."""
+def test_an_error_of_an_earlier_death_is_not_repeated(lives: Lives) -> None:
+    """A death by a signal does not repeat the error of an earlier death."""
     lives.service.drop("a")
     for death in (ZeroDivisionError, ZeroDivisionError, Killed):
         lives.killers["a.csv"] = death
@@ -171,16 +175,16 @@ def test_an_error_of_an_earlier_death_is_not_given_as_the_last_one(lives: Lives)
 
 
 def test_a_death_while_no_job_ran_releases_no_held_job(lives: Lives) -> None:
-    """A hold is taken back by nobody but a user."""
+    """Only a user releases a held job."""
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert [lives.live() for _ in range(4)] == [None, None, None, 0]
-    lives.leave_holder()
+    lives.leave_lock_file()
     assert (lives.live(), lives.record("a.csv").held, len(lives.starts)) == (0, True, 3)
 
 
-def test_a_job_with_deaths_goes_behind_those_that_come_later(tmp_path: Path) -> None:
-    """Whatever its priority, and though it waited long enough."""
+def test_a_job_with_deaths_runs_after_later_jobs(tmp_path: Path) -> None:
+    """A job with deaths runs after later jobs, whatever its priority and waiting time."""
     queue = JobQueue()
     for name, count in (("old", 2), ("new", 0), ("once", 1)):
         path = tmp_path / name
@@ -193,8 +197,8 @@ def test_a_job_with_deaths_goes_behind_those_that_come_later(tmp_path: Path) -> 
     assert first.job.name == "new"
 
 
-def test_a_side_task_that_dies_of_a_job_is_a_death_like_any_other(lives: Lives) -> None:
-    """The service ends by its error while the job runs, each time."""
+def test_a_side_task_that_fails_with_a_job_counts_as_a_death(lives: Lives) -> None:
+    """A side task that ends the service during a job counts as a death of the job each time."""
     started = asyncio.Event()
 
     async def run(job: JobDir) -> None:
@@ -214,8 +218,8 @@ def test_a_side_task_that_dies_of_a_job_is_a_death_like_any_other(lives: Lives) 
     assert (lives.record("a.csv").held, len(lives.starts)) == (True, 3)
 
 
-def test_a_side_task_that_dies_of_itself_is_no_jobs_fault(lives: Lives) -> None:
-    """It dies as well while the job waits, which takes the death before back."""
+def test_a_side_task_that_fails_without_a_job_counts_for_no_job(lives: Lives) -> None:
+    """A side task that also fails while the job waits revokes the earlier death."""
 
     async def run(job: JobDir) -> None:
         await lives.clock.sleep(60)
@@ -233,8 +237,8 @@ def test_a_side_task_that_dies_of_itself_is_no_jobs_fault(lives: Lives) -> None:
     assert lives.record("a.csv").deaths == 1
 
 
-def test_a_released_job_that_kills_again_has_three_more_lives(lives: Lives) -> None:
-    """The release takes all deaths back."""
+def test_a_released_job_is_held_after_three_more_deaths(lives: Lives) -> None:
+    """A release resets the deaths of a job to zero."""
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert [lives.live() for _ in range(4)] == [None, None, None, 0]
@@ -244,7 +248,7 @@ def test_a_released_job_that_kills_again_has_three_more_lives(lives: Lives) -> N
 
 
 def test_a_held_job_can_be_cancelled(lives: Lives) -> None:
-    """It is published in failed/ with what it has."""
+    """A cancelled job that is held is published in failed/ with its results."""
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert [lives.live() for _ in range(4)] == [None, None, None, 0]
@@ -254,7 +258,7 @@ def test_a_held_job_can_be_cancelled(lives: Lives) -> None:
 
 
 def test_a_hold_and_a_pause_are_lifted_by_one_resume(lives: Lives) -> None:
-    """A paused job that is held stays so over a start."""
+    """A paused job that is held stays so after a restart, and one resume ends both."""
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert [lives.live() for _ in range(4)] == [None, None, None, 0]
@@ -268,10 +272,10 @@ def test_a_hold_and_a_pause_are_lifted_by_one_resume(lives: Lives) -> None:
     assert lives.service.published() == ["a"]
 
 
-def test_a_resume_of_a_job_that_is_neither_paused_nor_held_says_so(
+def test_a_resume_of_a_job_that_is_neither_paused_nor_held_is_reported(
     lives: Lives, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And does not shorten its wait."""
+    """A resume without a pause or hold reports that and does not shorten the wait."""
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert lives.live() is None
@@ -282,29 +286,31 @@ def test_a_resume_of_a_job_that_is_neither_paused_nor_held_says_so(
     assert lives.starts == [("a.csv", 0.0), ("a.csv", 5.0)]
 
 
-def test_a_job_that_waits_says_why_and_until_when(lives: Lives) -> None:
-    """In its status file, while others run at once."""
+def test_a_waiting_job_gives_reason_and_time(lives: Lives) -> None:
+    """The status of a waiting job gives the reason and the time, while others run at once."""
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert lives.live() is None
     lives.service.drop("b")
-    seen: list[dict[str, Any]] = []
+    statuses: list[dict[str, Any]] = []
 
     async def look(job: JobDir) -> None:
         await lives.clock.sleep(1)
-        seen.append(lives.status("a.csv"))
+        statuses.append(lives.status("a.csv"))
 
     lives.acts["b.csv"] = look
     assert lives.live() is None
     assert lives.starts[1][0] == "b.csv"
-    assert seen[0]["message"].startswith(
+    assert statuses[0]["message"].startswith(
         "The service died once while this job ran, without any progress (no row"
     )
-    assert "The job runs after the others, and not before 2027-01-15T08:0" in seen[0]["message"]
+    assert "The job runs after the others, and not before 2027-01-15T08:0" in statuses[0]["message"]
 
 
-def test_jobs_that_die_alike_take_turns_until_one_is_finished(lives: Lives) -> None:
-    """None is held, since the fault may be outside; once a healthy one is finished, both are."""
+def test_jobs_that_all_die_take_turns_until_one_finishes(lives: Lives) -> None:
+    """Jobs that all die take turns without a hold, because the cause may be outside, until a
+    healthy job finishes.
+    """
     lives.killers = {"a.csv": Killed, "b.csv": Killed}
     lives.service.drop("a")
     lives.service.drop("b")
@@ -312,7 +318,7 @@ def test_jobs_that_die_alike_take_turns_until_one_is_finished(lives: Lives) -> N
         assert lives.live() is None
     order = [name for name, _ in lives.starts]
     assert {order[0], order[1]} == {"a.csv", "b.csv"}
-    assert [lives.record(n).deaths for n in order[:2]] == [4 - 1, 3]  # the seventh death is not counted yet
+    assert [lives.record(n).deaths for n in order[:2]] == [4 - 1, 3]  # the seventh death does not count yet
     assert sorted(after for _, after in lives.starts) == [0, 0, 5, 5, 15, 15, 45]
     assert not any(lives.record(n).held for n in order)
     lives.service.drop("c")
@@ -323,7 +329,7 @@ def test_jobs_that_die_alike_take_turns_until_one_is_finished(lives: Lives) -> N
 
 
 def test_two_jobs_that_kill_beside_a_healthy_one_are_held(lives: Lives) -> None:
-    """Each after its third death."""
+    """Beside a healthy job, each of two failing ones is held after its third death."""
     lives.killers = {"a.csv": Killed, "b.csv": Killed}
     for name in "abc":
         lives.service.drop(name)
@@ -333,26 +339,26 @@ def test_two_jobs_that_kill_beside_a_healthy_one_are_held(lives: Lives) -> None:
     assert all(lives.record(n).held for n in ("a.csv", "b.csv"))
 
 
-def test_several_that_die_alike_say_what_that_points_to(lives: Lives) -> None:
-    """In the status of a job with three deaths that is not held."""
+def test_several_jobs_that_die_name_the_probable_cause(lives: Lives) -> None:
+    """If several jobs have three deaths without a hold, their status names the probable cause."""
     lives.killers = {"a.csv": Killed, "b.csv": Killed}
     lives.service.drop("a")
     lives.service.drop("b")
     for _ in range(7):
         assert lives.live() is None
-    said: list[str] = []
+    texts: list[str] = []
 
     async def look(job: JobDir) -> None:
         await lives.clock.sleep(1)
-        said.append((lives.service.spool.status / "service.txt").read_text())
+        texts.append((lives.service.spool.status / "service.txt").read_text())
 
     lives.acts = {"a.csv": look, "b.csv": look}
     assert lives.live() is None
-    assert "probably the service, the driver or the machine, and no job is held" in said[0]
+    assert "probably the service, the driver or the machine, and no job is held" in texts[0]
 
 
-def test_a_row_in_each_life_is_progress(lives: Lives) -> None:
-    """However often the service dies, the job runs at once and is never held."""
+def test_a_row_in_each_run_is_progress(lives: Lives) -> None:
+    """A job with one new row in each run starts at once and is never held."""
     lives.killers["a.csv"] = Killed
 
     async def answer_one(job: JobDir) -> None:
@@ -372,17 +378,17 @@ def test_a_row_in_each_life_is_progress(lives: Lives) -> None:
     ("left", "deaths", "after"),
     [("idle", 0, 0.0), ("stopping", 2, 15.0), ("reboot", 2, 15.0), ("nothing", 2, 15.0)],
 )
-def test_a_death_while_no_job_ran_takes_the_deaths_of_all_jobs_back(
+def test_a_death_while_no_job_ran_resets_the_deaths_of_all_jobs(
     lives: Lives, left: str, deaths: int, after: float
 ) -> None:
-    """The service also dies without them. A kill while it stops or a reboot says nothing of the sort."""
+    """A death without a job resets the deaths of all jobs; a kill during a stop or a reboot does not."""
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert [lives.live() for _ in range(2)] == [None, None]
     write_record(lives.jobs()["a.csv"], RunRecord(boot=boot_id(), deaths=2, first_death_at=1.0))
     (lives.service.spool.status / HOLDER_FILE).unlink()
     if left != "nothing":
-        lives.leave_holder(stopping=left == "stopping")
+        lives.leave_lock_file(stopping=left == "stopping")
     if left == "reboot":
         path = lives.service.spool.status / HOLDER_FILE
         path.write_text(path.read_text().replace(boot_id(), "another boot"))
@@ -393,12 +399,12 @@ def test_a_death_while_no_job_ran_takes_the_deaths_of_all_jobs_back(
 
 @pytest.mark.parametrize("how", ["stopping", "reboot"])
 def test_a_kill_while_the_service_stops_and_a_reboot_are_no_deaths(lives: Lives, how: str) -> None:
-    """The mark of a run is there, yet no job is at fault."""
+    """A run mark left by a kill during a stop or by a reboot does not count as a death."""
     lives.killers["a.csv"] = Killed
     lives.service.drop("a")
     assert lives.live() is None
     if how == "stopping":
-        lives.leave_holder(stopping=True)
+        lives.leave_lock_file(stopping=True)
     else:
         write_record(lives.jobs()["a.csv"], begun(RunRecord(), "another boot"))
     del lives.killers["a.csv"]
@@ -406,36 +412,36 @@ def test_a_kill_while_the_service_stops_and_a_reboot_are_no_deaths(lives: Lives,
     assert lives.starts == [("a.csv", 0.0)] * 2
 
 
-def test_the_holder_file_says_that_the_service_was_asked_to_stop(tmp_path: Path) -> None:
-    """So a kill that cuts the drain short is seen as one."""
+def test_the_lock_file_records_the_stop_request(tmp_path: Path) -> None:
+    """The lock file records the stop request, so that a kill during the drain is recognised."""
     service = Service(tmp_path / "spool")
-    said: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
 
     async def leave(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
-        said.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
+        notes.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
         await stop.wait()
-        said.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
+        notes.append(json.loads((service.spool.status / HOLDER_FILE).read_bytes()))
         return JobEnd("left", None, "stopped")
 
     async def main() -> None:
         service.executor.act = leave
         service.drop("a")
         async with service.running():
-            await until(lambda: bool(said))
+            await until(lambda: bool(notes))
 
     asyncio.run(main())
-    assert [note["stopping"] for note in said] == [False, True]
-    assert {note["pid"] for note in said} == {os.getpid()}
+    assert [note["stopping"] for note in notes] == [False, True]
+    assert {note["pid"] for note in notes} == {os.getpid()}
 
 
 @pytest.mark.parametrize("end", ["left", "cut off", "full"])
-def test_an_orderly_end_takes_the_mark_away(tmp_path: Path, end: str) -> None:
-    """Left, cut off after drain_s, or held: while the job ran the mark was there."""
+def test_an_orderly_end_removes_the_mark(tmp_path: Path, end: str) -> None:
+    """The run mark exists while the job runs and is removed at any orderly end."""
     service = Service(tmp_path / "spool", drain_s=0.1)
-    marks: list[bool] = []
+    present: list[bool] = []
 
     async def act(job: JobDir, progress: Progress, stop: Stop) -> JobEnd:
-        marks.append(read_record(job).running)
+        present.append(read_record(job).running)
         if end == "full":
             raise DiskFull("no room")
         await (asyncio.sleep(60) if end == "cut off" else stop.wait())
@@ -445,17 +451,17 @@ def test_an_orderly_end_takes_the_mark_away(tmp_path: Path, end: str) -> None:
         service.executor.act = act
         service.drop("a")
         async with service.running():
-            await until(lambda: bool(marks))
+            await until(lambda: bool(present))
 
     asyncio.run(main())
     (path,) = service.spool.processing.iterdir()
-    assert (marks, read_record(read_job(path)).running) == ([True], False)
+    assert (present, read_record(read_job(path)).running) == ([True], False)
 
 
 def test_a_full_disk_at_the_mark_holds_the_job_until_there_is_room(
     lives: Lives, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not started without its mark, and goes on by itself."""
+    """If the disk is full, the job waits without its mark and starts when there is room."""
     left = [2]
 
     def full(job: JobDir, record: RunRecord) -> None:

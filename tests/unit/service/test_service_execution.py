@@ -1,4 +1,4 @@
-"""The way of one job, where the disk or the end of the service gets in the way."""
+"""The execution of a job when the disk is full or the service ends."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from support.fake_ollama import Call, FakeOllama, Fault, Script
 def test_a_full_disk_while_results_are_written_leaves_the_job_for_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str
 ) -> None:
-    """No room for results or error.json: DiskFull, so the job is held; with room it is published."""
+    """DiskFull while writing results or error.json holds the job, and with room it is published."""
     spool = Spool(tmp_path)
     spool.create()
     (spool.incoming / "j.csv").write_text("text\na\nb\n")
@@ -72,7 +72,7 @@ def test_a_full_disk_while_results_are_written_leaves_the_job_for_later(
 def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ledger cannot grow: DiskFull comes out of the lanes as itself, and with room the job goes on."""
+    """If the ledger cannot grow, the lanes raise DiskFull, and with room the job resumes."""
     spool = Spool(tmp_path)
     spool.create()
     (spool.incoming / "j.csv").write_text("text\n" + "".join(f"row {n}\n" for n in range(300)))
@@ -83,9 +83,9 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
     transact = LedgerThread._transact
 
     def on_a_full_disk(ledger: LedgerThread, ops: Sequence[Any]) -> list[Any]:
-        # In the ledger's own thread: two threads on one connection read each other's error codes.
+        # In the ledger's own thread, because two threads on one connection read each other's error codes.
         if full.is_set():
-            ledger._db.execute("PRAGMA max_page_count=1")  # not one page more than there are now
+            ledger._db.execute("PRAGMA max_page_count=1")  # not one page more than now
         return transact(ledger, ops)
 
     def fill_the_disk(call: Call) -> bool:
@@ -114,7 +114,7 @@ def test_a_full_disk_while_rows_are_answered_leaves_the_job_for_later(
 
 @pytest.mark.parametrize("sidecar", ["", "novelty: 1\n"], ids=["known sidecar", "unknown key in the sidecar"])
 def test_a_ledger_of_a_newer_version_is_never_published(tmp_path: Path, sidecar: str) -> None:
-    """Neither executing the job nor rejecting it, for whatever reason, takes it out of processing/."""
+    """Neither execution nor rejection of the job takes a newer ledger out of processing/."""
     spool = Spool(tmp_path)
     spool.create()
     (spool.incoming / "j.csv").write_text("text\na\n")
@@ -135,7 +135,9 @@ def test_a_ledger_of_a_newer_version_is_never_published(tmp_path: Path, sidecar:
 
 
 def test_a_job_whose_sidecar_this_version_refuses_keeps_its_results(tmp_path: Path) -> None:
-    """An older version accepted it: the job waits in processing/, and not even a cancel publishes it."""
+    """A job whose sidecar an older version accepted waits in processing/, and not even a cancel
+    publishes it.
+    """
     spool = Spool(tmp_path)
     spool.create()
     (spool.incoming / "j.csv").write_text("text\na\nb\nc\n")
@@ -163,16 +165,16 @@ def test_a_job_whose_sidecar_this_version_refuses_keeps_its_results(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("learned", "seen", "said"),
+    ("learned", "visible", "expected"),
     [
         (None, 11, "this job trimmed every 30 rows, the default"),
         (3, 3, "this job trimmed every 3 rows, as an earlier version learned"),
     ],
 )
-def test_a_job_begun_with_a_setting_that_no_longer_exists_goes_on(
-    tmp_path: Path, learned: int | None, seen: int, said: str
+def test_a_job_begun_with_a_retired_setting_continues(
+    tmp_path: Path, learned: int | None, visible: int, expected: str
 ) -> None:
-    """By the plans in its ledger, which stay as they are; summary.txt and metrics.json say what was done."""
+    """The job continues by the unchanged plans in its ledger, and summary.txt and metrics.json say so."""
     spool = Spool(tmp_path)
     spool.create()
     (spool.incoming / "j.csv").write_text("text\n" + "a\n" * 24)
@@ -194,16 +196,16 @@ def test_a_job_begun_with_a_setting_that_no_longer_exists_goes_on(
     assert ended.path is not None
     rows = [json.loads(line) for line in (ended.path / "results.jsonl").read_text().splitlines()]
     metrics = json.loads((ended.path / "metrics.json").read_text())
-    sentence = f"The setting `every: auto` no longer exists: {said}."
-    assert max(sum(last - first + 1 for first, last in row["visible_rows"]) for row in rows[12:]) == seen
+    sentence = f"The setting `every: auto` no longer exists: {expected}."
+    assert max(sum(last - first + 1 for first, last in row["visible_rows"]) for row in rows[12:]) == visible
     assert metrics["retired_settings"] == [sentence]
     assert sentence in " ".join((ended.path / "summary.txt").read_text().split())
     assert metrics["plans"][: len(plans)] == plans
 
 
 @pytest.mark.parametrize("then", ["report", "fail"])
-def test_harm_that_was_seen_is_part_of_how_a_job_ended(tmp_path: Path, then: str) -> None:
-    """Status, log and the last line of `run` show this sentence: it says that answers were changed."""
+def test_harm_is_part_of_the_result_of_a_job(tmp_path: Path, then: str) -> None:
+    """Status, log and the last line of `run` say that the conversation changed answers."""
     spool = Spool(tmp_path)
     spool.create()
     (spool.incoming / "j.csv").write_text("text\n" + "".join(f"{'abc'[n % 3]} {n}\n" for n in range(40)))
@@ -227,10 +229,8 @@ def test_harm_that_was_seen_is_part_of_how_a_job_ended(tmp_path: Path, then: str
 
 
 @pytest.mark.parametrize("stop_at", [43, 48], ids=["audit begins", "amid the audit"])
-def test_a_job_stopped_after_its_last_row_is_looked_at_after_the_restart(
-    tmp_path: Path, stop_at: int
-) -> None:
-    """All 40 rows have their end; the audit is finished all the same before anything is published."""
+def test_a_job_stopped_after_its_last_row_is_audited_after_the_restart(tmp_path: Path, stop_at: int) -> None:
+    """The audit of a job stopped after its last row is finished before anything is published."""
     spool = Spool(tmp_path)
     spool.create()
     (spool.incoming / "j.csv").write_text("text\n" + "".join(f"row {n}\n" for n in range(40)))

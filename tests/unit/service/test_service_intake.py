@@ -55,7 +55,7 @@ def test_long_documents_are_not_all_in_memory_at_once(tmp_path: Path) -> None:
 
 
 def test_openai_requests_have_their_model_and_shape_or_their_fault(tmp_path: Path) -> None:
-    """A request that cannot be answered is that row's error, under its name; the others share a shape."""
+    """An invalid request fails its row under its name, and the others share a shape."""
 
     def request(name: str, **body: Any) -> dict[str, Any]:
         body = {"model": "m", "messages": [{"role": "user", "content": name}], **body}

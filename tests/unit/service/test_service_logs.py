@@ -1,4 +1,4 @@
-"""Logs: one call, three renderings."""
+"""Logs: one call, three output formats."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _logging_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the journal's socket would be; whoever binds it reads the entries."""
+    """The path of a test journal's socket; the test that binds it reads the entries."""
     sender = JournalSocket(tmp_path / "j")
     monkeypatch.setattr(logs, "JournalSocket", lambda: sender)
     yield tmp_path / "j"
@@ -38,7 +38,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def calls() -> list[tuple[str, set[str | None]]]:
-    """Every `say("name", ...)` in the service, with the names of its fields (None for `**fields`)."""
+    """Return every `say("name", ...)` in the service with its field names (None for `**fields`)."""
     return [
         (node.args[0].value, {keyword.arg for keyword in node.keywords})
         for file in SERVICE.glob("*.py")
@@ -50,15 +50,15 @@ def calls() -> list[tuple[str, set[str | None]]]:
     ]
 
 
-def test_every_message_id_is_its_own() -> None:
-    """An id that two events share finds neither."""
+def test_every_message_id_is_unique() -> None:
+    """No two events share a message id."""
     ids = [kind.message_id for kind in EVENTS.values()]
     assert len(set(ids)) == len(ids)
     assert all(len(i) == 32 and set(i) <= set(string.hexdigits.lower()) for i in ids)
 
 
-def test_every_event_that_is_said_is_in_the_table_with_the_fields_of_its_sentence() -> None:
-    """No `?` in anybody's journal."""
+def test_every_logged_event_is_in_the_table_with_the_fields_of_its_sentence() -> None:
+    """Every event has a sentence whose fields the call provides, so that no `?` is logged."""
     for name, given in calls():
         wanted = {field for _, field, _, _ in string.Formatter().parse(EVENTS[name].text) if field}
         assert None in given or wanted <= given, f"{name} lacks {wanted - given}"
@@ -66,7 +66,7 @@ def test_every_event_that_is_said_is_in_the_table_with_the_fields_of_its_sentenc
 
 
 def test_json_lines_carry_event_fields_and_sentence(capfd: pytest.CaptureFixture[str]) -> None:
-    """What a program reads has the stable name, what a person reads has the words."""
+    """JSON lines have a stable event name for programs and a sentence for people."""
     logs.configure("info", env={}, rendering="json")
     logs.say("job.claimed", name="a.csv", job="a-1")
     line = json.loads(capfd.readouterr().err)
@@ -75,7 +75,7 @@ def test_json_lines_carry_event_fields_and_sentence(capfd: pytest.CaptureFixture
 
 
 def test_the_level_can_be_changed_while_the_service_runs(capfd: pytest.CaptureFixture[str]) -> None:
-    """SIGHUP may make it quieter."""
+    """SIGHUP can change the level."""
     logs.configure("info", env={}, rendering="json")
     logs.set_level("error")
     logs.say("job.claimed", name="a.csv", job="a-1")
@@ -83,8 +83,8 @@ def test_the_level_can_be_changed_while_the_service_runs(capfd: pytest.CaptureFi
     assert [json.loads(x)["event"] for x in capfd.readouterr().err.splitlines()] == ["job.held"]
 
 
-def test_what_libraries_warn_of_is_said_too(capfd: pytest.CaptureFixture[str]) -> None:
-    """watchdog tells of lost events only by a log line."""
+def test_warnings_of_libraries_are_logged(capfd: pytest.CaptureFixture[str]) -> None:
+    """Warnings of libraries are logged, because watchdog reports lost events only so."""
     import logging
 
     logs.configure("info", env={}, rendering="json")
@@ -94,19 +94,19 @@ def test_what_libraries_warn_of_is_said_too(capfd: pytest.CaptureFixture[str]) -
 
 
 def test_a_terminal_shows_the_sentence(capfd: pytest.CaptureFixture[str]) -> None:
-    """A person sees words, not fields."""
+    """A terminal shows the sentence, not the fields."""
     logs.configure("info", env={"NO_COLOR": "1"}, rendering="console")
     logs.say("job.claimed", name="a.csv", job="a-1")
     assert "a.csv was claimed as job a-1." in capfd.readouterr().err
 
 
 def test_a_missing_field_does_not_break_the_log() -> None:
-    """A log line is never the reason for a crash."""
+    """A missing field in a log call raises nothing."""
     assert sentence("job.claimed", {"name": "a.csv"}) == "a.csv was claimed as job ?."
 
 
 def test_the_journal_is_recognised_by_device_and_inode(tmp_path: Path) -> None:
-    """A redirected stderr is no journal, whatever the environment says."""
+    """A redirected stderr is not a journal, whatever the environment says."""
     with (tmp_path / "f").open("w") as file:
         found = os.fstat(file.fileno())
         env = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
@@ -116,14 +116,14 @@ def test_the_journal_is_recognised_by_device_and_inode(tmp_path: Path) -> None:
 
 
 def test_values_with_line_ends_go_with_their_length() -> None:
-    """The journal's binary form: name, newline, 64 bits of length, value."""
+    """A value with line ends uses the journal's binary form: name, newline, 64 bits of length, value."""
     entry = encode_entry({"message": "one", "spoolama_trace": "a\nb", "_PID": "1"})
     assert entry == b"MESSAGE=one\nSPOOLAMA_TRACE\n" + struct.pack("<Q", 3) + b"a\nb\nPID=1\n"
 
 
 @pytest.mark.parametrize("size", [10, 5_000_000])
 def test_an_entry_of_any_size_arrives(tmp_path: Path, size: int) -> None:
-    """Small ones in the datagram, large ones in a sealed memfd."""
+    """Small entries are sent in the datagram, large ones in a sealed memfd."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(tmp_path / "j"))
         server.settimeout(5)
@@ -139,7 +139,7 @@ def test_an_entry_of_any_size_arrives(tmp_path: Path, size: int) -> None:
 
 
 def test_the_journal_gets_real_fields(journal: Path) -> None:
-    """journalctl SPOOLAMA_JOB=… finds everything about a job."""
+    """`journalctl SPOOLAMA_JOB=…` finds everything about a job."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(str(journal))
         server.settimeout(5)
@@ -155,7 +155,7 @@ def test_the_journal_gets_real_fields(journal: Path) -> None:
 
 @pytest.mark.usefixtures("journal")
 def test_without_a_journal_the_line_goes_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    """With the priority in front, as the journal reads plain lines."""
+    """Without a journal a line on stderr begins with the priority."""
     logs.configure("info", env={}, rendering="journal")
     logs.say("job.held", job="a-1", error="no room")
     assert capfd.readouterr().err == "<3>a-1 cannot continue for now: no room\n"

@@ -1,4 +1,4 @@
-"""Models that are released while nothing runs, and which servers are on this machine."""
+"""The release of models while no job runs, and which servers are on this machine."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class _Refusing(ScriptedBackend):
         return await super().release(keep=keep)
 
 
-def test_a_release_that_failed_is_tried_each_minute_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else an idle model would stay for ever; the next time of idleness begins anew."""
-    said: list[str] = []
-    monkeypatch.setattr(monitors, "say", lambda event, **_: said.append(event))
+def test_a_failed_release_is_tried_each_minute_and_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed release is tried each minute and reported once, and the next idle time starts again."""
+    events: list[str] = []
+    monkeypatch.setattr(monitors, "say", lambda event, **_: events.append(event))
     clock = HandClock()
     server = _Refusing(clock)
     state = ServiceState(clock, ServerState("ollama", "x"))
@@ -51,7 +51,7 @@ def test_a_release_that_failed_is_tried_each_minute_and_told_once(monkeypatch: p
 
     asyncio.run(work())
     assert tried_at == [301, 361, 421, 481]
-    assert said == ["models.release_failed", "models.released"]
+    assert events == ["models.release_failed", "models.released"]
 
 
 class _Hanging(ScriptedBackend):
@@ -62,17 +62,17 @@ class _Hanging(ScriptedBackend):
         raise AssertionError("nobody sets it")
 
 
-def test_a_server_that_hangs_holds_up_no_release_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has a bound of its own, whatever the backend's are: who waits for the models would seem dead."""
-    said: list[str] = []
-    monkeypatch.setattr(monitors, "say", lambda _, error: said.append(error))
+def test_a_server_that_hangs_delays_a_release_by_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release has its own timeout, so that a server that hangs does not stop the service's pings."""
+    events: list[str] = []
+    monkeypatch.setattr(monitors, "say", lambda _, error: events.append(error))
     monkeypatch.setattr(monitors, "_ANSWER_S", 0.02)
     assert asyncio.run(monitors.release(_Hanging(HandClock()))) is False
-    assert said == ["no answer in 0 s"]
+    assert events == ["no answer in 0 s"]
 
 
 def _own_address() -> str:
-    """An address of this machine, as the kernel would choose it; nothing is sent."""
+    """Return an address of this machine, chosen by the kernel; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
@@ -95,7 +95,7 @@ def _own_address() -> str:
         ("gpu.example", False),
     ],
 )
-def test_a_server_at_any_address_of_this_machine_is_here(host: str, here: bool) -> None:
-    """Its memory is this machine's, whichever way it is written."""
+def test_a_server_at_any_address_of_this_machine_is_local(host: str, here: bool) -> None:
+    """A server at any address of this machine, in any spelling, is local."""
     section: Any = BackendSection(kind="ollama", url=f"http://{host}:11434")
     assert server_is_here(section) is here

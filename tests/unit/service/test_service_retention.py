@@ -1,4 +1,4 @@
-"""Published jobs are removed by age, if the settings say so."""
+"""Removal of old published jobs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from spoolama.service.settings import KeepSection
 from spoolama.spool.layout import Spool
 
 
-def test_published_jobs_go_only_when_the_settings_say_so(tmp_path: Path) -> None:
-    """By default everything stays; else what is old goes whole, and its status with it."""
+def test_published_jobs_are_removed_only_by_setting(tmp_path: Path) -> None:
+    """By default every job stays; with the setting, old jobs are removed with their status."""
     spool = Spool(tmp_path)
     spool.create()
     (spool.done / "a-1").mkdir()
@@ -28,8 +28,8 @@ def test_published_jobs_go_only_when_the_settings_say_so(tmp_path: Path) -> None
     assert [p.name for p in spool.status.iterdir()] == ["b.csv.json"]
 
 
-def test_a_removal_that_was_cut_short_is_finished(tmp_path: Path) -> None:
-    """Half a job is never seen under its name, and does not stay for ever."""
+def test_an_interrupted_removal_is_finished(tmp_path: Path) -> None:
+    """An interrupted removal is finished later, and no half job is visible under its name."""
     spool = Spool(tmp_path)
     spool.create()
     (spool.done / ".going-a-1").mkdir()

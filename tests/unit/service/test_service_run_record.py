@@ -1,4 +1,4 @@
-"""The run record of a job, and what follows from the deaths in it."""
+"""The run record of a job and the effect of the deaths in it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def job_in(spool: Path) -> JobDir:
 
 
 def lives(*deaths: JobProgress, record: RunRecord | None = None, boot: str = BOOT) -> RunRecord:
-    """A job that begins and dies, with this progress in its ledger at each start after it."""
+    """A job that starts and dies, with this progress in its ledger at each later start."""
     record = record or RunRecord()
     for at, progress in enumerate(deaths):
         record = restarted(begun(record, BOOT), progress, boot, NOW + at)
@@ -70,34 +70,34 @@ def lives(*deaths: JobProgress, record: RunRecord | None = None, boot: str = BOO
         pytest.param([replace(READ, ended=n, answers=n) for n in range(10)], 0, id="a row in each life"),
     ],
 )
-def test_a_death_counts_without_progress_and_progress_takes_all_back(
+def test_a_death_counts_without_progress_and_progress_resets_the_count(
     found: list[JobProgress], deaths: int
 ) -> None:
-    """Progress is what is beyond the best so far."""
+    """A death counts only without progress, and progress beyond the best so far resets the count."""
     assert lives(*found).deaths == deaths
 
 
 def test_a_reboot_is_no_death() -> None:
-    """The machine went down, not the service; what counted before still counts."""
+    """A reboot is not a death, and earlier deaths still count."""
     twice = lives(JobProgress(), JobProgress())
     after = restarted(begun(twice, BOOT), JobProgress(), REBOOTED, NOW)
     assert (after.deaths, after.running) == (2, False)
 
 
 def test_a_run_that_ended_is_no_death() -> None:
-    """Published, paused, held or stopped: the mark is gone."""
+    """A run that was published, paused, held or stopped has no mark and is not a death."""
     assert restarted(ended(begun(RunRecord(), BOOT)), JobProgress(), BOOT, NOW).deaths == 0
 
 
 def test_the_time_of_the_first_death_stays() -> None:
-    """Until progress takes it back."""
+    """The time of the first death stays until progress resets it."""
     twice = lives(JobProgress(), JobProgress())
     assert twice.first_death_at == NOW
     assert restarted(twice, READ, BOOT, NOW).first_death_at is None
 
 
-def test_progress_in_a_run_that_was_stopped_takes_the_deaths_back() -> None:
-    """It need not have ended by a death."""
+def test_progress_in_a_stopped_run_resets_the_deaths() -> None:
+    """Progress in a run that ended in order resets the deaths."""
     stopped = ended(begun(lives(JobProgress(), JobProgress()), BOOT))
     assert restarted(stopped, READ, BOOT, NOW).deaths == 0
 
@@ -128,12 +128,12 @@ DIED_ONCE = RunRecord(deaths=1)
 def test_a_job_is_held_when_its_deaths_are_its_own(
     record: RunRecord, others: list[RunRecord], held: bool
 ) -> None:
-    """Three deaths, and a sign that the service works without this job."""
+    """A job is held after three deaths if the service works without it."""
     assert must_hold(record, others) is held
 
 
-def test_a_slow_load_under_an_impatient_administrator_is_not_held_beside_others() -> None:
-    """kill -9 in the middle of each load, whoever loads: all jobs have deaths, so none is at fault."""
+def test_jobs_that_are_all_killed_during_loads_are_not_held() -> None:
+    """If kill -9 hits each job during its load, all jobs have deaths and none is held."""
     records = [RunRecord(), RunRecord(), RunRecord()]
     for _ in range(12):
         turn = min(range(3), key=lambda n: records[n].deaths)
@@ -144,7 +144,7 @@ def test_a_slow_load_under_an_impatient_administrator_is_not_held_beside_others(
 
 
 def test_a_hold_outlives_starts_and_reboots() -> None:
-    """Nothing but a release takes it back."""
+    """A hold ends only by a release, not by a restart or a reboot."""
     held = replace(KILLER, held=True)
     for boot in (BOOT, REBOOTED):
         after = restarted(held, READ, boot, NOW)
@@ -152,21 +152,21 @@ def test_a_hold_outlives_starts_and_reboots() -> None:
     assert released(held) == RunRecord()
 
 
-def test_deaths_that_are_cleared_leave_the_progress() -> None:
-    """The same rows read again are no progress, whoever was at fault."""
+def test_resetting_deaths_keeps_the_progress() -> None:
+    """Reading the same rows again is no progress after the deaths are reset."""
     record = cleared(lives(READ, READ))
     assert (record.deaths, record.best) == (0, READ)
     assert lives(READ, record=record).deaths == 1
 
 
 def test_probation_grows_and_has_an_end() -> None:
-    """5 s, three times as much after each death, at most five minutes."""
+    """The wait is 5 s, triples with each death, and is at most five minutes."""
     assert [probation_s(n) for n in range(7)] == [0, 5, 15, 45, 135, 300, 300]
     assert probation_s(10**6) == 300
 
 
 def test_the_reason_names_deaths_rows_error_and_the_command(tmp_path: Path) -> None:
-    """The command is quoted for a shell, with the whole path."""
+    """The command in the reason is quoted for a shell and has the full path."""
     job = job_in(tmp_path / "my spool")
     text = held_reason(replace(KILLER, best=replace(READ, ended=12)), job)
     assert text == (
@@ -203,15 +203,13 @@ def test_the_reason_names_deaths_rows_error_and_the_command(tmp_path: Path) -> N
         ),
     ],
 )
-def test_a_job_that_waits_says_why_and_until_when(
-    record: RunRecord, others: list[RunRecord], text: str
-) -> None:
-    """And where several die alike, what that points to."""
+def test_a_waiting_job_gives_reason_and_time(record: RunRecord, others: list[RunRecord], text: str) -> None:
+    """If several jobs have deaths, the text names the probable cause."""
     assert delay_reason(record, others, "12:00") == text
 
 
 def test_the_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    """Every field, whatever it has."""
+    """Every field is read back as written, with any value."""
     job = job_in(tmp_path)
     assert read_record(job) == RunRecord()
     full = RunRecord(BOOT, True, 2, NOW, JobProgress(4, 2, 3, all_read=True), "E: x", True, True)
@@ -221,8 +219,8 @@ def test_the_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [b"", b"[]", b"{}", b'"x"', {"deaths": "x"}, {"best": None}, {"best": {}}])
-def test_a_damaged_record_blames_nobody(tmp_path: Path, change: bytes | dict[str, object]) -> None:
-    """It is as if there were none."""
+def test_a_damaged_record_counts_as_missing(tmp_path: Path, change: bytes | dict[str, object]) -> None:
+    """A damaged record counts as missing."""
     job = job_in(tmp_path)
     write_record(job, KILLER)
     path = job.path / run_record.RECORD_FILE

@@ -1,4 +1,4 @@
-"""Settings: defaults, file, environment, and what an administrator is told about mistakes."""
+"""Settings: defaults, file, environment, and the reports of mistakes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def wrong(path: Path | None, env: dict[str, str]) -> list[str]:
 
 
 def test_the_shipped_file_is_the_defaults() -> None:
-    """Leaving the file away changes nothing."""
+    """The shipped file gives the same settings as no file."""
     assert load_settings(SHIPPED, {}) == load_settings(None, {})
 
 
 def test_the_shipped_file_names_every_key_with_its_variable() -> None:
-    """An administrator finds each key, and beside it the variable that overrides it."""
+    """The shipped file has each key with the variable that overrides it."""
     text = SHIPPED.read_text()
     for variable, path, _ in variables():
         assert re.search(rf"^\s*{path[-1]}: .*# {variable}$", text, re.MULTILINE), variable
@@ -54,8 +54,8 @@ def test_the_shipped_file_names_every_key_with_its_variable() -> None:
         ("lanes: 1\n\tquiet_s: 2\n", ":2:1: YAML does not allow a tab here (indent with spaces)"),
     ],
 )
-def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
-    """Whoever made it can go there and knows what to write."""
+def test_a_mistake_is_reported_with_file_line_and_key(tmp_path: Path, text: str, expected: str) -> None:
+    """A mistake is reported with file, line, key and what to write."""
     path = tmp_path / "c.yaml"
     path.write_text(text)
     (line,) = wrong(path, {})
@@ -63,15 +63,15 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path: Path, text: str, ex
     assert line.endswith(expected)
 
 
-def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
-    """Nobody mends a file five times."""
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
+    """All mistakes are reported together."""
     path = tmp_path / "c.yaml"
     path.write_text("spol: x\nlanes: many\n")
     assert len(wrong(path, {"SPOOLAMA_LANS": "2", "SPOOLAMA_DRAIN_S": "soon"})) == 4
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
-    """Each kind of value can be overridden; an empty variable takes an optional one away."""
+    """The environment can override each kind of value, and an empty variable unsets an optional one."""
     path = tmp_path / "c.yaml"
     path.write_text("lanes: 2\nbackend: {kind: openai, url: 'http://a/v1'}\nkeep: {done_days: 3}\n")
     settings = load_settings(
@@ -95,18 +95,18 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["0,2", "[0, 2]", " 0 , 2 "])
 def test_a_list_can_come_from_the_environment(text: str) -> None:
-    """The cards that count, as a shell or YAML would say them."""
+    """A list of cards can be written as in a shell or in YAML."""
     assert load_settings(None, {"SPOOLAMA_VRAM__CARDS": text}).vram.cards == [0, 2]
 
 
-def test_marks_of_memory_are_in_order() -> None:
-    """High above critical is a slip of the pen."""
+def test_thresholds_of_memory_are_in_order() -> None:
+    """A high threshold above the critical one is an error."""
     with pytest.raises(ConfigError, match=r"vram.high is above vram.critical"):
         load_settings(None, {"SPOOLAMA_VRAM__HIGH": "0.95", "SPOOLAMA_VRAM__CRITICAL": "0.9"})
 
 
 def test_an_unknown_variable_is_an_error() -> None:
-    """A misspelled override must not be silently nothing."""
+    """An unknown variable is an error, because it may be a misspelled override."""
     assert wrong(None, {"SPOOLAMA_SPOLL": "x"}) == [
         "environment: SPOOLAMA_SPOLL: unknown setting (did you mean SPOOLAMA_SPOOL?)"
     ]
@@ -115,7 +115,9 @@ def test_an_unknown_variable_is_an_error() -> None:
 def test_relative_paths_are_relative_to_where_they_were_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the file: its directory. In the environment: the working directory."""
+    """A relative path in the file starts at its directory, and one in the environment at the
+    working directory.
+    """
     (tmp_path / "etc").mkdir()
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "etc" / "c.yaml"
@@ -125,5 +127,5 @@ def test_relative_paths_are_relative_to_where_they_were_written(
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """A wrong --config is the first thing people get wrong."""
+    """The error for a wrong --config names the file."""
     assert str(tmp_path / "no.yaml") in wrong(tmp_path / "no.yaml", {})[0]

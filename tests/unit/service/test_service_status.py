@@ -60,27 +60,27 @@ def running(
         (345_600, "4 d"),
     ],
 )
-def test_lengths_of_time_as_people_say_them(seconds: float, words: str) -> None:
-    """Two units at most."""
+def test_durations_have_at_most_two_units(seconds: float, words: str) -> None:
+    """A duration has at most two units."""
     assert duration(seconds) == words
 
 
 def test_the_status_line_has_rows_rate_and_time_left() -> None:
-    """What `systemctl status` shows of a long job."""
+    """The status line of a running job has rows, rate and time left."""
     assert status_line(running(470, {"answer_invalid": 2})) == (
         "c.csv: 472 of 170,000 rows (0 %), 4.7 rows/s, about 9 h 59 min left; 2 failed (2 answer_invalid)."
     )
 
 
-def test_the_status_line_says_what_is_waited_for() -> None:
-    """A wait is not shown as progress."""
+def test_the_status_line_gives_the_reason_of_a_wait() -> None:
+    """A waiting job shows the reason of the wait and no progress."""
     line = status_line(running(470, {}, "waiting for the server: connection refused", waiting=True))
     assert line.startswith("c.csv: waiting for the server: connection refused; 470 of 170,000 rows")
 
 
 @pytest.mark.parametrize("waiting", [False, True])
-def test_the_status_line_says_what_is_done_besides_rows(waiting: bool) -> None:
-    """A pilot, or the audit of a segment, is not taken for a standstill; a wait comes before it."""
+def test_the_status_line_shows_pilot_and_audit(waiting: bool) -> None:
+    """A pilot or the audit of a segment is shown as work, and a wait is shown first."""
     state = running(470, {}, "answering" if not waiting else "waiting for the server: no", waiting=waiting)
     assert state.running is not None
     progress = state.running.progress
@@ -102,32 +102,32 @@ def test_the_status_line_says_what_is_done_besides_rows(waiting: bool) -> None:
 
 
 def test_harm_is_shown_while_the_job_runs() -> None:
-    """In the line for systemd, and in status/service.txt."""
+    """The line for systemd and status/service.txt show harm while the job runs."""
     state = running(470, {}, "answering")
     assert state.running is not None
     state.running.progress.harm = "the conversation changes about 12 % of the answers"
-    said = "arning: the conversation changes about 12 % of the answers"
-    assert f"; w{said}." in status_line(state)
+    warning = "arning: the conversation changes about 12 % of the answers"
+    assert f"; w{warning}." in status_line(state)
     payload = service_payload(state)
     assert payload["running"]["harm"] == state.running.progress.harm
-    assert f"  W{said}\n" in service_text(payload, 0.0)
+    assert f"  W{warning}\n" in service_text(payload, 0.0)
 
 
 def test_before_the_first_row_no_number_is_made_up() -> None:
-    """No rate, no time left."""
+    """Before the first row there is no rate and no time left."""
     payload = service_payload(running(0, {}, "loading m"))
     assert (payload["running"]["rows_per_s"], payload["running"]["eta"]) == (None, None)
     assert rows_text(payload["running"]) == "0 of 170,000 rows (0 %)"
 
 
-def test_failures_are_told_by_class_the_most_frequent_first() -> None:
-    """And not at all if there are none."""
+def test_failures_are_listed_by_class_most_frequent_first() -> None:
+    """Failures are listed by class, most frequent first, and not at all without any."""
     assert failures_text({"a": 1, "b": 1200}) == "1,201 failed (1,200 b, 1 a)"
     assert failures_text({}) == ""
 
 
 def test_the_text_for_people_has_the_running_job_and_the_server() -> None:
-    """One screen, made from the same payload as the JSON."""
+    """One screen is made from the same payload as the JSON."""
     state = running(470, {})
     state.server.away = "connection refused"
     text = service_text(service_payload(state), 1_800_000_000)
@@ -136,20 +136,20 @@ def test_the_text_for_people_has_the_running_job_and_the_server() -> None:
 
 
 class _Machine:
-    """One with 64 GB, a quarter of it in use, and a process that holds a model."""
+    """A machine with 64 GB, a quarter of it in use, and a model process."""
 
     def host(self) -> Host:
         return Host(64 * GB, 48 * GB)
 
     def look_again(self) -> None:
-        """Nothing is kept."""
+        """Nothing is cached."""
 
     def runners(self, pids: object = ()) -> tuple[Runner, ...]:
         return (Runner(7, "llama-server", 9 * GB),)
 
 
 def watched(state: ServiceState, scene: Scene, *, machine: bool = True) -> ServiceState:
-    """Memory was looked at once, with a level that follows at once."""
+    """A watchdog with one reading, whose level changes at once."""
     cards = CardThread(ScriptedCards([(0, scene)], state.clock), state.clock)
     cards.read_once()
     host = InlineHost(_Machine(), state.clock) if machine else None
@@ -163,54 +163,58 @@ def service_txt(state: ServiceState) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("used", "said"),
+    ("used", "expected"),
     [
         (13.0, None),
         (14.3, "; memory is high: GPU memory: 14.3 GB of 16.0 GB in use"),
         (15.5, "; memory is critical: GPU memory: 15.5 GB of 16.0 GB in use"),
     ],
 )
-def test_the_status_line_tells_of_memory_where_it_is_tense(used: float, said: str | None) -> None:
-    """Beside a running job and when idle; while it is ok the line stays short."""
+def test_the_status_line_shows_memory_at_a_high_level(used: float, expected: str | None) -> None:
+    """The status line shows memory at a high level, beside a running job and when idle, and not
+    while it is ok.
+    """
     idle = ServiceState(VirtualClock(), ServerState("ollama", "http://here"), phase="working")
 
     for state in (running(470, {}), idle):
         line = status_line(watched(state, (card(used),)))
-        assert line.endswith(f"{said}." if said else line)
-        assert ("memory is" in line) == (said is not None)
+        assert line.endswith(f"{expected}." if expected else line)
+        assert ("memory is" in line) == (expected is not None)
 
 
-def test_the_status_line_does_not_tell_of_memory_twice() -> None:
-    """A phase that waits for it has the words already."""
+def test_the_status_line_shows_memory_once() -> None:
+    """If a phase already says that it waits for memory, the line does not repeat it."""
     state = running(470, {}, "waiting for memory: GPU memory: 15.5 GB of 16.0 GB in use", waiting=True)
 
     assert status_line(watched(state, (card(15.5),))).count("15.5 GB") == 1
 
 
 def test_the_text_for_people_has_memory() -> None:
-    """What decides, each of several cards, and this machine; the sizes in bytes for programs."""
+    """The text shows the memory that decides, each of several cards and the machine; programs get bytes."""
     state = watched(running(470, {}), (card(14.5), card(15, 24, index=1, mig="2")))
     text = service_txt(state)
 
-    # Nothing of ours is on a card that is known, so the one with most room counts.
+    # Our model is on no known card, so the one with most room counts.
     at = text.index("Memory: ok, GPU 1: 15.0 GB of 24.0 GB in use")
     assert text[at + 1 : at + 4] == [
         "  GPU 0: 14.5 GB of 16.0 GB in use",
         "  GPU 1 MIG 2: 15.0 GB of 24.0 GB in use",
         "  this machine: 16.0 GB of 64.0 GB in use",
     ]
-    told = service_payload(state)["memory"]
-    assert told["cards"][0] == {
+    memory = service_payload(state)["memory"]
+    assert memory["cards"][0] == {
         "index": 0,
         "mig": None,
         "used_bytes": round(14.5 * GB),
         "total_bytes": 16 * GB,
     }
-    assert (told["level"], told["model_processes_rss_bytes"]) == ("ok", 9 * GB)
+    assert (memory["level"], memory["model_processes_rss_bytes"]) == ("ok", 9 * GB)
 
 
-def test_memory_that_is_not_watched_is_not_told_as_ok() -> None:
-    """Without cards the machine's level is told, and why there are none; of a server elsewhere only why."""
+def test_unwatched_memory_is_not_shown_as_ok() -> None:
+    """Without cards the machine's level and the reason are shown, and for a server elsewhere
+    only the reason.
+    """
     reason = NoReading("no NVIDIA driver on this machine", lasting=True)
     here = service_txt(watched(running(470, {}), reason))
     assert "Memory: ok, 16.0 GB of 64.0 GB of this machine's memory in use" in here

@@ -1,4 +1,4 @@
-"""The wrapper over sdnotify: UTF-8, never blocking, never raising."""
+"""The wrapper of sdnotify: UTF-8, never blocking, never raising."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.notify_socket import NotifySocket
 
 
 def test_a_status_beyond_latin_1_arrives_as_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """sdnotify alone would lose it, and latin-1 would clear the unit's status."""
+    """The status is sent as UTF-8, because latin-1 would clear the unit's status."""
     with NotifySocket(tmp_path / "n") as systemd:
         monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
         notifier = Notifier()
@@ -23,7 +23,7 @@ def test_a_status_beyond_latin_1_arrives_as_utf_8(tmp_path: Path, monkeypatch: p
 
 
 def test_a_full_queue_neither_blocks_nor_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A systemd that does not read must not stop the service."""
+    """A full socket queue neither blocks nor raises."""
     with NotifySocket(tmp_path / "n") as systemd:
         monkeypatch.setenv("NOTIFY_SOCKET", str(systemd.path))
         notifier = Notifier()
@@ -38,7 +38,7 @@ def test_a_full_queue_neither_blocks_nor_raises(tmp_path: Path, monkeypatch: pyt
 def test_without_systemd_nothing_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
 ) -> None:
-    """The service also runs without a socket, or with one that no longer exists."""
+    """The service runs without a socket, or with one that no longer exists."""
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     notifier = Notifier({} if address is None else {"NOTIFY_SOCKET": str(tmp_path / address)})
     notifier.ready()
@@ -58,5 +58,5 @@ def test_without_systemd_nothing_is_sent(
     ],
 )
 def test_pings_come_twice_as_often_as_asked(env: dict[str, str], expected: float | None) -> None:
-    """And only from the process that is meant."""
+    """Pings are sent at half the interval, and only by the process that systemd names."""
     assert watchdog_interval(env) == expected

@@ -1,4 +1,4 @@
-"""A spool to try things in, and a clock in hand."""
+"""An empty spool and a manual clock."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def spool(tmp_path: Path) -> Spool:
 
 @pytest.fixture
 def clock() -> HandClock:
-    """A clock in hand."""
+    """A manual clock."""
     return HandClock()

@@ -1,4 +1,4 @@
-"""Claiming and settling: out of the uploader's reach, and frozen."""
+"""Claiming and settling: uploads leave the uploader's directory and no longer change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def taken(spool: Spool) -> JobDir:
 
 
 def leases_work(path: Path) -> bool:
-    """Whether this file system and this user can ask for leases at all."""
+    """Whether this file system and this user support leases."""
     path.write_bytes(b"")
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -52,7 +52,7 @@ def leases_work(path: Path) -> bool:
 
 
 def test_a_claim(spool: Spool) -> None:
-    """Both files move under their own names; the claim can be read back the same."""
+    """Both files keep their names, and the claim is read back equal."""
     job = claim(spool, dropped(spool), clock=SystemClock(), token=lambda: "k3f9")
     assert job.path.parent == spool.processing
     assert job.name.endswith("-k3f9")
@@ -64,35 +64,35 @@ def test_a_claim(spool: Spool) -> None:
     assert read_job(job.path) == job
 
 
-def test_the_same_name_twice_is_two_jobs(spool: Spool) -> None:
-    """Within one second, and even when the random characters repeat, nothing is overwritten."""
+def test_two_uploads_of_one_name_are_two_jobs(spool: Spool) -> None:
+    """Two claims of one name within a second get two names, even with equal random characters."""
     tokens = iter(["aaaa", "aaaa", "bbbb", "bbbb", "cccc"])
 
     class Still(SystemClock):
         def time(self) -> float:
             return 1_790_000_000.0
 
-    def again() -> JobDir:
+    def claim_again() -> JobDir:
         return claim(spool, dropped(spool), clock=Still(), token=lambda: next(tokens))
 
-    first, second = again(), again()
+    first, second = claim_again(), claim_again()
     second.path.rename(spool.done / second.name)
-    assert [j.name[-4:] for j in (first, second, again())] == ["aaaa", "bbbb", "cccc"]
+    assert [j.name[-4:] for j in (first, second, claim_again())] == ["aaaa", "bbbb", "cccc"]
 
 
 @pytest.mark.parametrize(
     "name", ["-rf.csv", "é 評.csv", "new\nline.csv", os.fsdecode(b"\xff.csv"), "x" * 251 + ".csv"]
 )
-def test_odd_names_survive_the_claim(spool: Spool, name: str) -> None:
-    """Whatever its name, the file keeps it, and the claim knows it."""
+def test_any_name_survives_the_claim(spool: Spool, name: str) -> None:
+    """A file keeps any name in a claim."""
     job = claim(spool, dropped(spool, name, None), clock=SystemClock())
     assert read_job(job.path).data.name == name
     assert os.fsencode(name) in [os.fsencode(p.name) for p in job.path.iterdir()]
 
 
 @pytest.mark.parametrize("gone", ["a.csv", "a.yaml"])
-def test_a_drop_taken_back_is_put_back(spool: Spool, gone: str) -> None:
-    """If one half is gone when we come, the other is left where it was."""
+def test_half_an_upload_is_put_back(spool: Spool, gone: str) -> None:
+    """If one half is gone at the claim, the other stays in incoming."""
     drop = dropped(spool)
     (spool.incoming / gone).unlink()
     with pytest.raises(DropGone):
@@ -102,7 +102,7 @@ def test_a_drop_taken_back_is_put_back(spool: Spool, gone: str) -> None:
 
 
 def test_a_drop_replaced_during_the_claim_keeps_both(spool: Spool) -> None:
-    """The uploader takes the sidecar away and drops new data meanwhile: old and new data both live."""
+    """If the uploader replaces sidecar and data during the claim, both the old and the new data survive."""
 
     class Racing(Disk):
         def rename(self, source: Path, target: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_drop_replaced_during_the_claim_keeps_both(spool: Spool) -> None:
 
 
 def test_a_default_sidecar_is_copied_in(spool: Spool, tmp_path: Path) -> None:
-    """The administrator's file stays; the job has a copy and knows where it came from."""
+    """The administrator's sidecar stays, and the job has a copy and its path."""
     default = tmp_path / "ours.yaml"
     default.write_bytes(b"model: ours\n")
     dropped(spool, sidecar=None)
@@ -128,8 +128,8 @@ def test_a_default_sidecar_is_copied_in(spool: Spool, tmp_path: Path) -> None:
     assert default.exists()
 
 
-def test_a_missing_default_sidecar_is_the_administrators_to_mend(spool: Spool, tmp_path: Path) -> None:
-    """The drop stays where it is."""
+def test_a_missing_default_sidecar_is_an_error_for_the_administrator(spool: Spool, tmp_path: Path) -> None:
+    """A missing default sidecar leaves the upload in incoming, with the path in the error."""
     dropped(spool, sidecar=None)
     with pytest.raises(ConfigError, match=r"default\.yaml cannot be read"):
         claim(spool, Drop("a.csv", None, 1.0, 10, tmp_path / "default.yaml"), clock=SystemClock())
@@ -138,8 +138,8 @@ def test_a_missing_default_sidecar_is_the_administrators_to_mend(spool: Spool, t
 
 
 @pytest.mark.parametrize("damage", [None, b"", b"{}", b'{"data": 3}', b"[1]", b"\xff"])
-def test_a_damaged_claim_is_said(spool: Spool, damage: bytes | None) -> None:
-    """A directory whose claim is missing or broken is not taken for a job."""
+def test_a_damaged_claim_is_reported(spool: Spool, damage: bytes | None) -> None:
+    """A directory without a valid claim file is not a job."""
     job = taken(spool)
     (job.path / CLAIM_FILE).unlink()
     if damage is not None:
@@ -149,7 +149,7 @@ def test_a_damaged_claim_is_said(spool: Spool, damage: bytes | None) -> None:
 
 
 def test_settled(spool: Spool) -> None:
-    """Nobody writes, and the kernel said so."""
+    """A lease shows that no process has the files open for writing."""
     job = taken(spool)
     if not leases_work(spool.root / "probe"):
         pytest.skip("leases are not to be had on this file system by this user")
@@ -157,8 +157,8 @@ def test_settled(spool: Spool) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.yaml"])
-def test_an_open_writer_is_waited_for(spool: Spool, name: str) -> None:
-    """A process that had either file open before the claim and goes on writing is seen, until it ends."""
+def test_settling_waits_for_an_open_writer(spool: Spool, name: str) -> None:
+    """Settling waits for a process that has either file open for writing."""
     if not leases_work(spool.root / "probe"):
         pytest.skip("leases are not to be had on this file system by this user")
     drop = dropped(spool)
@@ -177,7 +177,7 @@ def test_an_open_writer_is_waited_for(spool: Spool, name: str) -> None:
 
 
 def test_no_lease_is_left_behind(tmp_path: Path) -> None:
-    """Once asked, the kernel holds up nobody who opens the file."""
+    """After the check no lease delays a process that opens the file."""
     if not leases_work(tmp_path / "a"):
         pytest.skip("leases are not to be had on this file system by this user")
     with (tmp_path / "a").open("rb") as file:
@@ -185,16 +185,18 @@ def test_no_lease_is_left_behind(tmp_path: Path) -> None:
         assert fcntl.fcntl(file, fcntl.F_GETLEASE) == fcntl.F_UNLCK
 
 
-def test_without_leases_it_goes_on_and_says_so(spool: Spool) -> None:
-    """On NFS, or without the capability, the quiet time has to do."""
+def test_settling_without_leases_continues_and_reports_it(spool: Spool) -> None:
+    """Without leases, as on NFS, settling relies on the quiet time and reports it."""
     found = settle(taken(spool), ask=lambda _: Lease(writer=False, denied="Permission denied"))
     assert found == SettledFiles(
         "the kernel cannot tell whether a.csv is still being written to: Permission denied"
     )
 
 
-def test_settling_refuses_what_cannot_be_frozen(spool: Spool, tmp_path: Path) -> None:
-    """A second name, a link, a directory, a FIFO, nothing: each is refused in words, none blocks."""
+def test_settling_refuses_files_that_can_change(spool: Spool, tmp_path: Path) -> None:
+    """A hard link, symlink, directory, FIFO or missing file is refused with its reason and
+    without blocking.
+    """
     found = {}
     for kind in ("hard_linked", "not_regular", "directory", "fifo", "vanished"):
         job = taken(spool)
@@ -222,8 +224,8 @@ def test_settling_refuses_what_cannot_be_frozen(spool: Spool, tmp_path: Path) ->
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights for a moment")
-def test_settling_refuses_what_it_may_not_read(tmp_path: Path) -> None:
-    """An upload of mode 0600 by another user can be renamed, but not read."""
+def test_settling_refuses_unreadable_files(tmp_path: Path) -> None:
+    """An upload of mode 0600 by another user can be renamed but not read, and is refused."""
     for parent in [tmp_path, *tmp_path.parents][:3]:
         parent.chmod(parent.stat().st_mode | 0o055)
     spool = Spool(tmp_path / "spool")
@@ -242,13 +244,13 @@ def test_settling_refuses_what_it_may_not_read(tmp_path: Path) -> None:
 
 
 def test_the_hash_is_that_of_sha256sum(tmp_path: Path) -> None:
-    """What people put into `expect.sha256`."""
+    """The hash equals that of sha256sum, which people put into `expect.sha256`."""
     (tmp_path / "a.csv").write_bytes(b"a\nb")
-    told = subprocess.check_output(["sha256sum", tmp_path / "a.csv"]).split()[0].decode()
-    assert sha256_of(tmp_path / "a.csv") == told
+    expected = subprocess.check_output(["sha256sum", tmp_path / "a.csv"]).split()[0].decode()
+    assert sha256_of(tmp_path / "a.csv") == expected
 
 
 def test_the_claim_file_is_for_people_too(spool: Spool) -> None:
-    """claim.json says in plain JSON what was taken."""
+    """claim.json is readable JSON about what was claimed."""
     body = json.loads((taken(spool).path / CLAIM_FILE).read_bytes())
     assert (body["data"], body["sidecar"], body["version"]) == ("a.csv", "a.yaml", 1)

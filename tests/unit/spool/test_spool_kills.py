@@ -1,4 +1,4 @@
-"""Killed at any call that changes the disk, a drop is never lost and always comes to a good end."""
+"""If the service is killed at any call that changes the disk, no upload is lost and each is processed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = ["with its sidecar", "alone", "with the default sidecar"]
 
 
 def dropped(root: Path, kind: str) -> tuple[Spool, Drop]:
-    """A spool with one drop in incoming."""
+    """A spool with one upload in incoming."""
     spool = Spool(root)
     spool.create()
     (spool.incoming / "a.csv").write_bytes(DATA)
@@ -39,7 +39,7 @@ def dropped(root: Path, kind: str) -> tuple[Spool, Drop]:
 
 
 def contents(root: Path) -> dict[bytes, int]:
-    """What lies anywhere below, and how many files (not names) have it."""
+    """Return the contents of all files below and the number of files (not names) with each."""
     inodes = {(f.stat().st_ino, f.read_bytes()) for f in root.rglob("*") if f.is_file()}
     found: dict[bytes, int] = {}
     for _, data in inodes:
@@ -48,7 +48,7 @@ def contents(root: Path) -> dict[bytes, int]:
 
 
 def until_it_survives(tmp_path: Path, attempt: Callable[[Path, int], bool]) -> int:
-    """Call `attempt(root, n)` for n = 1, 2, ... until it says that nothing was left to kill."""
+    """Call `attempt(root, n)` for n = 1, 2, ... until it reports that no call was left to kill."""
     for n in range(1, 200):
         root = tmp_path / "world"
         shutil.rmtree(root, ignore_errors=True)
@@ -59,7 +59,7 @@ def until_it_survives(tmp_path: Path, attempt: Callable[[Path, int], bool]) -> i
 
 
 def whole(spool: Spool, drop: Drop) -> None:
-    """The drop was never lost, wherever it is."""
+    """Check that the upload is complete, wherever it is."""
     found = contents(spool.root)
     assert found.get(DATA) == 1
     if drop.sidecar:
@@ -67,7 +67,7 @@ def whole(spool: Spool, drop: Drop) -> None:
 
 
 def prepared(job: JobDir) -> None:
-    """A job that is through: a ledger, and a report in out/."""
+    """A finished job with a ledger and a report in out/."""
     for tail in ("", "-wal", "-shm"):
         job.path.joinpath(job.ledger.name + tail).write_bytes(b"ledger" + tail.encode())
     out = open_out(job, disk=ScriptedDisk())
@@ -77,7 +77,7 @@ def prepared(job: JobDir) -> None:
 
 
 def ended_well(spool: Spool, where: str, kind: str) -> None:
-    """Published once, complete, and nothing left behind."""
+    """Check that the job is published once and completely, with nothing left behind."""
     (job,) = list((spool.root / where).iterdir())
     names = {str(f.relative_to(job)) for f in job.rglob("*") if f.is_file()}
     uploads = {KINDS[0]: {"a.csv", "a.yaml"}, KINDS[1]: {"a.csv"}, KINDS[2]: {"a.csv", "default.yaml"}}[kind]
@@ -91,7 +91,7 @@ def ended_well(spool: Spool, where: str, kind: str) -> None:
 
 
 def go_on(spool: Spool, drop: Drop, where: Literal["done", "failed"]) -> None:
-    """Start again after a death, as the service does, and work everything off."""
+    """Restart after a death, as the service does, and process everything."""
     found = recover(spool, disk=ScriptedDisk())
     whole(spool, drop)
     assert not spool.quarantine.exists(), found.actions
@@ -108,7 +108,7 @@ def go_on(spool: Spool, drop: Drop, where: Literal["done", "failed"]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_claim_killed_anywhere(tmp_path: Path, kind: str) -> None:
-    """Whatever call is the last, the drop is whole, in a known state, and goes on at the next start."""
+    """After a kill at any call the upload is complete, in a known state, and processed at the next start."""
 
     def attempt(root: Path, n: int) -> bool:
         spool, drop = dropped(root, kind)
@@ -133,7 +133,7 @@ def test_a_claim_killed_anywhere(tmp_path: Path, kind: str) -> None:
 def test_a_publication_killed_anywhere(
     tmp_path: Path, kind: str, refuse: dict[str, int], where: Literal["done", "failed"]
 ) -> None:
-    """Whatever call of a publication is the last, the job is published once and complete in the end."""
+    """After a kill at any call the job is published once and completely in the end."""
 
     def attempt(root: Path, n: int) -> bool:
         spool, drop = dropped(root, kind)
@@ -157,7 +157,7 @@ def test_a_publication_killed_anywhere(
 
 
 def deaths_before_recovery(root: Path) -> Iterator[tuple[Spool, Drop]]:
-    """Every world that a death in a claim or in a publication leaves behind."""
+    """Return every state that a death in a claim or a publication leaves."""
     for refuse in ({}, {"link": errno.EPERM}):
         for step in ("claim", "publish"):
             for n in range(1, 200):
@@ -178,7 +178,7 @@ def deaths_before_recovery(root: Path) -> Iterator[tuple[Spool, Drop]]:
 
 
 def test_a_recovery_killed_anywhere(tmp_path: Path) -> None:
-    """A recovery may itself be killed, again and again at the next call, and still comes to the good end."""
+    """A recovery that is killed repeatedly at the next call still completes."""
     worlds = 0
     for spool, drop in deaths_before_recovery(tmp_path / "world"):
         worlds += 1
@@ -195,7 +195,7 @@ def test_a_recovery_killed_anywhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
 def test_a_claim_that_fails_anywhere_is_undone(tmp_path: Path, number: int) -> None:
-    """An error at any call of a claim leaves the drop in incoming as it was, and nothing in processing."""
+    """An error at any call of a claim leaves the upload in incoming unchanged and nothing in processing."""
 
     def attempt(root: Path, n: int) -> bool:
         spool, drop = dropped(root, KINDS[0])
@@ -211,7 +211,7 @@ def test_a_claim_that_fails_anywhere_is_undone(tmp_path: Path, number: int) -> N
 
 
 def test_an_undo_killed_anywhere(tmp_path: Path) -> None:
-    """A claim that failed at its last call and was killed while being undone is mended at the next start."""
+    """A claim that failed at its last call and was killed during the undo is repaired at the next start."""
     spool, drop = dropped(tmp_path / "whole", KINDS[0])
     disk = ScriptedDisk()
     claim(spool, drop, clock=SystemClock(), disk=disk)
@@ -231,7 +231,7 @@ def test_an_undo_killed_anywhere(tmp_path: Path) -> None:
 
 
 def test_a_publication_without_room_can_be_tried_again(tmp_path: Path) -> None:
-    """ENOSPC at any call leaves the job in processing, or published; the same call, with room, ends well."""
+    """ENOSPC at any call leaves the job in processing or published, and with room the same call succeeds."""
 
     def attempt(root: Path, n: int) -> bool:
         spool, drop = dropped(root, KINDS[0])
@@ -253,7 +253,7 @@ def test_a_publication_without_room_can_be_tried_again(tmp_path: Path) -> None:
 
 
 def test_everything_is_on_the_disk_before_it_is_published(tmp_path: Path) -> None:
-    """All of done/JOB was synced before the rename, and done/ itself before anything was removed."""
+    """All of done/JOB is synced before the rename, and done/ itself before anything is removed."""
     spool, drop = dropped(tmp_path / "spool", KINDS[0])
     job = claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())
     prepared(job)
@@ -268,7 +268,7 @@ def test_everything_is_on_the_disk_before_it_is_published(tmp_path: Path) -> Non
 
 
 def test_a_failed_fsync_is_final(tmp_path: Path) -> None:
-    """After EIO nothing is synced again and nothing is published; a new out/ with new files is, later."""
+    """After EIO nothing is synced or published again until a new out/ with new files exists."""
     spool, drop = dropped(tmp_path / "spool", KINDS[0])
     job = claim(spool, drop, clock=SystemClock(), disk=ScriptedDisk())
     prepared(job)

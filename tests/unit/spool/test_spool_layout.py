@@ -1,4 +1,4 @@
-"""The spool's directories, and writes that last."""
+"""The spool's directories and durable writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def entries(spool: Spool) -> list[str]:
 
 @pytest.mark.parametrize(("shared", "incoming"), [(False, 0o755), (True, 0o3770)])
 def test_create(tmp_path: Path, shared: bool, incoming: int) -> None:
-    """Five directories, whatever the umask; processing is private."""
+    """The five directories have fixed permissions regardless of the umask, and processing is private."""
     old = os.umask(0o077)
     try:
         spool = Spool(tmp_path / "deep" / "spool")
@@ -47,15 +47,15 @@ def test_create(tmp_path: Path, shared: bool, incoming: int) -> None:
 
 
 def test_create_again_respects_the_administrator(spool: Spool) -> None:
-    """A second create closes processing and leaves all other permissions alone."""
+    """A second create closes processing and keeps all other permissions."""
     spool.incoming.chmod(0o2775)
     spool.processing.chmod(0o755)
     spool.create(shared=True)
     assert (mode(spool.incoming), mode(spool.processing)) == (0o2775, 0o700)
 
 
-def test_proof_leaves_nothing_behind(spool: Spool) -> None:
-    """A proven spool is as empty as before."""
+def test_the_check_leaves_nothing_behind(spool: Spool) -> None:
+    """The check leaves the spool empty."""
     spool.prove()
     assert entries(spool) == []
 
@@ -70,20 +70,22 @@ def test_proof_leaves_nothing_behind(spool: Spool) -> None:
         (errno.EACCES, SpoolError, "must belong to this user"),
     ],
 )
-def test_proof_says_what_is_wrong(spool: Spool, number: int, kind: type[SpoolError], words: str) -> None:
-    """Whichever call fails, the reason is one an administrator can act on, and no probe stays."""
-    said = []
+def test_the_check_reports_each_failure(
+    spool: Spool, number: int, kind: type[SpoolError], words: str
+) -> None:
+    """If any call fails, the error says what an administrator can do, and no probe file stays."""
+    messages = []
     for n in range(1, 20):
         disk = ScriptedDisk(fail_at=n, fail_with=number)
         try:
             spool.prove(disk=disk)
         except kind as e:
-            said.append(str(e))
+            messages.append(str(e))
             assert entries(spool) == []
         else:
             break
-    assert len(said) == 9
-    assert all(re.search(words, text) for text in said)
+    assert len(messages) == 9
+    assert all(re.search(words, text) for text in messages)
 
 
 def spoil(spool: Spool, what: str) -> None:
@@ -99,10 +101,10 @@ def spoil(spool: Spool, what: str) -> None:
     ("what", "words"),
     [("missing", "failed is missing.*spoolama init"), ("open", "chmod 700"), ("sticky", "sticky bit.*chown")],
 )
-def test_proof_sees_what_a_probe_cannot(
+def test_the_check_finds_what_a_probe_cannot(
     spool: Spool, monkeypatch: pytest.MonkeyPatch, what: str, words: str
 ) -> None:
-    """A missing directory, an open processing/, a sticky incoming/ of another owner."""
+    """A missing directory, an open processing/ and a sticky incoming/ of another owner are errors."""
     spoil(spool, what)
     if what == "sticky":
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -110,8 +112,8 @@ def test_proof_sees_what_a_probe_cannot(
         spool.prove()
 
 
-def test_exdev_on_real_mounts_is_what_the_probe_is_for(spool: Spool) -> None:
-    """A processing/ on another file system is found out by the rename itself."""
+def test_the_probe_detects_exdev_on_real_mounts(spool: Spool) -> None:
+    """A processing/ on another file system is detected by the rename of a probe file."""
     other = Path("/dev/shm")
     if not other.is_dir() or other.stat().st_dev == spool.root.stat().st_dev:
         pytest.skip("no second file system at hand")
@@ -139,7 +141,7 @@ def test_rename_new_never_replaces(
     prepare: Callable[[pytest.MonkeyPatch], None],
     directory: bool,
 ) -> None:
-    """A taken name, even a dangling link's, is an error; a free one is taken."""
+    """Renaming to an existing name, even a dangling link, is an error, and to a free one succeeds."""
     prepare(monkeypatch)
     source, taken = tmp_path / "source", tmp_path / "taken"
     if directory:
@@ -158,7 +160,7 @@ def test_rename_new_never_replaces(
 
 
 def test_write_atomic(tmp_path: Path) -> None:
-    """Synced, renamed, and the directory synced: in this order, with the wanted mode, over an older file."""
+    """A write syncs, renames over the older file with the wanted mode, and syncs the directory."""
     path = tmp_path / ("x" * 255)
     path.write_bytes(b"old")
     disk = ScriptedDisk()
@@ -172,7 +174,7 @@ def test_write_atomic(tmp_path: Path) -> None:
 @pytest.mark.parametrize("write", [write_atomic, write_replace])
 @pytest.mark.parametrize("call", ["create", "write", "fsync", "rename"])
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, write: Callable[..., None], call: str) -> None:
-    """Whatever fails, the old content stays and no temporary file does."""
+    """If any call fails, the old content stays and no temporary file is left."""
     path = tmp_path / "a"
     path.write_bytes(b"old")
     disk = ScriptedDisk(refuse={call: errno.ENOSPC})
@@ -186,8 +188,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, write: Callable[...,
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_failed_close_is_heard(tmp_path: Path) -> None:
-    """What a network file system says only at close is not lost."""
+def test_a_failed_close_is_raised(tmp_path: Path) -> None:
+    """An error that a network file system reports at close is raised."""
 
     class Late(Disk):
         def close(self, fd: int) -> None:
@@ -199,15 +201,15 @@ def test_a_failed_close_is_heard(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_write_goes_on_after_a_short_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel may take less than was given."""
+def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short write of the kernel is continued."""
     real = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:3]))
     write_atomic(tmp_path / "a", b"0123456789")
     assert (tmp_path / "a").read_bytes() == b"0123456789"
 
 
-def test_other_errors_pass_as_they_are() -> None:
-    """Only what needs words gets words."""
+def test_other_errors_pass_unchanged() -> None:
+    """Errors without a special message pass unchanged."""
     with pytest.raises(NotADirectoryError), in_words("trying"):
         raise NotADirectoryError(errno.ENOTDIR, "x")

@@ -1,4 +1,4 @@
-"""The ledger: in order, durable before counted, and whole after any end of the process."""
+"""The ledger: ordered, durable before counted, and complete after any end of the process."""
 
 from __future__ import annotations
 
@@ -58,33 +58,33 @@ def answered(ordinal: int, *, segment: int = 0, isolated: bool = False, attempts
 
 
 async def filled(path: Path, rows: int, **kwargs: object) -> JobLedger:
-    """A ledger with that many rows."""
+    """A ledger with this many rows."""
     ledger = JobLedger(path, SystemClock(), **kwargs)  # type: ignore[arg-type]
     await ledger.take_in([row(i) for i in range(rows)])
     return ledger
 
 
 def test_rows_are_announced_only_once_the_disk_has_them(tmp_path: Path) -> None:
-    """`on_durable` tells exactly the rows that ended, after the commit that reaches the disk."""
+    """`on_durable` gets exactly the rows that ended, after the commit that reaches the disk."""
 
     async def main() -> None:
-        seen: list[Durable] = []
-        ledger = await filled(tmp_path / "l", 5, on_durable=seen.append, group_s=60.0)
+        announced: list[Durable] = []
+        ledger = await filled(tmp_path / "l", 5, on_durable=announced.append, group_s=60.0)
         await ledger.flush()
         ledger.answered(answered(0))
         ledger.answered(answered(1))
         ledger.failed(Failed(2, "answer_cut", "cut", 4))
-        assert seen == []
+        assert announced == []
         await ledger.flush()
-        assert seen == [Durable(2, {"answer_cut": 1})]
+        assert announced == [Durable(2, {"answer_cut": 1})]
         assert await ledger.meta("syncs") == 2, "one for each flush, none for each row"
         await ledger.close()
 
     asyncio.run(main())
 
 
-def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
-    """A killed process loses nothing that the ledger's thread has taken, marks of tries included."""
+def test_committed_rows_survive_kill_9(tmp_path: Path) -> None:
+    """After a kill the ledger has everything that its thread committed, marks of attempts included."""
     program = f"""
 import asyncio, os, signal, sys
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
@@ -118,8 +118,10 @@ asyncio.run(main())
     asyncio.run(resume())
 
 
-def test_what_a_failed_row_says_of_itself_has_bounded_length(tmp_path: Path) -> None:
-    """A name of 900 kB in a template fails each row that meets it; the model's own answer is kept whole."""
+def test_the_error_of_a_failed_row_has_bounded_length(tmp_path: Path) -> None:
+    """The error of a failed row is cut, as for a name of 900 kB in a template, and the model's
+    answer is complete.
+    """
     long = "a" * 900_000
     error = RowError("template_undefined", long, details={"field": long})
     assert len(error.message) + len(str(error.details)) < 4_000
@@ -146,7 +148,9 @@ def test_what_a_failed_row_says_of_itself_has_bounded_length(tmp_path: Path) -> 
 
 
 def test_ids_are_unique_and_faults_end_rows_at_once(tmp_path: Path) -> None:
-    """The second row of a name fails and names the first one's line; an unreadable row keeps its bytes."""
+    """The second row with an id fails with the line of the first one, and an unreadable row
+    keeps its bytes.
+    """
 
     async def main() -> None:
         ledger = JobLedger(tmp_path / "l", SystemClock())
@@ -166,7 +170,7 @@ def test_ids_are_unique_and_faults_end_rows_at_once(tmp_path: Path) -> None:
 
 
 def test_totals_and_percentiles_are_those_of_the_rows(tmp_path: Path) -> None:
-    """Sums, retries, reloads and nearest-rank percentiles, with None where nothing was counted."""
+    """Sums, retries, reloads and nearest-rank percentiles are exact, with None where nothing was counted."""
 
     async def main() -> None:
         ledger = await filled(tmp_path / "l", 12)
@@ -186,7 +190,7 @@ def test_totals_and_percentiles_are_those_of_the_rows(tmp_path: Path) -> None:
 
 
 def test_segments_with_rows_left_are_found_in_order(tmp_path: Path) -> None:
-    """Only segments that still have rows come, once each, also in one long segment."""
+    """Each segment with open rows comes once in order, also one long segment."""
 
     async def main() -> None:
         ledger = await filled(tmp_path / "l", 50)
@@ -202,8 +206,8 @@ def test_segments_with_rows_left_are_found_in_order(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_row_answered_apart_is_not_the_conversations_last(tmp_path: Path) -> None:
-    """What a resume goes on from is the last row that later rows are asked in sight of."""
+def test_an_isolated_row_is_not_the_last_of_the_conversation(tmp_path: Path) -> None:
+    """A resume continues from the last row that later rows see, not from an isolated one."""
 
     async def main() -> None:
         ledger = await filled(tmp_path / "l", 5)
@@ -219,7 +223,7 @@ def test_a_row_answered_apart_is_not_the_conversations_last(tmp_path: Path) -> N
 
 
 def test_a_write_that_fails_while_the_ledger_is_closed_does_not_keep_it_open(tmp_path: Path) -> None:
-    """The last word was heard already; waiting for another one would never end."""
+    """If the last write of a closing ledger fails, closing does not wait for another one."""
 
     async def main() -> None:
         ledger = await filled(tmp_path / "l", 2)
@@ -234,7 +238,7 @@ def test_a_write_that_fails_while_the_ledger_is_closed_does_not_keep_it_open(tmp
         ledger.answered(answered(0))
         ledger.answered(answered(0))  # fails, in one batch with the end
         closing = asyncio.create_task(ledger.close())
-        await asyncio.sleep(0)  # it has queued the end
+        await asyncio.sleep(0)  # has queued the end
         go.set()
         async with asyncio.timeout(30):
             await closing
@@ -242,13 +246,15 @@ def test_a_write_that_fails_while_the_ledger_is_closed_does_not_keep_it_open(tmp
     asyncio.run(main())
 
 
-def test_a_write_that_fails_is_final_and_loud(tmp_path: Path) -> None:
-    """After an error nothing more is taken: a second try after a failed sync may lie."""
+def test_a_failed_write_is_final(tmp_path: Path) -> None:
+    """After a failed write the ledger accepts nothing more, because a second sync may report a
+    false success.
+    """
 
     async def main() -> None:
         ledger = await filled(tmp_path / "l", 2)
         ledger.answered(answered(0))
-        ledger.answered(answered(0))  # the same row twice is a defect
+        ledger.answered(answered(0))  # the same row twice is an error of the program
         with pytest.raises(LedgerError):
             await ledger.flush()
         with pytest.raises(LedgerError):
@@ -258,8 +264,8 @@ def test_a_write_that_fails_is_final_and_loud(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_openai_lines_of_another_shape_stand_alone(tmp_path: Path) -> None:
-    """The most common shape shares conversations; others, and lines with histories, do not."""
+def test_openai_lines_of_another_shape_are_isolated(tmp_path: Path) -> None:
+    """Only lines with the most common shape and no history share a conversation."""
 
     async def main() -> None:
         ledger = JobLedger(tmp_path / "l", SystemClock())
@@ -276,7 +282,7 @@ def test_openai_lines_of_another_shape_stand_alone(tmp_path: Path) -> None:
 
 
 def test_the_request_of_a_row_is_read_back_instead_of_its_fields(tmp_path: Path) -> None:
-    """A request counts like fields: a large one is left out until the row is asked. The line itself stays."""
+    """A request counts like fields: a large one is not loaded until the row is asked."""
     long = RowRequest(
         (("system", "S"), ("user", "ü" * 200_000)), 7, {"stop": ["END"]}, {"type": "object"}, think=False
     )
@@ -306,7 +312,7 @@ def test_the_request_of_a_row_is_read_back_instead_of_its_fields(tmp_path: Path)
 
 
 def test_large_rows_are_read_one_by_one_and_their_fields_only_when_their_turn_comes(tmp_path: Path) -> None:
-    """However many lanes there are, what they hold before they ask is small; nothing of a row is lost."""
+    """The lanes hold few bytes of large rows before they ask, and every row is complete."""
     texts = ["a" * 30_000, "b" * 30_000, "c" * 30_000, "d" * 200_000, "e"]
 
     async def main() -> None:

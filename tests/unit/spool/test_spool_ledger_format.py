@@ -1,4 +1,4 @@
-"""Formats of the ledger: who wrote it, what is refused and with which words, how an older one is migrated."""
+"""Formats of the ledger: the writer's version, refusals and their messages, and migrations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEDGERS = Path(__file__).parents[2] / "data" / "ledgers"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a job's ledger lies."""
+    """The path of a job's ledger."""
     (tmp_path / "reviews-1").mkdir()
     return tmp_path / "reviews-1" / "ledger.sqlite"
 
@@ -35,19 +35,19 @@ def stored(case: str, path: Path) -> Path:
 
 
 def sql(path: Path, *statements: str) -> list[Any]:
-    """The rows that the last statement gives."""
+    """Return the rows of the last statement."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         return [db.execute(statement).fetchall() for statement in statements][-1]
 
 
 def writer(path: Path) -> Any:
-    """What the ledger says of the version that wrote it."""
+    """Return the version that the ledger names as its writer."""
     rows = sql(path, "SELECT value FROM meta WHERE key='written_by'")
     return json.loads(rows[0][0]) if rows else None
 
 
 def columns(path: Path) -> dict[str, list[Any]]:
-    """Tables and indexes with what they are made of."""
+    """Return tables and indexes with their definitions."""
     found: dict[str, list[Any]] = {}
     for (name,) in sql(path, "SELECT name FROM sqlite_master"):
         found[name] = sql(path, f"PRAGMA table_xinfo({name})") + sql(path, f"PRAGMA index_xinfo({name})")
@@ -55,7 +55,7 @@ def columns(path: Path) -> dict[str, list[Any]]:
 
 
 def test_a_ledger_says_which_version_wrote_it_last(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new ledger names this version, one that a newer version resumes names the newer one."""
+    """A new ledger names this version, and a resumed one the newer version."""
     open_writer(path).close()
     assert writer(path) == __version__
     monkeypatch.setattr(ledger_format, "__version__", "0.9.0'")
@@ -64,7 +64,7 @@ def test_a_ledger_says_which_version_wrote_it_last(path: Path, monkeypatch: pyte
 
 
 def test_the_version_is_written_only_where_it_changed(path: Path) -> None:
-    """Opening a ledger once more adds nothing to its write-ahead log."""
+    """Opening a ledger again writes nothing to its write-ahead log."""
     with contextlib.closing(open_writer(path)):
         before = path.with_name("ledger.sqlite-wal").stat().st_size
         open_writer(path).close()
@@ -98,7 +98,7 @@ UNNAMED = (
 def test_a_newer_format_is_refused_with_the_version_to_install(
     path: Path, monkeypatch: pytest.MonkeyPatch, change: str, words: str
 ) -> None:
-    """Writer, reader and check say the same, it is no error of the job, and no byte of the file changes."""
+    """Writer, reader and check give the same message, the job does not fail, and the file does not change."""
     monkeypatch.setattr(ledger_format, "__version__", "0.1.0")
     open_writer(path).close()
     sql(path, change, "PRAGMA user_version=9", "PRAGMA journal_mode=DELETE")
@@ -115,7 +115,7 @@ def test_a_newer_format_is_refused_with_the_version_to_install(
 def test_a_format_without_a_migration_is_refused_with_the_version_that_wrote_it(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A newer version would not help, so it is not named."""
+    """The message does not name a newer version, which would not help."""
     monkeypatch.setattr(ledger_format, "__version__", "0.1.0")
     stored("format-1/isolated", path)
     with pytest.raises(LedgerVersion, match=r"has format 1; .* Install the version of spoolama that wrote"):
@@ -127,7 +127,7 @@ def test_a_format_without_a_migration_is_refused_with_the_version_that_wrote_it(
 
 @pytest.mark.parametrize("case", ["anchors-of-the-first-day", "default"])
 def test_a_ledger_whose_prompts_may_change_is_refused(path: Path, case: str) -> None:
-    """Its format has a migration, but what its plan leaves open decides prompts."""
+    """A ledger with a migration is refused if its plan does not fix the prompts."""
     before = stored(f"format-2/{case}", path).read_bytes()
     for open_it in (open_writer, open_reader, check_format):
         with pytest.raises(LedgerVersion, match=r"has format 2; .* might send different prompts"):
@@ -136,7 +136,7 @@ def test_a_ledger_whose_prompts_may_change_is_refused(path: Path, case: str) -> 
 
 
 def test_a_migrated_ledger_has_the_tables_of_a_new_one(path: Path, tmp_path: Path) -> None:
-    """Columns in the same order too, since rows are copied between tables; format and writer are noted."""
+    """Tables have the same columns in the same order, and format and writer are recorded."""
     open_writer(stored("format-2/window", path)).close()
     open_writer(tmp_path / "new").close()
     assert columns(path) == columns(tmp_path / "new")
@@ -149,7 +149,7 @@ def test_a_migrated_ledger_has_the_tables_of_a_new_one(path: Path, tmp_path: Pat
 def test_a_migration_that_fails_leaves_the_ledger_as_it_was(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is one transaction: half of it would be a ledger of no format."""
+    """A migration is one transaction, so a failed one changes nothing."""
     broken = [Migration(2, ("CREATE TABLE half (x)", "CREATE TABLE rows (x)"), "SELECT 1 WHERE 0")]
     monkeypatch.setattr(ledger_format, "MIGRATIONS", broken)
     tables = columns(stored("format-2/window", path))
@@ -159,8 +159,8 @@ def test_a_migration_that_fails_leaves_the_ledger_as_it_was(
     assert sql(path, "PRAGMA user_version") == [(2,)]
 
 
-def test_a_later_step_can_refuse_as_well(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The steps before it are undone, and the words name the format that the ledger has."""
+def test_a_later_step_can_refuse(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a later step refuses, earlier steps are undone and the message names the ledger's format."""
     steps = [
         Migration(1, ("CREATE TABLE half (x)",), "SELECT 1 WHERE 0"),
         Migration(2, (), "SELECT 1 FROM half UNION SELECT 1"),
@@ -174,7 +174,7 @@ def test_a_later_step_can_refuse_as_well(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_reader_leaves_the_migration_to_the_service(path: Path) -> None:
-    """Reading changes nothing, so an older format is said in words."""
+    """A reader changes nothing and reports an older format."""
     before = stored("format-2/window", path).read_bytes()
     with pytest.raises(LedgerVersion, match=r"has format 2\. The service migrates it to format 4 when"):
         open_reader(path)
@@ -182,7 +182,7 @@ def test_a_reader_leaves_the_migration_to_the_service(path: Path) -> None:
 
 
 def test_a_damaged_ledger_is_not_called_one_of_another_version(path: Path) -> None:
-    """It passes the check of formats, and opening it says that it is damaged: that ends the job."""
+    """A damaged ledger passes the check of formats, and opening it fails the job as damaged."""
     check_format(path)
     path.write_bytes(b"not a database" * 100)
     check_format(path)
@@ -197,13 +197,13 @@ def test_a_damaged_ledger_is_not_called_one_of_another_version(path: Path) -> No
             open_it(path)
 
 
-def test_a_newer_format_is_seen_behind_a_journal_that_a_kill_left(path: Path, tmp_path: Path) -> None:
-    """A newer version may use another journal than WAL; then the file is readable only by a rollback."""
+def test_a_newer_format_is_read_behind_a_leftover_journal(path: Path, tmp_path: Path) -> None:
+    """The format is read behind a rollback journal, which a newer version may use instead of WAL."""
     sql(path, "CREATE TABLE t (x)", "PRAGMA user_version=9")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         for statement in ("PRAGMA cache_size=1", "BEGIN", "PRAGMA user_version=3", "CREATE TABLE u (x)"):
             db.execute(statement)
-        for _ in range(100):  # more than its memory holds, so that the file itself is half changed
+        for _ in range(100):  # more than its memory holds, so that the file itself is partly changed
             db.execute("INSERT INTO t VALUES (zeroblob(4000))")
         (tmp_path / "killed").mkdir()
         for file in path.parent.iterdir():
@@ -215,5 +215,5 @@ def test_a_newer_format_is_seen_behind_a_journal_that_a_kill_left(path: Path, tm
 
 
 def test_the_steps_lead_to_the_format_of_today() -> None:
-    """One after the other, without a gap."""
+    """The steps cover every format without a gap."""
     assert [step.before + 1 for step in MIGRATIONS] == list(range(MIGRATIONS[0].before + 1, FORMAT + 1))

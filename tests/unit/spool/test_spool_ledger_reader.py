@@ -1,4 +1,4 @@
-"""What can be read from a ledger without changing it: comparisons, audits and the progress of the job."""
+"""Reading a ledger without changing it: comparisons, audits and the progress of the job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unit.spool.test_spool_ledger import row
 
 
 async def job(path: Path) -> None:
-    """Six answered rows in two segments of three, and everything that can be compared of them."""
+    """Six answered rows in two segments of three, with every kind of comparison."""
     ledger = JobLedger(path, HandClock())
     await ledger.take_in([row(n) for n in range(8)])
     await ledger.add_plan(1, Plan(1, 0, 3, "anchors", anchors=(7,)).to_json())
@@ -34,8 +34,8 @@ async def job(path: Path) -> None:
     await ledger.close()
 
 
-def test_what_can_be_compared_is_what_a_conversation_answered(tmp_path: Path) -> None:
-    """Not its first row, which saw no other; and what was taken back as it was."""
+def test_comparable_rows_are_those_answered_in_conversation(tmp_path: Path) -> None:
+    """Comparable rows exclude the first, which saw no other, and include replaced answers."""
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
         found = ledger.compared("audit")
@@ -50,15 +50,15 @@ def test_what_can_be_compared_is_what_a_conversation_answered(tmp_path: Path) ->
 
 
 def test_rows_that_had_a_part_in_the_choice_are_known(tmp_path: Path) -> None:
-    """Rows of the named trials, candidates for anchors, and anchors; not those of the audit."""
+    """Rows of the named trials, candidates and anchors took part in the choice, and audited rows did not."""
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
         assert ledger.chosen_with(("isolated", "tail-1")) == {0, 1, 6, 7}
         assert ledger.chosen_with(()) == {6, 7}
 
 
-def test_what_was_audited_and_redone_is_counted(tmp_path: Path) -> None:
-    """Segments, verdicts, rows taken back and those of them that are answered again."""
+def test_audited_and_redone_rows_are_counted(tmp_path: Path) -> None:
+    """Segments, verdicts, replaced rows and those answered again are counted."""
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
         found = ledger.audited_segments()
@@ -69,7 +69,9 @@ def test_what_was_audited_and_redone_is_counted(tmp_path: Path) -> None:
 
 
 def test_every_answer_costs_its_time_once(tmp_path: Path) -> None:
-    """Results, trials, answers taken back and samples; each answer took 0.3 s and a hundredth a row."""
+    """Results, trials, replaced answers and samples each count once; an answer took 0.3 s plus 0.01 s per row
+    number.
+    """
     asyncio.run(job(tmp_path / "l.sqlite"))
     with LedgerReader(tmp_path / "l.sqlite") as ledger:
         assert ledger.requests(("isolated", "tail-1")).answers == 3
@@ -79,7 +81,7 @@ def test_every_answer_costs_its_time_once(tmp_path: Path) -> None:
 
 
 def test_tokens_are_added_up_only_where_each_answer_was_counted(tmp_path: Path) -> None:
-    """A sum over some of them would look like one over all."""
+    """A sum is given only if every answer was counted."""
 
     async def fill() -> None:
         ledger = JobLedger(tmp_path / "l.sqlite", HandClock())
@@ -96,8 +98,10 @@ def test_tokens_are_added_up_only_where_each_answer_was_counted(tmp_path: Path) 
         assert (guard.prompt_tokens, guard.cached_tokens, guard.completion_tokens) == (None, None, None)
 
 
-def test_the_engine_reads_what_a_conversation_answered_as_the_report_does(tmp_path: Path) -> None:
-    """Taken back or not; and a job that an earlier version began has its segments audited once more."""
+def test_the_engine_and_the_report_read_the_same_answers(tmp_path: Path) -> None:
+    """The engine reads replaced answers too, and a job of an earlier version has its segments
+    audited again.
+    """
 
     async def read() -> None:
         await job(tmp_path / "l.sqlite")
@@ -118,16 +122,18 @@ def test_the_engine_reads_what_a_conversation_answered_as_the_report_does(tmp_pa
 
 
 def test_rows_and_every_kind_of_answer_count(tmp_path: Path) -> None:
-    """Answered and failed rows, samples, trials and replaced answers; not deferred rows."""
+    """Answered and failed rows, samples, trials and replaced answers are progress, and deferred
+    rows are not.
+    """
     path = tmp_path / "l.sqlite"
-    seen: list[JobProgress] = []
+    readings: list[JobProgress] = []
 
     async def main() -> None:
         ledger = JobLedger(path, HandClock())
 
         async def look() -> None:
             await ledger.flush()
-            seen.append(job_progress(path))
+            readings.append(job_progress(path))
 
         await ledger.take_in([row(0), row(1), row(2, fault=RowFault("ragged", "2 of 3"))])
         await look()
@@ -148,14 +154,14 @@ def test_rows_and_every_kind_of_answer_count(tmp_path: Path) -> None:
         await ledger.close()
 
     asyncio.run(main())
-    assert seen[:3] == [
+    assert readings[:3] == [
         JobProgress(3, 1, 1),
         JobProgress(9, 4, 4, all_read=True),
         JobProgress(9, 4, 6, all_read=True),
     ]
-    replaced = seen[2].ended - seen[3].ended
-    assert (replaced > 0, seen[3].answers) == (True, 6)
-    assert (seen[4].ended, seen[4].beyond(seen[3])) == (9, True)
+    replaced = readings[2].ended - readings[3].ended
+    assert (replaced > 0, readings[3].answers) == (True, 6)
+    assert (readings[4].ended, readings[4].beyond(readings[3])) == (9, True)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +170,6 @@ def test_rows_and_every_kind_of_answer_count(tmp_path: Path) -> None:
     ids=["missing", "damaged", "a directory"],
 )
 def test_a_ledger_that_cannot_be_read_has_no_progress(tmp_path: Path, make: Callable[[Path], object]) -> None:
-    """And nothing is raised, since it is asked at every start."""
+    """An unreadable ledger has no progress and raises nothing, because every start reads it."""
     make(tmp_path / "l.sqlite")
     assert job_progress(tmp_path / "l.sqlite") == JobProgress()

@@ -32,7 +32,7 @@ sys.stdin.read()
 
 @contextmanager
 def held(spool: Spool, *extra: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Another process that holds the spool; with it the pid of its child, if it was asked for one."""
+    """Another process that holds the spool, with the pid of its child if one was requested."""
     package = str(Path(__file__).parents[3] / "daemon")
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(spool.root), *extra],
@@ -47,8 +47,8 @@ def held(spool: Spool, *extra: str) -> Iterator[tuple[subprocess.Popen[bytes], i
             process.kill()
 
 
-def test_the_second_daemon_is_told_who_has_the_spool(spool: Spool) -> None:
-    """At once, with pid and host, and with the exit status that says: try again."""
+def test_the_second_daemon_gets_the_holder_of_the_spool(spool: Spool) -> None:
+    """A second daemon fails at once with pid and host of the first and the exit status for a retry."""
     with held(spool) as (process, _):
         with pytest.raises(SpoolHeld, match=rf"pid {process.pid} on .* since \d{{4}}-") as caught:
             SpoolLock(spool).acquire()
@@ -56,7 +56,7 @@ def test_the_second_daemon_is_told_who_has_the_spool(spool: Spool) -> None:
 
 
 def test_kill_9_gives_the_spool_back(spool: Spool) -> None:
-    """Whatever its holder leaves behind, the kernel gives the lock to the next, though a child still runs."""
+    """After kill -9 the kernel gives the lock to the next process, even if a child still runs."""
     with held(spool, "with a child") as (process, child):
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -69,7 +69,7 @@ def test_kill_9_gives_the_spool_back(spool: Spool) -> None:
 
 
 def test_release_and_again(spool: Spool) -> None:
-    """Released, the spool is free, and nothing says otherwise; one process cannot hold it twice."""
+    """A released spool is free, and one process cannot lock it twice."""
     lock = SpoolLock(spool)
     with lock:
         for second in (lock, SpoolLock(spool)):
@@ -83,7 +83,7 @@ def test_release_and_again(spool: Spool) -> None:
 
 @pytest.mark.parametrize("note", [None, b"", b"[]", b'{"pid": 999999999, "host": "%s", "since": 0}'])
 def test_a_stale_note_is_not_believed(spool: Spool, note: bytes | None) -> None:
-    """If the note is missing, broken or of a dead process, nobody is named; the lock holds all the same."""
+    """If the note is missing, damaged or of a dead process, no process is named and the lock still works."""
     with SpoolLock(spool):
         path = spool.status / HOLDER_FILE
         path.unlink()
@@ -94,7 +94,9 @@ def test_a_stale_note_is_not_believed(spool: Spool, note: bytes | None) -> None:
 
 
 def test_no_spool(tmp_path: Path) -> None:
-    """A missing directory is said with the command that makes it; one without status/ keeps no lock."""
+    """The error for a missing directory has the command that creates it, and a spool without
+    status/ gets no lock.
+    """
     with pytest.raises(SpoolError, match="spoolama init"):
         SpoolLock(Spool(tmp_path / "nowhere")).acquire()
     (tmp_path / "bare").mkdir()
@@ -115,8 +117,10 @@ def test_no_spool(tmp_path: Path) -> None:
         ("memory", "crashed"),
     ],
 )
-def test_the_next_holder_knows_how_the_one_before_left(spool: Spool, how: str, left: str) -> None:
-    """Killed, killed while it stopped, or gone with the machine; released leaves nothing."""
+def test_the_next_process_knows_how_the_last_one_ended(spool: Spool, how: str, left: str) -> None:
+    """The next process learns whether the last one was killed, killed while it stopped, or
+    ended by a reboot.
+    """
     with SpoolLock(spool) as lock:
         if how == "stopping":
             lock.note_stopping()

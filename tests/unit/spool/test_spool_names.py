@@ -1,4 +1,4 @@
-"""Names in incoming: what they mean, however odd they are."""
+"""Names in incoming: their meaning, for any name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DATA_NAMES = st.builds(
     ],
 )
 def test_data_names(name: str, parts: tuple[str, str, str | None] | None) -> None:
-    """A data file's name is taken apart; any other is not one."""
+    """The name of a data file is split into its parts, and any other name is refused."""
     found = data_name(name)
     assert (found and (found.stem, found.ending, found.compression)) == parts
 
@@ -50,7 +50,7 @@ def test_data_names(name: str, parts: tuple[str, str, str | None] | None) -> Non
     "name", [".a.csv.Xy12ab", "a.csv.part", "a.csv.filepart", "a.tmp", "a.csv~", "A.PART"]
 )
 def test_ignored_names(name: str) -> None:
-    """What clients call a file while they write it is none of our business."""
+    """Names that clients use while they write a file are ignored."""
     assert ignored(name)
     assert not ignored("a.csv")
 
@@ -94,13 +94,13 @@ PAIRS: list[tuple[list[str], dict[str, str | None], set[str], set[str]]] = [
 def test_pairing(
     names: list[str], sidecars: dict[str, str | None], ambiguous: set[str], unpaired: set[str]
 ) -> None:
-    """Each data file finds its sidecar, and nothing is decided that the user left open."""
+    """Each data file gets its sidecar, and ambiguous names are not decided."""
     found = pair(names)
     assert (dict(found.sidecar), set(found.ambiguous), set(found.unpaired)) == (sidecars, ambiguous, unpaired)
 
 
-def test_ambiguity_is_said_in_words() -> None:
-    """The user is told which files fight, and how to part them."""
+def test_ambiguous_names_are_reported() -> None:
+    """The message names the conflicting files and how to separate them."""
     shared = pair(["a.csv", "a.jsonl", "a.yaml"]).ambiguous["a.yaml"]
     assert shared == (
         "a.yaml matches 2 data files (a.csv, a.jsonl). "
@@ -111,15 +111,15 @@ def test_ambiguity_is_said_in_words() -> None:
 
 
 @given(st.lists(DATA_NAMES | NAMES | NAMES.map(lambda n: n[:200] + ".yaml"), max_size=8))
-def test_every_name_is_placed_once(names: list[str]) -> None:
-    """Whatever the names, each is paired, ambiguous or unpaired, and none is two of these."""
+def test_every_name_is_classified_once(names: list[str]) -> None:
+    """Every name is exactly one of paired, ambiguous or unpaired."""
     found = pair(set(names))
     placed = [*found.sidecar, *(s for s in found.sidecar.values() if s), *found.ambiguous, *found.unpaired]
     assert sorted(placed) == sorted(n for n in set(names) if data_name(n) or is_sidecar(n))
 
 
 def test_job_name() -> None:
-    """A job's name is recognisable and says when."""
+    """A job's name contains the upload's name and the time."""
     assert job_name("reviews.csv.gz", 1_790_000_000.0, "k3f9") == "reviews-20260921T141320Z-k3f9"
     assert job_name("-two words\n.csv", 1_790_000_000.0, "k3f9") == "two_words-20260921T141320Z-k3f9"
     assert job_name("Zoë 評価.csv", 1_790_000_000.0, "k3f9").startswith("Zoë_評価-")
@@ -128,7 +128,7 @@ def test_job_name() -> None:
 
 @given(DATA_NAMES)
 def test_job_names_are_safe(name: str) -> None:
-    """Whatever was dropped, the job's name is UTF-8, short, one path component, not hidden, no option."""
+    """For any upload the job's name is UTF-8, short, one path component, not hidden and not an option."""
     made = job_name(name, 1_790_000_000.0, "k3f9")
     assert len(made.encode()) <= 130
     assert made[0] not in ".-_"
@@ -138,14 +138,14 @@ def test_job_names_are_safe(name: str) -> None:
 
 @given(st.integers(0, 4_000_000_000), st.integers(0, 4_000_000_000))
 def test_job_names_sort_by_time(one: int, two: int) -> None:
-    """Jobs of one name stand in the order of their claims."""
+    """Jobs of one name sort by the time of their claims."""
     first, second = (job_name("a.csv", float(t), "k3f9") for t in (one, two))
     assert (first < second) == (one < two)
 
 
 @given(NAMES)
 def test_readable_is_one_printable_line(name: str) -> None:
-    """Any name can stand in a sentence and in UTF-8."""
+    """Any name is shown as one printable line of UTF-8."""
     shown = readable(name)
     assert shown.isprintable()
     assert len(shown) <= 120
@@ -154,7 +154,7 @@ def test_readable_is_one_printable_line(name: str) -> None:
 
 @given(st.lists(NAMES | DATA_NAMES, min_size=2, max_size=20, unique=True))
 def test_status_names_are_unique_and_possible(names: list[str]) -> None:
-    """Every name has a status file of its own, no longer than a name can be, and never the service's."""
+    """Every name has its own status file, of a valid length, and never the service's."""
     made = [status_name(n) for n in names]
     assert len(set(made)) == len(names)
     assert max(len(os.fsencode(m)) for m in made) <= 255
@@ -163,13 +163,13 @@ def test_status_names_are_unique_and_possible(names: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["service", "daemon", "x" * 251, "é" * 127 + ".csv"])
 def test_status_names_at_the_edge(name: str) -> None:
-    """Names that would collide or grow too long get a mark of their own."""
+    """Names that would collide or be too long get a suffix."""
     made = status_name(name)
     assert "~" in made
     assert len(os.fsencode(made)) <= 255
     assert made.endswith(".json")
 
 
-def test_a_common_status_name_is_what_one_expects() -> None:
-    """`reviews.csv` is told about in `reviews.csv.json`."""
+def test_a_common_status_name_is_the_file_name() -> None:
+    """The status of `reviews.csv` is in `reviews.csv.json`."""
     assert status_name("reviews.csv") == "reviews.csv.json"

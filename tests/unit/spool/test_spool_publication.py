@@ -1,4 +1,4 @@
-"""Publishing, where the kills do not look: odd names, odd uploads, names in the way."""
+"""Publishing without kills: odd names, odd uploads, and names that exist."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def job_of(spool: Spool, name: str = "a.csv") -> JobDir:
     ["-rf.csv", "é 評.csv", "back\\slash.csv", "new\nline\r.csv", os.fsdecode(b"\xff.csv"), "results.jsonl"],
 )
 def test_sums_are_read_by_sha256sum(spool: Spool, name: str) -> None:
-    """Whatever the upload's name, also a report's, `sha256sum -c` finds and confirms every file."""
+    """`sha256sum -c` finds and confirms every file, with any name."""
     done = publish(spool, job_of(spool, name), "done")
     checked = subprocess.run(
         ["sha256sum", "-c", "--strict", SUMS], cwd=done, capture_output=True, check=False
@@ -42,7 +42,7 @@ def test_sums_are_read_by_sha256sum(spool: Spool, name: str) -> None:
 
 
 def test_published_files_can_be_read_by_all(spool: Spool) -> None:
-    """Whatever the umask: directories 0755, files 0644; an upload keeps what its owner gave it."""
+    """With any umask directories have 0755 and files 0644, and an upload keeps its owner's mode."""
     old = os.umask(0o077)
     try:
         job = job_of(spool)
@@ -65,7 +65,7 @@ def test_published_files_can_be_read_by_all(spool: Spool) -> None:
 
 
 def test_refused_uploads_are_published_as_they_are(spool: Spool) -> None:
-    """A link or a directory that was swapped in is given back as it is, and has no sum."""
+    """A link or directory that replaced the upload is returned as it is and has no checksum."""
     for kind in ("link", "directory"):
         job = job_of(spool)
         job.data.unlink()
@@ -82,7 +82,7 @@ def test_refused_uploads_are_published_as_they_are(spool: Spool) -> None:
 
 
 def test_a_vanished_upload_does_not_stop_its_error_report(spool: Spool) -> None:
-    """Somebody removed the data from processing by hand: the job is still told off in failed/."""
+    """If the data was removed from processing by hand, the job is still published in failed/."""
     job = job_of(spool)
     job.data.unlink()
     assert (publish(spool, job, "failed") / "results.jsonl").exists()
@@ -91,7 +91,7 @@ def test_a_vanished_upload_does_not_stop_its_error_report(spool: Spool) -> None:
 
 @pytest.mark.parametrize("where", ["done", "failed"])
 def test_a_taken_name_is_not_replaced(spool: Spool, where: str) -> None:
-    """If done/JOB or failed/JOB exists, the job stays in processing, whole."""
+    """If done/JOB or failed/JOB exists, the complete job stays in processing."""
     job = job_of(spool)
     (spool.root / where / job.name).mkdir()
     with pytest.raises(SpoolError, match="already exists"):
@@ -114,7 +114,7 @@ def test_publishing_needs_a_report_and_a_claim(spool: Spool) -> None:
 
 
 def test_an_upload_under_a_reports_name_in_uploaded_is_never_replaced(spool: Spool) -> None:
-    """If somebody put another file where an upload goes, neither is lost."""
+    """A file at the place of an upload is not replaced, and neither is lost."""
     job = job_of(spool)
     (job.out / "uploaded").mkdir()
     (job.out / "uploaded" / "a.csv").write_bytes(b"other")
@@ -126,8 +126,8 @@ def test_an_upload_under_a_reports_name_in_uploaded_is_never_replaced(spool: Spo
     assert (job.out / "uploaded" / "a.csv").read_bytes() == b"other"
 
 
-def test_open_out_begins_anew(spool: Spool) -> None:
-    """What an earlier try wrote is gone, the uploads are not."""
+def test_open_out_starts_empty(spool: Spool) -> None:
+    """A new out/ has nothing of an earlier attempt, and the uploads stay."""
     job = job_of(spool)
     (job.out / "uploaded").mkdir()
     job.data.rename(job.out / "uploaded" / "a.csv")
@@ -136,15 +136,15 @@ def test_open_out_begins_anew(spool: Spool) -> None:
 
 
 def test_clean_removes_nothing_of_an_unpublished_job(spool: Spool) -> None:
-    """Cleaning is for published jobs only."""
+    """Cleaning removes nothing of a job that is not published."""
     job = job_of(spool)
     with pytest.raises(SpoolError, match="is not published"):
         clean(spool, job.path)
     assert job.data.exists()
 
 
-def test_clean_keeps_what_nothing_proves_to_be_published(spool: Spool) -> None:
-    """An upload that is not in done/JOB stays, even one named like a ledger, and so does all beside it."""
+def test_clean_keeps_files_that_are_not_in_the_published_job(spool: Spool) -> None:
+    """An upload that is not in done/JOB stays with all files beside it, even if it has a ledger's name."""
     job = job_of(spool, "ledger.sqlite.csv")
     take_apart(job.path)
     job.ledger.touch()
@@ -155,8 +155,8 @@ def test_clean_keeps_what_nothing_proves_to_be_published(spool: Spool) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights for a while")
 def test_a_service_without_rights_serves_the_files_of_others(tmp_path: Path) -> None:
-    """It may neither link nor lease another user's file, and still claims, settles and publishes it."""
-    for parent in [tmp_path, *tmp_path.parents][:4]:  # with pytest-xdist there is one more
+    """The service claims, settles and publishes a file that it may neither link nor lease."""
+    for parent in [tmp_path, *tmp_path.parents][:4]:  # pytest-xdist adds one
         parent.chmod(parent.stat().st_mode | 0o055)
     tmp_path.chmod(0o777)
     os.seteuid(65534)

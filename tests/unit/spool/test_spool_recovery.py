@@ -1,4 +1,4 @@
-"""The table of states, row by row, and what recovery does with things that are in none of them."""
+"""The table of states, row by row, and the recovery of states that are not in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULTED = Claim("a.csv", "default.yaml", "/etc/default.yaml", 20.0, 10.0).to_b
 J = "processing/a-1"
 
 TABLE: list[tuple[str, DiskState, dict[str, bytes], DiskState]] = [
-    # what it shows; the state; what exists; the state after recovery
+    # description; the state; existing files; the state after recovery
     (
         "nothing claimed",
         DiskState.DROPPED,
@@ -127,7 +127,7 @@ UNKNOWN: dict[str, dict[str, bytes]] = {
 
 
 def lay_out(spool: Spool, files: dict[str, bytes]) -> Path:
-    """Make these files; returns the job's directory."""
+    """Create these files and return the job's directory."""
     for name, data in files.items():
         path = spool.root / name
         if name.endswith("/"):
@@ -146,7 +146,7 @@ def ids(rows: Sequence[tuple[str, DiskState, dict[str, bytes], DiskState]]) -> l
 def test_each_state_is_recognised_and_recovered(
     spool: Spool, name: str, state: DiskState, files: dict[str, bytes], after: DiskState
 ) -> None:
-    """Each row of the table is told from the others by what exists, and recovery leads where it should."""
+    """The existing files identify each state of the table, and recovery leads to its target."""
     job = lay_out(spool, files)
     assert state_of(spool, job) is state
     found = recover(spool)
@@ -159,7 +159,7 @@ def test_each_state_is_recognised_and_recovered(
 
 
 def test_the_table_is_complete() -> None:
-    """Every state but UNKNOWN has a row above and a line in the module's table."""
+    """Every state except UNKNOWN has a row above and a line in the module's table."""
     import spoolama.spool.layout as module
 
     assert {state for _, state, _, _ in TABLE} == set(DiskState) - {DiskState.UNKNOWN}
@@ -168,8 +168,10 @@ def test_the_table_is_complete() -> None:
 
 
 @pytest.mark.parametrize(("name", "files"), UNKNOWN.items(), ids=UNKNOWN.keys())
-def test_what_is_not_understood_is_set_aside_whole(spool: Spool, name: str, files: dict[str, bytes]) -> None:
-    """A directory in no known state goes to the quarantine, with everything in it, and somebody is told."""
+def test_an_unknown_directory_is_quarantined_completely(
+    spool: Spool, name: str, files: dict[str, bytes]
+) -> None:
+    """A directory in no known state goes to the quarantine with all its files, and this is reported."""
     job = lay_out(spool, files)
     # Two of them look like states of the table until their files are compared.
     compared = {
@@ -190,8 +192,8 @@ def test_what_is_not_understood_is_set_aside_whole(spool: Spool, name: str, file
     assert (spool.quarantine / "a-1.1").read_bytes() == b"again"
 
 
-def test_a_job_without_its_sidecar_says_so(spool: Spool) -> None:
-    """A torn claim whose data was dropped anew keeps both files, and no longer waits for a sidecar."""
+def test_a_job_without_its_sidecar_is_reported(spool: Spool) -> None:
+    """A torn claim whose data was uploaded again keeps both files and does not wait for a sidecar."""
     lay_out(
         spool, {f"{J}/claim.json": CLAIM, f"{J}/a.csv": b"old", "incoming/a.csv": b"new", "incoming/b": b""}
     )
@@ -201,16 +203,16 @@ def test_a_job_without_its_sidecar_says_so(spool: Spool) -> None:
     assert json.loads((job.path / CLAIM_FILE).read_bytes())["sidecar"] is None
 
 
-def test_jobs_come_back_first_come_first(spool: Spool) -> None:
-    """Recovered jobs stand in the order of their arrival, not of their names."""
+def test_recovered_jobs_keep_the_order_of_arrival(spool: Spool) -> None:
+    """Recovered jobs keep the order of their arrival."""
     for name, arrived in (("a-1", 30.0), ("b-1", 10.0), ("c-1", 20.0)):
         note = Claim("a.csv", None, None, 40.0, arrived).to_bytes()
         lay_out(spool, {f"processing/{name}/claim.json": note, f"processing/{name}/a.csv": b"d"})
     assert [job.name for job in recover(spool).jobs] == ["b-1", "c-1", "a-1"]
 
 
-def test_leftovers_of_the_service_are_swept_and_of_nobody_else(spool: Spool) -> None:
-    """Probe files and half-written status files go; a user's dot file stays."""
+def test_only_leftovers_of_the_service_are_removed(spool: Spool) -> None:
+    """Probe files and half-written status files are removed, and a user's dot file stays."""
     lay_out(
         spool,
         {

@@ -1,4 +1,4 @@
-"""What a look at incoming decides."""
+"""The decisions of a scan of incoming."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ BATCH = (
 
 
 def drop(spool: Spool, clock: HandClock, *names: str, data: bytes = b"name\nAnna\n") -> None:
-    """Put files into incoming; both clocks go to their ctime, be it back, since nobody can set a ctime."""
+    """Put files into incoming and set both clocks to their ctime, because no test can set a ctime."""
     for name in names:
         (spool.incoming / name).write_bytes(data)
         clock.move((spool.incoming / name).stat().st_ctime - clock.wall)
 
 
 def codes(scanner: Scanner) -> dict[str, str]:
-    """Each held name's code, with a question mark while it may come right by itself."""
+    """Return each held name's code, with a question mark if it may become ready without a change."""
     return {h.name: h.code + ("?" if h.waiting else "") for h in scanner.scan().held}
 
 
@@ -39,7 +39,9 @@ def ready(scanner: Scanner) -> list[tuple[str, str | None]]:
 
 
 def test_a_pair_is_ready_when_it_is_quiet(spool: Spool, clock: HandClock) -> None:
-    """Two seconds after the last change of both files, and not before; the look says when to look again."""
+    """A pair is ready two seconds after the last change of both files, and the scan gives the
+    time of the next one.
+    """
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv", "a.yaml")
     look = scanner.scan()
@@ -53,10 +55,10 @@ def test_a_pair_is_ready_when_it_is_quiet(spool: Spool, clock: HandClock) -> Non
     assert found.arrived == max((spool.incoming / n).stat().st_ctime for n in ("a.csv", "a.yaml"))
 
 
-def test_of_many_held_files_only_the_oldest_are_told_one_by_one(
+def test_of_many_held_files_only_the_oldest_are_listed(
     spool: Spool, clock: HandClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the others only how many are held, and how many may still come right."""
+    """Of many held files the oldest are listed, and the others are counted, ready soon or not."""
     monkeypatch.setattr("spoolama.spool.scanner.MOST_HELD", 3)
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.txt", "b.yaml", "c.txt")
@@ -79,7 +81,7 @@ def test_of_many_held_files_only_the_oldest_are_told_one_by_one(
 
 
 def test_an_old_mtime_does_not_make_a_file_old(spool: Spool, clock: HandClock) -> None:
-    """rsync -a and scp -p bring the mtime from home: a file of last year that arrives now is new."""
+    """A file that arrives with an old mtime, as by rsync -a and scp -p, counts as new."""
     drop(spool, clock, "a.csv", "a.yaml")
     for name in ("a.csv", "a.yaml"):
         os.utime(spool.incoming / name, (1_600_000_000, 1_600_000_000))
@@ -90,15 +92,15 @@ def test_an_old_mtime_does_not_make_a_file_old(spool: Spool, clock: HandClock) -
     assert ready(scanner) == [("a.csv", "a.yaml")]
 
 
-def test_files_that_lay_there_at_the_start_need_no_second_wait(spool: Spool, clock: HandClock) -> None:
-    """The first look of a scanner takes what has been quiet for long."""
+def test_quiet_files_at_the_start_need_no_second_wait(spool: Spool, clock: HandClock) -> None:
+    """The first scan takes files that have been quiet long enough."""
     drop(spool, clock, "a.csv", "a.yaml")
     clock.move(3600)
     assert ready(Scanner(spool, ReadyRules(), clock)) == [("a.csv", "a.yaml")]
 
 
 def test_a_ctime_in_the_future_is_waited_out_by_the_own_clock(spool: Spool, clock: HandClock) -> None:
-    """After the wall clock went back an hour, quiet is what this scanner has seen itself."""
+    """After the wall clock went back an hour, the scanner measures the quiet time by itself."""
     drop(spool, clock, "a.csv", "a.yaml")
     clock.wall -= 3600
     scanner = Scanner(spool, ReadyRules(), clock)
@@ -109,8 +111,8 @@ def test_a_ctime_in_the_future_is_waited_out_by_the_own_clock(spool: Spool, cloc
     assert found.arrived == clock.wall
 
 
-def test_a_clock_that_jumps_forward_makes_nothing_old(spool: Spool, clock: HandClock) -> None:
-    """A file still being written when the wall clock leaps an hour ahead is not taken for an hour old."""
+def test_a_clock_that_jumps_forward_makes_no_file_quiet(spool: Spool, clock: HandClock) -> None:
+    """After the wall clock leaps an hour ahead, a file that is still written is not taken."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv", "a.yaml")
     scanner.scan()
@@ -122,9 +124,11 @@ def test_a_clock_that_jumps_forward_makes_nothing_old(spool: Spool, clock: HandC
 
 
 def test_a_file_that_grows_is_not_quiet(spool: Spool, clock: HandClock) -> None:
-    """Each write begins the quiet time anew."""
+    """Each write restarts the quiet time."""
     drop(spool, clock, "a.csv", "a.yaml")
-    clock.wall -= 3600  # real ctimes do not follow a clock in hand: let the scanner's own watch decide
+    clock.wall -= (
+        3600  # real ctimes do not follow a manual clock, so only the scanner's own measurement counts
+    )
     scanner = Scanner(spool, ReadyRules(), clock)
     scanner.scan()
     for _ in range(3):
@@ -142,7 +146,7 @@ def two_names(path: Path) -> None:
 
 
 def special(kind: str) -> Callable[[Path], None]:
-    """Make something odd at a path."""
+    """Create a special file at a path."""
     return {
         "directory": lambda p: p.mkdir(),
         "link": lambda p: p.symlink_to("/etc/hostname"),
@@ -166,7 +170,7 @@ def special(kind: str) -> Callable[[Path], None]:
 )
 @pytest.mark.parametrize("name", ["a.csv", "a.yaml"])
 def test_odd_files_are_held(spool: Spool, clock: HandClock, kind: str, code: str, name: str) -> None:
-    """As data or as sidecar, what is no plain, single, filled file stays, with a reason."""
+    """A data file or sidecar that is not a plain, single, nonempty file is held with a reason."""
     drop(spool, clock, "a.yaml" if name == "a.csv" else "a.csv")
     special(kind)(spool.incoming / name)
     clock.move(3600)
@@ -181,7 +185,7 @@ def test_odd_files_are_held(spool: Spool, clock: HandClock, kind: str, code: str
 
 
 def test_unreadable_files_are_held_until_they_are_opened(spool: Spool, clock: HandClock) -> None:
-    """A file closed to the service stays; the message is the command that opens it; then it is taken."""
+    """An unreadable file is held with the command that opens it, and is taken once it is readable."""
     closed = {"a.yaml"}
     scanner = Scanner(spool, ReadyRules(), clock, readable=lambda p: p.name not in closed)
     drop(spool, clock, "a.csv", "a.yaml")
@@ -194,7 +198,7 @@ def test_unreadable_files_are_held_until_they_are_opened(spool: Spool, clock: Ha
 
 
 def test_can_read(tmp_path: Path) -> None:
-    """The real check: plain files yes, links no, gone is an error; a FIFO does not block it."""
+    """Plain files are readable, links are not, a missing file is an error, and a FIFO does not block."""
     (tmp_path / "a").touch()
     (tmp_path / "link").symlink_to("a")
     os.mkfifo(tmp_path / "fifo")
@@ -207,7 +211,7 @@ def test_can_read(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives up root's rights for a moment")
 def test_can_read_without_rights(tmp_path: Path) -> None:
-    """A file of another user, closed to all others, cannot be read."""
+    """A private file of another user cannot be read."""
     (tmp_path / "a").touch(0o600)
     for parent in [tmp_path, *tmp_path.parents][:3]:
         parent.chmod(parent.stat().st_mode | 0o055)
@@ -219,7 +223,7 @@ def test_can_read_without_rights(tmp_path: Path) -> None:
 
 
 def test_too_large(spool: Spool, clock: HandClock) -> None:
-    """Beyond the administrator's limit a file is held with both sizes."""
+    """A file beyond the administrator's limit is held with both sizes."""
     scanner = Scanner(spool, ReadyRules(max_bytes=1000), clock)
     drop(spool, clock, "a.csv", "a.yaml", data=b"x" * 1500)
     clock.move(3)
@@ -229,7 +233,7 @@ def test_too_large(spool: Spool, clock: HandClock) -> None:
 
 
 def test_a_sidecar_of_a_terabyte_is_held_without_being_opened(spool: Spool, clock: HandClock) -> None:
-    """A sparse file takes no room on the disk, and reading it would take all memory."""
+    """A sparse sidecar of a terabyte is not read, which would take all memory."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv", "a.yaml")
     os.truncate(spool.incoming / "a.yaml", 1 << 40)
@@ -247,7 +251,7 @@ def test_a_sidecar_of_a_terabyte_is_held_without_being_opened(spool: Spool, cloc
 def test_a_full_disk_holds_everything(
     spool: Spool, clock: HandClock, floor: int, free: int, taken: bool
 ) -> None:
-    """Nothing is taken with less room than the floor, or than twice the data (10 bytes here)."""
+    """With less room than the minimum, or than twice the data (10 bytes here), every file is held."""
     scanner = Scanner(spool, ReadyRules(min_free_bytes=floor), clock, free=lambda _: free)
     drop(spool, clock, "a.csv", "a.yaml")
     clock.move(3)
@@ -256,8 +260,8 @@ def test_a_full_disk_holds_everything(
     assert free_bytes(spool.root) > 0
 
 
-def test_halves_wait_and_then_are_told(spool: Spool, clock: HandClock) -> None:
-    """Data without a sidecar, and a sidecar without data, are on their way for ten minutes, then missing."""
+def test_incomplete_uploads_wait_and_are_then_reported(spool: Spool, clock: HandClock) -> None:
+    """Data without a sidecar, or the reverse, is expected for ten minutes and then reported as incomplete."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv", "b.yaml")
     clock.move(3)
@@ -271,8 +275,8 @@ def test_halves_wait_and_then_are_told(spool: Spool, clock: HandClock) -> None:
     assert ready(scanner) == [("a.csv", "a.yaml"), ("b.csv", "b.yaml")]
 
 
-def test_held_since_is_when_the_reason_began(spool: Spool, clock: HandClock) -> None:
-    """The same reason keeps its time, another begins anew."""
+def test_held_since_is_the_start_of_the_reason(spool: Spool, clock: HandClock) -> None:
+    """The same reason keeps its start time, and another one restarts it."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv")
     clock.move(3)
@@ -288,7 +292,7 @@ def test_held_since_is_when_the_reason_began(spool: Spool, clock: HandClock) -> 
 
 
 def test_ambiguous_drops_are_held(spool: Spool, clock: HandClock) -> None:
-    """Two data files and one sidecar: all three stay."""
+    """Two data files with one sidecar are all held."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv", "a.jsonl", "a.yaml")
     clock.move(3)
@@ -296,8 +300,8 @@ def test_ambiguous_drops_are_held(spool: Spool, clock: HandClock) -> None:
     assert codes(scanner) == dict.fromkeys(["a.csv", "a.jsonl", "a.yaml"], "ambiguous")
 
 
-def test_unsupported_files_are_told_what_is_supported(spool: Spool, clock: HandClock) -> None:
-    """Once quiet: before, it may be the temporary name of some client."""
+def test_unsupported_files_are_reported_with_the_supported_formats(spool: Spool, clock: HandClock) -> None:
+    """An unsupported file is reported only when it is quiet, because it may be a client's temporary name."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.xlsx")
     assert codes(scanner) == {"a.xlsx": "arriving?"}
@@ -318,8 +322,8 @@ def test_unsupported_files_are_told_what_is_supported(spool: Spool, clock: HandC
         "x" * 250 + ".csv",
     ],
 )
-def test_odd_names_are_served(spool: Spool, clock: HandClock, name: str) -> None:
-    """A name is no reason to refuse anything."""
+def test_any_name_is_accepted(spool: Spool, clock: HandClock, name: str) -> None:
+    """Any name is accepted."""
     sidecar = cut(name)[0] + ".yml"
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, name, sidecar)
@@ -328,7 +332,7 @@ def test_odd_names_are_served(spool: Spool, clock: HandClock, name: str) -> None
 
 
 def test_an_openai_batch_waits_a_while_for_a_sidecar(spool: Spool, clock: HandClock) -> None:
-    """It needs none, but one may still come, and then gives defaults."""
+    """An OpenAI batch waits a while for an optional sidecar with defaults."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.jsonl", "b.jsonl", data=BATCH)
     clock.move(9)
@@ -340,8 +344,8 @@ def test_an_openai_batch_waits_a_while_for_a_sidecar(spool: Spool, clock: HandCl
     assert sorted(ready(scanner)) == [("a.jsonl", None), ("b.jsonl", "b.yaml")]
 
 
-def test_a_default_sidecar_stands_in(spool: Spool, clock: HandClock, tmp_path: Path) -> None:
-    """A drop that needs a sidecar and brings none gets the administrator's; an OpenAI batch needs none."""
+def test_a_default_sidecar_replaces_a_missing_one(spool: Spool, clock: HandClock, tmp_path: Path) -> None:
+    """An upload without a needed sidecar gets the administrator's, and an OpenAI batch needs none."""
     scanner = Scanner(spool, ReadyRules(default_sidecar=tmp_path / "default.yaml"), clock)
     drop(spool, clock, "a.csv")
     drop(spool, clock, "b.jsonl", data=BATCH)
@@ -377,16 +381,16 @@ def test_a_default_sidecar_stands_in(spool: Spool, clock: HandClock, tmp_path: P
 def test_openai_lines_need_no_sidecar(
     spool: Spool, clock: HandClock, name: str, data: bytes, batch: bool
 ) -> None:
-    """The first readable line decides, in any compression; an unreadable file is no batch."""
+    """The first readable line decides, in any compression, and an unreadable file is not a batch."""
     drop(spool, clock, name, data=data)
     clock.move(11)
     assert ready(Scanner(spool, ReadyRules(), clock)) == ([(name, None)] if batch else [])
 
 
 def test_first_come_first_served(spool: Spool, clock: HandClock) -> None:
-    """Order is by arrival of the whole drop, not by name."""
+    """Jobs are ordered by the arrival of the complete upload, not by name."""
     for name in ("b.csv", "b.yaml", "a.csv", "a.yaml"):
-        # The kernel stamps ctime in ticks of some milliseconds: write until it differs.
+        # The kernel sets ctime in ticks of some milliseconds, so write until it differs.
         before = clock.wall
         while clock.wall == before:
             drop(spool, clock, name)
@@ -395,7 +399,7 @@ def test_first_come_first_served(spool: Spool, clock: HandClock) -> None:
 
 
 def test_controls_are_reported_and_taken(spool: Spool, clock: HandClock) -> None:
-    """A small quiet file NAME.cancel is a command; taking it removes it, also twice; a large one is none."""
+    """A small quiet file NAME.cancel is a command and is removed when read; a large one is not a command."""
     scanner = Scanner(spool, ReadyRules(), clock)
     drop(spool, clock, "a.csv.cancel", data=b"")
     drop(spool, clock, "big.pause", data=b"x" * 5000)
@@ -408,8 +412,8 @@ def test_controls_are_reported_and_taken(spool: Spool, clock: HandClock) -> None
     assert [p.name for p in spool.incoming.iterdir()] == ["big.pause"]
 
 
-def test_a_drop_taken_back_between_listing_and_looking(spool: Spool, clock: HandClock) -> None:
-    """A file that vanishes meanwhile is no error and nothing to report."""
+def test_an_upload_removed_during_the_scan_is_ignored(spool: Spool, clock: HandClock) -> None:
+    """A file that vanishes during the scan is neither an error nor reported."""
 
     def vanish(path: Path) -> bool:
         path.unlink()

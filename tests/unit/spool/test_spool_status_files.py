@@ -11,7 +11,7 @@ from spoolama.spool.status_files import StatusBoard
 
 
 def test_status_is_replaced_readable_by_all_and_only_when_changed(spool: Spool) -> None:
-    """A new content is a new file, the same content the same file."""
+    """New content replaces the file, and the same content does not."""
     board = StatusBoard(spool)
     old = os.umask(0o077)
     try:
@@ -31,8 +31,8 @@ def test_status_is_replaced_readable_by_all_and_only_when_changed(spool: Spool) 
     assert board.write("a.csv", {"state": "done"})
 
 
-def test_names_that_are_no_text_are_told_in_valid_json(spool: Spool) -> None:
-    """Unicode stands as it is; bytes that are no UTF-8 stand as escapes that JSON knows."""
+def test_names_that_are_not_text_are_valid_json(spool: Spool) -> None:
+    """Unicode is written unchanged, and bytes that are not UTF-8 as JSON escapes."""
     name = "é" + os.fsdecode(b"\xff") + ".csv"
     StatusBoard(spool).write(name, {"data": name})
     raw = (spool.status / (name + ".json")).read_bytes()
@@ -41,7 +41,7 @@ def test_names_that_are_no_text_are_told_in_valid_json(spool: Spool) -> None:
 
 
 def test_the_service_has_two_files(spool: Spool) -> None:
-    """One for programs, one for people."""
+    """The service has one file for programs and one for people."""
     board = StatusBoard(spool)
     assert board.write_service({"jobs": 1}, "One job.\n")
     assert not board.write_service({"jobs": 1}, "One job.\n")
@@ -52,8 +52,8 @@ def test_the_service_has_two_files(spool: Spool) -> None:
     assert (spool.status / "service.txt").read_text() == r"\udcff"
 
 
-def test_forgetting(spool: Spool) -> None:
-    """A status can be taken away, twice too."""
+def test_a_status_is_removed(spool: Spool) -> None:
+    """A status can be removed, also twice."""
     board = StatusBoard(spool)
     board.write("a.csv", {})
     board.forget("a.csv")

@@ -1,4 +1,4 @@
-"""Wake-ups by the real watchdog: for every way a file arrives, and for every way a watch ends."""
+"""Wake-ups by the real watchdog, for every way a file arrives and every way a watch ends."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def take_away(incoming: Path) -> None:
 def test_every_way_of_arriving_wakes(
     tmp_path: Path, watch: DirectoryEvents, woken: threading.Event, arrive: Callable[[Path], None]
 ) -> None:
-    """Written in place, moved in, renamed, hard-linked (SFTP's rename): each is noticed."""
+    """A file that is written, moved in, renamed or hard-linked (SFTP's rename) wakes the service."""
     (tmp_path / "incoming" / ".a.csv").write_bytes(b"x")
     assert watch.start()
     assert not woken.is_set()
@@ -65,8 +65,8 @@ def test_every_way_of_arriving_wakes(
     assert watch.trouble is None
 
 
-def test_looking_does_not_wake(tmp_path: Path) -> None:
-    """Our own scan lists and reads; if that woke us, we would never sleep again."""
+def test_scanning_does_not_wake(tmp_path: Path) -> None:
+    """Our own scan, which lists and reads, does not wake the service."""
     incoming, woken = tmp_path, threading.Event()
     wakes: list[int] = []
 
@@ -81,19 +81,19 @@ def test_looking_does_not_wake(tmp_path: Path) -> None:
     try:
         (incoming / "a.csv").read_bytes()
         assert len(list(incoming.iterdir())) == 1
-        # Events come in order: those of the reading, if any, before that of c.csv.
+        # Events are ordered, so events of the reading would come before that of c.csv.
         (incoming / "b.csv").mkdir()
         (incoming / "c.csv").touch()
         assert woken.wait(WAIT_S)
     finally:
         watch.stop()
-    assert len(wakes) <= 2  # c.csv was created, and closed
+    assert len(wakes) <= 2  # c.csv was created and closed
 
 
 def test_a_handler_that_raises_does_not_end_the_wakeups(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception in on_wake is logged and the next event still comes."""
+    """An exception in on_wake is logged, and the next event still wakes."""
     calls = threading.Semaphore(0)
 
     def fail() -> None:
@@ -114,7 +114,7 @@ def test_a_handler_that_raises_does_not_end_the_wakeups(
 
 
 def until(true: Callable[[], bool]) -> bool:
-    """Wait for other threads to make this true."""
+    """Wait until other threads make this true."""
     end = time.monotonic() + WAIT_S
     while time.monotonic() < end:
         if true():
@@ -124,10 +124,10 @@ def until(true: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.parametrize("way", ["replaced", "moved away", "removed"])
-def test_a_directory_that_was_replaced_is_noticed(
+def test_a_replaced_directory_is_detected(
     tmp_path: Path, watch: DirectoryEvents, woken: threading.Event, way: str
 ) -> None:
-    """The watch looks alive, but it watches what is gone: unhealthy, and a restart mends it."""
+    """A watch on a replaced directory is unhealthy, and a restart repairs it."""
     incoming = tmp_path / "incoming"
     assert watch.start()
     if way == "moved away":
@@ -149,8 +149,8 @@ def test_a_directory_that_was_replaced_is_noticed(
     assert woken.wait(WAIT_S)
 
 
-def test_a_dead_thread_is_noticed(watch: DirectoryEvents) -> None:
-    """The observer lives while the thread that reads for it is dead."""
+def test_a_dead_thread_is_detected(watch: DirectoryEvents) -> None:
+    """If the thread that reads for the observer is dead, the watch is unhealthy."""
     assert watch.start()
     assert watch._observer is not None
     for emitter in watch._observer.emitters:
@@ -160,7 +160,7 @@ def test_a_dead_thread_is_noticed(watch: DirectoryEvents) -> None:
 
 
 def test_not_started_and_stopped(watch: DirectoryEvents) -> None:
-    """Before and after there are no wake-ups, and no harm in stopping twice."""
+    """Before the start and after the stop there are no wake-ups, and a second stop is no error."""
     assert (watch.healthy(), watch.trouble) == (False, "not started")
     assert watch.start()
     watch.stop()
@@ -171,7 +171,7 @@ def test_not_started_and_stopped(watch: DirectoryEvents) -> None:
 def test_a_refused_watch_is_no_error(
     watch: DirectoryEvents, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """An unreadable directory, or no watches left on this machine: said, and left to the rescan."""
+    """An unreadable directory or a lack of watches is reported, and the rescan replaces the watch."""
 
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
