@@ -7,9 +7,9 @@ PY    := $(VENV)/bin/python
 SPOOLAMA := $(PY) -m spoolama
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
-# Many tests wait for processes more than they compute, so there is one worker more than processors. Tests of a
+# Many tests wait for processes more than they compute, so there are two workers more than processors. Tests of a
 # module share what it sets up, so they stay together.
-WORKERS := -n $(shell expr 1 + $$(nproc)) --dist loadscope --no-loadscope-reorder
+WORKERS := -n $(shell expr 2 + $$(nproc)) --dist loadscope --no-loadscope-reorder
 
 .PHONY: help setup demo test quick index schema check docs bench bench-engine bench-effect bench-forms bench-evaluation bench-watch bench-card bench-estimate bench-frees bench-night bench-repeat libgomp system-packages clean
 .DEFAULT_GOAL := help
