@@ -238,7 +238,7 @@ def _pilot(findings: Findings) -> Iterator[str]:
 
 
 def _audit(findings: Findings) -> Iterator[str]:
-    noisy = findings.sidecar.options.temperature > 0
+    noisy = findings.sidecar.noisy
     twice = ", each twice." if noisy else ". Rows whose answer differs are asked twice."
     yield f"Audit: asks at most {counted(findings.audit.rows, 'row')} again in isolation{twice}"
     if findings.smallest_harm is None:

@@ -213,7 +213,7 @@ async def check_drop(
     if not openai:
         findings.pilot = pilot_asks(sidecar, findings.rows)
         if sees_others(sidecar, findings.rows):
-            noisy = sidecar.options.temperature > 0
+            noisy = sidecar.noisy
             findings.audit = budget_of(sidecar.audit_rows, findings.rows, noisy=noisy)
             findings.smallest_harm = smallest_harm(findings.audit.random, sidecar.trim.margin, noisy=noisy)
         segment = None if sidecar.segment == "all" or sidecar.segment > findings.rows else sidecar.segment

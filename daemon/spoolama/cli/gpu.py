@@ -46,7 +46,7 @@ Examples:
     type=click.IntRange(128, 10_000_000),
     help=f"Context window in tokens. Default: {DEFAULT_WINDOW}.",
 )
-@click.option("--slots", type=click.IntRange(1, 256), help="Parallel slots. Default: the settings' lanes.")
+@click.option("--slots", type=click.IntRange(min=1), help="Parallel slots. Default: the settings' lanes.")
 @click.option("--watch", is_flag=True, help="Update every second until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes; --watch: one line each.")
 def gpu(

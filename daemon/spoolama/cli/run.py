@@ -30,7 +30,7 @@ Examples:
     "gemma3:270m.",
 )
 @click.option("--url", help="The address of the model server. Overrides the settings.")
-@click.option("--lanes", type=click.IntRange(1, 256), help="Parallel requests. Overrides the settings.")
+@click.option("--lanes", type=click.IntRange(min=1), help="Parallel requests. Overrides the settings.")
 def run(
     config: Path | None,
     once: bool,

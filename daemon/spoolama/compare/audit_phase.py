@@ -65,7 +65,7 @@ async def audit_budget(sidecar: Sidecar, store: RowStore, total: int) -> AuditBu
 def _budget(sidecar: Sidecar, total: int) -> AuditBudget:
     if not sees_others(sidecar, total):
         return AuditBudget(0, 0)
-    return budget_of(sidecar.audit_rows, total, noisy=sidecar.options.temperature > 0)
+    return budget_of(sidecar.audit_rows, total, noisy=sidecar.noisy)
 
 
 def _budget_after_guard(sidecar: Sidecar, plans: Sequence[Mapping[str, Any]], total: int) -> AuditBudget:
@@ -75,7 +75,7 @@ def _budget_after_guard(sidecar: Sidecar, plans: Sequence[Mapping[str, Any]], to
     """
     if all(plan["segment_rows"] == 1 for plan in plans):
         return AuditBudget(0, 0)
-    usual = budget_of(None, total, noisy=sidecar.options.temperature > 0)
+    usual = budget_of(None, total, noisy=sidecar.noisy)
     asked = sidecar.audit_rows if "audit" in sidecar.model_fields_set else 0
     return AuditBudget(min(asked or 0, total), max(CHECKS, usual.odd))
 
@@ -105,7 +105,7 @@ class AuditPhase:
         self._sidecar = job.sidecar
         self._store = job.store
         self._budget = budget
-        self._noisy = job.sidecar.options.temperature > 0
+        self._noisy = job.sidecar.noisy
         self._enum = enum_of(job.sidecar)
         self._by_gold = False
         self._rows: dict[str, dict[int, AuditedRow]] = {AUDIT: {}, ODD: {}}

@@ -184,6 +184,8 @@ LOAD_TIME_OPTIONS = ("num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread
 """Options that apply when a model is loaded, like `num_ctx`: a change of one of them reloads the model."""
 
 
+MOST_LANES = 256
+"""Maximum number of lanes, in the settings too."""
 MOST_OF_MODEL = 500
 """Maximum characters of a model's name, which is in the summary, the metrics and the status."""
 _MOST_OF_COLUMN = 1_000
@@ -350,7 +352,7 @@ class Sidecar(_Model):
         200, description="Number of rows in one conversation, or `all`."
     )
     lanes: int | None = Field(
-        None, ge=1, le=256, description="Number of requests at once. Default: the service's setting."
+        None, ge=1, le=MOST_LANES, description="Number of requests at once. Default: the service's setting."
     )
     gold: str | None = Field(
         None,
@@ -387,6 +389,11 @@ class Sidecar(_Model):
         ("jsonl", "csv"), min_length=1, description="Files to write."
     )
     priority: int = Field(0, ge=-100, le=100, description="The job with the highest priority runs first.")
+
+    @property
+    def noisy(self) -> bool:
+        """Whether two isolated answers to the same row can differ."""
+        return self.options.temperature > 0
 
     @property
     def audit_rows(self) -> int | None:

@@ -24,7 +24,7 @@ from spoolama.errors import (
 )
 from spoolama.memory.level import Level
 from spoolama.memory.room import Memory
-from spoolama.model.gate import LOAD_BOUND_S, Gate, Stopping
+from spoolama.model.gate import FIRST_DELAY_S, LOAD_BOUND_S, LONGEST_DELAY_S, Gate, Stopping
 from spoolama.model.load_sizes import OFTEN, LoadSizes
 from spoolama.model.model_size import DESKTOP_BYTES, MeasuredSize
 from spoolama.progress import Progress
@@ -287,7 +287,7 @@ class ModelResidency:
             ModelUnavailable: the model cannot be loaded again.
             Stopping: the service stops.
         """
-        delay, deaths = 1.0, 0
+        delay, deaths = FIRST_DELAY_S, 0
         while not self._stop.is_set():
             try:
                 await self.reload()
@@ -302,7 +302,7 @@ class ModelResidency:
                     raise self._lost(message, code=error.code) from error
                 self._progress.phase = f"waiting for the server: {error.message}"
                 await self._gate.pause(delay)
-                delay = min(30.0, delay * 2)
+                delay = min(LONGEST_DELAY_S, delay * 2)
         raise Stopping
 
     async def unload(self) -> None:

@@ -268,7 +268,7 @@ def why_no_audit(ledger: LedgerReader, sidecar: Sidecar) -> str:
 
 def _sample(ledger: LedgerReader, sidecar: Sidecar, compared: Sequence[Compared]) -> AuditResult:
     """What the random sample shows, without the rest of the result."""
-    noisy, margin = sidecar.options.temperature > 0, sidecar.trim.margin
+    noisy, margin = sidecar.noisy, sidecar.trim.margin
     rows, like = _rows(ledger, sidecar, compared)
     # After a trim that keeps rows, their effect goes on; otherwise the conversation starts anew.
     keeps = sidecar.trim.keep_rows or sidecar.trim.strategy == "budget"

@@ -27,6 +27,7 @@ from pydantic import (
 from spoolama.backends.factory import BackendKind
 from spoolama.errors import ConfigError, Problem
 from spoolama.job.rows.reader import MAX_CELL_BYTES
+from spoolama.job.sidecar import MOST_LANES
 from spoolama.job.yaml_problems import problems_of
 from spoolama.job.yaml_tree import Tree, read_yaml
 from spoolama.memory.level import RelativeLimits
@@ -136,7 +137,7 @@ class Settings(_Section):
 
     spool: FilePath = Path("/var/spool/spoolama")
     backend: BackendSection = Field(default_factory=BackendSection)
-    lanes: int = Field(1, ge=1, le=256)
+    lanes: int = Field(1, ge=1, le=MOST_LANES)
     quiet_s: Seconds = 2.0
     rescan_s: float = Field(10.0, gt=0, le=3600)
     openai_wait_s: Seconds = 10.0

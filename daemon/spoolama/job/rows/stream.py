@@ -149,7 +149,7 @@ class Lines:
         max_bytes: Maximum length of a line.
 
     Raises:
-        EndlessLine: while iterating: no row ends within 256 MiB or a million lines.
+        EndlessLine: while iterating: no row ends within 256 MiB, or a million blank lines follow each other.
     """
 
     def __init__(self, chunks: Iterable[bytes], max_bytes: int) -> None:
