@@ -192,7 +192,7 @@ def check_reply(reply: Reply, prompt: Prompt, conversation: Conversation) -> Non
         raise RowError(
             "answer_cut",
             f"the answer was cut off after {_tokens(reply.completion_tokens)} tokens (num_predict is "
-            f"{prompt.budget.num_predict})",
+            f"{prompt.budget.num_predict}). Raise `options.num_predict`.",
             details={
                 "completion_tokens": reply.completion_tokens,
                 "prompt_tokens": reply.prompt_tokens,

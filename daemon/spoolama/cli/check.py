@@ -26,6 +26,7 @@ from spoolama.service.settings import Settings
 from spoolama.spool.layout import Spool
 
 _FILE = click.Path(exists=True, path_type=Path)
+_FORMATS = {"csv": "CSV", "tsv": "TSV", "jsonl": "JSONL", "openai": "OpenAI batch"}
 
 
 @click.command(
@@ -107,8 +108,9 @@ async def show_phase(progress: Progress, stream: TextIO) -> None:
 
 def _report(drop: CheckedFiles, findings: Findings, *, rate: float | None, lanes: int) -> None:
     sidecar = f" with {drop.sidecar.name}" if drop.sidecar else ""
-    rows = counted(findings.rows, "row")
-    click.echo(f"{drop.data.name}{sidecar}: {rows} of {findings.format} for {findings.model}")
+    rows = counted(findings.rows, f"{_FORMATS[findings.format]} row")
+    model = f", model {findings.model}" if findings.model else ""
+    click.echo(f"{drop.data.name}{sidecar}: {rows}{model}")
     for number, ask in enumerate(findings.examples, 1):
         click.echo(f"\nPrompt {number}{_before_row(findings, number)}:")
         for message in (*ask.prefix, *ask.own):
@@ -171,7 +173,7 @@ def _tokens(findings: Findings) -> Iterator[str]:
     """The estimate of the prompt tokens, and what it leaves out."""
     yield (
         f"Prompt tokens: about {findings.tokens:,} if each row is isolated, estimated with "
-        f"{CHARACTERS_PER_TOKEN} characters per token. Cached tokens cost less."
+        f"{CHARACTERS_PER_TOKEN} characters per token."
     )
     trim = findings.sidecar.trim
     limit = (

@@ -198,16 +198,21 @@ async def check_drop(
             Path(directory), "check", drop.data, drop.sidecar, drop.data.name, claimed_at=0.0, arrived=0.0
         )
         async with JobLedger(job.ledger, progress.clock) as ledger:
-            await take_in(
-                job,
-                kind,
-                sidecar,
-                ledger,
-                evaluator,
-                progress,
-                limits=limits,
-                newline_required=newline_required,
-            )
+            try:
+                await take_in(
+                    job,
+                    kind,
+                    sidecar,
+                    ledger,
+                    evaluator,
+                    progress,
+                    limits=limits,
+                    newline_required=newline_required,
+                )
+            except InputError as error:
+                if error.code == "no_such_column":  # nothing was uploaded
+                    error.fix = f"Fix the sidecar, or the header of {drop.data.name}."
+                raise
         asker = MessageBuilder(sidecar, evaluator.of_job(job.dropped_as))
         await _render(job.ledger, asker, findings, progress)
     if not openai:
@@ -234,7 +239,9 @@ async def _sidecar(
             if columns:
                 found += await evaluator.column_problems(path, columns, data.name)
         found.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
-        raise SidecarError([*found, *faults]) from None
+        problems = SidecarError([*found, *faults])
+        problems.fix = f"Fix the sidecar and {data.name}." if faults else "Fix the sidecar."
+        raise problems from None
 
 
 def _unreadable(data: Path, kind: InputKind, limits: RowLimits) -> tuple[list[str] | None, list[Problem]]:

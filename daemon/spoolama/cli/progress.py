@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from spoolama.clock import duration
 from spoolama.progress import Snapshot
-from spoolama.service.state import EndedJob, ServiceState
+from spoolama.service.state import EndedJob, ServerState, ServiceState
 from spoolama.service.status import status_line
 from spoolama.spool.names import readable
 
@@ -20,7 +20,7 @@ _EVERY_S = 0.2
 def ended_line(done: EndedJob, root: str) -> str:
     """One line about a published job, with its path."""
     name = readable(done.job.dropped_as)
-    return f"{name} -> {root}/{done.ended.where}/{done.job.name}: {done.ended.message}"
+    return f"{name} -> {root}/{done.ended.where}/{done.job.name}: {done.ended.words}"
 
 
 async def print_ended(state: ServiceState, root: str) -> None:
@@ -66,13 +66,18 @@ async def show_progress(state: ServiceState, root: str) -> None:
                 if running is None:
                     bar.update(shown, phase=escape(status_line(state)))
                 else:
-                    _advance(bar, shown, running.progress.snapshot())
+                    _advance(bar, shown, running.progress.snapshot(), state.server)
                 await asyncio.sleep(_EVERY_S)
         finally:
             _say_ended(state, root, printed, console)
 
 
-def _advance(bar: Progress, shown: TaskID, snap: Snapshot) -> None:
+def short_phase(phase: str, server: ServerState) -> str:
+    """The phase, short enough for a progress line if there is no connection to the server."""
+    return server.no_connection(phase.removeprefix("waiting for the server: ")) or phase
+
+
+def _advance(bar: Progress, shown: TaskID, snap: Snapshot, server: ServerState) -> None:
     left = snap.eta_s is not None and snap.done < snap.total
     bar.update(
         shown,
@@ -80,7 +85,7 @@ def _advance(bar: Progress, shown: TaskID, snap: Snapshot) -> None:
         completed=snap.done,
         rate=f"{snap.rows_per_s:.1f} rows/s" if snap.rows_per_s else "",
         left=f"{duration(snap.eta_s or 0)} left" if left else "",
-        phase=escape(snap.phase),
+        phase=escape(short_phase(snap.phase, server)),
     )
 
 

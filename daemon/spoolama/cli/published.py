@@ -116,8 +116,9 @@ def _show_comparison(comparison: Comparison, console: Console) -> None:
 
 
 @click.command(
-    epilog="Example: spoolama merge done/reviews-20261124T090000Z-k3f9"
-    " done/errors-20261124T101500Z-p2d7 -o whole",
+    epilog="""\b
+Example:
+  spoolama merge done/reviews-20261124T090000Z-k3f9 done/errors-20261124T101500Z-p2d7 -o whole""",
 )
 @click.argument("jobdir", type=_DIRECTORY)
 @click.argument("retrydir", type=_DIRECTORY)

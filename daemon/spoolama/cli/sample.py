@@ -34,11 +34,11 @@ _EDUCATION = (
 _PLACES = ("Leipzig", "Lyon", "Porto", "Gdansk", "Turin", "Ghent", "Malmö", "Brno", "Cork", "Graz")
 _NOTES = (
     "Led a team of {n}.",
-    "Moved a system of {n} years to a new one without an outage.",
+    "Migrated a system that was {n} years old without an outage.",
     "Out of work for {n} months, wants to come back.",
     "Can start in {n} weeks.",
     "Changed employer {n} times in the last five years.",
-    "Wants to work {n} days a week.",
+    "Wants to work from home {n} days a month.",
     "Trained {n} newcomers.",
     'Says: "I like what others call boring".',
     "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 from pathlib import Path
 
 import click
@@ -41,6 +42,9 @@ def submit(files: tuple[Path, ...], config: Path | None, spool: Path | None, no_
     """
     settings = settings_from(config, spool=spool)
     target = Spool(settings.spool)
+    with contextlib.suppress(PermissionError):  # reported when the files are copied
+        if not (target.root.exists() and target.incoming.exists()):
+            raise _no_spool(target)
     sidecars = {path.name: path for path in files if is_sidecar(path.name)}
     drops: list[CheckedFiles] = []
     for path in files:
@@ -102,13 +106,22 @@ def _place(spool: Spool, drop: CheckedFiles) -> None:
             "Wait until it is processed, or rename your file."
         ) from error
     except FileNotFoundError as error:
-        raise SpoolError(f"{error.filename} does not exist. Check that {spool.root} is a spool.") from error
+        if Path(str(error.filename)).parent != spool.incoming:
+            raise SpoolError(f"{error.filename} does not exist.") from error
+        raise _no_spool(spool) from error
     except PermissionError as error:
         raise SpoolError(f"No permission to write to {spool.incoming}. Ask the administrator.") from error
     finally:
         for temp, _ in temps:
             with contextlib.suppress(OSError):
                 DISK.unlink(temp)
+
+
+def _no_spool(spool: Spool) -> SpoolError:
+    return SpoolError(
+        f"{spool.root} is not a spool. Name yours with --spool DIRECTORY, or create one: "
+        f"spoolama init {shlex.quote(str(spool.root))}"
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

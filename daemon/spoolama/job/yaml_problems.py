@@ -75,6 +75,9 @@ class YamlErrors:
         place = self._tree.places.get(path)
         value = self._value(path)
         shown, hint = _shown(value), f"for example {_keyed(path, example)}" if example else None
+        if value is None and "mapping" in words:
+            indent = "indent its keys below it"
+            return "this key is empty", f"{indent}; {hint}" if hint else indent
         if place is not None and place.style is None and place.source is not None and "text" in words:
             if value is not None and not isinstance(value, str):
                 shown = f"{place.source}, which YAML reads as {_kind(value)},"

@@ -35,8 +35,8 @@ _SCANNER_WORDS = (
     ("found character '\\t'", "YAML does not allow a tab here", "indent with spaces"),
     (
         "mapping values are not allowed here",
-        "a second colon, or a key that is indented differently from the one above",
-        "put a text with a colon in quotes, or on the next line after `|`",
+        "this line is indented more than the line above, or an unquoted text contains a colon",
+        "align the keys; put the text in quotes",
     ),
     ("found undefined alias", "a text that begins with * must be in quotes", "write '*…'"),
     ("expected alphabetic or numeric character", "a text that begins with * or & must be in quotes", None),

@@ -123,7 +123,7 @@ class JobExecutor:
                     await self._end_early(ledger, error)
                 return await self._publish(job, sidecar, error)
         path = await asyncio.to_thread(_publish_unread, self._spool, job, error)
-        return JobEnd("failed", path, error.message)
+        return JobEnd("failed", path, error.message, error.fix)
 
     async def _read(self, job: JobDir) -> tuple[InputKind, Sidecar, list[str]]:
         """The format of the data, the sidecar, and the keys of settings that only earlier versions had."""
@@ -293,7 +293,7 @@ class JobExecutor:
         if failure is not None:
             await asyncio.to_thread(_write_error, job, failure)
         path = await asyncio.to_thread(publish, self._spool, job, where)
-        return JobEnd(where, path, message)
+        return JobEnd(where, path, message, "" if failure is None else failure.fix)
 
 
 def _liveness_s(job: JobDir) -> float:

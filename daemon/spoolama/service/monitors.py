@@ -57,7 +57,7 @@ class ServerProber:
             async with asyncio.timeout(_ANSWER_S):
                 info = await self._backend.probe()
         except (BackendError, TimeoutError) as error:
-            words = str(error) or f"no answer in {_ANSWER_S:.0f} s"
+            words = server.away_text(str(error)) or f"no answer in {_ANSWER_S:.0f} s"
             if server.away is None:
                 server.away_since = self._clock.monotonic()
                 say("server.away", error=words)

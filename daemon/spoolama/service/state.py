@@ -27,6 +27,17 @@ class JobEnd:
     """The published directory; None if left."""
     message: str
     """One line for a person: `9,970 of 10,000 rows answered, 30 failed`."""
+    fix: str = ""
+    """What the user can do after a failure, as in error.json; may be empty."""
+
+    @property
+    def words(self) -> str:
+        """The message and the fix as one text."""
+        if not self.fix:
+            return self.message
+        if "\n" in self.message:
+            return f"{self.message}\n{self.fix}"
+        return f"{self.message}{'' if self.message.endswith(('.', '?', '!')) else '.'} {self.fix}"
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,24 @@ class ServerState:
     """Why it does not answer; None if it does or was not probed yet."""
     away_since: float | None = None
     """Monotonic time since which it does not answer."""
+
+    def no_connection(self, message: str) -> str | None:
+        """Shorten an error message of the backend to `no connection to http://…`; None for other errors."""
+        address = self.address.rstrip("/")
+        return f"no connection to {address}" if address and message.startswith(f"{address}: ") else None
+
+    def away_text(self, message: str) -> str:
+        """Explain an error message of the backend, with what to do if there is no connection."""
+        short = self.no_connection(message)
+        if short is None:
+            return message
+        reason = message.partition(": ")[2]
+        why = "" if reason.startswith("All connection attempts failed") else f" ({reason})"
+        return f"{short}{why}. {_START.get(self.kind, 'Start the server, or correct backend.url')}"
+
+
+_START = {"ollama": "Start Ollama, or use --backend embedded"}
+"""What to do if there is no connection, by kind of server."""
 
 
 @dataclass

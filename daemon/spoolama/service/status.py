@@ -117,6 +117,7 @@ def ended_payload(done: EndedJob) -> dict[str, Any]:
         "job": done.job.name,
         "where": f"{done.ended.where}/{done.job.name}",
         "message": done.ended.message,
+        "fix": done.ended.fix or None,
         "claimed_at": moment(done.job.claimed_at),
         "ended_at": moment(done.at),
     }
@@ -170,7 +171,9 @@ def _used(of: Mapping[str, int]) -> str:
 def status_line(state: ServiceState) -> str:
     """One line for `systemctl status`."""
     if state.phase == "stopped":
-        return f"Stopped; {_counted(len(state.queue), 'job continues', 'jobs continue')} at the next start."
+        if not state.queue:
+            return "Stopped. No jobs are waiting."
+        return f"Stopped. {_counted(len(state.queue), 'job continues', 'jobs continue')} at the next start."
     if state.phase == "stopping":
         if state.running is None:
             return "Stopping."
@@ -289,8 +292,14 @@ def service_text(payload: Mapping[str, Any], at: float) -> str:
     if payload["ended"]:
         lines += ["", "Ended recently:"]
         for e in payload["ended"]:
-            lines.append(f"  {e['ended_at']}  {readable(e['name'])} -> {e['where']}: {e['message']}")
+            lines.append(f"  {e['ended_at']}  {readable(e['name'])} -> {e['where']}: {_indented(e)}")
     return "\n".join(lines) + "\n"
+
+
+def _indented(ended: Mapping[str, Any]) -> str:
+    """The message and the fix of an ended job; their further lines are indented below its first line."""
+    lines = [*ended["message"].splitlines(), *filter(None, [ended.get("fix")])]
+    return "\n    ".join(lines)
 
 
 class StatusReporter:

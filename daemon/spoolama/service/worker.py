@@ -182,10 +182,10 @@ class Worker:
         job, queue = item.job, self._state.queue
         if ended.where != "left":
             queue.remove(item)
-            message = shortened(ended.message)  # error.json has all of it
-            self._state.end(job, replace(ended, message=message), progress)
+            ended = replace(ended, message=shortened(ended.message))  # error.json has all of it
+            self._state.end(job, ended, progress)
             event = "job.ended" if ended.where == "done" else "job.failed"
-            say(event, job=job.name, where=ended.where, outcome=message, failures=progress.failures)
+            say(event, job=job.name, where=ended.where, outcome=ended.words, failures=progress.failures)
             return
         say("job.left", job=job.name, outcome=ended.message)
         if stop.reason == "pause" and is_paused(job):
@@ -193,7 +193,7 @@ class Worker:
         elif stop.reason == "pause":  # resumed while rows were still in flight
             queue.settled(item, item.priority)
         elif self._stopping.is_set():
-            queue.hold(item, "The service stops. The job continues at its next start.")
+            queue.hold(item, "The service has stopped. The job resumes when it starts again.")
         else:
             raise RuntimeError(f"the executor left {job.name} without a request to stop")
 

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -20,11 +21,14 @@ from click.testing import CliRunner, Result
 from spoolama.backends.embedded_models import _PACKAGED
 from spoolama.cli.check import show_phase
 from spoolama.cli.main import COMMANDS, main, spoolama
+from spoolama.cli.progress import ended_line, short_phase
 from spoolama.cli.status import picture
 from spoolama.clock import SystemClock
 from spoolama.progress import Progress, Pulse
+from spoolama.service.execution import JobExecutor
+from spoolama.service.state import ServerState
 from spoolama.spool.layout import Spool
-from support.evaluation import load_sidecar
+from support.evaluation import inline_evaluator, load_sidecar
 from support.service import Service
 
 SIDECAR = "model: m\nsystem: Judge.\nprompt: 'Say {{ text }}'\nid: id\n"
@@ -109,7 +113,7 @@ def test_check_shows_prompts_problems_and_an_estimate(drop: Path) -> None:
     """`check` shows what the service would report, with line numbers and no invented values."""
     result = call("check", drop)
     assert result.exit_code == 0, result.output
-    assert "4 rows of csv for m" in result.output
+    assert "r.csv with r.yaml: 4 CSV rows, model m\n" in result.output
     assert "[system]\n    Judge.\n  [user]\n    Say one" in result.output
     assert "Prompt 2" in result.output
     assert "Prompt 3" not in result.output
@@ -302,6 +306,7 @@ def test_check_reports_what_would_fail_the_job(
     assert status == 1
     assert expected in text
     assert "Traceback" not in text
+    assert "upload both" not in text  # nothing was uploaded
 
 
 def test_check_config(
@@ -447,7 +452,110 @@ def test_status_without_a_service_is_one_line(tmp_path: Path) -> None:
     """Without a service, `status` prints one line instead of an error about a missing file."""
     call("init", tmp_path / "spool")
     result = call("status", "--spool", tmp_path / "spool")
-    assert (result.exit_code, "No service has run on" in result.output) == (1, True)
+    assert result.exit_code == 1
+    spool = tmp_path / "spool"
+    assert f"No service has run on the spool {spool} yet. Run: spoolama run --spool {spool}" in result.output
+
+
+def test_status_of_a_file_that_no_service_has_seen(drop: Path, tmp_path: Path) -> None:
+    """It waits, and the command that starts a service is shown; an earlier job of that name comes after."""
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    start = f"No service runs on this spool. Start it: spoolama run --once --spool {spool.root}"
+    unknown = call("status", "r.csv", "--spool", spool.root)
+    assert unknown.exit_code == 1
+    assert f"r.csv has no status, and is not in {spool.incoming}." in unknown.output
+    assert call("submit", drop, "--spool", spool.root).exit_code == 0
+    for name in ("r.csv", "r"):
+        said = call("status", name, "--spool", spool.root)
+        assert (said.exit_code, said.output) == (0, f"r.csv waits in incoming/. {start}\n")
+    old = {"state": "done", "name": "r.csv", "job": "r-1", "where": "done/r-1", "message": "3 rows in = 3 ok"}
+    (spool.status / "r.csv.json").write_text(json.dumps(old))
+    again = call("status", "r.csv", "--spool", spool.root).output.splitlines()
+    assert again == [
+        f"r.csv waits in incoming/. {start}",
+        "Earlier: r.csv is in done/r-1",
+        "3 rows in = 3 ok",
+    ]
+    found = json.loads(call("status", "r.csv", "--json", "--spool", spool.root).output)
+    assert (found["state"], found["job"], found["earlier"]) == ("waiting", None, old)
+
+
+def test_status_of_a_second_upload_while_the_service_runs(tmp_path: Path) -> None:
+    """What the service says of the file in incoming/, then the earlier job; no hint to start a service."""
+    spool = Spool(tmp_path / "spool")
+    spool.create()
+    (spool.incoming / "r.csv").write_text(DATA)
+    old = {
+        "state": "failed",
+        "name": "r.csv",
+        "job": "r-1",
+        "where": "failed/r-1",
+        "message": "m",
+        "fix": "f",
+    }
+    (spool.status / "r.csv.json").write_text(json.dumps(old))
+    held: list[dict[str, object]] = []
+    for words in ("r.csv waits in incoming/.", "r.csv: held.\nno sidecar"):
+        at, service = datetime.now(UTC).isoformat(), {"state": "working"}
+        body = json.dumps({"at": at, "service": service, "held": held})
+        (spool.status / "service.json").write_text(body)
+        said = call("status", "r.csv", "--spool", spool.root).output
+        assert said == f"{words}\nEarlier: r.csv is in failed/r-1\nm\nf\n"
+        held.append({"state": "held", "name": "r.csv", "job": None, "message": "no sidecar"})
+
+
+def test_a_failed_job_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the screen of `run --once`, in the log, and in every kind of status, as in error.json."""
+    service = Service(tmp_path / "spool")
+    service.drop("a", sidecar="model: m\nprompt: x\nlanse: 3\nnum_ctx: 4\n")
+    real = JobExecutor(service.spool, service.backend, inline_evaluator(), service.clock)
+    service.executor.act = real.execute
+    daemon = service.daemon(once=True)
+    asyncio.run(daemon.run())
+    fix = "Fix the sidecar and upload both files again."
+    logged = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [one["message"].endswith(f"\n{fix}") for one in logged if one["event"] == "job.failed"] == [True]
+    (ended,) = daemon.state.ended
+    assert ended_line(ended, "spool").endswith(f"\n{fix}")
+    said = call("status", "a.csv", "--spool", service.spool.root).output.splitlines()
+    assert said[0].startswith("a.csv is in failed/a-")
+    assert said[-1] == fix
+    text = (service.spool.status / "service.txt").read_text().splitlines()
+    at = next(n for n, line in enumerate(text) if "a.csv -> failed/a-" in line)
+    assert text[at + 1].startswith("    a.yaml:4:1: num_ctx")
+    assert text[at + 2] == f"    {fix}"
+    assert fix in call("watch", "--until-idle", "--spool", service.spool.root).output
+
+
+def test_watch_never_cuts_a_name_in_a_pipe(tmp_path: Path) -> None:
+    """However long the name of the file and of its job are."""
+    service = Service(tmp_path / "spool")
+    name = "a-long-name-" * 9
+    service.drop(name)
+    assert asyncio.run(service.daemon(once=True).run()) == 0
+    (job,) = service.spool.done.iterdir()
+    shown = call("watch", "--until-idle", "--spool", service.spool.root).output
+    assert f"{name}.csv" in shown
+    assert f"done/{job.name}" in shown
+
+
+def test_submit_to_no_spool_names_the_directory(drop: Path, tmp_path: Path) -> None:
+    """And no temporary file: how to name a spool, or to create one."""
+    result = call("submit", drop, "--spool", tmp_path / "nowhere")
+    assert str(result.exception) == (
+        f"{tmp_path / 'nowhere'} is not a spool. Name yours with --spool DIRECTORY, or create one: "
+        f"spoolama init {tmp_path / 'nowhere'}"
+    )
+
+
+def test_the_progress_line_is_short_without_a_connection() -> None:
+    """The address and no library's words; other phases stay."""
+    server = ServerState("ollama", "http://127.0.0.1:11434")
+    away = "waiting for the server: http://127.0.0.1:11434: All connection attempts failed"
+    assert short_phase(away, server) == "no connection to http://127.0.0.1:11434"
+    for phase in ("answering", "waiting for the server: HTTP 503"):
+        assert short_phase(phase, server) == phase
 
 
 def test_markup_in_names_is_shown_as_text() -> None:

@@ -44,6 +44,14 @@ def test_other_seeds_give_other_rows(tmp_path: Path) -> None:
     ).read_bytes()
 
 
+def test_notes_of_candidates_are_possible(tmp_path: Path) -> None:
+    """The numbers in the notes go up to 12, so none of them counts the days of a week."""
+    write_sample("candidates", 300, 1, tmp_path)
+    text = (tmp_path / "candidates.csv").read_text()
+    assert " days a month." in text
+    assert " a week" not in text
+
+
 def test_reviews_bring_their_licence(tmp_path: Path) -> None:
     """Every sample of the reviews includes their licence."""
     paths = write_sample("reviews", 3, 1, tmp_path)

@@ -121,7 +121,8 @@ def test_leaving_out_retired_settings_changes_nothing_else() -> None:
         )
 
 
-QUOTE = "put a text with a colon in quotes, or on the next line after `|`"
+COLON = "this line is indented more than the line above, or an unquoted text contains a colon"
+ALIGN = "align the keys; put the text in quotes"
 BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next line after `|`"
 
 
@@ -307,8 +308,19 @@ BRACES = "YAML reads {{ as a mapping: put the text in quotes, or on the next lin
         ),
         pytest.param(
             "model: m\nsystem: You are: strict\n",
-            [(2, 16, "", "a second colon, or a key that is indented differently from the one above", QUOTE)],
+            [(2, 16, "", COLON, ALIGN)],
             id="colon",
+        ),
+        pytest.param("model: m\n  prompt: x\n", [(2, 9, "", COLON, ALIGN)], id="indentation"),
+        pytest.param(
+            "model: m\noptions:\nprompt:\n",
+            [
+                (2, 1, "options", "this key is empty",
+                 "indent its keys below it; for example options: {num_ctx: 8192, num_predict: 200}"),
+                (3, 1, "prompt", "this key is empty",
+                 "indent the text below `prompt: |`; for example prompt: '{{ name }}, {{ years }} years'"),
+            ],
+            id="keys not indented",
         ),
         pytest.param(
             "model: m\n\tprompt: x\n",

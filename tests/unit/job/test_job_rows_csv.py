@@ -117,6 +117,15 @@ def test_a_line_beyond_its_limit_is_cut_and_skipped(tmp_path: Path, size: int) -
     assert len(rows[1].raw) == 500
 
 
+def test_faults_of_csv_say_what_to_do(tmp_path: Path) -> None:
+    """A text with a comma, and a quote after which the file has no other."""
+    rows = rows_of(tmp_path, b'a,b\n1,two, three\n"4,5\n6,7\n')
+    assert [row.fault.message for row in rows if row.fault] == [
+        "3 cells where the header has 2 columns. Put a text that contains a comma in quotes",
+        "a quote is opened and never closed. Close or remove it. Reading continues at the next line",
+    ]
+
+
 @pytest.mark.parametrize(
     "limits", [RowLimits(max_quoted_lines=50), RowLimits(max_quoted_bytes=500)], ids=["lines", "bytes"]
 )

@@ -13,7 +13,7 @@ from spoolama.memory.readings import Host, NoReading, Runner
 from spoolama.memory.watchdog import MemoryWatchdog
 from spoolama.progress import Progress, Pulse
 from spoolama.service.queue import QueuedJob
-from spoolama.service.state import RunningJob, ServerState, ServiceState
+from spoolama.service.state import JobEnd, RunningJob, ServerState, ServiceState
 from spoolama.service.status import (
     failures_text,
     rows_text,
@@ -111,6 +111,43 @@ def test_harm_is_shown_while_the_job_runs() -> None:
     payload = service_payload(state)
     assert payload["running"]["harm"] == state.running.progress.harm
     assert f"  W{warning}\n" in service_text(payload, 0.0)
+
+
+def test_the_status_line_of_a_stopped_service() -> None:
+    """How many jobs wait, if any."""
+    state = ServiceState(VirtualClock(), ServerState("ollama", "http://here"), phase="stopped")
+    assert status_line(state) == "Stopped. No jobs are waiting."
+    state.queue.add(JobDir(Path("p/c-1"), "c-1", Path("c.csv"), None, "c.csv", claimed_at=0.0, arrived=0.0))
+    assert status_line(state) == "Stopped. 1 job continues at the next start."
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "said"),
+    [
+        ("ollama", "http://here: All connection attempts failed",
+         "no connection to http://here. Start Ollama, or use --backend embedded"),
+        ("openai", "http://here: No such host",
+         "no connection to http://here (No such host). Start the server, or correct backend.url"),
+        ("ollama", "HTTP 502 from a proxy: x", "HTTP 502 from a proxy: x"),
+    ],
+)  # fmt: skip
+def test_a_server_without_a_connection_comes_with_what_to_do(kind: str, message: str, said: str) -> None:
+    """In the log and the status."""
+    assert ServerState(kind, "http://here/").away_text(message) == said
+
+
+@pytest.mark.parametrize(
+    ("message", "fix", "words"),
+    [
+        ("no model m", "", "no model m"),
+        ("no model m", "Pull it.", "no model m. Pull it."),
+        ("No model m.", "Pull it.", "No model m. Pull it."),
+        ("a\nb", "Do c.", "a\nb\nDo c."),
+    ],
+)
+def test_the_words_of_a_failed_job_have_the_fix(message: str, fix: str, words: str) -> None:
+    """One text for the log."""
+    assert JobEnd("failed", None, message, fix).words == words
 
 
 def test_before_the_first_row_no_number_is_made_up() -> None:

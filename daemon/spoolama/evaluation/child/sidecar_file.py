@@ -119,7 +119,9 @@ class _Check:
                 words, example = EXPECTED[key]
                 self._add((key,), f"this key is missing: {words}", f"for example {key}: {example}")
             elif data[key] is None or (isinstance(data[key], str) and not data[key].strip()):
-                self._add((key,), "this is empty", f"for example {key}: {EXPECTED[key][1]}")
+                example = f"for example {key}: {EXPECTED[key][1]}"
+                indent = "indent the text below `prompt: |`; " if key == "prompt" else ""
+                self._add((key,), "this key is empty", f"{indent}{example}")
         self._traps(data.get("format"), ("format",))
         self._format(data.get("format"))
         self._prompt(data.get("prompt"))

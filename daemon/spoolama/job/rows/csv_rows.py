@@ -102,11 +102,11 @@ class CsvReader(RowReader):
             self._again.extendleft(reversed(lines[1:]))
             if isinstance(error, _Unclosed):
                 return lines[:1], _unclosed(str(error))
+            # The csv module reports two errors: text after a closing quote, or end of file.
+            if "unexpected end" in str(error):
+                return lines[:1], RowFault("unclosed_quote", _NEVER_CLOSED)
             if len(lines) > 1:
                 return lines[:1], _unclosed("the next quote in the file does not end a cell")
-            # Within one line the csv module reports two errors: text after a closing quote, or end of file.
-            if "unexpected end" in str(error):
-                return lines, _unclosed("the file ends")
             return lines, RowFault(
                 "bad_quotes", "text follows a closing quote; double each quote inside a quoted cell"
             )
@@ -133,7 +133,11 @@ class CsvReader(RowReader):
         assert columns is not None
         if len(cells) != len(columns):
             cell = "cell" if len(cells) == 1 else "cells"
-            return RowFault("ragged", f"{len(cells)} {cell} where the header has {len(columns)} columns")
+            message = f"{len(cells)} {cell} where the header has {len(columns)} columns"
+            if len(cells) > len(columns):
+                what = "comma" if self._delimiter == "," else "tab"
+                message += f". Put a text that contains a {what} in quotes"
+            return RowFault("ragged", message)
         if b"\0" in raw:
             return RowFault("nul_byte", f"byte {raw.index(0)} of the record is NUL")
         limit = self._limits.max_cell_bytes
@@ -210,7 +214,11 @@ def _places(name: str, columns: list[int]) -> str:
     return f"{shortened(name, 100)!r} in columns {shown}"
 
 
+_NEVER_CLOSED = "a quote is opened and never closed. Close or remove it. Reading continues at the next line"
+
+
 def _unclosed(why: str) -> RowFault:
     return RowFault(
-        "unclosed_quote", f"a quote is opened and never closed: {why}; reading continues at the next line"
+        "unclosed_quote",
+        f"a quote is opened and not closed: {why}. Close or remove it. Reading continues at the next line",
     )
