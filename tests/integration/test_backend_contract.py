@@ -18,6 +18,8 @@ from integration.backend_subjects import Bench, Subject, common_beginning
 from spoolama.backends.base import ChatRequest, Message
 from spoolama.errors import ContextOverflow, RequestRefused, ServerDied, Stalled
 
+pytestmark = pytest.mark.slow
+
 FEW = 8
 """Tokens at the end of a shared prefix that a server may evaluate again (frames, the answer's end)."""
 

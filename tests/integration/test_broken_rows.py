@@ -13,6 +13,8 @@ import pytest
 
 from daemons import clean_env, fake_ollama, make_spool, results, run_once
 
+pytestmark = pytest.mark.slow
+
 ROWS = 1000
 SIDECAR = """
 model: smollm2:135m

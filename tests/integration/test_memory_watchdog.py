@@ -14,6 +14,8 @@ from integration.memory_scene import GB, MODEL, card, gb, running, words
 from nvml_stub import FakeCard
 from support.card_model import Habits
 
+pytestmark = pytest.mark.slow
+
 ROWS = [f"row {n}" for n in range(80)]
 
 

@@ -21,6 +21,8 @@ from support.cards import ScriptedCards
 from support.cards import card as card_of
 from support.hand_clock import HandClock
 
+pytestmark = pytest.mark.slow
+
 ROWS = [f"row {n}" for n in range(80)]
 _DRIVER_NOT_LOADED, _GPU_IS_LOST = 9, 15
 

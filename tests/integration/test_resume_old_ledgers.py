@@ -26,6 +26,8 @@ from daemons import clean_env, daemon, fake_ollama, make_spool, run_once, wait_f
 from spoolama import __version__
 from spoolama.spool.ledger_format import FORMAT, MIGRATIONS
 
+pytestmark = pytest.mark.slow
+
 LEDGERS = Path(__file__).parents[1] / "data" / "ledgers"
 CASES = sorted(path.parent for path in LEDGERS.glob("format-*/*/expected.jsonl"))
 PICKED = ("model", "messages", "format", "think", "options")

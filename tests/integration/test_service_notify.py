@@ -14,6 +14,8 @@ import pytest
 from daemons import clean_env, daemon, fake_ollama, make_spool, results, run_once, wait_for, write_job
 from support.notify_socket import NotifySocket
 
+pytestmark = pytest.mark.slow
+
 SIDECAR = "model: smollm2:135m\nprompt: '{{ text }}'\noptions: {num_predict: 16}\n"
 
 

@@ -18,6 +18,8 @@ from spoolama.errors import JobError, RequestRefused
 from support.backend import Call
 from unit.answer.engine_bench import HELD, Bench, meta_of, plans_of, visible_to
 
+pytestmark = pytest.mark.slow
+
 WORDS = "format: {type: string, enum: [a, b, c]}\n"
 LONG_PREFIX = "Judge " + "with great care " * 60
 SIDE = (

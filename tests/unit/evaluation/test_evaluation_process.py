@@ -24,6 +24,8 @@ from spoolama.evaluation.protocol import Abandoned, LimitExceeded
 from support.evaluation import InlineRunner
 from support.thorough import cases
 
+pytestmark = pytest.mark.slow
+
 SOON = 0.3
 """CPU seconds for a task here, enough for any valid one."""
 FREEZE = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ a }}"

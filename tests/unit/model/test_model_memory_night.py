@@ -21,6 +21,8 @@ from support.card_users import Use, Users, night_of
 from support.clock import VirtualClock
 from support.quiet_loop import run_quietly
 
+pytestmark = pytest.mark.slow
+
 CHAT = "trim: {strategy: reset}\nsegment: 64\n"
 FOREVER = float("inf")
 SPEC = LoadSpec("gemma3:12b", 8192, slots=LANES)
