@@ -105,7 +105,8 @@ def test_few_rows_say_what_they_cannot_show(tmp_path: Path) -> None:
 
 
 def test_harm_comes_first(tmp_path: Path) -> None:
-    """Below name and counts: what was found, after how many rows, and what to do."""
+    """Below name and counts: what was found, with the figures of the whole sample as in the line `Audit`,
+    after how many rows, and what to do."""
 
     def deep(n: int) -> str:
         return own(n + 1) if n % 30 > 15 else own(n)
@@ -113,8 +114,10 @@ def test_harm_comes_first(tmp_path: Path) -> None:
     summary = publish(tmp_path / "j", WINDOW, fill=audited(deep, harm=harm()))
     top = top_of(summary)
     assert top.startswith(
-        "Warning: the conversation changes about 30 % of the answers (known after 120 rows)."
+        "Warning: the conversation changes about 50 % of the answers, by 100 rows that were asked again in"
+        " isolation (first known after 120 rows)."
     )
+    assert "The results keep these answers unchanged." in top
     assert "What to do: upload the job again with `mode: isolated`" in top
     assert summary.text.splitlines()[1].startswith("300 rows in")
     line = line_of(summary, "Audit")
@@ -124,7 +127,8 @@ def test_harm_comes_first(tmp_path: Path) -> None:
     assert "falls with the number of earlier rows" in line
     found = audit_of(summary)
     assert (found.known_after, found.falls_along) == (120, "depth")
-    assert found.harm == "the conversation changes about 30 % of the answers"
+    assert found.harm is not None
+    assert found.harm.startswith("the conversation changes about 50 % of the answers, by 100 rows")
 
 
 def test_harmed_segments_are_named(tmp_path: Path) -> None:
