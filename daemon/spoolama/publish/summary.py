@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from spoolama.clock import duration
 from spoolama.publish.agreement import along_sentence
-from spoolama.publish.metrics import GB, Metrics
+from spoolama.publish.metrics import GB, Metrics, TrimPlan
 from spoolama.publish.result_row import ResultRow
-from spoolama.publish.words import count, counted
+from spoolama.publish.words import count, counted, percent
 
 _WIDTH = 100
 _LABEL = 11
@@ -171,10 +171,19 @@ def _speed(m: Metrics) -> str:
     parts = [f"{m.rows_per_second:.2f} rows/s"]
     if m.tokens_per_second is not None:
         parts.append(f"{m.tokens_per_second:.1f} answer tokens/s")
-    parts.append(f"{duration(m.active_s)} of answering")
+    parts.append(f"{duration(m.active_s)} of answering{_pilot_time(m)}")
     if m.retries:
         parts.append("1 retry" if m.retries == 1 else f"{m.retries:,} retries")
     return ", ".join(parts)
+
+
+def _pilot_time(m: Metrics) -> str:
+    """The part of the answering that the pilot took; of the requests where several lanes overlap."""
+    if m.pilot is None or not m.pilot.seconds:
+        return ""
+    if m.lanes == 1:
+        return f" ({duration(m.pilot.seconds)} of it for the pilot)"
+    return f" ({percent(m.pilot.time_share)} of all request time for the pilot)" if m.pilot.time_share else ""
 
 
 def extra_requests_words(m: Metrics) -> str | None:
@@ -222,19 +231,35 @@ def _trims(m: Metrics) -> str:
         gold = " with their known answers" if trim.gold else ""
         parts.append(f"{counted(len(m.anchors), 'anchor')}{gold}")
     if trim.keep:
-        by_score = f", {trim.important} of them by score" if trim.important else ""
-        parts.append(f"{counted(trim.keep, 'row')} kept by a trim{by_score}")
+        parts.append(_kept(trim, latest=trim.score == "uncertain" and not m.logprobs))
     if trim.tokens is not None:
         parts.append(f"at most {trim.tokens:,} tokens of earlier rows")
     if trim.every == 1:
         parts.append("no earlier rows")
-    elif trim.every:
+    elif trim.every and not trim.keep:
         parts.append(f"a trim every {trim.every} rows")
     if m.visible_rows_peak and (m.anchors or trim.every != 1):  # else harm ended the conversations
         parts.append(f"up to {counted(m.visible_rows_peak, 'other row')} in a prompt")
     if trim.score == "uncertain" and not m.logprobs:
         parts.append("the server returned no log probabilities, so the latest rows were kept")
     return "; ".join(parts)
+
+
+def _kept(trim: TrimPlan, *, latest: bool) -> str:
+    """`every 30 rows a trim keeps the latest 20`.
+
+    Args:
+        trim: The rules.
+        latest: Whether the latest rows were kept because no row has a score.
+    """
+    every = f"every {trim.every} rows " if trim.every > 1 else ""
+    if latest:
+        return f"{every}a trim keeps the latest {trim.keep}"
+    if trim.strategy == "important":
+        return f"{every}a trim keeps {counted(trim.keep, 'row')}, chosen by score"
+    if trim.important:
+        return f"{every}a trim keeps {counted(trim.keep, 'row')}, {trim.important} of them by score"
+    return f"{every}a trim keeps the latest {trim.keep}"
 
 
 def _memory_entries(m: Metrics) -> Entries:

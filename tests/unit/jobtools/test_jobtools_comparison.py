@@ -79,7 +79,7 @@ def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
         "isolated",
         "conversation",
     ]
-    assert "each row was asked in isolation" in comparison.left.cells["Context"]
+    assert "each row was isolated" in comparison.left.cells["Context"]
 
 
 def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
@@ -108,12 +108,12 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
         (
             {"strategy": "window", "keep": 20, "every": 30},
             {},
-            "strategy window; 20 rows kept by a trim; a trim every 30 rows",
+            "strategy window; every 30 rows a trim keeps the latest 20",
         ),
         (
             {"strategy": "window", "keep": 20, "every": 30},
             {"visible_rows_peak": 49},
-            "strategy window; 20 rows kept by a trim; a trim every 30 rows; up to 49 other rows in a prompt",
+            "strategy window; every 30 rows a trim keeps the latest 20; up to 49 other rows in a prompt",
         ),
         (
             {"strategy": "anchors", "every": 1, "gold": True},
@@ -123,8 +123,18 @@ def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
         (
             {"strategy": "important", "keep": 5, "every": 9, "score": "uncertain"},
             {"logprobs": 0},
-            "strategy important; 5 rows kept by a trim; a trim every 9 rows;"
+            "strategy important; every 9 rows a trim keeps the latest 5;"
             " the server returned no log probabilities, so the latest rows were kept",
+        ),
+        (
+            {"strategy": "important", "keep": 5, "every": 9, "score": "longest"},
+            {},
+            "strategy important; every 9 rows a trim keeps 5 rows, chosen by score",
+        ),
+        (
+            {"strategy": "hybrid", "keep": 8, "important": 3},
+            {},
+            "strategy hybrid; a trim keeps 8 rows, 3 of them by score",
         ),
         ({"strategy": "budget", "tokens": 1500}, {}, "strategy budget; at most 1,500 tokens of earlier rows"),
     ],
