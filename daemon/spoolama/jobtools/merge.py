@@ -112,6 +112,7 @@ def _write(original: Published, retry: Published, out: Path) -> Summary:
     metrics = replace(
         counts.metrics(),
         **{name: getattr(first, name) for name in _KEPT},
+        isolated=first.isolated and retry.metrics.isolated,
         merged_answers=merged_answers,
         merged_already_answered=answered_before,
         merged_from=tuple(sources),

@@ -13,6 +13,7 @@ from spoolama.errors import InputError, RowError
 from spoolama.job.row import Row
 from spoolama.jobtools.analysis import analyze_job
 from spoolama.jobtools.comparison import compare_jobs
+from spoolama.jobtools.merge import merge_jobs
 from spoolama.publish.metrics import Metrics, TrimPlan
 from spoolama.publish.summary import balance, context_sentences
 from spoolama.spool.job_ledger import JobLedger
@@ -80,6 +81,30 @@ def test_auto_that_asked_each_row_alone_is_called_so(tmp_path: Path) -> None:
         "conversation",
     ]
     assert "each row was isolated" in comparison.left.cells["Context"]
+
+
+def test_a_merged_directory_has_a_mode_and_a_name_but_no_costs(tmp_path: Path) -> None:
+    """Isolated if both jobs were; speed and tokens are those of the merged jobs, and it says so."""
+    sidecar = SIDECAR.replace("MODE", "isolated")
+
+    def answer(row: Row) -> str | RowError:
+        return RowError("answer_empty", "nothing") if row.ordinal == 3 else by_gold(row)
+
+    publish_job(tmp_path / "job", data_name="d.csv", data=DATA, sidecar=sidecar, answer=answer)
+    publish_job(
+        tmp_path / "retry",
+        data_name="errors.jsonl",
+        data=(tmp_path / "job" / "errors.jsonl").read_bytes(),
+        sidecar=sidecar,
+        answer=by_gold,
+    )
+    merge_jobs(tmp_path / "job", tmp_path / "retry", tmp_path / "whole")
+
+    comparison = compare_jobs(tmp_path / "job", tmp_path / "whole")
+
+    assert [side.cells["Mode"] for side in (comparison.left, comparison.right)] == ["isolated", "isolated"]
+    assert comparison.right.cells["Job"] == "whole"
+    assert comparison.sentences()[1].endswith("whole: speed and tokens are those of the merged jobs.")
 
 
 def test_both_are_held_against_the_same_known_answers(tmp_path: Path) -> None:
