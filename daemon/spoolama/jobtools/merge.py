@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def merge_jobs(first: Path, retry: Path, out: Path) -> Summary:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        summary = _write(original, second, part)
+        summary = _write(original, second, part, directory=shlex.quote(str(out)))
         part.rename(out)
     except BaseException:
         with suppress(OSError):
@@ -81,7 +82,7 @@ def _check_alike(original: Published, retry: Published) -> None:
         )
 
 
-def _write(original: Published, retry: Published, out: Path) -> Summary:
+def _write(original: Published, retry: Published, out: Path, *, directory: str) -> Summary:
     first = original.metrics
     counts, merged_answers = ResultCounts(original.sidecar, original.parsed), 0
     with _RetryIndex(original, retry) as index:
@@ -93,6 +94,7 @@ def _write(original: Published, retry: Published, out: Path) -> Summary:
             openai=first.openai,
             model=original.sidecar.model,
             with_sidecar=first.sidecar_name is not None,
+            directory=directory,
         )
         named = first.openai or original.sidecar.id is not None
         with outputs:
@@ -124,7 +126,7 @@ def _write(original: Published, retry: Published, out: Path) -> Summary:
         for one in definitions()
         if getattr(metrics, one.name) is None and one.name not in ("agreement", "agreement_along_job")
     }
-    summary = write_summary(out, replace(metrics, notes=notes), counts.examples)
+    summary = write_summary(out, replace(metrics, notes=notes), counts, directory=directory)
     for name in (first.data_name, first.sidecar_name):
         if name is not None and (original.path / UPLOADED / name).exists():
             (out / UPLOADED).mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ It reads the ledger once or twice, with one row in memory at a time. Building ag
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from spoolama.publish.metrics import Metrics
 from spoolama.publish.outputs import OPENAI_COLUMNS, Outputs
 from spoolama.publish.pilot_report import used_rows
 from spoolama.publish.result_counts import ResultCounts
-from spoolama.publish.result_row import ResultRow, result_of
+from spoolama.publish.result_row import result_of
 from spoolama.publish.summary import Summary, summary_text
 from spoolama.spool.ledger_reader import LedgerReader
 
@@ -41,14 +42,17 @@ def build_outputs(
     parsed = sidecar.format is not None and not openai
     gold = None if openai else sidecar.gold
     counts = ResultCounts(sidecar, parsed)
+    name = str(ledger.meta("job", ""))
+    directory = f"{'failed' if ended_early else 'done'}/{shlex.quote(name)}"
     outputs = Outputs(
         out,
-        job=str(ledger.meta("job", "")),
+        job=name,
         sidecar=sidecar,
         columns=_columns(ledger, sidecar, openai=openai),
         openai=openai,
         model=str((ledger.meta("model") or {}).get("name") or sidecar.model),
         with_sidecar=ledger.meta("sidecar_name") is not None,
+        directory=directory,
     )
     used = used_rows(ledger) if gold is not None else set()
     with outputs:
@@ -62,18 +66,19 @@ def build_outputs(
             outputs.add(result, outcome.fields, outcome.raw, outcome.details)
     _check_counts(ledger, counts)
     metrics = job_metrics(ledger, counts, sidecar, ended_early=ended_early)
-    return write_summary(out, metrics, counts.examples)
+    return write_summary(out, metrics, counts, directory=directory)
 
 
-def write_summary(out: Path, metrics: Metrics, examples: Mapping[str, ResultRow]) -> Summary:
+def write_summary(out: Path, metrics: Metrics, counts: ResultCounts, *, directory: str) -> Summary:
     """Write metrics.json and summary.txt.
 
     Args:
         out: An existing directory.
         metrics: The metrics of the job.
-        examples: A failed row for each error code.
+        counts: The counts of its results.
+        directory: The job's directory, as a command names it.
     """
-    text = summary_text(metrics, examples)
+    text = summary_text(metrics, counts.examples, directory=directory, origin=counts.origin)
     (out / "metrics.json").write_bytes(json_document(metrics.to_json()))
     (out / "summary.txt").write_text(text, encoding="utf-8")
     return Summary(metrics, text)

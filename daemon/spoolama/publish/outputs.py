@@ -53,6 +53,7 @@ class Outputs:
         openai: Whether the input is OpenAI batch requests.
         model: The model of the job, for OpenAI lines that name none.
         with_sidecar: OpenAI: whether the job has a sidecar, so that a retry needs one too.
+        directory: The job's directory, as a command names it.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Outputs:
         openai: bool,
         model: str,
         with_sidecar: bool,
+        directory: str,
     ) -> None:
         self._out = out
         self._job = job
@@ -73,6 +75,7 @@ class Outputs:
         self._openai = openai
         self._model = model
         self._with_sidecar = with_sidecar
+        self._directory = directory
         self._stack = ExitStack()
         self._files: dict[str, IO[bytes]] = {}
         self._unreadable: IO[bytes] | None = None
@@ -154,7 +157,7 @@ class Outputs:
         body = yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
         text = (
             f"# To ask these rows again: correct them where needed, and upload {stem}.jsonl with this file.\n"
-            "# `spoolama merge JOB RETRY -o OUT` then merges the answers into the job.\n"
+            f"# Then merge the answers: spoolama merge {self._directory} done/RETRY -o OUT\n"
             f"{body}"
         )
         (self._out / f"{stem}.yaml").write_text(text, encoding="utf-8")

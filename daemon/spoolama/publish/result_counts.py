@@ -11,6 +11,9 @@ from spoolama.publish.agreement import AnswerCounts
 from spoolama.publish.metrics import Metrics
 from spoolama.publish.result_row import ResultRow, label_of_result
 
+_MOST_OF_A_NAME = 255
+"""Longer names cannot be those of a directory."""
+
 
 @dataclass
 class ResultCounts:
@@ -43,6 +46,8 @@ class ResultCounts:
     """Tokens of prompt and answer of the row that was answered last."""
     visible_rows_peak: int = 0
     """Most other rows in the prompt of one answered row."""
+    origins: set[str] = field(default_factory=set)
+    """Names of the jobs that rows were uploaded to before; at most two are kept."""
     last_at: float = 0.0
     max_latency_s: float | None = None
 
@@ -54,6 +59,12 @@ class ResultCounts:
     def segments(self) -> int:
         """Number of segments with an answered row."""
         return self._segments.count(1)
+
+    @property
+    def origin(self) -> str | None:
+        """The job that the rows were uploaded to before; None: there is none, or more than one."""
+        names = [name for name in self.origins if name.isprintable() and len(name) <= _MOST_OF_A_NAME]
+        return names[0] if len(self.origins) == 1 and names else None
 
     def metrics(self) -> Metrics:
         """The metrics that need no more than these rows."""
@@ -73,6 +84,8 @@ class ResultCounts:
         self.rows += 1
         self.by_status[result.status] += 1
         self.asked += result.status != "skipped" and result.attempts > 0
+        if result.origin and len(self.origins) < 2:
+            self.origins.add(str(result.origin[0][0]))
         if result.error is not None:
             self.errors[result.error["code"]] += 1
             self.examples.setdefault(result.error["code"], result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -52,9 +53,9 @@ class Summary:
             early: Why the job ended before its last row; None: it did not.
         """
         text = self.balance if early is None else early
-        audit, ended = self.metrics.audit, self.metrics.ended_early
+        audit = self.metrics.audit
         warning = audit.short_warning() if audit is not None else None
-        if warning is None or (ended is not None and ended.code in ("harm", "collapsed")):
+        if warning is None or _harmed(self.metrics):
             return text  # or `early` contains the harm
         return f"{text.rstrip('.')}. {warning}"
 
@@ -64,12 +65,16 @@ def balance(m: Metrics) -> str:
     return f"{m.total:,} rows in = {m.completed:,} ok + {m.failed:,} failed + {m.skipped:,} skipped"
 
 
-def summary_text(m: Metrics, examples: Mapping[str, ResultRow]) -> str:
+def summary_text(
+    m: Metrics, examples: Mapping[str, ResultRow], *, directory: str, origin: str | None = None
+) -> str:
     """The content of summary.txt.
 
     Args:
         m: The metrics of the job.
         examples: A failed row for each error code.
+        directory: The job's directory, as a command names it.
+        origin: The name of the job that the rows were uploaded to before; None: they were not.
     """
     lines = [m.job, balance(m), ""]
     if warning := m.audit.warning() if m.audit is not None else None:
@@ -78,9 +83,12 @@ def summary_text(m: Metrics, examples: Mapping[str, ResultRow]) -> str:
     for label, text in (*_job_entries(m), *_failure_entries(m, examples)):
         lines += _entry("" if label == before else label, text)
         before = label
-    lines += ["", *_entry("Next", _next_step(m))]
-    if m.failed + m.skipped and not m.ended_early:
-        lines.append(f"{' ' * _LABEL}spoolama merge {m.job} RETRY -o OUT")
+    text, command, more = _next_step(m, directory, origin)
+    lines += ["", *_entry("Next", text)]
+    if command:
+        lines.append(f"{' ' * _LABEL}{command}")
+    if more:
+        lines += _entry("", more)
     return "\n".join(lines).strip() + "\n"
 
 
@@ -88,7 +96,7 @@ def _entry(label: str, text: str) -> list[str]:
     return textwrap.wrap(
         text,
         _WIDTH,
-        initial_indent=f"{label:<{_LABEL}}" if len(label) < _LABEL else f"{label} ",
+        initial_indent=f"{label:<{_LABEL}}" if len(label) < _LABEL else f"{label}: ",
         subsequent_indent=" " * _LABEL,
         break_on_hyphens=False,
     ) or [label]
@@ -96,9 +104,7 @@ def _entry(label: str, text: str) -> list[str]:
 
 def _job_entries(m: Metrics) -> Entries:
     if m.ended_early:
-        message = m.ended_early.message
-        dot = "" if message.endswith((".", "!", "?")) else "."
-        yield "Ended early", f"{message}{dot} {m.ended_early.fix}".strip() if m.ended_early.fix else message
+        yield "Ended early", _sentence(m.ended_early.message)
     for sentence in m.retired_settings or ():
         yield "Sidecar", sentence
     if m.merged_from:
@@ -303,18 +309,30 @@ def _failure_entries(m: Metrics, examples: Mapping[str, ResultRow]) -> Entries:
         yield "Failures", textwrap.shorten(f"{rows:,} × {code}{shown}", 240, placeholder=" …")
 
 
-def _next_step(m: Metrics) -> str:
-    if m.ended_early:
-        return "See above why the job ended early. The results have every answer so far."
-    if not m.total:
-        return "The data file had no rows."
-    warned = m.audit is not None and m.audit.harm is not None
+def _next_step(m: Metrics, directory: str, origin: str | None) -> tuple[str, str, str]:
+    """What to do next; then the command for it, and what else to know about that. Both may be empty."""
+    if origin is not None and m.completed and not (m.ended_early and _harmed(m)):
+        return _merge_into(m, directory, origin)
+    into = directory if origin is None else f"done/{shlex.quote(origin)}"
+    command = f"spoolama merge {into} done/RETRY -o OUT"
     # After a warning the agreement means nothing: answers that copy each other can agree by chance.
+    warned = m.audit is not None and m.audit.harm is not None
     advice = m.agreement.advice() if m.agreement is not None and not warned else None
+    if m.ended_early:
+        sentences = _after_early_end(m)
+        if _harmed(m) or not m.failed + m.skipped:
+            return " ".join(sentences), "", ""
+        return " ".join([*sentences, "Then merge the new answers into the job:"]), command, ""
+    if not m.total:
+        return "The data file had no rows.", "", ""
     if m.failed + m.skipped == 0:
         if warned:
-            return "Read the warning at the top."
-        return f"Every row has an answer. {advice}" if advice else "Nothing: every row has an answer."
+            return "Read the warning at the top.", "", ""
+        return (
+            f"Every row has an answer. {advice}" if advice else "Nothing: every row has an answer.",
+            "",
+            "",
+        )
     if m.openai:
         step = "Correct retry.jsonl where needed and upload it."
     elif m.failed and m.skipped:
@@ -323,4 +341,53 @@ def _next_step(m: Metrics) -> str:
         step = "Correct errors.jsonl, or the settings in errors.yaml, and upload both."
     else:
         step = "Upload skipped.jsonl with skipped.yaml to continue."
-    return f"{advice + ' ' if advice else ''}{step} Then merge the new answers into the job:"
+    step = f"{advice + ' ' if advice else ''}{step} Then merge the new answers into the job:"
+    return step, command, ""
+
+
+def _merge_into(m: Metrics, directory: str, origin: str) -> tuple[str, str, str]:
+    """The next step of a retry: its answers belong to the job that its rows came from."""
+    name = shlex.quote(origin)
+    advice = f"{m.ended_early.fix.rstrip()} " if m.ended_early and m.ended_early.fix else ""
+    more = (
+        f"If {origin} is in failed/, or if you merged an earlier retry into it, use failed/{name} or the "
+        f"merged directory instead of done/{name}."
+    )
+    if m.failed + m.skipped:
+        more += " The summary.txt in OUT says what to do with the rows that have no answer."
+    step = f"{advice}Merge these answers into {origin}:"
+    return step, f"spoolama merge done/{name} {directory} -o OUT", more
+
+
+def _after_early_end(m: Metrics) -> list[str]:
+    """What to do after a job ended before its last row."""
+    assert m.ended_early is not None
+    sentences = [_sentence(m.ended_early.fix)] if m.ended_early.fix else []
+    if m.completed and not _harmed(m):
+        sentences.append(f"The results have {counted(m.completed, 'answer')} so far.")
+    if _harmed(m) or not m.failed + m.skipped:
+        return sentences
+    pairs = [
+        (f"{stem}.jsonl", f"{stem}.yaml")
+        for stem, rows in (("errors", m.failed), ("skipped", m.skipped))
+        if rows
+    ]
+    if m.openai:
+        pairs = [("retry.jsonl", "retry.yaml")] if m.sidecar_name else [("retry.jsonl", "")]
+    settings = " and ".join(side for _, side in pairs if side)
+    files = " and ".join(name for pair in pairs for name in pair if name)
+    if m.ended_early.fix and settings:
+        sentences.append(f"Correct the settings in {settings} where needed, and upload {files} again.")
+    else:
+        sentences.append(f"Upload {files} to continue.")
+    return sentences
+
+
+def _harmed(m: Metrics) -> bool:
+    """Whether the job ended because of harm: then its answers are not worth a retry of the others."""
+    return m.ended_early is not None and m.ended_early.code in ("harm", "collapsed")
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
