@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
 import sqlite3
 from collections.abc import Mapping
@@ -56,7 +55,7 @@ def merge_jobs(first: Path, retry: Path, out: Path) -> Summary:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        summary = _write(original, second, part, directory=shlex.quote(str(out)))
+        summary = _write(original, second, part, directory=str(out))
         part.rename(out)
     except BaseException:
         with suppress(OSError):
@@ -107,7 +106,7 @@ def _write(original: Published, retry: Published, out: Path, *, directory: str) 
                     merged, fields = _merged(retry.job, named, result, row, again)
                     details = index.details("retry", again.result.row)
                     merged_answers += merged.status == "ok"
-                counts.add(merged)
+                counts.add(merged, row.fields)
                 outputs.add(merged, fields, None if row.fields is not None else row.raw, details)
         answered_before = index.answered_before
     sources = [{k: v for k, v in job.metrics.to_json().items() if k != "how"} for job in (original, retry)]

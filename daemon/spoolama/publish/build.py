@@ -5,7 +5,6 @@ It reads the ledger once or twice, with one row in memory at a time. Building ag
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def build_outputs(
     gold = None if openai else sidecar.gold
     counts = ResultCounts(sidecar, parsed)
     name = str(ledger.meta("job", ""))
-    directory = f"{'failed' if ended_early else 'done'}/{shlex.quote(name)}"
+    directory = f"{'failed' if ended_early else 'done'}/{name}"
     outputs = Outputs(
         out,
         job=name,
@@ -62,7 +61,7 @@ def build_outputs(
             if outcome.state == "pending" and ended_early is None:
                 raise _unbalanced(f"row {ordinal + 1} has neither an answer nor an error")
             result = result_of(outcome, parse_answer=parsed, gold=gold, used=used)
-            counts.add(result)
+            counts.add(result, outcome.fields)
             outputs.add(result, outcome.fields, outcome.raw, outcome.details)
     _check_counts(ledger, counts)
     metrics = job_metrics(ledger, counts, sidecar, ended_early=ended_early)
@@ -76,7 +75,7 @@ def write_summary(out: Path, metrics: Metrics, counts: ResultCounts, *, director
         out: An existing directory.
         metrics: The metrics of the job.
         counts: The counts of its results.
-        directory: The job's directory, as a command names it.
+        directory: The job's directory, for commands.
     """
     text = summary_text(metrics, counts.examples, directory=directory, origin=counts.origin)
     (out / "metrics.json").write_bytes(json_document(metrics.to_json()))

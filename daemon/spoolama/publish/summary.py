@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from spoolama.clock import duration
 from spoolama.publish.agreement import along_sentence
 from spoolama.publish.metrics import GB, Metrics, TrimPlan
+from spoolama.publish.result_counts import FirstJob
 from spoolama.publish.result_row import ResultRow
 from spoolama.publish.words import count, counted, percent
 
@@ -66,15 +67,15 @@ def balance(m: Metrics) -> str:
 
 
 def summary_text(
-    m: Metrics, examples: Mapping[str, ResultRow], *, directory: str, origin: str | None = None
+    m: Metrics, examples: Mapping[str, ResultRow], *, directory: str, origin: FirstJob | None = None
 ) -> str:
     """The content of summary.txt.
 
     Args:
         m: The metrics of the job.
         examples: A failed row for each error code.
-        directory: The job's directory, as a command names it.
-        origin: The name of the job that the rows were uploaded to before; None: they were not.
+        directory: The job's directory, for commands.
+        origin: The job that the rows were uploaded to before; None: they were not.
     """
     lines = [m.job, balance(m), ""]
     if warning := m.audit.warning() if m.audit is not None else None:
@@ -309,12 +310,12 @@ def _failure_entries(m: Metrics, examples: Mapping[str, ResultRow]) -> Entries:
         yield "Failures", textwrap.shorten(f"{rows:,} × {code}{shown}", 240, placeholder=" …")
 
 
-def _next_step(m: Metrics, directory: str, origin: str | None) -> tuple[str, str, str]:
+def _next_step(m: Metrics, directory: str, origin: FirstJob | None) -> tuple[str, str, str]:
     """What to do next; then the command for it, and what else to know about that. Both may be empty."""
     if origin is not None and m.completed and not (m.ended_early and _harmed(m)):
         return _merge_into(m, directory, origin)
-    into = directory if origin is None else f"done/{shlex.quote(origin)}"
-    command = f"spoolama merge {into} done/RETRY -o OUT"
+    into = directory if origin is None else origin.directory
+    command = f"spoolama merge {shlex.quote(into)} done/RETRY -o OUT"
     # After a warning the agreement means nothing: answers that copy each other can agree by chance.
     warned = m.audit is not None and m.audit.harm is not None
     advice = m.agreement.advice() if m.agreement is not None and not warned else None
@@ -345,18 +346,17 @@ def _next_step(m: Metrics, directory: str, origin: str | None) -> tuple[str, str
     return step, command, ""
 
 
-def _merge_into(m: Metrics, directory: str, origin: str) -> tuple[str, str, str]:
+def _merge_into(m: Metrics, directory: str, origin: FirstJob) -> tuple[str, str, str]:
     """The next step of a retry: its answers belong to the job that its rows came from."""
-    name = shlex.quote(origin)
-    advice = f"{m.ended_early.fix.rstrip()} " if m.ended_early and m.ended_early.fix else ""
+    advice = f"{_sentence(m.ended_early.fix)} " if m.ended_early and m.ended_early.fix else ""
+    command = f"spoolama merge {shlex.quote(origin.directory)} {shlex.quote(directory)} -o OUT"
     more = (
-        f"If {origin} is in failed/, or if you merged an earlier retry into it, use failed/{name} or the "
-        f"merged directory instead of done/{name}."
+        "If you have already merged another retry into it, use the merged directory instead of "
+        f"{origin.directory}."
     )
     if m.failed + m.skipped:
         more += " The summary.txt in OUT says what to do with the rows that have no answer."
-    step = f"{advice}Merge these answers into {origin}:"
-    return step, f"spoolama merge done/{name} {directory} -o OUT", more
+    return f"{advice}Merge these answers into {origin.job}:", command, more
 
 
 def _after_early_end(m: Metrics) -> list[str]:

@@ -91,6 +91,7 @@ def test_an_errors_line_can_be_dropped_again(tmp_path: Path) -> None:
     assert PromptTemplate(again.prompt).render(fields[0]) == 'one, "1"'
     assert fields[0]["_spoolama"] == {
         "job": "j",
+        "directory": "done/j",
         "row": 1,
         "line": 2,
         "id": "a",
