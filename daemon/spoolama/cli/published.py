@@ -66,24 +66,28 @@ def _show_analysis(analysis: Analysis, console: Console) -> None:
             answers.add_row(f"({len(listed) - _MAX_ANSWERS} more)", str(rest), "")
         for label in m.answers.never:
             answers.add_row(escape(label), "0", "never")
+        console.print()
         console.print(answers)
+        console.print()
     elif m.answers is not None:
         console.print(f"Answers: {m.answers.sentence()}")
     for sentence in agreement_sentences(m):
         console.print(escape(sentence), highlight=False)
     for label, sentence in context_sentences(m):
-        console.print(f"[bold]{label}[/bold] {escape(sentence)}", highlight=False)
+        console.print(f"[bold]{label}:[/bold] {escape(sentence)}", highlight=False)
     if analysis.failures:
         failures = Table("Code", "Rows", "First", "Message", title="Failures", title_justify="left")
         for failure in analysis.failures:
             place = f"row {failure.example.row}, line {failure.example.line}"
             failures.add_row(escape(failure.code), str(failure.rows), place, escape(failure.message[:300]))
+        console.print()
         console.print(failures)
     for what, rows_of in analysis.extremes.items():
         unit, form = _UNITS[what]
         extremes = Table("Row", "Id", unit.capitalize(), title=what.capitalize(), title_justify="left")
         for value, result in rows_of:
             extremes.add_row(str(result.row), escape(result.id or ""), form.format(value))
+        console.print()
         console.print(extremes)
 
 

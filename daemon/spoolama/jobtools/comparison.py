@@ -23,6 +23,8 @@ class ComparedJob:
     job: str
     isolated: bool
     """Whether every row was asked in isolation."""
+    merged: bool
+    """Whether `merge` created it; then it has no costs of its own."""
     cells: Mapping[str, str]
     """The column of this job in the table: text by the name of the line."""
 
@@ -54,6 +56,9 @@ class Comparison:
             name = side.job
             if self.left.isolated != self.right.isolated:
                 name = "Isolated" if side.isolated else "In conversation"
+            if side.merged:
+                parts.append(f"{name}: speed and tokens are those of the merged jobs")
+                continue
             speed, tokens = side.cells["Rows/s"], side.cells["Tokens evaluated"]
             shown = "speed not measured" if speed == "-" else f"{speed} rows/s"
             evaluated = "an unknown number of" if tokens == "-" else tokens
@@ -99,8 +104,10 @@ def compare_jobs(left: Path, right: Path) -> Comparison:
 def _side(job: Published, agreement: Agreement | None, choosers: Sequence[str]) -> ComparedJob:
     m = job.metrics
     context = [f"{label}: {sentence}" for label, sentence in context_sentences(m) if label != "Audit"]
+    merged = m.merged_from is not None
+    name = job.path.resolve().name if merged else job.job  # a merged one has the name of the first job
     cells = {
-        "Job": job.job,
+        "Job": name,
         "Mode": "isolated" if m.isolated else "conversation",
         "Context": "\n".join(context) or "-",
         "Model": m.model or job.sidecar.model,
@@ -119,7 +126,7 @@ def _side(job: Published, agreement: Agreement | None, choosers: Sequence[str]) 
         cells["Agreement"] = "\n".join(agreement.sentences(choosers))
     if warning := m.audit.warning() if m.audit is not None else None:
         cells["Warning"] = warning
-    return ComparedJob(job.job, m.isolated, cells)
+    return ComparedJob(name, m.isolated, merged, cells)
 
 
 def _tokens(value: int | None) -> str:

@@ -55,7 +55,7 @@ def merge_jobs(first: Path, retry: Path, out: Path) -> Summary:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        summary = _write(original, second, part)
+        summary = _write(original, second, part, directory=str(out))
         part.rename(out)
     except BaseException:
         with suppress(OSError):
@@ -81,7 +81,7 @@ def _check_alike(original: Published, retry: Published) -> None:
         )
 
 
-def _write(original: Published, retry: Published, out: Path) -> Summary:
+def _write(original: Published, retry: Published, out: Path, *, directory: str) -> Summary:
     first = original.metrics
     counts, merged_answers = ResultCounts(original.sidecar, original.parsed), 0
     with _RetryIndex(original, retry) as index:
@@ -93,6 +93,7 @@ def _write(original: Published, retry: Published, out: Path) -> Summary:
             openai=first.openai,
             model=original.sidecar.model,
             with_sidecar=first.sidecar_name is not None,
+            directory=directory,
         )
         named = first.openai or original.sidecar.id is not None
         with outputs:
@@ -105,13 +106,14 @@ def _write(original: Published, retry: Published, out: Path) -> Summary:
                     merged, fields = _merged(retry.job, named, result, row, again)
                     details = index.details("retry", again.result.row)
                     merged_answers += merged.status == "ok"
-                counts.add(merged)
+                counts.add(merged, row.fields)
                 outputs.add(merged, fields, None if row.fields is not None else row.raw, details)
         answered_before = index.answered_before
     sources = [{k: v for k, v in job.metrics.to_json().items() if k != "how"} for job in (original, retry)]
     metrics = replace(
         counts.metrics(),
         **{name: getattr(first, name) for name in _KEPT},
+        isolated=first.isolated and retry.metrics.isolated,
         merged_answers=merged_answers,
         merged_already_answered=answered_before,
         merged_from=tuple(sources),
@@ -123,7 +125,7 @@ def _write(original: Published, retry: Published, out: Path) -> Summary:
         for one in definitions()
         if getattr(metrics, one.name) is None and one.name not in ("agreement", "agreement_along_job")
     }
-    summary = write_summary(out, replace(metrics, notes=notes), counts.examples)
+    summary = write_summary(out, replace(metrics, notes=notes), counts, directory=directory)
     for name in (first.data_name, first.sidecar_name):
         if name is not None and (original.path / UPLOADED / name).exists():
             (out / UPLOADED).mkdir(exist_ok=True)

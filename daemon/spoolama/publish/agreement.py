@@ -75,7 +75,8 @@ class AnswerDistribution:
             return f"free text: more than {MAX_LABELS:,} different answers in {self.rows:,} rows"
         listed = list(self.counts.items())
         if len(listed) == 1:
-            return f'all {self.rows:,} answers are "{short(listed[0][0])}"'
+            start = "the only answer is" if self.rows == 1 else f"all {self.rows:,} answers are"
+            return f'{start} "{short(listed[0][0])}"'
         parts = [f"{short(label)} {rows:,} ({percent(rows / self.rows)})" for label, rows in listed[:most]]
         if len(listed) > most:
             parts.append(f"{len(listed) - most} more different answers")
@@ -124,9 +125,7 @@ class Agreement:
             out.append(f"Cohen's kappa (agreement beyond chance): {self.kappa:.2f}{interval}.")
         if self.correlation is not None:
             value = f"{self.correlation:.2f}{interval_words(self.correlation_interval)}"
-            out.append(
-                f"Rank correlation (Spearman) with {self.gold}: {value}, {over}. It is {self.strength()}."
-            )
+            out.append(f"Rank correlation (Spearman) with {self.gold}: {value}, {over}, {self.strength()}.")
         if self.mean_absolute_error is not None:
             out.append(f"Mean absolute error: {self.mean_absolute_error:.3g}.")
         if self.scale is not None:
@@ -140,15 +139,13 @@ class Agreement:
         return [*out, *self.notes]
 
     def strength(self) -> str:
-        """The strength and direction of the correlation in words, and whether it differs from 0."""
+        """`a weak correlation that may be chance`: strength, direction, and whether it differs from 0."""
         assert self.correlation is not None
         words = next(name for bound, name in _STRENGTHS if abs(self.correlation) < bound)
-        if self.correlation < 0:
-            words += " and negative"
-        if self.correlation_interval is not None:
-            low, high = self.correlation_interval
-            words += ", and may be chance" if low <= 0 <= high else ""
-        return words
+        negative = " negative" if self.correlation < 0 else ""
+        low, high = self.correlation_interval or (1.0, 1.0)
+        chance = " that may be chance" if low <= 0 <= high else ""
+        return f"a {words}{negative} correlation{chance}"
 
     def advice(self) -> str | None:
         """What may help if the answers hardly agree with the known ones; None otherwise."""
@@ -319,7 +316,7 @@ class AnswerCounts:
         hits = sum(same for (answer, gold), same in cells.items() if answer == gold)
         kappa = statistics.kappa(cells)
         notes = []
-        if not set(self._answer_names) & set(self._gold_names):
+        if not self._words_in_common():
             notes.append(
                 f"No answer is one of the words in {self._gold}. Check that both use the same words."
             )
@@ -336,6 +333,14 @@ class AnswerCounts:
             notes=tuple(notes),
             how={"accuracy": _ACCURACY, "kappa": _KAPPA},
         )
+
+    def _words_in_common(self) -> bool:
+        """Whether a known answer is a possible answer: of the schema's enum, or else a given one."""
+        names = list(self._names)
+        known = {names[name] for name in set(self._gold_names)}
+        given = {names[name] for name in set(self._answer_names)}
+        possible = {counted_label(label).casefold() for label in self._enum or ()}
+        return not known.isdisjoint(given | possible)
 
     def _scale(self) -> Agreement:
         order = self._order()

@@ -21,6 +21,7 @@ _MOST_SEGMENTS = 100
 """Harmed segments that are listed in metrics.json."""
 _NAMED = 3
 """Harmed segments that the warning names."""
+_EQUAL = Similarity("labels").words
 _LEAST_ROWS = 20
 """Least number of rows for a statement about falling agreement."""
 
@@ -140,7 +141,7 @@ class AuditResult:
         assert self.agreement is not None
         assert self.interval is not None
         interval, rows = f"95 % interval {percent_range(*self.interval)}", counted(self.rows, "row")
-        if self.compared == "equal answers":
+        if self.compared == _EQUAL:
             text = f"{percent(self.agreement)} of {rows} got the same answer in isolation ({interval})"
         else:
             text = (
@@ -179,12 +180,12 @@ class AuditResult:
         """The harm that was found, what was done about it, and what to do; None without harm."""
         if self.harm is None:
             return None
-        text = f"Warning: {self.harm}" + (f" (known{self._after()})." if self._after() else ".")
+        text = f"Warning: {self.harm}" + (f" (first known{self._after()})." if self._after() else ".")
         if self.harmed:
             named = [each.words() for each in self.harmed[:_NAMED]]
             if self.harmed_segments > _NAMED:
                 named.append(f"{counted(self.harmed_segments - _NAMED, 'more segment')} in metrics.json")
-            text += f" Segments with harm of their own: {'; '.join(named)}."
+            text += f" Segments that show harm by themselves: {'; '.join(named)}."
         return f"{text} {self._remedy()}"
 
     def short_warning(self) -> str | None:
@@ -210,8 +211,15 @@ class AuditResult:
             done.append("The job ended there because of `on_harm: fail`.")
             remedy = "upload the job again with `mode: isolated` or `on_harm: isolate`."
         else:
-            done.append(f"The {'other ' if done else ''}answers are in the results as they came.")
-            remedy = "upload the job again with `mode: isolated`, unless earlier rows should count."
+            done.append(
+                "The results keep the other answers unchanged."
+                if done
+                else "The results keep these answers unchanged."
+            )
+            remedy = (
+                "upload the job again with `mode: isolated`, unless the rows are meant to depend on earlier "
+                "ones."
+            )
         return f"{' '.join(done)} What to do: {remedy}"
 
 
@@ -228,12 +236,13 @@ def audit_result(ledger: LedgerReader, sidecar: Sidecar, *, chosen_by_gold: bool
         return None
     budget, harm, plans = ledger.meta("audit") or {}, ledger.meta("harm"), ledger.plans()
     harmed = _placed([verdict for verdict in segments.verdicts if verdict["harm"]], ledger)
-    words = None if harm is None else str(harm["words"])
+    sample = _sample(ledger, sidecar, compared)
+    words = None if harm is None else _harm_words(harm, sample, chosen_by_gold=chosen_by_gold)
     if words is None and harmed:  # found by the guard of an earlier version
         audited = counted(segments.audited, "segment")
         words = f"the conversation changed the answers in {len(harmed):,} of {audited}"
     return replace(
-        _sample(ledger, sidecar, compared),
+        sample,
         asked=sidecar.audit if budget else None,
         random=budget.get("random"),
         odd_at_most=budget.get("odd"),
@@ -251,6 +260,16 @@ def audit_result(ledger: LedgerReader, sidecar: Sidecar, *, chosen_by_gold: bool
         isolated_from=_isolated_from(plans) if harm is not None else None,
         chosen_by_gold=chosen_by_gold,
     )
+
+
+def _harm_words(harm: Mapping[str, Any], sample: AuditResult, *, chosen_by_gold: bool) -> str:
+    """The harm with the figures of the whole sample; those in the ledger are of when it was noted."""
+    if harm["segment"] is not None or chosen_by_gold or not sample.changed:
+        return str(harm["words"])
+    share = f"about {percent(sample.changed)}"
+    much = f"{share} of the answers" if sample.compared == _EQUAL else f"the answers by {share}"
+    asked = "rows that were asked again in isolation"
+    return f"the conversation changes {much}, by {sample.rows:,} {asked}"
 
 
 def why_no_audit(ledger: LedgerReader, sidecar: Sidecar) -> str:

@@ -18,7 +18,7 @@ from spoolama.publish.metrics import Metrics
 from spoolama.publish.outputs import OPENAI_COLUMNS, Outputs
 from spoolama.publish.pilot_report import used_rows
 from spoolama.publish.result_counts import ResultCounts
-from spoolama.publish.result_row import ResultRow, result_of
+from spoolama.publish.result_row import result_of
 from spoolama.publish.summary import Summary, summary_text
 from spoolama.spool.ledger_reader import LedgerReader
 
@@ -41,14 +41,17 @@ def build_outputs(
     parsed = sidecar.format is not None and not openai
     gold = None if openai else sidecar.gold
     counts = ResultCounts(sidecar, parsed)
+    name = str(ledger.meta("job", ""))
+    directory = f"{'failed' if ended_early else 'done'}/{name}"
     outputs = Outputs(
         out,
-        job=str(ledger.meta("job", "")),
+        job=name,
         sidecar=sidecar,
         columns=_columns(ledger, sidecar, openai=openai),
         openai=openai,
         model=str((ledger.meta("model") or {}).get("name") or sidecar.model),
         with_sidecar=ledger.meta("sidecar_name") is not None,
+        directory=directory,
     )
     used = used_rows(ledger) if gold is not None else set()
     with outputs:
@@ -58,22 +61,23 @@ def build_outputs(
             if outcome.state == "pending" and ended_early is None:
                 raise _unbalanced(f"row {ordinal + 1} has neither an answer nor an error")
             result = result_of(outcome, parse_answer=parsed, gold=gold, used=used)
-            counts.add(result)
+            counts.add(result, outcome.fields)
             outputs.add(result, outcome.fields, outcome.raw, outcome.details)
     _check_counts(ledger, counts)
     metrics = job_metrics(ledger, counts, sidecar, ended_early=ended_early)
-    return write_summary(out, metrics, counts.examples)
+    return write_summary(out, metrics, counts, directory=directory)
 
 
-def write_summary(out: Path, metrics: Metrics, examples: Mapping[str, ResultRow]) -> Summary:
+def write_summary(out: Path, metrics: Metrics, counts: ResultCounts, *, directory: str) -> Summary:
     """Write metrics.json and summary.txt.
 
     Args:
         out: An existing directory.
         metrics: The metrics of the job.
-        examples: A failed row for each error code.
+        counts: The counts of its results.
+        directory: The job's directory, for commands.
     """
-    text = summary_text(metrics, examples)
+    text = summary_text(metrics, counts.examples, directory=directory, origin=counts.origin)
     (out / "metrics.json").write_bytes(json_document(metrics.to_json()))
     (out / "summary.txt").write_text(text, encoding="utf-8")
     return Summary(metrics, text)

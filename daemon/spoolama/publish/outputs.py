@@ -2,13 +2,14 @@
 
 A line of errors.jsonl, skipped.jsonl or retry.jsonl can be uploaded again. It has the original fields of the
 row at its top level, so that the template of the sidecar renders it as before, and the key `_spoolama`: job,
-number and error of the row, and the refused answer. `spoolama merge` needs this key. A row that could not be
-read has no other key; `raw` is its text, for a person to correct.
+directory, number and error of the row, and the refused answer. `spoolama merge` needs this key. A row that
+could not be read has no other key; `raw` is its text, for a person to correct.
 """
 
 from __future__ import annotations
 
 import base64
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ class Outputs:
         openai: Whether the input is OpenAI batch requests.
         model: The model of the job, for OpenAI lines that name none.
         with_sidecar: OpenAI: whether the job has a sidecar, so that a retry needs one too.
+        directory: The job's directory, for commands.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Outputs:
         openai: bool,
         model: str,
         with_sidecar: bool,
+        directory: str,
     ) -> None:
         self._out = out
         self._job = job
@@ -73,6 +76,7 @@ class Outputs:
         self._openai = openai
         self._model = model
         self._with_sidecar = with_sidecar
+        self._directory = directory
         self._stack = ExitStack()
         self._files: dict[str, IO[bytes]] = {}
         self._unreadable: IO[bytes] | None = None
@@ -119,7 +123,7 @@ class Outputs:
             name = "results.jsonl" if result.status == "ok" else "errors.jsonl"
             self._files[name].write(json_line(batch_line(self._job, result, model=self._model)))
         if result.status != "ok":
-            line = json_line(_retry_line(self._job, result, fields, raw, details))
+            line = json_line(_retry_line(self._job, self._directory, result, fields, raw, details))
             self._retry_file(result.status, unreadable=fields is None).write(line)
 
     def _retry_file(self, status: str, *, unreadable: bool) -> IO[bytes]:
@@ -154,7 +158,7 @@ class Outputs:
         body = yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False, width=100)
         text = (
             f"# To ask these rows again: correct them where needed, and upload {stem}.jsonl with this file.\n"
-            "# `spoolama merge JOB RETRY -o OUT` then merges the answers into the job.\n"
+            f"# Then merge the answers: spoolama merge {shlex.quote(self._directory)} done/RETRY -o OUT\n"
             f"{body}"
         )
         (self._out / f"{stem}.yaml").write_text(text, encoding="utf-8")
@@ -167,6 +171,7 @@ class Outputs:
 
 def _retry_line(
     job: str,
+    directory: str,
     result: ResultRow,
     fields: Mapping[str, Any] | None,
     raw: bytes | None,
@@ -175,6 +180,7 @@ def _retry_line(
     error = result.error or {"code": "skipped", "message": NEVER_ASKED}
     note: dict[str, Any] = {
         "job": job,
+        "directory": directory,
         "row": result.row,
         "line": result.line,
         "id": result.id,

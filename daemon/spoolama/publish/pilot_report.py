@@ -9,7 +9,7 @@ from typing import Any
 from spoolama.compare.pilot import BLOCK, FORMS, ISOLATED, TriedForm, blocks_of, form_named
 from spoolama.job.plan import PILOT_ROWS, pilot_asks
 from spoolama.job.sidecar import Sidecar
-from spoolama.publish.words import percent
+from spoolama.publish.words import counted
 from spoolama.spool.ledger_reader import LedgerReader
 
 _FORM_NAMES = tuple(form.name for form in FORMS)
@@ -47,20 +47,23 @@ class PilotResult:
         form = form_named(self.form)
         parts = [f"Chosen: {'each row in isolation' if form is None else form.words}.", self._reason(gold)]
         if self.asked:
-            # Not the time: requests of several lanes overlap, and nobody measured the elapsed time.
-            cost = f"It cost {self.asked:,} additional answers ({percent(self.asked_share)} of the rows)"
-            parts.append(f"{cost}{self._early_end()}.")
+            parts.append(self._cost())
         return " ".join(parts)
+
+    def _cost(self) -> str:
+        # Not the time: requests of several lanes overlap, and nobody measured the elapsed time.
+        of = f" of {self.allowed:,} allowed answers" if self.allowed else " answers"
+        return f"The pilot used {self.asked:,}{of}.{self._early_end()}"
 
     def _early_end(self) -> str:
         """Why it asked for fewer answers than allowed; empty if less than a block was left."""
         if self.allowed - self.asked < BLOCK * (1 + len(self.tried)):
             return ""
-        why = {"better": "the result was clear", "no_proof": "more answers would not have decided it"}
+        why = {"better": "the result was clear", "no_proof": "more would not have changed the result"}
         reason = why.get(self.why, "")
         if self.why == "no_proof" and self.all_rows_asked:
             reason = "no rows were left"
-        return f" of at most {self.allowed:,}: {reason}" if reason else ""
+        return f" It stopped because {reason}." if reason else ""
 
     def _reason(self, gold: str) -> str:
         if self.why == "too_small":
@@ -69,7 +72,7 @@ class PilotResult:
             return "No other form was possible: segments are too short, or no rows fit as anchors."
         chosen = next((one for one in self.tried if one.form == self.form), None)
         if self.why == "better" and chosen:
-            return f"In the sample it agrees better with {gold} than isolated rows: {_comparison(chosen)}."
+            return f"In the sample it agrees better with {gold} than isolated rows. {_comparison(chosen)}"
         if self.why != "no_proof":
             return "An earlier version made this choice without known answers, and this version keeps it."
         first = f"No form was shown to agree better with {gold}."
@@ -78,11 +81,14 @@ class PilotResult:
             return first
         best = max(compared, key=lambda one: one.wins - one.losses)
         name = best.words.removesuffix(" before each row")
-        return f"{first} The best of {len(self.tried)} was {name}: {_comparison(best)}."
+        number = len(self.tried)
+        which = "The only other form" if number == 1 else f"The best of {number} other forms"
+        return f"{first} {which} showed {name}. {_comparison(best)}"
 
 
 def _comparison(one: TriedForm) -> str:
-    return f"{one.wins:,} better, {one.losses:,} worse, {one.compared:,} compared ({one.how})"
+    compared = counted(one.compared, "comparison")
+    return f"In {compared} it was better in {one.wins:,} and worse in {one.losses:,}."
 
 
 def pilot_result(ledger: LedgerReader, sidecar: Sidecar) -> PilotResult | None:
@@ -137,7 +143,7 @@ def why_no_pilot(ledger: LedgerReader, sidecar: Sidecar) -> str:
         return f"the sidecar says `pilot: 0`; {isolated}"
     if not pilot_asks(sidecar, sum(ledger.counts().values())):
         return (
-            f"below {PILOT_ROWS:,} rows, 2 % of them are too few; {isolated}. With `trim: {{pilot: 300}}`, a "
-            "pilot asks for at most 300 answers"
+            f"the job has fewer than {PILOT_ROWS:,} rows, so each row was isolated. `trim: {{pilot: N}}` "
+            "forces a pilot"
         )
     return "the job ended before the pilot did"

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from spoolama.job.answer import enum_of
+from spoolama.job.row import NOTE_KEY
 from spoolama.job.sidecar import Sidecar
 from spoolama.publish.agreement import AnswerCounts
 from spoolama.publish.metrics import Metrics
 from spoolama.publish.result_row import ResultRow, label_of_result
+
+_MOST_OF_A_NAME, _MOST_OF_A_PATH = 255, 4096
+"""Longer ones do not exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstJob:
+    """The job whose rows were uploaded again."""
+
+    job: str
+    directory: str
+    """Where it is, or the directory that `merge` created from it; for commands."""
+
+    def possible(self) -> bool:
+        """Whether it can exist; it is from uploaded data."""
+        fits = len(self.job) <= _MOST_OF_A_NAME and len(self.directory) <= _MOST_OF_A_PATH
+        return fits and self.job.isprintable() and self.directory.isprintable()
+
+
+def _origin(job: str, fields: Mapping[str, Any]) -> FirstJob:
+    note = fields.get(NOTE_KEY)
+    directory = note.get("directory") if isinstance(note, Mapping) else None
+    return FirstJob(job, directory if isinstance(directory, str) and directory else f"done/{job}")
 
 
 @dataclass
@@ -43,6 +69,8 @@ class ResultCounts:
     """Tokens of prompt and answer of the row that was answered last."""
     visible_rows_peak: int = 0
     """Most other rows in the prompt of one answered row."""
+    origins: set[FirstJob] = field(default_factory=set)
+    """The jobs that rows were uploaded to before; at most two are kept."""
     last_at: float = 0.0
     max_latency_s: float | None = None
 
@@ -54,6 +82,12 @@ class ResultCounts:
     def segments(self) -> int:
         """Number of segments with an answered row."""
         return self._segments.count(1)
+
+    @property
+    def origin(self) -> FirstJob | None:
+        """The job that the rows were uploaded to before; None: there is none, or more than one."""
+        origin = next(iter(self.origins)) if len(self.origins) == 1 else None
+        return origin if origin is not None and origin.possible() else None
 
     def metrics(self) -> Metrics:
         """The metrics that need no more than these rows."""
@@ -68,11 +102,18 @@ class ResultCounts:
             agreement_along_job=self.answers.along_job() or None,
         )
 
-    def add(self, result: ResultRow) -> None:
-        """Add the next row."""
+    def add(self, result: ResultRow, fields: Mapping[str, Any] | None = None) -> None:
+        """Add the next row.
+
+        Args:
+            result: Its result.
+            fields: Its fields, which name the directory of its earlier job.
+        """
         self.rows += 1
         self.by_status[result.status] += 1
         self.asked += result.status != "skipped" and result.attempts > 0
+        if result.origin and len(self.origins) < 2:
+            self.origins.add(_origin(str(result.origin[0][0]), fields or {}))
         if result.error is not None:
             self.errors[result.error["code"]] += 1
             self.examples.setdefault(result.error["code"], result)

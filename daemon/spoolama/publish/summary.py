@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from spoolama.clock import duration
 from spoolama.publish.agreement import along_sentence
-from spoolama.publish.metrics import GB, Metrics
+from spoolama.publish.metrics import GB, Metrics, TrimPlan
+from spoolama.publish.result_counts import FirstJob
 from spoolama.publish.result_row import ResultRow
-from spoolama.publish.words import count, counted
+from spoolama.publish.words import count, counted, percent
 
 _WIDTH = 100
 _LABEL = 11
@@ -52,9 +54,9 @@ class Summary:
             early: Why the job ended before its last row; None: it did not.
         """
         text = self.balance if early is None else early
-        audit, ended = self.metrics.audit, self.metrics.ended_early
+        audit = self.metrics.audit
         warning = audit.short_warning() if audit is not None else None
-        if warning is None or (ended is not None and ended.code in ("harm", "collapsed")):
+        if warning is None or _harmed(self.metrics):
             return text  # or `early` contains the harm
         return f"{text.rstrip('.')}. {warning}"
 
@@ -64,12 +66,16 @@ def balance(m: Metrics) -> str:
     return f"{m.total:,} rows in = {m.completed:,} ok + {m.failed:,} failed + {m.skipped:,} skipped"
 
 
-def summary_text(m: Metrics, examples: Mapping[str, ResultRow]) -> str:
+def summary_text(
+    m: Metrics, examples: Mapping[str, ResultRow], *, directory: str, origin: FirstJob | None = None
+) -> str:
     """The content of summary.txt.
 
     Args:
         m: The metrics of the job.
         examples: A failed row for each error code.
+        directory: The job's directory, for commands.
+        origin: The job that the rows were uploaded to before; None: they were not.
     """
     lines = [m.job, balance(m), ""]
     if warning := m.audit.warning() if m.audit is not None else None:
@@ -78,9 +84,12 @@ def summary_text(m: Metrics, examples: Mapping[str, ResultRow]) -> str:
     for label, text in (*_job_entries(m), *_failure_entries(m, examples)):
         lines += _entry("" if label == before else label, text)
         before = label
-    lines += ["", *_entry("Next", _next_step(m))]
-    if m.failed + m.skipped and not m.ended_early:
-        lines.append(f"{' ' * _LABEL}spoolama merge {m.job} RETRY -o OUT")
+    text, command, more = _next_step(m, directory, origin)
+    lines += ["", *_entry("Next", text)]
+    if command:
+        lines.append(f"{' ' * _LABEL}{command}")
+    if more:
+        lines += _entry("", more)
     return "\n".join(lines).strip() + "\n"
 
 
@@ -88,7 +97,7 @@ def _entry(label: str, text: str) -> list[str]:
     return textwrap.wrap(
         text,
         _WIDTH,
-        initial_indent=f"{label:<{_LABEL}}" if len(label) < _LABEL else f"{label} ",
+        initial_indent=f"{label:<{_LABEL}}" if len(label) < _LABEL else f"{label}: ",
         subsequent_indent=" " * _LABEL,
         break_on_hyphens=False,
     ) or [label]
@@ -96,9 +105,7 @@ def _entry(label: str, text: str) -> list[str]:
 
 def _job_entries(m: Metrics) -> Entries:
     if m.ended_early:
-        message = m.ended_early.message
-        dot = "" if message.endswith((".", "!", "?")) else "."
-        yield "Ended early", f"{message}{dot} {m.ended_early.fix}".strip() if m.ended_early.fix else message
+        yield "Ended early", _sentence(m.ended_early.message)
     for sentence in m.retired_settings or ():
         yield "Sidecar", sentence
     if m.merged_from:
@@ -171,10 +178,19 @@ def _speed(m: Metrics) -> str:
     parts = [f"{m.rows_per_second:.2f} rows/s"]
     if m.tokens_per_second is not None:
         parts.append(f"{m.tokens_per_second:.1f} answer tokens/s")
-    parts.append(f"{duration(m.active_s)} of answering")
+    parts.append(f"{duration(m.active_s)} of answering{_pilot_time(m)}")
     if m.retries:
         parts.append("1 retry" if m.retries == 1 else f"{m.retries:,} retries")
     return ", ".join(parts)
+
+
+def _pilot_time(m: Metrics) -> str:
+    """The part of the answering that the pilot took; of the requests where several lanes overlap."""
+    if m.pilot is None or not m.pilot.seconds:
+        return ""
+    if m.lanes == 1:
+        return f" ({duration(m.pilot.seconds)} of it for the pilot)"
+    return f" ({percent(m.pilot.time_share)} of all request time for the pilot)" if m.pilot.time_share else ""
 
 
 def extra_requests_words(m: Metrics) -> str | None:
@@ -222,19 +238,35 @@ def _trims(m: Metrics) -> str:
         gold = " with their known answers" if trim.gold else ""
         parts.append(f"{counted(len(m.anchors), 'anchor')}{gold}")
     if trim.keep:
-        by_score = f", {trim.important} of them by score" if trim.important else ""
-        parts.append(f"{counted(trim.keep, 'row')} kept by a trim{by_score}")
+        parts.append(_kept(trim, latest=trim.score == "uncertain" and not m.logprobs))
     if trim.tokens is not None:
         parts.append(f"at most {trim.tokens:,} tokens of earlier rows")
     if trim.every == 1:
         parts.append("no earlier rows")
-    elif trim.every:
+    elif trim.every and not trim.keep:
         parts.append(f"a trim every {trim.every} rows")
     if m.visible_rows_peak and (m.anchors or trim.every != 1):  # else harm ended the conversations
         parts.append(f"up to {counted(m.visible_rows_peak, 'other row')} in a prompt")
     if trim.score == "uncertain" and not m.logprobs:
         parts.append("the server returned no log probabilities, so the latest rows were kept")
     return "; ".join(parts)
+
+
+def _kept(trim: TrimPlan, *, latest: bool) -> str:
+    """`every 30 rows a trim keeps the latest 20`.
+
+    Args:
+        trim: The rules.
+        latest: Whether the latest rows were kept because no row has a score.
+    """
+    every = f"every {trim.every} rows " if trim.every > 1 else ""
+    if latest:
+        return f"{every}a trim keeps the latest {trim.keep}"
+    if trim.strategy == "important":
+        return f"{every}a trim keeps {counted(trim.keep, 'row')}, chosen by score"
+    if trim.important:
+        return f"{every}a trim keeps {counted(trim.keep, 'row')}, {trim.important} of them by score"
+    return f"{every}a trim keeps the latest {trim.keep}"
 
 
 def _memory_entries(m: Metrics) -> Entries:
@@ -278,18 +310,30 @@ def _failure_entries(m: Metrics, examples: Mapping[str, ResultRow]) -> Entries:
         yield "Failures", textwrap.shorten(f"{rows:,} × {code}{shown}", 240, placeholder=" …")
 
 
-def _next_step(m: Metrics) -> str:
-    if m.ended_early:
-        return "See above why the job ended early. The results have every answer so far."
-    if not m.total:
-        return "The data file had no rows."
-    warned = m.audit is not None and m.audit.harm is not None
+def _next_step(m: Metrics, directory: str, origin: FirstJob | None) -> tuple[str, str, str]:
+    """What to do next; then the command for it, and what else to know about that. Both may be empty."""
+    if origin is not None and m.completed and not (m.ended_early and _harmed(m)):
+        return _merge_into(m, directory, origin)
+    into = directory if origin is None else origin.directory
+    command = f"spoolama merge {shlex.quote(into)} done/RETRY -o OUT"
     # After a warning the agreement means nothing: answers that copy each other can agree by chance.
+    warned = m.audit is not None and m.audit.harm is not None
     advice = m.agreement.advice() if m.agreement is not None and not warned else None
+    if m.ended_early:
+        sentences = _after_early_end(m)
+        if _harmed(m) or not m.failed + m.skipped:
+            return " ".join(sentences), "", ""
+        return " ".join([*sentences, "Then merge the new answers into the job:"]), command, ""
+    if not m.total:
+        return "The data file had no rows.", "", ""
     if m.failed + m.skipped == 0:
         if warned:
-            return "Read the warning at the top."
-        return f"Every row has an answer. {advice}" if advice else "Nothing: every row has an answer."
+            return "Read the warning at the top.", "", ""
+        return (
+            f"Every row has an answer. {advice}" if advice else "Nothing: every row has an answer.",
+            "",
+            "",
+        )
     if m.openai:
         step = "Correct retry.jsonl where needed and upload it."
     elif m.failed and m.skipped:
@@ -298,4 +342,52 @@ def _next_step(m: Metrics) -> str:
         step = "Correct errors.jsonl, or the settings in errors.yaml, and upload both."
     else:
         step = "Upload skipped.jsonl with skipped.yaml to continue."
-    return f"{advice + ' ' if advice else ''}{step} Then merge the new answers into the job:"
+    step = f"{advice + ' ' if advice else ''}{step} Then merge the new answers into the job:"
+    return step, command, ""
+
+
+def _merge_into(m: Metrics, directory: str, origin: FirstJob) -> tuple[str, str, str]:
+    """The next step of a retry: its answers belong to the job that its rows came from."""
+    advice = f"{_sentence(m.ended_early.fix)} " if m.ended_early and m.ended_early.fix else ""
+    command = f"spoolama merge {shlex.quote(origin.directory)} {shlex.quote(directory)} -o OUT"
+    more = (
+        "If you have already merged another retry into it, use the merged directory instead of "
+        f"{origin.directory}."
+    )
+    if m.failed + m.skipped:
+        more += " The summary.txt in OUT says what to do with the rows that have no answer."
+    return f"{advice}Merge these answers into {origin.job}:", command, more
+
+
+def _after_early_end(m: Metrics) -> list[str]:
+    """What to do after a job ended before its last row."""
+    assert m.ended_early is not None
+    sentences = [_sentence(m.ended_early.fix)] if m.ended_early.fix else []
+    if m.completed and not _harmed(m):
+        sentences.append(f"The results have {counted(m.completed, 'answer')} so far.")
+    if _harmed(m) or not m.failed + m.skipped:
+        return sentences
+    pairs = [
+        (f"{stem}.jsonl", f"{stem}.yaml")
+        for stem, rows in (("errors", m.failed), ("skipped", m.skipped))
+        if rows
+    ]
+    if m.openai:
+        pairs = [("retry.jsonl", "retry.yaml")] if m.sidecar_name else [("retry.jsonl", "")]
+    settings = " and ".join(side for _, side in pairs if side)
+    files = " and ".join(name for pair in pairs for name in pair if name)
+    if m.ended_early.fix and settings:
+        sentences.append(f"Correct the settings in {settings} where needed, and upload {files} again.")
+    else:
+        sentences.append(f"Upload {files} to continue.")
+    return sentences
+
+
+def _harmed(m: Metrics) -> bool:
+    """Whether the job ended because of harm: then its answers are not worth a retry of the others."""
+    return m.ended_early is not None and m.ended_early.code in ("harm", "collapsed")
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -49,17 +49,18 @@ def test_analyze_shows_and_writes(job: Path, tmp_path: Path) -> None:
     assert "2 rows in = 1 ok + 1 failed + 0 skipped" in output
     assert "answer_empty" in output
     assert "[at all]" in output
+    assert "\n\nFailures" in output
     assert (tmp_path / "a.csv").read_text().startswith("section,item,value,note\n")
 
 
 def test_analyze_shows_the_effect_of_earlier_rows(job: Path) -> None:
     """The terminal shows the summary's entries about earlier rows under the same names."""
     output = " ".join(call(analyze, job).split())
-    assert "Pilot None: a pilot needs known answers" in output
+    assert "Pilot: None: a pilot needs known answers" in output
     (job / "metrics.json").write_text(
         (job / "metrics.json").read_text().replace('"asked": "auto"', '"asked": "reset"')
     )
-    assert "Trims strategy reset" in " ".join(call(analyze, job).split())
+    assert "Trims: strategy reset" in " ".join(call(analyze, job).split())
 
 
 def test_analyze_names_the_labels_that_no_row_was_answered(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from spoolama.errors import InputError, RowError
 from spoolama.job.row import Row
 from spoolama.jobtools.analysis import analyze_job
 from spoolama.jobtools.comparison import compare_jobs
+from spoolama.jobtools.merge import merge_jobs
 from spoolama.publish.metrics import Metrics, TrimPlan
 from spoolama.publish.summary import balance, context_sentences
 from spoolama.spool.job_ledger import JobLedger
@@ -81,7 +82,31 @@ def test_auto_without_conversations_is_called_isolated(tmp_path: Path) -> None:
         "isolated",
         "conversation",
     ]
-    assert "each row was asked in isolation" in comparison.left.cells["Context"]
+    assert "each row was isolated" in comparison.left.cells["Context"]
+
+
+def test_a_merged_directory_has_a_mode_and_a_name_but_no_costs(tmp_path: Path) -> None:
+    """Isolated if both jobs were; speed and tokens are those of the merged jobs, and it says so."""
+    sidecar = SIDECAR.replace("MODE", "isolated")
+
+    def answer(row: Row) -> str | RowError:
+        return RowError("answer_empty", "nothing") if row.ordinal == 3 else by_gold(row)
+
+    publish_job(tmp_path / "job", data_name="d.csv", data=DATA, sidecar=sidecar, answer=answer)
+    publish_job(
+        tmp_path / "retry",
+        data_name="errors.jsonl",
+        data=(tmp_path / "job" / "errors.jsonl").read_bytes(),
+        sidecar=sidecar,
+        answer=by_gold,
+    )
+    merge_jobs(tmp_path / "job", tmp_path / "retry", tmp_path / "whole")
+
+    comparison = compare_jobs(tmp_path / "job", tmp_path / "whole")
+
+    assert [side.cells["Mode"] for side in (comparison.left, comparison.right)] == ["isolated", "isolated"]
+    assert comparison.right.cells["Job"] == "whole"
+    assert comparison.sentences()[1].endswith("whole: speed and tokens are those of the merged jobs.")
 
 
 def test_both_are_compared_with_the_same_known_answers(tmp_path: Path) -> None:
@@ -110,12 +135,12 @@ def test_both_are_compared_with_the_same_known_answers(tmp_path: Path) -> None:
         (
             {"strategy": "window", "keep": 20, "every": 30},
             {},
-            "strategy window; 20 rows kept by a trim; a trim every 30 rows",
+            "strategy window; every 30 rows a trim keeps the latest 20",
         ),
         (
             {"strategy": "window", "keep": 20, "every": 30},
             {"visible_rows_peak": 49},
-            "strategy window; 20 rows kept by a trim; a trim every 30 rows; up to 49 other rows in a prompt",
+            "strategy window; every 30 rows a trim keeps the latest 20; up to 49 other rows in a prompt",
         ),
         (
             {"strategy": "anchors", "every": 1, "gold": True},
@@ -125,8 +150,18 @@ def test_both_are_compared_with_the_same_known_answers(tmp_path: Path) -> None:
         (
             {"strategy": "important", "keep": 5, "every": 9, "score": "uncertain"},
             {"logprobs": 0},
-            "strategy important; 5 rows kept by a trim; a trim every 9 rows;"
+            "strategy important; every 9 rows a trim keeps the latest 5;"
             " the server returned no log probabilities, so the latest rows were kept",
+        ),
+        (
+            {"strategy": "important", "keep": 5, "every": 9, "score": "longest"},
+            {},
+            "strategy important; every 9 rows a trim keeps 5 rows, chosen by score",
+        ),
+        (
+            {"strategy": "hybrid", "keep": 8, "important": 3},
+            {},
+            "strategy hybrid; a trim keeps 8 rows, 3 of them by score",
         ),
         ({"strategy": "budget", "tokens": 1500}, {}, "strategy budget; at most 1,500 tokens of earlier rows"),
     ],

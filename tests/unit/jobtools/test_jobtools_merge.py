@@ -98,6 +98,71 @@ def test_remaining_errors_can_be_dropped_and_merged_again(original: Path) -> Non
         assert [row["text"] for row in csv.DictReader(file)][2] == "three"
 
 
+def test_the_next_command_of_a_merged_directory_names_that_directory(original: Path) -> None:
+    """Merging the next retry into the first job again would drop the answers that were merged before."""
+    whole = original.parent / "my whole"
+    summary = merge_jobs(original, retry(original, fix(original), fail_b), whole)
+    command = f"spoolama merge '{whole}' done/RETRY -o OUT"
+    assert summary.text.splitlines()[-1].strip() == command
+    assert command in (whole / "errors.yaml").read_text()
+
+
+def test_the_next_command_of_a_retry_merges_it_into_its_origin(original: Path) -> None:
+    """Also if all of its rows have answers; a retry without any answer is corrected first."""
+    assert next_of(original).endswith("into the job: spoolama merge done/original done/RETRY -o OUT")
+    done, left, empty = (
+        next_of(retry(original, fix(original), answer, name))
+        for name, answer in (
+            ("done", lambda _: "yes"),
+            ("left", fail_b),
+            ("empty", lambda _: RowError("answer_empty", "nothing")),
+        )
+    )
+    assert done.startswith(
+        "Merge these answers into original: spoolama merge done/original done/done -o OUT If you have"
+    )
+    assert done.endswith("use the merged directory instead of done/original.")
+    assert "spoolama merge done/original done/left -o OUT" in left
+    assert left.endswith("The summary.txt in OUT says what to do with the rows that have no answer.")
+    assert empty.startswith("Correct errors.jsonl")
+    assert empty.endswith("spoolama merge done/original done/RETRY -o OUT")
+
+
+def test_a_retry_of_a_merged_directory_is_merged_into_that_directory(original: Path) -> None:
+    """Its rows name the first job, and the directory with the answers that were merged before."""
+    whole = original.parent / "my whole"
+    merge_jobs(original, retry(original, fix(original), fail_b), whole)
+    second = retry(whole, (whole / "errors.jsonl").read_bytes(), lambda _: "at last", "second")
+    assert next_of(second).startswith(
+        f"Merge these answers into original: spoolama merge '{whole}' done/second -o OUT"
+    )
+
+
+def test_merged_retries_are_merged_into_the_first_job_next(original: Path) -> None:
+    """They still are a retry of it."""
+    one = retry(original, fix(original), fail_b)
+    two = retry(one, (one / "errors.jsonl").read_bytes(), lambda _: "at last", "two")
+    assert "spoolama merge done/retry done/two -o OUT" in next_of(two)
+    merge_jobs(one, two, original.parent / "both")
+    assert f"spoolama merge done/original {original.parent / 'both'} -o OUT" in next_of(
+        original.parent / "both"
+    )
+
+
+@pytest.mark.parametrize("name", ["x\nspoolama evil", "y" * 300])
+def test_an_origin_that_cannot_be_a_job_is_in_no_command(tmp_path: Path, name: str) -> None:
+    """The key `_spoolama` is part of the uploaded data."""
+    line = {"id": "b", "text": "y", "_spoolama": {"job": "a", "directory": name * 20, "row": 2}}
+    path = tmp_path / "retry"
+    data = json.dumps(line).encode()
+    publish_job(path, data_name="r.jsonl", data=data, sidecar=SIDECAR, answer=lambda _: "second")
+    assert next_of(path) == "Nothing: every row has an answer."
+
+
+def next_of(job: Path) -> str:
+    return " ".join((job / "summary.txt").read_text().split("\nNext ")[1].split())
+
+
 def test_a_retry_of_a_retry_finds_the_first_job(original: Path) -> None:
     """The note of a row lists every job that it came through."""
     one = retry(original, fix(original), fail_b)

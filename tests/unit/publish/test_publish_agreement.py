@@ -228,12 +228,12 @@ def test_a_third_without_a_correlation_has_a_reason() -> None:
 @pytest.mark.parametrize(
     ("correlation", "interval", "words"),
     [
-        (0.1, None, "very weak"),
-        (0.39, (0.2, 0.55), "weak"),
-        (0.4, None, "moderate"),
-        (-0.7, (-0.8, -0.5), "strong and negative"),
-        (1.0, None, "very strong"),
-        (0.3, (-0.1, 0.6), "weak, and may be chance"),
+        (0.1, None, "a very weak correlation"),
+        (0.39, (0.2, 0.55), "a weak correlation"),
+        (0.4, None, "a moderate correlation"),
+        (-0.7, (-0.8, -0.5), "a strong negative correlation"),
+        (1.0, None, "a very strong correlation"),
+        (0.3, (-0.1, 0.6), "a weak correlation that may be chance"),
     ],
 )
 def test_a_correlation_is_described(
@@ -244,7 +244,7 @@ def test_a_correlation_is_described(
     assert found.strength() == words
     (sentence,) = found.sentences()
     assert f"{correlation:.2f}" in sentence
-    assert sentence.endswith(f"over 20 rows. It is {words}.")
+    assert sentence.endswith(f"over 20 rows, {words}.")
 
 
 @pytest.mark.parametrize(
@@ -265,6 +265,24 @@ def test_weak_agreement_says_what_may_help(correlation: float | None, rows: int,
     advice = found.advice()
     assert (advice is None) == (hint is None)
     assert (hint or "") in (advice or "")
+
+
+def test_a_single_answer_is_called_the_only_one() -> None:
+    """No "all 1 answers"."""
+    counts = AnswerCounts()
+    counts.add("yes", None)
+    assert counts.distribution().sentence() == 'the only answer is "yes"'
+
+
+@pytest.mark.parametrize(
+    ("enum", "noted"), [(["ham", "SPAM "], False), (["good", "bad"], True), (None, True)]
+)
+def test_other_words_are_suspected_only_where_the_vocabulary_differs(
+    enum: list[str] | None, noted: bool
+) -> None:
+    """Two wrong answers of a schema that lists the known words are wrong, and no more than that."""
+    found = agreement_of([("ham", "spam"), ("ham", "spam")], enum)
+    assert any("No answer is one of the words" in note for note in found.notes) == noted
 
 
 def test_labels_that_were_never_given_are_listed() -> None:

@@ -107,7 +107,7 @@ def test_few_rows_give_their_smallest_detectable_harm(tmp_path: Path) -> None:
 
 
 def test_harm_comes_first(tmp_path: Path) -> None:
-    """The harm, its number of rows and what to do follow the name and the counts."""
+    """The harm follows the name and the counts: the figures of the whole sample, and what to do."""
 
     def deep(n: int) -> str:
         return own(n + 1) if n % 30 > 15 else own(n)
@@ -115,8 +115,10 @@ def test_harm_comes_first(tmp_path: Path) -> None:
     summary = publish(tmp_path / "j", WINDOW, fill=audited(deep, harm=harm()))
     top = top_of(summary)
     assert top.startswith(
-        "Warning: the conversation changes about 30 % of the answers (known after 120 rows)."
+        "Warning: the conversation changes about 50 % of the answers, by 100 rows that were asked again in"
+        " isolation (first known after 120 rows)."
     )
+    assert "The results keep these answers unchanged." in top
     assert "What to do: upload the job again with `mode: isolated`" in top
     assert summary.text.splitlines()[1].startswith("300 rows in")
     line = line_of(summary, "Audit")
@@ -126,7 +128,8 @@ def test_harm_comes_first(tmp_path: Path) -> None:
     assert "falls with the number of earlier rows" in line
     found = audit_of(summary)
     assert (found.known_after, found.falls_along) == (120, "depth")
-    assert found.harm == "the conversation changes about 30 % of the answers"
+    assert found.harm is not None
+    assert found.harm.startswith("the conversation changes about 50 % of the answers, by 100 rows")
 
 
 def test_harmed_segments_are_listed(tmp_path: Path) -> None:

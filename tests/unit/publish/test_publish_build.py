@@ -91,6 +91,7 @@ def test_an_errors_line_can_be_dropped_again(tmp_path: Path) -> None:
     assert PromptTemplate(again.prompt).render(fields[0]) == 'one, "1"'
     assert fields[0]["_spoolama"] == {
         "job": "j",
+        "directory": "done/j",
         "row": 1,
         "line": 2,
         "id": "a",
@@ -131,7 +132,33 @@ def test_rows_that_were_never_asked_can_be_dropped_again(tmp_path: Path) -> None
     assert not (tmp_path / "j" / "errors.yaml").exists()
     assert [line["id"] for line in lines_of(tmp_path / "j" / "skipped.jsonl")] == ["1", "2"]
     assert load_sidecar(tmp_path / "j" / "skipped.yaml").prompt == "{{ text }}"
-    assert "Ended early" in summary.text
+    assert "Ended early: cancelled by NAME.cancel." in summary.text
+    assert " ".join(summary.text.split("Next ")[1].split()) == (
+        "The results have 1 answer so far. Upload skipped.jsonl and skipped.yaml to continue. Then merge the"
+        " new answers into the job: spoolama merge failed/j done/RETRY -o OUT"
+    )
+
+
+def test_a_job_that_could_not_begin_says_what_to_correct(tmp_path: Path) -> None:
+    """The fix of the error comes first, then the files in which to correct it and to upload again."""
+    fix = "Set `model` to smollm2:135m."
+    (tmp_path / "out").mkdir()
+    publish_job(
+        tmp_path / "j", data_name="d.csv", data=b"id,text\na,b\n", sidecar=SIDECAR, answer=lambda _: None
+    )
+    early = {"code": "model_missing", "message": "the engine has no model 'm'", "fix": fix}
+    with LedgerReader(tmp_path / "j.sqlite") as ledger:
+        sidecar = load_sidecar(tmp_path / "j" / "uploaded" / "job.yaml")
+        text = build_outputs(tmp_path / "out", ledger, sidecar, ended_early=early).text
+    assert "Ended early: the engine has no model 'm'.\n" in text
+    assert " ".join(text.split("Next ")[1].split()).startswith(
+        f"{fix} Correct the settings in skipped.yaml where needed, and upload skipped.jsonl and skipped.yaml"
+        " again. Then merge"
+    )
+    harm = {"code": "harm", "message": "harm", "fix": "Upload again with mode: isolated."}
+    with LedgerReader(tmp_path / "j.sqlite") as ledger:
+        text = build_outputs(tmp_path / "out", ledger, sidecar, ended_early=harm).text
+    assert text.endswith("\nNext       Upload again with mode: isolated.\n")
 
 
 def test_openai_requests_give_openai_lines(tmp_path: Path) -> None:

@@ -28,14 +28,21 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
             "anchors",
             "better",
             [tried("anchors", FRONT, wins=31, losses=9, compared=120, better=True)],
-            ["Chosen: the same rows before each row.", "agrees better with gold", "31 better, 9 worse, 120"],
+            [
+                "Chosen: the same rows before each row.",
+                "agrees better with gold than isolated rows. In 120 comparisons it was better in 31",
+            ],
         ),
         (
             GOLD,
             "isolated",
             "no_proof",
             [tried("anchors", FRONT, wins=5, losses=9, compared=40), tried(wins=8, losses=7, compared=40)],
-            [ISOLATED_CHOSEN, "The best of 2 was up to 5 earlier rows: 8 better, 7 worse, 40 compared"],
+            [
+                ISOLATED_CHOSEN,
+                "The best of 2 other forms showed up to 5 earlier rows. In 40 comparisons"
+                " it was better in 8 and worse in 7.",
+            ],
         ),
         (
             GOLD,
@@ -45,7 +52,7 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
             [
                 ISOLATED_CHOSEN,
                 "No form was shown to agree better with gold.",
-                "9 better, 9 worse, 29 compared",
+                "In 29 comparisons it was better in 9 and worse in 9.",
             ],
         ),
         (
@@ -53,7 +60,10 @@ EARLIER_VERSION = "An earlier version made this choice without known answers"
             "isolated",
             "no_proof",
             [tried("anchors", FRONT, wins=1, losses=9, compared=40)],
-            [ISOLATED_CHOSEN, "The best of 1 was the same rows: 1 better, 9 worse, 40 compared"],
+            [
+                ISOLATED_CHOSEN,
+                "The only other form showed the same rows. In 40 comparisons it was",
+            ],
         ),
         (GOLD, "isolated", "none_fits", [], [ISOLATED_CHOSEN, "No other form was possible"]),
         (GOLD, "isolated", "too_small", [], [ISOLATED_CHOSEN, "too small to show a difference"]),
@@ -77,7 +87,7 @@ def test_each_result_is_described(
     assert found is not None
     assert line.startswith(expected[0])
     assert [words for words in expected if words not in line] == []
-    assert "It cost 118 additional answers (39 % of the rows)" in line
+    assert "The pilot used 118 answers." in line
     assert (found.form, found.why, found.asked) == (form, why, 118)
     assert found.tried == tuple(forms)
 
@@ -85,10 +95,15 @@ def test_each_result_is_described(
 @pytest.mark.parametrize(
     ("pilot", "why", "isolated", "expected"),
     [
-        (600, "no_proof", 40, " of at most 600: more answers would not have decided it."),
-        (600, "better", 40, " of at most 600: the result was clear."),
-        (9000, "no_proof", 300, " of at most 9,000: no rows were left."),
-        (130, "no_proof", 40, "."),
+        (
+            600,
+            "no_proof",
+            40,
+            "600 allowed answers. It stopped because more would not have changed the result.",
+        ),
+        (600, "better", 40, "600 allowed answers. It stopped because the result was clear."),
+        (9000, "no_proof", 300, "9,000 allowed answers. It stopped because no rows were left."),
+        (130, "no_proof", 40, "130 allowed answers."),
     ],
 )
 def test_the_reason_of_an_early_stop_is_reported(
@@ -103,7 +118,23 @@ def test_the_reason_of_an_early_stop_is_reported(
 
     side = f"gold: gold\ntrim: {{strategy: auto, pilot: {pilot}}}\n"
     line = line_of(publish(tmp_path / "j", side, fill=fill), "Pilot")
-    assert line.endswith(f"It cost 118 additional answers (39 % of the rows){expected}")
+    assert line.endswith(f"The pilot used 118 of {expected}")
+
+
+@pytest.mark.parametrize(
+    ("lanes", "said"),
+    [(1, "40 s of answering (9.2 s of it for the pilot)"), (4, " % of all request time for the pilot)")],
+)
+def test_the_speed_says_how_long_the_pilot_took(tmp_path: Path, lanes: int, said: str) -> None:
+    """With several lanes its requests overlap: then as a share of all requests."""
+
+    async def fill(ledger: JobLedger) -> None:
+        store_answers(ledger, "isolated", range(20), own)
+        store_answers(ledger, "tail-5", range(4), own)
+        await ledger.note(pilot=decision("isolated", "no_proof", tried()))
+
+    summary = publish(tmp_path / "j", GOLD, fill=fill, lanes=lanes, active_s=40.0)
+    assert said in line_of(summary, "Speed")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +144,11 @@ def test_the_reason_of_an_early_stop_is_reported(
         ("trim: {strategy: window}\n", {}, "the sidecar says `strategy: window`"),
         (AUTO, {}, "a pilot needs known answers (`gold`); each row was asked in isolation"),
         (AUTO, {"pilot_done": [[0, "isolated"]]}, "an earlier version began a pilot without `gold`"),
-        (GOLD, {}, "below 5,000 rows, 2 % of them are too few; each row was asked in isolation."),
+        (
+            GOLD,
+            {},
+            "the job has fewer than 5,000 rows, so each row was isolated. `trim: {pilot: N}`",
+        ),
         ("gold: gold\ntrim: {strategy: auto, pilot: 0}\n", {}, "the sidecar says `pilot: 0`"),
         ("gold: gold\ntrim: {strategy: auto, pilot: 90}\n", {}, "the job ended before the pilot did"),
         (AUTO, {"own_requests": True}, "each row was asked in isolation"),
