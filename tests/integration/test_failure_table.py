@@ -23,6 +23,8 @@ from support.evaluation import inline_evaluator
 from support.fake_ollama import FakeOllama
 from support.fake_ollama_script import Fault, Script
 
+pytestmark = pytest.mark.slow
+
 ROWS = 12
 SIDECAR = """
 model: smollm2:135m

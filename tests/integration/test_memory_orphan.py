@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from daemons import daemon, make_spool, wait_for
 from integration.memory_scene import Scene, card, running
 from support.card_model import Habits
+
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 

@@ -12,6 +12,8 @@ import pytest
 
 from daemons import clean_env, daemon, fake_ollama, make_spool, run_once, wait_for
 
+pytestmark = pytest.mark.slow
+
 MODEL = "smollm2:135m"
 Line = dict[str, Any]
 

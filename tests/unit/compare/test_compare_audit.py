@@ -25,6 +25,8 @@ from spoolama.compare.audit import (
 )
 from spoolama.compare.similarity import Similarity, similarity_of
 
+pytestmark = pytest.mark.slow
+
 LABELS = Similarity("labels")
 OTHER = {"a": "b", "b": "c", "c": "a"}
 

@@ -29,6 +29,8 @@ from support.quiet_loop import run_quietly
 from support.service import SIDECAR, Service, until
 from unit.spool.test_spool_ledger import row
 
+pytestmark = pytest.mark.slow
+
 Act = Callable[[JobDir], Coroutine[Any, Any, None]]
 
 
