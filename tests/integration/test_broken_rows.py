@@ -92,7 +92,7 @@ def run_job(spool: Path, url: str) -> Path:
 def fixed(entry: dict[str, Any]) -> dict[str, Any]:
     """Return a line of errors.jsonl as a user fixes it: correct fields, and the note unchanged."""
     n = entry["_spoolama"]["row"] - 1
-    return {"id": f"c{n}", "text": f"mended {n}", "_spoolama": entry["_spoolama"]}
+    return {"id": f"c{n}", "text": f"corrected {n}", "_spoolama": entry["_spoolama"]}
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])

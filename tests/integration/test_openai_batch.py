@@ -106,7 +106,7 @@ def check_answered(line: Line, *, model: str = MODEL) -> str:
 
 def fixed(line: Line, number: int) -> Line:
     """Return a refused line as a user fixes it, with its note unchanged."""
-    return request(f"mended {number}", f"mended {number}") | {"_spoolama": line["_spoolama"]}
+    return request(f"corrected {number}", f"corrected {number}") | {"_spoolama": line["_spoolama"]}
 
 
 @pytest.mark.timeout(600)
@@ -171,7 +171,7 @@ def test_a_batch_without_a_sidecar_is_published_in_the_form_of_openai(tmp_path: 
     finished = subprocess.run(merge, env=env, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     merged = {line["custom_id"]: line["response"] for line in lines_of(whole / "results.jsonl")}
-    fixed_at = {line["_spoolama"]["row"]: f"mended {n}" for n, line in enumerate(refused_lines)}
+    fixed_at = {line["_spoolama"]["row"]: f"corrected {n}" for n, line in enumerate(refused_lines)}
     assert list(merged) == [fixed_at.get(at[name], name) for name, _ in sent]
     first = {line["custom_id"]: line["response"] for line in results}
     assert {name: merged[name] for name in first} == first, "first answers stay as they are"

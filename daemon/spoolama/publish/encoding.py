@@ -49,7 +49,7 @@ def csv_cell(value: Any) -> str:
 def csv_line(cells: Iterable[str]) -> bytes:
     """One CSV record, quoted as in RFC 4180, with a single newline at its end as Unix tools expect.
 
-    Unpaired surrogates, which JSON can contain and UTF-8 cannot, are written as `\\udXXX`.
+    Unpaired surrogates, which JSON can contain and UTF-8 cannot, are written as escapes such as `\\ud800`.
     """
     quoted = [
         '"' + cell.replace('"', '""') + '"' if not _SPECIAL.isdisjoint(cell) else cell for cell in cells
