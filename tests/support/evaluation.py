@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spoolama.evaluation.child.main import run_task
+from spoolama.evaluation.child.main import Tasks
 from spoolama.evaluation.child.sidecar_file import parse_sidecar
 from spoolama.evaluation.evaluator import Evaluator, JobEvaluator
 from spoolama.evaluation.protocol import Abandoned, LimitExceeded
@@ -18,6 +18,7 @@ class InlineRunner:
     """Runs tasks inline, with the same JSON conversion as the process."""
 
     def __init__(self) -> None:
+        self._tasks = Tasks()
         self.meets: Callable[[str, Sequence[Any]], str | None] = lambda _kind, _arguments: None
         """The limit that a task hits, by its kind and arguments; None: the task runs."""
 
@@ -34,7 +35,7 @@ class InlineRunner:
             raise Abandoned
         if (limit := self.meets(kind, arguments)) is not None:
             raise LimitExceeded(limit)
-        result = run_task(kind, definition, json.loads(json.dumps(arguments)))
+        result = self._tasks.run(kind, definition, json.loads(json.dumps(arguments)))
         replied: list[Any] = json.loads(json.dumps(result))
         return replied
 

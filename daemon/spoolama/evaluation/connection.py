@@ -53,6 +53,8 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
+        self.defined: set[int] = {0}
+        """Numbers of the definitions that the process has."""
         self.used = False
         """Whether the process has received a request."""
         self.restricted = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,9 @@ from spoolama.evaluation.protocol import Abandoned, LimitExceeded, TaskInterrupt
 
 _BATCH_ITEMS = 64
 _BATCH_BYTES = 256 * 1024
+_MOST_DEFINITIONS = 64
+_DEFINITIONS_CHARACTERS = 2 * 1024 * 1024
+"""Limits of the cached definitions: their number and their total length."""
 _MOST_DEATHS = 3
 """Maximum ends of the process during a task that is not known to be the cause: a kill or no CPU time."""
 _AFTER_DEATH_S = (0.0, 1.0, 5.0)
@@ -67,6 +70,10 @@ class EvaluationProcess:
         self._queue: deque[_Item] = deque()
         self._driver: asyncio.Task[None] | None = None
         self._child: Connection | None = None
+        self.definitions: OrderedDict[str, int] = OrderedDict()
+        """Numbers of the definitions that are kept; the process gets each one once."""
+        self._numbered = 0
+        self._characters = 0
         self._used_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -92,7 +99,7 @@ class EvaluationProcess:
         cpu_s: float,
         unwanted: Callable[[], bool] | None = None,
     ) -> list[Any]:
-        """Run a task; see `child/main.py` for kinds and results.
+        """Run a task; see `child/tasks.py` for kinds and results.
 
         Args:
             kind: Kind of the task.
@@ -145,7 +152,7 @@ class EvaluationProcess:
                     child = await self._running()
                 was_used, child.used = child.used, True
                 try:
-                    replies = await child.ask(_request(batch), self._wall_s(batch))
+                    replies = await child.ask(self._request(child, batch), self._wall_s(batch))
                 except ProcessEnded as ended:
                     self._child = None
                     if pause_s := self._after_end(batch, ended, was_used=was_used):
@@ -169,7 +176,6 @@ class EvaluationProcess:
     def _take(self) -> list[_Item]:
         """Return the next batch: as many items as allowed, or a single one that must be sent alone."""
         batch: list[_Item] = []
-        definitions: set[str] = set()
         size = 0
         while self._queue and len(batch) < _BATCH_ITEMS and size < _BATCH_BYTES:
             if self._queue[0].single and batch:
@@ -180,11 +186,43 @@ class EvaluationProcess:
             if item.result.done():
                 continue
             batch.append(item)
-            size += len(item.arguments) + len(item.definition) * (item.definition not in definitions)
-            definitions.add(item.definition)
+            size += len(item.arguments) + len(item.definition) * (item.definition not in self.definitions)
             if item.single:
                 break
         return batch
+
+    def _request(self, child: Connection, batch: Sequence[_Item]) -> bytes:
+        parts: list[bytes] = []
+        for item in batch:
+            number = self._number(item.definition)
+            if number not in child.defined:
+                child.defined.add(number)
+                parts.append(json.dumps(["define", number, item.definition]).encode())
+            parts.append(b'["%s",%d,%s,%r]' % (item.kind.encode(), number, item.arguments, item.cpu_s))
+        used = {item.definition for item in batch}
+        for old in list(self.definitions):
+            if old in used or not self._keeps_too_much():
+                break  # ordered by last use, oldest first
+            number = self.definitions.pop(old)
+            self._characters -= len(old)
+            if number in child.defined:
+                child.defined.remove(number)
+                parts.append(b'["forget",%d]' % number)
+        return b"[" + b",".join(parts) + b"]"
+
+    def _keeps_too_much(self) -> bool:
+        return len(self.definitions) > _MOST_DEFINITIONS or self._characters > _DEFINITIONS_CHARACTERS
+
+    def _number(self, definition: str) -> int:
+        if not definition:
+            return 0
+        number = self.definitions.get(definition)
+        if number is None:
+            self._numbered += 1
+            number = self.definitions[definition] = self._numbered
+            self._characters += len(definition)
+        self.definitions.move_to_end(definition)
+        return number
 
     def _wall_s(self, batch: Sequence[_Item]) -> float:
         return self._limits.wall_spare_s + self._limits.wall_factor * max(item.cpu_s for item in batch)
@@ -303,16 +341,6 @@ class ProcessPair:
     async def aclose(self) -> None:
         """End the second process; the first has another owner."""
         await self._second.aclose()
-
-
-def _request(batch: Sequence[_Item]) -> bytes:
-    """The frame of a batch; `protocol.py` describes it."""
-    places = {text: place for place, text in enumerate(dict.fromkeys(item.definition for item in batch))}
-    tasks = (
-        b'["%s",%d,%s,%r]' % (item.kind.encode(), places[item.definition], item.arguments, item.cpu_s)
-        for item in batch
-    )
-    return b'{"definitions":%s,"tasks":[%s]}' % (json.dumps(list(places)).encode(), b",".join(tasks))
 
 
 def _set(item: _Item, error: Exception) -> None:

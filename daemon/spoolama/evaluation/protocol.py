@@ -1,10 +1,9 @@
 """Defines the protocol between service and evaluation process: JSON frames with a length prefix.
 
-A request frame is an object: `definitions` has texts that are compiled, such as the source of a template, and
-`tasks` has a list `[kind, index of the definition, arguments, CPU seconds]` for each task. The reply
-frame is a list of the results of the first tasks; if a batch takes long, the process replies with the results
-so far, and the service sends the rest again. The frames are JSON only, so that decoding a frame cannot
-execute code in the service.
+A request frame is a list of items `[kind, number of the definition, arguments, CPU seconds]`, with
+`["define", number, text]` and `["forget", number]` between them. The reply frame is a list of the results of
+the first items; if a batch takes long, the process replies with the results so far, and the service sends the
+rest again. The frames are JSON only, so that decoding a frame cannot execute code in the service.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class TaskInterrupted(Exception):
 
 
 class TaskRunner(Protocol):
-    """Runs the tasks of `child/main.py`."""
+    """Runs the tasks of `child/tasks.py`."""
 
     async def run(
         self,

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from spoolama.errors import EvaluationFailed, JobError, RowError, SidecarError
 from spoolama.evaluation.child.templates import SandboxEnvironment
-from spoolama.evaluation.connection import ProcessLimits
+from spoolama.evaluation.connection import Connection, ProcessLimits
 from spoolama.evaluation.evaluator import Evaluator
 from spoolama.evaluation.process import EvaluationProcess, ProcessPair
 from spoolama.evaluation.protocol import Abandoned, LimitExceeded
@@ -313,6 +313,27 @@ def test_after_the_end_nothing_runs() -> None:
     asyncio.run(main())
 
 
+def test_a_definition_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A schema of 300 kB is not sent, read and compiled again for each row."""
+    sizes: list[int] = []
+    ask = Connection.ask
+
+    async def counted(self: Connection, body: bytes, wall_s: float) -> list[list[Any]]:
+        sizes.append(len(body))
+        return await ask(self, body, wall_s)
+
+    monkeypatch.setattr(Connection, "ask", counted)
+
+    async def work(process: EvaluationProcess) -> None:
+        schema = json.dumps({"enum": [1, "x" * 300_000]})
+        for _ in range(3):
+            assert (await process.run("check", schema, ["1"], 2.0))[0] == "ok"
+
+    with_process(work)
+    assert sizes[0] > 300_000
+    assert max(sizes[1:]) < 1_000
+
+
 def test_a_batch_may_have_many_definitions() -> None:
     """Hundreds of schemas, as OpenAI lines may have, can be used repeatedly."""
 
@@ -321,6 +342,7 @@ def test_a_batch_may_have_many_definitions() -> None:
         for _ in range(2):
             replies = await asyncio.gather(*(render(process, template, a=1) for template in templates))
             assert replies == [["ok", f"{n} 1"] for n in range(300)]
+        assert len(process.definitions) <= 64
 
     with_process(work)
 
@@ -332,6 +354,7 @@ def test_long_definitions_do_not_fill_the_memory() -> None:
         for n in range(100):
             schema = json.dumps({"enum": [n, "x" * 500_000]})
             assert (await process.run("check", schema, [str(n)], 2.0))[0] == "ok"
+        assert sum(map(len, process.definitions)) < 3_000_000
         assert (int(status_of(process)["VmHWM"].split()[0]), process.starts) < (120_000, 2)
 
     with_process(work)

@@ -15,7 +15,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -31,44 +30,41 @@ from spoolama.job.yaml_tree import read_yaml
 
 Prepared = Callable[..., Any]
 
-_MOST_CACHED = 64
-_LONGEST_CACHED = 32 * 1024
-"""Limits of the cached definitions: their number, and the characters of each."""
-_LONG_S = 0.05
-"""After this many seconds the results so far are sent without the rest of the batch."""
-_LONG_BYTES = 1024 * 1024
-"""At this length the results so far are sent without the rest of the batch."""
-_MEMORY = '["memory"]'
-"""The reply to a task that ran out of memory; it is the last reply of the process."""
 
+class Tasks:
+    """Runs tasks, and caches their prepared definitions (templates, schemas, expressions)."""
 
-def run_task(kind: str, definition: str, arguments: list[Any]) -> list[Any]:
-    """Run one task.
+    def __init__(self) -> None:
+        self._prepared: dict[tuple[str, str], Prepared] = {}
 
-    Args:
-        kind: A key of `_PREPARE`.
-        definition: A template's source, a schema or an expression; empty for the other kinds.
-        arguments: JSON values.
+    def run(self, kind: str, definition: str, arguments: list[Any]) -> list[Any]:
+        """Run one task.
 
-    Returns:
-        `["ok", value]`; `["row", code, message, details]` for a RowError; `["sidecar", problems]`.
+        Returns:
+            `["ok", value]`; `["row", code, message, details]` for a RowError; `["sidecar", problems]`.
 
-    Raises:
-        MemoryError: it needs more memory than the limit of the process.
-        Exception: a defect in spoolama.
-    """
-    prepare = _prepared if len(definition) <= _LONGEST_CACHED else _prepared.__wrapped__
-    try:
-        return ["ok", prepare(kind, definition)(*arguments)]
-    except RowError as error:
-        return ["row", error.code, error.message, error.details]
-    except SidecarError as error:
-        return ["sidecar", [asdict(problem) for problem in error.problems]]
+        Raises:
+            MemoryError: it needs more memory than the limit of the process.
+            Exception: a defect in spoolama.
+        """
+        try:
+            return ["ok", self._ready(kind, definition)(*arguments)]
+        except RowError as error:
+            return ["row", error.code, error.message, error.details]
+        except SidecarError as error:
+            return ["sidecar", [asdict(problem) for problem in error.problems]]
 
+    def forget(self, definition: str) -> None:
+        """Remove this definition from the cache."""
+        for kind in _PREPARE:
+            self._prepared.pop((kind, definition), None)
 
-@lru_cache(_MOST_CACHED)
-def _prepared(kind: str, definition: str) -> Prepared:
-    return _PREPARE[kind](definition)
+    def _ready(self, kind: str, definition: str) -> Prepared:
+        ready = self._prepared.get((kind, definition))
+        if ready is None:
+            ready = _PREPARE[kind](definition)
+            self._prepared[kind, definition] = ready
+        return ready
 
 
 def _render(source: str) -> Prepared:
@@ -78,29 +74,54 @@ def _render(source: str) -> Prepared:
         raise RowError("template_error", f"the template, line {problem.line}: {problem.message}") from None
 
 
-def _line(line: dict[str, Any]) -> list[Any]:
-    found = read_line(line)
-    return [found.request.to_json(), found.model, found.shape]
+def _check(schema: str) -> Prepared:
+    return AnswerSchema(json.loads(schema)).check
 
 
-def _sidecar(text: str, name: str, openai: bool, begun: bool) -> str:
-    return checked_sidecar(text.encode("latin-1"), name, openai=openai, begun=begun)
+def _score(expression: str) -> Prepared:
+    return Score(expression).of
 
 
-def _columns(text: str, name: str, columns: list[str], data: str) -> list[dict[str, Any]]:
-    tree = read_yaml(text.encode("latin-1"), name)
-    return [asdict(problem) for problem in column_problems(tree, name, columns, data)]
+def _line(_: str) -> Prepared:
+    def read(line: dict[str, Any]) -> list[Any]:
+        found = read_line(line)
+        return [found.request.to_json(), found.model, found.shape]
+
+    return read
+
+
+def _sidecar(_: str) -> Prepared:
+    def read(text: str, name: str, openai: bool, begun: bool) -> str:
+        return checked_sidecar(text.encode("latin-1"), name, openai=openai, begun=begun)
+
+    return read
+
+
+def _columns(_: str) -> Prepared:
+    def compare(text: str, name: str, columns: list[str], data: str) -> list[dict[str, Any]]:
+        tree = read_yaml(text.encode("latin-1"), name)
+        return [asdict(problem) for problem in column_problems(tree, name, columns, data)]
+
+    return compare
 
 
 _PREPARE: dict[str, Callable[[str], Prepared]] = {
     "render": _render,
-    "check": lambda schema: AnswerSchema(json.loads(schema)).check,
-    "score": lambda expression: Score(expression).of,
-    "line": lambda _: _line,
-    "sidecar": lambda _: _sidecar,
-    "columns": lambda _: _columns,
+    "check": _check,
+    "score": _score,
+    "line": _line,
+    "sidecar": _sidecar,
+    "columns": _columns,
 }
 """By kind of task: prepares a definition. Bytes are sent as Latin-1 text, one character per byte."""
+
+
+_LONG_S = 0.05
+"""After this many seconds the results so far are sent without the rest of the batch."""
+_MEMORY = '["memory"]'
+"""The reply to a task that ran out of memory; it is the last reply of the process."""
+_LONG_BYTES = 1024 * 1024
+"""At this length the results so far are sent without the rest of the batch."""
 
 
 def main() -> None:
@@ -111,34 +132,41 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the service handles these signals and closes the socket
     _load_everything()
-    _warm_up()
+    tasks = Tasks()
+    _warm_up(tasks)
     _discard_stderr()
     restricted = lock_down(int(sys.argv[2]))
     _write(json.dumps({"restricted": restricted}))
+    definitions: dict[int, str] = {0: ""}
     while (length := _read(HEADER.size)) is not None:
         body = _read(HEADER.unpack(length)[0])
         if body is None:
             return
-        _write("[" + ",".join(_batch(**json.loads(body))) + "]")
+        _write("[" + ",".join(_batch(tasks, definitions, json.loads(body))) + "]")
 
 
-def _batch(definitions: list[str], tasks: list[list[Any]]) -> list[str]:
+def _batch(tasks: Tasks, definitions: dict[int, str], items: list[list[Any]]) -> list[str]:
     replies: list[str] = []
-    size = 0
+    size, full = 0, False
     began = time.perf_counter()
-    for kind, place, arguments, cpu_s in tasks:
-        replies.append(_one(kind, definitions[place], arguments, cpu_s))
-        size += len(replies[-1])
-        if replies[-1] == _MEMORY or size >= _LONG_BYTES or time.perf_counter() - began >= _LONG_S:
-            break
+    for item in items:
+        if item[0] == "define":
+            definitions[item[1]] = item[2]
+        elif item[0] == "forget":
+            tasks.forget(definitions.pop(item[1]))
+        elif not full and size < _LONG_BYTES and (not replies or time.perf_counter() - began < _LONG_S):
+            replies.append(_one(tasks, definitions, item))
+            size += len(replies[-1])
+            full = replies[-1] == _MEMORY
     return replies
 
 
-def _one(kind: str, definition: str, arguments: list[Any], cpu_s: float) -> str:
+def _one(tasks: Tasks, definitions: dict[int, str], item: list[Any]) -> str:
+    kind, number, arguments, cpu_s = item
     # After this CPU time the kernel ends the process with SIGPROF.
     signal.setitimer(signal.ITIMER_PROF, cpu_s)
     try:
-        reply = json.dumps(run_task(kind, definition, arguments))
+        reply = json.dumps(tasks.run(kind, definitions[number], arguments))
     except MemoryError:
         return _MEMORY
     except Exception as error:
@@ -162,20 +190,20 @@ def _load_everything() -> None:
         import_module(f"encodings.{name}")
 
 
-def _warm_up() -> None:
+def _warm_up(tasks: Tasks) -> None:
     """Use each part once, so that everything that is loaded or created at first use exists."""
-    run_task("render", "{{ a | upper }}{{ b | tojson }}{{ c }}", [{"a": "é", "b": [1.5, None]}])
-    run_task("check", '{"type": "object", "required": ["a"], "pattern": "x"}', ['{"b": 1}'])
-    run_task("score", "a + 1", [{"a": 1}, "2"])
+    tasks.run("render", "{{ a | upper }}{{ b | tojson }}{{ c }}", [{"a": "é", "b": [1.5, None]}])
+    tasks.run("check", '{"type": "object", "required": ["a"], "pattern": "x"}', ['{"b": 1}'])
+    tasks.run("score", "a + 1", [{"a": 1}, "2"])
     body = {"messages": [{"role": "user", "content": "a"}], "response_format": {"type": "json_schema"}}
-    run_task("line", "", [{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
+    tasks.run("line", "", [{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
     for text in (
         "model: m\nprompt: '{{ a }'\noptions: {num_ctx: x}\n",
         "model: m\nprompt: '{{ a }}'\nformat: {type: objekt}\n",
         "model: [",
     ):
-        run_task("sidecar", "", [text, "warm-up.yaml", False, False])
-    run_task("columns", "", ["id: b", "warm-up.yaml", ["a"], "warm-up.csv"])
+        tasks.run("sidecar", "", [text, "warm-up.yaml", False, False])
+    tasks.run("columns", "", ["id: b", "warm-up.yaml", ["a"], "warm-up.csv"])
 
 
 def _discard_stderr() -> None:
